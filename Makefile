@@ -1,0 +1,35 @@
+# Every target works from nothing: it makes the virtual environment, installs, runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test longer check bench clean
+
+demo: $(STAMP)
+	$(BIN)/behemoth run manifests/examples/tiny-moe.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+longer: $(STAMP)
+	$(BIN)/python -m pytest -m longer
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(STAMP)
+	for file in tests/bench/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"behemoth: expected Python >= 3.11, got {sys.version.split()[0]}; name one with: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade "pip>=24"
+	$(BIN)/python -m pip install --editable ".[torch,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

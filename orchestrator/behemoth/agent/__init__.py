@@ -1,0 +1,1 @@
+"""The node's program: workers, staged checkpoints, beats."""

@@ -1,0 +1,1 @@
+"""Use cases: run, run directory, drills, reports."""

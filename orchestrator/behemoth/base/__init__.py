@@ -1,0 +1,1 @@
+"""Errors, ids, units, clock, retry. Knows nothing else of Behemoth."""

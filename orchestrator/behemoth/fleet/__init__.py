@@ -1,0 +1,1 @@
+"""The coordinator's server: one connection per agent, reports up, commands down."""

@@ -1,0 +1,1 @@
+"""The only door to the kubernetes package. Empty until the controller stands."""

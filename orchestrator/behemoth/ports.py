@@ -1,0 +1,105 @@
+"""The Protocols that adapters implement, each at most six methods.
+
+The core and the checkpoint engine speak to the world through these and nothing else. A Protocol stays here only while
+at least two adapters pass its conformance suite (`behemoth.testing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+from behemoth.base.ids import NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Bytes of one positional write: `buffers` are concatenated and land at `offset_bytes` of the object."""
+
+    offset_bytes: int
+    buffers: Sequence[Buffer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What a listing tells of one object."""
+
+    key: str
+    size_bytes: int
+
+
+class ObjectStore(Protocol):
+    """Where checkpoints lie. Keys are `/`-separated relative paths without `.`, `..` or empty segments.
+
+    Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely: many writers fill
+    one object at known offsets and somebody seals it; small objects are created if absent; reads are ranged and land in
+    the caller's buffers. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied, Unavailable,
+    Corrupt, Conflict).
+    """
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        """Write parts of an object whose final size is known. Several processes may do so at once on disjoint
+        ranges. Idempotent. Nothing is promised durable before `seal`."""
+        ...
+
+    def seal(self, keys: Sequence[str]) -> None:
+        """Make what this process wrote under `keys` durable (fsync of files and their directories)."""
+        ...
+
+    def create(self, key: str, data: Buffer) -> None:
+        """Create a small object, whole and durable, only if absent. Raises Conflict when it exists: never a partial
+        or empty object, whatever is killed when."""
+        ...
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        """Fill `into` from `offset_bytes`. Raises NotFound, or Corrupt when the object is too short."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below `prefix` (a key segment boundary), in key order, unfinished ones included."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; missing ones are fine. Empty folders go with their last object."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGone:
+    """The runtime's word that a node's agent has ended. `reason` is one sentence for people."""
+
+    node: NodeId
+    incarnation: int
+    reason: str
+
+
+class Runtime(Protocol):
+    """Starts and stops agents on machines, and tells which are lost; it takes no part in recovery beyond that.
+
+    Ray on a workstation, pods on a cluster, plain processes in tests. All methods may block for seconds and are called
+    from one thread; none may be called after `close`.
+    """
+
+    def nodes(self) -> Sequence[NodeId]:
+        """Nodes on which an agent could run, in placement order."""
+        ...
+
+    def start_agent(self, node: NodeId, *, incarnation: int, argv: Sequence[str], env: dict[str, str]) -> None:
+        """Start the agent program on `node` and keep it under watch. A second call for the same incarnation does
+        nothing. Raises Unavailable when the machine is gone."""
+        ...
+
+    def stop_agent(self, node: NodeId, *, incarnation: int) -> None:
+        """End it and everything below it, by force if needed; a missing one is fine."""
+        ...
+
+    def gone(self, *, timeout_s: float) -> Sequence[NodeGone]:
+        """Wait up to `timeout_s` for agents that ended by themselves; each is told once."""
+        ...
+
+    def close(self) -> None:
+        """End every agent and release the engine; leaves no process behind."""
+        ...

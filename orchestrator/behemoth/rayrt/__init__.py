@@ -1,0 +1,1 @@
+"""The only door to ray: agents on an embedded or joined Ray."""

@@ -1,0 +1,1 @@
+"""fold, decide, the ledger and the loop that bodies share."""

@@ -1,0 +1,1 @@
+"""What a training program imports: join, restore, fence, report, save. Imports no torch."""

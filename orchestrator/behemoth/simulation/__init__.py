@@ -1,0 +1,1 @@
+"""The discrete-event body of the brain."""

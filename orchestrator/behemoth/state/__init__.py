@@ -1,0 +1,1 @@
+"""The vocabulary of the brain, values only: Observation, Evidence, Effect, Decision, Fence."""

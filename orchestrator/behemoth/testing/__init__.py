@@ -1,0 +1,1 @@
+"""Shipped with the package: fakes, fault injector, conformance suites, strategies."""

@@ -1,0 +1,1 @@
+"""Reference training programs; they import behemoth.sdk only."""
