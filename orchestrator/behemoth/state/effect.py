@@ -1,0 +1,128 @@
+"""Effects: what the brain wants done. A closed union; each body applies them idempotently, guarded by the fence.
+
+An effect says what shall be true, never how. The body that cannot apply one answers with evidence (ProvisionFailed,
+SaveFailed), it never raises into the brain.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from behemoth.base.ids import NodeId, Slot, Step, WriteId
+from behemoth.state.fence import Fence
+
+Outcome = Literal["succeeded", "failed", "suspended", "cancelled"]
+
+
+class CommitRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Names one committed checkpoint."""
+
+    step: Step
+    write_id: WriteId
+    size_bytes: int
+
+
+class _Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    fence: Fence
+
+
+class Provision(_Effect):
+    """Let there be an agent of this incarnation on the node. Incarnations of a node only rise."""
+
+    node: NodeId
+    incarnation: int
+
+
+class Evict(_Effect):
+    """End the agent of this incarnation by force and never listen to it again."""
+
+    node: NodeId
+    incarnation: int
+    reason: str
+
+
+class Place(_Effect):
+    """The gang's first placement: `holders[slot]` holds that slot. No node twice."""
+
+    holders: tuple[NodeId, ...]
+
+
+class Replace(_Effect):
+    """`slot` passes from `node` to `spare`."""
+
+    slot: Slot
+    node: NodeId
+    spare: NodeId
+    reason: str
+
+
+class Start(_Effect):
+    """Start the attempt named by the fence on the present holders; workers of older attempts end first.
+
+    `restore` is the commit to restore, None for a fresh beginning. The body knows the holders from Place and Replace, so
+    that a restart costs the brain O(changed), not O(nodes)."""
+
+    restore: CommitRef | None
+    reason: str
+
+
+class Stop(_Effect):
+    """End all workers of the attempt, by force; agents stay."""
+
+    reason: str
+
+
+class Save(_Effect):
+    """Every rank saves when it has completed `step`, which none has passed. When `is_last`, each waits there for
+    Agree, saves, and ends with exit code 0."""
+
+    step: Step
+    write_id: WriteId
+    is_last: bool = False
+
+
+class Agree(_Effect):
+    """All ranks know of the last save: those that wait at its step may go through with it."""
+
+    write_id: WriteId
+
+
+class Commit(_Effect):
+    """All receipts are in: prove and commit."""
+
+    step: Step
+    write_id: WriteId
+
+
+class Abort(_Effect):
+    """Give this write up; ranks that wait for it go on, what it wrote is rubbish."""
+
+    write_id: WriteId
+    reason: str
+
+
+class Reject(_Effect):
+    """This commit did not restore: mark it so that nobody takes it for good again."""
+
+    commit: CommitRef
+    reason: str
+
+
+class Delete(_Effect):
+    """Retention no longer wants these commits."""
+
+    commits: tuple[CommitRef, ...]
+
+
+class Close(_Effect):
+    """The run is over for this body: agents leave, the summary is written."""
+
+    outcome: Outcome
+    reason: str
+
+
+Effect: TypeAlias = (
+    Provision | Evict | Place | Replace | Start | Stop | Save | Agree | Commit | Abort | Reject | Delete | Close
+)

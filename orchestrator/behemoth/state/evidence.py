@@ -1,0 +1,230 @@
+"""Evidence: what bodies tell the brain. Facts only, as deltas; a fact may come twice, late, or out of order.
+
+Beats and steps are not evidence one by one: a Tick says once in a while who is late and how far the gang is. What
+4,000 agents report alike (all ranks up, all receipts in) the body counts against the rank table that it broadcast,
+and tells once. Values are msgspec structs (docs/design/001): the journal decodes them strictly and without pickle.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, Step, WriteId
+from behemoth.state.config import RunConfig, WorkPhase
+from behemoth.state.effect import CommitRef, Effect
+
+
+class _Evidence(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Base of the union; adds the class name as tag `type`."""
+
+
+class RunOpened(_Evidence):
+    """The first line of every journal."""
+
+    config: RunConfig
+
+
+class TermBegan(_Evidence):
+    """A coordinator took over with a higher epoch. Agents of the former term have yet to rejoin."""
+
+    epoch: Epoch
+
+
+class CommitsFound(_Evidence):
+    """What the store holds, by its own word: intact commits in step order. Told at every term's begin, since the
+    journal may lag behind the store."""
+
+    commits: tuple[CommitRef, ...]
+
+
+class NodeJoined(_Evidence):
+    """An agent finished its handshake. `attempt` is the attempt whose workers it still runs, 0 for none."""
+
+    node: NodeId
+    incarnation: int
+    attempt: Attempt
+
+
+class NodeLost(_Evidence):
+    """The agent's connection broke and did not return within the body's reconnect time, or the runtime reported the
+    machine gone. Silence alone is told by Tick.late instead."""
+
+    node: NodeId
+    incarnation: int
+    reason: str
+
+
+class ProvisionFailed(_Evidence):
+    """The runtime could not start this agent."""
+
+    node: NodeId
+    incarnation: int
+    reason: str
+
+
+class Late(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A joined agent that has not beaten since `since_us` (the coordinator's clock)."""
+
+    node: NodeId
+    since_us: int
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the gang of `attempt` is: every rank has completed `step`; the last one did so at `at_us` (when
+    the coordinator heard it). `phase` is what the slowest rank is doing, since `phase_since_us`."""
+
+    attempt: Attempt
+    step: Step
+    furthest_step: Step
+    at_us: int
+    phase: WorkPhase
+    phase_since_us: int
+    slowest_step_us: int
+    """Longest step of any rank since the last Progress; 0 when no step was completed."""
+    stall_us: int
+    """Time that ranks spent blocked in saves during this attempt, summed over ranks."""
+
+
+class Tick(_Evidence):
+    """One line per tick. `late` lists all joined agents that missed a beat, so an absent one has beaten. `progress`
+    is there when it changed since the last line. The body also sends one at once when the first step after a start completes."""
+
+    late: tuple[Late, ...] = ()
+    progress: Progress | None = None
+
+
+class GangUp(_Evidence):
+    """Every worker of the attempt runs and has joined."""
+
+    attempt: Attempt
+
+
+class GangRestored(_Evidence):
+    """Every rank has its state back and stands at `step` completed steps. `num_from_memory` counts ranks that were
+    restored from their own node's memory."""
+
+    attempt: Attempt
+    step: Step
+    num_from_memory: int
+
+
+class GangGone(_Evidence):
+    """No worker process of the attempt is left on any node that still answers."""
+
+    attempt: Attempt
+
+
+class GangFinished(_Evidence):
+    """Every worker of the attempt ended with exit code 0."""
+
+    attempt: Attempt
+
+
+class WorkerFailed(_Evidence):
+    """A worker ended that should not have, or ended with an error. `last_lines` is the tail of its output."""
+
+    node: NodeId
+    attempt: Attempt
+    rank: Rank
+    exit_code: int | None
+    signal: int | None
+    last_lines: str
+
+
+class RestoreFailed(_Evidence):
+    """A rank could not get `write_id` back. `is_corrupt`: the bytes are bad, so an older commit must serve;
+    otherwise the store did not answer and the same one is tried again."""
+
+    attempt: Attempt
+    node: NodeId
+    write_id: WriteId
+    reason: str
+    is_corrupt: bool
+
+
+class SavePassed(_Evidence):
+    """A rank was already past the step named by Save; it stands at `step`."""
+
+    attempt: Attempt
+    write_id: WriteId
+    step: Step
+
+
+class SaveArmed(_Evidence):
+    """Every rank knows of the Save and none has passed its step."""
+
+    attempt: Attempt
+    write_id: WriteId
+
+
+class SaveStaged(_Evidence):
+    """Every rank's copy is in its node's memory."""
+
+    attempt: Attempt
+    write_id: WriteId
+
+
+class SaveWritten(_Evidence):
+    """Every receipt is in: the leader may commit."""
+
+    attempt: Attempt
+    write_id: WriteId
+
+
+class SaveFailed(_Evidence):
+    """A rank, a store or the leader gave up on this write. Training goes on."""
+
+    write_id: WriteId
+    reason: str
+
+
+class Committed(_Evidence):
+    """The commit exists in the store."""
+
+    commit: CommitRef
+
+
+class Deleted(_Evidence):
+    """These commits and their files are gone from the store."""
+
+    write_ids: tuple[WriteId, ...]
+
+
+class Asked(_Evidence):
+    """The operator's wish. `suspend` saves and leaves the run resumable; `stop` saves, then ends it as cancelled."""
+
+    request: Literal["suspend", "stop", "resume"]
+
+
+class Decided(_Evidence):
+    """The brain's own decision, folded back before its effects are applied."""
+
+    effects: tuple[Effect, ...]
+
+
+Evidence: TypeAlias = (
+    RunOpened
+    | TermBegan
+    | CommitsFound
+    | NodeJoined
+    | NodeLost
+    | ProvisionFailed
+    | Tick
+    | GangUp
+    | GangRestored
+    | GangGone
+    | GangFinished
+    | WorkerFailed
+    | RestoreFailed
+    | SavePassed
+    | SaveArmed
+    | SaveStaged
+    | SaveWritten
+    | SaveFailed
+    | Committed
+    | Deleted
+    | Asked
+    | Decided
+)

@@ -1,0 +1,295 @@
+"""What agents and the coordinator say to each other: reports go up, commands come down.
+
+Values only. Commands carry their fence; an agent refuses one that is stale and says so. Everything per rank that is
+alike on a node travels as one message per node. The neighbour `session` is the other wire, between agent and worker.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
+from behemoth.state.config import HangFloors, WorkPhase
+from behemoth.state.fence import Fence
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Base of both unions; unknown fields of a higher minor version are ignored."""
+
+
+# Reports: agent -> coordinator
+
+
+class Hello(_Message):
+    """First frame of a connection. `token` proves that the coordinator's run started this agent. After a reconnect it
+    also tells what is still here: the attempt whose workers run (0: none) and the fence last obeyed."""
+
+    major: int
+    minor: int
+    run_uid: RunUid
+    node: NodeId
+    incarnation: int
+    token: str
+    host: str
+    """Address at which this node's workers listen for their peers."""
+    rendezvous_port: int
+    """A port kept free on `host` for the next attempt's MASTER_PORT."""
+    attempt: Attempt
+    is_reconnect: bool
+
+
+class Beat(_Message):
+    """Alive, and how far: sent every beat interval, and at once when all ranks completed the attempt's first step.
+    `step` is the least completed by any rank of the node, `furthest_step` the most."""
+
+    attempt: Attempt
+    step: Step
+    furthest_step: Step
+    phase: WorkPhase
+    phase_age_us: int
+    """For how long the slowest rank has been in `phase` or, in phase `step`, without completing one."""
+    slowest_step_us: int
+    stall_us: int
+    rendezvous_port: int
+    loss: float | None = None
+    tokens: int = 0
+    """Tokens this node's ranks have reported during the attempt."""
+
+
+class RanksUp(_Message):
+    """All workers of the node run and have joined."""
+
+    attempt: Attempt
+
+
+class RanksRestored(_Message):
+    """All ranks of the node stand at `step`."""
+
+    attempt: Attempt
+    step: Step
+    num_from_memory: int
+
+
+class RanksGone(_Message):
+    """No worker process of the attempt is left on this node."""
+
+    attempt: Attempt
+
+
+class RanksFinished(_Message):
+    """All workers of the node ended with exit code 0."""
+
+    attempt: Attempt
+
+
+class WorkerEnded(_Message):
+    """A worker ended with an error, by a signal, or with 0 while its peers still train. Exactly one of `exit_code`
+    and `signal` is set."""
+
+    attempt: Attempt
+    rank: Rank
+    exit_code: int | None = None
+    signal: int | None = None
+    last_lines: str = ""
+
+
+class RestoreRefused(_Message):
+    """A rank of the node could not be restored from `write_id`."""
+
+    attempt: Attempt
+    write_id: WriteId
+    reason: str
+    is_corrupt: bool
+
+
+class SaveReached(_Message):
+    """All ranks of the node reached this stage of the save."""
+
+    attempt: Attempt
+    write_id: WriteId
+    stage: Literal["armed", "staged"]
+
+
+class SaveMissed(_Message):
+    """A rank of the node was already past the step; `step` is where it stands."""
+
+    attempt: Attempt
+    write_id: WriteId
+    step: Step
+
+
+class ReceiptBatch(_Message):
+    """Receipts of the node's ranks, as `behemoth.checkpoint.receipt` encodes them, told again on demand until the
+    commit is seen. `num_ranks` is how many the node owes in all for this write; slot 0 also sends the layout."""
+
+    attempt: Attempt
+    write_id: WriteId
+    num_ranks: int
+    receipts: tuple[bytes, ...]
+    layout: bytes | None = None
+
+
+class SaveBroken(_Message):
+    """The node gave this write up."""
+
+    attempt: Attempt
+    write_id: WriteId
+    reason: str
+
+
+class Refused(_Message):
+    """A command was not obeyed; `fence` is the newest that the agent has seen."""
+
+    command: str
+    fence: Fence
+    reason: str
+
+
+Report: TypeAlias = (
+    Hello
+    | Beat
+    | RanksUp
+    | RanksRestored
+    | RanksGone
+    | RanksFinished
+    | WorkerEnded
+    | RestoreRefused
+    | SaveReached
+    | SaveMissed
+    | ReceiptBatch
+    | SaveBroken
+    | Refused
+)
+
+
+# Commands: coordinator -> agent
+
+
+class EntrypointWork(_Message):
+    """A python function that the fork server calls in every worker; `preload` is imported before any fork."""
+
+    entrypoint: str
+    preload: tuple[str, ...]
+
+
+class CommandWork(_Message):
+    """A program that is executed anew in every worker."""
+
+    argv: tuple[str, ...]
+
+
+class Setup(_Message):
+    """What stays the same for the life of a run. `environment` may hold secrets: it is never logged."""
+
+    work: EntrypointWork | CommandWork
+    args: dict[str, bool | int | float | str]
+    environment: dict[str, str]
+    total_steps: Step
+    mesh: dict[str, int]
+    ranks_per_node: int
+    store_url: str
+    run_name: str
+    log_dir: str
+    io_threads: int
+    hang_floors: HangFloors
+    stop_grace_us: int
+    coordinator_grace_us: int | None
+    """How long workers go on without a coordinator; None: for ever."""
+    max_log_bytes: int
+    """Per rank and attempt; older output beyond it is dropped, never the newest."""
+
+
+class Welcome(_Message):
+    """The agent is in. Anything of an older epoch is stale from now on."""
+
+    minor: int
+    epoch: Epoch
+    beat_interval_us: int
+    setup: Setup
+
+
+class Rejected(_Message):
+    """The agent must end: it will never be welcome with these credentials or this version."""
+
+    code: str
+    reason: str
+
+
+class RestoreFrom(_Message):
+    """A committed checkpoint."""
+
+    step: Step
+    write_id: WriteId
+
+
+class StartGang(_Message):
+    """The rank table, sent to every agent alike: `nodes[slot]`. Agents in it end workers of older attempts by force and
+    start their own; agents that are not in it end whatever they run. `dump_stacks`: the old workers hang, so their
+    Python stacks are written to their logs before they die."""
+
+    fence: Fence
+    nodes: tuple[NodeId, ...]
+    master_host: str
+    master_port: int
+    restore: RestoreFrom | None
+    dump_stacks: bool = False
+
+
+class StopGang(_Message):
+    """End all workers of the attempt by force; answer RanksGone."""
+
+    fence: Fence
+    reason: str
+    dump_stacks: bool = False
+
+
+class SaveAt(_Message):
+    """Save when `step` is completed. See `behemoth.state.effect.Save`."""
+
+    fence: Fence
+    step: Step
+    write_id: WriteId
+    is_last: bool = False
+
+
+class GoAhead(_Message):
+    """Every rank knows of the last save: those that wait at its step save and end."""
+
+    fence: Fence
+    write_id: WriteId
+
+
+class CommitSeen(_Message):
+    """The write is committed: receipts may go, the snapshot in memory is the one to restore from."""
+
+    fence: Fence
+    step: Step
+    write_id: WriteId
+
+
+class AbortSave(_Message):
+    """The write is given up; ranks that wait for it go on."""
+
+    fence: Fence
+    write_id: WriteId
+    reason: str
+
+
+class TellReceipts(_Message):
+    """Send the receipts of this write (again)."""
+
+    fence: Fence
+    write_id: WriteId
+
+
+class Leave(_Message):
+    """The run is over here, or the agent was evicted: end all workers and exit with 0."""
+
+    reason: str
+
+
+Command: TypeAlias = (
+    Welcome | Rejected | StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave | TellReceipts | Leave
+)
