@@ -61,11 +61,13 @@ class Replace(_Effect):
 class Start(_Effect):
     """Start the attempt named by the fence on the present holders; workers of older attempts end first.
 
-    `restore` is the commit to restore, None for a fresh beginning. The body knows the holders from Place and Replace, so
-    that a restart costs the brain O(changed), not O(nodes)."""
+    `restore` is the commit to restore, None for a fresh beginning. The body knows the holders from Place and Replace,
+    so that a restart costs the brain O(changed), not O(nodes). `dump_stacks`: the old workers hang, so their Python
+    stacks are wanted before they die."""
 
     restore: CommitRef | None
     reason: str
+    dump_stacks: bool = False
 
 
 class Stop(_Effect):

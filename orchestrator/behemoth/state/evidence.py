@@ -89,7 +89,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 class Tick(_Evidence):
     """One line per tick. `late` lists all joined agents that missed a beat, so an absent one has beaten. `progress`
-    is there when it changed since the last line. The body also sends one at once when the first step after a start completes."""
+    is there when it changed since the last line. The body also sends one at once when the first step after a start
+    completes."""
 
     late: tuple[Late, ...] = ()
     progress: Progress | None = None
