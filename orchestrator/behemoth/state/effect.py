@@ -28,14 +28,14 @@ class _Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     fence: Fence
 
 
-class Provision(_Effect):
+class Provision(_Effect, frozen=True, kw_only=True):
     """Let there be an agent of this incarnation on the node. Incarnations of a node only rise."""
 
     node: NodeId
     incarnation: int
 
 
-class Evict(_Effect):
+class Evict(_Effect, frozen=True, kw_only=True):
     """End the agent of this incarnation by force and never listen to it again."""
 
     node: NodeId
@@ -43,13 +43,13 @@ class Evict(_Effect):
     reason: str
 
 
-class Place(_Effect):
+class Place(_Effect, frozen=True, kw_only=True):
     """The gang's first placement: `holders[slot]` holds that slot. No node twice."""
 
     holders: tuple[NodeId, ...]
 
 
-class Replace(_Effect):
+class Replace(_Effect, frozen=True, kw_only=True):
     """`slot` passes from `node` to `spare`."""
 
     slot: Slot
@@ -58,7 +58,7 @@ class Replace(_Effect):
     reason: str
 
 
-class Start(_Effect):
+class Start(_Effect, frozen=True, kw_only=True):
     """Start the attempt named by the fence on the present holders; workers of older attempts end first.
 
     `restore` is the commit to restore, None for a fresh beginning. The body knows the holders from Place and Replace,
@@ -70,13 +70,13 @@ class Start(_Effect):
     dump_stacks: bool = False
 
 
-class Stop(_Effect):
+class Stop(_Effect, frozen=True, kw_only=True):
     """End all workers of the attempt, by force; agents stay."""
 
     reason: str
 
 
-class Save(_Effect):
+class Save(_Effect, frozen=True, kw_only=True):
     """Every rank saves when it has completed `step`, which none has passed. When `is_last`, each waits there for
     Agree, saves, and ends with exit code 0."""
 
@@ -85,40 +85,40 @@ class Save(_Effect):
     is_last: bool = False
 
 
-class Agree(_Effect):
+class Agree(_Effect, frozen=True, kw_only=True):
     """All ranks know of the last save: those that wait at its step may go through with it."""
 
     write_id: WriteId
 
 
-class Commit(_Effect):
+class Commit(_Effect, frozen=True, kw_only=True):
     """All receipts are in: prove and commit."""
 
     step: Step
     write_id: WriteId
 
 
-class Abort(_Effect):
+class Abort(_Effect, frozen=True, kw_only=True):
     """Give this write up; ranks that wait for it go on, what it wrote is rubbish."""
 
     write_id: WriteId
     reason: str
 
 
-class Reject(_Effect):
+class Reject(_Effect, frozen=True, kw_only=True):
     """This commit did not restore: mark it so that nobody takes it for good again."""
 
     commit: CommitRef
     reason: str
 
 
-class Delete(_Effect):
+class Delete(_Effect, frozen=True, kw_only=True):
     """Retention no longer wants these commits."""
 
     commits: tuple[CommitRef, ...]
 
 
-class Close(_Effect):
+class Close(_Effect, frozen=True, kw_only=True):
     """The run is over for this body: agents leave, the summary is written."""
 
     outcome: Outcome

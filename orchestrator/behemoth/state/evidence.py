@@ -20,26 +20,26 @@ class _Evidence(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaul
     """Base of the union; adds the class name as tag `type`."""
 
 
-class RunOpened(_Evidence):
+class RunOpened(_Evidence, frozen=True, kw_only=True):
     """The first line of every journal."""
 
     config: RunConfig
 
 
-class TermBegan(_Evidence):
+class TermBegan(_Evidence, frozen=True, kw_only=True):
     """A coordinator took over with a higher epoch. Agents of the former term have yet to rejoin."""
 
     epoch: Epoch
 
 
-class CommitsFound(_Evidence):
+class CommitsFound(_Evidence, frozen=True, kw_only=True):
     """What the store holds, by its own word: intact commits in step order. Told at every term's begin, since the
     journal may lag behind the store."""
 
     commits: tuple[CommitRef, ...]
 
 
-class NodeJoined(_Evidence):
+class NodeJoined(_Evidence, frozen=True, kw_only=True):
     """An agent finished its handshake. `attempt` is the attempt whose workers it still runs, 0 for none."""
 
     node: NodeId
@@ -47,7 +47,7 @@ class NodeJoined(_Evidence):
     attempt: Attempt
 
 
-class NodeLost(_Evidence):
+class NodeLost(_Evidence, frozen=True, kw_only=True):
     """The agent's connection broke and did not return within the body's reconnect time, or the runtime reported the
     machine gone. Silence alone is told by Tick.late instead."""
 
@@ -56,7 +56,7 @@ class NodeLost(_Evidence):
     reason: str
 
 
-class ProvisionFailed(_Evidence):
+class ProvisionFailed(_Evidence, frozen=True, kw_only=True):
     """The runtime could not start this agent."""
 
     node: NodeId
@@ -87,7 +87,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Time that ranks spent blocked in saves during this attempt, summed over ranks."""
 
 
-class Tick(_Evidence):
+class Tick(_Evidence, frozen=True, kw_only=True):
     """One line per tick. `late` lists all joined agents that missed a beat, so an absent one has beaten. `progress`
     is there when it changed since the last line. The body also sends one at once when the first step after a start
     completes."""
@@ -96,13 +96,13 @@ class Tick(_Evidence):
     progress: Progress | None = None
 
 
-class GangUp(_Evidence):
+class GangUp(_Evidence, frozen=True, kw_only=True):
     """Every worker of the attempt runs and has joined."""
 
     attempt: Attempt
 
 
-class GangRestored(_Evidence):
+class GangRestored(_Evidence, frozen=True, kw_only=True):
     """Every rank has its state back and stands at `step` completed steps. `num_from_memory` counts ranks that were
     restored from their own node's memory."""
 
@@ -111,19 +111,19 @@ class GangRestored(_Evidence):
     num_from_memory: int
 
 
-class GangGone(_Evidence):
+class GangGone(_Evidence, frozen=True, kw_only=True):
     """No worker process of the attempt is left on any node that still answers."""
 
     attempt: Attempt
 
 
-class GangFinished(_Evidence):
+class GangFinished(_Evidence, frozen=True, kw_only=True):
     """Every worker of the attempt ended with exit code 0."""
 
     attempt: Attempt
 
 
-class WorkerFailed(_Evidence):
+class WorkerFailed(_Evidence, frozen=True, kw_only=True):
     """A worker ended that should not have, or ended with an error. `last_lines` is the tail of its output."""
 
     node: NodeId
@@ -134,7 +134,7 @@ class WorkerFailed(_Evidence):
     last_lines: str
 
 
-class RestoreFailed(_Evidence):
+class RestoreFailed(_Evidence, frozen=True, kw_only=True):
     """A rank could not get `write_id` back. `is_corrupt`: the bytes are bad, so an older commit must serve;
     otherwise the store did not answer and the same one is tried again."""
 
@@ -145,7 +145,7 @@ class RestoreFailed(_Evidence):
     is_corrupt: bool
 
 
-class SavePassed(_Evidence):
+class SavePassed(_Evidence, frozen=True, kw_only=True):
     """A rank was already past the step named by Save; it stands at `step`."""
 
     attempt: Attempt
@@ -153,53 +153,53 @@ class SavePassed(_Evidence):
     step: Step
 
 
-class SaveArmed(_Evidence):
+class SaveArmed(_Evidence, frozen=True, kw_only=True):
     """Every rank knows of the Save and none has passed its step."""
 
     attempt: Attempt
     write_id: WriteId
 
 
-class SaveStaged(_Evidence):
+class SaveStaged(_Evidence, frozen=True, kw_only=True):
     """Every rank's copy is in its node's memory."""
 
     attempt: Attempt
     write_id: WriteId
 
 
-class SaveWritten(_Evidence):
+class SaveWritten(_Evidence, frozen=True, kw_only=True):
     """Every receipt is in: the leader may commit."""
 
     attempt: Attempt
     write_id: WriteId
 
 
-class SaveFailed(_Evidence):
+class SaveFailed(_Evidence, frozen=True, kw_only=True):
     """A rank, a store or the leader gave up on this write. Training goes on."""
 
     write_id: WriteId
     reason: str
 
 
-class Committed(_Evidence):
+class Committed(_Evidence, frozen=True, kw_only=True):
     """The commit exists in the store."""
 
     commit: CommitRef
 
 
-class Deleted(_Evidence):
+class Deleted(_Evidence, frozen=True, kw_only=True):
     """These commits and their files are gone from the store."""
 
     write_ids: tuple[WriteId, ...]
 
 
-class Asked(_Evidence):
+class Asked(_Evidence, frozen=True, kw_only=True):
     """The operator's wish. `suspend` saves and leaves the run resumable; `stop` saves, then ends it as cancelled."""
 
     request: Literal["suspend", "stop", "resume"]
 
 
-class Decided(_Evidence):
+class Decided(_Evidence, frozen=True, kw_only=True):
     """The brain's own decision, folded back before its effects are applied."""
 
     effects: tuple[Effect, ...]

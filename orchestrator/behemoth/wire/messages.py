@@ -22,7 +22,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 # Reports: agent -> coordinator
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True):
     """First frame of a connection. `token` proves that the coordinator's run started this agent. After a reconnect it
     also tells what is still here: the attempt whose workers run (0: none) and the fence last obeyed."""
 
@@ -40,7 +40,7 @@ class Hello(_Message):
     is_reconnect: bool
 
 
-class Beat(_Message):
+class Beat(_Message, frozen=True, kw_only=True):
     """Alive, and how far: sent every beat interval, and at once when all ranks completed the attempt's first step.
     `step` is the least completed by any rank of the node, `furthest_step` the most."""
 
@@ -58,13 +58,13 @@ class Beat(_Message):
     """Tokens this node's ranks have reported during the attempt."""
 
 
-class RanksUp(_Message):
+class RanksUp(_Message, frozen=True, kw_only=True):
     """All workers of the node run and have joined."""
 
     attempt: Attempt
 
 
-class RanksRestored(_Message):
+class RanksRestored(_Message, frozen=True, kw_only=True):
     """All ranks of the node stand at `step`."""
 
     attempt: Attempt
@@ -72,19 +72,19 @@ class RanksRestored(_Message):
     num_from_memory: int
 
 
-class RanksGone(_Message):
+class RanksGone(_Message, frozen=True, kw_only=True):
     """No worker process of the attempt is left on this node."""
 
     attempt: Attempt
 
 
-class RanksFinished(_Message):
+class RanksFinished(_Message, frozen=True, kw_only=True):
     """All workers of the node ended with exit code 0."""
 
     attempt: Attempt
 
 
-class WorkerEnded(_Message):
+class WorkerEnded(_Message, frozen=True, kw_only=True):
     """A worker ended with an error, by a signal, or with 0 while its peers still train. Exactly one of `exit_code`
     and `signal` is set."""
 
@@ -95,7 +95,7 @@ class WorkerEnded(_Message):
     last_lines: str = ""
 
 
-class RestoreRefused(_Message):
+class RestoreRefused(_Message, frozen=True, kw_only=True):
     """A rank of the node could not be restored from `write_id`."""
 
     attempt: Attempt
@@ -104,7 +104,7 @@ class RestoreRefused(_Message):
     is_corrupt: bool
 
 
-class SaveReached(_Message):
+class SaveReached(_Message, frozen=True, kw_only=True):
     """All ranks of the node reached this stage of the save."""
 
     attempt: Attempt
@@ -112,7 +112,7 @@ class SaveReached(_Message):
     stage: Literal["armed", "staged"]
 
 
-class SaveMissed(_Message):
+class SaveMissed(_Message, frozen=True, kw_only=True):
     """A rank of the node was already past the step; `step` is where it stands."""
 
     attempt: Attempt
@@ -120,7 +120,7 @@ class SaveMissed(_Message):
     step: Step
 
 
-class ReceiptBatch(_Message):
+class ReceiptBatch(_Message, frozen=True, kw_only=True):
     """Receipts of the node's ranks, as `behemoth.checkpoint.receipt` encodes them, told again on demand until the
     commit is seen. `num_ranks` is how many the node owes in all for this write; slot 0 also sends the layout."""
 
@@ -131,7 +131,7 @@ class ReceiptBatch(_Message):
     layout: bytes | None = None
 
 
-class SaveBroken(_Message):
+class SaveBroken(_Message, frozen=True, kw_only=True):
     """The node gave this write up."""
 
     attempt: Attempt
@@ -139,7 +139,7 @@ class SaveBroken(_Message):
     reason: str
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True, kw_only=True):
     """A command was not obeyed; `fence` is the newest that the agent has seen."""
 
     command: str
@@ -167,20 +167,20 @@ Report: TypeAlias = (
 # Commands: coordinator -> agent
 
 
-class EntrypointWork(_Message):
+class EntrypointWork(_Message, frozen=True, kw_only=True):
     """A python function that the fork server calls in every worker; `preload` is imported before any fork."""
 
     entrypoint: str
     preload: tuple[str, ...]
 
 
-class CommandWork(_Message):
+class CommandWork(_Message, frozen=True, kw_only=True):
     """A program that is executed anew in every worker."""
 
     argv: tuple[str, ...]
 
 
-class Setup(_Message):
+class Setup(_Message, frozen=True, kw_only=True):
     """What stays the same for the life of a run. `environment` may hold secrets: it is never logged."""
 
     work: EntrypointWork | CommandWork
@@ -201,7 +201,7 @@ class Setup(_Message):
     """Per rank and attempt; older output beyond it is dropped, never the newest."""
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True, kw_only=True):
     """The agent is in. Anything of an older epoch is stale from now on."""
 
     minor: int
@@ -210,21 +210,21 @@ class Welcome(_Message):
     setup: Setup
 
 
-class Rejected(_Message):
+class Rejected(_Message, frozen=True, kw_only=True):
     """The agent must end: it will never be welcome with these credentials or this version."""
 
     code: str
     reason: str
 
 
-class RestoreFrom(_Message):
+class RestoreFrom(_Message, frozen=True, kw_only=True):
     """A committed checkpoint."""
 
     step: Step
     write_id: WriteId
 
 
-class StartGang(_Message):
+class StartGang(_Message, frozen=True, kw_only=True):
     """The rank table, sent to every agent alike: `nodes[slot]`. Agents in it end workers of older attempts by force and
     start their own; agents that are not in it end whatever they run. `dump_stacks`: the old workers hang, so their
     Python stacks are written to their logs before they die."""
@@ -237,7 +237,7 @@ class StartGang(_Message):
     dump_stacks: bool = False
 
 
-class StopGang(_Message):
+class StopGang(_Message, frozen=True, kw_only=True):
     """End all workers of the attempt by force; answer RanksGone."""
 
     fence: Fence
@@ -245,7 +245,7 @@ class StopGang(_Message):
     dump_stacks: bool = False
 
 
-class SaveAt(_Message):
+class SaveAt(_Message, frozen=True, kw_only=True):
     """Save when `step` is completed. See `behemoth.state.effect.Save`."""
 
     fence: Fence
@@ -254,14 +254,14 @@ class SaveAt(_Message):
     is_last: bool = False
 
 
-class GoAhead(_Message):
+class GoAhead(_Message, frozen=True, kw_only=True):
     """Every rank knows of the last save: those that wait at its step save and end."""
 
     fence: Fence
     write_id: WriteId
 
 
-class CommitSeen(_Message):
+class CommitSeen(_Message, frozen=True, kw_only=True):
     """The write is committed: receipts may go, the snapshot in memory is the one to restore from."""
 
     fence: Fence
@@ -269,7 +269,7 @@ class CommitSeen(_Message):
     write_id: WriteId
 
 
-class AbortSave(_Message):
+class AbortSave(_Message, frozen=True, kw_only=True):
     """The write is given up; ranks that wait for it go on."""
 
     fence: Fence
@@ -277,14 +277,14 @@ class AbortSave(_Message):
     reason: str
 
 
-class TellReceipts(_Message):
+class TellReceipts(_Message, frozen=True, kw_only=True):
     """Send the receipts of this write (again)."""
 
     fence: Fence
     write_id: WriteId
 
 
-class Leave(_Message):
+class Leave(_Message, frozen=True, kw_only=True):
     """The run is over here, or the agent was evicted: end all workers and exit with 0."""
 
     reason: str
