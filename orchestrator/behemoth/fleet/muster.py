@@ -1,0 +1,117 @@
+"""Counts how many of the gang's nodes have reported the same thing, and tells it once.
+
+This is decoding, not deciding: 4,000 reports "all my ranks are up" become one piece of evidence. What follows from
+it is the brain's business. Reports of other attempts and of nodes outside the gang do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from behemoth.base.ids import Attempt, NodeId, Step, WriteId
+from behemoth.state.evidence import (
+    GangFinished,
+    GangGone,
+    GangRestored,
+    GangUp,
+    SaveArmed,
+    SaveStaged,
+    SaveWritten,
+)
+from behemoth.wire.messages import RanksFinished, RanksGone, RanksRestored, RanksUp, ReceiptBatch, SaveReached
+
+GangReport: TypeAlias = RanksUp | RanksRestored | RanksGone | RanksFinished
+SaveReport: TypeAlias = SaveReached | ReceiptBatch
+
+
+class RollCall:
+    """Members who have answered. `answer` is True exactly once: for the last member that was missing."""
+
+    def __init__(self, members: frozenset[NodeId]) -> None:
+        self._missing = set(members)
+
+    def answer(self, node: NodeId) -> bool:
+        if node not in self._missing:
+            return False
+        self._missing.discard(node)
+        return not self._missing
+
+    def has_answered(self, node: NodeId) -> bool:
+        return node not in self._missing
+
+
+class GangMuster:
+    """The gang of one attempt: `nodes[slot]`. Not thread-safe; owned by the server's event loop."""
+
+    def __init__(self, attempt: Attempt, nodes: Sequence[NodeId]) -> None:
+        self.attempt = attempt
+        self.nodes = tuple(nodes)
+        self.members = frozenset(nodes)
+        self._calls: dict[type[GangReport], RollCall] = {}
+        self._num_from_memory = 0
+        self._step: Step | None = None
+
+    def count(self, node: NodeId, report: GangReport) -> GangUp | GangRestored | GangGone | GangFinished | None:
+        """The evidence that this report completes, if it does."""
+        if report.attempt != self.attempt or node not in self.members:
+            return None
+        call = self._calls.setdefault(type(report), RollCall(self.members))
+        if isinstance(report, RanksRestored) and not call.has_answered(node):
+            self._num_from_memory += report.num_from_memory
+            self._step = report.step if self._step is None else min(self._step, report.step)
+        if not call.answer(node):
+            return None
+        match report:
+            case RanksUp():
+                return GangUp(attempt=self.attempt)
+            case RanksRestored():
+                step = report.step if self._step is None else self._step
+                return GangRestored(attempt=self.attempt, step=step, num_from_memory=self._num_from_memory)
+            case RanksGone():
+                return GangGone(attempt=self.attempt)
+            case RanksFinished():
+                return GangFinished(attempt=self.attempt)
+
+
+class SaveMuster:
+    """One write of one attempt, until it is committed or given up; it may outlive the attempt, since agents own the
+    staged copies. Keeps receipts as bytes: what they say is the checkpoint engine's business."""
+
+    def __init__(self, write_id: WriteId, attempt: Attempt, members: frozenset[NodeId]) -> None:
+        self.write_id = write_id
+        self._attempt = attempt
+        self._members = members
+        self._calls: dict[str, RollCall] = {}
+        self._receipts: dict[NodeId, dict[bytes, None]] = {}
+        self._layout: bytes | None = None
+
+    def count(self, node: NodeId, report: SaveReport) -> SaveArmed | SaveStaged | SaveWritten | None:
+        """The evidence that this report completes, if it does."""
+        if (report.write_id, report.attempt) != (self.write_id, self._attempt) or node not in self._members:
+            return None
+        match report:
+            case ReceiptBatch():
+                is_complete = self._keep(node, report) and self._answer("written", node)
+                return SaveWritten(attempt=self._attempt, write_id=self.write_id) if is_complete else None
+            case SaveReached(stage="armed"):
+                is_complete = self._answer("armed", node)
+                return SaveArmed(attempt=self._attempt, write_id=self.write_id) if is_complete else None
+            case SaveReached():
+                is_complete = self._answer("staged", node)
+                return SaveStaged(attempt=self._attempt, write_id=self.write_id) if is_complete else None
+
+    def receipts(self) -> tuple[bytes | None, list[bytes]]:
+        """The layout, None when slot 0 has not sent it, and every receipt so far."""
+        return self._layout, [receipt for batch in self._receipts.values() for receipt in batch]
+
+    def _keep(self, node: NodeId, batch: ReceiptBatch) -> bool:
+        """True when the node has now sent all that it owes; a batch told twice changes nothing."""
+        if batch.layout is not None:
+            self._layout = batch.layout
+        mine = self._receipts.setdefault(node, {})
+        mine.update(dict.fromkeys(batch.receipts))
+        return len(mine) >= batch.num_ranks
+
+    def _answer(self, stage: str, node: NodeId) -> bool:
+        return self._calls.setdefault(stage, RollCall(self._members)).answer(node)

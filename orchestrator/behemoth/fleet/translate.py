@@ -1,0 +1,37 @@
+"""Reports that are evidence one by one, as evidence. Those that are counted first are `muster`'s business."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from behemoth.base.ids import NodeId
+from behemoth.state.evidence import RestoreFailed, SaveFailed, SavePassed, WorkerFailed
+from behemoth.wire.messages import RestoreRefused, SaveBroken, SaveMissed, WorkerEnded
+
+SingleReport: TypeAlias = WorkerEnded | RestoreRefused | SaveMissed | SaveBroken
+
+
+def evidence_of(node: NodeId, report: SingleReport) -> WorkerFailed | RestoreFailed | SavePassed | SaveFailed:
+    """What `node` says, as a fact about the run."""
+    match report:
+        case WorkerEnded():
+            return WorkerFailed(
+                node=node,
+                attempt=report.attempt,
+                rank=report.rank,
+                exit_code=report.exit_code,
+                signal=report.signal,
+                last_lines=report.last_lines,
+            )
+        case RestoreRefused():
+            return RestoreFailed(
+                attempt=report.attempt,
+                node=node,
+                write_id=report.write_id,
+                reason=report.reason,
+                is_corrupt=report.is_corrupt,
+            )
+        case SaveMissed():
+            return SavePassed(attempt=report.attempt, write_id=report.write_id, step=report.step)
+        case SaveBroken():
+            return SaveFailed(write_id=report.write_id, reason=f"node {node}: {report.reason}")
