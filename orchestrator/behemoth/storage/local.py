@@ -1,0 +1,266 @@
+"""The ObjectStore on a directory: a local disk, or NFS, Lustre, Weka with coherent positional writes.
+
+Keys are paths below the root. Ordinary objects are created at their final size and filled at known offsets by any
+number of processes; small ones appear whole, by link(2). It must not interpret what it stores, and it follows no
+symbolic link below its root. That guards against a wrong turn, not against somebody who swaps directories meanwhile.
+The neighbour is `probe`, which asks whether a mount can do all this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, Unavailable
+from behemoth.ports import ObjectInfo, Part
+from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
+from behemoth.storage.open_files import OpenFiles
+from behemoth.storage.os_errors import named_errors, translated
+from behemoth.storage.positional import Run, byte_view, read_all, runs_of, write_all
+
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_TEMP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_NUM_TRIES = 5
+"""How often a folder that `delete` of another process takes away is made again before we give up."""
+_NOT_REMOVED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
+"""What rmdir(2) says of a folder that is not empty, or that is no folder any more."""
+
+
+class LocalStore:
+    """One directory. The root is made by the first write. Thread-safe; many processes may share a root.
+
+    `max_open_files` bounds the descriptors that wait for `seal`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 256) -> None:
+        self._root = os.path.abspath(root)
+        self._files = OpenFiles(limit=max_open_files)
+
+    @property
+    def root(self) -> str:
+        """Absolute path of the directory."""
+        return self._root
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        """See the port. Raises Conflict when the object exists with another size, Unavailable `no-space`."""
+        path = self._path(segments_of(key))
+        runs = runs_of(key, size_bytes, parts)
+        with named_errors(f"write {key}"):
+            self._write_runs(key, path, size_bytes, runs)
+
+    def seal(self, keys: Sequence[str]) -> None:
+        """See the port. Also syncs every folder between the files and the root, deepest first."""
+        folders: set[str] = set()
+        for key in keys:
+            segments = segments_of(key)
+            with named_errors(f"seal {key}"):
+                self._files.sync(self._path(segments))
+            folders.update(self._folders_above(segments))
+        self._sync_folders(folders)
+
+    def create(self, key: str, data: Buffer) -> None:
+        """See the port. A temporary file is written, made durable, and linked to its name; whoever finds the name
+        taken has lost. A crash leaves at most a temporary file, which `leftovers` tells."""
+        segments = segments_of(key)
+        view = byte_view(data, f"create {key}")
+        with named_errors(f"create {key}"):
+            self._create_file(key, self._path(segments), view)
+            self._sync_folders(self._folders_above(segments))
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        """See the port. Raises Corrupt too when something that is no regular file stands there."""
+        view = byte_view(into, f"read {key}")
+        if view.readonly or offset_bytes < 0:
+            raise Invalid(f"read {key}: expected a writable buffer and an offset >= 0, got offset {offset_bytes} bytes")
+        path = self._path(segments_of(key))
+        with named_errors(f"read {key}"), _opened(path) as fd:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Corrupt(f"read {key}: expected a regular file, got one of mode {os.fstat(fd).st_mode:o}")
+            read_all(fd, key, offset_bytes, view)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See the port. Links and other strange files are told too, so that a check can name them; temporary files are
+        not. What vanishes meanwhile is left out."""
+        segments = segments_of_prefix(prefix)
+        with named_errors(f"list {prefix or self._root}"):
+            yield from _walk(self._path(segments), "".join(f"{segment}/" for segment in segments))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """See the port. In the given order, and durable on return, so that what must go first has gone first."""
+        folders: set[str] = set()
+        for key in keys:
+            segments = segments_of(key)
+            path = self._path(segments)
+            with named_errors(f"delete {key}"):
+                _unlink(path)
+                self._files.forget(path)
+            folders.update(self._folders_above(segments))
+        self._remove_empty(folders)
+        self._sync_folders(folders, missing_ok=True)
+
+    def leftovers(self) -> Iterator[str]:
+        """Temporary files of creations that were cut off, or are under way, as paths relative to the root."""
+        with named_errors(f"list {self._root}"):
+            yield from (info.key for info in _walk(self._root, "", temps=True))
+
+    def delete_leftovers(self, names: Sequence[str]) -> None:
+        """Remove temporary files; missing ones are fine. One that is still in use is written again by its user."""
+        folders: set[str] = set()
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            if not last.startswith(TEMP_PREFIX):
+                raise Invalid(f"delete leftover {name!r}: expected a name that begins with {TEMP_PREFIX!r}")
+            segments = (*segments_of_prefix(folder), last)
+            with named_errors(f"delete leftover {name}"):
+                _unlink(self._path(segments))
+            folders.update(self._folders_above(segments))
+        self._remove_empty(folders)
+
+    def close(self) -> None:
+        """Give back all descriptors. What was written and not sealed is not made durable."""
+        self._files.close()
+
+    def _path(self, segments: Sequence[str]) -> str:
+        """The path, after a look at every folder on the way: none may be a link."""
+        path = self._root
+        for segment in segments[:-1]:
+            path = f"{path}/{segment}"
+            try:
+                mode = os.lstat(path).st_mode
+            except OSError:
+                break
+            if stat.S_ISLNK(mode):
+                raise Denied(f"{path}: expected a directory, got a symbolic link", hint="remove the link")
+        return "/".join((self._root, *segments))
+
+    def _folders_above(self, segments: Sequence[str]) -> Iterable[str]:
+        return ["/".join((self._root, *segments[:depth])) for depth in range(len(segments))]
+
+    def _write_runs(self, key: str, path: str, size_bytes: int, runs: Sequence[Run]) -> None:
+        for _ in range(_NUM_TRIES):
+            try:
+                with self._files.writing(path) as fd:
+                    _set_size(fd, key, size_bytes)
+                    for run in runs:
+                        write_all(fd, run)
+                return
+            except FileNotFoundError:
+                _make_folder(os.path.dirname(path))
+        raise Unavailable(f"write {key}: its folder was cleared away {_NUM_TRIES} times")
+
+    def _create_file(self, key: str, path: str, data: memoryview) -> None:
+        folder = os.path.dirname(path)
+        for _ in range(_NUM_TRIES):
+            temp = os.path.join(folder, f"{TEMP_PREFIX}{secrets.token_hex(8)}")
+            try:
+                _make_folder(folder)
+                _link_durable(key, temp, path, data)
+                return
+            except FileNotFoundError:
+                continue  # somebody's gc cleared the folder or the temporary file away
+            finally:
+                _unlink(temp)
+        raise Unavailable(f"create {key}: what was unfinished was cleared away {_NUM_TRIES} times")
+
+    def _remove_empty(self, folders: set[str]) -> None:
+        for folder in sorted(folders - {self._root}, key=len, reverse=True):
+            try:
+                os.rmdir(folder)
+            except OSError as error:
+                if error.errno not in _NOT_REMOVED:
+                    raise translated(error, f"delete folder {folder}") from error
+
+    def _sync_folders(self, folders: Iterable[str], *, missing_ok: bool = False) -> None:
+        for folder in sorted(folders, key=len, reverse=True):
+            with named_errors(f"fsync directory {folder}"):
+                _sync_folder(folder, missing_ok=missing_ok)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    try:
+        fd = os.open(path, _READ_FLAGS)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(errno.ENOENT, "an object stands where a folder is expected") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _set_size(fd: int, key: str, size_bytes: int) -> None:
+    """Give a new file its final size; several processes may do so at once."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise Conflict(f"write {key}: expected a regular file, got one of mode {status.st_mode:o}")
+    if status.st_size == size_bytes:
+        return
+    if status.st_size != 0:
+        raise Conflict(f"write {key}: expected an object of {size_bytes} bytes, got one of {status.st_size} bytes")
+    os.ftruncate(fd, size_bytes)
+
+
+def _link_durable(key: str, temp: str, path: str, data: memoryview) -> None:
+    """Write `temp`, make it durable, and give it its second, final name. Raises Conflict when that is taken."""
+    fd = os.open(temp, _TEMP_FLAGS, 0o666)
+    try:
+        write_all(fd, (0, [data] if data.nbytes else []))
+        os.fsync(fd)
+        try:
+            os.link(temp, path, follow_symlinks=False)
+        except FileExistsError as error:
+            # A link request that NFS sent twice can lose against itself; the second name tells.
+            if os.fstat(fd).st_nlink < 2:
+                raise Conflict(f"create {key}: expected no such object, got one", code="exists") from error
+    finally:
+        os.close(fd)
+
+
+def _make_folder(folder: str) -> None:
+    """Make a folder and those above it; the entry of each new one is durable before anything is put into it."""
+    if os.path.isdir(folder):
+        return
+    above = os.path.dirname(folder)
+    _make_folder(above)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    _sync_folder(above, missing_ok=True)
+
+
+def _sync_folder(folder: str, *, missing_ok: bool = False) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        if missing_ok:
+            return
+        raise
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+
+
+def _walk(folder: str, prefix: str, *, temps: bool = False) -> Iterator[ObjectInfo]:
+    """Objects below `folder`, or the temporary files there. A folder sorts as its name and `/`: that is key order."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, entry in found:
+        if name.endswith("/"):
+            yield from _walk(entry.path, f"{prefix}{name}", temps=temps)
+        elif name.startswith(TEMP_PREFIX) == temps:
+            with suppress(FileNotFoundError):
+                yield ObjectInfo(key=f"{prefix}{name}", size_bytes=entry.stat(follow_symlinks=False).st_size)

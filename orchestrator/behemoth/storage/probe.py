@@ -1,0 +1,92 @@
+"""Asks a directory, before a run trusts it, whether it can do what `local` relies on.
+
+Two writers, each with a descriptor of its own, fill the same pages in turn; a mount that buffers a whole file for every
+open handle, as object stores behind FUSE do, loses one of them. What it cannot find out is whether two machines see
+each other's bytes: that is a property of the mount. Must leave nothing behind. The neighbour is `local`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from behemoth.base.errors import Invalid
+from behemoth.storage.keys import TEMP_PREFIX
+from behemoth.storage.os_errors import named_errors
+
+_PIECE_BYTES = 1000
+"""Divides no page, so that most pages of 4 KiB have two writers."""
+_NUM_PIECES = 64
+_HINT = "use a local disk, NFS, Lustre or Weka; object stores mounted through FUSE are not supported, give their URL"
+
+
+def probe(root: str | os.PathLike[str]) -> None:
+    """Write, link and read a few files in `root`, which is made if missing. Blocks for a few fsyncs.
+
+    Raises Invalid (`incoherent-store`) when the directory cannot hold checkpoints, Denied, Unavailable.
+    """
+    with named_errors(f"probe {os.fspath(root)}"):
+        os.makedirs(root, exist_ok=True)
+        with _temp_names(root, 2) as (first, second):
+            _two_writers(first)
+            _one_winner(first, second)
+            _folder_sync(root)
+
+
+def _two_writers(path: str) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    pieces = [bytes([number % 251 + 1]) * _PIECE_BYTES for number in range(_NUM_PIECES)]
+    fds = [os.open(path, flags, 0o666) for _ in range(2)]
+    try:
+        for fd in fds:
+            os.ftruncate(fd, _PIECE_BYTES * _NUM_PIECES)
+        for number, piece in enumerate(pieces):
+            if os.pwrite(fds[number % 2], piece, number * _PIECE_BYTES) != _PIECE_BYTES:
+                raise _unfit(path, "a short positional write")
+        for fd in fds:
+            os.fsync(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    with open(path, "rb") as file:
+        if file.read() != b"".join(pieces):
+            raise _unfit(path, "bytes of one of two writers of the same pages lost")
+
+
+def _one_winner(first: str, second: str) -> None:
+    try:
+        os.link(first, second, follow_symlinks=False)
+    except PermissionError as error:
+        raise _unfit(first, "no hard links") from error
+    try:
+        os.link(first, second, follow_symlinks=False)
+    except FileExistsError:
+        return
+    raise _unfit(first, "a link that replaced an existing name")
+
+
+def _folder_sync(root: str | os.PathLike[str]) -> None:
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _temp_names(root: str | os.PathLike[str], count: int) -> Iterator[list[str]]:
+    names = [os.path.join(root, f"{TEMP_PREFIX}probe-{secrets.token_hex(8)}") for _ in range(count)]
+    try:
+        yield names
+    finally:
+        for name in names:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _unfit(path: str, got: str) -> Invalid:
+    expected = "positional writes of two writers, hard links and an exclusive create"
+    message = f"checkpoint directory {os.path.dirname(path)}: expected {expected}, got {got}"
+    return Invalid(message, code="incoherent-store", hint=_HINT)

@@ -1,0 +1,321 @@
+"""What a directory as a store owes beyond the contract: durability order, links, errors, leftovers, partial writes."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.ports import Part
+from behemoth.storage.keys import TEMP_PREFIX
+from behemoth.storage.local import LocalStore
+from behemoth.testing.store import read
+
+DATA = b"0123456789" * 10
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    store = LocalStore(tmp_path / "above" / "root", max_open_files=4)
+    yield store
+    store.close()
+
+
+def _write(store: LocalStore, key: str, data: bytes = DATA) -> None:
+    store.write_parts(key, size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
+
+
+def _open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_opening_and_listing_make_nothing(store: LocalStore, tmp_path: Path) -> None:
+    assert list(store.list("")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seal_syncs_the_file_before_its_folders_up_to_the_root(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(store, "steps/1/model/w/c/0")
+    _write(store, "steps/1/zarr.json")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    store.seal(["steps/1/model/w/c/0", "steps/1/zarr.json"])
+    below = [os.path.relpath(path, store.root) for path in synced]
+    assert below == [
+        "steps/1/model/w/c/0",
+        "steps/1/zarr.json",
+        "steps/1/model/w/c",
+        "steps/1/model/w",
+        "steps/1/model",
+        "steps/1",
+        "steps",
+        ".",
+    ]
+
+
+def test_the_entry_of_a_new_root_is_made_durable_too(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    store.create("commits/1.json", DATA)
+    assert {os.path.dirname(store.root), os.path.dirname(os.path.dirname(store.root)), store.root} <= set(synced)
+
+
+def test_create_links_only_what_is_durable_and_syncs_the_folder_after(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create("commits/0.json", DATA)
+    happened: list[str] = []
+    link, fsync = os.link, os.fsync
+
+    def watched_link(*args: object, **kwargs: object) -> None:
+        happened.append("link")
+        link(*args, **kwargs)
+
+    def watched_fsync(fd: int) -> None:
+        happened.append(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))[:14]}")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "link", watched_link)
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    store.create("commits/1.json", DATA)
+    assert happened == [f"fsync {TEMP_PREFIX}", "link", "fsync commits", "fsync root"]
+
+
+def test_partial_writes_and_reads_are_continued(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwritev, preadv = os.pwritev, os.preadv
+
+    def short_write(fd: int, views: list[memoryview], at: int) -> int:
+        return pwritev(fd, [b"".join(views)[:7]], at)
+
+    monkeypatch.setattr(os, "pwritev", short_write)
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:3]], at))
+    buffers = [DATA[:1], DATA[1:20], b"", DATA[20:21], DATA[21:]]
+    store.write_parts("a", size_bytes=105, parts=[Part(offset_bytes=5, buffers=buffers)])
+    assert read(store, "a", 105) == bytes(5) + DATA
+
+
+def test_parts_that_follow_one_another_are_one_system_call(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    pwritev = os.pwritev
+
+    def counted(fd: int, views: list[memoryview], at: int) -> int:
+        calls.append(at)
+        return pwritev(fd, views, at)
+
+    monkeypatch.setattr(os, "pwritev", counted)
+    at = (0, 10, 20, 50)
+    parts = [Part(offset_bytes=offset_bytes, buffers=[DATA[:10]]) for offset_bytes in at]
+    store.write_parts("a", size_bytes=60, parts=parts)
+    assert calls == [0, 50]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [
+        (errno.ENOSPC, Unavailable, "no-space"),
+        (errno.EDQUOT, Unavailable, "no-space"),
+        (errno.EIO, Unavailable, "io-error"),
+        (errno.EMFILE, Unavailable, "too-many-files"),
+        (errno.ESTALE, Unavailable, "unavailable"),
+        (errno.EACCES, Denied, "denied"),
+        (errno.EROFS, Denied, "denied"),
+        (errno.EFBIG, Invalid, "invalid"),
+    ],
+)
+def test_the_systems_errors_become_ours(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[BehemothError], code: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    for write in (lambda: _write(store, "a/b"), lambda: store.create("a/c", DATA)):
+        with pytest.raises(kind, match=r"(write|create) a/[bc]: ") as caught:
+            write()
+        assert caught.value.code == code
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.hint or code == "unavailable"
+    assert list(store.leftovers()) == []
+    assert not Path(store.root, "a", "c").exists()
+
+
+def test_a_failed_fsync_is_told_by_seal(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(store, "a/b")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "lost page write")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Unavailable, match="seal a/b: input/output error"):
+        store.seal(["a/b"])
+
+
+def test_more_files_than_the_limit_are_synced_before_they_are_closed(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(store, "warm-up")
+    before = _open_fds()
+    synced: list[str] = []
+    for number in range(4):
+        _write(store, f"a/{number}")
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    for number in range(4, 20):
+        _write(store, f"a/{number}")
+    assert _open_fds() - before <= 4
+    assert synced == [f"{store.root}/a/{number}" for number in range(16)]
+    store.seal([f"a/{number}" for number in range(20)])
+    store.close()
+    assert _open_fds() < before
+
+
+def test_a_file_that_another_process_replaced_is_written_anew(store: LocalStore) -> None:
+    _write(store, "a/b")
+    Path(store.root, "a", "b").unlink()
+    _write(store, "a/b", b"new")
+    assert read(LocalStore(store.root), "a/b", 3) == b"new"
+
+
+def test_a_create_that_finds_its_folder_or_temporary_file_cleared_away_tries_again(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+    hindered: list[str] = []
+
+    def clear_away_twice(temp: str, path: str, **kwargs: bool) -> None:
+        if len(hindered) < 2:
+            hindered.append(temp)
+            os.unlink(temp)
+            os.rmdir(os.path.dirname(temp))
+        link(temp, path, **kwargs)
+
+    monkeypatch.setattr(os, "link", clear_away_twice)
+    store.create("commits/1.json", DATA)
+    assert len(hindered) == 2
+    assert read(store, "commits/1.json", len(DATA)) == DATA
+    assert list(store.leftovers()) == []
+
+
+def test_a_link_that_succeeded_but_whose_answer_was_lost_counts_as_won(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def link_twice(temp: str, path: str, **kwargs: bool) -> None:
+        link(temp, path, **kwargs)
+        link(temp, path, **kwargs)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    store.create("commits/1.json", DATA)
+    assert read(store, "commits/1.json", len(DATA)) == DATA
+
+
+def test_a_killed_create_leaves_a_leftover_that_is_no_object(store: LocalStore) -> None:
+    program = (
+        "import os, signal, sys; from behemoth.storage.local import LocalStore\n"
+        "os.link = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "LocalStore(sys.argv[1]).create('commits/1.json', b'data')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, store.root], timeout=60, check=False)
+    assert ended.returncode == -9
+    assert list(store.list("")) == []
+    (leftover,) = store.leftovers()
+    assert leftover.startswith(f"commits/{TEMP_PREFIX}")
+    store.delete_leftovers([leftover, leftover])
+    assert list(store.leftovers()) == []
+    assert os.listdir(store.root) == []
+
+
+def test_only_leftovers_are_deleted_as_such(store: LocalStore) -> None:
+    store.create("commits/1.json", DATA)
+    for name in ("commits/1.json", f"../{TEMP_PREFIX}x"):
+        with pytest.raises(Invalid):
+            store.delete_leftovers([name])
+    assert read(store, "commits/1.json", len(DATA)) == DATA
+
+
+def test_a_key_cannot_name_an_unfinished_file(store: LocalStore) -> None:
+    with pytest.raises(Invalid, match="unfinished"):
+        store.create(f"a/{TEMP_PREFIX}1", DATA)
+
+
+def test_folders_go_with_their_last_object_but_never_the_root(store: LocalStore) -> None:
+    for key in ("steps/1/a/c/0", "steps/1/b", "steps/2/a"):
+        store.create(key, DATA)
+    store.delete(["steps/1/a/c/0", "steps/1/b"])
+    assert os.listdir(os.path.join(store.root, "steps")) == ["2"]
+    store.delete(["steps/2/a"])
+    assert os.listdir(store.root) == []
+
+
+def test_deleting_goes_in_order_and_is_durable_on_return(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("commits/1.json", "commits/2.json", "steps/a"):
+        store.create(key, DATA)
+    happened: list[str] = []
+    unlink, fsync = os.unlink, os.fsync
+
+    def watched_unlink(path: str) -> None:
+        happened.append(f"unlink {os.path.relpath(path, store.root)}")
+        unlink(path)
+
+    def watched_fsync(fd: int) -> None:
+        happened.append(f"fsync {os.path.relpath(os.readlink(f'/proc/self/fd/{fd}'), store.root)}")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "unlink", watched_unlink)
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    store.delete(["steps/a", "commits/1.json"])
+    assert happened == ["unlink steps/a", "unlink commits/1.json", "fsync commits", "fsync ."]
+
+
+def test_a_symbolic_link_is_not_followed_out_of_the_root(store: LocalStore, tmp_path: Path) -> None:
+    store.create("keep", DATA)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(DATA)
+    Path(store.root, "folder").symlink_to(outside)
+    Path(store.root, "file").symlink_to(outside / "secret")
+    for key in ("folder/secret", "file"):
+        with pytest.raises(Denied, match="symbolic link"):
+            store.read_into(key, offset_bytes=0, into=bytearray(1))
+        with pytest.raises(Denied, match="symbolic link"):
+            _write(store, key)
+    with pytest.raises(Denied, match="symbolic link"):
+        store.create("folder/new", DATA)
+    with pytest.raises(Denied, match="symbolic link"):
+        store.delete(["folder/secret"])
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert [info.key for info in store.list("")] == ["file", "folder", "keep"]
+    store.delete(["file", "folder"])
+    assert (outside / "secret").read_bytes() == DATA
+
+
+def test_something_that_is_no_regular_file_neither_hangs_nor_passes(store: LocalStore) -> None:
+    store.create("keep", DATA)
+    os.mkfifo(os.path.join(store.root, "pipe"))
+    with pytest.raises(Corrupt, match="expected a regular file"):
+        store.read_into("pipe", offset_bytes=0, into=bytearray(1))
+    with pytest.raises(Conflict, match="expected a regular file"):
+        _write(store, "pipe")
+    os.mkdir(os.path.join(store.root, "folder"))
+    with pytest.raises((Corrupt, Conflict, NotFound)):
+        store.read_into("folder", offset_bytes=0, into=bytearray(1))
+
+
+def test_many_processes_fill_one_object(store: LocalStore) -> None:
+    program = (
+        "import sys; from behemoth.ports import Part; from behemoth.storage.local import LocalStore\n"
+        "root, number = sys.argv[1], int(sys.argv[2]); store = LocalStore(root)\n"
+        "for piece in range(number, 400, 4):\n"
+        "    part = Part(offset_bytes=997 * piece, buffers=[bytes([piece % 251 + 1]) * 997])\n"
+        "    store.write_parts('a/b', size_bytes=997 * 400, parts=[part])\n"
+        "store.seal(['a/b'])\n"
+    )
+    command = [sys.executable, "-c", program, store.root]
+    processes = [subprocess.Popen([*command, str(number)]) for number in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert read(store, "a/b", 997 * 400) == b"".join(bytes([piece % 251 + 1]) * 997 for piece in range(400))

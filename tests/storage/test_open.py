@@ -1,0 +1,43 @@
+"""From a URL to a store."""
+
+from pathlib import Path
+
+import pytest
+from behemoth.base.errors import Invalid
+from behemoth.storage.open import open_store
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("/data/run", "/data/run"),
+        ("file:///data/run", "/data/run"),
+        ("file://localhost/data/run/", "/data/run"),
+        ("FILE:///data/run", "/data/run"),
+        ("file:///data/with%20space%23", "/data/with space#"),
+        ("/data/100%25#x?y", "/data/100%25#x?y"),
+    ],
+)
+def test_paths_and_file_urls_name_directories(url: str, root: str) -> None:
+    assert open_store(url).root == root
+
+
+def test_a_relative_path_counts_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_store("runs/x").root == str(tmp_path / "runs" / "x")
+
+
+def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert open_store("~/x").root == "/home/someone/x"
+
+
+def test_s3_is_refused_as_not_supported_yet() -> None:
+    with pytest.raises(Invalid, match=r"s3://bucket/run: s3:// is not supported yet"):
+        open_store("s3://bucket/run")
+
+
+@pytest.mark.parametrize("url", ["", "gs://b/x", "http://h/x", "file://host/x", "file://relative", "file:///x?y=1"])
+def test_anything_else_is_refused(url: str) -> None:
+    with pytest.raises(Invalid, match="expected"):
+        open_store(url)
