@@ -7,15 +7,18 @@ is `behemoth.checkpoint.layout`'s business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
+from behemoth.spec.field import About, Integer
 
 Axis = Literal["tp", "cp", "dp", "pp", "etp", "ep", "edp"]
 DENSE_AXES: tuple[Axis, ...] = ("tp", "cp", "dp", "pp")
 EXPERT_AXES: tuple[Axis, ...] = ("etp", "ep", "edp", "pp")
+_SIZE = Integer(minimum=1, maximum=1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +28,29 @@ class Mesh:
     An axis that is not used has size 1, which is why every field has that default.
     """
 
-    tp: int = 1
-    cp: int = 1
-    dp: int = 1
-    pp: int = 1
-    etp: int = 1
-    ep: int = 1
-    edp: int = 1
+    tp: Annotated[
+        int, About(doc="Tensor parallel: dense matrices are cut over this many ranks, the innermost ones.", kind=_SIZE)
+    ] = 1
+    cp: Annotated[int, About(doc="Context parallel: a sequence is cut over this many ranks.", kind=_SIZE)] = 1
+    dp: Annotated[int, About(doc="Data parallel: replicas of the dense parameters.", kind=_SIZE)] = 1
+    pp: Annotated[int, About(doc="Pipeline parallel: stages, shared by the dense and the expert mesh.", kind=_SIZE)] = 1
+    etp: Annotated[
+        int, About(doc="Expert tensor parallel: the matrices of one expert are cut over this many ranks.", kind=_SIZE)
+    ] = 1
+    ep: Annotated[
+        int,
+        About(
+            doc="Expert parallel: experts are spread over this many ranks; it must divide the experts of the model.",
+            kind=_SIZE,
+        ),
+    ] = 1
+    edp: Annotated[
+        int,
+        About(
+            doc="Expert data parallel: replicas of the experts; tp x cp x dp where etp, ep and edp are all left out.",
+            kind=_SIZE,
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -41,7 +60,7 @@ class Mesh:
         dense, expert = self.tp * self.cp * self.dp, self.etp * self.ep * self.edp
         if dense != expert:
             raise Invalid(
-                f"mesh: expected tp x cp x dp to equal etp x ep x edp, got {dense} and {expert} ranks per pipeline stage",
+                f"mesh: expected tp x cp x dp to equal etp x ep x edp, got {dense} and {expert} ranks per stage",
                 hint="both meshes lie over the same ranks; usually edp = tp x cp x dp / (etp x ep)",
                 code="mesh-product",
             )
@@ -63,3 +82,15 @@ class Mesh:
         for inner in order[: order.index(axis)]:
             stride *= self.size(inner)
         return stride
+
+
+def complete_axes(sizes: Mapping[str, object]) -> Mapping[str, object]:
+    """Sizes as written in a run file, with `edp` filled in where no expert axis is written: every dense rank then
+    holds every expert whole."""
+    if any(axis in sizes for axis in ("etp", "ep", "edp")):
+        return sizes
+    edp = 1
+    for axis in ("tp", "cp", "dp"):
+        size = sizes.get(axis, 1)
+        edp *= size if isinstance(size, int) else 1
+    return {**sizes, "edp": edp}

@@ -1,0 +1,244 @@
+"""The tensors of a model: names, shapes, and which dims are cut over which mesh axis.
+
+From these follow what a mesh must divide and how many bytes a rank holds. Inventories of published models ship as
+`data/*.json`; a user's own file has the same format. What a checkpoint stores per array, down to the byte, is the
+business of `behemoth.checkpoint`; this module knows parameters only.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Rank
+from behemoth.spec.field import About, Choice, Text, require_ranges
+from behemoth.spec.mesh import Axis, Mesh
+
+MODEL_NAMES = ("tiny-moe", "scout", "maverick", "behemoth-ref")
+MAX_INVENTORY_BYTES = 16 << 20
+WEIGHT_BYTES = 2
+"""bfloat16 weights."""
+OPTIMIZER_BYTES = 12
+"""fp32 master weight and two fp32 moments per parameter (AdamW), sharded over the replicas of a block."""
+
+Stage = Literal["first", "last", "layer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedModel:
+    """A model whose inventory ships with the package."""
+
+    ref: Annotated[str, About(doc="A model that Behemoth knows by name.", kind=Choice(names=MODEL_NAMES))]
+
+    def __post_init__(self) -> None:
+        require_ranges(self, name="model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """A model whose inventory is a file; whoever opens the file calls `behemoth.spec.run.require_fit`."""
+
+    inventory: Annotated[
+        str,
+        About(
+            doc="Path of a JSON file with the tensors of your own model, in the format of `docs/spec.md`.",
+            kind=Text(what="a path", pattern=r"[^\0]+"),
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        require_ranges(self, name="model")
+
+
+Model: TypeAlias = NamedModel | ModelFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """`dim` is split evenly over `axis`, each of its `num_packed` parts (gate|up, ...) by itself."""
+
+    dim: int
+    axis: Axis
+    num_packed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+    stage: Stage
+    layer: int | None
+    """Its number among the layers that are spread over the pipeline; None outside of them."""
+
+    @property
+    def num_params(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_expert(self) -> bool:
+        return any(cut.axis in ("ep", "etp") for cut in self.cuts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """All tensors of one model; `tensors` is empty where they come from the program and only `num_experts` is known."""
+
+    num_experts: int
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def num_params(self) -> int:
+        return sum(tensor.num_params for tensor in self.tensors)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers spread over the pipeline; 0 where no tensors are known."""
+        return max((tensor.layer + 1 for tensor in self.tensors if tensor.layer is not None), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBytes:
+    """What one rank holds. Replicated weights count on every holder; optimizer state is sharded over the replicas."""
+
+    weights_bytes: int
+    optimizer_bytes: int
+
+
+def named_inventory(name: str) -> Inventory:
+    """The inventory of a model that ships with the package; read once. Raises Invalid for an unknown name."""
+    if name not in MODEL_NAMES:
+        raise Invalid(f"model: expected one of {', '.join(MODEL_NAMES)}, got {name!r}", code="unknown-model")
+    return _shipped(name)
+
+
+def decode_inventory(data: bytes, *, source: str) -> Inventory:
+    """Read an inventory file. Raises Invalid that names `source` and the place of what is wrong."""
+    if len(data) > MAX_INVENTORY_BYTES:
+        expected = f"expected at most {MAX_INVENTORY_BYTES} bytes"
+        raise Invalid(f"{source}: {expected}, got {len(data)}", code="inventory-size")
+    try:
+        file = msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"{source}: expected a model inventory, got: {str(error)[:1].lower()}{str(error)[1:]}"
+        raise Invalid(message, code="inventory-format") from error
+    if file.format != 1:
+        hint = "this file needs a newer behemoth"
+        raise Invalid(f"{source}: expected format 1, got {file.format}", hint=hint, code="inventory-format")
+    tensors = tuple(tensor for entry in file.tensors for tensor in _tensors(entry, source))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        names = [tensor.name for tensor in tensors]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Invalid(f"{source}: expected each tensor once, got {twice} again", code="inventory-format")
+    return Inventory(num_experts=file.experts, tensors=tensors)
+
+
+def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
+    """Axes whose size does not suit the model, each with the reason as `expected ..., got ...`, once per axis."""
+    if inventory.num_experts == 0 and mesh.ep > 1:
+        yield "ep", f"expected 1 for a model without experts, got {mesh.ep}"
+    elif inventory.num_experts % mesh.ep:
+        yield "ep", f"expected a divisor of the model's {inventory.num_experts} experts, got {mesh.ep}"
+    if inventory.num_layers and mesh.pp > inventory.num_layers:
+        yield "pp", f"expected at most the model's {inventory.num_layers} layers, got {mesh.pp}"
+    for axis in ("tp", "etp"):
+        uneven = next((tensor for tensor in inventory.tensors if not _is_even(tensor, mesh, axis)), None)
+        if uneven is not None:
+            cut = next(cut for cut in uneven.cuts if cut.axis == axis)
+            rows = uneven.shape[cut.dim] // cut.num_packed
+            yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
+
+
+def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
+    """Bytes of weights (2 per parameter) and optimizer state (12 per parameter) on `rank`.
+
+    Layers are spread over the pipeline in order and as evenly as whole layers allow; the embedding and the vision tower
+    sit on the first stage, the final norm and the head on the last. Optimizer state of a block is sharded over the
+    ranks that hold the same block: dp x cp for dense tensors, edp for experts (Megatron's distributed optimizer).
+    """
+    weights_bytes = optimizer_bytes = 0
+    for tensor in inventory.tensors:
+        if _stage(tensor, inventory.num_layers, mesh.pp) != mesh.coordinate(rank, "pp"):
+            continue
+        held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
+        replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
+        weights_bytes += held * WEIGHT_BYTES
+        optimizer_bytes += -(-held // replicas) * OPTIMIZER_BYTES
+    return RankBytes(weights_bytes=weights_bytes, optimizer_bytes=optimizer_bytes)
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor, or one per layer where `layers` gives start, stop and step and the name has a `{}` for the number."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]], msgspec.Meta(max_length=8)]
+    shard: Annotated[str, msgspec.Meta(max_length=100)]
+    layers: tuple[int, int, int] | None = None
+    stage: Stage | None = None
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+    tensors: Annotated[list[_Entry], msgspec.Meta(max_length=100_000)]
+    about: str = ""
+
+
+@functools.cache
+def _shipped(name: str) -> Inventory:
+    file = resources.files("behemoth.spec").joinpath("data", f"{name}.json")
+    return decode_inventory(file.read_bytes(), source=f"model {name}")
+
+
+def _tensors(entry: _Entry, source: str) -> Iterator[Tensor]:
+    shape, cuts = tuple(entry.shape), _cuts(entry, source)
+    if entry.layers is None:
+        yield Tensor(name=entry.name, shape=shape, cuts=cuts, stage=entry.stage or "first", layer=None)
+        return
+    start, stop, step = entry.layers
+    if not (0 <= start < stop <= 10_000 and step >= 1 and entry.name.count("{}") == 1):
+        expected = "expected layers as [start, stop, step] and one {} in the name"
+        raise Invalid(f"{source}: {entry.name}: {expected}, got {list(entry.layers)}", code="inventory-format")
+    for number in range(start, stop, step):
+        name, stage = entry.name.replace("{}", str(number)), entry.stage or "layer"
+        yield Tensor(name=name, shape=shape, cuts=cuts, stage=stage, layer=number if stage == "layer" else None)
+
+
+def _cuts(entry: _Entry, source: str) -> tuple[Cut, ...]:
+    """`rep` is whole on every rank; `ep0,etp2_packed2` cuts dim 0 over ep, and both halves of dim 2 over etp."""
+    if entry.shard == "rep":
+        return ()
+    return tuple(_cut(rule, entry, source) for rule in entry.shard.split(","))
+
+
+def _cut(rule: str, entry: _Entry, source: str) -> Cut:
+    match = re.fullmatch(r"(tp|etp|ep)([0-7])(?:_packed([1-9][0-9]?))?", rule)
+    axes: dict[str, Axis] = {"tp": "tp", "etp": "etp", "ep": "ep"}
+    if match is None or int(match[2]) >= len(entry.shape) or entry.shape[int(match[2])] % int(match[3] or 1):
+        expected = "expected a shard rule such as rep, tp0 or ep0,etp2_packed2 that fits the shape"
+        raise Invalid(f"{source}: {entry.name}: {expected} {entry.shape}, got {entry.shard!r}", code="inventory-format")
+    return Cut(dim=int(match[2]), axis=axes[match[1]], num_packed=int(match[3] or 1))
+
+
+def _is_even(tensor: Tensor, mesh: Mesh, axis: Axis) -> bool:
+    cuts = (cut for cut in tensor.cuts if cut.axis == axis)
+    return all(tensor.shape[cut.dim] % (cut.num_packed * mesh.size(axis)) == 0 for cut in cuts)
+
+
+def _stage(tensor: Tensor, num_layers: int, num_stages: int) -> int:
+    match tensor.stage:
+        case "first":
+            return 0
+        case "last":
+            return num_stages - 1
+        case "layer":
+            assert tensor.layer is not None
+            return tensor.layer * num_stages // num_layers
