@@ -23,7 +23,7 @@ from behemoth.base.errors import Invalid, Timeout
 LIFELINE_ENV = "BEHEMOTH_LIFELINE_FD"
 """Number of a descriptor that the program may poll: readable (EOF) means that its starter is gone."""
 LOG_ENV = "BEHEMOTH_AGENT_LOG"
-"""Path that the program's stdout and stderr are appended to; without it they are discarded."""
+"""In an agent's `env`: path that its stdout and stderr are appended to; without it they are discarded."""
 
 _KEEPER = str(Path(__file__).with_name("keeper.py"))
 _STOP_MARGIN_S = 12.0
@@ -34,7 +34,7 @@ _STOP_MARGIN_S = 12.0
 class KeptSpec:
     """What to start. `env` is the whole environment; `grace_s` is what the program gets between the end of its lifeline
     and SIGKILL; `pass_fds` go to the program; `hold_fds` stay open in the keeper alone; `remove_dir` is deleted by the
-    keeper once everything below is dead."""
+    keeper once everything below is dead; stdout and stderr are appended to `log_path`, or discarded."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -42,10 +42,10 @@ class KeptSpec:
     pass_fds: Sequence[int] = ()
     hold_fds: Sequence[int] = ()
     remove_dir: str = ""
+    log_path: str = ""
 
     def __post_init__(self) -> None:
-        if not self.argv:
-            raise Invalid("agent argv: expected a program, got an empty list")
+        require_program(self.argv)
 
 
 class KeptProcess:
@@ -129,10 +129,16 @@ def start_kept(spec: KeptSpec) -> KeptProcess:
     return KeptProcess(popen, lifeline_fd=lifeline_write, status_fd=status_read, grace_s=spec.grace_s)
 
 
+def require_program(argv: Sequence[str]) -> None:
+    """Raises Invalid for an argv that names no program."""
+    if not argv:
+        raise Invalid("agent argv: expected a program and its arguments, got an empty list")
+
+
 def _popen(spec: KeptSpec, *, lifeline_fd: int, status_fd: int) -> subprocess.Popen[bytes]:
     hold = ",".join(str(fd) for fd in spec.hold_fds)
     numbers = [str(lifeline_fd), str(status_fd), str(int(spec.grace_s * 1000)), hold, spec.remove_dir]
-    with open(spec.env.get(LOG_ENV, os.devnull), "ab") as log:
+    with open(spec.log_path or os.devnull, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", _KEEPER, *numbers, "--", *spec.argv],
             env={**spec.env, LIFELINE_ENV: str(lifeline_fd)},

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from behemoth.base.errors import NotFound, Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.ports import NodeGone
-from behemoth.rayrt.kept import KeptProcess, KeptSpec, start_kept
+from behemoth.rayrt.kept import LOG_ENV, KeptProcess, KeptSpec, start_kept
 from behemoth.rayrt.roster import Roster
 
 
@@ -39,9 +39,11 @@ class SubprocessRuntime:
         require_node(node, self._nodes)
         if self._roster.is_started(node, incarnation):
             return
+        log_path, whole_env = env.get(LOG_ENV, ""), {**os.environ, **env}
+        spec = KeptSpec(argv=argv, env=whole_env, grace_s=self._grace_s, log_path=log_path)
         self._stop(node)
         try:
-            agent = start_kept(KeptSpec(argv=argv, env={**os.environ, **env}, grace_s=self._grace_s))
+            agent = start_kept(spec)
         except OSError as error:
             raise Unavailable(f"agent on node {node}: expected a new process, got {error}") from error
         self._agents[node] = agent
