@@ -1,0 +1,38 @@
+"""The arithmetic of benchmark rows."""
+
+import pytest
+from bench.bench_table import alone, alternate, beside, interval
+
+
+def test_few_samples_give_all_of_them_as_interval() -> None:
+    of = interval([3.0, 1.0, 2.0])
+    assert (of.low, of.median, of.high) == (1.0, 2.0, 3.0)
+
+
+def test_twenty_samples_leave_out_five_at_each_end() -> None:
+    # Binomial(20, 1/2): P(X <= 5) = 0.0207, so the interval is [x(6), x(15)] (Conover 1999, table A3)
+    of = interval([float(value) for value in range(1, 21)])
+    assert (of.low, of.median, of.high) == (6.0, 10.5, 15.0)
+
+
+def test_a_ratio_is_the_median_of_pairs_not_the_ratio_of_medians() -> None:
+    row = beside("save", "s", [1.0, 2.0, 9.0], "peer", [2.0, 2.0, 3.0])
+    assert (row.ours, row.peer_value, row.ratio) == (2.0, 2.0, 1.0)
+    assert (row.ratio_low, row.ratio_high) == (0.5, 3.0)
+
+
+def test_a_row_without_a_peer_has_no_ratio() -> None:
+    assert alone("stage", "s", [1.0]).ratio is None
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    order: list[str] = []
+
+    def contender(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"save": float(len(order))}
+
+    samples = alternate({"a": lambda: contender("a"), "b": lambda: contender("b")}, num_rounds=2)
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert samples == {"a": {"save": [3.0, 6.0]}, "b": {"save": [4.0, 5.0]}}
+    assert "round 2 of 2" in capsys.readouterr().err
