@@ -75,12 +75,12 @@ _LONGEST_TEXT = 80
 
 
 def parse_fault(text: str, *, name: str = "drill") -> Fault:
-    """Read one fault; runs of spaces count as one.
+    """Read one fault.
 
     `name` opens the message of an error. Raises Invalid; its hint is the nearest sentence, or all forms there are.
     """
     words = text.split() if len(text) <= _LONGEST_TEXT else []
-    if not re.fullmatch(FAULT_PATTERN, " ".join(words)):
+    if not re.fullmatch(FAULT_PATTERN, text):
         shown = repr(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}...")
         raise Invalid(f"{name}: expected {FAULT_EXPECTED}, got {shown}", hint=_hint(words), code="drill-grammar")
     step = Step(int(words[-1]))

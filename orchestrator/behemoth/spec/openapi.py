@@ -50,22 +50,24 @@ def _schema(kind: Kind) -> Json:
             return {"type": "array", "items": _schema(item), "minItems": min_items}
         case Table(value=value):
             return {"type": "object", "additionalProperties": _schema(value)}
-        case Section(fields=fields):
-            return _object(fields)
+        case Section(fields=fields, complete=complete):
+            return _object(fields, with_defaults=complete is None)
         case OneOf(sections=sections):
             return _either(sections)
         case _:
             assert_never(kind)
 
 
-def _object(fields: tuple[Field, ...]) -> Json:
+def _object(fields: tuple[Field, ...], *, with_defaults: bool) -> Json:
+    """Defaults are left out where some depend on what else is written: the API server would write them all."""
     required = [field.name for field in fields if field.required]
-    properties = {field.name: _property(field) for field in fields}
+    properties = {field.name: _property(field, with_default=with_defaults) for field in fields}
     return {"type": "object", "properties": properties, **({"required": required} if required else {})}
 
 
-def _property(field: Field) -> Json:
-    default = {} if field.default is None else {"default": encode_value(field.kind, field.default)}
+def _property(field: Field, *, with_default: bool) -> Json:
+    has_default = with_default and field.default is not None
+    default = {"default": encode_value(field.kind, field.default)} if has_default else {}
     note = "" if field.supported else " Not supported yet."
     return {"description": field.doc + note, **_schema(field.kind), **default}
 
@@ -73,9 +75,8 @@ def _property(field: Field) -> Json:
 def _either(sections: tuple[Section, ...]) -> Json:
     """One object with the fields of all forms, and `oneOf` to tell which are needed: a structural schema must not
     define properties below `oneOf`."""
-    merged = {field.name: _property(field) for section in sections for field in section.fields}
-    for schema in merged.values():
-        schema.pop("default", None)
+    fields = (field for section in sections for field in section.fields)
+    merged = {field.name: _property(field, with_default=False) for field in fields}
     forms = [{"required": [field.name for field in section.fields if field.required]} for section in sections]
     return {"type": "object", "properties": merged, "oneOf": forms}
 

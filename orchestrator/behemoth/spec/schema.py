@@ -95,7 +95,9 @@ def nearest_path(path: str) -> str:
     elsewhere = [p for p in paths if _fold(p.rpartition(".")[2]) == _fold(leaf)]
     if close and (not elsewhere or _fold(leaf) in folded):
         return f"did you mean {f'{parent}.' if parent else ''}{folded[close[0]]}?"
-    similar = elsewhere or difflib.get_close_matches(path, paths, n=1)
+    leaves = {p.rpartition(".")[2]: p for p in reversed(paths)}
+    alike = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
+    similar = elsewhere or alike or difflib.get_close_matches(path, paths, n=1)
     return f"did you mean {similar[0]}?" if similar else ""
 
 

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Rank
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, complete_axes
+
+MESH = Mesh(tp=2, cp=3, dp=2, pp=2, etp=3, ep=2, edp=2)
+
+
+def test_coordinates_of_each_mesh_name_a_rank() -> None:
+    for axes in (DENSE_AXES, EXPERT_AXES):
+        places = {tuple(MESH.coordinate(Rank(rank), axis) for axis in axes) for rank in range(MESH.num_ranks)}
+        assert len(places) == MESH.num_ranks == 24
+
+
+def test_ranks_are_numbered_with_tensor_axes_innermost() -> None:
+    for rank in range(MESH.num_ranks):
+        tp, cp, dp, pp = (MESH.coordinate(Rank(rank), axis) for axis in DENSE_AXES)
+        assert rank == ((pp * 2 + dp) * 3 + cp) * 2 + tp
+        etp, ep, edp, pp = (MESH.coordinate(Rank(rank), axis) for axis in EXPERT_AXES)
+        assert rank == ((pp * 2 + edp) * 2 + ep) * 3 + etp
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.0, "2"])
+def test_a_size_that_is_no_positive_integer_is_refused(size: object) -> None:
+    with pytest.raises(Invalid, match=r"mesh\.tp: expected an integer >= 1"):
+        Mesh(tp=size)  # type: ignore[arg-type]
+
+
+def test_dense_and_expert_axes_cover_the_same_ranks() -> None:
+    with pytest.raises(Invalid, match="got 4 and 2 ranks per stage"):
+        Mesh(dp=4, ep=2)
+
+
+def test_expert_replicas_are_filled_in_only_where_no_expert_axis_is_written() -> None:
+    assert complete_axes({"tp": 2, "dp": 3, "pp": 5}) == {"tp": 2, "dp": 3, "pp": 5, "edp": 6}
+    assert complete_axes({"dp": 4, "ep": 2}) == {"dp": 4, "ep": 2}

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Rank
+from behemoth.spec.decode import decode_document
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import MODEL_NAMES, decode_inventory, misfits, named_inventory, rank_bytes
+from behemoth.spec.problem import InvalidRun
+from behemoth.spec.run import require_fit
+from spec.run_texts import document
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tensors", "num_params", "num_experts", "num_layers"),
+    [
+        ("scout", 1133, 108_641_793_536, 16, 48),
+        ("maverick", 1061, 401_583_781_376, 128, 48),
+        ("behemoth-ref", 1613, 2_015_461_958_144, 16, 88),
+        ("tiny-moe", 0, 0, 16, 0),
+    ],
+)
+def test_a_named_model_has_its_published_size(
+    name: str, num_tensors: int, num_params: int, num_experts: int, num_layers: int
+) -> None:
+    inventory = named_inventory(name)
+    assert (len(inventory.tensors), inventory.num_params) == (num_tensors, num_params)
+    assert (inventory.num_experts, inventory.num_layers) == (num_experts, num_layers)
+
+
+def test_every_name_has_an_inventory() -> None:
+    assert all(named_inventory(name).num_experts for name in MODEL_NAMES)
+    with pytest.raises(Invalid, match="expected one of tiny-moe"):
+        named_inventory("../x")
+
+
+def test_one_rank_holds_everything() -> None:
+    held = rank_bytes(named_inventory("scout"), Mesh(), Rank(0))
+    assert (held.weights_bytes, held.optimizer_bytes) == (2 * 108_641_793_536, 12 * 108_641_793_536)
+
+
+def test_pipeline_stages_hold_every_tensor_once() -> None:
+    mesh, inventory = Mesh(pp=8), named_inventory("behemoth-ref")
+    held = [rank_bytes(inventory, mesh, Rank(rank)).weights_bytes for rank in range(8)]
+    assert sum(held) == 2 * inventory.num_params
+
+
+def test_the_optimizer_state_of_a_behemoth_adds_up_over_its_ranks() -> None:
+    mesh = Mesh(tp=8, pp=8, dp=4, ep=16, etp=2, edp=1)
+    inventory = named_inventory("behemoth-ref")
+    held = sum(rank_bytes(inventory, mesh, Rank(rank)).optimizer_bytes for rank in range(mesh.num_ranks))
+    assert inventory.num_params * 12 <= held < inventory.num_params * 12 * 1.01
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axis", "reason"),
+    [
+        (Mesh(dp=3, ep=3), "ep", "expected a divisor of the model's 16 experts, got 3"),
+        (Mesh(pp=49), "pp", "expected at most the model's 48 layers, got 49"),
+        (Mesh(tp=3, edp=3), "tp", "got 3"),
+        (Mesh(dp=3, etp=3), "etp", "expected a divisor of 8192 (dim 2 of"),
+    ],
+)
+def test_a_mesh_that_does_not_suit_the_model_is_told_by_axis(mesh: Mesh, axis: str, reason: str) -> None:
+    ((got_axis, got_reason),) = misfits(named_inventory("scout"), mesh)
+    assert got_axis == axis
+    assert reason in got_reason
+
+
+def _file(**changes: object) -> bytes:
+    tensor = {"name": "a.{}.w", "shape": [8, 4], "shard": "tp0", "layers": [0, 4, 2]}
+    return json.dumps({"format": 1, "experts": 4, "tensors": [tensor], **changes}).encode()
+
+
+def test_an_own_inventory_spreads_its_layers() -> None:
+    inventory = decode_inventory(_file(), source="m.json")
+    assert [(tensor.name, tensor.layer) for tensor in inventory.tensors] == [("a.0.w", 0), ("a.2.w", 2)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        _file(format=2),
+        _file(experts=-1),
+        _file(more=1),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "tp1"}]),
+        _file(tensors=[{"name": "a", "shape": [7], "shard": "tp0_packed2"}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "dp0"}]),
+        _file(tensors=[{"name": "a", "shape": [0], "shard": "rep"}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "rep", "layers": [0, 4, 1]}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "rep"}] * 2),
+    ],
+)
+def test_a_malformed_inventory_is_refused_by_name(data: bytes) -> None:
+    with pytest.raises(Invalid, match=r"^m\.json: "):
+        decode_inventory(data, source="m.json")
+
+
+def test_a_run_is_held_to_an_inventory_that_was_read_later() -> None:
+    run = decode_document(document(model={"inventory": "m.json"}, mesh={"dp": 4, "ep": 4}))
+    require_fit(run, decode_inventory(_file(), source="m.json"))
+    with pytest.raises(InvalidRun, match=r"spec\.mesh\.ep: expected a divisor of the model's 3 experts, got 4"):
+        require_fit(run, decode_inventory(_file(experts=3), source="m.json"))
