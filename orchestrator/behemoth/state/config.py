@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from behemoth.base.ids import NodeId, RunUid, Step
+from behemoth.base.ids import NodeId, Rank, RunUid, Slot, Step
 
 WorkPhase = Literal["start", "restore", "first_step", "step", "eval", "save"]
 """What a rank says it is doing; each has its own hang limit."""
@@ -59,3 +59,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long agents of an earlier coordinator may take to come back before their workers count as lost."""
     save_limit_us: int
     """How long one save may take from its call to its commit before it is aborted."""
+
+    def slot_of(self, rank: Rank) -> Slot:
+        """Ranks fill the slots in order."""
+        return Slot(rank // self.ranks_per_node)

@@ -85,6 +85,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Longest step of any rank since the last Progress; 0 when no step was completed."""
     stall_us: int
     """Time that ranks spent blocked in saves during this attempt, summed over ranks."""
+    next_report_by_us: int | None = None
+    """The body's promise that the gang goes on as before until then and that it reports by then. None, as real bodies
+    say it: a Progress is told whenever something changed, so silence is no step (`behemoth.policy.hang`)."""
 
 
 class Tick(_Evidence, frozen=True, kw_only=True):

@@ -1,0 +1,76 @@
+"""What a failure means: which explanation wins, whether the program or a machine is to blame, and when to stop.
+
+Pure. Neighbours: `spares` weighs a node's strikes; `behemoth.reconcile.incidents` keeps what is open.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+
+from behemoth.base.ids import NodeId, Step
+from behemoth.state.evidence import WorkerFailed
+from behemoth.state.observation import Cause, Incident
+
+_RANK_OF_CAUSE = {cause: rank for rank, cause in enumerate(get_args(Cause))}
+_MAX_SEEN = 16
+_MAX_LINE = 300
+
+
+def more_root_like(one: Incident, other: Incident) -> Incident:
+    """The better explanation of the same attempt's end, with the earliest sign and the earliest time to act of both.
+
+    A lost node explains a broken connection in its peers, a signal explains an exit code elsewhere. Equals: the first
+    one told stays.
+    """
+    best = other if _RANK_OF_CAUSE[other.cause] < _RANK_OF_CAUSE[one.cause] else one
+    return msgspec.structs.replace(
+        best,
+        at_us=min(one.at_us, other.at_us),
+        told_us=min(one.told_us, other.told_us),
+        act_at_us=min(one.act_at_us, other.act_at_us),
+        decided_us=one.decided_us if other.decided_us is None else other.decided_us,
+    )
+
+
+def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int, settle_us: int) -> Incident:
+    """A signal speaks for itself; a plain exit may be the echo of something worse, which gets `settle_us` to show."""
+    line = last_line(failed.last_lines)
+    is_signal = failed.signal is not None
+    how = f"signal {failed.signal}" if is_signal else f"exit code {failed.exit_code}"
+    told = f"rank {failed.rank} on node {failed.node} ended with {how}" + (f": {line}" if line else "")
+    return Incident(
+        cause="signal" if is_signal else "exit",
+        node=failed.node,
+        rank=failed.rank,
+        reason=told,
+        at_us=first_sign_us,
+        told_us=now_us,
+        act_at_us=now_us if is_signal else now_us + settle_us,
+        signature=f"{how}: {line}" if line else "",
+    )
+
+
+def last_line(text: str) -> str:
+    """The last line with anything on it, cut to what fits a message."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip()[:_MAX_LINE] if lines else ""
+
+
+def failures_after(*, num_failures: int, best_step: Step, best_step_at_failure: int) -> int:
+    """Failures of the program in a row with the one that just happened: a run that got further begins at one."""
+    return num_failures + 1 if best_step <= best_step_at_failure else 1
+
+
+def is_of_program(incident: Incident, seen: tuple[tuple[str, NodeId], ...]) -> bool:
+    """Whether the same failure was seen on another node: then no node is to blame ("same stack on two nodes =
+    software", design/recovery.md)."""
+    return any(sign == incident.signature and node != incident.node for sign, node in seen if sign)
+
+
+def seen_after(incident: Incident, seen: tuple[tuple[str, NodeId], ...]) -> tuple[tuple[str, NodeId], ...]:
+    """`seen` with this failure, bounded."""
+    if not incident.signature or incident.node is None:
+        return seen
+    return (*seen, (incident.signature, incident.node))[-_MAX_SEEN:]

@@ -1,0 +1,292 @@
+"""Saves: announced ahead, agreed on when they are the last, committed once, or given up.
+
+One save is in flight at a time. What becomes of it when its attempt ends:
+
+- Not in memory everywhere (called, armed, agreed): aborted before the next Start; its ranks are gone.
+- Staged: the agents own the memory and go on writing it beside the new attempt, so it may still commit, unless a holder
+  was lost before all receipts were in: then its bytes are lost, and it is aborted.
+- Written: all bytes are in the store, so its Commit goes on whatever is lost.
+
+The new attempt restores the newest *committed* step, which may be older than the staged one. It then repeats those
+steps bit for bit, so a commit that arrives meanwhile names the same state and is as good as one of its own. A commit's
+name is its step, so steps that are committed already are skipped when the gang passes them again.
+
+Neighbours: `behemoth.policy.cadence` chooses steps, `closing` ends the run after a last save.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from behemoth.base.ids import Step, WriteId
+from behemoth.policy import cadence
+from behemoth.policy.retention import MIN_KEPT, Retention, expired
+from behemoth.state.effect import Abort, Agree, Commit, CommitRef, Delete, Effect, Save
+from behemoth.state.evidence import (
+    CommitsFound,
+    Committed,
+    Deleted,
+    SaveArmed,
+    SaveFailed,
+    SavePassed,
+    SaveStaged,
+    SaveWritten,
+)
+from behemoth.state.observation import Observation, SaveInFlight
+
+_MAX_ABORTED = 16
+_REPORT_US = 2_000_000
+"""How far the line of progress is drawn on without a promise: bodies report every tick; longer silence is a stall."""
+
+
+def on_found(obs: Observation, told: CommitsFound) -> Observation:
+    """The store's own word, once per term; what this term committed before it was listed is added."""
+    if obs.are_commits_known:
+        return obs
+    by_step = {commit.step: commit for commit in (*told.commits, *obs.commits_of_term)}
+    intact = (by_step[step] for step in sorted(by_step) if by_step[step].write_id not in obs.rejected)
+    obs = replace(obs, commits=tuple(intact), are_commits_known=True, commits_of_term=())
+    num_writes = max([obs.num_writes, *(_number_of(commit.write_id) for commit in obs.commits)])
+    best_step = max([obs.best_step, *(commit.step for commit in obs.commits[-1:])])
+    return _with_expired(replace(obs, num_writes=num_writes, best_step=best_step))
+
+
+def _number_of(write_id: WriteId) -> int:
+    """The counter in `a<attempt>-<counter>`, 0 for foreign ids."""
+    tail = write_id.rpartition("-")[2]
+    return int(tail) if tail.isascii() and tail.isdigit() else 0
+
+
+def on_passed(obs: Observation, told: SavePassed) -> Observation:
+    save = _matching(obs, told.write_id)
+    if save is None or save.state not in ("called", "armed"):
+        return obs
+    why = f"a rank stood at step {told.step} already"
+    obs = replace(obs, save=replace(save, doom=why), num_passed=obs.num_passed + 1)
+    progress = obs.progress
+    if progress is None or told.attempt != obs.attempt or told.step <= progress.furthest_step:
+        return obs
+    return replace(obs, progress=replace(progress, furthest_step=told.step))
+
+
+def on_armed(obs: Observation, told: SaveArmed) -> Observation:
+    save = _matching(obs, told.write_id)
+    if save is None or save.state != "called":
+        return obs
+    return replace(obs, save=replace(save, state="armed"), num_passed=0)
+
+
+def on_staged(obs: Observation, told: SaveStaged) -> Observation:
+    save = _matching(obs, told.write_id)
+    if save is None or save.state not in ("called", "armed", "agreed"):
+        return obs
+    return replace(obs, save=replace(save, state="staged"))
+
+
+def on_written(obs: Observation, told: SaveWritten) -> Observation:
+    save = _matching(obs, told.write_id)
+    if save is None or save.state in ("written", "committing"):
+        return obs
+    return replace(obs, save=replace(save, state="written"))
+
+
+def on_failed(obs: Observation, told: SaveFailed) -> Observation:
+    save = _matching(obs, told.write_id)
+    return obs if save is None else replace(obs, save=replace(save, doom=told.reason, is_failure=True))
+
+
+def _matching(obs: Observation, write_id: WriteId) -> SaveInFlight | None:
+    save = obs.save
+    return save if save is not None and save.write_id == write_id and save.doom is None else None
+
+
+def on_committed(obs: Observation, told: Committed) -> Observation:
+    """The commit exists, even when it was given up here; repetitions and commits of others are no news."""
+    commit, save = told.commit, obs.save
+    is_flying = save is not None and save.write_id == commit.write_id
+    if not is_flying and commit.write_id not in obs.aborted:
+        return obs
+    obs = replace(obs, aborted=tuple(entry for entry in obs.aborted if entry != commit.write_id))
+    if is_flying and save is not None:
+        obs = replace(obs, save=None, num_save_failures=0, num_last_failures=0, save_message="")
+        obs = replace(obs, ending_step=commit.step, ended_us=obs.now_us) if save.is_last else obs
+    if any(known.step == commit.step for known in obs.commits):
+        return obs
+    commits = tuple(sorted((*obs.commits, commit), key=lambda known: known.step))
+    of_term = obs.commits_of_term if obs.are_commits_known else (*obs.commits_of_term, commit)
+    return _with_expired(replace(obs, commits=commits, commits_of_term=of_term))
+
+
+def _with_expired(obs: Observation) -> Observation:
+    """Keep the index of what retention no longer wants."""
+    kept = Retention(keep_last=max(MIN_KEPT, obs.config.keep_last), every_steps=obs.config.keep_every_steps or None)
+    steps = set(expired((commit.step for commit in obs.commits), kept))
+    unwanted = (commit for commit in obs.commits if commit.step in steps and commit.write_id not in obs.deleting)
+    return replace(obs, expired=tuple(unwanted))
+
+
+def on_deleted(obs: Observation, told: Deleted) -> Observation:
+    gone = obs.deleting.intersection(told.write_ids)
+    if not gone:
+        return obs
+    commits = tuple(commit for commit in obs.commits if commit.write_id not in gone)
+    return replace(obs, commits=commits, deleting=obs.deleting - gone)
+
+
+def elapse(obs: Observation) -> Observation:
+    """From when the gang stands at the save's step, its limit counts; one that is over it failed."""
+    save = obs.save
+    if save is None or save.doom is not None:
+        return obs
+    if save.reached_us is None and _is_reached(obs, save):
+        save = replace(save, reached_us=obs.now_us)
+        obs = replace(obs, save=save)
+    if save.reached_us is None or obs.now_us < save.reached_us + obs.config.save_limit_us:
+        return obs
+    why = f"no commit within {obs.config.save_limit_us / 1e6:g} s (it was {save.state})"
+    return replace(obs, save=replace(save, doom=why, is_failure=True))
+
+
+def _is_reached(obs: Observation, save: SaveInFlight) -> bool:
+    if save.state in ("staged", "written", "committing") or obs.gang == "finished":
+        return True
+    return obs.progress is not None and obs.progress.furthest_step >= save.step
+
+
+def aborts(obs: Observation) -> tuple[Effect, ...]:
+    """Give up what cannot or shall not commit any more."""
+    save = obs.save
+    why = None if save is None else _abort_reason(obs, save)
+    if save is None or why is None:
+        return ()
+    return (Abort(fence=obs.fence, write_id=save.write_id, reason=why),)
+
+
+def _abort_reason(obs: Observation, save: SaveInFlight) -> str | None:
+    if save.doom is not None:
+        return save.doom
+    if save.state in ("called", "armed", "agreed") and (obs.incident is not None or obs.gang in ("none", "starting")):
+        return "its attempt ended before all ranks had saved"
+    is_early = save.state in ("called", "armed")
+    if is_early and obs.asked is not None and not save.is_last:
+        return "the run shall end sooner"
+    if is_early and obs.asked is None and save.is_last and save.step < obs.config.total_steps:
+        return "the run shall go on"
+    return None
+
+
+def calls(obs: Observation) -> tuple[Effect, ...]:
+    """Take the save in flight one step further, or announce the next."""
+    save = obs.save
+    if save is None:
+        return _announcement(obs)
+    if save.doom is None and save.is_last and save.state == "armed":
+        return (Agree(fence=obs.fence, write_id=save.write_id),)
+    if save.doom is None and save.state == "written":
+        return (Commit(fence=obs.fence, step=save.step, write_id=save.write_id),)
+    return ()
+
+
+def _announcement(obs: Observation) -> tuple[Effect, ...]:
+    step = _next_step(obs)
+    if step is None:
+        return ()
+    is_last = obs.asked is not None or step >= obs.config.total_steps
+    return (Save(fence=obs.fence, step=step, write_id=_next_write_id(obs), is_last=is_last),)
+
+
+def _next_write_id(obs: Observation) -> WriteId:
+    return WriteId(f"a{obs.attempt}-{obs.num_writes + 1}")
+
+
+def _next_step(obs: Observation) -> Step | None:
+    progress = obs.progress
+    is_idle = obs.gang != "training" or obs.incident is not None or obs.unknown or obs.ending_step is not None
+    if is_idle or progress is None or obs.is_done:
+        return None
+    return cadence.next_step(
+        obs.config.cadence,
+        line=_line(obs),
+        furthest_step=progress.furthest_step,
+        due_us=obs.now_us if obs.asked is not None else _due_us(obs),
+        now_us=obs.now_us,
+        step_us=obs.step_us,
+        num_passed=obs.num_passed,
+        is_asked=obs.asked is not None,
+        committed={commit.step for commit in obs.commits if commit.step > progress.step},
+        total_steps=obs.config.total_steps,
+    )
+
+
+def _line(obs: Observation) -> Step:
+    progress = obs.progress
+    if progress is None:
+        return Step(0)
+    drawn_to_us = max(progress.next_report_by_us or 0, progress.at_us + obs.step_us + _REPORT_US)
+    until_us = min(obs.now_us, drawn_to_us)
+    return cadence.line_step(progress.step, at_us=progress.at_us, step_us=obs.step_us, now_us=until_us)
+
+
+def _due_us(obs: Observation) -> int:
+    return max(obs.saved_us, obs.gang_since_us) + (obs.config.cadence.interval_us or 0)
+
+
+def deletions(obs: Observation) -> tuple[Effect, ...]:
+    """What retention gives up, but never what is being restored."""
+    if not obs.expired:
+        return ()
+    is_restoring = obs.gang in ("starting", "restoring")
+    unwanted = tuple(commit for commit in obs.expired if not (is_restoring and commit == obs.restore))
+    return (Delete(fence=obs.fence, commits=unwanted),) if unwanted else ()
+
+
+def called(obs: Observation, effect: Save) -> Observation:
+    if obs.save is not None or effect.write_id != _next_write_id(obs):
+        return obs
+    save = SaveInFlight(step=effect.step, write_id=effect.write_id, is_last=effect.is_last, called_us=obs.now_us)
+    return replace(obs, save=save, num_writes=obs.num_writes + 1, saved_us=obs.now_us)
+
+
+def agreed(obs: Observation, effect: Agree) -> Observation:
+    save = _matching(obs, effect.write_id)
+    return obs if save is None or save.state != "armed" else replace(obs, save=replace(save, state="agreed"))
+
+
+def committing(obs: Observation, effect: Commit) -> Observation:
+    save = _matching(obs, effect.write_id)
+    return obs if save is None or save.state != "written" else replace(obs, save=replace(save, state="committing"))
+
+
+def aborted(obs: Observation, effect: Abort) -> Observation:
+    save = obs.save
+    if save is None or save.write_id != effect.write_id:
+        return obs
+    obs = replace(obs, save=None, aborted=(*obs.aborted, save.write_id)[-_MAX_ABORTED:])
+    if not save.is_failure:
+        return obs
+    return replace(
+        obs,
+        num_save_failures=obs.num_save_failures + 1,
+        num_last_failures=obs.num_last_failures + (1 if save.is_last else 0),
+        save_message=f"save of step {save.step} failed: {effect.reason}",
+        saved_us=obs.now_us,
+    )
+
+
+def deleted(obs: Observation, effect: Delete) -> Observation:
+    asked = frozenset(commit.write_id for commit in effect.commits)
+    left: tuple[CommitRef, ...] = tuple(commit for commit in obs.expired if commit.write_id not in asked)
+    known = asked.intersection(commit.write_id for commit in obs.expired)
+    return replace(obs, expired=left, deleting=obs.deleting | known)
+
+
+def deadlines(obs: Observation) -> list[int]:
+    """Times at which `elapse` or `calls` has something to do."""
+    save, progress = obs.save, obs.progress
+    if save is not None:
+        return [] if save.reached_us is None else [save.reached_us + obs.config.save_limit_us]
+    if obs.config.cadence.interval_us is None or obs.gang != "training" or progress is None:
+        return []
+    lead = cadence.lead_steps(step_us=obs.step_us, num_passed=obs.num_passed)
+    end_us = progress.at_us + (obs.config.total_steps - lead - progress.step) * obs.step_us
+    return [_due_us(obs), end_us]
