@@ -165,8 +165,9 @@ def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
     ranks that hold the same block: dp x cp for dense tensors, edp for experts (Megatron's distributed optimizer).
     """
     weights_bytes = optimizer_bytes = 0
+    num_layers, stage = inventory.num_layers, mesh.coordinate(rank, "pp")
     for tensor in inventory.tensors:
-        if _stage(tensor, inventory.num_layers, mesh.pp) != mesh.coordinate(rank, "pp"):
+        if _stage(tensor, num_layers, mesh.pp) != stage:
             continue
         held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp

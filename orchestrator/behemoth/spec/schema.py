@@ -89,16 +89,14 @@ def nearest_path(path: str) -> str:
     """A hint that names the field most like `path`: the same name elsewhere, or a similar one in the same place."""
     paths = [doc.path for doc in walk(_root_doc()) if doc.path]
     parent, _, leaf = path.rpartition(".")
-    siblings = [p.rpartition(".")[2] for p in paths if p.rpartition(".")[0] == parent]
-    folded = {_fold(name): name for name in siblings}
-    close = difflib.get_close_matches(_fold(leaf), folded, n=1, cutoff=0.5)
-    elsewhere = [p for p in paths if _fold(p.rpartition(".")[2]) == _fold(leaf)]
-    if close and (not elsewhere or _fold(leaf) in folded):
-        return f"did you mean {f'{parent}.' if parent else ''}{folded[close[0]]}?"
-    leaves = {p.rpartition(".")[2]: p for p in reversed(paths)}
-    alike = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
-    similar = elsewhere or alike or difflib.get_close_matches(path, paths, n=1)
-    return f"did you mean {similar[0]}?" if similar else ""
+    siblings = {_fold(_leaf(p)): p for p in paths if p.rpartition(".")[0] == parent}
+    leaves = {_fold(_leaf(p)): p for p in reversed(paths)}
+    tries = ((siblings, 1.0), (leaves, 1.0), (siblings, 0.75), (leaves, 0.75), (siblings, 0.5))
+    for known, cutoff in tries:
+        close = difflib.get_close_matches(_fold(leaf), known, n=1, cutoff=cutoff)
+        if close:
+            return f"did you mean {known[close[0]]}?"
+    return ""
 
 
 @functools.cache
@@ -122,6 +120,10 @@ def _build_run(*, metadata: Metadata, spec: Mapping[str, object], **_envelope: o
 
 def _required(name: str, doc: str, kind: Kind) -> Field:
     return Field(name=name, doc=doc, kind=kind, required=True, default=None, supported=True)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _fold(name: str) -> str:
