@@ -314,20 +314,25 @@ class Fleet:
             return
         self._board.note(link.node, beat, link.heard_us)
         if self._board.is_first_step_due():
-            self._tell(Tick(late=self._late(), progress=self._board.progress()))
+            self._sink(self.look())
 
     def _tell(self, evidence: Evidence | None) -> None:
         if evidence is not None:
             self._sink(evidence)
 
+    def look(self) -> Tick:
+        """Who is late now, and the progress that has not been told yet."""
+        late = self._late()
+        self._had_late = bool(late)
+        return Tick(late=late, progress=self._board.progress() if self._board is not None else None)
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._settings.tick_interval_us / 1e6)
-            late = self._late()
-            progress = self._board.progress() if self._board is not None else None
-            if late or self._had_late or progress is not None:
-                self._tell(Tick(late=late, progress=progress))
-            self._had_late = bool(late)
+            had_late = self._had_late
+            tick = self.look()
+            if tick.late or had_late or tick.progress is not None:
+                self._sink(tick)
 
     def _late(self) -> tuple[Late, ...]:
         """O(late): links are kept in the order in which they were last heard."""

@@ -1,0 +1,78 @@
+"""The board tells how far the slowest rank is, once per change."""
+
+from __future__ import annotations
+
+from behemoth.base.ids import Attempt, NodeId, Step
+from behemoth.fleet.progress import ProgressBoard
+from behemoth.state.config import WorkPhase
+from behemoth.wire.messages import Beat
+
+A, B = NodeId("a"), NodeId("b")
+
+
+def beat(step: int, *, attempt: int = 1, phase: WorkPhase = "step", age_us: int = 0, slowest_us: int = 10) -> Beat:
+    return Beat(
+        attempt=Attempt(attempt),
+        step=Step(step),
+        furthest_step=Step(step + 1),
+        phase=phase,
+        phase_age_us=age_us,
+        slowest_step_us=slowest_us,
+        stall_us=5,
+        rendezvous_port=1,
+        loss=float(step),
+        tokens=100,
+    )
+
+
+def test_nothing_is_told_before_every_node_has_beaten() -> None:
+    board = ProgressBoard(Attempt(1), [A, B])
+    board.note(A, beat(3), 100)
+    assert board.progress() is None
+
+
+def test_the_slowest_node_sets_step_and_phase() -> None:
+    board = ProgressBoard(Attempt(1), [A, B])
+    board.note(A, beat(7), 100)
+    board.note(B, beat(3, phase="save", age_us=40, slowest_us=30), 200)
+    told = board.progress()
+    assert told is not None
+    assert (told.step, told.furthest_step, told.phase) == (3, 8, "save")
+    assert (told.at_us, told.phase_since_us) == (200, 160)
+    assert (told.slowest_step_us, told.stall_us) == (30, 10)
+
+
+def test_the_same_state_is_not_told_twice() -> None:
+    board = ProgressBoard(Attempt(1), [A])
+    board.note(A, beat(3), 100)
+    assert board.progress() is not None
+    board.note(A, beat(3), 200)
+    assert board.progress() is None
+    board.note(A, beat(4), 300)
+    assert board.progress() is not None
+
+
+def test_beats_of_other_attempts_and_strangers_say_nothing() -> None:
+    board = ProgressBoard(Attempt(2), [A])
+    board.note(A, beat(9, attempt=1), 100)
+    board.note(B, beat(9, attempt=2), 100)
+    assert board.progress() is None
+
+
+def test_the_first_completed_step_is_due_at_once_and_only_once() -> None:
+    board = ProgressBoard(Attempt(1), [A, B])
+    board.note(A, beat(41), 100)
+    board.note(B, beat(40, slowest_us=0, phase="first_step"), 110)
+    assert not board.is_first_step_due()
+    board.note(B, beat(41), 120)
+    assert board.is_first_step_due()
+    assert board.progress() is not None
+    assert not board.is_first_step_due()
+
+
+def test_vitals_sum_tokens_and_average_losses() -> None:
+    board = ProgressBoard(Attempt(1), [A, B])
+    board.note(A, beat(2), 100)
+    board.note(B, beat(4), 100)
+    vitals = board.vitals()
+    assert (vitals.step, vitals.loss, vitals.tokens) == (2, 3.0, 200)

@@ -1,0 +1,255 @@
+"""The coordinator's server over real connections on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from behemoth.base.clock import ManualClock
+from behemoth.base.errors import Unavailable
+from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
+from behemoth.fleet.server import Fleet, FleetSettings
+from behemoth.fleet.tokens import Tokens
+from behemoth.state.config import HangFloors
+from behemoth.state.evidence import Evidence, GangUp, NodeJoined, NodeLost, WorkerFailed
+from behemoth.state.fence import Fence
+from behemoth.wire import frames
+from behemoth.wire.messages import (
+    Command,
+    EntrypointWork,
+    Hello,
+    Leave,
+    RanksUp,
+    Rejected,
+    SaveAt,
+    Setup,
+    StartGang,
+    Welcome,
+    WorkerEnded,
+)
+
+RUN = RunUid("run")
+A, B = NodeId("a"), NodeId("b")
+FLOORS = HangFloors(start_us=1, restore_us=1, first_step_us=1, step_us=1, eval_us=1, save_us=1)
+SETUP = Setup(
+    work=EntrypointWork(entrypoint="m:f", preload=()),
+    args={},
+    environment={"KEY": "value"},
+    total_steps=Step(10),
+    mesh={"dp": 2},
+    ranks_per_node=1,
+    store_url="/nowhere",
+    run_name="run",
+    log_dir="/nowhere",
+    io_threads=1,
+    hang_floors=FLOORS,
+    stop_grace_us=0,
+    coordinator_grace_us=0,
+    max_log_bytes=1,
+)
+WAIT_S = 10.0
+
+
+@dataclass
+class FakeAgent:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def say(self, message: object) -> None:
+        self.writer.write(frames.encode_frame(message))
+
+    async def hear(self) -> Command:
+        async with asyncio.timeout(WAIT_S):
+            body = await frames.read_frame(self.reader)
+        return msgspec.msgpack.Decoder(Command).decode(body)
+
+
+@dataclass
+class Scene:
+    fleet: Fleet
+    port: int
+    clock: ManualClock
+    told: asyncio.Queue[Evidence]
+    agents: list[FakeAgent] = field(default_factory=list)
+
+    async def next(self) -> Evidence:
+        async with asyncio.timeout(WAIT_S):
+            return await self.told.get()
+
+
+def hello(node: NodeId, token: str, **changes: object) -> Hello:
+    said = Hello(
+        major=frames.PROTOCOL_MAJOR,
+        minor=0,
+        run_uid=RUN,
+        node=node,
+        incarnation=1,
+        token=token,
+        host="127.0.0.1",
+        rendezvous_port=4000,
+        attempt=Attempt(0),
+        is_reconnect=False,
+    )
+    return msgspec.structs.replace(said, **changes)
+
+
+def scene_test(work: Callable[[Scene], Awaitable[None]], *, reconnect_us: int = 0) -> None:
+    async def play() -> None:
+        clock = ManualClock(now_us=1_000_000)
+        told: asyncio.Queue[Evidence] = asyncio.Queue()
+        settings = FleetSettings(
+            run_uid=RUN,
+            epoch=Epoch(3),
+            setup=SETUP,
+            beat_interval_us=100_000,
+            tick_interval_us=10_000,
+            reconnect_us=reconnect_us,
+        )
+        fleet = Fleet(settings, tokens=Tokens(b"s" * 32), clock=clock, sink=told.put_nowait)
+        scene = Scene(fleet, await fleet.listen("127.0.0.1", 0), clock, told)
+        try:
+            await work(scene)
+        finally:
+            await fleet.close("the test is over")
+            for agent in scene.agents:
+                agent.writer.close()
+                await asyncio.wait([asyncio.create_task(agent.writer.wait_closed())], timeout=WAIT_S)
+
+    asyncio.run(play())
+
+
+async def connect(scene: Scene) -> FakeAgent:
+    agent = FakeAgent(*await asyncio.open_connection("127.0.0.1", scene.port))
+    scene.agents.append(agent)
+    return agent
+
+
+async def join(scene: Scene, node: NodeId) -> FakeAgent:
+    token = scene.fleet.expect(node, 1)
+    agent = await connect(scene)
+    agent.say(hello(node, token))
+    assert isinstance(await agent.hear(), Welcome)
+    assert await scene.next() == NodeJoined(node=node, incarnation=1, attempt=Attempt(0))
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"token": "0" * 64}, "bad-token"),
+        ({"token": "é"}, "bad-token"),
+        ({"run_uid": RunUid("other")}, "other-run"),
+        ({"incarnation": 2}, "bad-token"),
+        ({"major": 99}, "protocol-version"),
+    ],
+)
+def test_an_agent_without_the_right_credentials_is_rejected(changes: dict[str, object], code: str) -> None:
+    async def work(scene: Scene) -> None:
+        token = scene.fleet.expect(A, 1)
+        agent = await connect(scene)
+        agent.say(msgspec.structs.replace(hello(A, token), **changes))
+        answer = await agent.hear()
+        assert isinstance(answer, Rejected)
+        assert answer.code == code
+        assert scene.fleet.connected() == {}
+
+    scene_test(work)
+
+
+def test_an_expelled_incarnation_is_told_to_leave_and_never_admitted_again() -> None:
+    async def work(scene: Scene) -> None:
+        token = scene.fleet.expect(A, 1)
+        agent = await join(scene, A)
+        scene.fleet.expel(A, 1, "silent")
+        assert isinstance(await agent.hear(), Leave)
+        again = await connect(scene)
+        again.say(hello(A, token))
+        answer = await again.hear()
+        assert isinstance(answer, Rejected)
+        assert answer.code == "stale-incarnation"
+
+    scene_test(work)
+
+
+def test_a_peer_that_speaks_something_else_is_cut_off() -> None:
+    async def work(scene: Scene) -> None:
+        agent = await connect(scene)
+        agent.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(WAIT_S):
+            assert await agent.reader.read() == b""
+
+    scene_test(work)
+
+
+def test_a_closed_connection_is_a_lost_node_at_once_without_grace() -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        agent.writer.close()
+        told = await scene.next()
+        assert isinstance(told, NodeLost)
+        assert (told.node, told.incarnation) == (A, 1)
+
+    scene_test(work)
+
+
+def test_a_connection_that_returns_in_time_is_no_loss() -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        agent.writer.close()
+        again = await connect(scene)
+        again.say(hello(A, scene.fleet.expect(A, 1), is_reconnect=True))
+        assert isinstance(await again.hear(), Welcome)
+        again.say(WorkerEnded(attempt=Attempt(1), rank=Rank(0), signal=9))
+        assert isinstance(await scene.next(), WorkerFailed)
+
+    scene_test(work, reconnect_us=200_000)
+
+
+def test_the_rank_table_names_the_first_nodes_port_and_a_late_comer_hears_it_too() -> None:
+    async def work(scene: Scene) -> None:
+        first = await join(scene, A)
+        second = await join(scene, B)
+        fence = Fence(run_uid=RUN, epoch=Epoch(3), attempt=Attempt(1))
+        scene.fleet.start_gang(fence, [A, B], restore=None, dump_stacks=False)
+        scene.fleet.save(SaveAt(fence=fence, step=Step(5), write_id=WriteId("a1-1")))
+        table = await first.hear()
+        assert isinstance(table, StartGang)
+        assert (table.nodes, table.master_host, table.master_port) == ((A, B), "127.0.0.1", 4000)
+        assert await second.hear() == table
+        again = await connect(scene)
+        again.say(hello(B, scene.fleet.expect(B, 1), is_reconnect=True))
+        assert isinstance(await again.hear(), Welcome)
+        assert await again.hear() == table
+        assert isinstance(await again.hear(), SaveAt)
+        first.say(RanksUp(attempt=Attempt(1)))
+        again.say(RanksUp(attempt=Attempt(1)))
+        assert await scene.next() == GangUp(attempt=Attempt(1))
+
+    scene_test(work)
+
+
+def test_a_silent_agent_is_listed_as_late_since_its_last_frame() -> None:
+    async def work(scene: Scene) -> None:
+        await join(scene, A)
+        scene.clock.advance_to(1_100_000)
+        await join(scene, B)
+        scene.clock.advance_to(1_200_000)
+        tick = scene.fleet.look()
+        assert [(late.node, late.since_us) for late in tick.late] == [(A, 1_000_000)]
+
+    scene_test(work)
+
+
+def test_a_taken_port_is_named_in_the_error() -> None:
+    async def work(scene: Scene) -> None:
+        settings = FleetSettings(
+            run_uid=RUN, epoch=Epoch(1), setup=SETUP, beat_interval_us=1, tick_interval_us=1, reconnect_us=0
+        )
+        other = Fleet(settings, tokens=Tokens(b"s" * 32), clock=scene.clock, sink=scene.told.put_nowait)
+        with pytest.raises(Unavailable, match=str(scene.port)):
+            await other.listen("127.0.0.1", scene.port)
+
+    scene_test(work)
