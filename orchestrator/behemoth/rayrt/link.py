@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, assert_never
 
@@ -103,7 +104,7 @@ class HostLink:
         while not self._answers and not self._lost:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                self._lose(f"ray: expected {what} within {timeout_s:.0f} s, got no answer")
+                self._lose(f"ray: expected {what} within {timeout_s:.0f} s, got no answer{self._log_tail()}")
                 break
             self._receive(left_s)
         if not self._answers:
@@ -150,10 +151,11 @@ class HostLink:
         return f": {lines[-1]}" if lines else ""
 
 
-def open_link(*, grace_s: float) -> HostLink:
+def open_link(*, grace_s: float, env: Mapping[str, str]) -> HostLink:
     """Start a host below a keeper in a fresh folder, and remove the folders of killed runs. Does not wait for it.
 
-    `grace_s` is what the host gets when the run has gone before all of it is killed. Raises Unavailable.
+    `grace_s` is what the host gets when the run has gone before all of it is killed; `env` is laid over this process's
+    environment. Raises Unavailable.
     """
     remove_left_behind()
     temp_dir, lock_fd = make_temp_dir()
@@ -161,7 +163,7 @@ def open_link(*, grace_s: float) -> HostLink:
     ours, theirs = socket.socketpair()
     spec = KeptSpec(
         argv=[sys.executable, "-m", "behemoth.rayrt.host"],
-        env={**os.environ, **_RAY_ENV, HOST_FD_ENV: str(theirs.fileno())},
+        env={**os.environ, **_RAY_ENV, **env, HOST_FD_ENV: str(theirs.fileno())},
         grace_s=grace_s,
         pass_fds=(theirs.fileno(),),
         hold_fds=(lock_fd,),

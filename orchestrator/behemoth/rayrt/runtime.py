@@ -8,6 +8,7 @@ host process does (`behemoth.rayrt.link`, `behemoth.rayrt.host`). Its neighbour 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -113,7 +114,8 @@ def embed_ray(nodes: Sequence[NodeId], *, grace_s: float = 0.5) -> RayRuntime:
 
     All of it dies with this process, however that ends. Raises Unavailable when Ray does not start.
     """
-    link = open_link(grace_s=0)
+    # A token of its own: Ray listens on every interface, and would else write one into the user's home.
+    link = open_link(grace_s=0, env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
         link.await_import(timeout_s=IMPORT_LIMIT_S)
         link.ask(Embed(nodes=list(nodes), temp_dir=str(link.temp_dir)), timeout_s=EMBED_LIMIT_S)
@@ -130,13 +132,15 @@ def join_ray(address: str, *, grace_s: float = 0.5) -> RayRuntime:
     about 10 s.
     """
     _probe(address)
-    link = open_link(grace_s=_JOINED_GRACE_S)
+    link = open_link(grace_s=_JOINED_GRACE_S, env={})
     try:
         link.await_import(timeout_s=IMPORT_LIMIT_S)
         link.ask(Join(address=address), timeout_s=JOIN_LIMIT_S)
     except Unavailable as error:
         link.close()
-        raise Unavailable(f"ray at {address}: {error.message}", hint=_join_hint(address), code="no-ray") from error
+        raise Unavailable(
+            f"ray at {address}: {error.message}", hint=_join_hint(address, error.message), code="no-ray"
+        ) from error
     except BaseException:
         link.close()
         raise
@@ -168,7 +172,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _join_hint(address: str) -> str:
+def _join_hint(address: str, reason: str = "") -> str:
+    if "Unauthenticated" in reason:
+        return (
+            "this Ray asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints"
+        )
     if address == "auto":
         return "no Ray runs on this machine: start one with `ray start --head`, or leave the address out to embed one"
     return "check with `ray status` that the head runs and that the port is open, or leave the address out to embed one"
