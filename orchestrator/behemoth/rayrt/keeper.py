@@ -5,7 +5,7 @@ clean up. So its parent does: the keeper is the subreaper of everything below (`
 waits for whichever ends first, the program or the starter (the lifeline pipe reads EOF), and then kills until no
 descendant is left. When it dies itself, the program dies with it (`PR_SET_PDEATHSIG`).
 
-It is run by path under `python -I -S` (15 ms, 8 MB), single-threaded, so that its one fork is safe. It must import
+It is run by path under `python -I -S` (15 ms, 11 MB), single-threaded, so that its one fork is safe. It must import
 nothing but small modules of the standard library and nothing of ours. The neighbour is `behemoth.rayrt.kept`, the
 starter's end.
 
