@@ -1,0 +1,381 @@
+"""Staged checkpoints of one rank in shared memory: two generations, each whole or not there.
+
+The agent owns the memory (an anonymous memfd) and passes it as a descriptor to the worker, which copies in and out, and
+to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
+generation counts only while its header is intact and says so, and the header changes before the first byte of data is
+touched and after the last one. The module never creates or closes the descriptor. Neighbours: `staging`, `writer`.
+
+    page 0          header: sizes, layout digest, CRC          then the span table: (offset, length) of each span
+    per generation  header page | CRC-32C of each span | data, each part from a page boundary on
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.plan import RankPlan
+
+NUM_GENERATIONS = 2
+PAGE_BYTES = 4096
+MAX_WRITE_ID_BYTES = 64
+
+_ARENA = struct.Struct("<8sIIQQQ32sI")  # magic, version, rank, spans, data bytes, size, layout digest, CRC of the table
+_GENERATION = struct.Struct(
+    "<8sIIQQ32sI64s"
+)  # magic, state, CRC of the CRC table, sequence, step, digest, id length, id
+_CRC = struct.Struct("<I")
+_ARENA_MAGIC, _GENERATION_MAGIC = b"BHMARENA", b"BHMGENER"
+_VERSION = 1
+_SPAN_ROW_BYTES = 16
+_MADV_POPULATE_WRITE = 23  # linux/mman.h, since Linux 5.14; Python 3.11 has no name for it
+
+
+class State(IntEnum):
+    """What a generation holds. Only STAGED and VERIFIED are snapshots; VERIFIED also knows its CRCs."""
+
+    EMPTY = 0
+    COPYING = 1
+    STAGED = 2
+    VERIFIED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A whole generation. `sequence` orders the snapshots of one arena: steps may run backwards after a restore."""
+
+    generation: int
+    sequence: int
+    step: Step
+    write_id: WriteId
+    layout_digest: str
+    is_verified: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    state: State
+    table_crc: int
+    sequence: int
+    step: int
+    digest: str
+    write_id: str
+
+    def encode(self) -> bytes:
+        name = self.write_id.encode()
+        body = _GENERATION.pack(
+            _GENERATION_MAGIC,
+            self.state,
+            self.table_crc,
+            self.sequence,
+            self.step,
+            bytes.fromhex(self.digest),
+            len(name),
+            name,
+        )
+        return body + _CRC.pack(crc32c(body))
+
+
+class Arena:
+    """A mapping of one rank's arena. Not thread-safe: one thread of one process fills a generation at a time."""
+
+    def __init__(self, memory: mmap.mmap, *, num_spans: int, data_bytes: int, layout_digest: str, rank: int) -> None:
+        self._memory = memory
+        self._view = memoryview(memory)
+        self._num_spans = num_spans
+        self.data_bytes = data_bytes
+        self.layout_digest = layout_digest
+        self.rank = rank
+
+    @staticmethod
+    def size_bytes(plan: RankPlan) -> int:
+        """Size of the memfd for a plan: two generations, their tables and headers."""
+        return _data_offset(len(plan.spans), plan.data_bytes, NUM_GENERATIONS) - _generation_head_bytes(len(plan.spans))
+
+    @staticmethod
+    def format(fd: int, plan: RankPlan) -> Arena:
+        """Size the memfd, write both empty generations and fault every page in, once, so that no save pays for it.
+
+        Blocks about 1 s per GiB. What the memory held before is lost. Raises Unavailable when memory is short.
+        """
+        size_bytes = Arena.size_bytes(plan)
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, size_bytes)
+        memory = mmap.mmap(fd, size_bytes)
+        _populate(memory)
+        table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
+        head = _ARENA.pack(
+            _ARENA_MAGIC,
+            _VERSION,
+            plan.rank,
+            len(plan.spans),
+            plan.data_bytes,
+            size_bytes,
+            bytes.fromhex(plan.layout_digest),
+            crc32c(table),
+        )
+        memory[PAGE_BYTES : PAGE_BYTES + len(table)] = table
+        memory[: len(head) + _CRC.size] = head + _CRC.pack(crc32c(head))
+        return Arena(
+            memory,
+            num_spans=len(plan.spans),
+            data_bytes=plan.data_bytes,
+            layout_digest=plan.layout_digest,
+            rank=plan.rank,
+        )
+
+    @staticmethod
+    def open(fd: int) -> Arena:
+        """Map an arena that another process formatted. Raises Corrupt when it is none. The descriptor may be closed
+        afterwards."""
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes < PAGE_BYTES:
+            raise Corrupt(f"arena: expected at least {PAGE_BYTES} bytes, got {size_bytes}", code="arena-header")
+        memory = mmap.mmap(fd, size_bytes)
+        head = memory[: _ARENA.size]
+        magic, version, rank, num_spans, data_bytes, claimed, digest, table_crc = _ARENA.unpack(head)
+        (crc,) = _CRC.unpack_from(memory, _ARENA.size)
+        if magic != _ARENA_MAGIC or version != _VERSION or crc != crc32c(head) or claimed != size_bytes:
+            raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
+        if crc32c(memory[PAGE_BYTES : PAGE_BYTES + num_spans * _SPAN_ROW_BYTES]) != table_crc:
+            raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
+        _populate(memory)
+        return Arena(memory, num_spans=num_spans, data_bytes=data_bytes, layout_digest=digest.hex(), rank=rank)
+
+    def begin(self, generation: int, write_id: WriteId, step: Step, layout_digest: str) -> memoryview:
+        """Give up what `generation` held and return its data area for filling. Raises Invalid for another layout."""
+        if layout_digest != self.layout_digest:
+            raise Invalid(
+                f"arena of rank {self.rank}: expected layout {self.layout_digest[:12]}, got {layout_digest[:12]}",
+                hint="the arrays or the mesh changed: format the arena for the new plan",
+                code="arena-layout",
+            )
+        if not 1 <= len(write_id.encode()) <= MAX_WRITE_ID_BYTES or step < 0:
+            raise Invalid(
+                f"arena of rank {self.rank}: expected a write id of 1 .. {MAX_WRITE_ID_BYTES} bytes and a step >= 0, "
+                f"got {write_id!r} and {step}",
+                code="arena-write-id",
+            )
+        sequence = 1 + max((header.sequence for header in self._headers() if header is not None), default=0)
+        self._put(
+            generation,
+            _Header(
+                state=State.COPYING,
+                table_crc=0,
+                sequence=sequence,
+                step=step,
+                digest=layout_digest,
+                write_id=write_id,
+            ),
+        )
+        return self._data(generation)
+
+    def seal(self, generation: int) -> Snapshot:
+        """All data is in place: from now on `generation` is a snapshot. Raises Conflict when nobody began one."""
+        header = self._expect(generation, State.COPYING)
+        self._put(
+            generation,
+            _Header(
+                state=State.STAGED,
+                table_crc=0,
+                sequence=header.sequence,
+                step=header.step,
+                digest=header.digest,
+                write_id=header.write_id,
+            ),
+        )
+        return self.snapshot(generation)
+
+    def discard(self, generation: int) -> None:
+        """Forget what `generation` holds, as before its memory is given to something else."""
+        self._memory[self._head(generation) : self._head(generation) + _GENERATION.size + _CRC.size] = bytes(
+            _GENERATION.size + _CRC.size
+        )
+
+    def held(self) -> tuple[Snapshot, ...]:
+        """The snapshots, oldest first. A generation that was being copied when its writer died is not among them."""
+        found = [_snapshot(index, header) for index, header in enumerate(self._headers()) if _is_whole(header)]
+        return tuple(sorted((one for one in found if one is not None), key=lambda one: one.sequence))
+
+    def snapshot(self, generation: int) -> Snapshot:
+        """Raises NotFound when `generation` holds none."""
+        self._check(generation)
+        found = _snapshot(generation, self._headers()[generation])
+        if found is None:
+            raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
+        return found
+
+    def oldest_generation(self) -> int:
+        """The generation to overwrite next: one without a snapshot, else the older of the two."""
+        held = self.held()
+        free = [index for index in range(NUM_GENERATIONS) if index not in {one.generation for one in held}]
+        return free[0] if free else held[0].generation
+
+    def data(self, generation: int) -> memoryview:
+        """The data area of a snapshot; NotFound when there is none. Valid until the next `begin` of `generation`."""
+        self.snapshot(generation)
+        return self._data(generation)
+
+    def record_crcs(self, generation: int, crcs: Sequence[int]) -> None:
+        """Keep the CRC of every span, in plan order, and call the snapshot verified. Invalid on a wrong count."""
+        if len(crcs) != self._num_spans:
+            raise Invalid(f"arena of rank {self.rank}: expected {self._num_spans} CRCs, got {len(crcs)}")
+        self.snapshot(generation)
+        header = self._headers()[generation]
+        assert header is not None
+        table = np.asarray(crcs, dtype="<u4").tobytes()
+        start = self._head(generation) + PAGE_BYTES
+        # A torn table is harmless in either state: STAGED does not use it, VERIFIED has its CRC in the header.
+        self._memory[start : start + len(table)] = table
+        self._put(
+            generation,
+            _Header(
+                state=State.VERIFIED,
+                table_crc=crc32c(table),
+                sequence=header.sequence,
+                step=header.step,
+                digest=header.digest,
+                write_id=header.write_id,
+            ),
+        )
+
+    def crcs(self, generation: int) -> npt.NDArray[np.uint32]:
+        """The recorded CRCs. Raises NotFound before `record_crcs`, Corrupt when the table was damaged."""
+        header = self._expect(generation, State.VERIFIED)
+        start = self._head(generation) + PAGE_BYTES
+        table = self._memory[start : start + self._num_spans * _CRC.size]
+        if crc32c(table) != header.table_crc:
+            raise Corrupt(f"arena of rank {self.rank}, generation {generation}: its CRC table is damaged")
+        return np.frombuffer(table, dtype="<u4")
+
+    def verify(self, generation: int) -> Snapshot:
+        """Re-compute every CRC of a verified snapshot, before it is used for a restore. Blocks about 0.1 s per GiB.
+
+        Raises NotFound when its CRCs were never recorded, Corrupt when a span differs.
+        """
+        expected = self.crcs(generation)
+        data = self._data(generation)
+        rows = np.frombuffer(self._memory, dtype="<u8", count=2 * self._num_spans, offset=PAGE_BYTES).reshape(-1, 2)
+        for index, (offset, length) in enumerate(rows.tolist()):
+            if crc32c(data[offset : offset + length]) != expected[index]:
+                raise Corrupt(
+                    f"arena of rank {self.rank}, generation {generation}: {length} bytes at {offset} are not those "
+                    "that were staged",
+                    hint="memory was damaged; restore from storage",
+                    code="arena-crc",
+                )
+        return self.snapshot(generation)
+
+    def close(self) -> None:
+        """Unmap. Idempotent. Views that are still in use keep the mapping until they go."""
+        self._view.release()
+        try:
+            self._memory.close()
+        except BufferError:
+            return  # an exported view is alive; the mapping ends with it
+
+    def _headers(self) -> list[_Header | None]:
+        return [self._header(generation) for generation in range(NUM_GENERATIONS)]
+
+    def _header(self, generation: int) -> _Header | None:
+        start = self._head(generation)
+        body = self._memory[start : start + _GENERATION.size]
+        (crc,) = _CRC.unpack_from(self._memory, start + _GENERATION.size)
+        magic, state, table_crc, sequence, step, digest, length, name = _GENERATION.unpack(body)
+        if magic != _GENERATION_MAGIC or crc != crc32c(body):
+            return None
+        return _Header(
+            state=State(state),
+            table_crc=table_crc,
+            sequence=sequence,
+            step=step,
+            digest=digest.hex(),
+            write_id=name[:length].decode(),
+        )
+
+    def _expect(self, generation: int, state: State) -> _Header:
+        self._check(generation)
+        header = self._header(generation)
+        if header is None or header.state is not state:
+            got = "empty" if header is None else header.state.name.lower()
+            kind = NotFound if state is State.VERIFIED else Conflict
+            raise kind(
+                f"arena of rank {self.rank}, generation {generation}: expected it {state.name.lower()}, got {got}",
+                code="arena-state",
+            )
+        return header
+
+    def _put(self, generation: int, header: _Header) -> None:
+        self._check(generation)
+        encoded = header.encode()
+        start = self._head(generation)
+        self._memory[start : start + len(encoded)] = encoded
+
+    def _check(self, generation: int) -> None:
+        if not 0 <= generation < NUM_GENERATIONS:
+            raise Invalid(f"arena of rank {self.rank}: expected generation 0 or 1, got {generation}")
+
+    def _head(self, generation: int) -> int:
+        return _data_offset(self._num_spans, self.data_bytes, generation) - _generation_head_bytes(self._num_spans)
+
+    def _data(self, generation: int) -> memoryview:
+        self._check(generation)
+        start = _data_offset(self._num_spans, self.data_bytes, generation)
+        return self._view[start : start + self.data_bytes]
+
+
+def _is_whole(header: _Header | None) -> bool:
+    return header is not None and header.state in (State.STAGED, State.VERIFIED)
+
+
+def _snapshot(generation: int, header: _Header | None) -> Snapshot | None:
+    if header is None or not _is_whole(header):
+        return None
+    return Snapshot(
+        generation=generation,
+        sequence=header.sequence,
+        step=Step(header.step),
+        write_id=WriteId(header.write_id),
+        layout_digest=header.digest,
+        is_verified=header.state is State.VERIFIED,
+    )
+
+
+def _pages(num_bytes: int) -> int:
+    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def _generation_head_bytes(num_spans: int) -> int:
+    return PAGE_BYTES + _pages(num_spans * _CRC.size)
+
+
+def _data_offset(num_spans: int, data_bytes: int, generation: int) -> int:
+    """Where the data of `generation` begins; for generation 2, where it would."""
+    first = PAGE_BYTES + _pages(num_spans * _SPAN_ROW_BYTES)
+    head = _generation_head_bytes(num_spans)
+    return first + generation * (head + _pages(data_bytes)) + head
+
+
+def _populate(memory: mmap.mmap) -> None:
+    try:
+        memory.madvise(_MADV_POPULATE_WRITE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise Unavailable(
+                f"arena of {len(memory)} bytes: expected that much memory, got {error.strerror}",
+                hint="free memory on the node, or shrink what a rank holds",
+                code="arena-memory",
+            ) from error
+        # An older kernel: reading maps the pages, and the first copy pays for the rest.
+        np.frombuffer(memory, dtype=np.uint8)[::PAGE_BYTES].max()

@@ -1,0 +1,176 @@
+"""Which checkpoints a run has: lists commits, finds the newest intact one, publishes one, takes one back.
+
+The listing is the truth; there is no pointer that could be ahead of it. Nothing here reads arrays. Neighbours:
+`commit_record` for the bytes, `commit` for the proof that must come before `publish`.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit_record import MAX_RECORD_BYTES, CommitRecord
+from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit
+from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.state.effect import CommitRef
+
+_UNREADABLE = WriteId("unreadable")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadCommit:
+    """An object below `commits/` that is no usable record. `step` is what its key names, if anything.
+
+    `error` is Corrupt for damage, Invalid for a record of a newer release.
+    """
+
+    key: str
+    step: Step | None
+    error: BehemothError
+
+
+def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
+    """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads."""
+    rejected = _rejected(store)
+    found = [_look(store, info) for info in store.list(COMMITS)]
+    return [one for one in found if one is not None and not _is_rejected(one, rejected)]
+
+
+def latest(store: ObjectStore) -> CommitRef | None:
+    """The newest commit whose record is intact, or None. Its arrays were not looked at.
+
+    Damaged records are passed over. Raises Invalid when the newest readable one needs a newer release: going on from an
+    older step would fork the run.
+    """
+    rejected = _rejected(store)
+    for info in reversed(list(store.list(COMMITS))):
+        one = _look(store, info)
+        if isinstance(one, BadCommit) and isinstance(one.error, Invalid):
+            raise one.error
+        if isinstance(one, CommitRef) and not _is_rejected(one, rejected):
+            return one
+    return None
+
+
+def read_record(store: ObjectStore, ref: CommitRef) -> CommitRecord:
+    """The record behind `ref`. Raises NotFound when it is gone, rejected or of another write; Corrupt or Invalid as
+    `CommitRecord.decode` does."""
+    key = commit_key(ref.step)
+    data = _standing(store, key)
+    record = None if data is None else _decoded(key, ref.step, data)
+    if record is None or record.write_id != ref.write_id or rejected_key(ref.step, ref.write_id) in _rejected(store):
+        raise NotFound(f"commit of step {ref.step}, write {ref.write_id!r}: not there any more", code="commit-gone")
+    return record
+
+
+def publish(store: ObjectStore, record: CommitRecord) -> CommitRecord:
+    """Create the commit, the one instant at which the checkpoint begins to exist. All it names must be durable.
+
+    Returns the record that stands: this one, or an earlier one of the same write id. An ambiguous answer is read back.
+    Raises Conflict when another write has the step, Unavailable or Timeout when the store could not be asked.
+    """
+    data = record.encode()
+    key = commit_key(record.step)
+    try:
+        store.create(key, data)
+    except Conflict as error:
+        return _settle(store, record, data, error)
+    except (Unavailable, Timeout):
+        if _standing(store, key) != data:
+            raise
+    return record
+
+
+def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> None:
+    """Take a commit back: first a marker that outlives a crash, then the record goes. Its arrays are left to `gc`.
+
+    Idempotent. Raises Invalid for a key that names no step.
+    """
+    if commit.step is None:
+        assert isinstance(commit, BadCommit)
+        raise Invalid(f"reject: expected a commit of a step, got {commit.key!r}", code="reject-key")
+    write_id = commit.write_id if isinstance(commit, CommitRef) else _UNREADABLE
+    marker = {"step": commit.step, "write_id": write_id, "reason": reason[:4096]}
+    # A Conflict means: marked before, and the crash was between the two steps.
+    with suppress(Conflict):
+        store.create(rejected_key(commit.step, write_id), json.dumps(marker, separators=(",", ":")).encode() + b"\n")
+    store.delete([commit_key(commit.step)])
+
+
+def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:
+    """Somebody has the step: ourselves, a commit that was rejected, or another write."""
+    key = commit_key(record.step)
+    standing = _standing(store, key)
+    if standing is not None:
+        try:
+            other = CommitRecord.decode(standing)
+        except (Corrupt, Invalid) as error:
+            raise _taken(record, "a record that is not readable") from error
+        if other.write_id == record.write_id:
+            return other
+        if rejected_key(other.step, other.write_id) not in _rejected(store):
+            raise _taken(record, f"write {other.write_id!r}") from conflict
+        store.delete([key])
+    store.create(key, data)
+    return record
+
+
+def _taken(record: CommitRecord, holder: str) -> Conflict:
+    return Conflict(
+        f"commit of step {record.step}: expected none, got {holder} before write {record.write_id!r}",
+        hint="reject the commit that stands if it is the wrong one",
+        code="commit-taken",
+    )
+
+
+def _standing(store: ObjectStore, key: str) -> bytes | None:
+    for info in store.list(COMMITS):
+        if info.key == key:
+            return _read(store, info)
+    return None
+
+
+def _look(store: ObjectStore, info: ObjectInfo) -> CommitRef | BadCommit | None:
+    step = step_of_commit(info.key)
+    try:
+        if step is None:
+            raise Corrupt(f"commit {info.key!r}: expected commits/<nine digits>.json", code="commit-key")
+        data = _read(store, info)
+        if data is None:
+            return None
+        return _decoded(info.key, step, data).ref
+    except (Corrupt, Invalid) as error:
+        return BadCommit(key=info.key, step=step, error=error)
+
+
+def _decoded(key: str, step: Step, data: bytes) -> CommitRecord:
+    try:
+        record = CommitRecord.decode(data)
+    except (Corrupt, Invalid) as error:
+        raise type(error)(f"{key}: {error.message}", hint=error.hint, code=error.code) from error
+    if record.step != step:
+        raise Corrupt(f"{key}: expected step {step}, got {record.step}", code="commit-key")
+    return record
+
+
+def _read(store: ObjectStore, info: ObjectInfo) -> bytes | None:
+    """None when the object went after it was listed."""
+    if info.size_bytes > MAX_RECORD_BYTES:
+        raise Corrupt(f"commit {info.key!r}: expected at most {MAX_RECORD_BYTES} bytes, got {info.size_bytes}")
+    data = bytearray(info.size_bytes)
+    try:
+        store.read_into(info.key, offset_bytes=0, into=data)
+    except NotFound:
+        return None
+    return bytes(data)
+
+
+def _rejected(store: ObjectStore) -> frozenset[str]:
+    return frozenset(info.key for info in store.list(REJECTED))
+
+
+def _is_rejected(one: CommitRef | BadCommit, rejected: frozenset[str]) -> bool:
+    return isinstance(one, CommitRef) and rejected_key(one.step, one.write_id) in rejected

@@ -1,0 +1,125 @@
+"""The record that makes a checkpoint exist: what it is, what it is made of, and enough to judge the next one.
+
+JSON, because operators read it; exact to the bit, because a truncated or edited record must never pass for a commit.
+Neighbours: `commit` makes it, `commit_log` finds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.spec.mesh import Mesh
+from behemoth.state.effect import CommitRef
+
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+KNOWN_FEATURES: frozenset[str] = frozenset()
+MAX_RECORD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatVersion:
+    """A reader refuses a higher `major` and accepts any `minor` of its own."""
+
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySummary:
+    """`content_crc` is the CRC-32C over the CRCs of all chunks in order."""
+
+    name: str
+    content_crc: int
+    is_zero: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRecord:
+    """One committed checkpoint. `run` says where it came from; `attempt` which start of the gang wrote it.
+
+    `index_bytes` and `index_crc` are of the `index` object, which covers all other metadata; `data_bytes` counts the
+    arrays' own bytes. `rank_prints` holds eight hex digits for each rank: the CRC-32C over the spans that it wrote of
+    arrays that are meant to move, all zeros when it wrote none. `committed_us` is wall time, for people only.
+    """
+
+    format: FormatVersion
+    required_features: tuple[str, ...]
+    run: str
+    step: Step
+    write_id: WriteId
+    attempt: int
+    mesh: Mesh
+    layout_digest: str
+    index_bytes: int
+    index_crc: int
+    data_bytes: int
+    arrays: tuple[ArraySummary, ...]
+    rank_prints: str
+    committed_us: int
+
+    @property
+    def ref(self) -> CommitRef:
+        """Its name in commands and events."""
+        return CommitRef(step=self.step, write_id=self.write_id, size_bytes=self.data_bytes)
+
+    @property
+    def prefix(self) -> str:
+        """Folder of the checkpoint's objects below the run's root."""
+        return step_prefix(self.step, self.write_id)
+
+    def encode(self) -> bytes:
+        """One line: the record and the CRC-32C of its bytes."""
+        return _framed(msgspec.json.encode(self))
+
+    @staticmethod
+    def decode(data: bytes) -> CommitRecord:
+        """Raises Corrupt unless every bit is as written, Invalid for a format or feature of a newer release."""
+        if len(data) > MAX_RECORD_BYTES:
+            raise Corrupt(f"commit record: expected at most {MAX_RECORD_BYTES} bytes, got {len(data)}")
+        try:
+            body = bytes(msgspec.json.decode(data, type=_Frame).record)
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
+        if data != _framed(body):
+            raise Corrupt(f"commit record of {len(data)} bytes: its CRC does not match", code="commit-crc")
+        try:
+            _check_format(msgspec.json.decode(body, type=_Format))
+            return msgspec.json.decode(body, type=CommitRecord)
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
+
+
+class _Frame(msgspec.Struct, kw_only=True):
+    crc32c: str
+    record: msgspec.Raw
+
+
+class _Format(msgspec.Struct, kw_only=True):
+    format: FormatVersion
+    required_features: tuple[str, ...]
+
+
+def _framed(body: bytes) -> bytes:
+    return b'{"crc32c":"%08x","record":%s}\n' % (crc32c(body), body)
+
+
+def _check_format(found: _Format) -> None:
+    if found.format.major != FORMAT_MAJOR:
+        raise Invalid(
+            f"checkpoint: expected format {FORMAT_MAJOR}.x, got {found.format.major}.{found.format.minor}",
+            hint="a newer Behemoth wrote it: upgrade this one",
+            code="format-unknown",
+        )
+    if unknown := sorted(set(found.required_features) - KNOWN_FEATURES):
+        raise Invalid(
+            f"checkpoint: expected no features beyond {sorted(KNOWN_FEATURES)}, got {unknown}",
+            hint="a newer Behemoth wrote it: upgrade this one",
+            code="format-unknown",
+        )

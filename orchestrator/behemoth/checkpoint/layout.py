@@ -1,0 +1,231 @@
+"""What one checkpoint holds, as logical arrays, and how the mesh shares them: a value that every rank derives alike.
+
+Logical, because ranks come and go: an array keeps its name, shape and dtype whatever the mesh. The module does no I/O
+and knows no byte of the files; `grid` places an array in its file, `plan` says which rank holds and writes what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.names import checked_name, escaped_paths
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
+
+SplitAxis = Axis | Literal["rank"]
+"""A mesh axis, or `rank`: one slice for every rank of the world (random number states)."""
+
+FORMAT_VERSION = 1
+MAX_LAYOUT_BYTES = 256 << 20
+MAX_DIMS = 32  # numpy and zarr stop there or soon after
+
+_NUMPY_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
+DTYPES: Mapping[str, np.dtype[np.generic]] = {
+    **{name: np.dtype(name) for name in _NUMPY_NAMES.split()},
+    **{
+        name: np.dtype(getattr(ml_dtypes, name))
+        for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
+    },
+}
+"""The supported element types by the names that zarr v3 and TensorStore give them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySpec:
+    """One logical array and how it is shared.
+
+    `dims` pairs a tensor dim with the axis over which it is split evenly. The block that results is shared further
+    over `flat_over` as contiguous ranges of its C-order elements: with q = ceil(numel / size), piece i is
+    [i q, min((i + 1) q, numel)), which may be empty. `stage` is the only pipeline coordinate that holds the array.
+    Over all other axes it is replicated. Axes are all of the dense mesh, or all of the expert mesh.
+    `may_be_zero` says that turning all-zero is healthy for this array.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dims: tuple[tuple[int, SplitAxis], ...] = ()
+    flat_over: Axis | None = None
+    stage: int | None = None
+    may_be_zero: bool = False
+
+    def __post_init__(self) -> None:
+        checked_name(self.name)
+        if self.dtype not in DTYPES:
+            raise Invalid(
+                f"array {self.name!r}: expected a dtype of the list, got {self.dtype!r}",
+                hint=f"known dtypes: {', '.join(DTYPES)}",
+                code="array-dtype",
+            )
+        self._check_shape()
+        self._check_axes()
+
+    def _check_shape(self) -> None:
+        sizes_ok = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in self.shape)
+        if not sizes_ok or len(self.shape) > MAX_DIMS:
+            raise Invalid(
+                f"array {self.name!r}: expected at most {MAX_DIMS} sizes >= 1, got shape {self.shape!r}",
+                hint="an array without elements has nothing to save: leave it out",
+                code="array-shape",
+            )
+        if math.prod(self.shape) * self.itemsize >= 1 << 62:
+            raise Invalid(f"array {self.name!r}: expected fewer than 2^62 bytes, got shape {self.shape}")
+
+    def _check_axes(self) -> None:
+        dims = [dim for dim, _ in self.dims]
+        if len(set(dims)) != len(dims) or not all(0 <= dim < len(self.shape) for dim in dims):
+            raise Invalid(
+                f"array {self.name!r}: expected each split dim once within 0 .. {len(self.shape) - 1}, got {dims}",
+                code="array-dims",
+            )
+        axes = self.axes
+        if unknown := [axis for axis in axes if axis not in (*get_args(Axis), "rank")]:
+            raise Invalid(f"array {self.name!r}: expected mesh axes, got {unknown}", code="array-axes")
+        if len(set(axes)) != len(axes) or ("rank" in axes and (len(axes) > 1 or self.stage is not None)):
+            raise Invalid(
+                f"array {self.name!r}: expected each axis once, and rank alone, got {list(axes)}", code="array-axes"
+            )
+        if self.stage is not None and ("pp" in axes or self.stage < 0):
+            raise Invalid(
+                f"array {self.name!r}: expected a stage >= 0 and no axis pp, got stage {self.stage} and {list(axes)}",
+                code="array-stage",
+            )
+        named = set(axes) - {"rank"}
+        if not (named <= set(DENSE_AXES) or named <= set(EXPERT_AXES)):
+            raise Invalid(
+                f"array {self.name!r}: expected axes of one mesh, dense or expert, got {sorted(named)}",
+                code="array-axes",
+            )
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.itemsize
+
+    @property
+    def axes(self) -> tuple[SplitAxis, ...]:
+        """The axes that give pieces: those of the split dims in order, then `flat_over`."""
+        split = tuple(axis for _, axis in self.dims)
+        return split if self.flat_over is None else (*split, self.flat_over)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """All arrays of a checkpoint in name order, and the mesh they lie on. Not slotted: derived values are cached."""
+
+    mesh: Mesh
+    arrays: tuple[ArraySpec, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrays", tuple(sorted(self.arrays, key=lambda array: array.name)))
+        for first, second in zip(self.arrays, self.arrays[1:], strict=False):
+            if first.name == second.name:
+                raise Invalid(f"layout: expected each array once, got {first.name!r} twice", code="array-duplicate")
+        for array in self.arrays:
+            _check_split(self.mesh, array)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """For each array, its folder below the step's prefix; see `names.escaped_paths`."""
+        return escaped_paths([array.name for array in self.arrays])
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Index of each array by name."""
+        return {array.name: position for position, array in enumerate(self.arrays)}
+
+    @cached_property
+    def encoded(self) -> bytes:
+        return msgspec.msgpack.encode(_Document(version=FORMAT_VERSION, mesh=self.mesh, arrays=self.arrays))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the encoded form, hex: two layouts are the same exactly when it is."""
+        return hashlib.sha256(self.encoded).hexdigest()
+
+    def axis_size(self, axis: SplitAxis) -> int:
+        return axis_size(self.mesh, axis)
+
+    def block_shape(self, array: ArraySpec) -> tuple[int, ...]:
+        """Shape of one model-parallel block: the array cut along its split dims, before any flat range."""
+        shape = list(array.shape)
+        for dim, axis in array.dims:
+            shape[dim] //= axis_size(self.mesh, axis)
+        return tuple(shape)
+
+    def encode(self) -> bytes:
+        """Versioned msgpack; the same layout always gives the same bytes."""
+        return self.encoded
+
+    @staticmethod
+    def decode(data: bytes) -> Layout:
+        """Raises Corrupt for what is no layout, Invalid for one that this release cannot use."""
+        if len(data) > MAX_LAYOUT_BYTES:
+            raise Corrupt(f"layout: expected at most {MAX_LAYOUT_BYTES} bytes, got {len(data)}", code="layout-size")
+        try:
+            version = msgspec.msgpack.decode(data, type=_Version).version
+            if version == FORMAT_VERSION:
+                document = msgspec.msgpack.decode(data, type=_Document)
+                return Layout(mesh=document.mesh, arrays=document.arrays)
+        except Invalid:
+            raise
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            if isinstance(error.__cause__, Invalid):
+                raise error.__cause__ from error
+            raise Corrupt(f"layout: expected a msgpack document, got {error}", code="layout-rubbish") from error
+        raise Invalid(
+            f"layout: expected format version {FORMAT_VERSION}, got {version}",
+            hint="a newer Behemoth wrote it: upgrade",
+            code="format-unknown",
+        )
+
+
+class _Version(msgspec.Struct, kw_only=True):
+    version: int
+
+
+class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    version: int
+    mesh: Mesh
+    arrays: tuple[ArraySpec, ...]
+
+
+def axis_size(mesh: Mesh, axis: SplitAxis) -> int:
+    """Number of coordinates on `axis`; for `rank` the world size."""
+    return mesh.num_ranks if axis == "rank" else mesh.size(axis)
+
+
+def _check_split(mesh: Mesh, array: ArraySpec) -> None:
+    if array.stage is not None and array.stage >= mesh.pp:
+        raise Invalid(
+            f"array {array.name!r}: expected a stage below mesh.pp = {mesh.pp}, got {array.stage}", code="array-stage"
+        )
+    for dim, axis in array.dims:
+        size = axis_size(mesh, axis)
+        if array.shape[dim] % size:
+            raise Invalid(
+                f"array {array.name!r}: dim {dim} of {array.shape[dim]} elements over {axis} of size {size}: "
+                "an uneven split is not supported yet",
+                hint=f"pad the dim to a multiple of {size}, or share the array with flat_over",
+                code="array-uneven-split",
+            )

@@ -1,0 +1,56 @@
+"""Keys of a run's checkpoints, relative to the run's root. No I/O; the only place that spells them."""
+
+from __future__ import annotations
+
+import re
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Step, WriteId
+
+COMMITS = "commits"
+STEPS = "steps"
+REJECTED = "rejected"
+INDEX = "index"
+METADATA = "zarr.json"
+MAX_STEP = 10**9 - 1  # nine digits, so that keys sort as steps do
+
+_WRITE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STEP_KEY = re.compile(rf"steps/(\d{{9}})-({_WRITE_ID.pattern})/.+")
+_COMMIT_KEY = re.compile(r"commits/(\d{9})\.json")
+
+
+def step_prefix(step: Step, write_id: WriteId) -> str:
+    """Folder of everything that one write makes."""
+    return f"{STEPS}/{_checked(step, write_id)}"
+
+
+def commit_key(step: Step) -> str:
+    """The record that makes a step's checkpoint exist."""
+    return f"{COMMITS}/{step:09d}.json"
+
+
+def rejected_key(step: Step, write_id: WriteId) -> str:
+    """The marker that takes a commit back."""
+    return f"{REJECTED}/{_checked(step, write_id)}.json"
+
+
+def step_of_commit(key: str) -> Step | None:
+    """The step that a key below `commits/` names, or None when it is no such key."""
+    match = _COMMIT_KEY.fullmatch(key)
+    return None if match is None else Step(int(match.group(1)))
+
+
+def write_of_key(key: str) -> tuple[Step, WriteId] | None:
+    """The write that an object below `steps/` belongs to, or None when no write of ours makes such a key."""
+    match = _STEP_KEY.fullmatch(key)
+    return None if match is None else (Step(int(match.group(1))), WriteId(match.group(2)))
+
+
+def _checked(step: Step, write_id: WriteId) -> str:
+    if not 0 <= step <= MAX_STEP or not _WRITE_ID.fullmatch(write_id):
+        raise Invalid(
+            f"write {write_id!r} of step {step}: expected a step of 0 .. {MAX_STEP} and an id of letters, digits, "
+            "'.', '_' and '-'",
+            code="write-id",
+        )
+    return f"{step:09d}-{write_id}"

@@ -1,0 +1,228 @@
+"""Proves from receipts alone that a write is whole and fresh; every way in which it is not has its own refusal.
+
+Pure: reads no storage, so that a refusal leaves nothing behind. The silent failures that it exists for: stale bytes
+saved as new (NeMo-RL #3312, Megatron-LM #4378), zeros instead of data (#5077). Neighbours: `commit`, `coverage`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.base.errors import Conflict, Corrupt, Invalid
+from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
+from behemoth.checkpoint.coverage import Extents, check_coverage
+from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.grid import Ints, grids
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.receipt import Receipt, WrittenSpan
+from behemoth.checkpoint.writer import payload_crc
+
+SMALL_STATE = "state/"
+"""Arrays below it (cursors, random number states) move by themselves and say nothing about the model's freshness."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedChunk:
+    """A chunk that several ranks wrote: its data's CRC has to be put behind it."""
+
+    array: int
+    chunk: int
+    data_crc: int
+    data_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What the receipts add up to."""
+
+    arrays: tuple[ArraySummary, ...]
+    shared: tuple[SharedChunk, ...]
+    rank_prints: str
+
+
+def prove(
+    layout: Layout,
+    receipts: Sequence[Receipt],
+    *,
+    step: Step,
+    write_id: WriteId,
+    attempt: Attempt,
+    frozen: Collection[str],
+) -> Proof:
+    """One receipt of each rank, all of this write, covering every byte exactly once.
+
+    Raises Conflict for another write or attempt, Invalid for another layout or coverage that is not exact; each names
+    the rank, and the array where there is one.
+    """
+    by_rank = _one_each(layout, receipts, step=step, write_id=write_id, attempt=attempt)
+    spans = [span for receipt in by_rank for span in receipt.spans]
+    ranks = np.repeat([receipt.rank for receipt in by_rank], [len(receipt.spans) for receipt in by_rank])
+    extents = Extents.of([span[:4] for span in spans])
+    fault = check_coverage(layout, extents)
+    if fault is not None:
+        rank = f"rank {ranks[fault.row]}: " if fault.row >= 0 else ""
+        raise Invalid(f"write {write_id!r} of step {step}: {rank}{fault.message}", code=fault.code)
+    order = extents.order()
+    summaries, shared = _summaries(layout, extents, order, spans)
+    prints = _rank_prints(layout, [(receipt.rank, receipt.spans) for receipt in by_rank], frozen)
+    return Proof(arrays=summaries, shared=shared, rank_prints=prints)
+
+
+def check_fresh(
+    layout: Layout, proof: Proof, receipts: Sequence[Receipt], previous: CommitRecord, *, frozen: Collection[str]
+) -> None:
+    """Refuse bytes that cannot be those of a later step. Call it when an update was applied since `previous`.
+
+    A rank is stale when nothing of what it wrote of movable arrays changed, although one of these arrays changed
+    elsewhere, or nothing in the whole checkpoint did. (A rank that only writes constants is healthy: they are constant
+    everywhere.) Raises Corrupt, naming rank or array; unchanged single arrays are logged.
+    """
+    if previous.layout_digest != layout.digest:
+        return
+    before = {array.name: array.content_crc for array in previous.arrays}
+    movable = [array for array in proof.arrays if _is_movable(array.name, frozen)]
+    moved = {array.name for array in movable if array.content_crc != before[array.name]}
+    if movable and not moved:
+        raise Corrupt(
+            f"checkpoint: all {len(movable)} arrays equal those of step {previous.step}, although updates were applied",
+            hint="the program saves a stale copy; declare arrays that never move as frozen",
+            code="checkpoint-stale",
+        )
+    if still := sorted(array.name for array in movable if array.name not in moved):
+        _log.warning("%d arrays did not change since step %d: %s", len(still), previous.step, still[:8])
+    spans_of = {receipt.rank: receipt.spans for receipt in receipts}
+    for rank in _unchanged_ranks(proof, previous):
+        if suspects := sorted({layout.arrays[span.array].name for span in spans_of[rank]} & moved):
+            raise Corrupt(
+                f"rank {rank}: all that it wrote equals step {previous.step}, although array {suspects[0]!r} changed "
+                "on other ranks",
+                hint="the rank saves a stale copy of its state",
+                code="rank-stale",
+            )
+
+
+def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
+    """Raises Corrupt for an array that became all zero without being declared `may_be_zero`."""
+    before = {array.name: array.is_zero for array in previous.arrays}
+    for spec, array in zip(layout.arrays, proof.arrays, strict=True):
+        if array.is_zero and not before.get(array.name, True) and not spec.may_be_zero:
+            raise Corrupt(
+                f"array {array.name!r}: all {spec.num_elements} elements are zero, unlike at step {previous.step}",
+                hint="declare it may_be_zero if that is healthy",
+                code="array-zero",
+            )
+
+
+def _unchanged_ranks(proof: Proof, previous: CommitRecord) -> list[int]:
+    """Ranks whose movable spans all equal those of `previous`, which is of the same layout."""
+    now, then = proof.rank_prints, previous.rank_prints
+    return [
+        at // 8 for at in range(0, len(now), 8) if now[at : at + 8] == then[at : at + 8] and now[at : at + 8] != "0" * 8
+    ]
+
+
+def _one_each(
+    layout: Layout, receipts: Sequence[Receipt], *, step: Step, write_id: WriteId, attempt: Attempt
+) -> list[Receipt]:
+    by_rank: dict[int, Receipt] = {}
+    for receipt in receipts:
+        _check_receipt(layout, receipt, step=step, write_id=write_id, attempt=attempt)
+        if by_rank.setdefault(receipt.rank, receipt) != receipt:
+            raise Conflict(f"rank {receipt.rank}: expected one receipt, got two that differ", code="receipt-twice")
+    missing = [rank for rank in range(layout.mesh.num_ranks) if rank not in by_rank]
+    if missing:
+        raise Invalid(
+            f"write {write_id!r} of step {step}: expected {layout.mesh.num_ranks} receipts, got none of rank "
+            f"{', '.join(map(str, missing[:8]))}{' ..' if len(missing) > 8 else ''}",
+            code="receipt-missing",
+        )
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+def _check_receipt(layout: Layout, receipt: Receipt, *, step: Step, write_id: WriteId, attempt: Attempt) -> None:
+    if receipt.rank >= layout.mesh.num_ranks:
+        raise Invalid(
+            f"receipt: expected a rank below {layout.mesh.num_ranks}, got {receipt.rank}", code="receipt-rank"
+        )
+    if receipt.layout_digest != layout.digest:
+        raise Invalid(
+            f"rank {receipt.rank}: expected layout {layout.digest[:12]}, got {receipt.layout_digest[:12]}",
+            hint="ranks disagree on arrays or mesh",
+            code="receipt-layout",
+        )
+    for what, expected, got in (
+        ("attempt", attempt, receipt.attempt),
+        ("write id", write_id, receipt.write_id),
+        ("step", step, receipt.step),
+    ):
+        if expected != got:
+            raise Conflict(
+                f"rank {receipt.rank}: expected a receipt of {what} {expected!r}, got {got!r}", code="receipt-stale"
+            )
+
+
+def _summaries(
+    layout: Layout, extents: Extents, order: Ints, spans: Sequence[WrittenSpan]
+) -> tuple[tuple[ArraySummary, ...], tuple[SharedChunk, ...]]:
+    """Coverage is proven, so rows in `order` run through every chunk of every array from its start to its end."""
+    crcs = np.array([span.crc for span in spans], dtype=np.uint32)[order]
+    zero = np.array([span.is_zero for span in spans], dtype=bool)[order]
+    chunk, length = extents.chunk[order], extents.length[order]
+    bounds = np.searchsorted(extents.array[order], np.arange(len(layout.arrays) + 1))
+    summaries: list[ArraySummary] = []
+    shared: list[SharedChunk] = []
+    for position, grid in enumerate(grids(layout)):
+        rows = slice(int(bounds[position]), int(bounds[position + 1]))
+        data_crcs, several = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
+        data_bytes = grid.all_data_bytes()
+        shared += [
+            SharedChunk(array=position, chunk=k, data_crc=int(data_crcs[k]), data_bytes=int(data_bytes[k]))
+            for k in several
+        ]
+        for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
+            data_crcs[k] = payload_crc(grid, int(data_crcs[k]), int(data_bytes[k]))
+        summaries.append(
+            ArraySummary(
+                name=grid.spec.name,
+                content_crc=crc32c(data_crcs.astype("<u4").tobytes()),
+                is_zero=bool(zero[rows].all()),
+            )
+        )
+    return tuple(summaries), tuple(shared)
+
+
+def _chunk_crcs(
+    chunk: Ints, crcs: npt.NDArray[np.uint32], length: Ints, num_chunks: int
+) -> tuple[npt.NDArray[np.uint32], list[int]]:
+    """The CRC of each chunk's data, and which chunks have several pieces."""
+    first = np.searchsorted(chunk, np.arange(num_chunks + 1))
+    combined = crcs[first[:-1]].copy()
+    several = np.flatnonzero(np.diff(first) > 1).tolist()
+    for k in several:
+        crc = int(combined[k])
+        for row in range(first[k] + 1, first[k + 1]):
+            crc = combine(crc, int(crcs[row]), int(length[row]))
+        combined[k] = crc
+    return combined, several
+
+
+def _rank_prints(layout: Layout, written: Sequence[tuple[int, Sequence[WrittenSpan]]], frozen: Collection[str]) -> str:
+    movable = [_is_movable(array.name, frozen) for array in layout.arrays]
+    prints = ["0" * 8] * layout.mesh.num_ranks
+    for rank, spans in written:
+        rows = sorted(span[:5] for span in spans if movable[span.array])
+        if rows:
+            prints[rank] = f"{crc32c(np.array(rows, dtype='<i8').tobytes()):08x}"
+    return "".join(prints)
+
+
+def _is_movable(name: str, frozen: Collection[str]) -> bool:
+    return not name.startswith(SMALL_STATE) and name not in frozen

@@ -1,0 +1,77 @@
+"""What a rank says that it wrote: the leader proves a checkpoint from these alone, so they carry all it must believe.
+
+Receipts cross the network as msgpack, are bounded, and decode strictly. Neighbours: `writer` makes, `commit` judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from behemoth.base.errors import Corrupt, Invalid
+
+MAX_RECEIPT_BYTES = 64 << 20
+FORMAT_VERSION = 1
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class WrittenSpan(NamedTuple):
+    """Bytes `offset` .. `offset + length` of one chunk, with their CRC-32C. `array` counts in the layout's order."""
+
+    array: _Count
+    chunk: _Count
+    offset: _Count
+    length: _Count
+    crc: _Crc
+    is_zero: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One rank's word for one write."""
+
+    rank: _Count
+    attempt: _Count
+    step: _Count
+    write_id: _Text
+    layout_digest: _Text
+    spans: tuple[WrittenSpan, ...]
+
+    @property
+    def num_zero_spans(self) -> int:
+        """Spans whose bytes are all zero."""
+        return sum(span.is_zero for span in self.spans)
+
+    def encode(self) -> bytes:
+        """Raises Invalid when it would be larger than a peer accepts."""
+        data = msgspec.msgpack.encode(_Document(version=FORMAT_VERSION, receipt=self))
+        if len(data) > MAX_RECEIPT_BYTES:
+            raise Invalid(f"receipt of rank {self.rank}: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}")
+        return data
+
+    @staticmethod
+    def decode(data: bytes) -> Receipt:
+        """Raises Corrupt for what is no receipt of this version."""
+        if len(data) > MAX_RECEIPT_BYTES:
+            raise Corrupt(f"receipt: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}", code="receipt-size")
+        try:
+            document = msgspec.msgpack.decode(data, type=_Document)
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"receipt: expected a msgpack document, got {error}", code="receipt-rubbish") from error
+        if document.version != FORMAT_VERSION:
+            raise Corrupt(
+                f"receipt: expected version {FORMAT_VERSION}, got {document.version}",
+                hint="all agents of a run must be of one release",
+                code="receipt-version",
+            )
+        return document.receipt
+
+
+class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    version: int
+    receipt: Receipt

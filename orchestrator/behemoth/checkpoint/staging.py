@@ -1,0 +1,133 @@
+"""Copies a rank's arrays into its arena and back: the only part of a save that blocks training.
+
+One thread copies: a second one measured no faster (16.5 GB/s either way, warm pages, 2 cores). Nothing is converted,
+nothing is read from storage. Neighbours: `arena` for the memory, `plan` for the places, the SDK as the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.plan import Piece, RankPlan
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Stager:
+    """One save in parts: what may change in the forward pass first, the rest until `fence()`, then sealed.
+
+    `arrays` maps each array that the plan's rank holds to a C-contiguous buffer of its piece. All sizes are checked
+    before the arena is touched. Dropped without `seal`, it leaves no snapshot.
+    """
+
+    def __init__(
+        self, arena: Arena, plan: RankPlan, arrays: Mapping[str, Buffer], *, write_id: WriteId, step: Step
+    ) -> None:
+        self._arena = arena
+        self._plan = plan
+        self._arrays = arrays
+        self._write_id = write_id
+        self._step = step
+        self._left: dict[str, tuple[Piece, Bytes]] = {}
+        self._data: memoryview | None = None
+        self._generation = -1
+
+    def begin(self, *, generation: int | None = None) -> None:
+        """Check every buffer and take the generation; by default the one that holds nothing, or the older snapshot.
+
+        The caller knows when the older one is still being written out, and waits for it. Raises Invalid, naming array,
+        expected and got bytes.
+        """
+        self._left = {piece.name: (piece, array) for piece, array in _matched(self._plan, self._arrays, is_out=False)}
+        self._generation = self._arena.oldest_generation() if generation is None else generation
+        self._data = self._arena.begin(self._generation, self._write_id, self._step, self._plan.layout_digest)
+
+    def copy(self, names: Iterable[str] | None = None) -> None:
+        """Copy these arrays, or all that are left. Raises Invalid for a name that is unknown or was copied."""
+        if self._data is None:
+            self.begin()
+        assert self._data is not None
+        target = np.frombuffer(self._data, dtype=np.uint8)
+        for name in list(self._left) if names is None else names:
+            if name not in self._left:
+                raise Invalid(f"staging: expected an array that is still to copy, got {name!r}", code="stage-array")
+            piece, source = self._left.pop(name)
+            np.copyto(target[piece.arena_offset : piece.arena_offset + piece.nbytes], source)
+
+    def seal(self) -> Snapshot:
+        """Copy what is left, and make the generation a snapshot."""
+        self.copy()
+        return self._arena.seal(self._generation)
+
+
+def stage(
+    arena: Arena,
+    plan: RankPlan,
+    arrays: Mapping[str, Buffer],
+    write_id: WriteId,
+    step: Step,
+    *,
+    generation: int | None = None,
+) -> Snapshot:
+    """Copy all arrays at once; see `Stager`. Blocks for one copy of the rank's bytes."""
+    stager = Stager(arena, plan, arrays, write_id=write_id, step=step)
+    stager.begin(generation=generation)
+    return stager.seal()
+
+
+def unstage(arena: Arena, plan: RankPlan, generation: int, arrays: Mapping[str, Buffer]) -> Snapshot:
+    """Copy a snapshot out into `arrays` (writable buffers of the rank's pieces). Blocks for one copy.
+
+    Raises Invalid when arena and plan are of different layouts or a buffer does not fit, NotFound without a snapshot.
+    Nothing is copied unless everything fits.
+    """
+    if arena.layout_digest != plan.layout_digest:
+        raise Invalid(
+            f"arena of rank {arena.rank}: expected layout {plan.layout_digest[:12]}, got {arena.layout_digest[:12]}",
+            code="arena-layout",
+        )
+    matched = _matched(plan, arrays, is_out=True)
+    data = np.frombuffer(arena.data(generation), dtype=np.uint8)
+    for piece, array in matched:
+        np.copyto(array, data[piece.arena_offset : piece.arena_offset + piece.nbytes])
+    return arena.snapshot(generation)
+
+
+def _matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[tuple[Piece, Bytes]]:
+    names = {piece.name for piece in plan.pieces}
+    if set(arrays) != names:
+        missing, extra = sorted(names - set(arrays)), sorted(set(arrays) - names)
+        raise Invalid(
+            f"rank {plan.rank}: expected a buffer for each of {len(names)} arrays, got "
+            f"{len(missing)} missing {missing[:3]} and {len(extra)} unknown {extra[:3]}",
+            code="stage-array",
+        )
+    matched = [(piece, _as_bytes(piece.name, arrays[piece.name])) for piece in plan.pieces]
+    for piece, array in matched:
+        if array.nbytes != piece.nbytes:
+            raise Invalid(
+                f"rank {plan.rank}, array {piece.name!r}: expected {piece.nbytes} bytes, got {array.nbytes}",
+                code="stage-size",
+            )
+        if is_out and not array.flags.writeable:
+            raise Invalid(f"rank {plan.rank}, array {piece.name!r}: expected a writable buffer", code="stage-size")
+    return matched
+
+
+def _as_bytes(name: str, buffer: Buffer) -> Bytes:
+    # numpy arrays of ml_dtypes' element types do not export a buffer, so arrays are viewed, not wrapped.
+    array = buffer if isinstance(buffer, np.ndarray) else np.asarray(memoryview(buffer))
+    if not array.flags.c_contiguous:
+        raise Invalid(
+            f"array {name!r}: expected a C-contiguous buffer, got strides {array.strides}",
+            hint="pass a contiguous copy",
+            code="stage-strides",
+        )
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,29 @@
+"""Runs one function over many items on a few named threads, joined before it returns. CRCs, copies and I/O release the
+GIL, so that threads help; nothing else of the engine starts one. Neighbours: `writer`, `reader`, `commit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str) -> list[_Result]:
+    """Results in the order of `items`. After a first error nothing new is started, and the error is raised once all
+    that runs has ended. One thread means the caller's."""
+    if threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            future.cancel()  # does nothing to those that run or are done
+    for future in futures:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            raise error
+    return [future.result() for future in futures]

@@ -1,0 +1,183 @@
+"""Writes a rank's spans from its arena to storage, with a CRC for each: the background part of a save.
+
+It must not hold up training (it runs in the store process), must not decide anything (the plan did), and copies no
+payload: buffers go from the arena to the store. What several ranks share, a chunk's CRC and the index, is left to
+`commit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import Attempt
+from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.crc import combine, crc32c, trailer
+from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.plan import RankPlan, Span
+from behemoth.checkpoint.receipt import Receipt, WrittenSpan
+from behemoth.checkpoint.threads import run_all
+from behemoth.checkpoint.zeros import crc_of_zeros
+from behemoth.ports import ObjectStore, Part
+
+BATCH_BYTES = 32 << 20
+"""One call of the store: large enough to drown its cost, small enough to share a shard among threads."""
+BATCH_SPANS = 256
+SEAL_THREADS = 4
+"""They wait for the disk and do not compute."""
+
+
+def write_rank(
+    store: ObjectStore,
+    prefix: str,
+    layout: Layout,
+    plan: RankPlan,
+    arena: Arena,
+    generation: int,
+    *,
+    attempt: Attempt,
+    threads: int,
+    cancelled: Callable[[], bool],
+) -> Receipt:
+    """Write and seal what the rank owns of the snapshot in `generation`, below `prefix`; record all CRCs in the arena.
+
+    Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. `cancelled` is asked before
+    each batch. Raises Conflict when cancelled or when the snapshot was replaced meanwhile, and the store's errors.
+    """
+    snapshot = arena.snapshot(generation)
+    _check(layout, plan, arena, snapshot)
+    job = _Job(store, prefix, layout, plan, arena.data(generation), cancelled)
+    batches = list(_batches(plan.spans))
+    crcs = [crc for part in run_all(job.run, batches, threads=threads, name="ckpt-write") for crc in part]
+    seal_all(store, job.keys())
+    if arena.snapshot(generation).sequence != snapshot.sequence:
+        raise Conflict(
+            f"rank {plan.rank}, write {snapshot.write_id}: its snapshot was replaced while it was being written",
+            code="snapshot-replaced",
+        )
+    arena.record_crcs(generation, crcs)
+    return Receipt(
+        rank=plan.rank,
+        attempt=attempt,
+        step=snapshot.step,
+        write_id=snapshot.write_id,
+        layout_digest=layout.digest,
+        spans=tuple(
+            WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, job.is_zero(span, crc))
+            for span, crc in zip(plan.spans, crcs, strict=True)
+            if span.is_owned
+        ),
+    )
+
+
+class _Job:
+    """What all batches share. Batches run on several threads and only read it."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        layout: Layout,
+        plan: RankPlan,
+        data: memoryview,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._grids = grids(layout)
+        self._paths = layout.paths
+        self._plan = plan
+        self._data = data
+        self._cancelled = cancelled
+
+    def run(self, batch: Sequence[Span]) -> list[int]:
+        """CRCs of the batch's spans, which are all of one array; the owned ones are written."""
+        if self._cancelled():
+            raise Conflict(f"rank {self._plan.rank}: its save was cancelled", code="save-cancelled")
+        grid = self._grids[batch[0].array]
+        crcs = [crc32c(self._payload(span)) for span in batch]
+        owned = [(span, crc) for span, crc in zip(batch, crcs, strict=True) if span.is_owned]
+        if owned:
+            self._store.write_parts(
+                self._key(batch[0].array), size_bytes=grid.file_bytes, parts=list(self._parts(grid, owned))
+            )
+        return crcs
+
+    def keys(self) -> list[str]:
+        """Every object that the rank wrote to."""
+        return [self._key(array) for array in sorted({span.array for span in self._plan.spans if span.is_owned})]
+
+    def is_zero(self, span: Span, crc: int) -> bool:
+        """Whether a span's bytes are all zero; read again only when the CRC says that they may be."""
+        return crc == crc_of_zeros(span.length) and not np.frombuffer(self._payload(span), dtype=np.uint8).any()
+
+    def _key(self, array: int) -> str:
+        return f"{self._prefix}/{self._paths[array]}/{self._grids[array].chunk_key}"
+
+    def _payload(self, span: Span) -> memoryview:
+        return self._data[span.arena_offset : span.arena_offset + span.length]
+
+    def _parts(self, grid: Grid, owned: Sequence[tuple[Span, int]]) -> Iterator[Part]:
+        """Neighbours in the file become one part."""
+        buffers: list[Buffer] = []
+        start = end = -1
+        for span, crc in owned:
+            if span.shard_offset != end:
+                if buffers:
+                    yield Part(offset_bytes=start, buffers=buffers)
+                buffers, start, end = [], span.shard_offset, span.shard_offset
+            buffers.append(self._payload(span))
+            end += span.length
+            if span.length == grid.data_bytes(span.chunk):
+                tail = chunk_tail(grid, crc, span.length)
+                buffers.append(tail)
+                end += len(tail)
+        yield Part(offset_bytes=start, buffers=buffers)
+
+
+def seal_all(store: ObjectStore, keys: Sequence[str]) -> None:
+    """Make objects durable, several at a time."""
+    share = max(1, -(-len(keys) // SEAL_THREADS))
+    shares = [keys[at : at + share] for at in range(0, len(keys), share)]
+    run_all(store.seal, shares, threads=SEAL_THREADS, name="ckpt-seal")
+
+
+def chunk_tail(grid: Grid, data_crc: int, data_bytes: int) -> bytes:
+    """What follows a chunk's data in the file: padding, the CRC-32C of data and padding, and the gap's zeros."""
+    padding = grid.payload_bytes - data_bytes
+    return bytes(padding) + trailer(payload_crc(grid, data_crc, data_bytes)) + bytes(grid.gap_bytes)
+
+
+def payload_crc(grid: Grid, data_crc: int, data_bytes: int) -> int:
+    """CRC-32C of a whole payload from that of its data, which comes first."""
+    padding = grid.payload_bytes - data_bytes
+    return combine(data_crc, crc_of_zeros(padding), padding) if padding else data_crc
+
+
+def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Consecutive spans of one array, up to a size."""
+    batch: list[Span] = []
+    num_bytes = 0
+    for span in spans:
+        is_full = len(batch) >= BATCH_SPANS or num_bytes + span.length > BATCH_BYTES
+        if batch and (is_full or span.array != batch[0].array):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(span)
+        num_bytes += span.length
+    if batch:
+        yield batch
+
+
+def _check(layout: Layout, plan: RankPlan, arena: Arena, snapshot: Snapshot) -> None:
+    digests = {layout.digest, plan.layout_digest, arena.layout_digest, snapshot.layout_digest}
+    if len(digests) > 1 or arena.rank != plan.rank:
+        raise Invalid(
+            f"rank {plan.rank}: expected layout, plan, arena and snapshot of one layout and rank, got "
+            f"{sorted(digest[:12] for digest in digests)} and an arena of rank {arena.rank}",
+            code="arena-layout",
+        )

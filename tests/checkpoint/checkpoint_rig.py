@@ -1,0 +1,169 @@
+"""Saves and restores small worlds in one process: every rank has an arena, all share one store."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.commit import CommitRecord, commit
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import Piece, RankPlan, plan_rank
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.staging import stage, unstage
+from behemoth.checkpoint.writer import write_rank
+from behemoth.ports import ObjectStore
+from behemoth.spec.mesh import Mesh
+
+Logical = Mapping[str, npt.NDArray[np.generic]]
+
+
+def toy_layout(**flags: bool) -> Layout:
+    """Four ranks; every way of sharing: replicated, split inside, stacked experts, flat with a short and an uneven
+    tail, a single stage, one slice per rank, no dims."""
+    return Layout(
+        mesh=Mesh(tp=2, dp=2, pp=1, etp=1, ep=2, edp=2),
+        arrays=(
+            ArraySpec(name="model/norm", dtype="float32", shape=(33,)),
+            ArraySpec(name="model/dense", dtype="bfloat16", shape=(6, 10), dims=((1, "tp"),)),
+            ArraySpec(name="model/experts", dtype="float8_e4m3fn", shape=(4, 5, 3), dims=((0, "ep"),)),
+            ArraySpec(name="model/scale", dtype="float32", shape=(), may_be_zero=flags.get("scale_may_be_zero", False)),
+            ArraySpec(name="optim/dense", dtype="float32", shape=(6, 10), dims=((1, "tp"),), flat_over="dp"),
+            ArraySpec(name="optim/odd", dtype="float32", shape=(7, 3), flat_over="dp", stage=0),
+            ArraySpec(name="optim/one", dtype="float64", shape=(1,), flat_over="edp"),
+            ArraySpec(name="state/ranks", dtype="uint8", shape=(4, 9), dims=((0, "rank"),)),
+        ),
+    )
+
+
+def logical_arrays(layout: Layout, seed: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Random bytes for every array, without NaN troubles: compare bytes."""
+    rng = np.random.default_rng(seed)
+    return {
+        array.name: rng.integers(1, 100, array.num_bytes, dtype=np.uint8).view(DTYPES[array.dtype]).reshape(array.shape)
+        for array in layout.arrays
+    }
+
+
+def piece_of(piece: Piece, whole: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """What a rank holds, cut by numpy alone."""
+    block = whole[tuple(slice(start, stop) for start, stop in piece.box)]
+    return np.ascontiguousarray(block).reshape(-1)[piece.flat[0] : piece.flat[1]]
+
+
+def local_arrays(plan: RankPlan, arrays: Logical) -> dict[str, npt.NDArray[np.generic]]:
+    return {piece.name: piece_of(piece, arrays[piece.name]) for piece in plan.pieces}
+
+
+@contextmanager
+def arena_of(plan: RankPlan) -> Iterator[Arena]:
+    fd = os.memfd_create("test-arena")
+    try:
+        arena = Arena.format(fd, plan)
+        yield arena
+        arena.close()
+    finally:
+        os.close(fd)
+
+
+def write_all_ranks(
+    store: ObjectStore,
+    layout: Layout,
+    arrays: Logical,
+    *,
+    step: int,
+    write_id: str = "a1-1",
+    attempt: int = 1,
+    stale: Mapping[int, Logical] | None = None,
+    order_seed: int = 0,
+    threads: int = 1,
+) -> list[Receipt]:
+    """Stage and write every rank in random order. `stale` gives single ranks other arrays."""
+    ranks = list(range(layout.mesh.num_ranks))
+    random.Random(order_seed).shuffle(ranks)
+    receipts = []
+    for rank in ranks:
+        plan = plan_rank(layout, Rank(rank))
+        with arena_of(plan) as arena:
+            local = local_arrays(plan, (stale or {}).get(rank, arrays))
+            snapshot = stage(arena, plan, local, WriteId(write_id), Step(step))
+            receipt = write_rank(
+                store,
+                step_prefix(Step(step), WriteId(write_id)),
+                layout,
+                plan,
+                arena,
+                snapshot.generation,
+                attempt=Attempt(attempt),
+                threads=threads,
+                cancelled=lambda: False,
+            )
+            receipts.append(Receipt.decode(receipt.encode()))
+    return receipts
+
+
+def commit_receipts(
+    store: ObjectStore,
+    layout: Layout,
+    receipts: Sequence[Receipt],
+    *,
+    step: int,
+    write_id: str = "a1-1",
+    attempt: int = 1,
+    previous: CommitRecord | None = None,
+    frozen: Collection[str] = (),
+    updates_applied: bool = True,
+) -> CommitRecord:
+    return commit(
+        store,
+        run="test",
+        layout=layout,
+        step=Step(step),
+        write_id=WriteId(write_id),
+        attempt=Attempt(attempt),
+        receipts=receipts,
+        previous=previous,
+        frozen=frozen,
+        updates_applied=updates_applied,
+    )
+
+
+def save(
+    store: ObjectStore,
+    layout: Layout,
+    arrays: Logical,
+    *,
+    step: int,
+    write_id: str = "a1-1",
+    previous: CommitRecord | None = None,
+    stale: Mapping[int, Logical] | None = None,
+    order_seed: int = 0,
+) -> CommitRecord:
+    receipts = write_all_ranks(store, layout, arrays, step=step, write_id=write_id, stale=stale, order_seed=order_seed)
+    return commit_receipts(store, layout, receipts, step=step, write_id=write_id, previous=previous)
+
+
+def out_buffers(plan: RankPlan) -> dict[str, npt.NDArray[np.uint8]]:
+    return {piece.name: np.full(piece.nbytes, 0xEE, dtype=np.uint8) for piece in plan.pieces}
+
+
+def unstaged(arena: Arena, plan: RankPlan, generation: int) -> dict[str, bytes]:
+    out = out_buffers(plan)
+    unstage(arena, plan, generation, out)
+    return {name: array.tobytes() for name, array in out.items()}
+
+
+def raw_bytes(array: npt.NDArray[np.generic]) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def num_elements(shape: Sequence[int]) -> int:
+    return math.prod(shape)

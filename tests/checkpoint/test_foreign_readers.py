@@ -1,0 +1,86 @@
+"""What lies in the store is plain Zarr v3: readers that are not ours agree on every byte."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
+
+import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
+
+# TensorStore runs in a process of its own, so that "nothing of ours" is checked and not only meant.
+TENSORSTORE = """
+import sys, tensorstore
+for line in sys.stdin.read().splitlines():
+    path, out = line.split("\\t")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    array = tensorstore.open(spec, open=True, read=True).result()
+    data = array.read().result()
+    with open(out, "wb") as file:
+        file.write(f"{array.dtype.name} {list(array.shape)}\\n".encode() + data.tobytes())
+assert not [name for name in sys.modules if name.startswith("behemoth")]
+"""
+
+
+def layout_of_all_dtypes() -> Layout:
+    """Every dtype; a large array with many chunks split inside; a padded one; every way of sharing of the toy."""
+    toy = toy_layout()
+    extra = [ArraySpec(name=f"dtype/{name}", dtype=name, shape=(4, 3), dims=((0, "dp"),)) for name in DTYPES]
+    extra.append(ArraySpec(name="big/split", dtype="float32", shape=(2, 1300, 2048), dims=((2, "tp"),), flat_over="dp"))
+    extra.append(ArraySpec(name="big/padded", dtype="uint8", shape=(9_000_011,), flat_over="edp"))
+    extra.append(ArraySpec(name="names", dtype="uint8", shape=(1,)))
+    extra.append(ArraySpec(name="names/../c/__x/index é", dtype="uint8", shape=(1,)))
+    return Layout(mesh=toy.mesh, arrays=(*toy.arrays, *extra))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layout, dict[str, np.ndarray]]:
+    root = tmp_path_factory.mktemp("run")
+    layout = layout_of_all_dtypes()
+    arrays = logical_arrays(layout, 3)
+    arrays["dtype/bool"] = arrays["dtype/int8"] % 2 == 0
+    store = LocalStore(str(root))
+    save(store, layout, arrays, step=120)
+    store.close()
+    return root / step_prefix(120, "a1-1"), layout, arrays
+
+
+def test_tensorstore_with_nothing_of_ours_reads_every_array(
+    saved: tuple[Path, Layout, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    root, layout, arrays = saved
+    lines = [f"{root / path}\t{tmp_path / str(index)}" for index, path in enumerate(layout.paths)]
+    subprocess.run(
+        [sys.executable, "-I", "-c", TENSORSTORE], input="\n".join(lines), text=True, check=True, timeout=120
+    )
+    for index, spec in enumerate(layout.arrays):
+        head, _, data = (tmp_path / str(index)).read_bytes().partition(b"\n")
+        assert head.decode() == f"{spec.dtype} {list(spec.shape)}"
+        assert data == raw_bytes(arrays[spec.name]), spec.name
+
+
+@pytest.mark.filterwarnings("default::zarr.errors.UnstableSpecificationWarning")
+def test_zarr_python_reads_every_array(saved: tuple[Path, Layout, dict[str, np.ndarray]]) -> None:
+    root, layout, arrays = saved
+    for spec, path in zip(layout.arrays, layout.paths, strict=True):
+        array = zarr.open_array(root / path, mode="r")
+        data = np.asarray(array[...])
+        assert (data.dtype, data.shape) == (DTYPES[spec.dtype], spec.shape)
+        assert raw_bytes(data) == raw_bytes(arrays[spec.name]), spec.name
+        assert array.attrs["behemoth"] == {"name": spec.name}
+
+
+def test_zarr_python_walks_the_groups(saved: tuple[Path, Layout, dict[str, np.ndarray]]) -> None:
+    root, layout, _ = saved
+    group = zarr.open_group(root, mode="r")
+    found = {array.attrs["behemoth"]["name"] for _, array in group["dtype"].arrays()}
+    assert found == {spec.name for spec in layout.arrays if spec.name.startswith("dtype/")}

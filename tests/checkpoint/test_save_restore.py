@@ -1,0 +1,276 @@
+"""Whole saves and restores through the ObjectStore port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoint.checkpoint_rig import (
+    arena_of,
+    commit_receipts,
+    local_arrays,
+    logical_arrays,
+    raw_bytes,
+    save,
+    toy_layout,
+    unstaged,
+    write_all_ranks,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from behemoth.base.errors import Corrupt, Invalid, NotFound
+from behemoth.base.ids import Rank
+from behemoth.checkpoint import grid as grid_module
+from behemoth.checkpoint.commit import commits, latest
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
+from behemoth.ports import ObjectStore
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
+from behemoth.testing.faults import Crash, FaultyStore, every_death, lost_answer
+from behemoth.testing.store import MemoryStore
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    local = LocalStore(str(tmp_path))
+    yield local
+    local.close()
+
+
+def restored(store: ObjectStore, layout: Layout, rank: int, *, threads: int = 1) -> dict[str, bytes]:
+    newest = latest(store)
+    assert newest is not None
+    plan = plan_rank(layout, Rank(rank))
+    with arena_of(plan) as arena:
+        snapshot = read_rank(store, open_commit(store, newest), layout, plan, arena, 1, threads=threads)
+        assert (snapshot.step, snapshot.write_id, snapshot.is_verified) == (newest.step, newest.write_id, True)
+        arena.verify(1)
+        return unstaged(arena, plan, 1)
+
+
+def local_bytes(layout: Layout, rank: int, seed: int) -> dict[str, bytes]:
+    local = local_arrays(plan_rank(layout, Rank(rank)), logical_arrays(layout, seed))
+    return {name: raw_bytes(array) for name, array in local.items()}
+
+
+def test_every_rank_gets_back_what_it_saved(store: ObjectStore) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    for rank in range(4):
+        assert restored(store, layout, rank, threads=2) == local_bytes(layout, rank, 1)
+
+
+def test_logical_arrays_and_their_digest_are_independent_of_the_order_of_writes(store: ObjectStore) -> None:
+    layout = toy_layout()
+    arrays = logical_arrays(layout, 1)
+    digests = set()
+    for step in (1, 2, 3):
+        save(store, layout, arrays, step=step, order_seed=step)
+        newest = latest(store)
+        assert newest is not None
+        opened = open_commit(store, newest)
+        digests.add(digest(store, opened))
+        for name, array in arrays.items():
+            assert raw_bytes(read_array(store, opened, name)) == raw_bytes(array)
+    assert len(digests) == 1
+
+
+def test_an_array_is_read_into_the_callers_buffer() -> None:
+    store, layout = MemoryStore(), toy_layout()
+    arrays = logical_arrays(layout, 1)
+    opened = open_commit(store, save(store, layout, arrays, step=1).ref)
+    out = bytearray(arrays["model/norm"].nbytes)
+    read_array(store, opened, "model/norm", out)
+    assert bytes(out) == raw_bytes(arrays["model/norm"])
+    with pytest.raises(Invalid, match="132 bytes"):
+        read_array(store, opened, "model/norm", bytearray(5))
+    with pytest.raises(NotFound, match="nothing"):
+        read_array(store, opened, "nothing")
+
+
+def test_the_digest_is_the_documented_one() -> None:
+    import hashlib
+
+    store = MemoryStore()
+    layout = Layout(mesh=Mesh(), arrays=(ArraySpec(name="b", dtype="int16", shape=(2,)),))
+    opened = open_commit(store, save(store, layout, {"b": np.array([1, 2], dtype=np.int16)}, step=1).ref)
+    assert digest(store, opened) == hashlib.sha256(b'["b","int16",[2]]\n\x01\x00\x02\x00').hexdigest()
+
+
+AXES = {"dense": ("tp", "dp", "pp"), "expert": ("etp", "ep", "edp", "pp")}
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    tp, dp, pp = draw(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])))
+    ep = draw(st.sampled_from([size for size in (1, 2, 3, 4) if (tp * dp) % size == 0]))
+    mesh = Mesh(tp=tp, dp=dp, pp=pp, ep=ep, edp=tp * dp // ep)
+    arrays = [draw(array_specs(f"a{index}", mesh)) for index in range(draw(st.integers(1, 4)))]
+    return Layout(mesh=mesh, arrays=tuple(arrays))
+
+
+@st.composite
+def array_specs(draw: st.DrawFn, name: str, mesh: Mesh) -> ArraySpec:
+    axes = list(draw(st.permutations(AXES[draw(st.sampled_from(sorted(AXES)))])))
+    blocks = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
+    split = [dim for dim in range(len(blocks)) if draw(st.booleans())]
+    dims = tuple((dim, axes.pop()) for dim in split)
+    shape = list(blocks)
+    for dim, axis in dims:
+        shape[dim] *= mesh.size(axis)
+    has_pp = "pp" not in axes
+    flat_over = axes.pop() if axes and draw(st.booleans()) else None
+    stage = draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp and flat_over != "pp" else None
+    dtype = draw(st.sampled_from(["uint8", "bfloat16", "float32", "complex128"]))
+    return ArraySpec(name=name, dtype=dtype, shape=tuple(shape), dims=dims, flat_over=flat_over, stage=stage)
+
+
+@settings(max_examples=80, deadline=None)
+@given(layout=layouts(), chunk_bytes=st.sampled_from([16, 64, 300, 8 << 20]), seed=st.integers(0, 99))
+def test_random_worlds_with_tiny_chunks_come_back_whole(layout: Layout, chunk_bytes: int, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid_module, "MAX_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(grid_module, "POOR_CHUNK_BYTES", max(16, chunk_bytes // 2))
+        clear_caches()
+        store, arrays = MemoryStore(), logical_arrays(layout, seed)
+        save(store, layout, arrays, step=1, order_seed=seed)
+        newest = latest(store)
+        assert newest is not None
+        opened = open_commit(store, newest)
+        for name, array in arrays.items():
+            assert raw_bytes(read_array(store, opened, name)) == raw_bytes(array)
+        for rank in range(layout.mesh.num_ranks):
+            assert restored(store, layout, rank) == local_bytes(layout, rank, seed)
+    clear_caches()
+
+
+def clear_caches() -> None:
+    from behemoth.checkpoint import plan, sharing
+
+    grid_module.grids.cache_clear()
+    grid_module._cut.cache_clear()
+    sharing.owners.cache_clear()
+    plan.plan_rank.cache_clear()
+
+
+def test_a_crash_at_any_write_leaves_a_whole_checkpoint_the_newest() -> None:
+    layout = toy_layout()
+    first, second = logical_arrays(layout, 1), logical_arrays(layout, 2)
+
+    def attempt(store: ObjectStore) -> None:
+        save(store, layout, second, step=2, write_id="a1-2")
+
+    counted = FaultyStore(MemoryStore())
+    attempt(counted)
+    for death in every_death(counted.num_writes):
+        inner = MemoryStore()
+        save(inner, layout, first, step=1)
+        with pytest.raises(Crash):
+            attempt(FaultyStore(inner, death))
+        after = inner.after_power_loss(seed=death.write)
+        newest = latest(after)
+        assert newest is not None
+        seed = {1: 1, 2: 2}[newest.step]
+        assert restored(after, layout, 0) == local_bytes(layout, 0, seed), death
+        # The same step again, by another write, as the restarted run would.
+        if newest.step == 1:
+            save(after, layout, second, step=2, write_id="a2-1")
+            assert restored(after, layout, 3) == local_bytes(layout, 3, 2)
+
+
+def test_a_lost_answer_at_the_commit_is_read_back() -> None:
+    layout = toy_layout()
+    counted = FaultyStore(MemoryStore())
+    save(counted, layout, logical_arrays(layout, 1), step=1)
+    inner = MemoryStore()
+    save(FaultyStore(inner, lost_answer(counted.num_writes - 1)), layout, logical_arrays(layout, 1), step=1)
+    assert restored(inner, layout, 0) == local_bytes(layout, 0, 1)
+
+
+def objects_of(store: ObjectStore) -> list[tuple[str, int]]:
+    return [(info.key, info.size_bytes) for info in store.list("")]
+
+
+def flip(store: MemoryStore, key: str, bit: int) -> None:
+    store._objects[key][bit // 8] ^= 1 << bit % 8
+
+
+def damage_is_found(store: ObjectStore) -> bool:
+    found = commits(store)
+    if len(found) != 1 or not hasattr(found[0], "write_id"):
+        return True
+    try:
+        digest(store, open_commit(store, found[0]))
+    except (Corrupt, Invalid):
+        return True
+    return False
+
+
+def test_a_flipped_bit_anywhere_is_found() -> None:
+    layout = toy_layout()
+    store = MemoryStore()
+    save(store, layout, logical_arrays(layout, 1), step=1)
+    assert not damage_is_found(store)
+    for key, size_bytes in objects_of(store):
+        for byte in range(0, size_bytes, max(1, size_bytes // 97)):
+            flip(store, key, byte * 8 + byte % 8)
+            assert damage_is_found(store), f"{key}, byte {byte}"
+            flip(store, key, byte * 8 + byte % 8)
+    assert not damage_is_found(store)
+
+
+@pytest.mark.parametrize("damage", ["missing", "zero", "truncated"])
+def test_a_damaged_shard_is_named_with_array_chunk_and_file(damage: str) -> None:
+    layout, store = toy_layout(), MemoryStore()
+    ref = save(store, layout, logical_arrays(layout, 1), step=1).ref
+    opened = open_commit(store, ref)
+    key = opened.shard_key(layout.positions["model/norm"])
+    if damage == "missing":
+        store.delete([key])
+    elif damage == "zero":
+        store._objects[key][:] = bytes(len(store._objects[key]))
+    else:
+        del store._objects[key][50:]
+    plan = plan_rank(layout, Rank(0))
+    with arena_of(plan) as arena:
+        with pytest.raises(Corrupt, match=rf"'model/norm', chunk 0, file {key}"):
+            read_rank(store, opened, layout, plan, arena, 0, threads=2)
+        assert arena.held() == ()
+
+
+def test_another_mesh_or_model_is_refused_before_the_arena_is_touched() -> None:
+    layout, store = toy_layout(), MemoryStore()
+    opened = open_commit(store, save(store, layout, logical_arrays(layout, 1), step=1).ref)
+    wider = Layout(mesh=Mesh(tp=2, dp=1, ep=2), arrays=layout.arrays)
+    other = Layout(
+        mesh=layout.mesh,
+        arrays=(*layout.arrays[1:], ArraySpec(name="model/new", dtype="int8", shape=(1,))),
+    )
+    for wanted, text in (
+        (wider, r"saved on mesh tp=2 dp=2 ep=2 edp=2, this run has tp=2 ep=2: resharding is not supported yet"),
+        (other, r"1 arrays are missing \['model/new'\], 1 are unknown \['model/dense'\]"),
+    ):
+        plan = plan_rank(wanted, Rank(0))
+        with arena_of(plan) as arena:
+            with pytest.raises(Invalid, match=text):
+                read_rank(store, opened, wanted, plan, arena, 0, threads=1)
+            assert arena.held() == ()
+
+
+def test_receipts_may_be_written_and_committed_by_several_threads(store: ObjectStore) -> None:
+    layout = Layout(
+        mesh=Mesh(dp=2, edp=2), arrays=(ArraySpec(name="w", dtype="uint8", shape=(25_000_003,), flat_over="dp"),)
+    )
+    arrays = logical_arrays(layout, 4)
+    receipts = write_all_ranks(store, layout, arrays, step=1, threads=3)
+    commit_receipts(store, layout, receipts, step=1)
+    for rank in range(2):
+        assert restored(store, layout, rank, threads=3) == local_bytes(layout, rank, 4)
