@@ -44,7 +44,7 @@ class Body(Protocol):
         """The present state of beats and progress, asked for when silence alone may matter."""
         ...
 
-    def apply(self, effect: Effect, observation: Observation) -> None:
+    def apply(self, effect: Effect) -> None:
         """Starts what the effect wants and returns at once; what comes of it is told as evidence."""
         ...
 
@@ -95,7 +95,7 @@ class Loop:
             self._fold(Decided(effects=effects), now_us)
             self._journal.sync()
         for effect in effects:
-            self._body.apply(effect, self.observation)
+            self._body.apply(effect)
         return self.observation
 
     def _fold(self, evidence: Evidence, now_us: int) -> None:

@@ -1,0 +1,166 @@
+"""The body of a run on one machine or one Ray cluster: effects become calls of the fleet, the runtime and the desk.
+
+Every application is idempotent and fenced: an effect of an older coordinator or an older attempt does nothing. The
+ledger of holders is kept here once more and refuses to give a node two slots, whatever the brain says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from behemoth.app.checkpoint_desk import CheckpointDesk
+from behemoth.app.machines import Machines, StartOrder, StopOrder
+from behemoth.base.errors import Internal
+from behemoth.base.ids import NodeId, Slot
+from behemoth.fleet.server import Fleet
+from behemoth.state.effect import (
+    Abort,
+    Agree,
+    Close,
+    Commit,
+    Delete,
+    Effect,
+    Evict,
+    Place,
+    Provision,
+    Reject,
+    Replace,
+    Save,
+    Start,
+    Stop,
+)
+from behemoth.state.evidence import Committed, Evidence, Tick
+from behemoth.state.fence import Fence
+from behemoth.state.observation import Observation
+from behemoth.wire.messages import AbortSave, CommitSeen, GoAhead, RestoreFrom, SaveAt
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentProgram:
+    """How an agent is started: argv, and the environment but for what names the node."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+
+class LocalBody:
+    """Applies effects on the event loop; never blocks. `witnesses` see everything that is folded."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        machines: Machines,
+        desk: CheckpointDesk,
+        agent: AgentProgram,
+        witnesses: tuple[Callable[[Evidence, Observation | None, Observation], None], ...],
+    ) -> None:
+        self._fleet = fleet
+        self._machines = machines
+        self._desk = desk
+        self._agent = agent
+        self._witnesses = witnesses
+        self._holders: dict[Slot, NodeId] = {}
+        self._newest_fence: Fence | None = None
+
+    def resume(self, observation: Observation) -> None:
+        """Takes up what an earlier process left: agents that may rejoin are admitted, their gang is counted."""
+        for node, known in observation.nodes.items():
+            self._fleet.expect(node, known.incarnation)
+        self._holders = dict(observation.holders.items())
+        if self._holders and observation.attempt:
+            self._fleet.adopt_gang(observation.attempt, self._gang())
+
+    def look(self) -> Tick:
+        return self._fleet.look()
+
+    def witness(self, evidence: Evidence, before: Observation | None, after: Observation) -> None:
+        if isinstance(evidence, Committed):
+            told = CommitSeen(fence=after.fence, step=evidence.commit.step, write_id=evidence.commit.write_id)
+            self._fleet.end_save(told)
+        for see in self._witnesses:
+            see(evidence, before, after)
+
+    def apply(self, effect: Effect) -> None:
+        if self._newest_fence is not None and effect.fence.is_stale_against(self._newest_fence):
+            _log.info("stale effect %s refused", type(effect).__name__)
+            return
+        self._newest_fence = effect.fence
+        match effect:
+            case Provision() | Evict() | Place() | Replace():
+                self._apply_to_nodes(effect)
+            case Start() | Stop():
+                self._apply_to_gang(effect)
+            case Save() | Agree() | Commit() | Abort():
+                self._apply_to_save(effect)
+            case Reject():
+                self._desk.reject(effect.commit, effect.reason)
+            case Delete():
+                self._desk.delete(effect.commits)
+            case Close():
+                pass  # the loop ends by the observation's outcome; wiring then closes fleet and machines
+            case _:
+                assert_never(effect)
+
+    def _apply_to_nodes(self, effect: Provision | Evict | Place | Replace) -> None:
+        match effect:
+            case Provision(node=node, incarnation=incarnation):
+                token = self._fleet.expect(node, incarnation)
+                env = self._agent.env | {
+                    "BEHEMOTH_NODE": node,
+                    "BEHEMOTH_INCARNATION": str(incarnation),
+                    "BEHEMOTH_TOKEN": token,
+                }
+                self._machines.order(StartOrder(node=node, incarnation=incarnation, argv=self._agent.argv, env=env))
+            case Evict(node=node, incarnation=incarnation, reason=reason):
+                self._fleet.expel(node, incarnation, reason)
+                self._machines.order(StopOrder(node=node, incarnation=incarnation))
+            case Place(holders=holders):
+                self._holders = {}
+                for slot, node in enumerate(holders):
+                    self._hold(Slot(slot), node)
+            case Replace(slot=slot, spare=spare):
+                self._hold(slot, spare)
+
+    def _apply_to_gang(self, effect: Start | Stop) -> None:
+        match effect:
+            case Start(fence=fence, restore=restore, dump_stacks=dump_stacks):
+                source = RestoreFrom(step=restore.step, write_id=restore.write_id) if restore is not None else None
+                self._fleet.start_gang(fence, self._gang(), restore=source, dump_stacks=dump_stacks)
+            case Stop(fence=fence, reason=reason):
+                self._fleet.stop_gang(fence, reason)
+
+    def _apply_to_save(self, effect: Save | Agree | Commit | Abort) -> None:
+        match effect:
+            case Save(fence=fence, step=step, write_id=write_id, is_last=is_last):
+                self._fleet.save(SaveAt(fence=fence, step=step, write_id=write_id, is_last=is_last))
+            case Agree(fence=fence, write_id=write_id):
+                self._fleet.agree(GoAhead(fence=fence, write_id=write_id))
+            case Commit():
+                self._commit(effect)
+            case Abort(fence=fence, write_id=write_id, reason=reason):
+                self._fleet.end_save(AbortSave(fence=fence, write_id=write_id, reason=reason))
+
+    def _commit(self, effect: Commit) -> None:
+        layout, receipts = self._fleet.receipts_of(effect.write_id)
+        self._desk.commit(
+            step=effect.step,
+            write_id=effect.write_id,
+            attempt=effect.fence.attempt,
+            layout=layout,
+            receipts=receipts,
+        )
+
+    def _gang(self) -> list[NodeId]:
+        return [self._holders[slot] for slot in sorted(self._holders)]
+
+    def _hold(self, slot: Slot, node: NodeId) -> None:
+        for other, holder in self._holders.items():
+            if holder == node and other != slot:
+                raise Internal(f"node {node}: expected at most one slot, got {other} and {slot}", code="two-slots")
+        self._holders[slot] = node

@@ -1,0 +1,120 @@
+"""The leader's work on checkpoints: commit, reject, delete, clean up. One thread, because one leader commits.
+
+Everything here blocks on the store, so it runs beside the event loop, and what comes of it is told as evidence. A
+save that cannot be committed is a SaveFailed, never an exception into the run: training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from behemoth.base.clock import Clock
+from behemoth.base.errors import BehemothError, Unavailable
+from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint import commit_log
+from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+from behemoth.state.evidence import Committed, Deleted, Evidence, SaveFailed
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointDesk:
+    """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance."""
+
+    def __init__(self, store: ObjectStore, *, run_name: str, clock: Clock, tell: Callable[[Evidence], None]) -> None:
+        self._store = store
+        self._run_name = run_name
+        self._clock = clock
+        self._tell = tell
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-desk")
+        self._previous: CommitRecord | None = None
+
+    def survey(self) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
+        """What the store holds: intact commits in step order, and those that cannot be used, with the reason. Blocks:
+        for the begin of a term, before anything else is asked of this object."""
+        intact: list[CommitRef] = []
+        bad: list[commit_log.BadCommit] = []
+        for found in commit_log.commits(self._store):
+            if isinstance(found, commit_log.BadCommit):
+                bad.append(found)
+            else:
+                intact.append(found)
+        if intact:
+            self._previous = commit_log.read_record(self._store, intact[-1])
+        return intact, bad
+
+    def commit(
+        self, *, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
+    ) -> None:
+        """Proves coverage and commits; Committed or SaveFailed is told."""
+        self._submit(lambda: self._commit(step, write_id, attempt, layout, receipts), f"commit of {write_id}")
+
+    def reject(self, ref: CommitRef, reason: str) -> None:
+        """Marks a commit that did not restore, so that no later start takes it."""
+        self._submit(lambda: self._reject(ref, reason), f"rejection of {ref.write_id}")
+
+    def delete(self, refs: Sequence[CommitRef]) -> None:
+        """Deletes these commits; Deleted is told."""
+        self._submit(lambda: self._delete(refs), "retention")
+
+    def clean(self) -> None:
+        """Removes what earlier writes left without a commit. Only while no save is under way."""
+        self._submit(lambda: execute(self._store, plan_gc(self._store, in_flight=())), "clean-up")
+
+    def close(self) -> None:
+        """Waits for what was asked."""
+        self._thread.shutdown(wait=True)
+
+    def _commit(
+        self, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
+    ) -> None:
+        try:
+            if layout is None:
+                raise Unavailable(f"save {write_id}: expected the layout with slot 0's receipts, got none")
+            record = commit(
+                self._store,
+                run=self._run_name,
+                layout=Layout.decode(layout),
+                step=step,
+                write_id=write_id,
+                attempt=attempt,
+                receipts=[Receipt.decode(receipt) for receipt in receipts],
+                previous=self._previous,
+                committed_us=self._clock.now_us(),
+            )
+        except BehemothError as error:
+            self._tell(SaveFailed(write_id=write_id, reason=str(error)))
+            return
+        self._previous = record
+        self._tell(Committed(commit=_ref(record)))
+
+    def _reject(self, ref: CommitRef, reason: str) -> None:
+        """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it."""
+        for found in commit_log.commits(self._store):
+            if found.step == ref.step:
+                commit_log.reject(self._store, found, reason)
+        self._previous = None
+
+    def _delete(self, refs: Sequence[CommitRef]) -> None:
+        execute(self._store, plan_gc(self._store, drop=refs))
+        self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs)))
+
+    def _submit(self, work: Callable[[], object], what: str) -> None:
+        def done(future: Future[object]) -> None:
+            error = future.exception()
+            if error is not None:
+                _log.error("%s failed: %s", what, error)
+
+        self._thread.submit(work).add_done_callback(done)
+
+
+def _ref(record: CommitRecord) -> CommitRef:
+    return CommitRef(step=record.step, write_id=record.write_id, size_bytes=record.data_bytes)

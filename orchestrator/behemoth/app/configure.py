@@ -1,0 +1,92 @@
+"""From the run file to what the brain and the agents know of it, in the units that they compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import timedelta
+
+from behemoth.base.ids import NodeId, RunUid
+from behemoth.spec.run import EverySteps, HangFloor, TrainingRun
+from behemoth.spec.workload import CommandWorkload, PythonWorkload
+from behemoth.state.config import Cadence, HangFloors, RunConfig
+from behemoth.wire.messages import CommandWork, EntrypointWork, Setup
+
+SETTLE = timedelta(milliseconds=100)
+"""The peers of a lost node fail within milliseconds of it; its closed socket is heard about as fast."""
+MAX_LOG_BYTES = 64 << 20
+"""Per rank and attempt: far beyond what a person reads, and 32,000 ranks' logs still fit their nodes' disks."""
+
+
+def brain_config(run: TrainingRun, *, run_uid: RunUid, nodes: Sequence[NodeId]) -> RunConfig:
+    """`nodes` in placement order, gang and spares alike."""
+    recovery = run.recovery
+    return RunConfig(
+        run_uid=run_uid,
+        nodes=tuple(nodes),
+        num_slots=run.nodes.count,
+        ranks_per_node=run.nodes.gpus_per_node,
+        total_steps=run.workload.steps,
+        cadence=_cadence(run),
+        keep_last=run.checkpoint.retention.keep_last,
+        keep_every_steps=run.checkpoint.retention.every_steps,
+        heartbeat_limit_us=to_us(recovery.heartbeat_limit),
+        hang_floors=_floors(recovery.hang_floor),
+        settle_us=to_us(SETTLE),
+        max_failures=recovery.max_failures_without_progress,
+        node_wait_us=to_us(recovery.node_wait),
+        rejoin_us=to_us(recovery.coordinator_grace),
+        save_limit_us=to_us(run.checkpoint.save_limit),
+    )
+
+
+def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str) -> Setup:
+    """What agents are told at their handshake."""
+    work = run.workload
+    return Setup(
+        work=_work(work),
+        args=dict(work.args) if isinstance(work, PythonWorkload) else {},
+        environment=dict(work.environment),
+        total_steps=work.steps,
+        mesh={axis.name: getattr(run.mesh, axis.name) for axis in fields(run.mesh)},
+        ranks_per_node=run.nodes.gpus_per_node,
+        store_url=store_url,
+        run_name=run.name,
+        log_dir=log_dir,
+        io_threads=run.checkpoint.threads,
+        hang_floors=_floors(run.recovery.hang_floor),
+        stop_grace_us=to_us(run.recovery.stop_grace),
+        coordinator_grace_us=to_us(run.recovery.coordinator_grace),
+        max_log_bytes=MAX_LOG_BYTES,
+    )
+
+
+def to_us(duration: timedelta) -> int:
+    """Whole microseconds."""
+    return duration // timedelta(microseconds=1)
+
+
+def _cadence(run: TrainingRun) -> Cadence:
+    every = run.checkpoint.every
+    if isinstance(every, EverySteps):
+        return Cadence(steps=every.steps)
+    return Cadence(interval_us=to_us(every.interval))
+
+
+def _floors(floor: HangFloor) -> HangFloors:
+    return HangFloors(
+        start_us=to_us(floor.start),
+        restore_us=to_us(floor.restore),
+        first_step_us=to_us(floor.first_step),
+        step_us=to_us(floor.step),
+        eval_us=to_us(floor.eval),
+        save_us=to_us(floor.save),
+    )
+
+
+def _work(work: PythonWorkload | CommandWorkload) -> EntrypointWork | CommandWork:
+    match work:
+        case PythonWorkload(entrypoint=entrypoint, preload=preload):
+            return EntrypointWork(entrypoint=entrypoint, preload=tuple(preload))
+        case CommandWorkload(command=command):
+            return CommandWork(argv=tuple(command))

@@ -1,0 +1,153 @@
+"""Drills: faults that strike a run from outside, at the step that the run file names.
+
+`fold` and `decide` never see a drill: it signals processes and flips bits as a broken machine would, and the run finds
+out by itself. Each fault strikes once in the life of a run, over restarts of this process too: it is written down
+before it strikes. Neighbour: `node_processes`, which finds the victims.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import assert_never
+
+from behemoth.app import node_processes
+from behemoth.base.errors import BehemothError, NotFound
+from behemoth.base.ids import NodeId, Rank, RunUid
+from behemoth.checkpoint.commit_log import latest, read_record
+from behemoth.ports import ObjectStore, Part
+from behemoth.spec.drill import (
+    CorruptNewestCheckpoint,
+    Fault,
+    FreezeNode,
+    HangRank,
+    KillRank,
+    LoseNode,
+    format_fault,
+)
+from behemoth.state.evidence import Evidence, Tick
+from behemoth.state.observation import Observation
+
+_log = logging.getLogger(__name__)
+
+
+class Drills:
+    """Strikes when the gang has completed a fault's step. A witness of the loop; strikes happen on its own thread.
+
+    `ledger` is the file of what has struck; `announce` is told each strike as a sentence.
+    """
+
+    def __init__(
+        self,
+        faults: Sequence[Fault],
+        *,
+        run_uid: RunUid,
+        nodes: Sequence[NodeId],
+        store: ObjectStore,
+        ledger: Path,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._run_uid = run_uid
+        self._nodes = tuple(nodes)
+        self._store = store
+        self._ledger = ledger
+        self._announce = announce
+        self._faults = list(faults)
+        self._pending: list[Fault] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drills")
+
+    def open(self) -> None:
+        """Reads which faults have struck already: each line of the ledger uses up one of the same wording."""
+        struck = self._ledger.read_text().splitlines() if self._ledger.exists() else []
+        left = [json.loads(line)["fault"] for line in struck]
+        for fault in self._faults:
+            sentence = format_fault(fault)
+            if sentence in left:
+                left.remove(sentence)
+            else:
+                self._pending.append(fault)
+
+    def witness(self, evidence: Evidence, before: Observation | None, after: Observation) -> None:
+        if not self._pending or not isinstance(evidence, Tick) or evidence.progress is None:
+            return
+        if before is None or evidence.progress.attempt != after.attempt:
+            return
+        due = [fault for fault in self._pending if fault.step <= evidence.progress.step]
+        for fault in due:
+            self._pending.remove(fault)
+            self._thread.submit(self._strike, fault, after)
+
+    def close(self) -> None:
+        """Waits for a strike that is under way."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _strike(self, fault: Fault, observation: Observation) -> None:
+        try:
+            with self._ledger.open("a") as file:
+                file.write(json.dumps({"format": 1, "fault": format_fault(fault)}) + "\n")
+            self._announce(f"drill: {format_fault(fault)}")
+            self._inflict(fault, observation)
+        except (BehemothError, OSError) as error:
+            self._announce(f"drill: {format_fault(fault)}: did not strike: {error}")
+            _log.warning("drill %s did not strike: %s", format_fault(fault), error)
+
+    def _inflict(self, fault: Fault, observation: Observation) -> None:
+        match fault:
+            case KillRank(rank=rank):
+                os.kill(self._worker(rank, observation), signal.SIGKILL)
+            case HangRank(rank=rank):
+                os.kill(self._worker(rank, observation), signal.SIGSTOP)
+            case LoseNode(node=node):
+                self._lose(self._nodes[node])
+            case FreezeNode(node=node):
+                agent = self._agent(self._nodes[node])
+                _signal([agent, *node_processes.below(agent)], signal.SIGSTOP)
+            case CorruptNewestCheckpoint():
+                self._flip_a_bit()
+            case _:
+                assert_never(fault)
+
+    def _lose(self, node: NodeId) -> None:
+        """Starters first, so that nobody tidies up what a machine without power could not."""
+        agent = self._agent(node)
+        workers = node_processes.below(agent)
+        _signal([*reversed(node_processes.starters_of(agent)), agent, *workers], signal.SIGKILL)
+
+    def _flip_a_bit(self) -> None:
+        newest = latest(self._store)
+        if newest is None:
+            raise NotFound("newest checkpoint: expected a commit, got none")
+        victim = max(
+            self._store.list(read_record(self._store, newest).prefix), key=lambda found: (found.size_bytes, found.key)
+        )
+        middle = victim.size_bytes // 2
+        byte = bytearray(1)
+        self._store.read_into(victim.key, offset_bytes=middle, into=byte)
+        byte[0] ^= 1
+        part = Part(offset_bytes=middle, buffers=[byte])
+        self._store.write_parts(victim.key, size_bytes=victim.size_bytes, parts=[part])
+
+    def _agent(self, node: NodeId) -> int:
+        pid = node_processes.agent_pid(self._run_uid, node)
+        if pid is None:
+            raise NotFound(f"node {node}: expected a live agent on this machine, got none")
+        return pid
+
+    def _worker(self, rank: Rank, observation: Observation) -> int:
+        node = observation.holders[observation.config.slot_of(rank)]
+        pid = node_processes.worker_pid(node_processes.below(self._agent(node)), rank)
+        if pid is None:
+            raise NotFound(f"rank {rank}: expected a live worker on node {node}, got none")
+        return pid
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,164 @@
+"""What happened, for people: evidence and decisions as sentences, one line each in `events.jsonl` and on a terminal.
+
+A pure translation. Beats, progress and the steps of a save that went well are not events; the view shows those.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from behemoth.base.ids import NodeId, Rank
+from behemoth.base.units import format_size
+from behemoth.state.effect import (
+    Abort,
+    Close,
+    Delete,
+    Effect,
+    Evict,
+    Place,
+    Reject,
+    Replace,
+    Save,
+    Start,
+    Stop,
+)
+from behemoth.state.evidence import (
+    Asked,
+    Committed,
+    Decided,
+    Evidence,
+    GangRestored,
+    NodeJoined,
+    NodeLost,
+    ProvisionFailed,
+    RestoreFailed,
+    SaveFailed,
+    Tick,
+    WorkerFailed,
+)
+from behemoth.state.observation import Observation
+
+Level = Literal["normal", "warning"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line. `reason` is CamelCase and stable, `message` is for people. Times are Unix microseconds."""
+
+    at_us: int
+    level: Level
+    reason: str
+    message: str
+    attempt: int
+    step: int
+    node: NodeId | None = None
+    rank: Rank | None = None
+    format: int = 1
+
+
+def events_of(evidence: Evidence, before: Observation | None, after: Observation) -> list[Event]:
+    """The events of one folded piece of evidence, in order; usually none."""
+    if isinstance(evidence, Decided):
+        return [event for effect in evidence.effects for event in _decided(effect, after)]
+    if before is None:
+        return [_event(after, "RunOpened", f"run of {after.num_ranks} ranks on {after.config.num_slots} nodes")]
+    event = _happened(evidence, before, after)
+    return [event] if event is not None else []
+
+
+def drill_event(message: str, observation: Observation) -> Event:
+    """A fault that was injected on purpose."""
+    return _event(observation, "Drill", message, level="warning")
+
+
+def _happened(evidence: Evidence, before: Observation, after: Observation) -> Event | None:
+    match evidence:
+        case NodeJoined(node=node):
+            return _event(after, "NodeJoined", f"node {node} joined", node=node)
+        case NodeLost(node=node, reason=reason):
+            return _event(after, "NodeLost", f"node {node} lost: {reason}", level="warning", node=node)
+        case ProvisionFailed(node=node, reason=reason):
+            message = f"node {node}: no agent could be started: {reason}"
+            return _event(after, "ProvisionFailed", message, level="warning", node=node)
+        case WorkerFailed() if evidence.attempt == before.attempt:
+            return _event(
+                after, "WorkerFailed", _failure(evidence), level="warning", node=evidence.node, rank=evidence.rank
+            )
+        case GangRestored(step=step, num_from_memory=num) if evidence.attempt == before.attempt:
+            source = f", {num} of {after.num_ranks} ranks from memory" if after.restore is not None else ""
+            return _event(after, "Restored", f"attempt {after.attempt} stands at step {step}{source}")
+        case RestoreFailed(write_id=write_id, reason=reason):
+            return _event(after, "RestoreFailed", f"checkpoint {write_id}: {reason}", level="warning")
+        case SaveFailed(write_id=write_id, reason=reason):
+            return _event(after, "SaveFailed", f"save {write_id} failed: {reason}", level="warning")
+        case Committed(commit=commit):
+            size = format_size(commit.size_bytes)
+            return _event(after, "Committed", f"checkpoint of step {commit.step} committed ({size})")
+        case Asked(request=request):
+            return _event(after, "Asked", f"asked to {request}")
+        case Tick(progress=progress) if progress is not None and _is_first_step(before, after):
+            return _event(after, "Training", f"attempt {after.attempt} completed step {progress.step}")
+        case _:
+            return None
+
+
+def _decided(effect: Effect, after: Observation) -> list[Event]:
+    match effect:
+        case Place(holders=holders):
+            return [_event(after, "Placed", f"gang placed on {', '.join(holders[:8])}{' ...' * (len(holders) > 8)}")]
+        case Replace(slot=slot, node=node, spare=spare):
+            return [_event(after, "Replaced", f"slot {slot}: node {spare} takes the place of {node}", node=spare)]
+        case Evict(node=node, reason=reason):
+            return [_event(after, "Evicted", f"node {node} evicted: {reason}", level="warning", node=node)]
+        case Start(restore=restore, reason=reason):
+            source = f"step {restore.step}" if restore is not None else "the beginning"
+            return [_event(after, "Starting", f"attempt {effect.fence.attempt} starts from {source}: {reason}")]
+        case Stop(reason=reason):
+            return [_event(after, "Stopping", f"attempt {effect.fence.attempt} stops: {reason}")]
+        case Save(step=step, is_last=True):
+            return [_event(after, "LastSave", f"last save announced for step {step}")]
+        case Abort(write_id=write_id, reason=reason):
+            return [_event(after, "SaveAborted", f"save {write_id} given up: {reason}", level="warning")]
+        case Reject(commit=commit, reason=reason):
+            message = f"checkpoint of step {commit.step} rejected: {reason}; going back to an older one"
+            return [_event(after, "Rejected", message, level="warning")]
+        case Delete(commits=commits):
+            return [_event(after, "Expired", f"retention drops step {', '.join(str(c.step) for c in commits)}")]
+        case Close(outcome=outcome, reason=reason):
+            level: Level = "warning" if outcome == "failed" else "normal"
+            return [_event(after, f"Run{outcome.capitalize()}", f"run {outcome}: {reason}", level=level)]
+        case _:
+            return []
+
+
+def _failure(evidence: WorkerFailed) -> str:
+    ended = f"signal {evidence.signal}" if evidence.signal is not None else f"exit code {evidence.exit_code}"
+    lines = evidence.last_lines.strip().splitlines()
+    tail = f": {lines[-1][:200]}" if lines else ""
+    return f"rank {evidence.rank} on node {evidence.node} ended with {ended}{tail}"
+
+
+def _is_first_step(before: Observation, after: Observation) -> bool:
+    return after.progress is not None and after.progress is not before.progress and before.progress is None
+
+
+def _event(
+    observation: Observation,
+    reason: str,
+    message: str,
+    *,
+    level: Level = "normal",
+    node: NodeId | None = None,
+    rank: Rank | None = None,
+) -> Event:
+    return Event(
+        at_us=observation.now_us,
+        level=level,
+        reason=reason,
+        message=message,
+        attempt=observation.attempt,
+        step=observation.progress.step if observation.progress is not None else 0,
+        node=node,
+        rank=rank,
+    )

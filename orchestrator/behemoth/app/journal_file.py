@@ -1,0 +1,54 @@
+"""The journal on disk: `evidence.jsonl`, append-only, one line per piece of evidence.
+
+A line that was cut off by a crash is the last one and was never acted upon, so it is dropped when the file is opened
+again. What a line says is `behemoth.reconcile.journal`'s business.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from behemoth.base.errors import Unavailable
+
+
+class JournalFile:
+    """Exclusive writer of one journal; the run directory's lock sees to that. Call `open` first, `close` last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def open(self) -> bytes:
+        """Opens for appending; the whole lines that are there already."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.ftruncate(self._fd, len(whole))
+        return whole
+
+    def append(self, line: bytes) -> None:
+        """In the page cache when it returns: survives the process. Raises Unavailable when the disk is full."""
+        try:
+            _write_all(self._fd, line)
+        except OSError as error:
+            raise Unavailable(
+                f"journal {self._path}: expected to append {len(line)} bytes, got {error.strerror}",
+                hint="free space on the disk of the run directory and run the same file again: it resumes",
+                code="journal-write",
+            ) from error
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

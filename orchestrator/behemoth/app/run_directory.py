@@ -1,0 +1,186 @@
+"""Everything that one run leaves on this machine, in one directory, and the lock that keeps two processes out of it.
+
+    run.yaml         the run as it was first started; a later start must say the same
+    checkpoints/     the default store
+    logs/            one file per rank and attempt, one per agent
+    evidence.jsonl   the journal; events.jsonl: what happened, for people; summary.json: how it ended
+    coordinator.json where the coordinator listens and under which term
+    secret           from which agents' tokens are made; readable by the owner only
+
+Small files are replaced whole or not at all. Neighbour: `journal_file`, which owns evidence.jsonl.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.ids import Epoch, RunUid
+
+SECRET_BYTES = 32
+
+T = TypeVar("T")
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes the run in this directory this run; written once."""
+
+    format: int = 1
+    run_uid: RunUid
+    name: str
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest coordinator. `pid` helps people; nothing decides by it."""
+
+    format: int = 1
+    epoch: Epoch
+    port: int
+    pid: int
+
+
+class RunDirectory:
+    """Paths of one run. `open` creates what is missing and takes the lock; reading verbs need no lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.journal = path / "evidence.jsonl"
+        self.events = path / "events.jsonl"
+        self.summary = path / "summary.json"
+        self.document = path / "run.yaml"
+        self._identity = path / "identity.json"
+        self._term = path / "coordinator.json"
+        self._secret = path / "secret"
+        self._lock_fd = -1
+
+    def open(self) -> None:
+        """Creates the directory and locks it until `close` or the end of the process.
+
+        Raises Conflict when another process runs here, Denied or Unavailable when the directory cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise refusal(self.path, "create the run directory", error) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise Conflict(
+                f"run directory {self.path}: expected nobody else to run here, got another live `behemoth run`",
+                hint="wait for it, stop it with Ctrl-C, or name another directory with --dir",
+                code="run-locked",
+            ) from error
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def identity(self) -> Identity | None:
+        """None in a fresh directory. Raises Corrupt when the file is not what was written."""
+        return _read(self._identity, Identity)
+
+    def found(self, name: str) -> Identity:
+        """Makes this directory that of a new run, for ever."""
+        identity = Identity(run_uid=RunUid(secrets.token_hex(8)), name=name)
+        self._replace(self._identity, msgspec.json.encode(identity) + b"\n")
+        return identity
+
+    def term(self) -> Term | None:
+        return _read(self._term, Term)
+
+    def begin_term(self, term: Term) -> None:
+        """Durable when it returns: the epoch is raised before anybody acts under it."""
+        self._replace(self._term, msgspec.json.encode(term) + b"\n")
+
+    def secret(self) -> bytes:
+        """The run's secret, made at its first use with mode 0600."""
+        try:
+            secret = self._secret.read_bytes()
+        except FileNotFoundError:
+            secret = secrets.token_bytes(SECRET_BYTES)
+            self._replace(self._secret, secret, mode=0o600)
+        if len(secret) != SECRET_BYTES:
+            raise Corrupt(
+                f"{self._secret}: expected {SECRET_BYTES} bytes, got {len(secret)}",
+                hint="remove the file; agents of an earlier coordinator will be refused",
+                code="secret-corrupt",
+            )
+        return secret
+
+    def write_document(self, text: str) -> None:
+        self._replace(self.document, text.encode())
+
+    def write_summary(self, summary: dict[str, object]) -> None:
+        self._replace(self.summary, json.dumps(summary, indent=2).encode() + b"\n")
+
+    def _replace(self, path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        """Whole or not at all, durable when it returns."""
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            temporary.unlink(missing_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise refusal(path, "write it", error) from error
+
+
+def existing(path: Path) -> RunDirectory:
+    """The directory of a run that has begun, for verbs that only read. Raises NotFound."""
+    directory = RunDirectory(path)
+    if directory.identity() is None:
+        raise NotFound(
+            f"run directory {path}: expected a run there, got none",
+            hint="name a run under ./runs, or the path of its directory",
+            code="run-not-found",
+        )
+    return directory
+
+
+def refusal(path: Path, wish: str, error: OSError) -> BehemothError:
+    """The error of ours for what the system said."""
+    said = f"{path}: expected to {wish}, got {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        return Denied(said, hint="check the owner and the mode of the directory", code="path-denied")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return Invalid(said, hint="a file stands where a directory is needed; name another one with --dir", code="path")
+    return Unavailable(said, hint="free space or name a directory on another disk with --dir", code="path-unavailable")
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise refusal(path, "read it", error) from error
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise Corrupt(
+            f"{path}: expected {kind.__name__}, got {error}",
+            hint="the file was changed by hand or the disk lost it; start in another directory with --dir",
+            code="run-directory-corrupt",
+        ) from error

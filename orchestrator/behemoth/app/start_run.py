@@ -1,0 +1,71 @@
+"""What `run` settles before anything starts: is this the same run, where are its checkpoints, what is left of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from behemoth.app.run_directory import Identity, RunDirectory, Term
+from behemoth.base.errors import Conflict
+from behemoth.base.ids import Epoch, NodeId
+from behemoth.spec.decode import decode_run
+from behemoth.spec.document import difference, to_document
+from behemoth.spec.run import TrainingRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlace:
+    """A run directory that is this run's, locked by this process."""
+
+    directory: RunDirectory
+    identity: Identity
+    store_url: str
+
+
+def claim(run: TrainingRun, path: Path) -> RunPlace:
+    """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, or when it holds another run:
+    the message then names each field that differs."""
+    directory = RunDirectory(path)
+    directory.open()
+    try:
+        return RunPlace(directory=directory, identity=_identify(run, directory), store_url=store_root(run, directory))
+    except BaseException:
+        directory.close()
+        raise
+
+
+def begin_term(directory: RunDirectory, epoch: Epoch, port: int) -> None:
+    """Writes the raised epoch durably; nobody acts under it before this returns."""
+    directory.begin_term(Term(epoch=epoch, port=port, pid=os.getpid()))
+
+
+def store_root(run: TrainingRun, directory: RunDirectory) -> str:
+    """Where this run's `commits/` and `steps/` lie: in its own directory, or under its name in a shared store."""
+    if run.checkpoint.store is None:
+        return str(directory.checkpoints.absolute())
+    return str(Path(run.checkpoint.store, run.name).absolute())
+
+
+def node_names(run: TrainingRun) -> list[NodeId]:
+    """Logical nodes of an embedded cluster, in placement order, gang first."""
+    return [NodeId(f"node-{number}") for number in range(run.nodes.count + run.nodes.spares)]
+
+
+def _identify(run: TrainingRun, directory: RunDirectory) -> Identity:
+    identity = directory.identity()
+    if identity is None:
+        directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
+        return directory.found(run.name)
+    former = decode_run(directory.document.read_bytes(), source=str(directory.document))
+    changes = difference(former, run)
+    if changes:
+        listed = "; ".join(str(change) for change in changes[:8])
+        raise Conflict(
+            f"run directory {directory.path}: expected the run that began there, got another one: {listed}",
+            hint="change the file back to resume, or start the new run elsewhere with --dir",
+            code="run-differs",
+        )
+    return identity

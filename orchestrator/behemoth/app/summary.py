@@ -1,0 +1,154 @@
+"""How a run ended: one versioned document, and the values that the command line prints.
+
+The digest is read back from the store, not remembered: it proves what lies there. Times of a fault are given from its
+first sign, each phase by itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from behemoth.app.history import History
+from behemoth.app.save_book import SaveRow
+from behemoth.base.errors import Internal
+from behemoth.base.ids import NodeId, Rank, Step, WriteId
+from behemoth.checkpoint.commit import latest
+from behemoth.checkpoint.reader import digest, open_commit
+from behemoth.ports import ObjectStore
+from behemoth.reconcile.ledger import FaultRow, books
+from behemoth.state.effect import Outcome
+from behemoth.state.observation import Cause
+
+
+class LedgerTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds x ranks by what they were spent on; they add up to `wall_s` x `num_ranks`."""
+
+    wall_s: float
+    num_ranks: int
+    useful_s: float
+    checkpoint_stall_s: float
+    detect_s: float
+    restart_s: float
+    restore_s: float
+    recomputed_s: float
+    idle_s: float
+
+
+class FaultTable(msgspec.Struct, frozen=True, kw_only=True):
+    """One fault; seconds of each phase, None for one that was not reached before the next fault or the end.
+
+    `to_first_step_s` and `to_regained_s` count from the fault's first sign.
+    """
+
+    cause: Cause
+    node: NodeId | None
+    rank: Rank | None
+    reason: str
+    at_us: int
+    detect_s: float
+    restart_s: float | None
+    restore_s: float | None
+    to_first_step_s: float | None
+    to_regained_s: float | None
+
+
+class CheckpointTable(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed save. `seconds` runs from the step's end to the commit."""
+
+    step: Step
+    write_id: WriteId
+    size_bytes: int
+    seconds: float | None
+    bytes_per_s: float | None
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """`digest` is `sha256:...` over the newest commit, None when nothing was committed."""
+
+    name: str
+    outcome: Outcome | None
+    """None: this process ended before the run did."""
+    reason: str
+    step: Step
+    total_steps: Step
+    num_attempts: int
+    digest: str | None
+    ledger: LedgerTable
+    faults: tuple[FaultTable, ...]
+    num_faults: int
+    checkpoints: tuple[CheckpointTable, ...]
+    format: int = 1
+
+    def document(self) -> dict[str, object]:
+        """Plain values, as `summary.json` holds them."""
+        found: dict[str, object] = msgspec.to_builtins(self)
+        return found
+
+
+def summarize(name: str, history: History, store: ObjectStore, *, now_us: int) -> Summary:
+    """Reads the newest checkpoint back: blocks for as long as that takes. Raises Corrupt when it is damaged."""
+    observation = history.observation
+    if observation is None:
+        raise Internal(f"run {name}: expected an opened run to summarize, got an empty journal")
+    newest = latest(store)
+    return Summary(
+        name=name,
+        outcome=observation.outcome,
+        reason=observation.close_reason,
+        step=newest.step if newest is not None else Step(0),
+        total_steps=observation.config.total_steps,
+        num_attempts=observation.attempt,
+        digest=f"sha256:{digest(store, open_commit(store, newest))}" if newest is not None else None,
+        ledger=_ledger(history, now_us),
+        faults=tuple(_fault(row) for row in history.books.ledger.faults) if history.books.ledger else (),
+        num_faults=history.books.ledger.num_faults if history.books.ledger else 0,
+        checkpoints=tuple(_checkpoint(row) for row in history.saves.rows),
+    )
+
+
+def _ledger(history: History, now_us: int) -> LedgerTable:
+    ledger = history.books.ledger
+    if ledger is None:
+        raise Internal("ledger: expected one for an opened run, got none")
+    buckets = books(ledger, now_us)
+    return LedgerTable(
+        wall_s=(max(now_us, ledger.mark_us) - ledger.opened_us) / 1e6,
+        num_ranks=ledger.num_ranks,
+        useful_s=buckets.useful / 1e6,
+        checkpoint_stall_s=buckets.checkpoint_stall / 1e6,
+        detect_s=buckets.detect / 1e6,
+        restart_s=buckets.restart / 1e6,
+        restore_s=buckets.restore / 1e6,
+        recomputed_s=buckets.recomputed / 1e6,
+        idle_s=buckets.idle / 1e6,
+    )
+
+
+def _fault(row: FaultRow) -> FaultTable:
+    return FaultTable(
+        cause=row.cause,
+        node=row.node,
+        rank=row.rank,
+        reason=row.reason,
+        at_us=row.at_us,
+        detect_s=(row.detected_us - row.at_us) / 1e6,
+        restart_s=_span_s(row.started_us, row.restarted_us),
+        restore_s=_span_s(row.restarted_us, row.restored_us),
+        to_first_step_s=_span_s(row.at_us, row.first_step_us),
+        to_regained_s=_span_s(row.at_us, row.regained_us),
+    )
+
+
+def _checkpoint(row: SaveRow) -> CheckpointTable:
+    seconds = _span_s(row.reached_us, row.committed_us)
+    return CheckpointTable(
+        step=row.step,
+        write_id=row.write_id,
+        size_bytes=row.size_bytes,
+        seconds=seconds,
+        bytes_per_s=row.size_bytes / seconds if seconds else None,
+    )
+
+
+def _span_s(from_us: int | None, to_us: int | None) -> float | None:
+    return (to_us - from_us) / 1e6 if from_us is not None and to_us is not None else None

@@ -1,0 +1,258 @@
+"""The process of `behemoth run`: builds store, fleet, runtime and body, joins them to the loop, and takes them down.
+
+The only file that knows all of them. Nothing is decided here; the order of steps is what matters: lock, store, term,
+server, machines, loop, and the reverse at the end, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from behemoth.app.body import AgentProgram, LocalBody
+from behemoth.app.checkpoint_desk import CheckpointDesk
+from behemoth.app.configure import agent_setup, brain_config, to_us
+from behemoth.app.drills import Drills
+from behemoth.app.event_log import EventLog
+from behemoth.app.events import Event
+from behemoth.app.history import History, read_history
+from behemoth.app.journal_file import JournalFile
+from behemoth.app.machines import Machines
+from behemoth.app.snapshot import Snapshot, snapshot
+from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
+from behemoth.app.summary import Summary, summarize
+from behemoth.base.clock import WallClock
+from behemoth.base.ids import Epoch, NodeId
+from behemoth.fleet.server import Fleet, FleetSettings
+from behemoth.fleet.tokens import Tokens
+from behemoth.ports import ObjectStore, Runtime
+from behemoth.rayrt.processes import SubprocessRuntime
+from behemoth.rayrt.runtime import embed_ray, join_ray
+from behemoth.reconcile.loop import Loop
+from behemoth.spec.drill import Fault
+from behemoth.spec.run import BEAT_INTERVAL, TrainingRun
+from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, TermBegan
+from behemoth.state.observation import Observation
+from behemoth.storage.open import open_store
+from behemoth.storage.probe import probe
+
+BEATS_PER_LIMIT = 5
+"""Beats that fit into the heartbeat limit at least, so that one lost beat is never a lost node."""
+TICK_S = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What the operator asked for. `engine` is a Ray of our own, plain processes, or a Ray at `ray_address`."""
+
+    run: TrainingRun
+    directory: Path
+    faults: Sequence[Fault]
+    engine: Literal["embedded-ray", "joined-ray", "processes"] = "embedded-ray"
+    ray_address: str = ""
+    on_event: Callable[[Event], None]
+    on_phase: Callable[[str], None]
+    """Told what is being waited for before the first event and after the last."""
+
+
+class LocalRun:
+    """One `behemoth run`. `run` is called once; the other methods on the same event loop while it runs."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self._request = request
+        self._loop: Loop | None = None
+        self._fleet: Fleet | None = None
+        self._clock = WallClock()
+        self._num_interrupts = 0
+        self._work: asyncio.Task[Observation] | None = None
+
+    async def run(self) -> Summary:
+        """Until the run is closed or stopped. Raises Behemoth's errors for what prevents a start or breaks the loop;
+        whatever happens, no process is left and the directory can be resumed."""
+        request = self._request
+        place = await asyncio.to_thread(claim, request.run, request.directory)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(place.directory.close)
+            store = open_store(place.store_url)
+            stack.callback(store.close)
+            await asyncio.to_thread(probe, place.store_url)
+            history = await self._lead(place, store)
+            request.on_phase("reading the newest checkpoint back")
+            name, now_us = request.run.name, self._clock.now_us()
+            summary = await asyncio.to_thread(summarize, name, history, store, now_us=now_us)
+            place.directory.write_summary(summary.document())
+            return summary
+
+    def interrupt(self) -> None:
+        """The first time: save, then stop, resumable. The second time: stop at once."""
+        self._num_interrupts += 1
+        if self._num_interrupts == 1 and self._loop is not None and self._work is not None:
+            self._loop.tell(Asked(request="suspend"))
+        elif self._work is not None:
+            self._work.cancel()
+
+    def snapshot(self) -> Snapshot | None:
+        """None until the brain has decided for the first time."""
+        loop, fleet = self._loop, self._fleet
+        if loop is None or fleet is None or loop.observation is None or loop.decision is None:
+            return None
+        return snapshot(
+            self._request.run.name,
+            loop.observation,
+            loop.decision.status,
+            now_us=self._clock.now_us(),
+            vitals=fleet.vitals(),
+            connected=fleet.connected(),
+        )
+
+    async def _lead(self, place: RunPlace, store: ObjectStore) -> History:
+        """One term: from the journal of the former one to the end of the loop."""
+        request = self._request
+        async with contextlib.AsyncExitStack() as stack:
+            journal = JournalFile(place.directory.journal)
+            history = read_history(journal.open())
+            former = history.observation
+            stack.callback(journal.close)
+            self._clock = WallClock(not_before_us=former.now_us if former is not None else 0)
+            request.on_phase(_WAITING[request.engine])
+            runtime = await asyncio.to_thread(_open_runtime, request)
+            machines = Machines(runtime, self._tell)
+            stack.push_async_callback(asyncio.to_thread, machines.close)
+            fleet = await self._open_fleet(place)
+            stack.push_async_callback(fleet.close, "the run is over on this coordinator")
+            events = EventLog(place.directory.events, request.on_event)
+            events.open()
+            stack.callback(events.close)
+            desk = CheckpointDesk(store, run_name=request.run.name, clock=self._clock, tell=self._tell)
+            stack.push_async_callback(asyncio.to_thread, desk.close)
+            nodes = list(former.config.nodes) if former is not None else list(runtime.nodes())
+            drills = self._open_drills(place, store, nodes, events)
+            stack.push_async_callback(asyncio.to_thread, drills.close)
+            body = LocalBody(
+                fleet=fleet,
+                machines=machines,
+                desk=desk,
+                agent=self._agent_program(place),
+                witnesses=(history.books.witness, history.saves.witness, events.witness, drills.witness),
+            )
+            self._loop = Loop(clock=self._clock, journal=journal, body=body, observation=former)
+            machines.start()
+            observation = await self._work_on(place, body, desk, former, nodes)
+            return replace(history, observation=observation)
+
+    async def _work_on(
+        self,
+        place: RunPlace,
+        body: LocalBody,
+        desk: CheckpointDesk,
+        former: Observation | None,
+        nodes: Sequence[NodeId],
+    ) -> Observation:
+        loop = self._loop
+        assert loop is not None
+        intact, bad = await asyncio.to_thread(desk.survey)
+        for commit in bad:
+            _log.warning("checkpoint %s cannot be used: %s", commit.key, commit.error)
+        if former is None:
+            config = brain_config(self._request.run, run_uid=place.identity.run_uid, nodes=nodes)
+            loop.tell(RunOpened(config=config))
+        else:
+            body.resume(former)
+        loop.tell(TermBegan(epoch=self._epoch))
+        loop.tell(CommitsFound(commits=tuple(intact)))
+        desk.clean()
+        self._work = asyncio.create_task(loop.run(), name="brain")
+        return await self._work
+
+    async def _open_fleet(self, place: RunPlace) -> Fleet:
+        request = self._request
+        recovery = request.run.recovery
+        former = place.directory.term()
+        is_local = request.engine != "joined-ray"
+        host = "127.0.0.1" if is_local else "0.0.0.0"
+        keeps_agents = recovery.coordinator_grace.total_seconds() > 0
+        self._epoch = Epoch(1 if former is None else former.epoch + 1)
+        setup = agent_setup(request.run, store_url=place.store_url, log_dir=str(place.directory.logs.absolute()))
+        settings = FleetSettings(
+            run_uid=place.identity.run_uid,
+            epoch=self._epoch,
+            setup=setup,
+            beat_interval_us=to_us(min(BEAT_INTERVAL, recovery.heartbeat_limit / BEATS_PER_LIMIT)),
+            tick_interval_us=round(TICK_S * 1e6),
+            reconnect_us=to_us(recovery.heartbeat_limit) if keeps_agents else 0,
+        )
+        self._fleet = Fleet(settings, tokens=Tokens(place.directory.secret()), clock=self._clock, sink=self._tell)
+        port = await self._fleet.listen(host, former.port if former is not None and keeps_agents else 0)
+        begin_term(place.directory, self._epoch, port)
+        self._address = f"{'127.0.0.1' if is_local else _own_address()}:{port}"
+        return self._fleet
+
+    def _open_drills(self, place: RunPlace, store: ObjectStore, nodes: Sequence[NodeId], events: EventLog) -> Drills:
+        running = asyncio.get_running_loop()
+        drills = Drills(
+            self._request.faults,
+            run_uid=place.identity.run_uid,
+            nodes=nodes,
+            store=store,
+            ledger=place.directory.path / "drills.jsonl",
+            announce=lambda message: _post(running, events.drill, message),
+        )
+        drills.open()
+        return drills
+
+    def _agent_program(self, place: RunPlace) -> AgentProgram:
+        return AgentProgram(
+            argv=(sys.executable, "-m", "behemoth.wiring.agent"),
+            env={
+                "BEHEMOTH_COORDINATOR": self._address,
+                "BEHEMOTH_RUN_UID": place.identity.run_uid,
+                "BEHEMOTH_LOG_DIR": str(place.directory.logs.absolute()),
+            },
+        )
+
+    def _tell(self, evidence: Evidence) -> None:
+        """Evidence before the loop stands cannot be: agents are ordered by the loop."""
+        if self._loop is not None:
+            self._loop.tell(evidence)
+
+
+_WAITING = {
+    "embedded-ray": "starting Ray",
+    "joined-ray": "joining Ray",
+    "processes": "starting processes",
+}
+
+
+def _post(running: asyncio.AbstractEventLoop, listener: Callable[[str], None], message: str) -> None:
+    """From another thread; a loop that has ended needs no news."""
+    with contextlib.suppress(RuntimeError):
+        running.call_soon_threadsafe(listener, message)
+
+
+def _open_runtime(request: RunRequest) -> Runtime:
+    match request.engine:
+        case "embedded-ray":
+            return embed_ray(node_names(request.run))
+        case "joined-ray":
+            return join_ray(request.ray_address)
+        case "processes":
+            return SubprocessRuntime(node_names(request.run))
+
+
+def _own_address() -> str:
+    """The address of this machine by which others on its network reach it; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_socket:
+        try:
+            probe_socket.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe_socket.getsockname()[0])
