@@ -11,11 +11,13 @@ import msgspec
 
 from behemoth.base.ids import NodeId, Step
 from behemoth.state.evidence import WorkerFailed
-from behemoth.state.observation import Cause, Incident
+from behemoth.state.observation import Cause, Incident, Tally
 
 _RANK_OF_CAUSE = {cause: rank for rank, cause in enumerate(get_args(Cause))}
 _MAX_SEEN = 16
 _MAX_LINE = 300
+_FACTOR_OF_ANY = 3
+"""A program that dies of something else each time, always before it has regained its steps, is stopped too."""
 
 
 def more_root_like(one: Incident, other: Incident) -> Incident:
@@ -58,9 +60,33 @@ def last_line(text: str) -> str:
     return lines[-1].strip()[:_MAX_LINE] if lines else ""
 
 
-def failures_after(*, num_failures: int, best_step: Step, best_step_at_failure: int) -> int:
-    """Failures of the program in a row with the one that just happened: a run that got further begins at one."""
-    return num_failures + 1 if best_step <= best_step_at_failure else 1
+def tally_after(tally: Tally, incident: Incident, *, best_step: Step, step: Step, is_stuck: bool) -> Tally:
+    """The tally once `incident` ended an attempt at `step`; `is_stuck`: that attempt completed no step at all.
+
+    Machines fail independently of each other while lost steps are repeated, so not every failure without progress
+    is the same one: it is when it looks the same, or comes no earlier than the one before it.
+    """
+    if best_step > tally.best_step:
+        return Tally(num_same=1, num_any=1, best_step=best_step, latest=incident, latest_step=step)
+    is_same = is_stuck or step >= tally.latest_step or _looks_same(incident, tally.latest)
+    return Tally(
+        num_same=tally.num_same + 1 if is_same else 1,
+        num_any=tally.num_any + 1,
+        best_step=tally.best_step,
+        latest=incident,
+        latest_step=step,
+    )
+
+
+def is_hopeless(tally: Tally, *, max_failures: int) -> bool:
+    """The same failure too often, or too many in a row of any kind."""
+    return tally.num_same >= max_failures or tally.num_any >= _FACTOR_OF_ANY * max_failures
+
+
+def _looks_same(one: Incident, other: Incident | None) -> bool:
+    if other is None or one.cause != other.cause:
+        return False
+    return one.rank == other.rank or (one.signature != "" and one.signature == other.signature)
 
 
 def is_of_program(incident: Incident, seen: tuple[tuple[str, NodeId], ...]) -> bool:

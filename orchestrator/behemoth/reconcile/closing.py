@@ -11,11 +11,12 @@ from immutables import Map
 from msgspec.structs import replace
 
 from behemoth.base.ids import Epoch, NodeId
-from behemoth.reconcile.gang import failures_with, is_saving_the_end, is_settled
+from behemoth.policy.failure import is_hopeless
+from behemoth.reconcile.gang import is_saving_the_end, is_settled, tally_with
 from behemoth.reconcile.incidents import open_incident, plain_incident
 from behemoth.state.effect import Close, Effect, Outcome, Stop
 from behemoth.state.evidence import Asked, TermBegan
-from behemoth.state.observation import Node, Observation, indexes_of
+from behemoth.state.observation import Node, Observation, Tally, indexes_of
 
 MAX_LAST_FAILURES = 3
 """How often the last save is tried before the run ends without it."""
@@ -32,8 +33,7 @@ def on_term(obs: Observation, told: TermBegan) -> Observation:
         are_commits_known=False,
         commits_of_term=(),
         deleting=frozenset(),
-        num_failures=0,
-        best_step_at_failure=-1,
+        tally=Tally(),
         num_last_failures=0,
         waiting_since_us=None,
     )
@@ -70,8 +70,7 @@ def _reopen(obs: Observation) -> Observation:
         close_reason="",
         asked=None,
         placed_epoch=Epoch(0),
-        num_failures=0,
-        best_step_at_failure=-1,
+        tally=Tally(),
         num_last_failures=0,
     )
 
@@ -138,9 +137,9 @@ def _failure(obs: Observation) -> tuple[Outcome, str] | None:
         return "failed", f"the last checkpoint failed {obs.num_last_failures} times: {obs.save_message}"
     incident = obs.incident
     if incident is not None and is_settled(obs) and not is_saving_the_end(obs):
-        num_failures = failures_with(obs, incident)
-        if num_failures > obs.num_failures and num_failures >= obs.config.max_failures:
-            return "failed", f"{num_failures} failures without progress beyond step {obs.best_step}: {incident.reason}"
+        tally = tally_with(obs, incident)
+        if tally is not obs.tally and is_hopeless(tally, max_failures=obs.config.max_failures):
+            return "failed", f"{tally.num_any} failures without progress beyond step {obs.best_step}: {incident.reason}"
     if obs.waiting_since_us is None or obs.now_us < obs.waiting_since_us + obs.config.node_wait_us:
         return None
     missing = len(obs.vacant) if obs.holders else obs.config.num_slots

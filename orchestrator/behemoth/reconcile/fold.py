@@ -144,10 +144,13 @@ def _fold_save(
 
 
 def after_effects(obs: Observation, effects: Iterable[Effect]) -> Observation:
-    """What is known once these were decided. Effects of another run, term or earlier start change nothing."""
+    """What is known once these were decided. Effects of another run, term or earlier start change nothing.
+
+    Time's consequences are drawn after each effect, so that one list folded whole equals its parts folded one by one.
+    """
     for effect in effects:
         if effect.fence.epoch == obs.epoch and not effect.fence.is_stale_against(obs.fence):
-            obs = _after_effect(obs, effect)
+            obs = _elapse(_after_effect(obs, effect))
     return obs
 
 

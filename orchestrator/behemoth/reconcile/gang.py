@@ -22,7 +22,7 @@ from behemoth.state.evidence import (
     WorkerFailed,
 )
 from behemoth.state.fence import Fence
-from behemoth.state.observation import GangState, Incident, Observation, with_node
+from behemoth.state.observation import GangState, Incident, Observation, Tally, with_node
 
 _PACE_WEIGHT = 4
 
@@ -194,13 +194,13 @@ def _settled_us(obs: Observation, incident: Incident) -> int:
     return incident.act_at_us + obs.config.heartbeat_limit_us
 
 
-def failures_with(obs: Observation, incident: Incident) -> int:
-    """Failures of the program in a row once this incident counts."""
+def tally_with(obs: Observation, incident: Incident) -> Tally:
+    """The failures of the program once this incident counts; unchanged when it is none of them."""
     if not _is_counted(obs, incident):
-        return obs.num_failures
-    return failure.failures_after(
-        num_failures=obs.num_failures, best_step=obs.best_step, best_step_at_failure=obs.best_step_at_failure
-    )
+        return obs.tally
+    step = obs.progress.step if obs.progress is not None else Step(0)
+    is_stuck = obs.progress is None or obs.progress.phase == "first_step"
+    return failure.tally_after(obs.tally, incident, best_step=obs.best_step, step=step, is_stuck=is_stuck)
 
 
 def _is_counted(obs: Observation, incident: Incident) -> bool:
@@ -319,8 +319,7 @@ def _account(obs: Observation, incident: Incident) -> Observation:
         return obs
     return replace(
         obs,
-        num_failures=failures_with(obs, incident),
-        best_step_at_failure=max(obs.best_step, obs.best_step_at_failure),
+        tally=tally_with(obs, incident),
         failures_seen=failure.seen_after(incident, obs.failures_seen),
     )
 

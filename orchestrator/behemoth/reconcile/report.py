@@ -39,7 +39,7 @@ def status_of(obs: Observation) -> RunStatus:
         num_spares=len(obs.spares),
         vacant=tuple(sorted(islice(obs.vacant, _MAX_VACANT))) if obs.vacant else (),
         num_vacant=len(obs.vacant),
-        num_failures=obs.num_failures,
+        num_failures=obs.tally.num_any,
         num_save_failures=obs.num_save_failures,
         save_message=obs.save_message,
         outcome=obs.outcome,

@@ -167,6 +167,8 @@ def _abort_reason(obs: Observation, save: SaveInFlight) -> str | None:
         return save.doom
     if save.state in ("called", "armed", "agreed") and (obs.incident is not None or obs.gang in ("none", "starting")):
         return "its attempt ended before all ranks had saved"
+    if obs.gang == "finished" and not save.is_last and save.state in ("called", "armed"):
+        return "the program ended"
     is_early = save.state in ("called", "armed")
     if is_early and obs.asked is not None and not save.is_last:
         return "the run shall end sooner"

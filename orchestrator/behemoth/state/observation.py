@@ -78,6 +78,19 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
         return self.cause in ("signal", "exit", "restore", "ended", "hang")
 
 
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures of the program since the run last got further than ever before (`behemoth.policy.failure` counts)."""
+
+    num_same: int = 0
+    """In a row that looked like one failure again and again."""
+    num_any: int = 0
+    best_step: int = -1
+    """The furthest step when the latest failed: a run that exceeds it begins a new tally."""
+    latest: Incident | None = None
+    latest_step: int = -1
+    """How far the attempt was that failed last."""
+
+
 class SaveInFlight(msgspec.Struct, frozen=True, kw_only=True):
     """The one save that was announced and is neither committed nor given up."""
 
@@ -137,8 +150,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated time per step of the gang, 0 when unknown."""
     step_times: StepTimes = StepTimes()
     incident: Incident | None = None
-    num_failures: int = 0
-    best_step_at_failure: int = -1
+    tally: Tally = Tally()
     failures_seen: tuple[tuple[str, NodeId], ...] = ()
     """The latest 16 (signature, node): the same signature on two nodes is the program's fault."""
     start_message: str = ""

@@ -1,0 +1,151 @@
+"""Wishes and terms: suspend, stop, resume, and a coordinator that is lost."""
+
+from __future__ import annotations
+
+import pytest
+from behemoth.base.ids import Attempt, Epoch
+from behemoth.state.config import Cadence
+from behemoth.state.effect import Abort, Close, Commit, Evict, Place, Provision, Save, Start, Stop
+from behemoth.state.evidence import Asked, GangFinished, SaveFailed, SaveWritten, TermBegan
+from reconcile.player import Player, S, ref, training
+
+
+@pytest.mark.parametrize(
+    ("request_", "outcome", "reason"), [("suspend", "suspended", "Suspended"), ("stop", "cancelled", "Cancelled")]
+)
+def test_a_wish_saves_at_a_near_step_and_then_closes(request_: str, outcome: str, reason: str) -> None:
+    player = training(total_steps=1_000, cadence=Cadence(steps=500))
+    player.reach(1)
+    player.reach(3)
+    player.tell(Asked(request=request_))  # type: ignore[arg-type]
+    assert player.one(Abort)
+    save = player.one(Save)
+    assert save.is_last
+    assert 3 < save.step < 10
+    player.commit()
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert player.one(Close).outcome == outcome
+    assert player.phase == ("suspended", reason)
+
+
+def test_a_wish_without_a_training_gang_closes_directly() -> None:
+    player = Player()
+    player.begin()
+    player.join("abc")
+    player.tell(Asked(request="suspend"))
+    assert [type(effect) for effect in player.effects] == [Stop, Close]
+
+
+def test_a_wish_whose_save_fails_three_times_is_granted_without_it() -> None:
+    player = training()
+    player.tell(Asked(request="suspend"))
+    for _ in range(3):
+        player.reach(player.save.step)
+        player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+    assert player.one(Close).outcome == "suspended"
+    assert "disk full" in player.one(Close).reason
+
+
+def test_a_wish_taken_back_in_time_changes_nothing() -> None:
+    player = training()
+    player.tell(Asked(request="suspend"))
+    player.tell(Asked(request="resume"))
+    assert player.one(Abort)
+    assert not player.one(Save).is_last
+
+
+@pytest.mark.parametrize("how", ["resume", "term"])
+def test_a_suspended_run_goes_on_from_its_newest_commit(how: str) -> None:
+    player = training()
+    player.commit()
+    player.tell(Asked(request="suspend"))
+    player.commit()
+    player.tell(GangFinished(attempt=Attempt(1)))
+    step = player.obs.commits[-1].step
+    if how == "resume":
+        player.tell(Asked(request="resume"))
+    else:
+        player.begin(*player.obs.commits, epoch=2)
+    provisioned = [effect.incarnation for effect in player.effects if isinstance(effect, Provision)]
+    if how == "resume":
+        assert provisioned == [2, 2, 2]
+    player.join("abc", incarnation=2)
+    assert player.one(Place).holders == ("a", "b", "c")[:2]
+    start = player.one(Start)
+    assert start.fence.attempt == 2
+    assert start.restore is not None
+    assert start.restore.step == step
+
+
+def test_a_succeeded_run_stays_closed_and_a_failed_one_may_be_tried_again() -> None:
+    player = training(max_failures=1)
+    player.fail(signal=9)
+    assert player.one(Close).outcome == "failed"
+    player.tell(TermBegan(epoch=Epoch(2)))
+    assert player.has(Provision)
+    done = Player()
+    done.begin(ref(100, "a1-1"))
+    done.tell(TermBegan(epoch=Epoch(2)))
+    assert done.effects == ()
+    assert done.phase[0] == "succeeded"
+
+
+def test_agents_that_rejoin_with_their_workers_train_on_without_a_restart() -> None:
+    player = training(rejoin_us=60 * S)
+    player.reach(5)
+    player.begin(epoch=2)
+    assert player.phase == ("training", "Rejoining")
+    player.join("abc", attempt=1)
+    assert player.obs.attempt == 1
+    assert player.phase == ("training", "Training")
+    player.reach(6)
+    assert not player.has(Start)
+
+
+def test_agents_that_do_not_rejoin_in_time_are_lost() -> None:
+    player = training(rejoin_us=60 * S)
+    player.begin(epoch=2)
+    player.join("ac", attempt=1)
+    player.rest(60 * S)
+    assert player.one(Evict).node == "b"
+    assert player.one(Start).fence.attempt == 2
+    assert player.obs.tally.num_any == 0
+
+
+def test_an_agent_that_rejoins_without_its_workers_needs_a_restart() -> None:
+    player = training(rejoin_us=60 * S)
+    player.begin(epoch=2)
+    player.join("ab", attempt=1)
+    player.join("c", attempt=0)
+    assert not player.has(Start)
+    other = training(rejoin_us=60 * S)
+    other.begin(epoch=2)
+    other.join("bc", attempt=1)
+    other.join("a", attempt=0)
+    assert other.one(Start).fence.attempt == 2
+
+
+def test_without_time_to_rejoin_everything_is_ordered_anew_at_once() -> None:
+    player = training()
+    player.commit()
+    player.tell(TermBegan(epoch=Epoch(2)))
+    assert len([effect for effect in player.effects if isinstance(effect, Provision)]) == 3
+    player.begin(ref(10, "a1-1"), epoch=3)
+    for name in "cab":
+        player.join(name, incarnation=3)
+    assert player.obs.attempt == 2
+    assert dict(player.obs.holders) == {0: "a", 1: "c"}
+
+
+def test_a_commit_in_flight_is_asked_for_again_by_the_next_term() -> None:
+    player = training()
+    player.tell(SaveWritten(attempt=Attempt(1), write_id=player.save.write_id))
+    player.tell(TermBegan(epoch=Epoch(2)))
+    assert player.one(Commit).fence.epoch == 2
+
+
+def test_an_older_term_is_not_heard() -> None:
+    player = training()
+    before = player.obs
+    player.tell(TermBegan(epoch=Epoch(1)), after_us=0)
+    assert player.obs == before

@@ -1,0 +1,381 @@
+"""What each fault leads to: restart in place, a spare, a wait, or the end with the reason."""
+
+from __future__ import annotations
+
+import pytest
+from behemoth.base.ids import Attempt, NodeId, WriteId
+from behemoth.state.effect import Abort, Close, Commit, Evict, Provision, Reject, Replace, Start, Stop
+from behemoth.state.evidence import (
+    GangFinished,
+    GangGone,
+    GangUp,
+    NodeJoined,
+    NodeLost,
+    RestoreFailed,
+    SaveArmed,
+    SaveStaged,
+    SaveWritten,
+)
+from reconcile.player import Player, S, ref, training
+
+
+def test_a_killed_worker_restarts_the_gang_in_place_at_once_from_the_newest_commit() -> None:
+    player = training()
+    player.commit()
+    player.fail(signal=9)
+    start = player.one(Start)
+    assert (start.fence.attempt, start.restore) == (2, ref(10, "a1-1"))
+    assert not player.has(Replace)
+    assert player.phase == ("starting", "Restarting")
+
+
+def test_a_plain_exit_waits_for_a_better_explanation() -> None:
+    player = training()
+    player.fail("a", exit_code=1, lines="RuntimeError: connection reset by peer")
+    assert not player.has(Start)
+    assert player.phase == ("recovering", "WorkerFailed")
+    player.lose("b")
+    assert player.one(Replace).spare == "c"
+    assert player.obs.tally.num_any == 0
+
+
+def test_a_plain_exit_that_nothing_explains_is_acted_on_when_it_has_settled() -> None:
+    player = training()
+    player.fail(exit_code=1)
+    assert player.decision is not None
+    assert player.decision.wake_at_us == player.now_us + S // 2
+    player.rest(S // 2)
+    assert player.one(Start).fence.attempt == 2
+    assert player.obs.tally.num_any == 1
+
+
+def test_a_plain_exit_waits_while_a_holder_is_late() -> None:
+    player = training()
+    silent_us = player.now_us
+    player.fail("a", exit_code=1)
+    player.rest(S, late="b", since_us=silent_us)
+    assert not player.has(Start)
+    player.rest(S // 2, late="b", since_us=silent_us)
+    assert player.one(Evict).node == "b"
+    assert player.one(Start).fence.attempt == 2
+    assert player.obs.tally.num_any == 0
+
+
+def test_sympathetic_failures_count_once() -> None:
+    player = training()
+    player.fail("a", exit_code=1)
+    player.fail("b", rank=2, exit_code=1)
+    player.rest(S)
+    player.fail("b", rank=3, exit_code=1, attempt=1)
+    player.tell(GangUp(attempt=Attempt(1)))
+    assert player.obs.attempt == 2
+    assert player.obs.tally.num_any == 1
+
+
+def test_a_lost_holder_is_evicted_replaced_and_ordered_again() -> None:
+    player = training()
+    player.lose("b")
+    kinds = [type(effect) for effect in player.effects]
+    assert kinds == [Evict, Abort, Provision, Replace, Start]
+    assert player.one(Provision).incarnation == 2
+    assert player.one(Replace).slot == 1
+    player.tell(NodeJoined(node=NodeId("b"), incarnation=2, attempt=Attempt(0)))
+    assert set(player.obs.spares) == {"b"}
+
+
+def test_a_silent_holder_is_evicted_when_its_limit_is_over() -> None:
+    player = training()
+    since_us = player.now_us
+    player.rest(S, late="a", since_us=since_us)
+    assert player.decision is not None
+    assert player.decision.wake_at_us == since_us + 2_500_000
+    player.rest(1_500_000, late="a", since_us=since_us)
+    assert player.one(Evict).node == "a"
+    assert player.one(Replace).spare == "c"
+
+
+def test_a_node_that_beats_again_is_forgiven() -> None:
+    player = training()
+    player.rest(S, late="a", since_us=player.now_us)
+    player.rest(S)
+    player.rest(3 * S)
+    assert player.effects == ()
+
+
+def test_nodes_lost_together_are_replaced_by_one_start() -> None:
+    player = training(nodes=("a", "b", "c", "d"))
+    player.lose("a", "b")
+    replaced = {effect.node: effect.spare for effect in player.effects if isinstance(effect, Replace)}
+    assert replaced == {"a": "c", "b": "d"}
+    assert player.one(Start).fence.attempt == 2
+
+
+def test_a_lost_spare_changes_the_spares_only() -> None:
+    player = training()
+    player.lose("c")
+    assert [type(effect) for effect in player.effects] == [Evict, Provision]
+    assert player.phase[0] == "training"
+
+
+def test_without_a_spare_the_gang_waits_for_the_node_to_return() -> None:
+    player = training(nodes=("a", "b"))
+    player.lose("b")
+    assert not player.has(Start)
+    assert player.phase == ("recovering", "WaitingForNode")
+    player.tell(NodeJoined(node=NodeId("b"), incarnation=2, attempt=Attempt(0)))
+    assert not player.has(Replace)
+    assert player.one(Start).fence.attempt == 2
+
+
+def test_a_node_that_does_not_return_in_time_ends_the_run() -> None:
+    player = training(nodes=("a", "b"))
+    player.lose("b")
+    player.rest(600 * S)
+    assert [type(effect) for effect in player.effects] == [Stop, Close]
+    assert player.one(Close).outcome == "failed"
+
+
+def test_an_agent_that_was_given_up_is_never_listened_to_again() -> None:
+    player = training(nodes=("a", "b"))
+    player.lose("b")
+    player.tell(NodeJoined(node=NodeId("b"), incarnation=1, attempt=Attempt(1)))
+    assert player.effects == ()
+    assert player.phase == ("recovering", "WaitingForNode")
+
+
+def test_a_holder_lost_during_the_recovery_leads_to_one_more_start() -> None:
+    player = training(nodes=("a", "b", "c", "d"))
+    player.lose("a")
+    player.lose("c")
+    assert (player.one(Replace).node, player.one(Replace).spare) == ("c", "d")
+    assert player.one(Start).fence.attempt == 3
+
+
+def test_a_node_whose_workers_fail_twice_makes_room_for_a_spare() -> None:
+    player = training()
+    player.fail("a", signal=9)
+    assert not player.has(Replace)
+    player.train()
+    player.reach(3)
+    player.fail("a", signal=11)
+    replaced = player.one(Replace)
+    assert (replaced.node, replaced.spare) == ("a", "c")
+    assert not player.has(Evict)
+
+
+def test_two_strikes_more_than_a_week_apart_leave_the_node_in_place() -> None:
+    player = training()
+    player.fail("a", signal=9)
+    player.train()
+    player.reach(3, promise_us=player.now_us + 8 * 86_400 * S)
+    player.rest(8 * 86_400 * S)
+    player.fail("a", signal=9)
+    assert player.one(Start)
+    assert not player.has(Replace)
+
+
+def test_without_a_spare_a_struck_out_node_stays() -> None:
+    player = training(nodes=("a", "b"))
+    for step in (3, 5):
+        player.fail("a", signal=9)
+        player.train()
+        player.reach(step)
+    player.fail("a", signal=9)
+    assert player.one(Start).fence.attempt == 4
+    assert not player.has(Replace)
+
+
+def test_the_same_stack_on_two_nodes_is_the_programs_fault() -> None:
+    player = training(settle_us=0)
+    for step, node in ((3, "a"), (5, "b"), (7, "a")):
+        player.fail(node, exit_code=1, lines="Traceback\nValueError: bad batch\n")
+        assert not player.has(Replace)
+        player.train()
+        player.reach(step)
+    assert player.obs.nodes[NodeId("b")].strikes_micro == 0
+
+
+def test_three_failures_without_progress_end_the_run_with_the_reason() -> None:
+    player = training(settle_us=0)
+    player.reach(4)
+    for _ in range(2):
+        player.fail("b", rank=1, exit_code=3, lines="ValueError: no such file")
+        player.train()
+        player.reach(4)
+    player.fail("a", rank=1, exit_code=3, lines="ValueError: no such file")
+    close = player.one(Close)
+    assert close.outcome == "failed"
+    assert "rank 1 on node a ended with exit code 3: ValueError: no such file" in close.reason
+    assert player.phase == ("failed", "Failed")
+
+
+def test_failures_with_progress_between_them_never_end_the_run() -> None:
+    player = training()
+    for step in range(1, 9):
+        player.reach(step)
+        player.fail(player.obs.holders[step % 2], signal=6, lines=f"{step}")
+        assert player.one(Start)
+        player.train()
+
+
+def test_lost_nodes_never_count_as_failures_of_the_program() -> None:
+    player = training()
+    for _ in range(6):
+        player.lose(player.obs.holders[0])
+        assert player.one(Start)
+        lost = next(name for name, node in player.obs.nodes.items() if node.state == "coming")
+        player.tell(NodeJoined(node=lost, incarnation=player.obs.nodes[lost].incarnation, attempt=Attempt(0)))
+    assert player.obs.tally.num_any == 0
+
+
+@pytest.mark.parametrize(
+    ("up", "limit_us", "phase"), [(False, 60 * S, "starting"), (True, 60 * S, "restoring")], ids=["start", "restore"]
+)
+def test_a_gang_that_does_not_come_up_is_a_hang(up: bool, limit_us: int, phase: str) -> None:
+    player = Player()
+    player.begin()
+    player.join("abc")
+    if up:
+        player.tell(GangUp(attempt=Attempt(1)))
+    assert player.decision is not None
+    assert player.decision.wake_at_us == player.now_us + limit_us
+    player.rest(limit_us)
+    assert player.one(Start).dump_stacks
+    assert phase in player.one(Start).reason
+
+
+def test_no_step_within_the_limit_is_a_hang() -> None:
+    player = training()
+    player.reach(1)
+    player.reach(2)
+    player.rest(10 * S - 1)
+    assert player.effects == ()
+    player.rest(1)
+    assert player.one(Start).dump_stacks
+    assert player.obs.tally.num_any == 1
+
+
+def test_a_promised_report_puts_the_limit_off() -> None:
+    player = training()
+    player.reach(1, promise_us=player.now_us + 1_000 * S)
+    player.rest(1_000 * S)
+    assert player.effects == ()
+    player.rest(10 * S)
+    assert player.has(Start)
+
+
+def test_three_times_the_slow_steps_seen_outweigh_the_floor() -> None:
+    player = training()
+    for step in range(1, 10):
+        player.reach(step, after_us=5 * S)
+    slow = player.obs.step_times.with_sample(8 * S)
+    assert slow.p99_us >= 8 * S
+    player.rest(10 * S)
+    assert player.has(Start)
+
+
+def test_workers_that_vanish_without_a_word_are_a_failure() -> None:
+    player = training()
+    player.tell(GangGone(attempt=Attempt(1)))
+    assert not player.has(Start)
+    player.rest(S)
+    assert player.has(Start)
+    assert player.obs.tally.num_any == 1
+
+
+def test_a_program_that_ends_early_is_a_failure() -> None:
+    player = training()
+    player.reach(5)
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert "ended at step 5 of 100" in player.one(Start).reason
+    assert player.obs.tally.num_any == 1
+
+
+def test_a_corrupt_commit_is_rejected_and_an_older_one_restored() -> None:
+    player = Player()
+    player.begin(ref(10, "a1-1"), ref(20, "a1-2"))
+    player.join("abc")
+    bad = RestoreFailed(attempt=Attempt(1), node=NodeId("a"), write_id=WriteId("a1-2"), reason="crc", is_corrupt=True)
+    player.tell(bad)
+    assert player.one(Reject).commit == ref(20, "a1-2")
+    assert player.one(Start).restore == ref(10, "a1-1")
+    assert "step 20 did not restore" in player.one(Start).reason
+    assert player.obs.tally.num_any == 0
+    player.tell(bad)
+    assert player.effects == ()
+
+
+def test_when_no_commit_is_left_the_run_begins_anew_and_that_counts() -> None:
+    player = Player()
+    player.begin(ref(10, "a1-1"))
+    player.join("abc")
+    player.tell(
+        RestoreFailed(attempt=Attempt(1), node=NodeId("a"), write_id=WriteId("a1-1"), reason="crc", is_corrupt=True)
+    )
+    assert player.one(Start).restore is None
+    assert player.obs.tally.num_any == 1
+
+
+def test_a_store_that_does_not_answer_is_tried_again_and_counts() -> None:
+    player = Player()
+    player.begin(ref(10, "a1-1"))
+    player.join("abc")
+    for attempt in (1, 2, 3):
+        player.tell(
+            RestoreFailed(
+                attempt=Attempt(attempt), node=NodeId("a"), write_id=WriteId("a1-1"), reason="io", is_corrupt=False
+            )
+        )
+    assert "3 failures without progress" in player.one(Close).reason
+
+
+def test_a_staged_save_outlives_a_killed_worker_and_commits() -> None:
+    player = training()
+    save = player.save
+    player.tell(SaveArmed(attempt=Attempt(1), write_id=save.write_id))
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=save.write_id))
+    player.fail(signal=9)
+    assert player.one(Start).restore is None
+    assert not player.has(Abort)
+    player.tell(SaveWritten(attempt=Attempt(1), write_id=save.write_id))
+    assert player.one(Commit).write_id == save.write_id
+
+
+def test_a_staged_save_dies_with_a_node_and_a_written_one_does_not() -> None:
+    for is_written in (False, True):
+        player = training()
+        write_id = player.save.write_id
+        player.tell(SaveStaged(attempt=Attempt(1), write_id=write_id))
+        if is_written:
+            player.tell(SaveWritten(attempt=Attempt(1), write_id=write_id))
+        player.lose("b")
+        assert player.has(Abort) is not is_written
+
+
+def test_a_node_lost_twice_in_the_evidence_is_lost_once() -> None:
+    player = training()
+    lost = NodeLost(node=NodeId("b"), incarnation=1, reason="x")
+    player.tell(lost)
+    player.tell(lost)
+    assert player.effects == ()
+    assert player.obs.attempt == 2
+
+
+def test_independent_failures_before_the_lost_steps_are_regained_are_not_one_failure() -> None:
+    player = training()
+    for rank, step in enumerate((8, 6, 4, 2)):
+        player.reach(step)
+        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
+        assert player.has(Start)
+        player.train()
+    assert (player.obs.tally.num_same, player.obs.tally.num_any) == (1, 4)
+
+
+def test_even_different_failures_end_a_run_that_never_gets_further() -> None:
+    player = training()
+    for rank in range(9):
+        assert not player.has(Close)
+        player.reach(20 - rank)
+        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
+        player.train()
+    assert player.phase[0] == "failed"

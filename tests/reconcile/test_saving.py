@@ -1,0 +1,174 @@
+"""Saves: when they are called, how they end, and what retention makes of them."""
+
+from __future__ import annotations
+
+from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.state.config import Cadence
+from behemoth.state.effect import Abort, Agree, Close, Commit, Delete, Save, Start
+from behemoth.state.evidence import (
+    Committed,
+    Deleted,
+    GangFinished,
+    SaveArmed,
+    SaveFailed,
+    SavePassed,
+    SaveStaged,
+    SaveWritten,
+)
+from reconcile.player import Player, S, ref, training
+
+
+def test_the_next_multiple_is_announced_as_soon_as_the_last_save_ended() -> None:
+    player = training()
+    assert (player.save.step, player.save.write_id) == (10, "a1-1")
+    player.commit()
+    assert player.one(Save).step == 20
+    assert player.one(Save).write_id == "a1-2"
+
+
+def test_each_stage_is_acted_on_once() -> None:
+    player = training()
+    write_id = player.save.write_id
+    player.tell(SaveArmed(attempt=Attempt(1), write_id=write_id))
+    assert not player.has(Agree)
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=write_id))
+    player.tell(SaveWritten(attempt=Attempt(1), write_id=write_id))
+    assert player.one(Commit).step == 10
+    player.tell(SaveWritten(attempt=Attempt(1), write_id=write_id))
+    assert player.effects == ()
+
+
+def test_a_save_that_came_too_late_is_followed_by_a_later_one() -> None:
+    player = training(cadence=Cadence(steps=1))
+    player.reach(1)
+    player.tell(SavePassed(attempt=Attempt(1), write_id=player.save.write_id, step=Step(4)))
+    assert player.one(Abort)
+    assert player.one(Save).step > 4
+    assert player.obs.num_save_failures == 0
+
+
+def test_a_failed_save_is_aborted_told_and_followed_by_the_next() -> None:
+    player = training()
+    player.reach(10)
+    player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+    assert player.one(Abort).reason == "disk full"
+    assert player.one(Save).step == 20
+    assert player.phase == ("training", "SavesFailing")
+    assert player.obs.num_save_failures == 1
+
+
+def test_a_save_over_its_limit_is_aborted() -> None:
+    player = training()
+    player.reach(10, promise_us=player.now_us + 1_000 * S)
+    assert player.decision is not None
+    assert player.decision.wake_at_us == player.now_us + 60 * S
+    player.rest(60 * S)
+    assert "no commit within 60 s" in player.one(Abort).reason
+
+
+def test_a_save_announced_long_ahead_has_no_limit_before_its_step() -> None:
+    player = training()
+    player.reach(1, promise_us=player.now_us + 1_000 * S)
+    player.rest(500 * S)
+    assert player.effects == ()
+
+
+def test_an_interval_saves_ahead_of_the_line() -> None:
+    player = training(cadence=Cadence(interval_us=60 * S), total_steps=10_000)
+    assert not player.has(Save)
+    for step in (1, 3, 5):
+        player.reach(step, promise_us=player.now_us + 200 * S)
+    player.rest(57 * S - S)
+    assert not player.has(Save)
+    player.rest(S)
+    assert 119 <= player.one(Save).step <= 125
+
+
+def test_the_last_save_is_announced_as_such_and_agreed_on() -> None:
+    player = training(total_steps=Step(10))
+    assert player.one(Save).is_last
+    player.tell(SaveArmed(attempt=Attempt(1), write_id=player.save.write_id))
+    assert player.one(Agree).write_id == player.save.write_id
+    player.commit()
+    assert not player.has(Close)
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert player.one(Close).outcome == "succeeded"
+    assert player.phase == ("succeeded", "Completed")
+
+
+def test_an_interval_run_announces_its_last_save_before_the_end() -> None:
+    player = training(cadence=Cadence(interval_us=3_600 * S), total_steps=Step(10))
+    for step in (1, 3, 5):
+        player.reach(step)
+    player.reach(8)
+    assert (player.one(Save).step, player.one(Save).is_last) == (10, True)
+
+
+def test_ranks_that_stand_at_the_last_step_are_asked_again_and_the_third_failure_ends_the_run() -> None:
+    player = training(total_steps=Step(10))
+    player.reach(10)
+    for _ in range(2):
+        player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+        assert (player.one(Save).step, player.one(Save).is_last) == (10, True)
+    player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+    assert player.one(Close).outcome == "failed"
+    assert "disk full" in player.one(Close).reason
+
+
+def test_workers_that_die_after_the_last_save_is_in_memory_are_not_missed() -> None:
+    player = training(total_steps=Step(10))
+    write_id = player.save.write_id
+    player.reach(10)
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=write_id))
+    player.fail(signal=9)
+    assert not player.has(Start)
+    player.tell(SaveWritten(attempt=Attempt(1), write_id=write_id))
+    player.tell(Committed(commit=ref(10, write_id)))
+    assert player.one(Close).outcome == "succeeded"
+
+
+def test_a_last_save_lost_after_the_workers_ended_is_made_again() -> None:
+    player = training(total_steps=Step(10))
+    write_id = player.save.write_id
+    player.reach(10)
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=write_id))
+    player.tell(GangFinished(attempt=Attempt(1)))
+    player.lose("b")
+    assert player.one(Abort).write_id == write_id
+    assert player.one(Start).fence.attempt == 2
+
+
+def test_steps_that_are_committed_are_skipped_when_they_are_passed_again() -> None:
+    player = training()
+    write_id = player.save.write_id
+    player.reach(12)
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=write_id))
+    player.fail(signal=9)
+    player.train()
+    player.tell(Committed(commit=ref(10, write_id)))
+    assert player.one(Save).step == 20
+
+
+def test_retention_deletes_what_it_no_longer_wants_once() -> None:
+    player = training()
+    for _ in range(3):
+        player.commit()
+    assert [commit.step for commit in player.one(Delete).commits] == [10]
+    player.tell(Deleted(write_ids=(WriteId("a1-1"),)))
+    assert [commit.step for commit in player.obs.commits] == [20, 30]
+    assert player.effects == ()
+
+
+def test_what_is_being_restored_is_not_deleted() -> None:
+    player = Player()
+    player.begin(*(ref(step, f"a1-{step}") for step in (10, 20, 30)))
+    assert player.one(Delete).commits == (ref(10, "a1-10"),)
+
+
+def test_a_commit_of_a_save_that_was_given_up_still_counts() -> None:
+    player = training()
+    write_id = player.save.write_id
+    player.reach(10)
+    player.tell(SaveFailed(write_id=write_id, reason="ambiguous answer"))
+    player.tell(Committed(commit=ref(10, write_id)))
+    assert player.obs.newest_commit == ref(10, write_id)
