@@ -1,0 +1,127 @@
+"""Removes checkpoints that retention gave up, and what writes left that never became one. Plans first, then deletes.
+
+A commit must never name missing data, whatever is killed when. So the commit record goes first, and durably; only then
+the objects. A crash between the two leaves objects without a commit: garbage like that of a failed save, found by name
+the next time. What the plan does not recognise it leaves alone. Neighbours: `policy.retention` and `commit`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.paths import STEPS, commit_key, step_prefix
+from behemoth.ports import ObjectInfo, ObjectStore
+
+BATCH_KEYS = 1000
+"""Keys per delete call: the most that one S3 DeleteObjects request takes."""
+
+InFlight = Collection[WriteId] | Callable[[], Collection[WriteId]]
+Write = tuple[Step, WriteId]
+
+_STEP_KEY = re.compile(rf"{STEPS}/(\d{{9}})-([A-Za-z0-9][A-Za-z0-9._-]{{0,63}})/.+")
+
+
+class CommitName(Protocol):
+    """What names a commit; every kind of reference to one has it."""
+
+    @property
+    def step(self) -> Step: ...
+
+    @property
+    def write_id(self) -> WriteId: ...
+
+
+@runtime_checkable
+class KeepsLeftovers(Protocol):
+    """A store whose own cut-off calls leave something that is no object: temporary files, unfinished uploads.
+
+    Not part of ObjectStore, because nobody but gc asks, and a store in memory has none.
+    """
+
+    def leftovers(self) -> Iterator[str]:
+        """Names of what cut-off calls left; those of calls under way may be among them."""
+        ...
+
+    def delete_leftovers(self, names: Sequence[str]) -> None:
+        """Remove them; missing ones are fine, and a call under way survives it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcPlan:
+    """What would be deleted, in this order. `num_bytes` counts the objects."""
+
+    commit_keys: tuple[str, ...]
+    object_keys: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    num_bytes: int
+
+
+def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight: InFlight | None = None) -> GcPlan:
+    """What to delete: the commits in `drop` with their data, and, when `in_flight` is given, all writes that are
+    neither committed nor in flight, and the store's leftovers. Reads only; O(objects listed).
+
+    `in_flight` must name every write whose first byte may have been written by now. Passed as a function it is asked
+    after the listing and before the commits are read, so that a write may begin or commit meanwhile; a collection is
+    safe only while no write begins. Data of a step whose commit record cannot be read is kept: a newer release may have
+    written it. Raises Invalid for an attempt to drop the newest intact commit.
+    """
+    listed = list(store.list(STEPS)) if in_flight is not None else []
+    flying = set(in_flight() if callable(in_flight) else in_flight or ())
+    found = commits(store)
+    committed = {(one.step, one.write_id) for one in found if not isinstance(one, BadCommit)}
+    unreadable = {one.step for one in found if isinstance(one, BadCommit) and one.step is not None}
+    dropped = {(name.step, name.write_id) for name in drop}
+    _refuse_newest(committed, dropped)
+    kept = committed | _named(listed, lambda write: write[0] in unreadable or write[1] in flying)
+    garbage = list(_of(store, dropped))
+    spared = {None, *kept, *dropped}
+    garbage += [info for info in listed if _write_of(info.key) not in spared]
+    return GcPlan(
+        commit_keys=tuple(commit_key(step) for step, _ in sorted(committed & dropped)),
+        object_keys=tuple(info.key for info in garbage),
+        leftovers=tuple(store.leftovers()) if in_flight is not None and isinstance(store, KeepsLeftovers) else (),
+        num_bytes=sum(info.size_bytes for info in garbage),
+    )
+
+
+def execute(store: ObjectStore, plan: GcPlan) -> None:
+    """Delete what the plan names. Idempotent; may be cut off anywhere and be planned again. Blocks for as long as the
+    store takes. The caller is the run's only leader: nobody else commits or deletes meanwhile."""
+    if plan.commit_keys:
+        store.delete(plan.commit_keys)
+    keys = iter(plan.object_keys)
+    while batch := list(islice(keys, BATCH_KEYS)):
+        store.delete(batch)
+    if plan.leftovers and isinstance(store, KeepsLeftovers):
+        store.delete_leftovers(plan.leftovers)
+
+
+def _refuse_newest(committed: Collection[Write], dropped: Collection[Write]) -> None:
+    newest = max(committed, default=None)
+    if newest is not None and newest in dropped:
+        hint = "the newest checkpoint is never deleted; one that is damaged is rejected instead"
+        raise Invalid(f"gc: expected commits older than step {newest[0]}, got the newest itself", hint=hint)
+
+
+def _of(store: ObjectStore, writes: Collection[Write]) -> Iterator[ObjectInfo]:
+    for step, write_id in sorted(writes):
+        yield from store.list(step_prefix(step, write_id))
+
+
+def _named(listed: Sequence[ObjectInfo], wanted: Callable[[Write], bool]) -> set[Write]:
+    writes = {_write_of(info.key) for info in listed}
+    return {write for write in writes if write is not None and wanted(write)}
+
+
+def _write_of(key: str) -> Write | None:
+    """The write that an object belongs to; None for what is not of our making."""
+    match = _STEP_KEY.fullmatch(key)
+    return None if match is None else (Step(int(match.group(1))), WriteId(match.group(2)))

@@ -1,0 +1,166 @@
+"""What gc deletes, in which order, and what a crash in the middle leaves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit import BadCommit, commits, reject
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.verify import verify
+from behemoth.ports import ObjectStore
+from behemoth.storage.keys import TEMP_PREFIX
+from behemoth.storage.local import LocalStore
+from behemoth.testing.faults import Crash, Die, FaultyStore, every_death
+from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
+
+
+@dataclass(frozen=True)
+class Name:
+    step: Step
+    write_id: WriteId
+
+
+def name(step: int, write_id: str) -> Name:
+    return Name(Step(step), WriteId(write_id))
+
+
+def three_commits_and_a_failed_save() -> MemoryStore:
+    store = MemoryStore()
+    for step in (10, 20, 30):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    save(store, small_layout(), step=40, write_id="a1-40", publish=False)
+    return store
+
+
+def steps_of(store: ObjectStore) -> list[int]:
+    return [one.step for one in commits(store) if not isinstance(one, BadCommit)]
+
+
+def prefixes_of(store: ObjectStore) -> set[str]:
+    return {info.key.split("/")[1] for info in store.list("steps")}
+
+
+def all_intact(store: ObjectStore) -> bool:
+    return all(verify(store, one, threads=1, deep=True).is_intact for one in commits(store))
+
+
+def test_a_dropped_commit_goes_with_its_data_and_nothing_else_does() -> None:
+    store = three_commits_and_a_failed_save()
+    execute(store, plan_gc(store, drop=[name(10, "a1-10")]))
+    assert steps_of(store) == [20, 30]
+    assert prefixes_of(store) == {"000000020-a1-20", "000000030-a1-30", "000000040-a1-40"}
+    assert all_intact(store)
+
+
+def test_cleaning_removes_what_is_neither_committed_nor_in_flight() -> None:
+    store = three_commits_and_a_failed_save()
+    save(store, small_layout(), step=20, write_id="a2-1", publish=False)
+    execute(store, plan_gc(store, in_flight={WriteId("a1-40")}))
+    assert prefixes_of(store) == {"000000010-a1-10", "000000020-a1-20", "000000030-a1-30", "000000040-a1-40"}
+    execute(store, plan_gc(store, in_flight=()))
+    assert prefixes_of(store) == {"000000010-a1-10", "000000020-a1-20", "000000030-a1-30"}
+    assert all_intact(store)
+
+
+def test_a_plan_tells_how_much_it_frees_and_changes_nothing() -> None:
+    store = three_commits_and_a_failed_save()
+    before = list(store.list(""))
+    plan = plan_gc(store, in_flight=())
+    assert list(store.list("")) == before
+    assert plan.num_bytes == sum(info.size_bytes for info in store.list("steps/000000040-a1-40")) > 0
+    assert plan.commit_keys == ()
+
+
+def test_a_write_that_begins_and_one_that_commits_while_gc_plans_are_kept() -> None:
+    store = three_commits_and_a_failed_save()
+
+    def ask() -> set[WriteId]:
+        save(store, small_layout(), step=50, write_id="a1-50", publish=False)  # after the listing: not seen
+        save(store, small_layout(), step=40, write_id="a1-40")  # seen without a commit, and committed by now
+        return {WriteId("a1-50")}
+
+    execute(store, plan_gc(store, in_flight=ask))
+    assert steps_of(store) == [10, 20, 30, 40]
+    assert "000000050-a1-50" in prefixes_of(store)
+    assert all_intact(store)
+
+
+def test_the_newest_commit_is_never_dropped() -> None:
+    store = three_commits_and_a_failed_save()
+    with pytest.raises(Invalid, match="expected commits older than step 30, got the newest itself"):
+        plan_gc(store, drop=[name(10, "a1-10"), name(30, "a1-30")])
+
+
+def test_a_name_of_another_write_of_the_step_does_not_drop_the_commit() -> None:
+    store = three_commits_and_a_failed_save()
+    execute(store, plan_gc(store, drop=[name(10, "a1-9")]))
+    assert steps_of(store) == [10, 20, 30]
+    assert all_intact(store)
+
+
+def test_data_of_a_commit_record_that_cannot_be_read_is_kept() -> None:
+    store = three_commits_and_a_failed_save()
+    store.delete(["commits/000000020.json"])
+    store.create("commits/000000020.json", b'{"crc32c":"00000000"')
+    execute(store, plan_gc(store, in_flight=()))
+    assert "000000020-a1-20" in prefixes_of(store)
+    assert "000000040-a1-40" not in prefixes_of(store)
+
+
+def test_data_of_a_rejected_commit_is_removed() -> None:
+    store = three_commits_and_a_failed_save()
+    (newest,) = [one for one in commits(store) if one.step == 30]
+    reject(store, newest, "chunk 3 of model/w is damaged")
+    execute(store, plan_gc(store, in_flight=()))
+    assert prefixes_of(store) == {"000000010-a1-10", "000000020-a1-20"}
+    assert [info.key for info in store.list("rejected")] == ["rejected/000000030-a1-30.json"]
+
+
+def test_what_gc_does_not_recognise_it_leaves_alone() -> None:
+    store = three_commits_and_a_failed_save()
+    foreign = ["notes.txt", "steps/readme", "steps/00001-a1/x", "steps/000000040-.x/y", "commits/readme"]
+    for key in foreign:
+        store.create(key, b"mine")
+    execute(store, plan_gc(store, in_flight=()))
+    assert {info.key for info in store.list("")} >= set(foreign)
+
+
+def test_leftovers_of_the_store_go_too_but_only_when_cleaning(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for step in (10, 20):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    (tmp_path / "commits" / f"{TEMP_PREFIX}12").write_bytes(b"half a record")
+    assert plan_gc(store, drop=[name(10, "a1-10")]).leftovers == ()
+    execute(store, plan_gc(store, in_flight=()))
+    assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == ["000000010.json", "000000020.json"]
+    assert all_intact(store)
+    store.close()
+
+
+def test_an_empty_store_has_nothing_to_collect() -> None:
+    plan = plan_gc(MemoryStore(), in_flight=())
+    assert (plan.commit_keys, plan.object_keys, plan.leftovers, plan.num_bytes) == ((), (), (), 0)
+
+
+def _deaths() -> tuple[Die, ...]:
+    store = FaultyStore(three_commits_and_a_failed_save())
+    execute(store, plan_gc(store, drop=[name(10, "a1-10")], in_flight=()))
+    assert store.num_writes >= 2
+    return every_death(store.num_writes)
+
+
+@pytest.mark.parametrize("death", _deaths(), ids=str)
+def test_a_crash_anywhere_keeps_every_commit_whole_and_the_next_gc_finishes(death: Die) -> None:
+    inner = three_commits_and_a_failed_save()
+    dying = FaultyStore(inner, death)
+    with pytest.raises(Crash):
+        execute(dying, plan_gc(dying, drop=[name(10, "a1-10")], in_flight=()))
+    assert steps_of(inner) in ([10, 20, 30], [20, 30])
+    assert all_intact(inner)
+    execute(inner, plan_gc(inner, drop=[name(10, "a1-10")], in_flight=()))
+    assert steps_of(inner) == [20, 30]
+    assert prefixes_of(inner) == {"000000020-a1-20", "000000030-a1-30"}
+    assert all_intact(inner)
