@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import assert_never
 
 from behemoth.app.checkpoint_desk import CheckpointDesk
@@ -42,10 +43,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentProgram:
-    """How an agent is started: argv, and the environment but for what names the node."""
+    """How an agent is started: argv, and the environment but for what names the node. Its log goes to `log_dir`."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
+    log_dir: Path
 
 
 class LocalBody:
@@ -115,6 +117,7 @@ class LocalBody:
                     "BEHEMOTH_NODE": node,
                     "BEHEMOTH_INCARNATION": str(incarnation),
                     "BEHEMOTH_TOKEN": token,
+                    "BEHEMOTH_AGENT_LOG": str(self._agent.log_dir / f"agent-{node}.log"),
                 }
                 self._machines.order(StartOrder(node=node, incarnation=incarnation, argv=self._agent.argv, env=env))
             case Evict(node=node, incarnation=incarnation, reason=reason):

@@ -215,8 +215,8 @@ class LocalRun:
             env={
                 "BEHEMOTH_COORDINATOR": self._address,
                 "BEHEMOTH_RUN_UID": place.identity.run_uid,
-                "BEHEMOTH_LOG_DIR": str(place.directory.logs.absolute()),
             },
+            log_dir=place.directory.logs.absolute(),
         )
 
     def _tell(self, evidence: Evidence) -> None:
