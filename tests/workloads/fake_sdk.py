@@ -66,7 +66,8 @@ class FakeRun:
             put(header[kind] if kind == "run" else bytes.fromhex(header[kind]))
         return int(header["step"])
 
-    def steps(self, first: int) -> Iterator[int]:
+    def steps(self, first: int, total: int | None = None) -> Iterator[int]:
+        assert total is not None, "outside a run nobody else says how many steps there are"
         for step in range(first + 1, self.total_steps + 1):
             yield step
             self.ends.append(time.perf_counter())
@@ -106,20 +107,19 @@ def raw_bytes(local: Any) -> np.ndarray:
     return view
 
 
-def play(module: str, spec: dict[str, Any]) -> FakeRun:
-    """Run `module`'s main on this fake, in this process."""
+def replace_sdk(run: FakeRun) -> None:
+    """Put the stand-in in the SDK's place, in a process that ends with the test; before a program is imported."""
     import behemoth.sdk as sdk
 
-    run = FakeRun(spec)
-    replaced = {"join": lambda: run, "State": FakeState, "Run": FakeRun}
-    before = {name: getattr(sdk, name, None) for name in replaced}
-    for name, value in replaced.items():
+    for name, value in {"join": lambda: run, "State": FakeState, "Run": FakeRun}.items():
         setattr(sdk, name, value)
-    try:
-        importlib.import_module(module).main()
-    finally:
-        for name, value in before.items():
-            setattr(sdk, name, value)
+
+
+def play(module: str, spec: dict[str, Any]) -> FakeRun:
+    """Run `module`'s main on this fake, in this process."""
+    run = FakeRun(spec)
+    replace_sdk(run)
+    importlib.import_module(module).main()
     return run
 
 

@@ -88,7 +88,7 @@ class Cursor:
         slots = range(first + first_slot, first + first_slot + num_slots)
         return np.stack([self.corpus.sample(sample_id, self._length) for sample_id in slots])
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, int | str]:
         return {
             "next_sample": self._next_sample,
             "samples_per_step": self._samples_per_step,

@@ -18,6 +18,8 @@ from behemoth.workloads.corpus import VOCABULARY, Corpus, Cursor, standard_libra
 from behemoth.workloads.placement import FlatPiece, Placement, placement_of
 
 SAMPLES, LENGTH = 16, 64
+STEPS_ALONE = 200
+"""Steps outside a run; in one, the run says how many."""
 RATE, MOMENTUM, MEMORY = 20.0, 0.9, 0.99
 BUCKETS = 1021
 """Buckets of the trigram statistic: a prime, so that its flat pieces are uneven for every number of ranks."""
@@ -64,7 +66,7 @@ class Counter:
         state.array("optim/momentum", self.momentum, shape=self.momentum.shape)
         state.array("stats/row_loss", self.row_loss, shape=(VOCABULARY - 1,), dims={0: "ep"}, mutable_in_forward=True)
         state.array("stats/trigrams", self.trigrams, shape=(BUCKETS,), flat_over="dp", mutable_in_forward=True)
-        state.record(get=self.cursor.record, set=self.cursor.resume)
+        state.record(get=lambda: {**self.cursor.record()}, set=self.cursor.resume)
 
     def _note(self, batch: np.ndarray, current: np.ndarray, losses: np.ndarray) -> None:
         sums = np.bincount(current, weights=losses, minlength=VOCABULARY)
@@ -84,7 +86,7 @@ def main() -> None:
     state = State()
     counter.declare(state)
     first = run.restore(state)
-    for step in run.steps(first):
+    for step in run.steps(first, STEPS_ALONE):
         gradient, loss = counter.gradients(step)
         time.sleep(pause_s)
         run.fence()

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 HISTORY = 16
 """Steps of an amax history; its first slot is the running maximum of the present step."""
+
+COUNTS = (
+    "layers",
+    "width",
+    "heads",
+    "kv_heads",
+    "experts",
+    "expert_width",
+    "nope_every",
+    "attention_chunk",
+    "sequence",
+    "batch",
+    "warmup_steps",
+)
+"""Fields that must be 1 or more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +49,14 @@ class Config:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "kv_heads", "experts", "expert_width", "sequence", "batch"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"workload.args.{name}: expected a number >= 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "router_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"workload.args.{name}: expected a finite number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"workload.args.seed: expected 0 to {(1 << 32) - 1}, got {self.seed}")
         if self.width % (2 * self.heads) or self.heads % self.kv_heads:
             raise ValueError(
                 "workload.args: expected width to be a multiple of 2 x heads and heads one of kv_heads, "

@@ -19,6 +19,9 @@ from behemoth.workloads.tiny_moe.config import config_from
 from behemoth.workloads.tiny_moe.groups import close_groups, open_groups
 from behemoth.workloads.tiny_moe.trainer import Trainer
 
+STEPS_ALONE = 120
+"""Steps outside a run; in one, the run says how many."""
+
 
 def main() -> None:
     """Join, train to the last step, leave. Raises ValueError for arguments or a mesh that the program cannot use."""
@@ -38,7 +41,7 @@ def train(run: Run, trainer: Trainer) -> None:
     _declare(state, trainer)
     first = run.restore(state)
     trainer.refresh()
-    for step in run.steps(first):
+    for step in run.steps(first, STEPS_ALONE):
         loss_sum = trainer.gradients(step)
         run.fence()
         loss = trainer.update(step, loss_sum)
@@ -56,7 +59,7 @@ def _declare(state: State, trainer: Trainer) -> None:
             flat_over=shard.flat_over,
             mutable_in_forward=shard.is_mutable_in_forward,
         )
-    state.record(get=trainer.cursor.record, set=trainer.cursor.resume)
+    state.record(get=lambda: {**trainer.cursor.record()}, set=trainer.cursor.resume)
     state.rank_record(get=trainer.noise_state, set=trainer.set_noise_state)
 
 

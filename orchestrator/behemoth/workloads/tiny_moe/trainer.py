@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ class Shard:
     name: str
     local: Tensor
     shape: tuple[int, ...]
-    dims: dict[int, str]
-    flat_over: str | None = None
+    dims: Mapping[int, Literal["ep"]]
+    flat_over: Literal["dp", "edp"] | None = None
     is_mutable_in_forward: bool = False
 
 
@@ -106,7 +107,10 @@ class Trainer:
         """State of this rank's random generator (5056 bytes)."""
         return self.generator.get_state().numpy().tobytes()
 
-    def set_noise_state(self, state: bytes) -> None:
+    def set_noise_state(self, state: object) -> None:
+        """Raises ValueError for other than bytes."""
+        if not isinstance(state, bytes):
+            raise ValueError(f"random generator: expected its state as bytes, got {type(state).__name__}")
         self.generator.set_state(torch.from_numpy(np.frombuffer(state, np.uint8).copy()))
 
     def shards(self) -> Iterator[Shard]:
@@ -115,7 +119,8 @@ class Trainer:
             yield Shard(
                 name=f"model/{weight.name}", local=self._stored[weight.name], shape=weight.shape, dims=_dims(weight)
             )
-        for bucket, axis in ((self._dense, "dp"), (self._experts, "edp")):
+        buckets: tuple[tuple[Bucket, Literal["dp", "edp"]], ...] = ((self._dense, "dp"), (self._experts, "edp"))
+        for bucket, axis in buckets:
             for kind, values in (
                 ("master", bucket.master),
                 ("exp_avg", bucket.exp_avg),
@@ -133,8 +138,8 @@ class Trainer:
         yield from self._scale_shards()
 
     def _scale_shards(self) -> Iterator[Shard]:
-        dense: dict[int, str] = {}
-        experts = {1: "ep"}
+        dense: dict[int, Literal["ep"]] = {}
+        experts: dict[int, Literal["ep"]] = {1: "ep"}
         for name, scales, dims in (
             ("dense/input", self._dense_inputs, dense),
             ("dense/weight", self._dense_weights, dense),
@@ -227,5 +232,5 @@ def _type(weight: Weight) -> torch.dtype:
     return torch.bfloat16 if weight.site is None else E4M3
 
 
-def _dims(weight: Weight) -> dict[int, str]:
+def _dims(weight: Weight) -> dict[int, Literal["ep"]]:
     return {} if weight.held is Held.DENSE else {0: "ep"}
