@@ -1,1 +1,7 @@
-"""What a training program imports: join, restore, fence, report, save. Imports no torch."""
+"""What a training program imports: join the run, declare the state, restore, report steps, save. Imports no torch."""
+
+from behemoth.sdk.place import Place, RankMesh
+from behemoth.sdk.run import Run, join
+from behemoth.sdk.state import State
+
+__all__ = ["Place", "RankMesh", "Run", "State", "join"]

@@ -1,0 +1,180 @@
+"""The memory that holds staged checkpoints: one anonymous file per local rank, two generations in each.
+
+The agent only keeps book: what lies in a generation is the checkpoint engine's business (`behemoth.checkpoint.arena`),
+which the worker and the store process reach through the descriptor. The rule that keeps a run alive stands here: the
+generation with the newest committed checkpoint is never given out for writing, nor one that is being written to the
+store; when none is left the save waits.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from behemoth.agent.storewire import Source
+from behemoth.base.errors import Unavailable
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.wire.messages import RestoreFrom
+from behemoth.wire.session import Declare
+
+NUM_GENERATIONS = 2
+
+
+@dataclass(slots=True)
+class Generation:
+    """What the agent knows of one generation. `granted`: a worker may be copying; `staged`: sealed, and wanted until
+    its commit or its abort; `committed`: the newest checkpoint that can be restored from memory."""
+
+    state: Literal["free", "granted", "staged", "committed"] = "free"
+    write_id: WriteId | None = None
+
+    def free(self) -> None:
+        self.state, self.write_id = "free", None
+
+
+@dataclass(slots=True, eq=False)
+class RankMemory:
+    """One rank's staging memory; owns the descriptor."""
+
+    rank: Rank
+    declared: Declare
+    fd: int
+    is_new: bool = True
+    generations: tuple[Generation, ...] = field(
+        default_factory=lambda: tuple(Generation() for _ in range(NUM_GENERATIONS))
+    )
+
+    def fits(self, rank: Rank, declared: Declare) -> bool:
+        return (self.rank, self.declared.digest, self.declared.arena_bytes) == (
+            rank,
+            declared.digest,
+            declared.arena_bytes,
+        )
+
+    def grant(self, write_id: WriteId) -> int | None:
+        """The generation that the worker may fill for this write; None: it must wait."""
+        for index, generation in enumerate(self.generations):
+            if generation.state == "granted" and generation.write_id == write_id:
+                return index
+        for index, generation in enumerate(self.generations):
+            if generation.state == "free":
+                generation.state, generation.write_id = "granted", write_id
+                return index
+        return None
+
+    def staged(self, write_id: WriteId) -> None:
+        for generation in self.generations:
+            if generation.state == "granted" and generation.write_id == write_id:
+                generation.state = "staged"
+
+    def committed(self, write_id: WriteId) -> None:
+        """An older committed generation becomes free; a write that is not here changes nothing."""
+        newest = next((one for one in self.generations if one.state == "staged" and one.write_id == write_id), None)
+        if newest is None:
+            return
+        for generation in self.generations:
+            if generation.state == "committed":
+                generation.free()
+        newest.state = "committed"
+
+    def drop(self, write_id: WriteId) -> None:
+        """The write is given up and nobody reads it any more."""
+        for generation in self.generations:
+            if generation.write_id == write_id and generation.state != "committed":
+                generation.free()
+
+    def drop_granted(self) -> None:
+        """The workers are gone: what was being copied is worth nothing."""
+        for generation in self.generations:
+            if generation.state == "granted":
+                generation.free()
+
+    def source(self, restore: RestoreFrom) -> Source:
+        """Where this rank's part of a committed checkpoint may be, and which generation may take it from the store."""
+        held = None
+        for index, generation in enumerate(self.generations):
+            if generation.write_id == restore.write_id and generation.state in ("staged", "committed"):
+                held = index
+        return Source(step=restore.step, write_id=restore.write_id, held_in=held, spare=self._spare())
+
+    def restored(self, generation: int, write_id: WriteId) -> None:
+        """`generation` now holds this committed checkpoint; any other committed one is not wanted any more."""
+        for one in self.generations:
+            if one.state == "committed":
+                one.free()
+        self.generations[generation].state = "committed"
+        self.generations[generation].write_id = write_id
+
+    def _spare(self) -> int:
+        """A free generation, else the committed one: the coordinator wants another checkpoint back, so that one is not
+        good. A generation that is being written out is never taken."""
+        states = [generation.state for generation in self.generations]
+        for state in ("free", "committed", "granted"):
+            if state in states:
+                return states.index(state)
+        return 0
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Arenas:
+    """The memories of this node's ranks, kept across attempts as long as rank and layout stay the same."""
+
+    def __init__(self) -> None:
+        self._memories: dict[int, RankMemory] = {}
+
+    def declare(self, local_rank: int, rank: Rank, declared: Declare) -> RankMemory:
+        """The memory for this rank, an old one if it fits. Raises Unavailable when there is no memory for it."""
+        memory = self._memories.get(local_rank)
+        if memory is not None and memory.fits(rank, declared):
+            return memory
+        if memory is not None:
+            del self._memories[local_rank]
+            memory.close()
+        memory = RankMemory(rank=rank, declared=declared, fd=_anonymous_file(rank, declared.arena_bytes))
+        self._memories[local_rank] = memory
+        return memory
+
+    def of(self, local_rank: int) -> RankMemory | None:
+        return self._memories.get(local_rank)
+
+    def all(self) -> tuple[RankMemory, ...]:
+        return tuple(self._memories.values())
+
+    def committed(self, write_id: WriteId) -> None:
+        for memory in self._memories.values():
+            memory.committed(write_id)
+
+    def drop(self, write_id: WriteId) -> None:
+        for memory in self._memories.values():
+            memory.drop(write_id)
+
+    def drop_granted(self) -> None:
+        for memory in self._memories.values():
+            memory.drop_granted()
+
+    def close(self) -> None:
+        for memory in self._memories.values():
+            memory.close()
+        self._memories.clear()
+
+
+def restored_step(restore: RestoreFrom | None) -> Step:
+    """Where a rank stands after the restore."""
+    return restore.step if restore is not None else Step(0)
+
+
+def _anonymous_file(rank: Rank, size_bytes: int) -> int:
+    fd = os.memfd_create(f"behemoth-rank-{rank}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+    except OSError as error:
+        os.close(fd)
+        raise Unavailable(
+            f"staging memory of rank {rank}: expected {size_bytes} bytes, got {error.strerror}",
+            hint="the node needs memory for two copies of what its ranks save",
+            code="no-memory",
+        ) from error
+    return fd

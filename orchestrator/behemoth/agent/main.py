@@ -1,0 +1,336 @@
+"""The agent: one per node. Obeys its coordinator, supervises its workers, beats; no checkpoint byte passes through it.
+
+What ends it: the word Leave, a coordinator that will never have it, the end of its starter (lifeline), or a
+coordinator that stays away for longer than its grace. Whatever the reason, nothing that it started outlives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Coroutine, Mapping
+from typing import assert_never
+
+from behemoth.agent.arenas import Arenas
+from behemoth.agent.forkclient import ForkClient
+from behemoth.agent.forkwire import Exited
+from behemoth.agent.gang import Gang, Parts
+from behemoth.agent.link import Link, jitter
+from behemoth.agent.member import beat_of
+from behemoth.agent.output import Output
+from behemoth.agent.processes import adopt_orphans
+from behemoth.agent.rendezvous import Reservation
+from behemoth.agent.saves import Saves
+from behemoth.agent.settings import AgentSettings
+from behemoth.agent.storelink import StoreLink
+from behemoth.agent.storewire import OpenStore
+from behemoth.base.errors import Denied, Internal
+from behemoth.base.ids import Attempt, Epoch
+from behemoth.state.fence import Fence
+from behemoth.wire.messages import (
+    AbortSave,
+    Beat,
+    Command,
+    CommitSeen,
+    EntrypointWork,
+    GoAhead,
+    Leave,
+    RanksGone,
+    Refused,
+    Rejected,
+    SaveAt,
+    Setup,
+    StartGang,
+    StopGang,
+    TellReceipts,
+    Welcome,
+)
+
+EXIT_LEFT = 0
+EXIT_ALONE = 1
+"""The starter or the coordinator is gone."""
+EXIT_REJECTED = 3
+EXIT_STUCK = 4
+"""A worker cannot be ended; a successor on this node would share its devices, so the node counts as lost."""
+
+_END_LIMIT_S = 8.0
+_LAST_WORDS_LIMIT_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One life of the program. `environment` is what the agent was started with, without its own settings."""
+
+    def __init__(self, settings: AgentSettings, environment: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._link = Link(settings, self, pause=jitter)
+        self._output = Output()
+        self._arenas = Arenas()
+        self._reservation: Reservation | None = None
+        self._seen = Fence(run_uid=settings.run_uid, epoch=Epoch(0), attempt=Attempt(0))
+        self._parts: Parts | None = None
+        self._gang: Gang | None = None
+        self._change: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grace: asyncio.TimerHandle | None = None
+        self._end: asyncio.Future[int] | None = None
+
+    async def run(self) -> int:
+        """The exit code, after everything below has ended."""
+        loop = asyncio.get_running_loop()
+        self._end = loop.create_future()
+        adopt_orphans()
+        self._output.start()
+        if self._settings.lifeline_fd is not None:
+            loop.add_reader(self._settings.lifeline_fd, self._watch_lifeline, self._settings.lifeline_fd)
+        self._run(self._stay_linked(), "link")
+        try:
+            return await self._end
+        finally:
+            await self._close()
+
+    # Listener
+
+    def introduction(self, host: str) -> tuple[Attempt, int]:
+        """See `link.Listener`."""
+        if self._reservation is None:
+            self._reservation = Reservation(host)
+            self._reservation.renew()
+        has_workers = self._gang is not None and self._gang.has_workers
+        return (self._gang.attempt if self._gang is not None and has_workers else Attempt(0)), self._reservation.port
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """See `link.Listener`."""
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self._seen = Fence(
+            run_uid=self._seen.run_uid, epoch=max(self._seen.epoch, welcome.epoch), attempt=self._seen.attempt
+        )
+        if self._parts is None:
+            self._begin(welcome)
+            return
+        if self._gang is not None:
+            self._gang.tell_again()
+        self._parts.saves.tell_again()
+        self._beat()
+
+    def command(self, command: Command) -> None:
+        """See `link.Listener`."""
+        match command:
+            case StartGang() | StopGang() | SaveAt() | GoAhead() | CommitSeen() | AbortSave() | TellReceipts():
+                self._obey_fenced(command)
+            case Leave():
+                _log.info("asked to leave: %s", command.reason)
+                self._finish(EXIT_LEFT)
+            case Rejected():
+                _log.error("rejected: %s", command.reason)
+                self._finish(EXIT_REJECTED)
+            case Welcome():
+                _log.warning("a second welcome on one connection changes nothing")
+            case _:
+                assert_never(command)
+
+    def parted(self, reason: str) -> None:
+        """See `link.Listener`."""
+        grace_us = self._parts.setup.coordinator_grace_us if self._parts is not None else 0
+        _log.warning("coordinator lost: %s; workers go on for %s us", reason, grace_us)
+        if grace_us is not None:
+            loop = asyncio.get_running_loop()
+            self._grace = loop.call_later(grace_us / 1e6, self._finish, EXIT_ALONE)
+
+    # Commands
+
+    def _obey_fenced(
+        self, command: StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave | TellReceipts
+    ) -> None:
+        if command.fence.is_stale_against(self._seen) or self._parts is None:
+            self._refuse(command, "its fence is older than what this agent has seen")
+            return
+        saves = self._parts.saves
+        match command:
+            case StartGang():
+                self._start(command)
+            case StopGang():
+                self._stop(command)
+            case SaveAt():
+                self._save(command)
+            case GoAhead():
+                saves.go_ahead(command)
+            case CommitSeen():
+                saves.committed(command.write_id)
+            case AbortSave():
+                saves.abort(command.write_id, command.reason)
+            case TellReceipts():
+                saves.tell_receipts(command.write_id)
+            case _:
+                assert_never(command)
+
+    def _start(self, command: StartGang) -> None:
+        is_repeated = command.fence.attempt == self._seen.attempt
+        self._seen = command.fence
+        if is_repeated:
+            if self._gang is not None:
+                self._gang.tell_again()
+            return
+        self._change_to(self._replace_gang(command), f"start-attempt-{command.fence.attempt}")
+
+    def _stop(self, command: StopGang) -> None:
+        self._seen = command.fence
+        self._change_to(self._end_gang(command.fence.attempt, command.dump_stacks), "stop-gang")
+
+    def _save(self, command: SaveAt) -> None:
+        gang = self._gang
+        if gang is None or gang.attempt != command.fence.attempt or self._parts is None:
+            self._refuse(command, "no workers of that attempt run here")
+            return
+        self._parts.saves.announce(command, attempt=gang.attempt, is_slot_zero=gang.is_slot_zero)
+
+    def _refuse(self, command: Command, reason: str) -> None:
+        _log.info("refused %s: %s", type(command).__name__, reason)
+        self._link.send(Refused(command=type(command).__name__, fence=self._seen, reason=reason))
+
+    def _change_to(self, work: Coroutine[None, None, None], name: str) -> None:
+        """A newer command about the gang replaces the work on an older one: ending workers is safe to repeat."""
+        if self._change is not None:
+            self._change.cancel()
+        self._change = self._run(work, name)
+
+    async def _replace_gang(self, command: StartGang) -> None:
+        former = self._gang
+        if former is not None:
+            await self._end_gang(former.attempt, command.dump_stacks)
+        parts = self._parts
+        if self._settings.node not in command.nodes or parts is None:
+            return
+        slot = command.nodes.index(self._settings.node)
+        if slot == 0 and self._reservation is not None:
+            self._reservation.renew()  # lets go of the announced port, which rank 0 binds now
+        self._gang = Gang(parts, command, slot)
+        await self._gang.start()
+
+    async def _end_gang(self, attempt: Attempt, dump_stacks: bool) -> None:
+        gang = self._gang
+        if gang is not None:
+            await gang.end(dump_stacks=dump_stacks)
+            self._gang = None
+        self._link.send(RanksGone(attempt=attempt))
+
+    # Life
+
+    def _begin(self, welcome: Welcome) -> None:
+        """The first welcome: warm up, so that even a spare starts workers at once."""
+        setup = welcome.setup
+        environment = {**self._environment, **setup.environment}
+        store = StoreLink(
+            environment=environment,
+            opening=OpenStore(job=0, url=setup.store_url, threads=setup.io_threads, num_ranks=setup.ranks_per_node),
+        )
+        forks = ForkClient(
+            environment=environment, modules=_modules(setup), keep=self._helper_pids, on_exit=self._exited
+        )
+        saves = Saves(arenas=self._arenas, store=store, send=self._link.send)
+        self._parts = Parts(
+            setup=setup,
+            forks=forks,
+            store=store,
+            output=self._output,
+            arenas=self._arenas,
+            saves=saves,
+            send=self._link.send,
+            beat=self._beat,
+        )
+        forks.start()
+        store.start()
+        self._run(self._keep_beating(welcome.beat_interval_us / 1e6), "beat")
+
+    def _helper_pids(self) -> set[int]:
+        assert self._parts is not None
+        return {pid for pid in (self._parts.store.pid, self._parts.forks.pid) if pid is not None}
+
+    def _exited(self, report: Exited) -> None:
+        if self._gang is not None:
+            self._gang.exited(report)
+
+    async def _keep_beating(self, interval_s: float) -> None:
+        # Agents that were welcomed together shall not beat together.
+        await asyncio.sleep(random.uniform(0, interval_s))
+        while True:
+            self._beat()
+            await asyncio.sleep(interval_s)
+
+    def _beat(self) -> None:
+        self._link.send(self._beat_now())
+
+    def _beat_now(self) -> Beat:
+        port = self._reservation.port if self._reservation is not None else 0
+        if self._gang is not None:
+            return self._gang.beat(port=port)
+        return beat_of([], self._seen.attempt, port=port, last_slowest_us=0, now_us=0)
+
+    def _watch_lifeline(self, fd: int) -> None:
+        if os.read(fd, 1):
+            return
+        asyncio.get_running_loop().remove_reader(fd)
+        _log.warning("the starter is gone")
+        self._finish(EXIT_ALONE)
+
+    def _finish(self, code: int) -> None:
+        if self._end is not None and not self._end.done():
+            self._end.set_result(code)
+
+    async def _stay_linked(self) -> None:
+        try:
+            await self._link.run()
+        except Denied as error:
+            _log.error("rejected: %s", error)
+            self._finish(EXIT_REJECTED)
+
+    def _run(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task of ours that fails would leave the node half alive: the agent ends instead, and is replaced."""
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        _log.error("%s failed: %s", task.get_name(), error, exc_info=error)
+        self._finish(EXIT_STUCK)
+
+    async def _close(self) -> None:
+        """In this order: no new orders, workers, helpers, memory."""
+        await self._link.flush(timeout_s=_LAST_WORDS_LIMIT_S)
+        for task in list(self._tasks):
+            task.cancel()
+        parts = self._parts
+        if parts is not None:
+            try:
+                async with asyncio.timeout(_END_LIMIT_S):
+                    await parts.forks.close()
+            except (TimeoutError, Internal) as error:
+                _log.error("workers are left: %s", error)
+            if self._gang is not None:
+                self._gang.close()
+            parts.store.close()
+            await parts.saves.close()
+        self._arenas.close()
+        self._output.stop()
+        if self._reservation is not None:
+            self._reservation.release()
+
+
+def _modules(setup: Setup) -> tuple[str, ...]:
+    """What the fork server imports before any fork."""
+    match setup.work:
+        case EntrypointWork():
+            return (*setup.work.preload, setup.work.entrypoint.partition(":")[0])
+        case _:
+            return ()

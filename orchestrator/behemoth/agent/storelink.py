@@ -1,0 +1,148 @@
+"""The agent's end of its store process, which does all checkpoint I/O so that the agent's loop only talks and beats.
+
+A store process that dies costs the writes in flight (training goes on) and nothing else: preparations are sent again
+to its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from behemoth.agent.arenas import RankMemory
+from behemoth.agent.channel import Channel
+from behemoth.agent.child import Child
+from behemoth.agent.storewire import (
+    STORE_REPORTS,
+    Cancel,
+    Failed,
+    OpenStore,
+    Prepare,
+    Prepared,
+    Source,
+    StoreReport,
+    Write,
+    Written,
+)
+from behemoth.base.errors import Unavailable
+from behemoth.base.ids import Attempt, Step, WriteId
+
+_PREPARE_TRIES = 3
+_RESTART_PAUSE_S = 1.0
+_LOST = "the store process died"
+
+Answer: TypeAlias = "asyncio.Future[StoreReport]"
+_log = logging.getLogger(__name__)
+
+
+class StoreLink:
+    """Owns the store process from `start` to `close`."""
+
+    def __init__(self, *, environment: Mapping[str, str], opening: OpenStore) -> None:
+        self._environment = environment
+        self._opening = opening
+        self._numbers = itertools.count(1)
+        self._child: Child | None = None
+        self._channel: Channel[StoreReport] | None = None
+        self._answers: dict[int, Answer] = {}
+        self._restart: asyncio.TimerHandle | None = None
+        self._has_answered = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    def start(self) -> None:
+        self._restart = None
+        self._has_answered = False
+        self._child = Child.start("behemoth.wiring.store", environment=self._environment, own_session=False)
+        self._channel = Channel(self._child.sock, STORE_REPORTS, on_message=self._take, on_end=self._lost)
+        self._channel.open()
+        self._channel.send(self._opening)
+
+    def close(self) -> None:
+        """Ends the store process by force: what it was writing is not committed and therefore rubbish."""
+        if self._restart is not None:
+            self._restart.cancel()
+        if self._channel is not None:
+            self._channel.close()
+        if self._child is not None:
+            self._child.kill()
+        self._channel, self._child = None, None
+
+    async def prepare(self, memory: RankMemory, source: Source | None) -> Prepared | Failed:
+        """Waits for as long as the store needs; the caller is cancelled when its attempt ends."""
+        answer: StoreReport = Failed(job=0, reason=_LOST, is_corrupt=False)
+        for _ in range(_PREPARE_TRIES):
+            order = Prepare(
+                job=next(self._numbers),
+                rank=memory.rank,
+                layout=memory.declared.layout,
+                is_new=memory.is_new,
+                source=source,
+            )
+            answer = await self._ask(order, memory)
+            if not isinstance(answer, Failed) or answer.reason != _LOST:
+                break
+            await asyncio.sleep(2 * _RESTART_PAUSE_S)
+        if isinstance(answer, Written):
+            raise Unavailable("store process: expected Prepared, got Written")
+        return answer
+
+    def new_job(self) -> int:
+        """A number for `write` and `cancel`."""
+        return next(self._numbers)
+
+    async def write(
+        self, job: int, memory: RankMemory, *, generation: int, attempt: Attempt, step: Step, write_id: WriteId
+    ) -> Written | Failed:
+        """Until the rank's bytes are durable, or given up: only then may the generation be filled again."""
+        order = Write(
+            job=job,
+            rank=memory.rank,
+            layout=memory.declared.layout,
+            generation=generation,
+            attempt=attempt,
+            step=step,
+            write_id=write_id,
+        )
+        answer = await self._ask(order, memory)
+        if isinstance(answer, Prepared):
+            raise Unavailable("store process: expected Written, got Prepared")
+        return answer
+
+    def cancel(self, job: int) -> None:
+        """Ask for the write to be given up; it is answered all the same."""
+        if self._channel is not None and job in self._answers:
+            self._channel.send(Cancel(job=job))
+
+    async def _ask(self, order: Prepare | Write, memory: RankMemory) -> StoreReport:
+        if self._channel is None:
+            return Failed(job=order.job, reason=_LOST, is_corrupt=False)
+        answer: Answer = asyncio.get_running_loop().create_future()
+        self._answers[order.job] = answer
+        self._channel.send(order, (memory.fd,))
+        try:
+            return await answer
+        finally:
+            self._answers.pop(order.job, None)
+
+    def _take(self, report: StoreReport) -> None:
+        self._has_answered = True
+        answer = self._answers.pop(report.job, None)
+        if answer is not None and not answer.done():
+            answer.set_result(report)
+
+    def _lost(self, reason: str) -> None:
+        _log.warning("store process: %s; starting another", reason)
+        if self._child is not None:
+            self._child.kill()
+        self._channel, self._child = None, None
+        for job, answer in self._answers.items():
+            if not answer.done():
+                answer.set_result(Failed(job=job, reason=_LOST, is_corrupt=False))
+        pause_s = 0.0 if self._has_answered else _RESTART_PAUSE_S
+        self._restart = asyncio.get_running_loop().call_later(pause_s, self.start)

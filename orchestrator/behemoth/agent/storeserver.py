@@ -1,0 +1,182 @@
+"""The store process: all checkpoint I/O of a node, away from the agent's loop and from the workers.
+
+It is given the staging memory by descriptor, and alone holds the store's credentials. Jobs run in threads: the reading
+and writing release the GIL. It keeps nothing that its successor would need. The neighbours are `storelink`, the
+agent's end, and `behemoth.checkpoint`, which does the work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import assert_never
+
+from behemoth.agent.storewire import (
+    STORE_ORDERS,
+    Cancel,
+    Failed,
+    OpenStore,
+    Prepare,
+    Prepared,
+    Source,
+    StoreOrder,
+    StoreReport,
+    Write,
+    Written,
+)
+from behemoth.base.errors import BehemothError, Corrupt, Internal, NotFound, Unavailable
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.writer import write_rank
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+from behemoth.wire.session import Peer
+
+_SEND_LIMIT_S = 30.0
+_IDLE_S = 3600.0
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+def serve_store(sock: socket.socket, open_store: Callable[[str], ObjectStore]) -> None:
+    """Obey until the agent is gone. What is being written then is not committed, hence rubbish: nobody waits."""
+    server: _StoreServer | None = None
+    peer = Peer(sock, STORE_ORDERS)
+    while True:
+        try:
+            order = peer.receive(timeout_s=_IDLE_S, what="orders of the agent")
+        except TimeoutError:
+            continue
+        except Unavailable:
+            return
+        if isinstance(order, OpenStore):
+            server = _StoreServer(peer, order, open_store)
+        elif server is not None:
+            server.obey(order)
+
+
+class _StoreServer:
+    """Reads orders on one thread and works on others; answers are sent one at a time."""
+
+    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], ObjectStore]) -> None:
+        self._peer = peer
+        self._opening = opening
+        self._open_store = open_store
+        self._store: ObjectStore | None = None
+        self._lock = threading.Lock()
+        # A rank may restore while its last save is still being written.
+        self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
+        self._threads = max(1, opening.threads // opening.num_ranks)
+        self._cancelled: set[int] = set()
+
+    def obey(self, order: Prepare | Write | Cancel) -> None:
+        match order:
+            case Prepare() | Write():
+                self._pool.submit(self._work, order, self._peer.take_descriptor())
+            case Cancel():
+                self._cancelled.add(order.job)
+            case _:
+                assert_never(order)
+
+    def _work(self, order: Prepare | Write, fd: int) -> None:
+        answer: StoreReport
+        try:
+            answer = self._prepare(order, fd) if isinstance(order, Prepare) else self._write(order, fd)
+        except BehemothError as error:
+            reason = f"{error.message}; {error.hint}" if error.hint else error.message
+            answer = Failed(job=order.job, reason=reason, is_corrupt=isinstance(error, Corrupt | NotFound))
+        except Exception as error:  # noqa: BLE001  # supervisor of a background job: the agent must get an answer
+            answer = Failed(job=order.job, reason=f"{type(error).__name__}: {error}", is_corrupt=False)
+        finally:
+            os.close(fd)
+            self._cancelled.discard(order.job)
+        with self._lock:
+            self._peer.send(answer, timeout_s=_SEND_LIMIT_S)
+
+    def _prepare(self, order: Prepare, fd: int) -> Prepared:
+        layout, plan = _plan(order.layout, order)
+        arena = _arena(fd, plan, is_new=order.is_new)
+        try:
+            source = order.source
+            if source is None:
+                return Prepared(job=order.job, generation=None, origin="nothing")
+            if source.held_in is not None and _is_intact(arena, source, source.held_in):
+                return Prepared(job=order.job, generation=source.held_in, origin="memory")
+            store = self._opened()
+            commit = open_commit(store, find_commit(store, source.step, source.write_id))
+            read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads)
+            return Prepared(job=order.job, generation=source.spare, origin="store")
+        finally:
+            arena.close()
+
+    def _write(self, order: Write, fd: int) -> Written:
+        layout, plan = _plan(order.layout, order)
+        arena = Arena.open(fd)
+        try:
+            snapshot = arena.snapshot(order.generation)
+            if (snapshot.write_id, snapshot.step) != (order.write_id, order.step):
+                raise Internal(
+                    f"rank {order.rank}: expected write {order.write_id} of step {order.step} in generation "
+                    f"{order.generation}, got {snapshot.write_id} of step {snapshot.step}"
+                )
+            receipt = write_rank(
+                self._opened(),
+                step_prefix(order.step, order.write_id),
+                layout,
+                plan,
+                arena,
+                order.generation,
+                attempt=order.attempt,
+                threads=self._threads,
+                cancelled=lambda: order.job in self._cancelled,
+            )
+            return Written(job=order.job, receipt=receipt.encode())
+        finally:
+            arena.close()
+
+    def _opened(self) -> ObjectStore:
+        with self._lock:
+            if self._store is None:
+                self._store = self._open_store(self._opening.url)
+            return self._store
+
+
+def find_commit(store: ObjectStore, step: Step, write_id: WriteId) -> CommitRef:
+    """Raises Corrupt when the commit is damaged, NotFound when it is not there."""
+    for found in commits(store):
+        if isinstance(found, BadCommit) and found.step == step:
+            raise found.error
+        if isinstance(found, CommitRef) and (found.step, found.write_id) == (step, write_id):
+            return found
+    raise NotFound(f"commit of step {step}: expected write {write_id}, found none", code="commit-missing")
+
+
+def _plan(encoded: bytes, order: Prepare | Write) -> tuple[Layout, RankPlan]:
+    layout = Layout.decode(encoded)
+    return layout, plan_rank(layout, order.rank)
+
+
+def _arena(fd: int, plan: RankPlan, *, is_new: bool) -> Arena:
+    """Format new memory, once: afterwards its size is fixed, since a worker that shrank it would end us by SIGBUS."""
+    if not is_new or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
+        return Arena.open(fd)
+    arena = Arena.format(fd, plan)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return arena
+
+
+def _is_intact(arena: Arena, source: Source, generation: int) -> bool:
+    """True when memory holds exactly the wanted snapshot, every CRC right."""
+    try:
+        snapshot = arena.verify(generation)
+    except (NotFound, Corrupt):
+        return False
+    return (snapshot.write_id, snapshot.step) == (source.write_id, source.step)

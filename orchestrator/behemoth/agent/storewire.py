@@ -1,0 +1,90 @@
+"""What the agent and its store process say to each other: jobs down, answers up.
+
+Every job carries all that it needs, the descriptor of the staging memory beside it, so that a store process that was
+killed is replaced by a fresh one without ceremony. The neighbour `forkwire` is the same for the fork server.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    job: int
+    """Pairs an answer with its job."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The committed checkpoint that a rank shall get back. `held_in`: the generation that should hold it still;
+    `spare`: the generation to fill from the store when it does not."""
+
+    step: Step
+    write_id: WriteId
+    held_in: int | None
+    spare: int
+
+
+class OpenStore(_Message, frozen=True, kw_only=True):
+    """First order; not answered. `threads` bounds the threads of all jobs together."""
+
+    url: str
+    threads: int
+    num_ranks: int
+
+
+class Prepare(_Message, frozen=True, kw_only=True):
+    """Make a rank's staging memory ready, and the checkpoint in it. Carries the memory's descriptor. `is_new`: the
+    memory was never formatted."""
+
+    rank: Rank
+    layout: bytes
+    is_new: bool
+    source: Source | None
+
+
+class Write(_Message, frozen=True, kw_only=True):
+    """Write what `generation` holds. Carries the memory's descriptor."""
+
+    rank: Rank
+    layout: bytes
+    generation: int
+    attempt: Attempt
+    step: Step
+    write_id: WriteId
+
+
+class Cancel(_Message, frozen=True, kw_only=True):
+    """Give up the write of `job`; it is answered all the same."""
+
+
+StoreOrder: TypeAlias = OpenStore | Prepare | Write | Cancel
+
+
+class Prepared(_Message, frozen=True, kw_only=True):
+    """The memory is ready; the checkpoint came from `origin` and lies in `generation`."""
+
+    generation: int | None
+    origin: Literal["memory", "store", "nothing"]
+
+
+class Written(_Message, frozen=True, kw_only=True):
+    """The rank's bytes are durable."""
+
+    receipt: bytes
+
+
+class Failed(_Message, frozen=True, kw_only=True):
+    """The job was given up. `is_corrupt`: what the store holds is bad, trying again is useless."""
+
+    reason: str
+    is_corrupt: bool
+
+
+StoreReport: TypeAlias = Prepared | Written | Failed
+
+STORE_ORDERS: Final = msgspec.msgpack.Decoder(StoreOrder)
+STORE_REPORTS: Final = msgspec.msgpack.Decoder(StoreReport)

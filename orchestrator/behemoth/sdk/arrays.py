@@ -1,0 +1,128 @@
+"""The program's arrays as plain bytes in host memory, without copying where that is possible.
+
+numpy arrays and CPU tensors are taken in place by their address; tensors on a device get a host mirror. torch is never
+imported here: a tensor can only exist when the program has imported it. The neighbour `state` knows names and shapes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Protocol, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.layout import DTYPES
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Tensor(Protocol):
+    """What is used of a torch tensor."""
+
+    dtype: object
+    shape: tuple[int, ...]
+    is_cpu: bool
+
+    def data_ptr(self) -> int: ...
+    def numel(self) -> int: ...
+    def element_size(self) -> int: ...
+    def is_contiguous(self) -> bool: ...
+    def detach(self) -> Tensor: ...
+    def copy_(self, source: Tensor) -> Tensor: ...
+
+
+class HostArray:
+    """One array of the program. `value` is an ndarray or a torch tensor; its memory is looked up anew at each use,
+    since programs may give a tensor new storage between steps."""
+
+    def __init__(self, name: str, value: object) -> None:
+        self._name = name
+        self._value = value
+        self._mirror: Tensor | None = None
+        if not isinstance(value, np.ndarray) and not is_tensor(value):
+            raise Invalid(
+                f"array {name!r}: expected a numpy array or a torch tensor, got {type(value).__name__}",
+                hint="use state.record for small values that are no arrays",
+                code="array-type",
+            )
+
+    @property
+    def dtype(self) -> str:
+        """The element type by its name in the checkpoint. Raises Invalid for one that cannot be saved."""
+        value = self._value
+        name = value.dtype.name if isinstance(value, np.ndarray) else str(_tensor(value).dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise Invalid(
+                f"array {self._name!r}: expected a dtype that can be saved, got {name}",
+                hint=f"known dtypes: {', '.join(DTYPES)}",
+                code="array-dtype",
+            )
+        return name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        value = self._value
+        return tuple(value.shape) if isinstance(value, np.ndarray) else tuple(_tensor(value).shape)
+
+    def pull(self) -> Bytes:
+        """The present content. For an array in host memory these are its own bytes, to be copied before they change; a
+        device tensor is copied to its mirror first (blocks for that copy)."""
+        if self._is_in_place():
+            return self._own_bytes()
+        mirror = self._mirrored()
+        mirror.copy_(_tensor(self._value).detach())
+        return _tensor_bytes(mirror)
+
+    def bytes_to_fill(self) -> Bytes:
+        """Memory to write restored content to; `push` puts it in place."""
+        return self._own_bytes() if self._is_in_place() else _tensor_bytes(self._mirrored())
+
+    def push(self) -> None:
+        """Copies a device tensor's mirror to the device; nothing to do for others."""
+        if not self._is_in_place():
+            _tensor(self._value).detach().copy_(self._mirrored())
+
+    def _is_in_place(self) -> bool:
+        return isinstance(self._value, np.ndarray) or _tensor(self._value).is_cpu
+
+    def _own_bytes(self) -> Bytes:
+        value = self._value
+        is_contiguous = value.flags.c_contiguous if isinstance(value, np.ndarray) else _tensor(value).is_contiguous()
+        if not is_contiguous:
+            raise Invalid(
+                f"array {self._name!r}: expected contiguous memory, got a strided view of shape {self.shape}",
+                hint="give the contiguous array that the view is of, or keep a contiguous copy",
+                code="array-strided",
+            )
+        if isinstance(value, np.ndarray):
+            return value.reshape(-1).view(np.uint8)
+        return _tensor_bytes(_tensor(value))
+
+    def _mirrored(self) -> Tensor:
+        if self._mirror is None:
+            torch = sys.modules["torch"]
+            self._mirror = torch.empty_like(self._value, device="cpu", requires_grad=False).contiguous()
+        assert self._mirror is not None
+        return self._mirror
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """True for a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _tensor(value: object) -> Tensor:
+    assert is_tensor(value)
+    return value
+
+
+def _tensor_bytes(tensor: Tensor) -> Bytes:
+    num_bytes = tensor.numel() * tensor.element_size()
+    if num_bytes == 0:
+        return np.empty(0, dtype=np.uint8)
+    # The ctypes array does not own the memory: whoever uses these bytes holds the tensor.
+    return np.frombuffer(memoryview((ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())), dtype=np.uint8)

@@ -1,0 +1,284 @@
+"""What a training program sees of its run: join, restore, steps, fence, report, save.
+
+Outside a run every call does the little that makes sense, so that the same script runs by hand or under torchrun.
+Storage is never touched here: state goes into and comes out of the memory that the agent owns.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import get_args
+
+from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid
+from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.staging import unstage
+from behemoth.sdk.place import Place, RankMesh, lone_place
+from behemoth.sdk.reporting import Reporter
+from behemoth.sdk.saver import Saver
+from behemoth.sdk.state import BoundState, State
+from behemoth.spec.mesh import Mesh
+from behemoth.state.config import WorkPhase
+from behemoth.wire.frames import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from behemoth.wire.session import (
+    DUMP_SIGNAL,
+    TO_WORKER,
+    WORKER_FD_VARIABLE,
+    Assigned,
+    Declare,
+    Join,
+    Peer,
+    Ready,
+    Refusal,
+    Standing,
+    StepsEnded,
+    ToWorker,
+)
+
+JOIN_LIMIT_S = 60.0
+
+
+class _Session:
+    """The rank's side of a real run."""
+
+    def __init__(self, peer: Peer[ToWorker], assigned: Assigned) -> None:
+        self.peer = peer
+        self.limit_s = assigned.wait_limit_us / 1e6
+        self.reporter = Reporter(peer)
+        self.saver: Saver | None = None
+        self.is_standing = False
+
+    def enter(self, phase: WorkPhase) -> None:
+        self.reporter.enter(phase, timeout_s=self.limit_s)
+
+    def tell(self, message: object) -> None:
+        self.peer.send(message, timeout_s=self.limit_s)
+
+    def stand(self, step: Step) -> None:
+        """Tell once that the rank has its state."""
+        if not self.is_standing:
+            self.is_standing = True
+            self.tell(Standing(step=step))
+
+
+class Run:
+    """A joined run, or a world of one. Used by one thread."""
+
+    def __init__(self, place: Place, session: _Session | None) -> None:
+        self._place = place
+        self._session = session
+        self._bound: BoundState | None = None
+
+    @property
+    def rank(self) -> int:
+        return self._place.rank
+
+    @property
+    def world_size(self) -> int:
+        return self._place.world_size
+
+    @property
+    def local_rank(self) -> int:
+        return self._place.local_rank
+
+    @property
+    def mesh(self) -> RankMesh:
+        """Axis sizes (`mesh.ep`) and this rank's coordinates (`mesh.coordinate("ep")`)."""
+        return self._place.mesh
+
+    @property
+    def args(self) -> Mapping[str, bool | int | float | str]:
+        """The workload's arguments from the run file; empty outside a run."""
+        return self._place.args
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None outside a run."""
+        return self._place.total_steps
+
+    @property
+    def attempt(self) -> int:
+        """How often the gang was started, from 1."""
+        return self._place.attempt
+
+    def restore(self, state: State) -> int:
+        """Fill `state` with the checkpoint that the run goes on from, in place; the number of completed steps, 0 for a
+        fresh beginning. Must be called once, by every rank, before the first step. Blocks until the state is there.
+
+        Raises Invalid when the declarations do not fit the mesh or the checkpoint, Corrupt when memory was damaged.
+        """
+        if self._bound is not None:
+            raise Conflict("restore: expected one call before the first step, got a second")
+        self._bound = BoundState(state, self._place.mesh.sizes, self._place.rank)
+        if self._session is None:
+            return 0
+        ready, arena = self._fetch(self._session, self._bound)
+        if ready.generation is not None:
+            self._take_over(self._bound, arena, ready.generation, ready.step)
+        self._session.saver = Saver(
+            self._session.peer,
+            self._bound,
+            arena,
+            first=ready.step,
+            total_steps=self._place.total_steps or 0,
+            wait_limit_s=self._session.limit_s,
+            enter=self._session.enter,
+        )
+        self._session.stand(ready.step)
+        return ready.step
+
+    def steps(self, first: int, total: int | None = None) -> Iterator[int]:
+        """The steps to make after `first` completed ones: first + 1 .. total. Ends early when the run is suspended.
+
+        `total` is needed outside a run only. Raises Invalid when nobody says how many steps there are.
+        """
+        limit = self._place.total_steps if self._place.total_steps is not None else total
+        if limit is None:
+            raise Invalid("steps: expected total=, since this process belongs to no run, got none")
+        if self._session is not None:
+            self._session.stand(Step(first))
+            self._session.enter("first_step")
+        for step in range(first + 1, limit + 1):
+            self._begin_step()
+            yield step
+            if self._end_step(Step(step)):
+                break
+        if self._session is not None:
+            self._session.tell(StepsEnded(step=Step(min(limit, max(first, limit)))))
+
+    def fence(self) -> None:
+        """Call it before the optimizer changes what was saved: blocks until the copy of an earlier save is complete."""
+        if self._session is not None and self._session.saver is not None:
+            self._session.saver.fence()
+
+    def report(self, step: int, *, loss: float | None = None, tokens: int = 0) -> None:
+        """`step` is completed. Never blocks."""
+        if self._session is not None:
+            self._session.reporter.report(Step(step), loss=loss, tokens=tokens)
+
+    def save(self, step: int, state: State) -> None:
+        """Call it after every step; it does something only when a save is due. Blocks for one copy into the agent's
+        memory. At the last step it waits until the save is committed.
+
+        Raises Conflict for a State that was not given to `restore`.
+        """
+        if self._bound is None or not self._bound.is_of(state):
+            raise Conflict(
+                "save: expected the State that was given to restore, got another",
+                hint="call run.restore(state) before the first step, also when there is nothing to restore",
+            )
+        if self._session is None:
+            return
+        assert self._session.saver is not None
+        if not self._session.reporter.has_reported(Step(step)):
+            self.report(step)
+        self._session.saver.save(Step(step))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Declare that the rank is, say, in `eval`: another hang limit holds until the block ends."""
+        phases: tuple[WorkPhase, ...] = get_args(WorkPhase)
+        declared = next((phase for phase in phases if phase == name), None)
+        if declared is None:
+            raise Invalid(f"phase: expected one of {', '.join(phases)}, got {name!r}")
+        if self._session is None:
+            yield
+            return
+        self._session.enter(declared)
+        try:
+            yield
+        finally:
+            self._session.enter("step")
+
+    def _begin_step(self) -> None:
+        if self._session is not None:
+            if self._session.saver is not None:
+                self._session.saver.poll()
+            self._session.reporter.begin_step()
+
+    def _end_step(self, step: Step) -> bool:
+        """True when the program shall make no further step."""
+        session = self._session
+        if session is None:
+            return False
+        if not session.reporter.has_reported(step):
+            self.report(step)
+        session.reporter.flush()
+        if session.saver is None:
+            return False
+        if not session.saver.has_ended:
+            session.saver.pass_step(step)
+        return session.saver.has_ended
+
+    def _fetch(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
+        session.enter("restore")
+        session.tell(
+            Declare(
+                layout=bound.layout.encode(),
+                digest=bound.layout.digest,
+                arena_bytes=Arena.size_bytes(bound.plan),
+            )
+        )
+        answer = session.peer.receive(timeout_s=session.limit_s, what="the staging memory")
+        if isinstance(answer, Refusal):
+            raise Invalid(answer.reason, hint=answer.hint)
+        if not isinstance(answer, Ready):
+            raise Internal(f"session: expected Ready, got {type(answer).__name__}")
+        fd = session.peer.take_descriptor()
+        try:
+            return answer, Arena.open(fd)
+        finally:
+            os.close(fd)
+
+    def _take_over(self, bound: BoundState, arena: Arena, generation: int, step: Step) -> None:
+        snapshot = unstage(arena, bound.plan, generation, bound.targets())
+        if snapshot.step != step:
+            raise Corrupt(f"restore: expected a snapshot of step {step}, got one of step {snapshot.step}")
+        bound.push()
+        bound.read_records()
+
+
+def join() -> Run:
+    """Join the run that started this process; outside a run, a world of one (or torchrun's world, without saves).
+
+    Blocks for one message of the agent. Raises Invalid when the agent refuses, Timeout when it does not answer."""
+    fd = os.environ.pop(WORKER_FD_VARIABLE, "")
+    if not fd:
+        return Run(lone_place(os.environ), None)
+    sock = socket.socket(fileno=int(fd))
+    sock.set_inheritable(False)
+    _write_stacks_on_signal()
+    peer = Peer(sock, TO_WORKER)
+    peer.send(Join(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR, pid=os.getpid()), timeout_s=JOIN_LIMIT_S)
+    answer = peer.receive(timeout_s=JOIN_LIMIT_S, what="join")
+    if isinstance(answer, Refusal):
+        raise Invalid(answer.reason, hint=answer.hint)
+    if not isinstance(answer, Assigned):
+        raise Internal(f"session: expected Assigned, got {type(answer).__name__}")
+    return Run(_place(answer), _Session(peer, answer))
+
+
+def _place(assigned: Assigned) -> Place:
+    mesh = Mesh(**assigned.mesh)
+    return Place(
+        rank=Rank(assigned.rank),
+        world_size=assigned.world_size,
+        local_rank=assigned.local_rank,
+        mesh=RankMesh(sizes=mesh, rank=Rank(assigned.rank)),
+        args=assigned.args,
+        total_steps=assigned.total_steps,
+        attempt=assigned.attempt,
+    )
+
+
+def _write_stacks_on_signal() -> None:
+    """A hung worker is asked for its stacks before it is ended. A program may have replaced stderr by something without
+    a descriptor; the real one is what the agent reads."""
+    stream = sys.__stderr__
+    if stream is not None:
+        faulthandler.register(DUMP_SIGNAL, file=stream, all_threads=True, chain=False)

@@ -1,0 +1,244 @@
+"""The rank's part of a save: what it promises, when it copies, and what it waits for at its last step.
+
+Commands of the agent are read at step boundaries and while waiting, on the program's own thread: a promise ("armed") is
+thereby the rank's own and cannot be overtaken by the training loop. It costs one step of latency, which the
+coordinator's choice of a step well ahead covers. The neighbours are `run` and `behemoth.checkpoint.staging`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from behemoth.base.errors import BehemothError, Internal, Invalid
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.staging import Stager
+from behemoth.sdk.state import BoundState
+from behemoth.state.config import WorkPhase
+from behemoth.wire.session import (
+    Armed,
+    Assigned,
+    Grant,
+    Missed,
+    Peer,
+    Proceed,
+    Ready,
+    Refusal,
+    SaveDue,
+    SaveOff,
+    SaveSafe,
+    Staged,
+    StagingFailed,
+    ToWorker,
+)
+
+INLINE_BYTES = 64 << 20
+"""States up to this size are copied inside `save` (about 10 ms); larger ones by a thread until `fence`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Copying:
+    """A copy that goes on until `fence`."""
+
+    write_id: WriteId
+    generation: int
+    stager: Stager
+    thread: threading.Thread | None
+    stall_us: int
+    error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.stager.copy()
+        except Exception as error:  # noqa: BLE001  # supervisor of a background copy: told at the fence
+            self.error = error
+
+
+class Saver:
+    """One per rank; used by the program's thread only. `wait_limit_s` bounds each wait for the agent."""
+
+    def __init__(
+        self,
+        peer: Peer[ToWorker],
+        bound: BoundState,
+        arena: Arena,
+        *,
+        first: Step,
+        total_steps: int,
+        wait_limit_s: float,
+        enter: Callable[[WorkPhase], None],
+    ) -> None:
+        self._peer = peer
+        self._bound = bound
+        self._arena = arena
+        self._total_steps = total_steps
+        self._wait_limit_s = wait_limit_s
+        self._enter = enter
+        self._passed = first
+        self._due: SaveDue | None = None
+        self._generation: int | None = None
+        self._may_proceed = False
+        self._safe: WriteId | None = None
+        self._off: WriteId | None = None
+        self._copying: _Copying | None = None
+        self.has_ended = False
+        """The last save is committed: the program makes no further step."""
+
+    def poll(self) -> None:
+        """Hear what the agent has said. Never blocks."""
+        while (message := self._peer.poll()) is not None:
+            self._hear(message)
+
+    def pass_step(self, step: Step) -> None:
+        """`step` is behind the program: it can no longer be saved."""
+        self.poll()
+        due = self._due
+        if due is not None and due.step <= step:
+            self._fail(due.write_id, f"the program went past step {step} without calling save for it")
+        self._passed = max(self._passed, step)
+
+    def save(self, step: Step) -> None:
+        """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
+        started_ns = time.monotonic_ns()
+        self.fence()
+        self.poll()
+        if step >= self._total_steps:
+            self._enter("save")
+            self._save_last(step, started_ns)
+            return
+        if self._due is None or self._due.step != step:
+            return
+        self._enter("save")
+        if self._due.is_last:
+            self._save_last(step, started_ns)
+        else:
+            self._save_in_passing(step, started_ns)
+        self._enter("step")
+
+    def fence(self) -> None:
+        """Until the copy that `save` began is complete."""
+        copying = self._copying
+        if copying is None:
+            return
+        started_ns = time.monotonic_ns()
+        self._copying = None
+        if copying.thread is not None:
+            copying.thread.join(self._wait_limit_s)
+            if copying.thread.is_alive():
+                raise Internal(f"save {copying.write_id}: the copy did not end within {self._wait_limit_s} s")
+        copying.stall_us += (time.monotonic_ns() - started_ns) // 1000
+        self._seal(copying)
+
+    def _save_in_passing(self, step: Step, started_ns: int) -> None:
+        while self._due is not None and self._generation is None:
+            self._wait("a free half of the staging memory")
+        if self._due is None or self._generation is None:
+            return
+        copying = self._begin(step, self._due.write_id, self._generation)
+        if copying is None:
+            return
+        if self._bound.num_bytes > INLINE_BYTES:
+            copying.thread = threading.Thread(target=copying.run, name="behemoth-copy", daemon=True)
+            copying.thread.start()
+            self._copying = copying
+            copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
+            return
+        copying.run()
+        copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
+        self._seal(copying)
+
+    def _save_last(self, step: Step, started_ns: int) -> None:
+        """Wait for the word that everybody is here, save, and wait for the commit; a write that is given up is followed
+        by another at the same step, or, before the run's end, by more training."""
+        is_end = step >= self._total_steps
+        while not self.has_ended:
+            due = self._due
+            if due is None or due.step != step:
+                if not is_end:
+                    return
+                self._wait("the save of the last step")
+            elif self._generation is None or (due.is_last and not self._may_proceed):
+                self._wait("the word to go through with the last save")
+            else:
+                self._stage_last(step, due.write_id, self._generation, started_ns)
+
+    def _stage_last(self, step: Step, write_id: WriteId, generation: int, started_ns: int) -> None:
+        copying = self._begin(step, write_id, generation)
+        if copying is None:
+            return
+        copying.run()
+        copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
+        staged = self._seal(copying)
+        while staged and self._due is None and write_id not in (self._safe, self._off):
+            self._wait("the commit of the last save")
+        self.has_ended = self._safe == write_id
+
+    def _begin(self, step: Step, write_id: WriteId, generation: int) -> _Copying | None:
+        """Copy what may change before the fence. None, and told, when the state does not fit what was declared."""
+        self._due, self._generation = None, None
+        try:
+            self._bound.write_records()
+            stager = Stager(self._arena, self._bound.plan, self._bound.sources(), write_id=write_id, step=step)
+            stager.begin(generation=generation)
+            stager.copy(self._bound.early_names())
+        except BehemothError as error:
+            self._fail(write_id, error.message)
+            return None
+        return _Copying(write_id=write_id, generation=generation, stager=stager, thread=None, stall_us=0)
+
+    def _seal(self, copying: _Copying) -> bool:
+        if self._off == copying.write_id:
+            return False
+        if copying.error is not None:
+            self._fail(copying.write_id, f"{type(copying.error).__name__}: {copying.error}")
+            return False
+        copying.stager.seal()
+        self._tell(Staged(write_id=copying.write_id, generation=copying.generation, stall_us=copying.stall_us))
+        return True
+
+    def _fail(self, write_id: WriteId, reason: str) -> None:
+        self._forget(write_id)
+        self._off = write_id
+        self._tell(StagingFailed(write_id=write_id, reason=reason))
+
+    def _hear(self, message: ToWorker) -> None:
+        match message:
+            case SaveDue():
+                self._hear_of(message)
+            case Grant():
+                if self._due is not None and self._due.write_id == message.write_id:
+                    self._generation = message.generation
+            case Proceed():
+                self._may_proceed = self._due is not None and self._due.write_id == message.write_id
+            case SaveOff():
+                self._forget(message.write_id)
+                self._off = message.write_id
+            case SaveSafe():
+                self._safe = message.write_id
+            case Refusal():
+                raise Invalid(message.reason, hint=message.hint)
+            case Assigned() | Ready():
+                raise Internal(f"session: {type(message).__name__} came twice")
+            case _:
+                assert_never(message)
+
+    def _hear_of(self, due: SaveDue) -> None:
+        if due.step <= self._passed:
+            self._tell(Missed(write_id=due.write_id, step=self._passed))
+            return
+        self._due, self._generation, self._may_proceed = due, None, False
+        self._tell(Armed(write_id=due.write_id))
+
+    def _forget(self, write_id: WriteId) -> None:
+        if self._due is not None and self._due.write_id == write_id:
+            self._due, self._generation, self._may_proceed = None, None, False
+
+    def _wait(self, what: str) -> None:
+        self._hear(self._peer.receive(timeout_s=self._wait_limit_s, what=what))
+
+    def _tell(self, message: object) -> None:
+        self._peer.send(message, timeout_s=self._wait_limit_s)

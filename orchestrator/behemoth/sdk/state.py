@@ -1,0 +1,239 @@
+"""What a program wants back after a fault: its arrays, declared with their logical shapes, and small typed values.
+
+Every rank declares the same arrays; only the local piece differs. The neighbours are `run`, which saves and restores
+a State, and `behemoth.checkpoint.layout`, which holds the rules of sharing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxis
+from behemoth.checkpoint.plan import Piece, RankPlan, plan_rank
+from behemoth.checkpoint.records import (
+    RANKS_ARRAY,
+    RUN_ARRAY,
+    Value,
+    decode_record,
+    encode_record,
+    rank_records_spec,
+    run_record_spec,
+)
+from behemoth.sdk.arrays import Bytes, HostArray
+from behemoth.spec.mesh import Axis, Mesh
+
+RECORD_BYTES = 32 << 10
+"""Default capacity of a record: room for the random number states of torch, numpy and Python."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Array:
+    host: HostArray | None
+    shape: tuple[int, ...]
+    dims: tuple[tuple[int, SplitAxis], ...]
+    flat_over: Axis | None
+    stage: int | None
+    dtype: str
+    is_mutable_in_forward: bool
+    may_be_zero: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    get: Callable[[], Value]
+    set: Callable[[Value], None]
+    memory: Bytes
+
+
+class State:
+    """Declarations of one program. Used by one thread; frozen by `Run.restore`."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, _Array] = {}
+        self._records: dict[str, _Record] = {}
+        self._plan: RankPlan | None = None
+        self._layout: Layout | None = None
+
+    def array(
+        self,
+        name: str,
+        value: object,
+        *,
+        shape: tuple[int, ...],
+        dims: Mapping[int, SplitAxis] | None = None,
+        flat_over: Axis | None = None,
+        stage: int | None = None,
+        dtype: str | None = None,
+        mutable_in_forward: bool = False,
+        may_be_zero: bool = False,
+    ) -> None:
+        """Declare one logical array of `shape`, of which this rank holds `value` (numpy or torch, contiguous).
+
+        `dims` splits a dim evenly over a mesh axis. `flat_over` shares the block that results as contiguous flat ranges
+        over a data-parallel axis: q = ceil(numel / size), piece i = [i q, min((i + 1) q, numel)). `stage`: only ranks
+        of that pipeline stage hold it; others give None as `value`, and the `dtype`. An array that may change between
+        `save` and `fence` (amax histories, scales) is `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy.
+
+        Raises Invalid.
+        """
+        self._check_open(name)
+        if name in self._arrays or name in (RUN_ARRAY, RANKS_ARRAY):
+            raise Invalid(f"array {name!r}: expected each name once, got it twice", code="array-duplicate")
+        host = HostArray(name, value) if value is not None else None
+        if host is None and dtype is None:
+            raise Invalid(
+                f"array {name!r}: expected a value, or the dtype of one that another stage holds, got neither"
+            )
+        self._arrays[name] = _Array(
+            host=host,
+            shape=tuple(int(size) for size in shape),
+            dims=tuple(sorted((dims or {}).items())),
+            flat_over=flat_over,
+            stage=stage,
+            dtype=dtype or (host.dtype if host is not None else ""),
+            is_mutable_in_forward=mutable_in_forward,
+            may_be_zero=may_be_zero,
+        )
+
+    def record(
+        self, *, get: Callable[[], Value], set: Callable[[Value], None], capacity_bytes: int = RECORD_BYTES
+    ) -> None:
+        """Declare a small typed value (None, bool, int, float, str, bytes, lists and dicts of these) that is equal on
+        all ranks: cursors, schedules. `get` is called inside `save`, `set` inside `restore`."""
+        self._add_record(RUN_ARRAY, get, set, capacity_bytes)
+
+    def rank_record(
+        self, *, get: Callable[[], Value], set: Callable[[Value], None], capacity_bytes: int = RECORD_BYTES
+    ) -> None:
+        """As `record`, with a value of its own for every rank: random number states."""
+        self._add_record(RANKS_ARRAY, get, set, capacity_bytes)
+
+    def _add_record(
+        self, name: str, get: Callable[[], Value], set_value: Callable[[Value], None], capacity_bytes: int
+    ) -> None:
+        self._check_open(name)
+        if name in self._records:
+            raise Invalid(f"{name}: expected one such record, got a second", hint="put both values into one dict")
+        self._records[name] = _Record(get=get, set=set_value, memory=np.zeros(capacity_bytes, dtype=np.uint8))
+
+    def _check_open(self, name: str) -> None:
+        if self._layout is not None:
+            raise Conflict(f"{name!r}: expected all declarations before restore, got one after it")
+
+
+class BoundState:
+    """A State on its place in the mesh: the layout, this rank's plan, and its bytes."""
+
+    def __init__(self, state: State, mesh: Mesh, rank: Rank) -> None:
+        self._state = state
+        self.layout = Layout(mesh=mesh, arrays=tuple(_specs(state, mesh)))
+        self.plan = plan_rank(self.layout, rank)
+        self._held = {piece.name: piece for piece in self.plan.pieces}
+        self._check_local_shapes()
+        state._layout = self.layout
+
+    def is_of(self, state: State) -> bool:
+        return self._state is state
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that this rank copies per save."""
+        return self.plan.data_bytes
+
+    def early_names(self) -> list[str]:
+        """What must be copied inside `save`: it may change before `fence`."""
+        arrays = self._state._arrays
+        return [name for name in self._held if name in self._state._records or arrays[name].is_mutable_in_forward]
+
+    def write_records(self) -> None:
+        """Take the present values of the records. Raises Invalid when one is too large or of an unknown type."""
+        for record in self._state._records.values():
+            encoded = encode_record(record.get(), record.memory.nbytes)
+            record.memory[:] = np.frombuffer(encoded, dtype=np.uint8)
+
+    def read_records(self) -> None:
+        """Give the restored values to the program."""
+        for record in self._state._records.values():
+            record.set(decode_record(record.memory.tobytes()))
+
+    def sources(self) -> dict[str, memoryview]:
+        """The bytes to save, by name; device tensors are copied to the host now."""
+        return {name: self._bytes(name, is_out=False).data for name in self._held}
+
+    def targets(self) -> dict[str, memoryview]:
+        """The memory to restore to, by name; `push` completes it."""
+        return {name: self._bytes(name, is_out=True).data for name in self._held}
+
+    def push(self) -> None:
+        """Bring restored device tensors to their device."""
+        for name in self._held:
+            array = self._state._arrays.get(name)
+            if array is not None and array.host is not None:
+                array.host.push()
+
+    def _bytes(self, name: str, *, is_out: bool) -> Bytes:
+        record = self._state._records.get(name)
+        if record is not None:
+            return record.memory
+        host = self._state._arrays[name].host
+        assert host is not None
+        return host.bytes_to_fill() if is_out else host.pull()
+
+    def _check_local_shapes(self) -> None:
+        for piece in self.plan.pieces:
+            array = self._state._arrays.get(piece.name)
+            if array is not None:
+                _check_local(piece, array)
+
+
+def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
+    specs = [
+        ArraySpec(
+            name=name,
+            dtype=array.dtype,
+            shape=array.shape,
+            dims=array.dims,
+            flat_over=array.flat_over,
+            stage=array.stage,
+            may_be_zero=array.may_be_zero,
+        )
+        for name, array in state._arrays.items()
+    ]
+    for name, record in state._records.items():
+        size = record.memory.nbytes
+        specs.append(rank_records_spec(mesh.num_ranks, size) if name == RANKS_ARRAY else run_record_spec(size))
+    return specs
+
+
+def _check_local(piece: Piece, array: _Array) -> None:
+    """The local piece must be what the declaration says that this rank holds."""
+    if array.host is None:
+        raise Invalid(
+            f"array {piece.name!r}: expected this rank's piece, since it is of stage {array.stage}, got None",
+            code="array-missing",
+        )
+    got = array.host.shape
+    if array.flat_over is not None:
+        count = piece.flat[1] - piece.flat[0]
+        if math.prod(got) != count:
+            raise Invalid(
+                f"array {piece.name!r}: expected a flat piece of {count} elements (elements {piece.flat[0]} to "
+                f"{piece.flat[1]} of the block, over {array.flat_over}), got shape {got}",
+                hint="with q = ceil(numel / size), piece i is [i q, min((i + 1) q, numel))",
+                code="array-local-shape",
+            )
+        return
+    expected = tuple(stop - start for start, stop in piece.box)
+    if got != expected:
+        raise Invalid(
+            f"array {piece.name!r}: expected a local piece of shape {expected} (logical {array.shape}, split "
+            f"{dict(array.dims)}), got {got}",
+            hint="shape is that of the whole array, the value that of this rank's piece",
+            code="array-local-shape",
+        )

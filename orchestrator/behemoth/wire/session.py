@@ -1,0 +1,323 @@
+"""What an agent and the workers of its own node say to each other, over a socket pair that the worker inherits.
+
+Frames as everywhere; a message may carry open descriptors beside its bytes (staging memory). `Peer` is the blocking
+end, for a worker and for the agent's own child processes; the agent's end lives in its event loop. The neighbour
+`messages` is the other wire, between agent and coordinator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from behemoth.base.errors import Timeout, Unavailable
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.state.config import WorkPhase
+from behemoth.wire.frames import FrameReader, decode_body, encode_frame
+
+WORKER_FD_VARIABLE: Final = "BEHEMOTH_WORKER_FD"
+"""Environment of a worker: number of the descriptor of its end of the session."""
+
+DUMP_SIGNAL: Final = signal.SIGRTMIN + 7
+"""Makes a joined worker write the Python stacks of all threads to its log. A real-time signal, because programs that
+handle signals at all take the classic ones (SIGUSR1, SIGUSR2, SIGTERM)."""
+
+
+MAX_DESCRIPTORS: Final = 8
+_CHUNK_BYTES: Final = 256 << 10
+
+
+def worker_title(rank: Rank) -> str:
+    """What a forked worker calls itself in process listings (PR_SET_NAME keeps 15 bytes)."""
+    return f"rank-{rank}"
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Base of both unions; unknown fields of a higher minor version are ignored."""
+
+
+# Worker -> agent
+
+
+class Join(_Message, frozen=True, kw_only=True):
+    """First message of a worker."""
+
+    major: int
+    minor: int
+    pid: int
+
+
+class Declare(_Message, frozen=True, kw_only=True):
+    """The arrays of the program, equal on every rank (`behemoth.checkpoint.layout`), and the size of the staging memory
+    that this rank needs. Asks for the memory and for the restored state in it; Ready answers."""
+
+    layout: bytes
+    digest: str
+    arena_bytes: int
+
+
+class Standing(_Message, frozen=True, kw_only=True):
+    """The rank has its state and stands at `step` completed steps."""
+
+    step: Step
+
+
+class Report(_Message, frozen=True, kw_only=True):
+    """`step` is completed. Reports that the socket could not take at once are merged: `tokens` is the sum since the
+    last Report, `slowest_step_us` the longest, the rest the newest."""
+
+    step: Step
+    slowest_step_us: int
+    tokens: int = 0
+    loss: float | None = None
+
+
+class InPhase(_Message, frozen=True, kw_only=True):
+    """What the rank is doing from now on."""
+
+    phase: WorkPhase
+
+
+class Armed(_Message, frozen=True, kw_only=True):
+    """The rank knows of the save and promises to save at its step, which it has not passed."""
+
+    write_id: WriteId
+
+
+class Missed(_Message, frozen=True, kw_only=True):
+    """The rank had passed the step of the save; it stands at `step`."""
+
+    write_id: WriteId
+    step: Step
+
+
+class Staged(_Message, frozen=True, kw_only=True):
+    """The copy is complete and sealed in `generation`; training was blocked for `stall_us`."""
+
+    write_id: WriteId
+    generation: int
+    stall_us: int
+
+
+class StagingFailed(_Message, frozen=True, kw_only=True):
+    """The rank could not copy its state; it goes on training."""
+
+    write_id: WriteId
+    reason: str
+
+
+class StepsEnded(_Message, frozen=True, kw_only=True):
+    """The rank makes no further step: an exit code of 0 is in order from now on."""
+
+    step: Step
+
+
+FromWorker: TypeAlias = (
+    Join | Declare | Standing | Report | InPhase | Armed | Missed | Staged | StagingFailed | StepsEnded
+)
+
+
+# Agent -> worker
+
+
+class Assigned(_Message, frozen=True, kw_only=True):
+    """Answers Join: the rank's place and what the run file says."""
+
+    rank: Rank
+    world_size: int
+    local_rank: int
+    attempt: Attempt
+    mesh: dict[str, int]
+    args: dict[str, bool | int | float | str]
+    total_steps: Step
+    wait_limit_us: int
+    """Longest wait of the rank for an answer of its agent."""
+
+
+class Ready(_Message, frozen=True, kw_only=True):
+    """Answers Declare, with the descriptor of the staging memory. `generation` holds the state to take over at `step`;
+    None: a fresh beginning at step 0."""
+
+    step: Step
+    generation: int | None
+
+
+class SaveDue(_Message, frozen=True, kw_only=True):
+    """Save when `step` is completed; when `is_last`, wait there for Proceed."""
+
+    step: Step
+    write_id: WriteId
+    is_last: bool
+
+
+class Grant(_Message, frozen=True, kw_only=True):
+    """Copy into this generation for this write. Without it `save` waits: back-pressure."""
+
+    write_id: WriteId
+    generation: int
+
+
+class Proceed(_Message, frozen=True, kw_only=True):
+    """All ranks of the run know of the last save."""
+
+    write_id: WriteId
+
+
+class SaveOff(_Message, frozen=True, kw_only=True):
+    """The write is given up."""
+
+    write_id: WriteId
+    reason: str
+
+
+class SaveSafe(_Message, frozen=True, kw_only=True):
+    """The write is committed."""
+
+    write_id: WriteId
+
+
+class Refusal(_Message, frozen=True, kw_only=True):
+    """The worker cannot take part; the program should end with this reason."""
+
+    reason: str
+    hint: str = ""
+
+
+ToWorker: TypeAlias = Assigned | Ready | SaveDue | Grant | Proceed | SaveOff | SaveSafe | Refusal
+
+FROM_WORKER: Final = msgspec.msgpack.Decoder(FromWorker)
+TO_WORKER: Final = msgspec.msgpack.Decoder(ToWorker)
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """Bytes and descriptors of a stream socket, cut into messages. Descriptors are queued in the order of arrival;
+    who gets a message that carries some takes them with `take_descriptor`."""
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._sock = sock
+        self._decoder = decoder
+        self._frames = FrameReader()
+        self._descriptors: deque[int] = deque()
+
+    def read(self) -> list[T]:
+        """Messages completed by one read. Raises BlockingIOError when nothing is there, Unavailable at the end of the
+        stream, Corrupt for what is no message."""
+        try:
+            data, descriptors = _receive(self._sock)
+        except ConnectionError as error:
+            raise Unavailable("session: the connection broke", code="session-closed") from error
+        self._descriptors.extend(descriptors)
+        if not data:
+            raise Unavailable("session: the peer closed it", code="session-closed")
+        return [decode_body(self._decoder, body) for body in self._frames.feed(data)]
+
+    def take_descriptor(self) -> int:
+        """The oldest descriptor not taken yet, close-on-exec; the caller closes it. Raises Unavailable without one."""
+        if not self._descriptors:
+            raise Unavailable("session: expected an open descriptor beside the message, got none")
+        return self._descriptors.popleft()
+
+    def close(self) -> None:
+        """Close descriptors that nobody took."""
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+
+
+class Peer(Generic[T]):
+    """The blocking end of a socket pair, used by one thread."""
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._sock = sock
+        self._inbox = Inbox(sock, decoder)
+        self._messages: deque[T] = deque()
+        self._unsent = b""
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._inbox.close()
+        self._sock.close()
+
+    def send(self, message: object, *, timeout_s: float) -> None:
+        """Blocks until the socket took it. Raises Timeout, or Unavailable when the peer is gone."""
+        deadline = time.monotonic() + timeout_s
+        while not self.try_send(message):
+            self._wait(select.POLLOUT, deadline, "send to the agent")
+        while not self.flush():
+            self._wait(select.POLLOUT, deadline, "send to the agent")
+
+    def try_send(self, message: object) -> bool:
+        """Never blocks. False: the socket is full and nothing of `message` was taken."""
+        if not self.flush():
+            return False
+        self._unsent = encode_frame(message)
+        self.flush()
+        return True
+
+    def flush(self) -> bool:
+        """Never blocks. True when no byte of an earlier message is left here."""
+        while self._unsent:
+            try:
+                sent = self._sock.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise Unavailable(f"session: cannot send: {error.strerror}", code="session-closed") from error
+            self._unsent = self._unsent[sent:]
+        return True
+
+    def poll(self) -> T | None:
+        """The next message if one is there. Never blocks. Raises Unavailable at the end of the stream."""
+        if not self._messages:
+            with contextlib.suppress(BlockingIOError):
+                self._messages.extend(self._inbox.read())
+        return self._messages.popleft() if self._messages else None
+
+    def receive(self, *, timeout_s: float, what: str) -> T:
+        """The next message. Raises Timeout naming `what`, Unavailable at the end of the stream."""
+        deadline = time.monotonic() + timeout_s
+        while (message := self.poll()) is None:
+            self._wait(select.POLLIN, deadline, what)
+        return message
+
+    def take_descriptor(self) -> int:
+        """See `Inbox.take_descriptor`."""
+        return self._inbox.take_descriptor()
+
+    def _wait(self, events: int, deadline: float, what: str) -> None:
+        poller = select.poll()
+        poller.register(self._sock, events)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poller.poll(left_s * 1000):
+            raise Timeout(f"session: {what}: no answer in time", code="session-timeout")
+
+
+def send_with(sock: socket.socket, frame: bytes, descriptors: Sequence[int]) -> int:
+    """One non-blocking send; how many bytes went. Descriptors travel with the first byte."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+    return sock.sendmsg([frame], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One non-blocking read. Descriptors must not leak into programs that a worker starts, hence MSG_CMSG_CLOEXEC
+    (`socket.recv_fds` ignores its flags up to Python 3.12)."""
+    room = socket.CMSG_LEN(MAX_DESCRIPTORS * array("i").itemsize)
+    data, rights, _, _ = sock.recvmsg(_CHUNK_BYTES, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    descriptors = array("i")
+    for level, kind, content in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return data, list(descriptors)

@@ -1,0 +1,23 @@
+"""The store process of a node: `python -m behemoth.wiring.store FD AGENT_PID`. Started by the agent only."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+
+from behemoth.agent.processes import die_with_parent
+from behemoth.agent.storeserver import serve_store
+from behemoth.storage.open import open_store
+
+
+def main(argv: list[str]) -> int:
+    """Serves until the agent is gone; returns 0."""
+    fd, agent_pid = int(argv[0]), int(argv[1])
+    die_with_parent(signal.SIGKILL, parent=agent_pid)
+    serve_store(socket.socket(fileno=fd), open_store)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""The fork server's process and, after a fork, the worker's: `python -m behemoth.wiring.worker FD AGENT_PID`.
+
+Started by the agent only. A worker unwinds the server's frames before it calls the program, so that tracebacks, exit
+handlers and exit codes are those of any Python program.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import socket
+import sys
+
+# Imported before the first fork, so that a worker finds the SDK and what it needs warm.
+import behemoth.sdk  # noqa: F401
+from behemoth.agent.forkserver import Job, serve, tie_to_agent
+from behemoth.wire.session import DUMP_SIGNAL
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code of the fork server, or of the worker that was forked from it."""
+    fd, agent_pid = int(argv[0]), int(argv[1])
+    tie_to_agent(agent_pid)
+    job = serve(socket.socket(fileno=fd), agent_pid=agent_pid)
+    if job is None:
+        return 0
+    return _work(job)
+
+
+def _work(job: Job) -> int:
+    """Run the program. Its exceptions pass through, to end the process as they end any Python program."""
+    if job.entrypoint is None:
+        _execute(job.argv)
+    faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True, chain=False)
+    faulthandler.enable(file=sys.stderr, all_threads=True)
+    assert job.entrypoint is not None
+    sys.argv = [job.entrypoint]
+    module, _, function = job.entrypoint.partition(":")
+    result = getattr(importlib.import_module(module), function or "main")()
+    return result if isinstance(result, int) else 0
+
+
+def _execute(argv: tuple[str, ...]) -> None:
+    try:
+        os.execvp(argv[0], list(argv))
+    except OSError as error:
+        raise SystemExit(f"command {argv[0]!r}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Tiny training programs that the agent's tests run as workers: numpy only, every mishap on request by an argument."""
+
+# ruff: noqa: T201  # workers print on purpose: the tests read their logs
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+from behemoth.sdk import State, join
+
+
+def train() -> None:
+    """Counts in arrays; `step_ms` paces it. Prints its state after restore, so that tests can compare."""
+    run = join()
+    weight = np.zeros(16, dtype=np.float32)
+    piece = np.zeros(8 // run.mesh.dp, dtype=np.float64)
+    cursor = {"at": 0}
+    state = State()
+    state.array("weight", weight, shape=(16,))
+    state.array("moment", piece, shape=(8,), flat_over="dp")
+    state.record(get=lambda: dict(cursor), set=cursor.update)
+    state.rank_record(get=lambda: {"rank": run.rank}, set=lambda value: print("rank record", value, flush=True))
+    first = run.restore(state)
+    print(f"restored {first} {weight[0]} {piece.sum()} {cursor['at']}", flush=True)
+    for step in run.steps(first):
+        time.sleep(float(run.args.get("step_ms", 5)) / 1000)
+        if step == run.args.get("hang_at"):
+            hang_here_for_ever()
+        run.fence()
+        weight += 1
+        piece += step
+        cursor["at"] = step
+        run.report(step, loss=1.0 / step, tokens=10)
+        run.save(step, state)
+    print("done", flush=True)
+
+
+def hang_here_for_ever() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def breed() -> None:
+    """Trains with a child in its group and one that left the group and was orphaned."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    child = subprocess.Popen(sleeper)
+    script = (
+        "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], start_new_session=True); print(p.pid, flush=True)"
+    )
+    orphan = subprocess.run([sys.executable, "-c", script, *sleeper], stdout=subprocess.PIPE, check=True, timeout=30)
+    print("pids", os.getpid(), child.pid, int(orphan.stdout), flush=True)
+    train()
+
+
+def shout() -> None:
+    """Prints far more than its log may hold, then trains."""
+    run = join()
+    line = "x" * 99 + "\n"
+    for _ in range(int(run.args["megabytes"])):
+        sys.stdout.write(line * 10_000)
+    print("the newest line", flush=True)
+    for step in run.steps(0):
+        run.report(step)
+
+
+def never_join() -> None:
+    time.sleep(600)
+
+
+def fail() -> None:
+    join()
+    raise RuntimeError("the program is broken on purpose")
+
+
+def leave_early() -> None:
+    join()

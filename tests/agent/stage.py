@@ -1,0 +1,317 @@
+"""A coordinator without a brain, and real agents: what the agent's tests play on. Every wait is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Step, WriteId
+from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.state.config import HangFloors
+from behemoth.state.fence import Fence
+from behemoth.storage.open import open_store
+from behemoth.wire import frames
+from behemoth.wire.messages import (
+    CommandWork,
+    CommitSeen,
+    EntrypointWork,
+    GoAhead,
+    Hello,
+    ReceiptBatch,
+    Report,
+    RestoreFrom,
+    SaveAt,
+    SaveReached,
+    Setup,
+    StartGang,
+    Welcome,
+)
+
+LIMIT_S = 20.0
+RUN = RunUid("run-1")
+TESTS = Path(__file__).parent.parent
+_REPORTS = msgspec.msgpack.Decoder(Report)
+R = TypeVar("R")
+
+
+class Stage:
+    """Nodes n0, n1, ...; `heard` holds (node, report) in order of arrival."""
+
+    def __init__(self, folder: Path, setup: Setup, *, beat_s: float = 0.05) -> None:
+        self.folder = folder
+        self.setup = setup
+        self.heard: list[tuple[NodeId, Report]] = []
+        self.agents: dict[NodeId, subprocess.Popen[bytes]] = {}
+        self.lifelines: dict[NodeId, int] = {}
+        self.epoch = Epoch(1)
+        self._beat_us = int(beat_s * 1e6)
+        self._writers: dict[NodeId, asyncio.StreamWriter] = {}
+        self._server: asyncio.Server | None = None
+        self._news = asyncio.Condition()
+        self.port = 0
+
+    async def listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def go_away(self) -> None:
+        """The coordinator dies: no listener, no connection."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers.values():
+            writer.transport.abort()
+        self._writers.clear()
+        await asyncio.sleep(0)
+
+    def start_agent(self, index: int) -> NodeId:
+        node = NodeId(f"n{index}")
+        reading, writing = os.pipe()
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(TESTS),
+            "BEHEMOTH_COORDINATOR": f"127.0.0.1:{self.port}",
+            "BEHEMOTH_RUN_UID": RUN,
+            "BEHEMOTH_NODE": node,
+            "BEHEMOTH_INCARNATION": "1",
+            "BEHEMOTH_TOKEN": "a-token",
+            "BEHEMOTH_LIFELINE_FD": str(reading),
+        }
+        log = (self.folder / f"{node}.log").open("ab")
+        with log:
+            self.agents[node] = subprocess.Popen(
+                [sys.executable, "-m", "behemoth.wiring.agent"],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(reading,),
+                start_new_session=True,
+            )
+        os.close(reading)
+        self.lifelines[node] = writing
+        return node
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for node, process in self.agents.items():
+            self.cut_lifeline(node)
+            try:
+                process.wait(LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(LIMIT_S)
+
+    def cut_lifeline(self, node: NodeId) -> None:
+        with contextlib.suppress(KeyError):
+            os.close(self.lifelines.pop(node))
+
+    # Talking
+
+    def send(self, command: object, *nodes: NodeId) -> None:
+        frame = frames.encode_frame(command)
+        for node in nodes or list(self._writers):
+            self._writers[node].write(frame)
+
+    def fence(self, attempt: int, *, epoch: int | None = None) -> Fence:
+        return Fence(run_uid=RUN, epoch=Epoch(epoch or self.epoch), attempt=Attempt(attempt))
+
+    def start_gang(self, attempt: int, *, restore: RestoreFrom | None = None, dump_stacks: bool = False) -> None:
+        first = next(report for node, report in reversed(self.heard) if isinstance(report, Hello) and node == "n0")
+        self.send(
+            StartGang(
+                fence=self.fence(attempt),
+                nodes=tuple(sorted(self.agents)),
+                master_host=first.host,
+                master_port=first.rendezvous_port,
+                restore=restore,
+                dump_stacks=dump_stacks,
+            )
+        )
+
+    async def wait_for(
+        self, kind: type[R], check: Callable[[R], bool] = lambda _: True, *, since: int = 0, limit_s: float = LIMIT_S
+    ) -> R:
+        """The first report of this kind that passes the check, among those heard since `since`."""
+
+        def found() -> R | None:
+            for _, report in self.heard[since:]:
+                if isinstance(report, kind) and check(report):
+                    return report
+            return None
+
+        async with self._news:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._news.wait_for(lambda: found() is not None)
+            except TimeoutError:
+                raise AssertionError(f"no {kind.__name__} within {limit_s} s\n{self.story()}") from None
+        report = found()
+        assert report is not None
+        return report
+
+    async def save(self, step: int, write_id: str, attempt: int, *, is_last: bool = False) -> RestoreFrom:
+        """A whole save from its announcement to its commit."""
+        since = len(self.heard)
+        name = WriteId(write_id)
+        self.send(SaveAt(fence=self.fence(attempt), step=Step(step), write_id=name, is_last=is_last))
+        if is_last:
+            await self.wait_for(
+                SaveReached, lambda report: report.write_id == name and report.stage == "armed", since=since
+            )
+            self.send(GoAhead(fence=self.fence(attempt), write_id=name))
+        batch = await self.wait_for(ReceiptBatch, lambda report: report.write_id == name, since=since)
+        self.commit(batch, step, attempt)
+        self.send(CommitSeen(fence=self.fence(attempt), step=Step(step), write_id=name))
+        return RestoreFrom(step=Step(step), write_id=name)
+
+    def commit(self, batch: ReceiptBatch, step: int, attempt: int) -> None:
+        assert batch.layout is not None
+        assert len(batch.receipts) == batch.num_ranks
+        commit(
+            open_store(self.setup.store_url),
+            run=self.setup.run_name,
+            layout=Layout.decode(batch.layout),
+            step=Step(step),
+            write_id=batch.write_id,
+            attempt=Attempt(attempt),
+            receipts=[Receipt.decode(receipt) for receipt in batch.receipts],
+            previous=None,
+        )
+
+    def log(self, attempt: int, rank: int) -> str:
+        path = self.folder / "logs" / f"attempt-{attempt:04d}" / f"rank-{rank:05d}.log"
+        return path.read_text() if path.exists() else ""
+
+    async def logged(self, attempt: int, rank: int, text: str) -> str:
+        """The rank's log, as soon as it holds `text`."""
+        deadline = time.monotonic() + LIMIT_S
+        while text not in self.log(attempt, rank):
+            assert time.monotonic() < deadline, f"no {text!r} in the log:\n{self.log(attempt, rank)}\n{self.story()}"
+            await asyncio.sleep(0.01)
+        return self.log(attempt, rank)
+
+    def story(self) -> str:
+        """What happened, for a failed assertion."""
+        told = "\n".join(f"{node} {report}"[:500] for node, report in self.heard[-12:])
+        logs = "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("n*.log")))
+        return f"{told}\n{logs}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            hello = frames.decode_body(_REPORTS, await frames.read_frame(reader))
+            assert isinstance(hello, Hello)
+            await self._note(hello.node, hello)
+            welcome = Welcome(
+                minor=frames.PROTOCOL_MINOR, epoch=self.epoch, beat_interval_us=self._beat_us, setup=self.setup
+            )
+            writer.write(frames.encode_frame(welcome))
+            self._writers[hello.node] = writer
+            while True:
+                await self._note(hello.node, frames.decode_body(_REPORTS, await frames.read_frame(reader)))
+        writer.close()
+
+    async def _note(self, node: NodeId, report: Report) -> None:
+        async with self._news:
+            self.heard.append((node, report))
+            self._news.notify_all()
+
+
+def setup_for(
+    folder: Path,
+    program: str = "train",
+    *,
+    ranks: int = 2,
+    total_steps: int = 1000,
+    argv: tuple[str, ...] = (),
+    preload: tuple[str, ...] = (),
+    grace_us: int | None = 0,
+    max_log_bytes: int = 1 << 20,
+    **args: int,
+) -> Setup:
+    """A run of one node's ranks."""
+    second_us = 1_000_000
+    work = CommandWork(argv=argv) if argv else EntrypointWork(entrypoint=f"agent.programs:{program}", preload=preload)
+    return Setup(
+        work=work,
+        args=dict(args),
+        environment={"SECRET_OF_USER": "s3cr3t"},
+        total_steps=Step(total_steps),
+        mesh={"dp": ranks, "edp": ranks},
+        ranks_per_node=ranks,
+        store_url=str(folder / "checkpoints"),
+        run_name="toy",
+        log_dir=str(folder / "logs"),
+        io_threads=2,
+        hang_floors=HangFloors(
+            start_us=10 * second_us,
+            restore_us=10 * second_us,
+            first_step_us=10 * second_us,
+            step_us=10 * second_us,
+            eval_us=10 * second_us,
+            save_us=10 * second_us,
+        ),
+        stop_grace_us=second_us,
+        coordinator_grace_us=grace_us,
+        max_log_bytes=max_log_bytes,
+    )
+
+
+@asynccontextmanager
+async def stage(folder: Path, setup: Setup | None = None, *, num_agents: int = 1) -> AsyncIterator[Stage]:
+    """A coordinator and welcomed agents; everything ends with the block."""
+    here = Stage(folder, setup or setup_for(folder))
+    await here.listen()
+    try:
+        for index in range(num_agents):
+            node = here.start_agent(index)
+            await here.wait_for(Hello, lambda hello, node=node: hello.node == node)
+        yield here
+    finally:
+        here.close()
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid`."""
+    found: set[int] = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
+                child = int(path.parent.name)
+                found |= {child} | descendants(child)
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of `pids` that still run; zombies do not."""
+    running = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                running.add(pid)
+    return running
+
+
+async def gone(pids: set[int], *, limit_s: float) -> None:
+    """Until none of `pids` runs. Raises AssertionError naming those that are left."""
+    deadline = time.monotonic() + limit_s
+    while left := alive(pids):
+        assert time.monotonic() < deadline, f"still there: {left}"
+        await asyncio.sleep(0.01)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

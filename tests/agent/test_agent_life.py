@@ -1,0 +1,25 @@
+"""A gang from start to end on one real agent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from agent.stage import setup_for, stage
+from behemoth.wire.messages import Beat, RanksFinished, RanksRestored, RanksUp
+
+
+def test_a_gang_starts_trains_saves_and_ends(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path, setup_for(tmp_path, total_steps=20)) as here:
+            here.start_gang(1)
+            await here.wait_for(RanksUp)
+            restored = await here.wait_for(RanksRestored)
+            assert (restored.step, restored.num_from_memory) == (0, 0)
+            await here.save(20, "a1-1", 1, is_last=True)
+            await here.wait_for(RanksFinished)
+            last = await here.wait_for(Beat, lambda beat: beat.step == 20)
+            assert last.tokens == 2 * 20 * 10
+            assert "done" in await here.logged(1, 1, "done")
+
+    asyncio.run(play())
