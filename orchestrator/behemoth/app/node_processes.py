@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from behemoth.base.ids import NodeId, Rank, RunUid
+from behemoth.wire.session import worker_title
 
 _PROC = Path("/proc")
 
@@ -50,17 +51,12 @@ def starters_of(pid: int) -> list[int]:
 def worker_pid(pids: list[int], rank: Rank) -> int | None:
     """The worker of `rank` among `pids`."""
     for pid in pids:
-        if _read(pid, "comm").strip() == worker_name(rank).encode():
+        if _read(pid, "comm").strip() == worker_title(rank).encode():
             return pid
     for pid in pids:
         if f"RANK={rank}".encode() in _read(pid, "environ").split(b"\0"):
             return pid
     return None
-
-
-def worker_name(rank: Rank) -> str:
-    """What a forked worker calls itself (PR_SET_NAME keeps 15 bytes)."""
-    return f"rank-{rank}"
 
 
 def parent_of(pid: int) -> int | None:

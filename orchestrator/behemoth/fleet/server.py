@@ -92,7 +92,8 @@ class Fleet:
         self._sink = sink
         self._reports = msgspec.msgpack.Decoder(Report)
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._links: OrderedDict[NodeId, Link] = OrderedDict()  # longest silent first
         self._joined: dict[NodeId, int] = {}
         self._gang: GangMuster | None = None
@@ -121,14 +122,15 @@ class Fleet:
         """Tells every agent to leave and ends the server; waits for at most a second."""
         self._is_closing = True
         self._broadcast(Leave(reason=reason))
-        for link in self._links.values():
-            link.cut()
         if self._server is not None:
             self._server.close()
-        for task in list(self._tasks):
+        for task in self._timers:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        for connection in self._connections.values():
+            connection.close()
+        ending = [*self._timers, *self._connections]
+        if ending:
+            await asyncio.wait(ending, timeout=1.0)
 
     # What the body asks for
 
@@ -213,9 +215,8 @@ class Fleet:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        assert task is not None
+        self._connections[task] = writer
         link: Link | None = None
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -224,6 +225,7 @@ class Fleet:
         except (BehemothError, TimeoutError, OSError) as error:
             _log.info("agent %s: connection ended: %s", link.node if link else "(unknown)", error)
         finally:
+            del self._connections[task]
             writer.close()
             if link is not None:
                 self._link_broke(link)
@@ -357,5 +359,5 @@ class Fleet:
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._timers.add(task)
+        task.add_done_callback(self._timers.discard)
