@@ -6,16 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
 import numpy as np
 import pytest
 import zarr
-from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
-
-import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
+from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
 
 # TensorStore runs in a process of its own, so that "nothing of ours" is checked and not only meant.
 TENSORSTORE = """

@@ -7,6 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from behemoth.base.errors import Corrupt, Invalid, NotFound
+from behemoth.base.ids import Rank
+from behemoth.checkpoint import grid as grid_module
+from behemoth.checkpoint.commit import commits, latest
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
+from behemoth.ports import ObjectStore
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
+from behemoth.testing.faults import Crash, FaultyStore, every_death, lost_answer
+from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import (
     arena_of,
     commit_receipts,
@@ -20,19 +32,6 @@ from checkpoint.checkpoint_rig import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from behemoth.base.errors import Corrupt, Invalid, NotFound
-from behemoth.base.ids import Rank
-from behemoth.checkpoint import grid as grid_module
-from behemoth.checkpoint.commit import commits, latest
-from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
-from behemoth.ports import ObjectStore
-from behemoth.spec.mesh import Mesh
-from behemoth.storage.local import LocalStore
-from behemoth.testing.faults import Crash, FaultyStore, every_death, lost_answer
-from behemoth.testing.store import MemoryStore
 
 
 @pytest.fixture(params=["memory", "local"])

@@ -52,7 +52,7 @@ class CommitIndex:
         """Raises Corrupt for what is no index, Invalid for one of a newer release."""
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"index of {len(data)} bytes: {error}", code="index-rubbish") from error
         if document.version != FORMAT_VERSION:
             raise Invalid(

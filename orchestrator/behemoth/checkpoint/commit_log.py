@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_record import MAX_RECORD_BYTES, CommitRecord
+from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -24,7 +24,7 @@ _UNREADABLE = WriteId("unreadable")
 class BadCommit:
     """An object below `commits/` that is no usable record. `step` is what its key names, if anything.
 
-    `error` is Corrupt for damage, Invalid for a record of a newer release.
+    `error` is Corrupt for damage, Invalid with the code `format-unknown` for a record of a newer release.
     """
 
     key: str
@@ -48,7 +48,7 @@ def latest(store: ObjectStore) -> CommitRef | None:
     rejected = _rejected(store)
     for info in reversed(list(store.list(COMMITS))):
         one = _look(store, info)
-        if isinstance(one, BadCommit) and isinstance(one.error, Invalid):
+        if isinstance(one, BadCommit) and one.error.code == FORMAT_UNKNOWN:
             raise one.error
         if isinstance(one, CommitRef) and not _is_rejected(one, rejected):
             return one
@@ -160,6 +160,8 @@ def _read(store: ObjectStore, info: ObjectInfo) -> bytes | None:
     """None when the object went after it was listed."""
     if info.size_bytes > MAX_RECORD_BYTES:
         raise Corrupt(f"commit {info.key!r}: expected at most {MAX_RECORD_BYTES} bytes, got {info.size_bytes}")
+    if info.size_bytes == 0:
+        return b""
     data = bytearray(info.size_bytes)
     try:
         store.read_into(info.key, offset_bytes=0, into=data)

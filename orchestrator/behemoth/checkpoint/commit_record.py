@@ -21,6 +21,8 @@ FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 KNOWN_FEATURES: frozenset[str] = frozenset()
 MAX_RECORD_BYTES = 64 << 20
+FORMAT_UNKNOWN = "format-unknown"
+"""Code of the error for what only a newer release can read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +87,14 @@ class CommitRecord:
             raise Corrupt(f"commit record: expected at most {MAX_RECORD_BYTES} bytes, got {len(data)}")
         try:
             body = bytes(msgspec.json.decode(data, type=_Frame).record)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
         if data != _framed(body):
             raise Corrupt(f"commit record of {len(data)} bytes: its CRC does not match", code="commit-crc")
         try:
             _check_format(msgspec.json.decode(body, type=_Format))
             return msgspec.json.decode(body, type=CommitRecord)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
 
 
@@ -115,11 +117,11 @@ def _check_format(found: _Format) -> None:
         raise Invalid(
             f"checkpoint: expected format {FORMAT_MAJOR}.x, got {found.format.major}.{found.format.minor}",
             hint="a newer Behemoth wrote it: upgrade this one",
-            code="format-unknown",
+            code=FORMAT_UNKNOWN,
         )
     if unknown := sorted(set(found.required_features) - KNOWN_FEATURES):
         raise Invalid(
             f"checkpoint: expected no features beyond {sorted(KNOWN_FEATURES)}, got {unknown}",
             hint="a newer Behemoth wrote it: upgrade this one",
-            code="format-unknown",
+            code=FORMAT_UNKNOWN,
         )

@@ -61,7 +61,7 @@ class Receipt:
             raise Corrupt(f"receipt: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}", code="receipt-size")
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"receipt: expected a msgpack document, got {error}", code="receipt-rubbish") from error
         if document.version != FORMAT_VERSION:
             raise Corrupt(

@@ -65,7 +65,7 @@ def decode_record(data: Buffer) -> Value:
         raise Corrupt(f"record of {len(view)} bytes: expected a length within it, got {length}", code="record-rubbish")
     try:
         value: Value = msgspec.msgpack.decode(view[_LENGTH.size : _LENGTH.size + length])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"record of {len(view)} bytes: {error}", code="record-rubbish") from error
     if any(view[_LENGTH.size + length :]):
         raise Corrupt(f"record of {len(view)} bytes: expected zeros behind it", code="record-rubbish")

@@ -1,0 +1,216 @@
+"""A generation of an arena is whole or not there, whatever is killed when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.staging import Stager, stage, unstage
+from behemoth.checkpoint.writer import write_rank
+from behemoth.spec.mesh import Mesh
+from behemoth.testing.store import MemoryStore
+from checkpoint.checkpoint_rig import arena_of, local_arrays, logical_arrays, raw_bytes, toy_layout, unstaged
+
+LAYOUT = toy_layout()
+PLAN = plan_rank(LAYOUT, Rank(1))
+LOCAL = local_arrays(PLAN, logical_arrays(LAYOUT, 1))
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    descriptor = os.memfd_create("test-arena")
+    yield descriptor
+    os.close(descriptor)
+
+
+def crcs_of(arena: Arena, plan: RankPlan, generation: int) -> list[int]:
+    data = arena.data(generation)
+    return [crc32c(data[span.arena_offset : span.arena_offset + span.length]) for span in plan.spans]
+
+
+def test_another_process_sees_the_same_snapshot(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    assert os.fstat(fd).st_size == Arena.size_bytes(PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(7))
+    other = Arena.open(fd)
+    (snapshot,) = other.held()
+    assert (snapshot.step, snapshot.write_id, snapshot.is_verified) == (7, "a1-1", False)
+    assert snapshot.layout_digest == LAYOUT.digest
+    assert unstaged(other, PLAN, 0) == {name: raw_bytes(array) for name, array in LOCAL.items()}
+
+
+def test_generations_are_used_in_turn_and_the_newest_is_kept(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    used = [stage(arena, PLAN, LOCAL, WriteId(f"a1-{step}"), Step(step)).generation for step in (9, 3, 4)]
+    assert used == [0, 1, 0]
+    assert [snapshot.step for snapshot in arena.held()] == [3, 4]  # by age, not by step
+
+
+def test_a_half_copied_generation_is_no_snapshot_and_the_other_stays(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+    stager = Stager(arena, PLAN, LOCAL, write_id=WriteId("a1-2"), step=Step(2))
+    stager.begin()
+    stager.copy(["model/norm"])  # and the worker dies here
+    assert [snapshot.step for snapshot in Arena.open(fd).held()] == [1]
+    with pytest.raises(NotFound):
+        unstage(arena, PLAN, 1, LOCAL)
+    with pytest.raises(NotFound):
+        arena.data(1)
+
+
+def test_a_torn_header_is_no_snapshot(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+    head = arena._head(0)
+    for byte in range(head, head + 136):
+        arena._memory[byte] ^= 1
+        assert arena.held() == (), byte - head
+        arena._memory[byte] ^= 1
+    assert len(arena.held()) == 1
+
+
+def test_beginning_again_gives_the_old_snapshot_up_first(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1), generation=0)
+    arena.begin(0, WriteId("a1-2"), Step(2), LAYOUT.digest)
+    assert arena.held() == ()
+    arena.discard(0)
+    with pytest.raises(Conflict, match="expected it copying, got empty"):
+        arena.seal(0)
+
+
+def test_a_flipped_bit_in_staged_memory_is_found(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+    with pytest.raises(NotFound, match="expected it verified, got staged"):
+        arena.verify(0)
+    arena.record_crcs(0, crcs_of(arena, PLAN, 0))
+    assert arena.verify(0).is_verified
+    for span in PLAN.spans:
+        arena.data(0)[span.arena_offset + span.length - 1] ^= 4
+        with pytest.raises(Corrupt, match=f"{span.length} bytes at {span.arena_offset}"):
+            arena.verify(0)
+        arena.data(0)[span.arena_offset + span.length - 1] ^= 4
+    arena._memory[arena._head(0) + 4096] ^= 1
+    with pytest.raises(Corrupt, match="CRC table is damaged"):
+        arena.verify(0)
+
+
+def test_an_arena_of_another_layout_or_rubbish_is_refused(fd: int) -> None:
+    with pytest.raises(Corrupt, match="at least 4096 bytes, got 0"):
+        Arena.open(fd)
+    os.ftruncate(fd, 1 << 16)
+    with pytest.raises(Corrupt, match="intact header"):
+        Arena.open(fd)
+    arena = Arena.format(fd, PLAN)
+    other = Layout(mesh=Mesh(), arrays=LAYOUT.arrays)
+    with pytest.raises(Invalid, match="expected layout"):
+        arena.begin(0, WriteId("a1-1"), Step(1), other.digest)
+    with pytest.raises(Invalid, match="expected layout"):
+        unstage(arena, plan_rank(other, Rank(0)), 0, {})
+    with pytest.raises(Invalid, match="write id"):
+        arena.begin(0, WriteId("x" * 65), Step(1), LAYOUT.digest)
+    with pytest.raises(Invalid, match="CRCs, got 1"):
+        arena.record_crcs(0, [1])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"model/norm": np.zeros(3, np.float32)}, "'model/norm': expected 132 bytes, got 12"),
+        ({"extra": np.zeros(3)}, r"0 missing \[\] and 1 unknown \['extra'\]"),
+        ({"model/norm": np.zeros((33, 2), np.float32)[:, 0]}, "C-contiguous"),
+    ],
+)
+def test_buffers_that_do_not_fit_are_refused_before_the_arena_is_touched(
+    fd: int, change: dict[str, np.ndarray], text: str
+) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1), generation=0)
+    with pytest.raises(Invalid, match=text):
+        stage(arena, PLAN, {**LOCAL, **change}, WriteId("a1-2"), Step(2), generation=0)
+    assert len(arena.held()) == 1
+
+
+def test_a_missing_or_read_only_buffer_is_refused(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+    missing = {name: array for name, array in LOCAL.items() if name != "model/norm"}
+    with pytest.raises(Invalid, match="'model/norm'"):
+        stage(arena, PLAN, missing, WriteId("a1-2"), Step(2))
+    with pytest.raises(Invalid, match="'model/norm': expected a writable buffer"):
+        unstage(arena, PLAN, 0, {**LOCAL, "model/norm": LOCAL["model/norm"].tobytes()})
+
+
+def test_a_stager_copies_in_two_parts_and_each_array_once(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stager = Stager(arena, PLAN, LOCAL, write_id=WriteId("a1-1"), step=Step(1))
+    stager.copy(["model/scale"])
+    with pytest.raises(Invalid, match="'model/scale'"):
+        stager.copy(["model/scale"])
+    stager.seal()
+    assert unstaged(arena, PLAN, 0) == {name: raw_bytes(array) for name, array in LOCAL.items()}
+
+
+def write(arena: Arena, *, cancelled: bool = False, layout: Layout = LAYOUT) -> None:
+    write_rank(
+        MemoryStore(),
+        "steps/000000001-a1-1",
+        layout,
+        plan_rank(layout, Rank(1)),
+        arena,
+        0,
+        attempt=Attempt(1),
+        threads=1,
+        cancelled=lambda: cancelled,
+    )
+
+
+def test_a_write_records_all_crcs_even_of_bytes_that_others_own() -> None:
+    with arena_of(PLAN) as arena:
+        stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+        write(arena)
+        assert arena.crcs(0).tolist() == crcs_of(arena, PLAN, 0)
+        assert arena.verify(0).is_verified
+
+
+def test_a_cancelled_write_and_one_without_a_snapshot_are_refused() -> None:
+    with arena_of(PLAN) as arena:
+        with pytest.raises(NotFound, match="holds no snapshot"):
+            write(arena)
+        stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+        with pytest.raises(Conflict, match="cancelled"):
+            write(arena, cancelled=True)
+        with pytest.raises(Invalid, match="of one layout and rank"):
+            write(arena, layout=toy_layout(scale_may_be_zero=True))
+
+
+def test_a_snapshot_that_is_replaced_while_it_is_written_gives_no_receipt() -> None:
+    with arena_of(PLAN) as arena:
+        stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1), generation=0)
+
+        def replaces() -> bool:
+            stage(arena, PLAN, LOCAL, WriteId("a1-2"), Step(2), generation=0)
+            return False
+
+        with pytest.raises(Conflict, match="replaced while it was being written"):
+            write_rank(
+                MemoryStore(),
+                "steps/000000001-a1-1",
+                LAYOUT,
+                PLAN,
+                arena,
+                0,
+                attempt=Attempt(1),
+                threads=1,
+                cancelled=replaces,
+            )

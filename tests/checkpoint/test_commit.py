@@ -1,0 +1,246 @@
+"""Each way in which receipts can be wrong has its own refusal, and nothing is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
+from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
+from behemoth.checkpoint.paths import commit_key, rejected_key
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.testing.faults import Crash, FaultyStore, every_death
+from behemoth.testing.store import MemoryStore
+from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, save, toy_layout, write_all_ranks
+
+LAYOUT = toy_layout()
+Receipts = list[Receipt]
+
+
+def edited(receipts: Receipts, rank: int, change: Callable[[Receipt], Receipt]) -> Receipts:
+    return [change(receipt) if receipt.rank == rank else receipt for receipt in receipts]
+
+
+def without_first_span(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=receipt.spans[1:])
+
+
+def with_first_span_twice(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=(receipt.spans[0], *receipt.spans))
+
+
+def with_span_beyond(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=(receipt.spans[0]._replace(length=10**6), *receipt.spans[1:]))
+
+
+def with_unknown_chunk(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=(receipt.spans[0]._replace(chunk=10**6), *receipt.spans[1:]))
+
+
+def with_unknown_array(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=(receipt.spans[0]._replace(array=99), *receipt.spans[1:]))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "code", "text"),
+    [
+        (lambda one: replace(one, step=4), Conflict, "receipt-stale", r"rank 1: expected a receipt of step 5, got 4"),
+        (lambda one: replace(one, write_id="a1-0"), Conflict, "receipt-stale", r"rank 1: .* write id 'a1-1'"),
+        (lambda one: replace(one, attempt=0), Conflict, "receipt-stale", r"rank 1: .* attempt 1, got 0"),
+        (lambda one: replace(one, layout_digest="0" * 64), Invalid, "receipt-layout", r"rank 1: expected layout"),
+        (lambda one: replace(one, rank=4), Invalid, "receipt-rank", r"a rank below 4, got 4"),
+        (lambda one: replace(one, rank=0), Conflict, "receipt-twice", r"rank 0: expected one receipt"),
+        (without_first_span, Invalid, "span-missing", r"array 'model/.*', chunk \d: \d+ of \d+ bytes"),
+        (with_first_span_twice, Invalid, "span-twice", r"rank 1: array 'model/.*', chunk \d: .* covered twice"),
+        (with_span_beyond, Invalid, "span-outside", r"rank 1: array 'model/.*' .*got 1000000"),
+        (with_unknown_chunk, Invalid, "span-outside", r"rank 1: array 'model/.*', chunk 1000000"),
+        (with_unknown_array, Invalid, "span-outside", r"rank 1: extent \d+: .* got array 99"),
+    ],
+)
+def test_a_wrong_receipt_is_refused(
+    change: Callable[[Receipt], Receipt], kind: type[BehemothError], code: str, text: str
+) -> None:
+    store = MemoryStore()
+    receipts = edited(write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=5), 1, change)
+    with pytest.raises(kind, match=text.replace(" .*got", ".*got")) as caught:
+        commit_receipts(store, LAYOUT, receipts, step=5)
+    assert caught.value.code == code
+    assert latest(store) is None
+
+
+def test_a_missing_receipt_is_refused_and_a_repeated_one_is_fine() -> None:
+    store = MemoryStore()
+    receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=5)
+    with pytest.raises(Invalid, match="expected 4 receipts, got none of rank 2"):
+        commit_receipts(store, LAYOUT, [one for one in receipts if one.rank != 2], step=5)
+    assert commit_receipts(store, LAYOUT, [*receipts, receipts[0]], step=5).step == 5
+
+
+def test_a_stale_rank_and_a_stale_world_are_refused() -> None:
+    store = MemoryStore()
+    old, new = logical_arrays(LAYOUT, 1), logical_arrays(LAYOUT, 2)
+    first = save(store, LAYOUT, old, step=1)
+    # Its random number state moved, which must not hide that its model did not.
+    stale = {3: {**old, "state/ranks": new["state/ranks"]}}
+    with pytest.raises(Corrupt, match=r"rank 3: all that it wrote equals step 1"):
+        save(store, LAYOUT, new, step=2, previous=first, stale=stale)
+    with pytest.raises(Corrupt, match="all 7 arrays equal"):
+        save(store, LAYOUT, old, step=2, previous=first)
+    newest = latest(store)
+    assert newest is not None
+    assert newest.step == 1
+
+
+def test_unchanged_arrays_are_fine_when_frozen_or_when_no_update_was_applied() -> None:
+    store = MemoryStore()
+    arrays = logical_arrays(LAYOUT, 1)
+    first = save(store, LAYOUT, arrays, step=1)
+    receipts = write_all_ranks(store, LAYOUT, arrays, step=2)
+    commit_receipts(store, LAYOUT, receipts, step=2, previous=first, updates_applied=False)
+    receipts = write_all_ranks(store, LAYOUT, arrays, step=3)
+    names = [array.name for array in LAYOUT.arrays]
+    commit_receipts(store, LAYOUT, receipts, step=3, previous=first, frozen=names)
+    with pytest.raises(Invalid, match="frozen arrays of the layout"):
+        commit_receipts(store, LAYOUT, receipts, step=3, previous=first, frozen=["nothing"])
+
+
+def test_a_constant_array_alone_is_healthy() -> None:
+    store = MemoryStore()
+    old, new = logical_arrays(LAYOUT, 1), logical_arrays(LAYOUT, 2)
+    first = save(store, LAYOUT, old, step=1)
+    save(store, LAYOUT, {**new, "model/norm": old["model/norm"]}, step=2, previous=first)
+
+
+@pytest.mark.parametrize("may_be_zero", [False, True])
+def test_an_array_that_turns_all_zero_is_refused_unless_declared(may_be_zero: bool) -> None:
+    store, layout = MemoryStore(), toy_layout(scale_may_be_zero=may_be_zero)
+    first = save(store, layout, logical_arrays(layout, 1), step=1)
+    zeroed = {**logical_arrays(layout, 2), "model/scale": np.zeros((), np.float32)}
+    if may_be_zero:
+        save(store, layout, zeroed, step=2, previous=first)
+        return
+    with pytest.raises(Corrupt, match="'model/scale': all 1 elements are zero, unlike at step 1"):
+        save(store, layout, zeroed, step=2, previous=first)
+
+
+def test_a_step_has_one_commit_and_repeating_it_gives_the_same() -> None:
+    store = MemoryStore()
+    first = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    assert save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1) == first
+    with pytest.raises(Conflict, match="commit of step 1: expected none, got write 'a1-1'"):
+        save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1, write_id="a2-1")
+
+
+def test_a_rejected_commit_is_gone_at_once_whatever_dies_and_its_step_is_free() -> None:
+    for death in every_death(2):
+        store = MemoryStore()
+        save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+        ref = save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2).ref
+        with pytest.raises(Crash):
+            reject(FaultyStore(store, death), ref, "chunk 3 is damaged")
+        marked = any(info.key == rejected_key(ref.step, ref.write_id) for info in store.list("rejected"))
+        newest = latest(store)
+        assert newest is not None
+        assert newest.step == (1 if marked else 2)
+        assert len(commits(store)) == newest.step
+        reject(store, ref, "again")
+        assert latest(store) is not None
+        with pytest.raises(NotFound):
+            read_record(store, ref)
+        save(store, LAYOUT, logical_arrays(LAYOUT, 3), step=2, write_id="a2-1")
+        assert [one.write_id for one in commits(store) if not isinstance(one, BadCommit)] == ["a1-1", "a2-1"]
+
+
+def test_a_commit_takes_the_place_of_one_whose_rejection_was_cut_off() -> None:
+    store = MemoryStore()
+    ref = save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2).ref
+    store.create(rejected_key(ref.step, ref.write_id), b"{}\n")
+    assert latest(store) is None
+    save(store, LAYOUT, logical_arrays(LAYOUT, 3), step=2, write_id="a2-1")
+    newest = latest(store)
+    assert newest is not None
+    assert newest.write_id == "a2-1"
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1, 40, -1])
+def test_a_truncated_commit_is_listed_as_bad_and_never_the_latest(keep_bytes: int) -> None:
+    store = MemoryStore()
+    record = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    store.create(commit_key(Step(2)), replace(record, step=Step(2)).encode()[:keep_bytes])
+    newest = latest(store)
+    assert newest == record.ref
+    good, bad = commits(store)
+    assert good == record.ref
+    assert isinstance(bad, BadCommit)
+    assert (bad.step, type(bad.error)) == (2, Corrupt)
+    with pytest.raises(Conflict, match="a record that is not readable"):
+        save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2)
+    reject(store, bad, "truncated")
+    save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2)
+    assert len(commits(store)) == 2
+
+
+def test_a_commit_under_another_steps_key_is_bad() -> None:
+    store = MemoryStore()
+    record = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    store.create(commit_key(Step(7)), record.encode())
+    store.create("commits/readme.txt", b"hello")
+    assert [type(one).__name__ for one in commits(store)] == ["CommitRef", "BadCommit", "BadCommit"]
+    assert latest(store) == record.ref
+
+
+@pytest.mark.parametrize(
+    "newer", [{"format": FormatVersion(major=2, minor=0)}, {"required_features": ("erasure-code",)}]
+)
+def test_a_commit_of_a_newer_release_is_refused_with_a_hint(newer: dict[str, object]) -> None:
+    store = MemoryStore()
+    record = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    store.create(commit_key(Step(2)), replace(record, step=Step(2), **newer).encode())  # type: ignore[arg-type]
+    with pytest.raises(Invalid) as caught:
+        latest(store)
+    assert "upgrade" in caught.value.hint
+    bad = commits(store)[1]
+    assert isinstance(bad, BadCommit)
+    assert isinstance(bad.error, Invalid)
+
+
+def test_a_newer_minor_version_with_unknown_fields_still_reads() -> None:
+    record = save(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    newer = replace(record, format=FormatVersion(major=1, minor=9))
+    assert CommitRecord.decode(newer.encode()) == newer
+
+
+def test_a_flipped_bit_anywhere_in_a_record_is_found() -> None:
+    data = save(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=1).encode()
+    for bit in range(len(data) * 8):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(Corrupt):
+            CommitRecord.decode(bytes(broken))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"rubbish", msgspec.msgpack.encode({"version": 1, "receipt": {}})])
+def test_rubbish_is_no_receipt(data: bytes) -> None:
+    with pytest.raises(Corrupt):
+        Receipt.decode(data)
+
+
+def test_a_receipt_of_another_version_or_with_a_wrong_crc_is_refused() -> None:
+    receipt = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)[0]
+    document = msgspec.msgpack.decode(receipt.encode())
+    with pytest.raises(Corrupt, match="version 1, got 2"):
+        Receipt.decode(msgspec.msgpack.encode({**document, "version": 2}))
+    document["receipt"]["spans"][0][4] = 1 << 32
+    with pytest.raises(Corrupt, match="4294967295"):
+        Receipt.decode(msgspec.msgpack.encode(document))
+
+
+@pytest.mark.parametrize(("step", "write_id"), [(-1, "a"), (10**9, "a"), (1, ""), (1, "../x"), (1, "a/b")])
+def test_a_step_or_write_id_that_makes_no_key_is_refused(step: int, write_id: str) -> None:
+    with pytest.raises(Invalid, match="expected a step of"):
+        rejected_key(Step(step), WriteId(write_id))

@@ -1,0 +1,129 @@
+"""Layouts refuse what cannot be, and keep their form."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.grid import MAX_CHUNK_BYTES, grids
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.names import escaped_paths, groups_of
+from behemoth.spec.mesh import Mesh
+from checkpoint.checkpoint_rig import toy_layout
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"dtype": "float128"}, "dtype of the list, got 'float128'"),
+        ({"shape": (0,)}, r"sizes >= 1, got shape \(0,\)"),
+        ({"shape": (True,)}, "sizes >= 1"),
+        ({"shape": (1 << 40, 1 << 40)}, r"fewer than 2\^62 bytes"),
+        ({"dims": ((1, "tp"),)}, r"split dim once within 0 \.\. 0, got \[1\]"),
+        ({"dims": ((0, "tp"), (0, "dp"))}, "split dim once"),
+        ({"dims": ((0, "xp"),)}, "mesh axes, got .'xp'"),
+        ({"dims": ((0, "tp"),), "flat_over": "tp"}, "each axis once"),
+        ({"dims": ((0, "rank"),), "flat_over": "dp"}, "rank alone"),
+        ({"dims": ((0, "tp"),), "flat_over": "edp"}, r"one mesh, dense or expert, got \['edp', 'tp'\]"),
+        ({"dims": ((0, "pp"),), "stage": 0}, "no axis pp"),
+        ({"stage": -1}, "stage >= 0"),
+        ({"name": ""}, "1 .. 1024 bytes"),
+        ({"name": "a\nb"}, "printable"),
+        ({"name": "x" * 300}, "at most 240 bytes"),
+    ],
+)
+def test_an_impossible_array_is_refused(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        ArraySpec(**{"name": "w", "dtype": "float32", "shape": (8,), **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (ArraySpec(name="w", dtype="int8", shape=(7,), dims=((0, "tp"),)), "dim 0 of 7 .* not supported yet"),
+        (ArraySpec(name="w", dtype="int8", shape=(7,), stage=1), "stage below mesh.pp = 1, got 1"),
+    ],
+)
+def test_an_array_that_does_not_fit_the_mesh_is_refused(array: ArraySpec, text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        Layout(mesh=Mesh(tp=2, edp=2), arrays=(array,))
+
+
+def test_arrays_are_sorted_and_unique() -> None:
+    first, second = (ArraySpec(name=name, dtype="int8", shape=(1,)) for name in "ab")
+    assert Layout(mesh=Mesh(), arrays=(second, first)) == Layout(mesh=Mesh(), arrays=(first, second))
+    with pytest.raises(Invalid, match="'a' twice"):
+        Layout(mesh=Mesh(), arrays=(first, second, first))
+
+
+def test_a_layout_survives_encoding_and_keeps_its_digest() -> None:
+    layout = toy_layout()
+    again = Layout.decode(layout.encode())
+    assert (again, again.digest) == (layout, layout.digest)
+    assert toy_layout(scale_may_be_zero=True).digest != layout.digest
+
+
+def test_rubbish_is_no_layout_and_a_newer_one_is_refused_with_a_hint() -> None:
+    data = toy_layout().encode()
+    for bad in (b"", b"\x00", data[:-1], data + b"\x00", b"\x81\xa7version\x01"):
+        with pytest.raises(Corrupt):
+            Layout.decode(bad)
+    document = msgspec.msgpack.decode(data)
+    with pytest.raises(Invalid, match="expected format version 1, got 2") as caught:
+        Layout.decode(msgspec.msgpack.encode({**document, "version": 2}))
+    assert "upgrade" in caught.value.hint
+    document["arrays"][0]["dtype"] = "float7"
+    with pytest.raises(Invalid, match="got 'float7'"):
+        Layout.decode(msgspec.msgpack.encode(document))
+
+
+def test_troublesome_names_get_safe_paths_none_inside_another() -> None:
+    names = [
+        "a",
+        "a/b",
+        ".",
+        "..",
+        "a/../b",
+        "c",
+        "x/c",
+        "x/zarr.json",
+        "index",
+        "a//b",
+        "a/",
+        "__m",
+        "é",
+        "a b",
+        "%2E",
+        "a%.",
+    ]
+    paths = escaped_paths(names)
+    assert len(set(paths)) == len(names)
+    assert dict(zip(names, paths, strict=True)) | {"a": "a%.", "index": "%69ndex", "x/c": "x/%63"} == dict(
+        zip(names, paths, strict=True)
+    )
+    for path in paths:
+        assert all(segment not in ("", ".", "..", "c", "zarr.json") for segment in path.split("/"))
+        assert not any(other.startswith(path + "/") for other in paths)
+    assert not set(groups_of(paths)) & set(paths)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "chunk"),
+    [
+        ((), (), ()),
+        ((100,), (), (100,)),
+        ((16, 4096, 4096), ((0, "ep"),), (1, 512, 4096)),  # whole rows, a divisor of the block
+        ((4096, 8192), ((1, "tp"),), (512, 4096)),  # never over a block's boundary
+        ((9_000_011,), (), (1_800_003,)),  # a prime: padded by four elements, not cut to single ones
+        ((2 * 9_000_011,), ((0, "tp"),), (9_000_011,)),  # a split dim is never padded
+        ((3, 5_000_000), (), (1, 1_250_000)),
+    ],
+)
+def test_chunks_follow_blocks_and_divisors(
+    shape: tuple[int, ...], dims: tuple[tuple[int, str], ...], chunk: tuple[int, ...]
+) -> None:
+    spec = ArraySpec(name="w", dtype="float32", shape=shape, dims=dims)  # type: ignore[arg-type]
+    (grid,) = grids(Layout(mesh=Mesh(tp=2, ep=2), arrays=(spec,)))
+    assert grid.chunk_shape == chunk
+    assert grid.payload_bytes <= MAX_CHUNK_BYTES or dims == ((0, "tp"),)
+    assert grid.file_bytes == grid.num_chunks * (grid.stride_bytes + 16) + 4
