@@ -95,7 +95,7 @@ class Cluster:
 
     def retell(self) -> None:
         """Every agent that answers tells its present state once more."""
-        self.facts.retell(silent=[node for node, machine in self.machines.machines.items() if not machine.answers()])
+        self.facts.retell(silent=self.machines.frozen)
         self._tick()
 
     # What the brain wants.

@@ -27,7 +27,7 @@ from behemoth.state.effect import Effect
 from behemoth.state.evidence import Asked
 
 RETELL_US = 15_000_000
-"""How often bodies repeat their facts while the channel is bad."""
+"""How often bodies repeat their facts in a history with a bad channel, also after it became good."""
 FUSE_PATIENCE_US = 5_000_000
 """How long a coordinator that is to die between two effects waits for a decision to die in."""
 
@@ -106,6 +106,7 @@ class History:
         self.channel = Channel(agenda=self.agenda, rng=Random(seed), loss=loss)
         self.cluster = Cluster(config=config, agenda=self.agenda, timing=timing, send=self.channel.send)
         self._config = config
+        self._is_lossy = loss is not None
         self._brain = brain
         self._watch = watch
         self._on_effect = on_effect if on_effect is not None else Cluster.apply
@@ -148,7 +149,6 @@ class History:
         """Faults cease: channel and store are perfect from now on. True when the run was closed within `for_us`."""
         self.channel.loss = None
         self.cluster.training.num_write_faults = 0
-        self.cluster.retell()
         self._run(for_us)
         return self.cluster.outcome is not None
 
@@ -220,6 +220,6 @@ class History:
             self.cluster.store.corrupt.add(newest.write_id)
 
     def _retell(self) -> None:
-        if self.channel.loss is not None:
+        if self._is_lossy:
             self.cluster.retell()
         self.agenda.after(RETELL_US, self._retell)

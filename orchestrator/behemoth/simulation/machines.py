@@ -51,7 +51,7 @@ class Machines:
         self._facts = facts
         self._timing = timing
         self._on_agent = on_agent
-        self._frozen: dict[NodeId, None] = {}
+        self.frozen: dict[NodeId, None] = {}
 
     def answers(self, node: NodeId) -> bool:
         return self.machines[node].answers()
@@ -61,7 +61,7 @@ class Machines:
         now_us = self._agenda.now_us
         return tuple(
             Late(node=node, since_us=since_us)
-            for node in sorted(self._frozen)
+            for node in sorted(self.frozen)
             if (since_us := self.machines[node].frozen_since_us) is not None
             and now_us - since_us >= self._timing.beat_us
         )
@@ -93,6 +93,7 @@ class Machines:
         if not machine.is_up:
             return
         machine.is_up = False
+        self._facts.forget("node", node)
         lost, coming = machine.agent, machine.coming
         self._end_agent(node)
         machine.coming = coming
@@ -108,7 +109,7 @@ class Machines:
         if not machine.answers():
             return
         since_us = machine.frozen_since_us = self._agenda.now_us
-        self._frozen[node] = None
+        self.frozen[node] = None
         self._agenda.after(thaw_us, partial(self._thaw, node, machine.agent, since_us))
         self._on_agent(node, "frozen")
 
@@ -159,7 +160,7 @@ class Machines:
         if machine.agent != incarnation or machine.frozen_since_us != since_us:
             return
         machine.frozen_since_us = None
-        self._frozen.pop(node, None)
+        self.frozen.pop(node, None)
         self._on_agent(node, "thawed")
 
     def _end_agent(self, node: NodeId) -> None:
@@ -167,6 +168,6 @@ class Machines:
         had_agent = machine.agent > 0
         machine.agent = machine.coming = 0
         machine.frozen_since_us = None
-        self._frozen.pop(node, None)
+        self.frozen.pop(node, None)
         if had_agent:
             self._on_agent(node, "ended")

@@ -194,7 +194,7 @@ class Training:
             return None
         step = self.step_now()
         gang.reported_us = self._agenda.now_us
-        at_us = gang.at_us + max(0, step - gang.step) * self._timing.step_us
+        at_us = min(self._agenda.now_us, gang.at_us + max(0, step - gang.step) * self._timing.step_us)
         return Progress(
             attempt=gang.attempt,
             step=step,

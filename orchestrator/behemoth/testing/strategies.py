@@ -1,0 +1,275 @@
+"""Hypothesis strategies for runs: small configs, bad channels, histories of mishaps, and evidence in any order.
+
+The only module that imports hypothesis. Histories drive the model of `behemoth.simulation` (closed loop: what happens
+follows from what the brain did); `evidences` are an open loop: anything at all, possible or not, for the property that
+fold and decide are total.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Slot, Step, WriteId
+from behemoth.simulation.channel import Loss
+from behemoth.simulation.faults import FaultKind
+from behemoth.simulation.history import Ask, Crash, FlipBit, Mishap, Strike, Wait, WriteFault
+from behemoth.simulation.timing import Timing
+from behemoth.state.config import Cadence, HangFloors, RunConfig, WorkPhase
+from behemoth.state.effect import (
+    Abort,
+    Agree,
+    Close,
+    Commit,
+    CommitRef,
+    Delete,
+    Effect,
+    Evict,
+    Place,
+    Provision,
+    Reject,
+    Replace,
+    Save,
+    Start,
+    Stop,
+)
+from behemoth.state.evidence import (
+    Asked,
+    CommitsFound,
+    Committed,
+    Decided,
+    Deleted,
+    Evidence,
+    GangFinished,
+    GangGone,
+    GangRestored,
+    GangUp,
+    Late,
+    NodeJoined,
+    NodeLost,
+    Progress,
+    ProvisionFailed,
+    RestoreFailed,
+    SaveArmed,
+    SaveFailed,
+    SavePassed,
+    SaveStaged,
+    SaveWritten,
+    TermBegan,
+    Tick,
+    WorkerFailed,
+)
+from behemoth.state.fence import Fence
+
+SECOND_US = 1_000_000
+MAX_NODES = 6
+FAULT_KINDS: tuple[FaultKind, ...] = ("exit", "signal", "node-loss", "freeze", "hang")
+PHASES: tuple[WorkPhase, ...] = ("start", "restore", "first_step", "step", "eval", "save")
+
+
+def run_configs(*, max_failures: int = 3, total_steps: int = 120) -> st.SearchStrategy[RunConfig]:
+    """Runs of 1 to 4 slots with up to 2 spares, two minutes of one-second steps, a save every few of them."""
+    return st.builds(
+        _run_config,
+        num_slots=st.integers(1, 4),
+        num_spares=st.integers(0, MAX_NODES - 4),
+        cadence=st.one_of(
+            st.builds(Cadence, steps=st.integers(5, 30)),
+            st.builds(Cadence, interval_us=st.integers(5 * SECOND_US, 30 * SECOND_US)),
+        ),
+        rejoin_us=st.sampled_from([0, 5 * SECOND_US]),
+        max_failures=st.just(max_failures),
+        total_steps=st.just(total_steps),
+    )
+
+
+def _run_config(
+    *, num_slots: int, num_spares: int, cadence: Cadence, rejoin_us: int, max_failures: int, total_steps: int
+) -> RunConfig:
+    return RunConfig(
+        run_uid=RunUid("run"),
+        nodes=tuple(NodeId(f"n{order}") for order in range(num_slots + num_spares)),
+        num_slots=num_slots,
+        ranks_per_node=2,
+        total_steps=Step(total_steps),
+        cadence=cadence,
+        keep_last=2,
+        keep_every_steps=None,
+        heartbeat_limit_us=3 * SECOND_US,
+        hang_floors=HangFloors(
+            start_us=10 * SECOND_US,
+            restore_us=10 * SECOND_US,
+            first_step_us=10 * SECOND_US,
+            step_us=5 * SECOND_US,
+            eval_us=10 * SECOND_US,
+            save_us=10 * SECOND_US,
+        ),
+        settle_us=SECOND_US // 2,
+        max_failures=max_failures,
+        node_wait_us=900 * SECOND_US,
+        rejoin_us=rejoin_us,
+        save_limit_us=20 * SECOND_US,
+    )
+
+
+def timings() -> st.SearchStrategy[Timing]:
+    """Runtimes that refuse or keep a wish, programs that leave early or late after their last save."""
+    return st.builds(
+        Timing,
+        refuse_us=st.sampled_from([SECOND_US, None]),
+        last_leaves_when=st.sampled_from(["written", "staged"]),
+        write_us=st.sampled_from([200_000, 2 * SECOND_US, 6 * SECOND_US]),
+        report_us=st.sampled_from([SECOND_US, 10 * SECOND_US]),
+    )
+
+
+def losses() -> st.SearchStrategy[Loss | None]:
+    """A perfect channel, or one that drops, doubles and delays up to a third of everything."""
+    share = st.sampled_from([0.0, 0.05, 0.3])
+    return st.one_of(
+        st.none(),
+        st.builds(
+            Loss,
+            drop=share,
+            duplicate=share,
+            delay=share,
+            max_delay_us=st.sampled_from([100_000, SECOND_US, 8 * SECOND_US]),
+        ),
+    )
+
+
+def waits() -> st.SearchStrategy[Mishap]:
+    return st.builds(
+        Wait, for_us=st.sampled_from([0, 1, 30_000, 300_000, SECOND_US, 3 * SECOND_US, 9 * SECOND_US, 25 * SECOND_US])
+    )
+
+
+def strikes(*kinds: FaultKind) -> st.SearchStrategy[Mishap]:
+    """Faults of these kinds (all when none is named) on any node; machines come back within two minutes."""
+    return st.builds(
+        Strike,
+        kind=st.sampled_from(kinds or FAULT_KINDS),
+        order=st.integers(0, MAX_NODES - 1),
+        repair_us=st.sampled_from([500_000, 2 * SECOND_US, 10 * SECOND_US, 120 * SECOND_US]),
+    )
+
+
+def crashes() -> st.SearchStrategy[Mishap]:
+    """Coordinators that die after any number of effects."""
+    return st.builds(
+        Crash,
+        num_applied=st.integers(0, 3),
+        down_us=st.sampled_from([0, 300_000, 4 * SECOND_US, 15 * SECOND_US]),
+        do_agents_survive=st.booleans(),
+        is_tail_lost=st.booleans(),
+    )
+
+
+def asks() -> st.SearchStrategy[Mishap]:
+    return st.builds(Ask, request=st.sampled_from(["suspend", "stop", "resume"]))
+
+
+def histories(*, with_asks: bool = False, max_mishaps: int = 12) -> st.SearchStrategy[list[Mishap]]:
+    """Mishaps, each after a wait; the first wait lets most runs come up."""
+    kinds = [strikes(), strikes(), crashes(), st.just(WriteFault()), st.just(FlipBit())]
+    if with_asks:
+        kinds.append(asks())
+    pairs = st.lists(st.tuples(waits(), st.one_of(*kinds)), max_size=max_mishaps)
+    return st.builds(_history, first=st.sampled_from([6, 0, 4, 25]), pairs=pairs)
+
+
+def _history(*, first: int, pairs: list[tuple[Mishap, Mishap]]) -> list[Mishap]:
+    return [Wait(for_us=first * SECOND_US), *(mishap for pair in pairs for mishap in pair)]
+
+
+_nodes = st.sampled_from([NodeId(f"n{order}") for order in range(MAX_NODES + 1)])
+_attempts = st.integers(0, 4).map(Attempt)
+_incarnations = st.integers(0, 4)
+_steps = st.integers(0, 70).map(Step)
+_write_ids = st.builds(lambda a, n: WriteId(f"a{a}-{n}"), st.integers(0, 3), st.integers(0, 4))
+_commits = st.builds(CommitRef, step=_steps, write_id=_write_ids, size_bytes=st.integers(0, 9))
+_reasons = st.sampled_from(["", "reason"])
+_times_us = st.integers(0, 200 * SECOND_US)
+_progress = st.builds(
+    Progress,
+    attempt=_attempts,
+    step=_steps,
+    furthest_step=_steps,
+    at_us=_times_us,
+    phase=st.sampled_from(PHASES),
+    phase_since_us=_times_us,
+    slowest_step_us=st.sampled_from([0, 1, SECOND_US]),
+    stall_us=st.sampled_from([0, SECOND_US]),
+    next_report_by_us=st.none() | _times_us,
+)
+_fences = st.builds(Fence, run_uid=st.just(RunUid("run")), epoch=st.integers(0, 3).map(Epoch), attempt=_attempts)
+
+
+def effects() -> st.SearchStrategy[Effect]:
+    """Any effect at all, with any fence of the run."""
+    slots = st.integers(0, 3).map(Slot)
+    return st.one_of(
+        st.builds(Provision, fence=_fences, node=_nodes, incarnation=_incarnations),
+        st.builds(Evict, fence=_fences, node=_nodes, incarnation=_incarnations, reason=_reasons),
+        st.builds(Place, fence=_fences, holders=st.lists(_nodes, max_size=4, unique=True).map(tuple)),
+        st.builds(Replace, fence=_fences, slot=slots, node=_nodes, spare=_nodes, reason=_reasons),
+        st.builds(Start, fence=_fences, restore=st.none() | _commits, reason=_reasons),
+        st.builds(Stop, fence=_fences, reason=_reasons),
+        st.builds(Save, fence=_fences, step=_steps, write_id=_write_ids, is_last=st.booleans()),
+        st.builds(Agree, fence=_fences, write_id=_write_ids),
+        st.builds(Commit, fence=_fences, step=_steps, write_id=_write_ids),
+        st.builds(Abort, fence=_fences, write_id=_write_ids, reason=_reasons),
+        st.builds(Reject, fence=_fences, commit=_commits, reason=_reasons),
+        st.builds(Delete, fence=_fences, commits=st.lists(_commits, max_size=2).map(tuple)),
+        st.builds(Close, fence=_fences, outcome=st.sampled_from(["failed", "suspended"]), reason=_reasons),
+    )
+
+
+def evidences() -> st.SearchStrategy[Evidence]:
+    """Anything that a body could ever say after RunOpened, true or not: unknown nodes, attempts of the future, foreign
+    writes. `Decided` is not among it: only the brain says that."""
+    return st.one_of(
+        st.builds(TermBegan, epoch=st.integers(0, 3).map(Epoch)),
+        st.builds(CommitsFound, commits=st.lists(_commits, max_size=3).map(tuple)),
+        st.builds(NodeJoined, node=_nodes, incarnation=_incarnations, attempt=_attempts),
+        st.builds(NodeLost, node=_nodes, incarnation=_incarnations, reason=_reasons),
+        st.builds(ProvisionFailed, node=_nodes, incarnation=_incarnations, reason=_reasons),
+        st.builds(
+            Tick,
+            late=st.lists(st.builds(Late, node=_nodes, since_us=_times_us), max_size=3).map(tuple),
+            progress=st.none() | _progress,
+        ),
+        st.builds(GangUp, attempt=_attempts),
+        st.builds(GangRestored, attempt=_attempts, step=_steps, num_from_memory=st.integers(0, 8)),
+        st.builds(GangGone, attempt=_attempts),
+        st.builds(GangFinished, attempt=_attempts),
+        st.builds(
+            WorkerFailed,
+            node=_nodes,
+            attempt=_attempts,
+            rank=st.integers(0, 9).map(Rank),
+            exit_code=st.none() | st.sampled_from([0, 1]),
+            signal=st.none() | st.just(9),
+            last_lines=_reasons,
+        ),
+        st.builds(
+            RestoreFailed,
+            attempt=_attempts,
+            node=_nodes,
+            write_id=_write_ids,
+            reason=_reasons,
+            is_corrupt=st.booleans(),
+        ),
+        st.builds(SavePassed, attempt=_attempts, write_id=_write_ids, step=_steps),
+        st.builds(SaveArmed, attempt=_attempts, write_id=_write_ids),
+        st.builds(SaveStaged, attempt=_attempts, write_id=_write_ids),
+        st.builds(SaveWritten, attempt=_attempts, write_id=_write_ids),
+        st.builds(SaveFailed, write_id=_write_ids, reason=_reasons),
+        st.builds(Committed, commit=_commits),
+        st.builds(Deleted, write_ids=st.lists(_write_ids, max_size=2).map(tuple)),
+        st.builds(Asked, request=st.sampled_from(["suspend", "stop", "resume"])),
+    )
+
+
+def decided() -> st.SearchStrategy[Decided]:
+    """Decisions that this brain need not have taken: a journal of another version, say."""
+    return st.builds(Decided, effects=st.lists(effects(), max_size=3).map(tuple))
