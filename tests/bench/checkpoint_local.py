@@ -1,0 +1,220 @@
+"""Save and restore of 4 GiB on a local directory, beside torch DCP, safetensors and zarr-python.
+
+    .venv/bin/python tests/bench/checkpoint_local.py [--quick] [-o json] [--dir DIR] [--rounds N]
+
+One process, one rank. Everybody saves the same float32 arrays, from and to the same warm buffers, and a save lasts from
+the call until bytes and names are durable (fsync of every file, then of every directory). Ours is stage + write +
+commit; its peers are synchronous. Restore reads what was just written, so from the page cache, into the same buffers;
+ours checks every CRC on the way, DCP and safetensors have none. `stage` is the part of our save that blocks training,
+beside a plain copy of the same bytes into the same warm memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.commit import commit, latest
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.staging import stage, unstage
+from behemoth.checkpoint.writer import write_rank
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
+from bench_table import Row, alone, alternate, arguments, beside, show
+from checkpoint_peers import Arrays, Peer, peers
+
+LAYER_SHAPES = {
+    **dict.fromkeys(("q", "k", "v", "o"), (2048, 2048)),
+    **dict.fromkeys(("gate", "up", "down"), (2048, 8192)),
+}
+"""One layer of 256 MiB in float32: the shapes of a dense decoder of width 2048."""
+NUM_LAYERS = 16
+DAMAGE = np.uint32(0xDEADBEEF)
+
+
+class Ours:
+    """One rank, one generation of its arena. `save` and `restore` return seconds by phase."""
+
+    def __init__(self, arrays: Arrays, *, num_threads: int) -> None:
+        self._arrays = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
+        self._threads = num_threads
+        self._layout = Layout(
+            mesh=Mesh(),
+            arrays=tuple(ArraySpec(name=name, dtype="float32", shape=array.shape) for name, array in arrays.items()),
+        )
+        self._plan = plan_rank(self._layout, Rank(0))
+        self._fd = os.memfd_create("bench-arena")
+        self._arena = Arena.format(self._fd, self._plan)
+        _release_second_generation(self._fd, self._plan.data_bytes)
+        self._step = 0
+
+    def copy(self) -> float:
+        """Seconds of a plain copy of every array into the arena's memory, where `stage` would put it."""
+        data = np.frombuffer(self._arena.data(0), np.uint8)
+        begin = time.perf_counter()
+        for piece in self._plan.pieces:
+            np.copyto(data[piece.arena_offset : piece.arena_offset + piece.nbytes], self._arrays[piece.name])
+        return time.perf_counter() - begin
+
+    def save(self, folder: Path) -> Mapping[str, float]:
+        self._step += 1
+        step, write_id, attempt = Step(self._step), WriteId(f"a1-{self._step}"), Attempt(1)
+        store = LocalStore(folder)
+        begin = time.perf_counter()
+        stage(self._arena, self._plan, self._arrays, write_id, step, generation=0)
+        staged = time.perf_counter()
+        receipt = write_rank(
+            store,
+            step_prefix(step, write_id),
+            self._layout,
+            self._plan,
+            self._arena,
+            0,
+            attempt=attempt,
+            threads=self._threads,
+            cancelled=lambda: False,
+        )
+        written = time.perf_counter()
+        commit(
+            store,
+            run="bench",
+            layout=self._layout,
+            step=step,
+            write_id=write_id,
+            attempt=attempt,
+            receipts=[receipt],
+            previous=None,
+        )
+        end = time.perf_counter()
+        store.close()
+        return {"save": end - begin, "stage": staged - begin, "write": written - staged, "commit": end - written}
+
+    def restore(self, folder: Path) -> Mapping[str, float]:
+        store = LocalStore(folder)
+        begin = time.perf_counter()
+        newest = latest(store)
+        assert newest is not None
+        read_rank(store, open_commit(store, newest), self._layout, self._plan, self._arena, 0, threads=self._threads)
+        read = time.perf_counter()
+        unstage(self._arena, self._plan, 0, self._arrays)
+        end = time.perf_counter()
+        store.close()
+        return {"restore": end - begin, "read": read - begin, "unstage": end - read}
+
+    def close(self) -> None:
+        self._arena.close()
+        os.close(self._fd)
+
+
+def main() -> int:
+    options = arguments(__doc__ or "", extend=_own_options)
+    num_layers = 1 if options.quick else NUM_LAYERS
+    num_rounds = options.rounds or (3 if options.quick else 7)
+    num_threads = len(os.sched_getaffinity(0))
+    arrays = _arrays(num_layers)
+    with tempfile.TemporaryDirectory(prefix="behemoth-bench-", dir=options.dir) as root:
+        ours = Ours(arrays, num_threads=num_threads)
+        contenders = {"behemoth": lambda: _our_round(ours, arrays, Path(root))} | {
+            peer.name: _peer_round(peer, arrays, Path(root)) for peer in peers(num_threads=num_threads)
+        }
+        samples = alternate(contenders, num_rounds=num_rounds)
+        ours.close()
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    notes = [
+        f"{num_bytes / 2**30:.2f} GiB in {len(arrays)} arrays, {num_threads} threads, files below {Path(root).parent}",
+        "seconds; a ratio below 1 means that ours is faster; restore is from the page cache",
+    ]
+    show("checkpoint_local", _rows(samples), options, notes=notes)
+    return 0
+
+
+def _own_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", default=None, help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--rounds", type=int, default=None, help="counted rounds (default: 7, quick 3)")
+
+
+def _arrays(num_layers: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    arrays: dict[str, np.ndarray] = {}
+    for layer in range(num_layers):
+        for name, shape in LAYER_SHAPES.items():
+            arrays[f"layers.{layer}.{name}"] = random.random(shape, dtype=np.float32)
+        arrays[f"layers.{layer}.norm"] = random.random(2048, dtype=np.float32)
+    return arrays
+
+
+def _our_round(ours: Ours, arrays: Arrays, root: Path) -> Mapping[str, float]:
+    folder = root / "behemoth"
+    saved = ours.save(folder)
+    copied = ours.copy()
+    restored = _damaged_and_restored(arrays, lambda: ours.restore(folder))
+    shutil.rmtree(folder)
+    return {**saved, "copy": copied, **restored}
+
+
+def _peer_round(peer: Peer, arrays: Arrays, root: Path) -> Callable[[], Mapping[str, float]]:
+    def run() -> Mapping[str, float]:
+        folder = root / peer.name
+        begin = time.perf_counter()
+        peer.save(arrays, folder)
+        saved = time.perf_counter() - begin
+        restored = _damaged_and_restored(arrays, lambda: _timed(lambda: peer.restore(arrays, folder)))
+        shutil.rmtree(folder)
+        return {"save": saved, **restored}
+
+    return run
+
+
+def _timed(work: Callable[[], None]) -> Mapping[str, float]:
+    begin = time.perf_counter()
+    work()
+    return {"restore": time.perf_counter() - begin}
+
+
+def _damaged_and_restored(arrays: Arrays, restore: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+    """Overwrite the first word of every page, restore, and see that each is back: nobody restores nothing."""
+    words = [array.reshape(-1).view(np.uint32)[::1024] for array in arrays.values()]
+    before = [word.copy() for word in words]
+    for word in words:
+        word[:] = DAMAGE
+    seconds = restore()
+    if not all(np.array_equal(word, kept) for word, kept in zip(words, before, strict=True)):
+        raise SystemExit("restore did not bring back what was saved: the numbers would mean nothing")
+    return seconds
+
+
+def _rows(samples: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
+    ours = samples["behemoth"]
+    names = [name for name in samples if name != "behemoth"]
+    rows = [
+        beside(metric, "s", ours[metric], name, samples[name][metric])
+        for metric in ("save", "restore")
+        for name in names
+    ]
+    rows.append(beside("stage (blocks training)", "s", ours["stage"], "memcpy", ours["copy"]))
+    return rows + [alone(f"  of which {phase}", "s", ours[phase]) for phase in ("write", "commit", "read", "unstage")]
+
+
+def _release_second_generation(fd: int, data_bytes: int) -> None:
+    """Give back the memory of the generation that is never used here, so that 4 GiB need 8 GiB and not 12."""
+    size_bytes = os.fstat(fd).st_size
+    start = -(-(size_bytes - data_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    with mmap.mmap(fd, size_bytes) as memory:
+        memory.madvise(mmap.MADV_REMOVE, start, size_bytes - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
