@@ -27,6 +27,8 @@ _MAX_BACKOFF_US = 3_600_000_000
 
 def strikes_micro(node: Node, *, now_us: int) -> int:
     """The node's strikes as of now, in millionths: halved per half-life, linear between."""
+    if node.strikes_micro == 0:
+        return 0
     age_us = max(0, now_us - node.struck_us)
     halvings, rest_us = divmod(age_us, HALF_LIFE_US)
     return (node.strikes_micro >> min(halvings, 64)) * (2 * HALF_LIFE_US - rest_us) // (2 * HALF_LIFE_US)

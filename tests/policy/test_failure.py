@@ -1,0 +1,104 @@
+"""Which explanation wins, and when enough is enough."""
+
+from __future__ import annotations
+
+import pytest
+from behemoth.base.ids import Attempt, NodeId, Rank, Step
+from behemoth.policy.failure import (
+    incident_of_worker,
+    is_hopeless,
+    is_of_program,
+    last_line,
+    more_root_like,
+    seen_after,
+    tally_after,
+)
+from behemoth.state.evidence import WorkerFailed
+from behemoth.state.observation import Cause, Incident, Tally
+
+
+def incident(
+    cause: Cause, *, at_us: int = 0, rank: int | None = None, node: str = "a", signature: str = ""
+) -> Incident:
+    return Incident(
+        cause=cause,
+        node=NodeId(node),
+        rank=None if rank is None else Rank(rank),
+        reason=cause,
+        at_us=at_us,
+        act_at_us=at_us,
+        told_us=at_us,
+        signature=signature,
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        ("exit", "node", "node"),
+        ("node", "exit", "node"),
+        ("exit", "signal", "signal"),
+        ("hang", "exit", "exit"),
+        ("signal", "coordinator", "coordinator"),
+        ("ended", "exit", "exit"),
+    ],
+)
+def test_the_more_root_like_cause_wins_with_the_earliest_sign(first: Cause, second: Cause, winner: Cause) -> None:
+    best = more_root_like(incident(first, at_us=1), incident(second, at_us=2))
+    assert (best.cause, best.at_us, best.act_at_us) == (winner, 1, 1)
+
+
+def test_a_signal_acts_at_once_and_an_exit_settles() -> None:
+    failed = WorkerFailed(
+        node=NodeId("a"), attempt=Attempt(1), rank=Rank(2), exit_code=1, signal=None, last_lines="x\nboom\n\n"
+    )
+    settling = incident_of_worker(failed, first_sign_us=3, now_us=5, settle_us=10)
+    assert (settling.cause, settling.act_at_us, settling.at_us) == ("exit", 15, 3)
+    assert settling.reason == "rank 2 on node a ended with exit code 1: boom"
+    killed = WorkerFailed(node=NodeId("a"), attempt=Attempt(1), rank=Rank(2), exit_code=None, signal=9, last_lines="")
+    assert incident_of_worker(killed, first_sign_us=3, now_us=5, settle_us=10).act_at_us == 5
+
+
+def test_last_line_skips_blank_ones_and_is_bounded() -> None:
+    assert last_line("a\n b \n\n") == "b"
+    assert last_line("") == ""
+    assert len(last_line("x" * 1_000)) == 300
+
+
+def test_the_same_signature_on_two_nodes_is_the_programs() -> None:
+    seen = seen_after(incident("exit", signature="boom"), ())
+    assert is_of_program(incident("exit", node="b", signature="boom"), seen)
+    assert not is_of_program(incident("exit", node="a", signature="boom"), seen)
+    assert not is_of_program(incident("exit", node="b"), seen_after(incident("exit"), ()))
+
+
+@pytest.mark.parametrize(
+    ("rank", "signature", "step", "is_stuck", "num_same"),
+    [
+        (1, "", 5, False, 3),
+        (7, "boom", 5, False, 3),
+        (7, "", 10, False, 3),
+        (7, "", 5, True, 3),
+        (7, "", 5, False, 1),
+    ],
+    ids=["same rank", "same stack", "same step", "no step at all", "another failure"],
+)
+def test_what_counts_as_the_same_failure(rank: int, signature: str, step: int, is_stuck: bool, num_same: int) -> None:
+    former = Tally(
+        num_same=2, num_any=2, best_step=10, latest=incident("signal", rank=1, signature="boom"), latest_step=10
+    )
+    failed = incident("signal", rank=rank, signature=signature)
+    tally = tally_after(former, failed, best_step=Step(10), step=Step(step), is_stuck=is_stuck)
+    assert (tally.num_same, tally.num_any) == (num_same, 3)
+    assert is_hopeless(tally, max_failures=3) is (num_same == 3)
+
+
+def test_progress_begins_a_new_tally() -> None:
+    former = Tally(num_same=2, num_any=8, best_step=10, latest=incident("hang"), latest_step=10)
+    tally = tally_after(former, incident("hang"), best_step=Step(11), step=Step(11), is_stuck=False)
+    assert (tally.num_same, tally.num_any) == (1, 1)
+
+
+def test_nine_different_failures_without_progress_are_hopeless_too() -> None:
+    assert is_hopeless(Tally(num_same=1, num_any=9), max_failures=3)
+    assert not is_hopeless(Tally(num_same=2, num_any=8), max_failures=3)

@@ -1,0 +1,60 @@
+"""Spares, strikes and patience."""
+
+from __future__ import annotations
+
+import pytest
+from behemoth.base.ids import NodeId
+from behemoth.policy.placement import first_gang
+from behemoth.policy.spares import (
+    HALF_LIFE_US,
+    MAX_PROVISIONS,
+    PROBATION_US,
+    STRIKE_MICRO,
+    backoff_us,
+    best_spares,
+    is_struck_out,
+    strikes_micro,
+)
+from behemoth.state.observation import Node
+
+
+@pytest.mark.parametrize(
+    ("age_us", "expected"),
+    [(0, 1_000_000), (HALF_LIFE_US // 2, 750_000), (HALF_LIFE_US, 500_000), (3 * HALF_LIFE_US, 125_000), (10**18, 0)],
+)
+def test_a_strike_is_halved_every_week(age_us: int, expected: int) -> None:
+    assert strikes_micro(Node(order=0, strikes_micro=STRIKE_MICRO, struck_us=0), now_us=age_us) == expected
+
+
+@pytest.mark.parametrize(("age_us", "expected"), [(0, True), (HALF_LIFE_US, True), (HALF_LIFE_US + 10**9, False)])
+def test_a_second_strike_within_a_week_takes_a_node_out(age_us: int, expected: bool) -> None:
+    assert is_struck_out(Node(order=0, strikes_micro=STRIKE_MICRO), now_us=age_us) is expected
+
+
+def test_a_node_without_strikes_is_not_struck_out() -> None:
+    assert not is_struck_out(Node(order=0), now_us=0)
+
+
+def test_fresh_spares_go_first_then_few_strikes_then_the_run_files_order() -> None:
+    now_us = 10 * PROBATION_US
+    nodes = {
+        NodeId("returned"): Node(order=0, returned_us=now_us - PROBATION_US + 1),
+        NodeId("struck"): Node(order=1, strikes_micro=STRIKE_MICRO, struck_us=now_us),
+        NodeId("late"): Node(order=3),
+        NodeId("early"): Node(order=2, returned_us=now_us - PROBATION_US),
+    }
+    assert best_spares(nodes.items(), count=4, now_us=now_us) == ["early", "late", "struck", "returned"]
+    assert best_spares(nodes.items(), count=1, now_us=now_us) == ["early"]
+
+
+@pytest.mark.parametrize(
+    ("refusals", "expected_us"), [(0, 0), (1, 10**6), (4, 8 * 10**6), (15, 3_600 * 10**6), (MAX_PROVISIONS, None)]
+)
+def test_a_node_that_refuses_is_asked_less_and_less_often(refusals: int, expected_us: int | None) -> None:
+    assert backoff_us(refusals) == expected_us
+
+
+def test_the_first_gang_is_the_first_nodes_of_the_run_file_that_joined() -> None:
+    present = {NodeId("d"): 3, NodeId("b"): 1, NodeId("c"): 2}
+    assert first_gang(present, num_slots=2) == ("b", "c")
+    assert first_gang(present, num_slots=4) is None
