@@ -42,24 +42,32 @@ LAYER_SHAPES = {
 }
 """One layer of 256 MiB in float32: the shapes of a dense decoder of width 2048."""
 NUM_LAYERS = 16
+Shapes = Mapping[str, tuple[int, ...]]
 DAMAGE = np.uint32(0xDEADBEEF)
 
 
 class Ours:
-    """One rank, one generation of its arena. `save` and `restore` return seconds by phase."""
+    """One rank, one generation of its arena. `save` and `restore` return seconds by phase.
 
-    def __init__(self, arrays: Arrays, *, num_threads: int) -> None:
-        self._arrays = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
+    Made before the arrays are: for a moment its arena takes the memory of two generations.
+    """
+
+    def __init__(self, shapes: Shapes, *, num_threads: int) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
         self._threads = num_threads
         self._layout = Layout(
             mesh=Mesh(),
-            arrays=tuple(ArraySpec(name=name, dtype="float32", shape=array.shape) for name, array in arrays.items()),
+            arrays=tuple(ArraySpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()),
         )
         self._plan = plan_rank(self._layout, Rank(0))
         self._fd = os.memfd_create("bench-arena")
         self._arena = Arena.format(self._fd, self._plan)
         _release_second_generation(self._fd, self._plan.data_bytes)
         self._step = 0
+
+    def bind(self, arrays: Arrays) -> None:
+        """What to save from and restore into."""
+        self._arrays = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
 
     def copy(self) -> float:
         """Seconds of a plain copy of every array into the arena's memory, where `stage` would put it."""
@@ -124,14 +132,16 @@ def main() -> int:
     num_layers = 1 if options.quick else NUM_LAYERS
     num_rounds = options.rounds or (3 if options.quick else 7)
     num_threads = len(os.sched_getaffinity(0))
-    arrays = _arrays(num_layers)
+    shapes = _shapes(num_layers)
+    ours = Ours(shapes, num_threads=num_threads)
+    arrays = _arrays(shapes)
+    ours.bind(arrays)
     with tempfile.TemporaryDirectory(prefix="behemoth-bench-", dir=options.dir) as root:
-        ours = Ours(arrays, num_threads=num_threads)
         contenders = {"behemoth": lambda: _our_round(ours, arrays, Path(root))} | {
             peer.name: _peer_round(peer, arrays, Path(root)) for peer in peers(num_threads=num_threads)
         }
         samples = alternate(contenders, num_rounds=num_rounds)
-        ours.close()
+    ours.close()
     num_bytes = sum(array.nbytes for array in arrays.values())
     notes = [
         f"{num_bytes / 2**30:.2f} GiB in {len(arrays)} arrays, {num_threads} threads, files below {Path(root).parent}",
@@ -146,14 +156,14 @@ def _own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=None, help="counted rounds (default: 7, quick 3)")
 
 
-def _arrays(num_layers: int) -> dict[str, np.ndarray]:
+def _shapes(num_layers: int) -> Shapes:
+    layer_shapes = {**LAYER_SHAPES, "norm": (2048,)}
+    return {f"layers.{layer}.{name}": shape for layer in range(num_layers) for name, shape in layer_shapes.items()}
+
+
+def _arrays(shapes: Shapes) -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
-    arrays: dict[str, np.ndarray] = {}
-    for layer in range(num_layers):
-        for name, shape in LAYER_SHAPES.items():
-            arrays[f"layers.{layer}.{name}"] = random.random(shape, dtype=np.float32)
-        arrays[f"layers.{layer}.norm"] = random.random(2048, dtype=np.float32)
-    return arrays
+    return {name: random.random(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
 def _our_round(ours: Ours, arrays: Arrays, root: Path) -> Mapping[str, float]:
