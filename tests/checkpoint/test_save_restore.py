@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import grid as grid_module
 from behemoth.checkpoint.commit import commits, latest
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
 from behemoth.ports import ObjectStore
@@ -96,8 +97,6 @@ def test_an_array_is_read_into_the_callers_buffer() -> None:
 
 
 def test_the_digest_is_the_documented_one() -> None:
-    import hashlib
-
     store = MemoryStore()
     layout = Layout(mesh=Mesh(), arrays=(ArraySpec(name="b", dtype="int16", shape=(2,)),))
     opened = open_commit(store, save(store, layout, {"b": np.array([1, 2], dtype=np.int16)}, step=1).ref)
@@ -192,6 +191,22 @@ def test_a_lost_answer_at_the_commit_is_read_back() -> None:
     inner = MemoryStore()
     save(FaultyStore(inner, lost_answer(counted.num_writes - 1)), layout, logical_arrays(layout, 1), step=1)
     assert restored(inner, layout, 0) == local_bytes(layout, 0, 1)
+
+
+def test_the_bytes_in_the_store_are_those_of_format_1() -> None:
+    """A change here breaks old checkpoints: it needs a new format version, and a reader for this one."""
+    layout, store = toy_layout(), MemoryStore()
+    arrays = {
+        spec.name: (np.arange(spec.num_bytes) % 100).astype(np.uint8).view(DTYPES[spec.dtype]).reshape(spec.shape)
+        for spec in layout.arrays
+    }
+    save(store, layout, arrays, step=1)
+    total = hashlib.sha256()
+    for key, size_bytes in objects_of(store):
+        data = bytearray(size_bytes)
+        store.read_into(key, offset_bytes=0, into=data)
+        total.update(key.encode() + b"\n" + data)
+    assert total.hexdigest() == "8896ac04280874f45668d3204b65b53e04a9664e2bf276990d28a43a60da593f"
 
 
 def objects_of(store: ObjectStore) -> list[tuple[str, int]]:
