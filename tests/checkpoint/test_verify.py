@@ -1,0 +1,171 @@
+"""Every kind of damage is found and named; what is whole passes."""
+
+from pathlib import Path
+
+import pytest
+from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.verify import Problem, Report, verify
+from behemoth.ports import ObjectStore
+from behemoth.storage.local import LocalStore
+from checkpoint.saved_checkpoint import big_layout, save, small_layout
+
+SMALL = "steps/000000010-a1-1"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path)
+    save(store, small_layout(), step=10, write_id="a1-1")
+    return store
+
+
+def check(store: ObjectStore, *, deep: bool = True, threads: int = 1) -> Report:
+    (commit,) = commits(store)
+    return verify(store, commit, threads=threads, deep=deep)
+
+
+def only(report: Report) -> Problem:
+    (problem,) = report.problems
+    return problem
+
+
+def flip(root: str, key: str, bit: int) -> None:
+    path = Path(root, key)
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_whole_checkpoint_passes(store: LocalStore, deep: bool) -> None:
+    report = check(store, deep=deep, threads=3)
+    assert report.problems == ()
+    assert report.is_intact
+    assert report.num_chunks >= 4
+    assert report.num_objects == len([*store.list(SMALL), "the commit"])
+    assert report.num_bytes > 0
+
+
+@pytest.mark.parametrize("prefix", ["steps", "commits"])
+def test_a_flipped_bit_in_any_byte_of_any_file_is_found_and_its_file_named(store: LocalStore, prefix: str) -> None:
+    keys = [info.key for info in store.list(prefix)]
+    assert keys
+    for key in keys:
+        size_bytes = Path(store.root, key).stat().st_size
+        for byte in range(size_bytes):
+            bit = 8 * byte + byte % 8
+            flip(store.root, key, bit)
+            assert key in {problem.object_key for problem in check(store).problems}, f"bit {bit} of {key}"
+            flip(store.root, key, bit)
+    assert check(store).is_intact
+
+
+def test_a_flipped_bit_of_data_names_tensor_chunk_file_and_range(store: LocalStore) -> None:
+    flip(store.root, f"{SMALL}/optim/m/c/0/0", 77)
+    problem = only(check(store))
+    assert (problem.kind, problem.array, problem.chunk) == ("chunk", "optim/m", 0)
+    assert problem.object_key == f"{SMALL}/optim/m/c/0/0"
+    assert (problem.offset_bytes, problem.length_bytes) == (0, 88)
+    assert "'optim/m', chunk 0: stored CRC-32C" in problem.message
+
+
+def test_a_bit_in_the_gap_of_a_large_chunk_and_in_a_later_chunk_is_found(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    save(store, big_layout(), step=10, write_id="a1-1")
+    report = check(store, threads=2)
+    assert report.is_intact
+    assert report.num_chunks >= 3
+    key = f"{SMALL}/model/big/c/0/0"
+    stride = (Path(tmp_path, key).stat().st_size - 4 - 16 * report.num_chunks) // report.num_chunks
+    flip(store.root, key, 8 * (2 * stride - 1))
+    flip(store.root, key, 8 * (2 * stride + 5))
+    gap, chunk = check(store, threads=2).problems
+    assert (gap.kind, gap.chunk, gap.offset_bytes) == ("gap", 1, 2 * stride - 1)
+    assert (chunk.kind, chunk.chunk, chunk.offset_bytes) == ("chunk", 2, 2 * stride)
+
+
+def test_a_missing_shard_is_named(store: LocalStore) -> None:
+    store.delete([f"{SMALL}/model/w/c/0/0"])
+    problem = only(check(store))
+    assert (problem.kind, problem.array) == ("missing", "model/w")
+
+
+def test_an_all_zero_shard_is_found_and_said_to_be_zero(store: LocalStore) -> None:
+    path = Path(store.root, SMALL, "model/w/c/0/0")
+    path.write_bytes(bytes(path.stat().st_size))
+    problems = check(store).problems
+    assert {problem.array for problem in problems} == {"model/w"}
+    assert {problem.kind for problem in problems} == {"chunk", "shard-index"}
+    assert "all zero" in problems[0].message
+    assert not check(store, deep=False).is_intact
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_truncated_and_a_longer_file_are_found(store: LocalStore, deep: bool) -> None:
+    path = Path(store.root, SMALL, "optim/m/c/0/0")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    problem = only(check(store, deep=deep))
+    assert (problem.kind, problem.array, problem.chunk, problem.offset_bytes) == ("size", "optim/m", 0, 50)
+    assert f"expected {len(whole)} bytes, got 50 bytes" in problem.message
+    path.write_bytes(whole + b"\0")
+    problem = only(check(store, deep=deep))
+    assert (problem.kind, problem.offset_bytes, problem.length_bytes) == ("size", len(whole), 1)
+
+
+def test_an_extra_file_is_reported(store: LocalStore) -> None:
+    store.create(f"{SMALL}/model/w/notes.txt", b"hello")
+    problem = only(check(store))
+    assert (problem.kind, problem.object_key) == ("extra", f"{SMALL}/model/w/notes.txt")
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_whole_chunk_of_another_checkpoint_is_found(store: LocalStore, deep: bool) -> None:
+    save(store, small_layout(), step=20, write_id="a1-2")
+    stale = Path(store.root, "steps/000000020-a1-2/model/w/c/0/0").read_bytes()
+    Path(store.root, SMALL, "model/w/c/0/0").write_bytes(stale)
+    report = verify(store, commits(store)[0], threads=1, deep=deep)
+    problem = only(report)
+    assert (problem.kind, problem.array) == ("content", "model/w")
+
+
+def test_a_truncated_commit_record_is_reported(store: LocalStore) -> None:
+    path = Path(store.root, "commits/000000010.json")
+    path.write_bytes(path.read_bytes()[:100])
+    problem = only(check(store))
+    assert (problem.kind, problem.object_key) == ("commit-record", "commits/000000010.json")
+
+
+def test_a_record_that_changes_after_it_was_listed_is_found(store: LocalStore) -> None:
+    (commit,) = commits(store)
+    flip(store.root, "commits/000000010.json", 300)
+    assert only(verify(store, commit, threads=1, deep=False)).kind == "commit-record"
+    store.delete(["commits/000000010.json"])
+    assert only(verify(store, commit, threads=1, deep=False)).kind == "missing"
+
+
+def test_a_damaged_index_is_told_and_ends_the_check(store: LocalStore) -> None:
+    flip(store.root, f"{SMALL}/index", 500)
+    assert only(check(store)).kind == "index"
+    store.delete([f"{SMALL}/index"])
+    assert only(check(store)).kind == "missing"
+
+
+def test_several_damages_are_all_reported(store: LocalStore) -> None:
+    flip(store.root, f"{SMALL}/optim/m/c/0/0", 3)
+    flip(store.root, f"{SMALL}/model/norm/zarr.json", 3)
+    store.delete([f"{SMALL}/state/count/c"])
+    found = {(problem.kind, problem.object_key) for problem in check(store, threads=2).problems}
+    assert found == {
+        ("chunk", f"{SMALL}/optim/m/c/0/0"),
+        ("metadata", f"{SMALL}/model/norm/zarr.json"),
+        ("missing", f"{SMALL}/state/count/c"),
+    }
+
+
+def test_progress_is_told_up_to_the_total(store: LocalStore) -> None:
+    told: list[tuple[int, int]] = []
+    (commit,) = commits(store)
+    report = verify(store, commit, threads=2, deep=True, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (report.num_bytes, report.num_bytes)
+    assert told == sorted(told)
