@@ -1,0 +1,168 @@
+"""What every verb needs: the console, and what the operator's words for runs, checkpoints and files stand for.
+
+`RUN` is a name under ./runs, `run/NAME`, or the path of a run directory; where checkpoints are asked for, it may also
+be the path or URL of a store. Nothing is guessed silently: a default is said on stderr.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound
+from behemoth_cli.errors import choose, nearest
+from behemoth_cli.out.console import Console, Format
+
+if TYPE_CHECKING:
+    from behemoth.app.run_directory import RunDirectory
+    from behemoth.spec.run import TrainingRun
+
+RUNS = Path("runs")
+_PREFIX = "run/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Made once by the root command; verbs get it as typer's context object."""
+
+    console: Console
+    is_verbose: bool
+    program: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """A place with checkpoints: the store's URL, and the name of the run when one was named."""
+
+    url: str
+    run: str
+
+
+def chosen_format(text: str, *allowed: Format) -> Format:
+    """The value of `-o`. Raises Invalid for one that the verb does not have."""
+    if not text:
+        return ""
+    choose(text, [name for name in allowed if name], name="option -o")
+    return next(name for name in allowed if name == text)
+
+
+def run_directories() -> list[RunDirectory]:
+    """Runs under ./runs, by name."""
+    from behemoth.app.run_directory import RunDirectory
+
+    found = (RunDirectory(path) for path in sorted(RUNS.glob("*")) if path.is_dir())
+    return [directory for directory in found if (directory.path / "identity.json").exists()]
+
+
+def find_run(text: str | None, console: Console) -> RunDirectory:
+    """The run that `text` names; without one, the run under ./runs that last wrote something. Raises NotFound."""
+    if text is None:
+        return _newest(console)
+    from behemoth.app.run_directory import existing
+
+    try:
+        return existing(_run_path(text))
+    except NotFound as error:
+        known = [directory.path.name for directory in run_directories()]
+        hint = nearest(_bare(text), known) or (f"runs here: {', '.join(known[:8])}" if known else error.hint)
+        raise NotFound(error.message, hint=hint, code=error.code) from error
+
+
+def find_checkpoints(text: str) -> Checkpoints:
+    """Where the checkpoints of a run, or those below a path or URL, lie. Raises NotFound, Invalid."""
+    from behemoth.app.run_directory import RunDirectory
+    from behemoth.app.start_run import store_root
+    from behemoth.storage.open import path_of
+
+    if "://" not in text:
+        directory = RunDirectory(_run_path(text))
+        identity = directory.identity()
+        if identity is not None:
+            run = read_run(directory.document)
+            return Checkpoints(url=store_root(run, directory), run=identity.name)
+    path = Path(path_of(text))
+    if text.startswith(_PREFIX) or not path.is_dir():
+        raise NotFound(
+            f"{text}: expected a run or a folder with checkpoints, got nothing of that name",
+            hint=_nearest_run(text) or "name run/NAME, a run directory, or the path or URL of a checkpoint store",
+            code="checkpoints-not-found",
+        )
+    if not any((path / name).is_dir() for name in ("commits", "steps", "rejected")):
+        raise NotFound(
+            f"{text}: expected a folder with checkpoints (commits/ and steps/), got one without",
+            hint="the checkpoints of a run lie in its folder checkpoints/ unless spec.checkpoint.store names another",
+            code="checkpoints-not-found",
+        )
+    return Checkpoints(url=str(path), run="")
+
+
+def read_run(path: Path) -> TrainingRun:
+    """A run file. Raises Invalid for what it says, and the error of ours for a file that cannot be read."""
+    from behemoth.spec.decode import decode_run
+
+    return decode_run(read_file(path), source=str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Raises NotFound, Denied or Invalid naming the file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BehemothError:
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            siblings = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            hint = nearest(path.name, siblings)
+            return NotFound(f"{path}: expected a file, got nothing of that name", hint=hint, code="file-not-found")
+        case IsADirectoryError():
+            files = sorted(entry.name for entry in path.glob("*.y*ml"))
+            hint = f"name a file in it: {', '.join(files[:5])}" if files else "name a file"
+            return Invalid(f"{path}: expected a file, got a directory", hint=hint, code="file-is-directory")
+        case PermissionError():
+            hint = "check the owner and the mode of the file"
+            return Denied(f"{path}: expected to read it, got {error.strerror}", hint=hint, code="file-denied")
+        case _:
+            return Invalid(f"{path}: expected to read it, got {error.strerror or error}", code="file-unreadable")
+
+
+def _run_path(text: str) -> Path:
+    if not text:
+        raise Invalid("run: expected a name or a path, got an empty text", code="run-name")
+    if text.startswith(_PREFIX):
+        return RUNS / text.removeprefix(_PREFIX)
+    named = RUNS / text
+    is_name = "/" not in text and text not in (".", "..")
+    return named if is_name and (named.is_dir() or not Path(text).is_dir()) else Path(text).expanduser()
+
+
+def _bare(text: str) -> str:
+    return text.removeprefix(_PREFIX).rstrip("/").rpartition("/")[2]
+
+
+def _nearest_run(text: str) -> str:
+    return nearest(_bare(text), [directory.path.name for directory in run_directories()])
+
+
+def _newest(console: Console) -> RunDirectory:
+    found = run_directories()
+    if not found:
+        raise NotFound(
+            "run: expected one under ./runs, got none",
+            hint="`behemoth run FILE` starts one here; or name the path of a run directory",
+            code="run-not-found",
+        )
+    newest = max(found, key=lambda directory: _changed_ns(directory.journal))
+    if len(found) > 1:
+        console.note(f"run/{newest.path.name}, the latest of {len(found)} under ./runs")
+    return newest
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,134 @@
+"""The console script: finds the verb, runs it, and turns whatever comes out into an exit code.
+
+Verbs are imported when they are named, so that `--help` and a typo cost no more than this file does; the table below
+is all that the help of the whole shows. Supervises: the only place of the command line that catches every exception.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from behemoth_cli.context import Context
+from behemoth_cli.errors import choose, failure_of, lines_of
+from behemoth_cli.exits import Exit
+from behemoth_cli.out.console import ColorChoice, Console
+
+VERBS: dict[str, str] = {
+    "run": "Run a run file on this machine: place, train, checkpoint, recover.",
+    "status": "One screen about a run, from its directory.",
+    "get": "One row each: runs, checkpoints, nodes.",
+    "logs": "Output of the ranks, merged where they say the same.",
+    "ckpt": "List, show and verify checkpoints.",
+    "plan": "What a run file asks for: ranks, nodes, bytes. Starts nothing.",
+    "explain": "What a field of the run file means and takes.",
+    "version": "Versions of behemoth and of what it stands on.",
+    "completion": "A completion script for bash, zsh or fish.",
+    "help": "Topics beyond the options, such as exit-codes.",
+}
+"""Verb -> what it does; the module of a verb has its name."""
+
+_GLOBAL_FLAGS = ("-v", "--verbose")
+_COLORS: tuple[ColorChoice, ...] = ("auto", "always", "never")
+
+
+class Verbs(TyperGroup):
+    """Loads a verb's module when the verb is named."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(VERBS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        choose(cmd_name, VERBS, name="command")
+        module = importlib.import_module(f"behemoth_cli.commands.{cmd_name}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: behemoth help exit-codes",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the trace of an error.")] = False,
+    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colour; NO_COLOR counts too.")] = "auto",
+) -> None:
+    """Trains giant models through faults: places gangs, shards checkpoints, brings runs back within seconds."""
+    choose(color, _COLORS, name="option --color")
+    chosen = next(choice for choice in _COLORS if choice == color)
+    console = Console(sys.stdout, sys.stderr, color=chosen, environment=os.environ)
+    ctx.obj = Context(console=console, is_verbose=verbose, program=ctx.info_name or "behemoth")
+    ctx.call_on_close(console.close)
+    if ctx.invoked_subcommand is None:
+        console.write(ctx.get_help() + "\n")
+
+
+def main() -> None:
+    """The console script; ends the process."""
+    program = "kubectl behemoth" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "behemoth"
+    sys.exit(run(sys.argv[1:], program=program))
+
+
+def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
+    """One command line, to its exit code. Whatever goes wrong is told on stderr in the one form that errors have."""
+    arguments = hoisted(arguments)
+    is_verbose = any(flag in arguments for flag in _GLOBAL_FLAGS)
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
+        return int(code) if isinstance(code, int) else Exit.OK
+    except BrokenPipeError:
+        return Exit.OK
+    except (KeyboardInterrupt, typer.Abort):
+        return Exit.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the supervisor of the command line
+        return _told(error, is_verbose)
+
+
+def hoisted(arguments: Sequence[str]) -> list[str]:
+    """Options of the whole may stand anywhere before `--`, as with kubectl: they are moved to the front."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return [*front, *rest, word, *words]
+        if word in _GLOBAL_FLAGS or word.startswith("--color="):
+            front.append(word)
+        elif word == "--color":
+            front += [word, *(value for value in [next(words, None)] if value is not None)]
+        else:
+            rest.append(word)
+    return [*front, *rest]
+
+
+def _told(error: Exception, is_verbose: bool) -> int:
+    failure = failure_of(error)
+    console = Console(sys.stdout, sys.stderr, environment=os.environ)
+    if is_verbose:
+        console.note("".join(traceback.format_exception(error)).rstrip())
+    head, *rest = lines_of(failure)
+    console.note(console.paint("error:", "1;31") + head.removeprefix("error:"))
+    for line in rest:
+        console.note(line)
+    return failure.exit

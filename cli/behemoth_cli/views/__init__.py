@@ -1,0 +1,1 @@
+"""Pure functions from the library's models to rows, pages and documents. Nothing here reads, prints or waits."""

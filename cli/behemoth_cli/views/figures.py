@@ -1,0 +1,84 @@
+"""Numbers as people read them: rounded, with a unit. For exact texts see `behemoth.base.units`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SPANS = (("d", 86_400), ("h", 3_600), ("m", 60))
+
+
+def size(num_bytes: float) -> str:
+    """`512 B`, `1.5 GiB`: three digits at least where there are units above a byte."""
+    value, unit = float(num_bytes), 0
+    while value >= 1023.95 and unit < len(_UNITS) - 1:
+        value /= 1024
+        unit += 1
+    if unit == 0:
+        return f"{int(value)} B"
+    return f"{value:.2f} {_UNITS[unit]}" if value < 9.995 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def rate(bytes_per_s: float | None) -> str:
+    return f"{size(bytes_per_s)}/s" if bytes_per_s is not None else "-"
+
+
+def seconds(value: float | None) -> str:
+    """Short spans to the millisecond, long ones in their two largest units: `0.043 s`, `12.3 s`, `2m05s`, `3d04h`."""
+    if value is None:
+        return "-"
+    if value < 9.9995:
+        return f"{value:.3f} s"
+    if value < 99.95:
+        return f"{value:.1f} s"
+    total = round(value)
+    for (unit, length), (below, below_length) in zip(_SPANS, (*_SPANS[1:], ("s", 1)), strict=True):
+        if total >= length:
+            return f"{total // length}{unit}{total % length // below_length:02d}{below}"
+    return f"{total} s"
+
+
+def age(seconds_ago: float) -> str:
+    """As kubectl: `5s`, `3m`, `2h15m`, `4d`."""
+    total = max(0, int(seconds_ago))
+    if total < 120:
+        return f"{total}s"
+    if total < 3_600:
+        return f"{total // 60}m"
+    if total < 86_400:
+        return f"{total // 3_600}h{total % 3_600 // 60:02d}m"
+    return f"{total // 86_400}d{total % 86_400 // 3_600:02d}h"
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def count(value: float) -> str:
+    """`950`, `12.3k`, `4.56M`."""
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor * 0.99995:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def clock(at_us: int) -> str:
+    """Time of day, UTC, to the millisecond."""
+    return datetime.fromtimestamp(at_us / 1e6, tz=timezone.utc).strftime("%H:%M:%S.%f")[:-3]
+
+
+def moment(at_us: int) -> str:
+    """Date and time, ISO 8601, UTC."""
+    return datetime.fromtimestamp(at_us // 1_000_000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def ranks(numbers: Iterable[int]) -> str:
+    """Sorted numbers folded into spans, as clush writes them: `0-3,7`."""
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
