@@ -1,15 +1,19 @@
 """What must hold at every moment of every history, checked from outside: on the model's state and on the journal.
 
-An auditor sees each turn (`watch`) and each effect (`before`, `after`), and may stand around the brain (`brain`). It keeps
-its own books from delivered evidence and decided effects alone, so that it shares no thought with fold and decide.
+An auditor sees each turn (`watch`) and each effect (`before`, `after`), and may stand around the brain (`brain`). It
+keeps its own books from delivered evidence and decided effects alone, so that it shares no thought with the core.
 """
+
+# Auditors share one set of methods, of which each needs a part.
+# ruff: noqa: ARG002
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import msgspec
-from behemoth.base.ids import Attempt, NodeId, Step, WriteId
+from behemoth.base.ids import NodeId, Step, WriteId
+from behemoth.reconcile.ledger import Ledger, book, books
 from behemoth.simulation.body import Brain
 from behemoth.simulation.cluster import Cluster
 from behemoth.state.decision import Decision
@@ -65,13 +69,13 @@ class SlotsAreInjective(Auditor):
 class OneAttemptActs(Auditor):
     """Attempts only rise, each is started once, and saves and commits are taken from the acting one alone."""
 
-    acting: Attempt = Attempt(0)
-    newest: Attempt = Attempt(0)
+    acting: int = 0
+    newest: int = 0
     saved: dict[WriteId, Step] = field(default_factory=dict)
 
     def before(self, cluster: Cluster, effect: Effect) -> None:
         gang = cluster.training.gang
-        self.acting = gang.attempt if gang is not None else Attempt(0)
+        self.acting = gang.attempt if gang is not None else 0
 
     def after(self, cluster: Cluster, effect: Effect, *, is_applied: bool) -> None:
         acting = self.acting
@@ -130,6 +134,26 @@ class IncrementalEqualsFullScan(Auditor):
             return decision
 
         return Brain(fold=brain.fold, decide=decide)
+
+
+@dataclass
+class LedgerCloses(Auditor):
+    """Every microsecond of every rank is in exactly one bucket, at every moment, across all terms."""
+
+    ledger: Ledger | None = None
+
+    def brain(self, brain: Brain) -> Brain:
+        def fold(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
+            after = brain.fold(obs, evidence, now_us)
+            self.ledger = book(self.ledger, obs, evidence, after)
+            buckets = books(self.ledger, after.now_us)
+            assert buckets.total == (after.now_us - after.opened_us) * after.num_ranks
+            for name, booked in msgspec.structs.asdict(buckets).items():
+                assert booked >= 0, f"bucket {name} holds {booked} us"
+                assert booked >= getattr(self.ledger.booked, name)
+            return after
+
+        return Brain(fold=fold, decide=brain.decide)
 
 
 @dataclass
@@ -261,6 +285,7 @@ def all_auditors() -> list[Auditor]:
         OneAttemptActs(),
         AgainChangesNothing(),
         IncrementalEqualsFullScan(),
+        LedgerCloses(),
         NothingCommittedIsLost(),
         NeverStopsWhatCanGoOn(),
     ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from property.audit import Auditor, Together
 
 SETTLE_US = 1_800_000_000
-"""Virtual time within which a run of a minute must be over once faults cease: repairs (2 min), waits and backoffs included."""
+"""Virtual time within which a run of two minutes must be over once faults cease, repairs and backoffs included."""
 
 
 @dataclass(frozen=True, kw_only=True)

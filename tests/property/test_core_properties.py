@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from property.audit import (
     AgainChangesNothing,
     IncrementalEqualsFullScan,
+    LedgerCloses,
     NeverStopsWhatCanGoOn,
     NothingCommittedIsLost,
     OneAttemptActs,
@@ -93,6 +94,11 @@ def test_another_process_with_other_hashes_decides_the_same_bytes(example: Examp
     )
     assert json.loads(there.stdout) == json.loads(here)
     assert there.stdout == here
+
+
+@given(examples(with_asks=True))
+def test_the_ledger_closes_exactly(example: Example) -> None:
+    play(example, LedgerCloses())
 
 
 @given(examples(with_asks=True))

@@ -15,6 +15,7 @@ from behemoth.base.ids import Epoch
 from behemoth.reconcile import decide as brain_decide
 from behemoth.reconcile import fold as brain_fold
 from behemoth.reconcile.journal import encode_line
+from behemoth.reconcile.ledger import Ledger, book
 from behemoth.simulation.agenda import Agenda
 from behemoth.simulation.channel import Channel
 from behemoth.simulation.cluster import Cluster
@@ -44,7 +45,8 @@ class Body:
     """One term of one run. `journal`, when given, receives every line. `stopwatch_ns` times each call of decide.
 
     `watch(observation, effects)` is called in every turn after the decision was folded and before it is applied.
-    `apply` stands in for the cluster's own, for a process that dies between two effects."""
+    `apply` stands in for the cluster's own, for a process that dies between two effects. The ledger is kept by the
+    body that opened the run; one that takes over has none."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Body:
     ) -> None:
         self.observation = observation
         self.decision: Decision | None = None
+        self.ledger: Ledger | None = None
         self.num_decided = 0
         self.num_folded = 0
         self.decide_ns = array("q")
@@ -147,7 +150,10 @@ class Body:
         if self._journal is not None:
             self._journal.append(encode_line(now_us, evidence))
         self.num_folded += 1
-        self.observation = self._brain.fold(self.observation, evidence, now_us)
+        before = self.observation
+        self.observation = self._brain.fold(before, evidence, now_us)
+        if self.ledger is not None or before is None:
+            self.ledger = book(self.ledger, before, evidence, self.observation)
 
     def _count_turn(self) -> None:
         if self._agenda.now_us != self._turn_us:
