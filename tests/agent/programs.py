@@ -49,7 +49,9 @@ def breed() -> None:
     sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
     child = subprocess.Popen(sleeper)
     script = (
-        "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], start_new_session=True); print(p.pid, flush=True)"
+        "import subprocess, sys;"
+        "p = subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=2);"
+        "print(p.pid, flush=True)"
     )
     orphan = subprocess.run([sys.executable, "-c", script, *sleeper], stdout=subprocess.PIPE, check=True, timeout=30)
     print("pids", os.getpid(), child.pid, int(orphan.stdout), flush=True)

@@ -77,6 +77,8 @@ class Stage:
 
     def start_agent(self, index: int) -> NodeId:
         node = NodeId(f"n{index}")
+        if node in self.agents:
+            self.agents[node].wait(LIMIT_S)
         reading, writing = os.pipe()
         env = {
             **os.environ,
@@ -126,7 +128,7 @@ class Stage:
             self._writers[node].write(frame)
 
     def fence(self, attempt: int, *, epoch: int | None = None) -> Fence:
-        return Fence(run_uid=RUN, epoch=Epoch(epoch or self.epoch), attempt=Attempt(attempt))
+        return Fence(run_uid=RUN, epoch=Epoch(self.epoch if epoch is None else epoch), attempt=Attempt(attempt))
 
     def start_gang(self, attempt: int, *, restore: RestoreFrom | None = None, dump_stacks: bool = False) -> None:
         first = next(report for node, report in reversed(self.heard) if isinstance(report, Hello) and node == "n0")

@@ -238,6 +238,8 @@ class Saves:
         )
 
     def _tell_workers(self, message: SaveDue | Proceed | SaveOff | SaveSafe) -> None:
+        """Saves are called once the gang has its state; what is said before that is about a former attempt's, which
+        workers that still restore know nothing of."""
         for member in self._members:
-            if member.channel is not None:
+            if member.channel is not None and member.is_standing:
                 member.channel.send(message)

@@ -1,0 +1,3 @@
+"""A preload that fails."""
+
+raise RuntimeError("no way to import this")

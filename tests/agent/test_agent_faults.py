@@ -1,0 +1,377 @@
+"""What one agent does when something dies, hangs, or will not stop talking. Real processes, bounded waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from agent.stage import Stage, alive, descendants, gone, kill, setup_for, stage
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.wire.messages import (
+    Beat,
+    Hello,
+    RanksFinished,
+    RanksGone,
+    RanksRestored,
+    RanksUp,
+    ReceiptBatch,
+    Refused,
+    RestoreRefused,
+    SaveAt,
+    SaveBroken,
+    SaveMissed,
+    Setup,
+    StopGang,
+    TellReceipts,
+    WorkerEnded,
+)
+
+
+def play(folder: Path, scene: Callable[[Stage], Awaitable[None]], setup: Setup | None = None) -> None:
+    async def run() -> None:
+        async with stage(folder, setup) as here:
+            await scene(here)
+
+    asyncio.run(run())
+
+
+async def worker_pids(here: Stage) -> list[int]:
+    """Workers in the order of their ranks (they are forked in that order)."""
+    agent = here.agents[next(iter(here.agents))].pid
+    found = []
+    for pid in descendants(agent):
+        environment = Path(f"/proc/{pid}/stat").read_text()
+        if os.getsid(pid) == pid and int(environment.rpartition(")")[2].split()[1]) != agent:
+            found.append(pid)
+    return sorted(found)
+
+
+def test_a_killed_worker_is_told_with_its_signal_and_the_next_attempt_restores_from_memory(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 1)
+        saved = await here.save(30, "a1-1", 1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 32)
+        kill((await worker_pids(here))[1])
+        ended = await here.wait_for(WorkerEnded)
+        assert (ended.signal, ended.exit_code, ended.attempt) == (signal.SIGKILL, None, 1)
+        here.start_gang(2, restore=saved)
+        restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
+        assert (restored.step, restored.num_from_memory) == (30, 2)
+        first = sum(range(31)) * 4
+        for rank in range(2):
+            log = await here.logged(2, rank, "restored")
+            assert f"restored 30 30.0 {float(first)} 30" in log
+            assert f"rank record {{'rank': {rank}}}" in log
+        await here.wait_for(Beat, lambda beat: beat.attempt == 2 and beat.step > 30)
+
+    play(tmp_path, scene)
+
+
+def test_a_checkpoint_comes_back_from_the_store_when_the_agent_and_its_memory_are_gone(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        saved = await here.save(20, "a1-1", 1)
+        below = descendants(here.agents["n0"].pid)
+        kill(here.agents["n0"].pid)
+        await gone(below, limit_s=2)
+        since = len(here.heard)
+        here.cut_lifeline("n0")
+        here.start_agent(0)
+        await here.wait_for(Hello, since=since)
+        here.start_gang(2, restore=saved)
+        restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
+        assert (restored.step, restored.num_from_memory) == (20, 0)
+        assert f"restored 20 20.0 {float(sum(range(21)) * 4)} 20" in await here.logged(2, 0, "restored")
+
+    play(tmp_path, scene)
+
+
+def test_a_flipped_bit_in_the_store_refuses_the_restore_as_corrupt(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        saved = await here.save(20, "a1-1", 1)
+        here.send(StopGang(fence=here.fence(1), reason="test"))
+        await here.wait_for(RanksGone)
+        shard = next(path for path in (tmp_path / "checkpoints" / "steps").rglob("weight/c/*") if path.is_file())
+        data = bytearray(shard.read_bytes())
+        data[1] ^= 4
+        shard.write_bytes(data)
+        kill(here.agents["n0"].pid)
+        since = len(here.heard)
+        here.cut_lifeline("n0")
+        here.start_agent(0)
+        await here.wait_for(Hello, since=since)
+        here.start_gang(2, restore=saved)
+        refused = await here.wait_for(RestoreRefused)
+        assert refused.is_corrupt
+        assert "weight" in refused.reason
+
+    play(tmp_path, scene)
+
+
+def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.logged(1, 0, "pids")
+        await here.wait_for(RanksUp)
+        workers = await worker_pids(here)
+        below = descendants(here.agents["n0"].pid)
+        server = int(Path(f"/proc/{workers[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        kill(server)
+        await here.wait_for(WorkerEnded, lambda report: report.rank == 0 and report.signal == 9)
+        await here.wait_for(WorkerEnded, lambda report: report.rank == 1 and report.signal == 9)
+        bred = {int(pid) for pid in re.findall(r"\d+", here.log(1, 0).split("pids")[1].splitlines()[0])}
+        await gone(bred | {server} | set(workers), limit_s=2)
+        here.start_gang(2)
+        await here.wait_for(RanksUp, lambda report: report.attempt == 2)
+        assert here.agents["n0"].poll() is None
+        del below
+
+    play(tmp_path, scene, setup_for(tmp_path, "breed"))
+
+
+@pytest.mark.parametrize("end", ["agent", "lifeline", "frozen agent"])
+def test_nothing_outlives_the_agent(tmp_path: Path, end: str) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        for rank in range(2):
+            await here.logged(1, rank, "pids")
+        below = descendants(here.agents["n0"].pid)
+        bred = {int(pid) for rank in range(2) for pid in re.findall(r"\d+", here.log(1, rank).splitlines()[0])}
+        assert len(alive(bred)) == 6
+        if end == "lifeline":
+            here.cut_lifeline("n0")
+        elif end == "agent":
+            kill(here.agents["n0"].pid)
+        else:
+            for pid in below - bred | {here.agents["n0"].pid}:
+                os.kill(pid, signal.SIGSTOP)
+            kill(here.agents["n0"].pid)
+        await gone(below | bred, limit_s=3)
+
+    play(tmp_path, scene, setup_for(tmp_path, "breed"))
+
+
+def test_a_killed_store_process_breaks_the_save_and_training_goes_on(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 1)
+        store = next(
+            pid
+            for pid in descendants(here.agents["n0"].pid)
+            if b"behemoth.wiring.store" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(store, signal.SIGSTOP)
+        here.send(SaveAt(fence=here.fence(1), step=Step(30), write_id=WriteId("a1-1")))
+        await here.wait_for(Beat, lambda beat: beat.step >= 31)
+        kill(store)
+        broken = await here.wait_for(SaveBroken)
+        assert broken.write_id == "a1-1"
+        step = max(report.step for _, report in here.heard if isinstance(report, Beat))
+        await here.wait_for(Beat, lambda beat: beat.step > step + 10)
+        await here.save(step + 60, "a1-2", 1)
+
+    play(tmp_path, scene)
+
+
+def test_a_save_whose_step_has_passed_is_missed_and_a_later_one_works(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 10)
+        here.send(SaveAt(fence=here.fence(1), step=Step(5), write_id=WriteId("a1-1")))
+        missed = await here.wait_for(SaveMissed)
+        assert missed.step >= 10
+        await here.save(missed.step + 60, "a1-2", 1)
+
+    play(tmp_path, scene)
+
+
+def test_a_hung_workers_stack_is_in_its_log_before_it_is_killed(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step == 4 and beat.phase_age_us > 100_000)
+        for pid in await worker_pids(here):
+            os.kill(pid, signal.SIGSTOP)
+        here.start_gang(2, dump_stacks=True)
+        await here.wait_for(RanksUp, lambda report: report.attempt == 2)
+        assert "hang_here_for_ever" in here.log(1, 0)
+        assert "hang_here_for_ever" in here.log(1, 1)
+
+    play(tmp_path, scene, setup_for(tmp_path, hang_at=5))
+
+
+def test_commands_of_an_older_fence_are_refused(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(3)
+        await here.wait_for(RanksUp)
+        here.start_gang(2)
+        refused = await here.wait_for(Refused)
+        assert (refused.command, refused.fence.attempt) == ("StartGang", 3)
+        here.send(SaveAt(fence=here.fence(3, epoch=0), step=Step(50), write_id=WriteId("a3-1")))
+        await here.wait_for(Refused, lambda report: report.command == "SaveAt")
+        here.start_gang(3)
+        await here.wait_for(RanksUp, since=len(here.heard))
+        assert not [report for _, report in here.heard if isinstance(report, WorkerEnded | RanksGone)]
+
+    play(tmp_path, scene)
+
+
+def test_a_gigabyte_of_output_leaves_a_small_log_with_the_newest_line(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.logged(1, 0, "the newest line")
+        folder = tmp_path / "logs" / "attempt-0001"
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 1 << 20
+        beats = [report for _, report in here.heard if isinstance(report, Beat)]
+        assert len(beats) >= 2
+
+    play(tmp_path, scene, setup_for(tmp_path, "shout", ranks=1, total_steps=3, megabytes=1024))
+
+
+def test_a_worker_that_never_joins_shows_as_an_ageing_start(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.attempt == 1 and beat.phase_age_us > 300_000)
+        assert not [report for _, report in here.heard if isinstance(report, RanksUp)]
+        here.send(StopGang(fence=here.fence(1), reason="test"))
+        await here.wait_for(RanksGone)
+
+    play(tmp_path, scene, setup_for(tmp_path, "never_join"))
+
+
+def test_an_exception_ends_the_worker_with_1_and_its_traceback(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        ended = await here.wait_for(WorkerEnded)
+        assert (ended.exit_code, ended.signal) == (1, None)
+        assert "the program is broken on purpose" in ended.last_lines
+
+    play(tmp_path, scene, setup_for(tmp_path, "fail"))
+
+
+def test_an_exit_with_0_before_the_last_step_is_told_as_an_end(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        ended = await here.wait_for(WorkerEnded)
+        assert (ended.exit_code, ended.signal) == (0, None)
+        assert not [report for _, report in here.heard if isinstance(report, RanksFinished)]
+
+    play(tmp_path, scene, setup_for(tmp_path, "leave_early"))
+
+
+@pytest.mark.parametrize(
+    ("preload", "text"),
+    [(("agent.breaks_on_import",), "no way to import this"), (("agent.starts_a_thread",), "single thread")],
+)
+def test_a_preload_that_cannot_be_forked_from_is_named(tmp_path: Path, preload: tuple[str, ...], text: str) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        ended = await here.wait_for(WorkerEnded)
+        assert ended.exit_code == 1
+        assert text in ended.last_lines
+
+    play(tmp_path, scene, setup_for(tmp_path, preload=preload))
+
+
+def test_a_command_is_executed_with_torchruns_environment(tmp_path: Path) -> None:
+    script = (
+        "import os; from agent.programs import train;"
+        "print('env', os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['SECRET_OF_USER'],"
+        " os.environ.get('BEHEMOTH_TOKEN'), flush=True); train()"
+    )
+
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        assert "env 1 2 s3cr3t None" in await here.logged(1, 1, "env")
+        await here.save(20, "a1-1", 1, is_last=True)
+        await here.wait_for(RanksFinished)
+
+    play(tmp_path, scene, setup_for(tmp_path, total_steps=20, argv=(sys.executable, "-c", script)))
+
+
+def test_workers_survive_a_coordinator_that_comes_back_within_its_grace(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 5)
+        before = await worker_pids(here)
+        await here.go_away()
+        await asyncio.sleep(0.3)
+        since = len(here.heard)
+        here.epoch += 1
+        await here.listen()
+        hello = await here.wait_for(Hello, since=since)
+        assert (hello.attempt, hello.is_reconnect) == (1, True)
+        await here.wait_for(RanksUp, since=since)
+        await here.wait_for(RanksRestored, since=since)
+        assert await worker_pids(here) == before
+
+    play(tmp_path, scene, setup_for(tmp_path, grace_us=10_000_000))
+
+
+def test_without_grace_the_workers_end_with_the_coordinator(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksUp)
+        below = descendants(here.agents["n0"].pid)
+        await here.go_away()
+        await gone(below, limit_s=3)
+        assert here.agents["n0"].wait(5) == 1
+
+    play(tmp_path, scene)
+
+
+def test_a_worker_death_is_known_at_once_and_the_next_attempt_joins_quickly(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksUp)
+        pids = await worker_pids(here)
+        began = time.monotonic()
+        kill(pids[0])
+        ended = await here.wait_for(WorkerEnded)
+        known = time.monotonic()
+        here.start_gang(2)
+        await here.wait_for(RanksUp, lambda report: report.attempt == 2)
+        joined = time.monotonic()
+        assert ended.rank == Rank(0)
+        # Generous: two cores are shared with other tests. Measured: see the report of the benchmark.
+        assert known - began < 1
+        assert joined - known < 3
+        (tmp_path / "timing").write_text(f"{(known - began) * 1e3:.1f} ms {(joined - known) * 1e3:.1f} ms")
+
+    play(tmp_path, scene)
+
+
+def test_the_token_reaches_neither_workers_nor_logs(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksUp)
+        for pid in descendants(here.agents["n0"].pid):
+            assert b"a-token" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert "a-token" not in (tmp_path / "n0.log").read_text()
+        assert "s3cr3t" not in (tmp_path / "n0.log").read_text()
+
+    play(tmp_path, scene)
+
+
+def test_receipts_are_told_again_on_demand(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        here.send(SaveAt(fence=here.fence(1), step=Step(30), write_id=WriteId("a1-1")))
+        await here.wait_for(ReceiptBatch)
+        since = len(here.heard)
+        here.send(TellReceipts(fence=here.fence(1), write_id=WriteId("a1-1")))
+        await here.wait_for(ReceiptBatch, since=since)
+
+    play(tmp_path, scene)
