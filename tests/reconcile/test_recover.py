@@ -131,7 +131,7 @@ def test_a_node_that_does_not_return_in_time_ends_the_run() -> None:
     player = training(nodes=("a", "b"))
     player.lose("b")
     player.rest(600 * S)
-    assert [type(effect) for effect in player.effects] == [Stop, Close]
+    assert player.has(Stop)
     assert player.one(Close).outcome == "failed"
 
 
@@ -379,3 +379,31 @@ def test_even_different_failures_end_a_run_that_never_gets_further() -> None:
         player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
         player.train()
     assert player.phase[0] == "failed"
+
+
+def test_steps_speak_for_a_gang_whose_restore_was_not_told() -> None:
+    player = training()
+    player.fail(signal=9)
+    player.reach(2)
+    assert player.phase[0] == "training"
+    assert player.obs.best_step == 2
+    player.tell(GangUp(attempt=Attempt(2)))
+    assert player.phase[0] == "training"
+
+
+def test_an_ordered_agent_that_never_joins_is_ended_and_ordered_again() -> None:
+    player = Player()
+    player.begin()
+    player.join("a")
+    assert player.decision is not None
+    assert player.decision.wake_at_us == player.now_us - S + 60 * S
+    player.rest(59 * S)
+    assert [(effect.node, effect.incarnation) for effect in player.effects if isinstance(effect, Evict)] == [
+        ("b", 1),
+        ("c", 1),
+    ]
+    player.rest(S)
+    assert [(effect.node, effect.incarnation) for effect in player.effects if isinstance(effect, Provision)] == [
+        ("b", 2),
+        ("c", 2),
+    ]

@@ -37,7 +37,10 @@ def more_root_like(one: Incident, other: Incident) -> Incident:
 
 
 def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int, settle_us: int) -> Incident:
-    """A signal speaks for itself; a plain exit may be the echo of something worse, which gets `settle_us` to show."""
+    """A signal speaks for itself; a plain exit may be the echo of something worse, which gets `settle_us` to show.
+
+    Only an exit has a signature: the last line before a signal is whatever the worker happened to print.
+    """
     line = last_line(failed.last_lines)
     is_signal = failed.signal is not None
     how = f"signal {failed.signal}" if is_signal else f"exit code {failed.exit_code}"
@@ -50,7 +53,7 @@ def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int,
         at_us=first_sign_us,
         told_us=now_us,
         act_at_us=now_us if is_signal else now_us + settle_us,
-        signature=f"{how}: {line}" if line else "",
+        signature="" if is_signal or not line else f"{how}: {line}",
     )
 
 

@@ -19,8 +19,6 @@ LIMIT_MICRO = 1_500_000
 """Two strikes within one half-life: the first has decayed to no less than a half when the second falls."""
 PROBATION_US = DAY_US
 """design/recovery.md: a returned node is "for 24 h used last, after all other spares" (22 % fail again by then)."""
-MAX_PROVISIONS = 20
-"""Orders in a row that may fail, about nine hours with the backoff below; the next term begins anew."""
 _FIRST_BACKOFF_US = 1_000_000
 _MAX_BACKOFF_US = 3_600_000_000
 
@@ -50,10 +48,11 @@ def best_spares(spares: Iterable[tuple[NodeId, Node]], *, count: int, now_us: in
     return [name for name, _ in heapq.nsmallest(count, spares, key=rank)]
 
 
-def backoff_us(num_refusals: int) -> int | None:
-    """How long to wait before the node's next agent is ordered, after so many that did not join; None: give it up."""
-    if num_refusals >= MAX_PROVISIONS:
-        return None
+def backoff_us(num_refusals: int) -> int:
+    """How long to wait before the node's next agent is ordered, after so many that did not join.
+
+    Doubles up to an hour and is never infinite: repairs take days, and a run that can go on must not give up a node.
+    """
     if num_refusals == 0:
         return 0
-    return min(_FIRST_BACKOFF_US << (num_refusals - 1), _MAX_BACKOFF_US)
+    return min(_FIRST_BACKOFF_US << min(num_refusals - 1, 32), _MAX_BACKOFF_US)

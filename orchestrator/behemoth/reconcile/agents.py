@@ -33,6 +33,7 @@ def on_joined(obs: Observation, told: NodeJoined) -> Observation:
         state="present",
         incarnation=told.incarnation,
         joined_us=obs.now_us,
+        ordered_us=None,
         due_us=None,
         evict=None,
         late_us=None,
@@ -84,6 +85,7 @@ def on_late(obs: Observation, late: tuple[Late, ...]) -> Observation:
 
 def elapse(obs: Observation) -> Observation:
     """What silence until now means: late agents, and those of the former term, are lost."""
+    obs = _give_up_overdue(obs)
     limit_us = obs.config.heartbeat_limit_us
     for name, since_us in sorted(obs.late.items()):
         if obs.now_us >= since_us + limit_us:
@@ -94,6 +96,22 @@ def elapse(obs: Observation) -> Observation:
             obs = lose_node(obs, name, reason, at_us=obs.now_us, is_takeover=True)
         return _without_gang(obs) if len(obs.vacant) == len(obs.holders) else obs
     return obs
+
+
+def _give_up_overdue(obs: Observation) -> Observation:
+    """An ordered agent that has neither joined nor failed within the limit of a start is ended and ordered again."""
+    if obs.coming_check_us is not None and not obs.coming:
+        return replace(obs, coming_check_us=None)
+    if obs.coming_check_us is None or obs.now_us < obs.coming_check_us:
+        return obs
+    limit_us = obs.config.hang_floors.start_us
+    for name, ordered_us in sorted(obs.coming.items()):
+        if obs.now_us >= ordered_us + limit_us:
+            node, why = obs.nodes[name], f"its agent did not join within {limit_us / 1e6:g} s"
+            given_up = replace(node, state="absent", evict=why, ordered_us=None, num_refusals=node.num_refusals + 1)
+            obs = with_node(obs, name, given_up)
+    oldest_us = min(obs.coming.values(), default=None)
+    return replace(obs, coming_check_us=None if oldest_us is None else oldest_us + limit_us)
 
 
 def _without_gang(obs: Observation) -> Observation:
@@ -138,14 +156,18 @@ def evicted(obs: Observation, effect: Evict) -> Observation:
     incident = obs.incident
     if incident is not None and incident.decided_us is None and node.slot is not None:
         obs = replace(obs, incident=replace(incident, decided_us=obs.now_us))
-    return schedule_agent(obs, effect.node, num_refusals=0)
+    return schedule_agent(obs, effect.node, num_refusals=node.num_refusals)
 
 
 def provisioned(obs: Observation, effect: Provision) -> Observation:
     node = obs.nodes.get(effect.node)
     if node is None or node.due_us is None or effect.incarnation != node.incarnation + 1:
         return obs
-    return with_node(obs, effect.node, replace(node, state="coming", incarnation=effect.incarnation, due_us=None))
+    coming = replace(node, state="coming", incarnation=effect.incarnation, due_us=None, ordered_us=obs.now_us)
+    obs = with_node(obs, effect.node, coming)
+    if obs.coming_check_us is not None:
+        return obs
+    return replace(obs, coming_check_us=obs.now_us + obs.config.hang_floors.start_us)
 
 
 def placed(obs: Observation, effect: Place) -> Observation:
@@ -163,6 +185,8 @@ def deadlines(obs: Observation) -> list[int]:
     """Times at which `elapse` or `provisions` has something to do."""
     times = [since_us + obs.config.heartbeat_limit_us for since_us in obs.late.values()]
     times.extend(obs.due.values())
+    if obs.coming_check_us is not None:
+        times.append(obs.coming_check_us)
     if obs.unknown:
         times.append(obs.rejoin_by_us)
     return times

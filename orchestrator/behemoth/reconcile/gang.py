@@ -52,6 +52,8 @@ def on_restored(obs: Observation, told: GangRestored) -> Observation:
 
 def on_progress(obs: Observation, told: Progress) -> Observation:
     """A newer point of the line. Points of the future are taken for now, so that no clock can put off a hang."""
+    if told.attempt == obs.attempt and told.phase not in ("start", "restore"):
+        obs = on_restored(obs, _restored_by(obs))
     last = obs.progress
     if told.attempt != obs.attempt or obs.gang != "training" or last is None or obs.incident is not None:
         return obs
@@ -71,6 +73,12 @@ def on_progress(obs: Observation, told: Progress) -> Observation:
         step_us=_pace_us(obs.step_us, last, told),
         step_times=obs.step_times if last.phase == "first_step" else obs.step_times.with_sample(told.slowest_step_us),
     )
+
+
+def _restored_by(obs: Observation) -> GangRestored:
+    """Whoever makes steps is up and restored, even if the word of it is late or lost."""
+    step = obs.restore.step if obs.restore is not None else Step(0)
+    return GangRestored(attempt=obs.attempt, step=step, num_from_memory=0)
 
 
 def _pace_us(step_us: int, last: Progress, told: Progress) -> int:

@@ -46,7 +46,7 @@ def plain_incident(
 def lose_node(obs: Observation, name: NodeId, reason: str, *, at_us: int, is_takeover: bool = False) -> Observation:
     """The agent is gone or is taken for gone: it shall be evicted, and the gang misses it if it held a slot."""
     node = obs.nodes[name]
-    lost = replace(node, state="absent", evict=reason, late_us=None, due_us=None)
+    lost = replace(node, state="absent", evict=reason, late_us=None, due_us=None, ordered_us=None)
     obs = with_node(obs, name, lost)
     if node.slot is None:
         return obs
@@ -56,10 +56,11 @@ def lose_node(obs: Observation, name: NodeId, reason: str, *, at_us: int, is_tak
 
 
 def schedule_agent(obs: Observation, name: NodeId, *, num_refusals: int) -> Observation:
-    """The absent node's next agent is due after a pause that grows with refusals, or never."""
+    """The absent node's next agent is due after a pause that grows with refusals."""
     pause_us = backoff_us(num_refusals)
-    due_us = None if pause_us is None else obs.now_us + pause_us
-    node = replace(obs.nodes[name], state="absent", due_us=due_us, num_refusals=num_refusals, late_us=None)
+    due_us = obs.now_us + pause_us
+    node = obs.nodes[name]
+    node = replace(node, state="absent", due_us=due_us, num_refusals=num_refusals, late_us=None, ordered_us=None)
     return with_node(obs, name, node)
 
 

@@ -153,7 +153,11 @@ def _book_progress(ledger: Ledger, before: Observation, after: Observation) -> L
     if before.gang != "training":
         restored = _book_to(ledger, after.now_us, "train")
         restored = replace(restored, has_run=True, step=progress.step, stall_us=0, goal_step=before.best_step)
-        return _note(restored, restored_us=after.now_us)
+        restored = _note(restored, restarted_us=after.now_us, restored_us=after.now_us)
+        has_stepped = progress.phase != "first_step"
+        restored = _note(restored, first_step_us=after.now_us) if has_stepped else restored
+        is_regained = has_stepped and progress.step >= restored.goal_step
+        return _note(restored, regained_us=after.now_us) if is_regained else restored
     if progress.step == ledger.step or progress.at_us < ledger.mark_us:
         return ledger
     return _book_steps(ledger, step=progress.step, at_us=progress.at_us, stall_us=progress.stall_us)
