@@ -150,13 +150,15 @@ class LocalBody:
                 self._fleet.end_save(AbortSave(fence=fence, write_id=write_id, reason=reason))
 
     def _commit(self, effect: Commit) -> None:
-        layout, receipts = self._fleet.receipts_of(effect.write_id)
+        """The attempt is that of the write, which may be older than the gang's by now."""
+        save = self._fleet.save_of(effect.write_id)
+        if save is None:
+            reason = "its receipts went with a former coordinator"
+            self._desk.give_up(effect.write_id, reason)
+            return
+        layout, receipts = save.receipts()
         self._desk.commit(
-            step=effect.step,
-            write_id=effect.write_id,
-            attempt=effect.fence.attempt,
-            layout=layout,
-            receipts=receipts,
+            step=effect.step, write_id=effect.write_id, attempt=save.attempt, layout=layout, receipts=receipts
         )
 
     def _gang(self) -> list[NodeId]:

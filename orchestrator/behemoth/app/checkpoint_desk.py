@@ -57,6 +57,10 @@ class CheckpointDesk:
         """Proves coverage and commits; Committed or SaveFailed is told."""
         self._submit(lambda: self._commit(step, write_id, attempt, layout, receipts), f"commit of {write_id}")
 
+    def give_up(self, write_id: WriteId, reason: str) -> None:
+        """Tells that this write cannot be committed."""
+        self._tell(SaveFailed(write_id=write_id, reason=reason))
+
     def reject(self, ref: CommitRef, reason: str) -> None:
         """Marks a commit that did not restore, so that no later start takes it."""
         self._submit(lambda: self._reject(ref, reason), f"rejection of {ref.write_id}")

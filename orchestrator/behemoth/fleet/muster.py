@@ -80,7 +80,7 @@ class SaveMuster:
 
     def __init__(self, write_id: WriteId, attempt: Attempt, members: frozenset[NodeId]) -> None:
         self.write_id = write_id
-        self._attempt = attempt
+        self.attempt = attempt
         self._members = members
         self._calls: dict[str, RollCall] = {}
         self._receipts: dict[NodeId, dict[bytes, None]] = {}
@@ -88,18 +88,18 @@ class SaveMuster:
 
     def count(self, node: NodeId, report: SaveReport) -> SaveArmed | SaveStaged | SaveWritten | None:
         """The evidence that this report completes, if it does."""
-        if (report.write_id, report.attempt) != (self.write_id, self._attempt) or node not in self._members:
+        if (report.write_id, report.attempt) != (self.write_id, self.attempt) or node not in self._members:
             return None
         match report:
             case ReceiptBatch():
                 is_complete = self._keep(node, report) and self._answer("written", node)
-                return SaveWritten(attempt=self._attempt, write_id=self.write_id) if is_complete else None
+                return SaveWritten(attempt=self.attempt, write_id=self.write_id) if is_complete else None
             case SaveReached(stage="armed"):
                 is_complete = self._answer("armed", node)
-                return SaveArmed(attempt=self._attempt, write_id=self.write_id) if is_complete else None
+                return SaveArmed(attempt=self.attempt, write_id=self.write_id) if is_complete else None
             case SaveReached():
                 is_complete = self._answer("staged", node)
-                return SaveStaged(attempt=self._attempt, write_id=self.write_id) if is_complete else None
+                return SaveStaged(attempt=self.attempt, write_id=self.write_id) if is_complete else None
 
     def receipts(self) -> tuple[bytes | None, list[bytes]]:
         """The layout, None when slot 0 has not sent it, and every receipt so far."""

@@ -192,10 +192,9 @@ class Fleet:
     def tell_again(self, command: TellReceipts) -> None:
         self._broadcast(command)
 
-    def receipts_of(self, write_id: WriteId) -> tuple[bytes | None, list[bytes]]:
-        """The layout and the receipts that have come in for a write; empty when it is not known."""
-        save = self._saves.get(write_id)
-        return save.receipts() if save is not None else (None, [])
+    def save_of(self, write_id: WriteId) -> SaveMuster | None:
+        """What has come in for a write that was announced in this term and has not ended."""
+        return self._saves.get(write_id)
 
     def end_save(self, command: CommitSeen | AbortSave) -> None:
         """Tells how the save ended and frees what was kept for it."""
