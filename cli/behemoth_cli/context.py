@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound
+
 from behemoth_cli.errors import choose, nearest
 from behemoth_cli.out.console import Console, Format
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import typer
-
 from behemoth.base.errors import (
     BehemothError,
     Conflict,
@@ -23,6 +22,7 @@ from behemoth.base.errors import (
     Timeout,
     Unavailable,
 )
+
 from behemoth_cli.exits import Exit
 
 _EXITS: tuple[tuple[type[BaseException], Exit], ...] = (
@@ -119,7 +119,7 @@ def _exit(error: BaseException) -> Exit:
 def _cause(error: BaseException) -> str:
     """The chain below an error, without what the message says already."""
     told, cause = str(error), error.__cause__
-    found = []
+    found: list[str] = []
     while cause is not None and len(found) < 4:
         text = " ".join((getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).split())
         if text not in told:

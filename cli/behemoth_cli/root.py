@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typing_extensions import override
 
 from behemoth_cli.context import Context
 from behemoth_cli.errors import choose, failure_of, lines_of
@@ -42,9 +43,11 @@ _COLORS: tuple[ColorChoice, ...] = ("auto", "always", "never")
 class Verbs(TyperGroup):
     """Loads a verb's module when the verb is named."""
 
+    @override
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return list(VERBS)
 
+    @override
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         choose(cmd_name, VERBS, name="command")
         module = importlib.import_module(f"behemoth_cli.commands.{cmd_name}")
@@ -52,6 +55,7 @@ class Verbs(TyperGroup):
         command.name = cmd_name
         return command
 
+    @override
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))

@@ -150,4 +150,3 @@ def _send_to_nowhere(stream: TextIO) -> None:
     with suppress(OSError, ValueError):
         os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-

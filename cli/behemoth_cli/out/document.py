@@ -1,6 +1,6 @@
 """Versioned documents for scripts: JSON or YAML, additive only.
 
-    {"apiVersion": "cli.behemoth.dev/v1", "kind": "CheckpointList", "items": [...]}
+{"apiVersion": "cli.behemoth.dev/v1", "kind": "CheckpointList", "items": [...]}
 """
 
 from __future__ import annotations

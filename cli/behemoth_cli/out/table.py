@@ -60,7 +60,7 @@ def table_lines(listing: Listing, *, is_wide: bool = False) -> list[str]:
         return []
     shown = [number for number, column in enumerate(listing.columns) if is_wide or not column.is_wide]
     columns = [listing.columns[number] for number in shown]
-    rows = [[_one_line(row[number]) for number in shown] for row in listing.rows]
+    rows = [[one_line(row[number]) for number in shown] for row in listing.rows]
     return columns_lines([[column.name.upper() for column in columns], *rows], [column.align for column in columns])
 
 
@@ -91,15 +91,15 @@ def section_lines(section: Section) -> list[str]:
     return [section.title, *(f"  {line}" if line else "" for line in body)] if section.title else body
 
 
+def one_line(text: str) -> str:
+    """A row is a line, and a terminal is not to be steered by what a program printed."""
+    return text if text.isprintable() else " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _pairs(pairs: Sequence[tuple[str, str]]) -> list[str]:
     width = max((len(name) for name, _ in pairs), default=0) + 1
-    return [f"{name + ':':{width}} {_one_line(text)}".rstrip() for name, text in pairs]
+    return [f"{name + ':':{width}} {one_line(text)}".rstrip() for name, text in pairs]
 
 
 def _padded(cell: str, width: int, align: Align) -> str:
     return cell.rjust(width) if align == "right" else cell.ljust(width)
-
-
-def _one_line(text: str) -> str:
-    """A row is a line, whatever a program printed."""
-    return " ".join(text.split()) if any(character < " " for character in text) else text

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from behemoth_cli.out.table import Listing, Page, Section
+from behemoth_cli.out.table import Listing, Page, Section, one_line
 
 _STYLES = {
     **dict.fromkeys(("ok", "succeeded", "training", "working"), "green"),
@@ -78,4 +78,4 @@ def _table(listing: Listing, is_wide: bool) -> Table:
 
 
 def _cell(text: str) -> Text:
-    return Text(text, style=_STYLES.get(text, ""))
+    return Text(one_line(text), style=_STYLES.get(text, ""))

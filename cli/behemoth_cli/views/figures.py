@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SPANS = (("d", 86_400), ("h", 3_600), ("m", 60))
@@ -65,12 +65,12 @@ def count(value: float) -> str:
 
 def clock(at_us: int) -> str:
     """Time of day, UTC, to the millisecond."""
-    return datetime.fromtimestamp(at_us / 1e6, tz=timezone.utc).strftime("%H:%M:%S.%f")[:-3]
+    return datetime.fromtimestamp(at_us / 1e6, tz=UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
 def moment(at_us: int) -> str:
     """Date and time, ISO 8601, UTC."""
-    return datetime.fromtimestamp(at_us // 1_000_000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(at_us // 1_000_000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def ranks(numbers: Iterable[int]) -> str:

@@ -1,0 +1,273 @@
+"""`behemoth run`: one run on this machine, told as it goes, with a summary at its end.
+
+The run and its view share nothing but snapshots and events: the view has a thread of its own, so a terminal that
+stands still cannot hold up a heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from behemoth.app.events import Event
+from behemoth.app.history import read_history
+from behemoth.app.run_directory import RunDirectory
+from behemoth.app.start_run import claim
+from behemoth.app.summary import Summary
+from behemoth.base.errors import Invalid
+from behemoth.spec.drill import Fault, misaim, parse_fault
+from behemoth.spec.model import ModelFile, decode_inventory
+from behemoth.spec.run import TrainingRun, require_fit
+from behemoth.wiring.run import LocalRun, RunRequest
+
+from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
+from behemoth_cli.errors import choose
+from behemoth_cli.exits import Exit
+from behemoth_cli.out.console import Console, Format
+from behemoth_cli.out.narrator import LinePainter, Narrator, Painter
+from behemoth_cli.views.events import event_line
+from behemoth_cli.views.live import MAX_EVENTS, Pace, live_frame, paced
+from behemoth_cli.views.summary import summary_page
+
+REFRESH_S = 0.2
+RUNTIMES = ("ray", "process")
+_ENDINGS = {
+    "succeeded": Exit.OK,
+    "failed": Exit.RUN_FAILED,
+    "suspended": Exit.RUN_NOT_FINISHED,
+    "cancelled": Exit.RUN_CANCELLED,
+}
+_STOPPING = "saving, then stopping at the next agreed step; once more stops at once"
+
+Engine = Literal["embedded-ray", "joined-ray", "processes"]
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The run file.", show_default=False)],
+    directory: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="The run directory; runs/NAME when left out.")
+    ] = None,
+    drill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="Inject a fault, such as 'kill rank 1 at step 40'. May be repeated."),
+    ] = None,
+    no_drill: Annotated[bool, typer.Option("--no-drill", help="Leave out the faults of the file.")] = False,
+    runtime: Annotated[
+        str, typer.Option(metavar="ray|process", help="What starts the agents: a Ray of our own, or plain processes.")
+    ] = "ray",
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Join the Ray at this address instead of starting one.")
+    ] = "",
+    output: Annotated[str, typer.Option("-o", metavar="json|yaml", help="Format of the summary.")] = "",
+) -> int:
+    """Run a run file on this machine: place, train, checkpoint, recover.
+
+    Everything of the run lies in one directory. The same command resumes a run that was interrupted. Ctrl-C once saves
+    and stops, twice stops at once. Progress goes to stderr, the summary to stdout.
+    """
+    context: Context = ctx.obj
+    form = chosen_format(output, "json", "yaml")
+    training = load_run(file)
+    place = directory if directory is not None else RUNS / training.name
+    faults = [*(() if no_drill else training.drill), *_faults(drill or [], training)]
+    engine = _engine(runtime, address)
+    done = finished_summary(training, place)
+    if done is not None:
+        context.console.note(f"run/{training.name}: succeeded before; nothing to do")
+        context.console.show(summary_page(done), form)
+        return Exit.OK
+    with narrated(context) as narrator:
+        teller = Teller(narrator, context.console)
+        request = RunRequest(
+            run=training,
+            directory=place,
+            faults=faults,
+            engine=engine,
+            ray_address=address,
+            on_event=teller.event,
+            on_phase=teller.phase,
+        )
+        summary, interrupt = asyncio.run(supervise(LocalRun(request), teller))
+    return conclude(summary, interrupt, context.console, form, place)
+
+
+def load_run(file: Path) -> TrainingRun:
+    """The run that a file describes, its model's inventory included. Raises Behemoth's errors."""
+    training = read_run(file)
+    if isinstance(training.model, ModelFile):
+        inventory = Path(training.model.inventory)
+        require_fit(training, decode_inventory(read_file(inventory), source=str(inventory)))
+    return training
+
+
+def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
+    """The summary of a run that succeeded in this directory; None when there is something left to do.
+
+    Raises Conflict for a directory that somebody uses or that holds another run.
+    """
+    if RunDirectory(place).identity() is None:
+        return None
+    claimed = claim(training, place).directory
+    try:
+        journal = claimed.journal.read_bytes() if claimed.journal.exists() else b""
+        observation = read_history(journal).observation
+        if observation is None or observation.outcome != "succeeded" or not claimed.summary.exists():
+            return None
+        return msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
+    except msgspec.DecodeError:
+        # Cut off or of another release: the run writes it anew from what it finds.
+        return None
+    finally:
+        claimed.close()
+
+
+class Teller:
+    """Turns what the run tells into lines and frames. Lives on the run's event loop."""
+
+    def __init__(self, narrator: Narrator, console: Console) -> None:
+        self._narrator = narrator
+        self._console = console
+        self._is_live = console.is_error_terminal
+        self._events: deque[Event] = deque(maxlen=4 * MAX_EVENTS)
+        self._pace = Pace()
+
+    def event(self, event: Event) -> None:
+        self._events.append(event)
+        if not self._is_live:
+            self._narrator.line(event_line(event))
+
+    def phase(self, text: str) -> None:
+        self._narrator.line(f"{text} ...")
+
+    def note(self, text: str) -> None:
+        self._narrator.line(text)
+
+    def look(self, local: LocalRun) -> None:
+        """Paint how the run stands."""
+        snapshot = local.snapshot() if self._is_live else None
+        if snapshot is not None:
+            self._pace = paced(self._pace, snapshot)
+            self._narrator.frame(live_frame(snapshot, self._pace, list(self._events), width=self._console.width))
+
+
+async def supervise(local: LocalRun, teller: Teller) -> tuple[Summary | None, signal.Signals | None]:
+    """Run to the end or to an interrupt: the summary, None when it was stopped at once, and the first signal."""
+    loop = asyncio.get_running_loop()
+    work = asyncio.create_task(local.run(), name="run")
+    heard: list[signal.Signals] = []
+
+    def interrupt(number: signal.Signals) -> None:
+        heard.append(number)
+        has_begun = local.snapshot() is not None
+        teller.note(f"{number.name}: {_STOPPING if has_begun and len(heard) == 1 else 'stopping at once'}")
+        local.interrupt()
+        if not has_begun or len(heard) > 1:
+            work.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        while not work.done():
+            teller.look(local)
+            await asyncio.wait([work], timeout=REFRESH_S)
+        teller.look(local)
+        return work.result(), heard[0] if heard else None
+    except asyncio.CancelledError:
+        return None, heard[0] if heard else signal.SIGINT
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def conclude(
+    summary: Summary | None, interrupt: signal.Signals | None, console: Console, form: Format, place: Path
+) -> Exit:
+    """Print what there is to say at the end; the exit code."""
+    if summary is None:
+        console.note(f"stopped at once; the same command resumes the run in {place}")
+        return Exit.INTERRUPTED
+    console.show(summary_page(summary), form)
+    if summary.outcome == "failed":
+        console.note(console.paint("error:", "1;31") + f" run/{summary.name} failed: {summary.reason}")
+        console.note(f"hint: `behemoth logs {place}` shows what the ranks said; the same command tries again")
+        console.note("code: run-failed")
+        return Exit.RUN_FAILED
+    ending = _ENDINGS[summary.outcome] if summary.outcome is not None else Exit.RUN_NOT_FINISHED
+    if ending is Exit.RUN_NOT_FINISHED:
+        console.note(f"run/{summary.name} is saved at step {summary.step}; the same command resumes it")
+        return Exit.INTERRUPTED if interrupt is signal.SIGINT else ending
+    return ending
+
+
+@contextlib.contextmanager
+def narrated(context: Context) -> Iterator[Narrator]:
+    """A narrator for stderr, which warnings of the library go through too."""
+    narrator = Narrator(_painter(context.console))
+    handler = _NarratorHandler(narrator)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    handler.setLevel(logging.INFO if context.is_verbose else logging.WARNING)
+    logger = logging.getLogger("behemoth")
+    logger.addHandler(handler)
+    narrator.start()
+    try:
+        yield narrator
+    finally:
+        narrator.close()
+        logger.removeHandler(handler)
+
+
+class _NarratorHandler(logging.Handler):
+    def __init__(self, narrator: Narrator) -> None:
+        super().__init__()
+        self._narrator = narrator
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._narrator.line(self.format(record))
+
+
+def _painter(console: Console) -> Painter:
+    if not console.is_error_terminal:
+        return LinePainter(console)
+    from behemoth_cli.out.live import LivePainter  # rich is for terminals only
+
+    return LivePainter(console.stderr, color=console.has_error_color)
+
+
+def _faults(texts: Sequence[str], training: TrainingRun) -> list[Fault]:
+    nodes = training.nodes
+    faults = [parse_fault(text, name="option --drill") for text in texts]
+    for text, fault in zip(texts, faults, strict=True):
+        reason = misaim(
+            fault,
+            num_ranks=nodes.num_ranks,
+            num_nodes=nodes.count + nodes.spares,
+            total_steps=training.workload.steps,
+        )
+        if reason:
+            raise Invalid(f"option --drill {text!r}: {reason}", code="drill-aim")
+    return faults
+
+
+def _engine(runtime: str, address: str) -> Engine:
+    choose(runtime, RUNTIMES, name="option --runtime")
+    if runtime == "ray":
+        return "joined-ray" if address else "embedded-ray"
+    if address:
+        raise Invalid(
+            "option --address: expected it only with --runtime ray, got it with --runtime process",
+            hint="leave one of the two out",
+            code="option-conflict",
+        )
+    return "processes"

@@ -1,0 +1,113 @@
+"""The end of a run on one page: what came of it, where the time went, each fault, each checkpoint, the digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
+from behemoth_cli.views.figures import percent, rate, seconds, size
+
+if TYPE_CHECKING:
+    from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
+
+_BUCKETS = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recomputed", "idle")
+
+
+def summary_page(summary: Summary) -> Page:
+    """For people; its body is `summary.json` as a document."""
+    outcome = summary.outcome or "interrupted"
+    reason = f": {one_line(summary.reason)}" if summary.reason else ""
+    return Page(
+        kind="RunSummary",
+        name=f"run/{summary.name}",
+        sections=(
+            Section(lines=(f"run/{summary.name} {outcome}{reason}",)),
+            Section(pairs=_facts(summary)),
+            Section(title="Time", listing=ledger_listing(summary.ledger)),
+            Section(title=_fault_title(summary), listing=_fault_listing(summary.faults)),
+            Section(title="Checkpoints", listing=_checkpoint_listing(summary.checkpoints)),
+            Section(
+                lines=(f"digest: {summary.digest}",) if summary.digest else ("digest: none, nothing was committed",)
+            ),
+        ),
+        body=summary.document(),
+    )
+
+
+def ledger_listing(ledger: LedgerTable) -> Listing:
+    """Rank-seconds by what they were spent on; the last row is the sum, wall time x ranks."""
+    total = ledger.wall_s * ledger.num_ranks
+    spent = [(name.replace("_", " "), float(getattr(ledger, f"{name}_s"))) for name in _BUCKETS]
+    rows = [*spent, (f"total ({seconds(ledger.wall_s)} x {ledger.num_ranks} ranks)", sum(each for _, each in spent))]
+    return Listing(
+        kind="Ledger",
+        columns=(
+            Column(name="spent on"),
+            Column(name="rank-seconds", align="right"),
+            Column(name="share", align="right"),
+        ),
+        rows=tuple((name, f"{each:.3f}", percent(each, total)) for name, each in rows),
+    )
+
+
+def _facts(summary: Summary) -> tuple[tuple[str, str], ...]:
+    return (
+        ("steps", f"{summary.step} of {summary.total_steps} committed"),
+        ("attempts", str(summary.num_attempts)),
+        ("wall time", seconds(summary.ledger.wall_s)),
+        ("ranks", str(summary.ledger.num_ranks)),
+    )
+
+
+def _fault_title(summary: Summary) -> str:
+    shown = len(summary.faults)
+    return "Faults" if shown == summary.num_faults else f"Faults (the last {shown} of {summary.num_faults})"
+
+
+def _fault_listing(faults: tuple[FaultTable, ...]) -> Listing:
+    """`first step` and `regained` count from the fault's first sign."""
+    heads = ("detect", "restart", "restore", "first step", "regained")
+    return Listing(
+        kind="FaultList",
+        columns=(
+            Column(name="cause"),
+            Column(name="where"),
+            *(Column(name=head, align="right") for head in heads),
+            Column(name="reason"),
+        ),
+        rows=tuple(
+            (
+                fault.cause,
+                _where(fault),
+                seconds(fault.detect_s),
+                seconds(fault.restart_s),
+                seconds(fault.restore_s),
+                seconds(fault.to_first_step_s),
+                seconds(fault.to_regained_s),
+                one_line(fault.reason),
+            )
+            for fault in faults
+        ),
+    )
+
+
+def _where(fault: FaultTable) -> str:
+    parts = [str(fault.node) if fault.node is not None else "", f"rank {fault.rank}" if fault.rank is not None else ""]
+    return " ".join(part for part in parts if part) or "-"
+
+
+def _checkpoint_listing(checkpoints: tuple[CheckpointTable, ...]) -> Listing:
+    return Listing(
+        kind="SaveList",
+        columns=(
+            Column(name="step", align="right"),
+            Column(name="write"),
+            Column(name="size", align="right"),
+            Column(name="seconds", align="right"),
+            Column(name="rate", align="right"),
+        ),
+        rows=tuple(
+            (str(one.step), one.write_id, size(one.size_bytes), seconds(one.seconds), rate(one.bytes_per_s))
+            for one in checkpoints
+        ),
+    )
