@@ -12,6 +12,7 @@ from behemoth.policy.spares import (
     backoff_us,
     best_spares,
     is_struck_out,
+    patience_us,
     strikes_micro,
 )
 from behemoth.state.observation import Node
@@ -51,6 +52,11 @@ def test_fresh_spares_go_first_then_few_strikes_then_the_run_files_order() -> No
 )
 def test_a_node_that_refuses_is_asked_less_and_less_often(refusals: int, expected_us: int) -> None:
     assert backoff_us(refusals) == expected_us
+
+
+@pytest.mark.parametrize(("refusals", "expected_us"), [(0, 60), (1, 120), (40, PROBATION_US)])
+def test_patience_with_an_ordered_agent_doubles_up_to_a_day(refusals: int, expected_us: int) -> None:
+    assert patience_us(refusals, start_us=60) == expected_us
 
 
 def test_the_first_gang_is_the_first_nodes_of_the_run_file_that_joined() -> None:

@@ -48,6 +48,14 @@ def best_spares(spares: Iterable[tuple[NodeId, Node]], *, count: int, now_us: in
     return [name for name, _ in heapq.nsmallest(count, spares, key=rank)]
 
 
+def patience_us(num_refusals: int, *, start_us: int) -> int:
+    """How long an ordered agent may take to join: the limit of a start, doubled with each that did not, up to a day.
+
+    A machine in repair or an order in a queue looks like an agent that hangs; asking every hour would not help either.
+    """
+    return max(start_us, min(start_us << min(num_refusals, 32), DAY_US))
+
+
 def backoff_us(num_refusals: int) -> int:
     """How long to wait before the node's next agent is ordered, after so many that did not join.
 

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, Epoch, NodeId, Slot
 from behemoth.policy.placement import first_gang
+from behemoth.policy.spares import patience_us
 from behemoth.reconcile.incidents import lose_node, open_incident, plain_incident, schedule_agent
 from behemoth.state.effect import Effect, Evict, Place, Provision
 from behemoth.state.evidence import Late, NodeJoined, NodeLost, ProvisionFailed
@@ -33,7 +34,7 @@ def on_joined(obs: Observation, told: NodeJoined) -> Observation:
         state="present",
         incarnation=told.incarnation,
         joined_us=obs.now_us,
-        ordered_us=None,
+        overdue_us=None,
         due_us=None,
         evict=None,
         late_us=None,
@@ -99,19 +100,15 @@ def elapse(obs: Observation) -> Observation:
 
 
 def _give_up_overdue(obs: Observation) -> Observation:
-    """An ordered agent that has neither joined nor failed within the limit of a start is ended and ordered again."""
-    if obs.coming_check_us is not None and not obs.coming:
-        return replace(obs, coming_check_us=None)
-    if obs.coming_check_us is None or obs.now_us < obs.coming_check_us:
+    """An ordered agent that has neither joined nor failed in time is ended and ordered again."""
+    if obs.coming_check_us is None or (obs.coming and obs.now_us < obs.coming_check_us):
         return obs
-    limit_us = obs.config.hang_floors.start_us
-    for name, ordered_us in sorted(obs.coming.items()):
-        if obs.now_us >= ordered_us + limit_us:
-            node, why = obs.nodes[name], f"its agent did not join within {limit_us / 1e6:g} s"
-            given_up = replace(node, state="absent", evict=why, ordered_us=None, num_refusals=node.num_refusals + 1)
+    for name, overdue_us in sorted(obs.coming.items()):
+        if obs.now_us >= overdue_us:
+            node, why = obs.nodes[name], "its agent did not join in time"
+            given_up = replace(node, state="absent", evict=why, overdue_us=None, num_refusals=node.num_refusals + 1)
             obs = with_node(obs, name, given_up)
-    oldest_us = min(obs.coming.values(), default=None)
-    return replace(obs, coming_check_us=None if oldest_us is None else oldest_us + limit_us)
+    return replace(obs, coming_check_us=min(obs.coming.values(), default=None))
 
 
 def _without_gang(obs: Observation) -> Observation:
@@ -123,6 +120,8 @@ def _without_gang(obs: Observation) -> Observation:
 
 def evictions(obs: Observation) -> tuple[Effect, ...]:
     """End every agent that was given up."""
+    if not obs.evicting:
+        return ()
     owed = sorted(obs.evicting, key=lambda name: obs.nodes[name].order)
     return tuple(
         Evict(fence=obs.fence, node=name, incarnation=obs.nodes[name].incarnation, reason=obs.evicting[name])
@@ -132,6 +131,8 @@ def evictions(obs: Observation) -> tuple[Effect, ...]:
 
 def provisions(obs: Observation) -> tuple[Effect, ...]:
     """Order an agent wherever one is due."""
+    if not obs.due:
+        return ()
     due = sorted((obs.nodes[name].order, name) for name, due_us in obs.due.items() if due_us <= obs.now_us)
     return tuple(Provision(fence=obs.fence, node=name, incarnation=obs.nodes[name].incarnation + 1) for _, name in due)
 
@@ -163,11 +164,10 @@ def provisioned(obs: Observation, effect: Provision) -> Observation:
     node = obs.nodes.get(effect.node)
     if node is None or node.due_us is None or effect.incarnation != node.incarnation + 1:
         return obs
-    coming = replace(node, state="coming", incarnation=effect.incarnation, due_us=None, ordered_us=obs.now_us)
-    obs = with_node(obs, effect.node, coming)
-    if obs.coming_check_us is not None:
-        return obs
-    return replace(obs, coming_check_us=obs.now_us + obs.config.hang_floors.start_us)
+    overdue_us = obs.now_us + patience_us(node.num_refusals, start_us=obs.config.hang_floors.start_us)
+    coming = replace(node, state="coming", incarnation=effect.incarnation, due_us=None, overdue_us=overdue_us)
+    check_us = overdue_us if obs.coming_check_us is None else min(obs.coming_check_us, overdue_us)
+    return replace(with_node(obs, effect.node, coming), coming_check_us=check_us)
 
 
 def placed(obs: Observation, effect: Place) -> Observation:

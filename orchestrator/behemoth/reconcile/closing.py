@@ -59,7 +59,7 @@ def _untold(node: Node, now_us: int) -> Node:
     """What a new coordinator knows of a node: an agent may be there, until it rejoins or the time for that is over."""
     if node.state == "absent":
         return replace(node, num_refusals=0, due_us=None if node.evict is not None else now_us)
-    return replace(node, state="unknown", late_us=None, due_us=None, ordered_us=None)
+    return replace(node, state="unknown", late_us=None, due_us=None, overdue_us=None)
 
 
 def _reopen(obs: Observation) -> Observation:
@@ -165,7 +165,7 @@ def closed(obs: Observation, effect: Close) -> Observation:
 
 
 def _left(node: Node) -> Node:
-    return replace(node, state="absent", slot=None, due_us=None, evict=None, late_us=None, ordered_us=None)
+    return replace(node, state="absent", slot=None, due_us=None, evict=None, late_us=None, overdue_us=None)
 
 
 def deadlines(obs: Observation) -> list[int]:

@@ -46,7 +46,7 @@ def plain_incident(
 def lose_node(obs: Observation, name: NodeId, reason: str, *, at_us: int, is_takeover: bool = False) -> Observation:
     """The agent is gone or is taken for gone: it shall be evicted, and the gang misses it if it held a slot."""
     node = obs.nodes[name]
-    lost = replace(node, state="absent", evict=reason, late_us=None, due_us=None, ordered_us=None)
+    lost = replace(node, state="absent", evict=reason, late_us=None, due_us=None, overdue_us=None)
     obs = with_node(obs, name, lost)
     if node.slot is None:
         return obs
@@ -60,7 +60,7 @@ def schedule_agent(obs: Observation, name: NodeId, *, num_refusals: int) -> Obse
     pause_us = backoff_us(num_refusals)
     due_us = obs.now_us + pause_us
     node = obs.nodes[name]
-    node = replace(node, state="absent", due_us=due_us, num_refusals=num_refusals, late_us=None, ordered_us=None)
+    node = replace(node, state="absent", due_us=due_us, num_refusals=num_refusals, late_us=None, overdue_us=None)
     return with_node(obs, name, node)
 
 

@@ -40,8 +40,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     slot: Slot | None = None
     """The slot it holds; a lost node keeps it until a spare replaces it."""
     joined_us: int = 0
-    ordered_us: int | None = None
-    """When its agent was ordered, while that has yet to join."""
+    overdue_us: int | None = None
+    """Until when its ordered agent may take to join; None while none is awaited."""
     due_us: int | None = None
     """When its next agent shall be ordered; None while that is not wanted."""
     evict: str | None = None
@@ -130,7 +130,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     due: Map[NodeId, int] = Map()
     """Index: absent nodes -> when to order their next agent."""
     coming: Map[NodeId, int] = Map()
-    """Index: nodes whose agent has yet to join -> when it was ordered."""
+    """Index: nodes whose agent has yet to join -> when it is overdue."""
     coming_check_us: int | None = None
     """No ordered agent is overdue before this time; the exact time costs a scan, which is made when it has come."""
     evicting: Map[NodeId, str] = Map()
@@ -232,7 +232,7 @@ _INDEXES: tuple[tuple[str, Callable[[NodeId, Node], _Entry | None]], ...] = (
     ("vacant", lambda name, n: (n.slot, name) if n.slot is not None and n.state in ("absent", "coming") else None),
     ("unknown", lambda name, n: (name, n.order) if n.state == "unknown" else None),
     ("due", lambda name, n: (name, n.due_us) if n.due_us is not None else None),
-    ("coming", lambda name, n: (name, n.ordered_us) if n.ordered_us is not None else None),
+    ("coming", lambda name, n: (name, n.overdue_us) if n.overdue_us is not None else None),
     ("evicting", lambda name, n: (name, n.evict) if n.evict is not None else None),
     ("late", lambda name, n: (name, n.late_us) if n.late_us is not None else None),
 )
