@@ -86,6 +86,16 @@ class RankLog:
         self._size_bytes = os.fstat(self._fd).st_size
 
     def _rotate(self) -> None:
+        """The old file keeps its name until the new one takes it, so that a reader always finds a log."""
+        fresh = self._path.with_name(self._path.name + ".new")
+        older = self._path.with_name(self._path.name + ".1")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            older.unlink(missing_ok=True)
+            os.link(self._path, older)
+            os.replace(fresh, self._path)
+        except OSError:
+            os.close(fd)
+            raise
         self.close()
-        os.replace(self._path, self._path.with_name(self._path.name + ".1"))
-        self._open()
+        self._fd, self._size_bytes = fd, 0

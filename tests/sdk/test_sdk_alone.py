@@ -1,0 +1,139 @@
+"""The SDK outside a run, and what it refuses in declarations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import Rank
+from behemoth.sdk import State, join
+from behemoth.sdk.place import lone_place
+from behemoth.sdk.state import BoundState
+from behemoth.spec.mesh import Mesh
+
+TWO = Mesh(dp=2, ep=2, edp=1)
+
+
+def test_outside_a_run_join_gives_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "BEHEMOTH_WORKER_FD"):
+        monkeypatch.delenv(name, raising=False)
+    run = join()
+    state = State()
+    weight = np.ones(3)
+    state.array("w", weight, shape=(3,))
+    assert (run.rank, run.world_size, run.local_rank, run.mesh.dp, run.total_steps) == (0, 1, 0, 1, None)
+    assert run.restore(state) == 0
+    seen = []
+    for step in run.steps(0, total=3):
+        run.fence()
+        with run.phase("eval"):
+            run.report(step, loss=1.0, tokens=3)
+        run.save(step, state)
+        seen.append(step)
+    assert seen == [1, 2, 3]
+
+
+def test_steps_outside_a_run_need_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    with pytest.raises(Invalid, match="total"):
+        next(iter(join().steps(0)))
+
+
+def test_torchruns_environment_gives_rank_and_world() -> None:
+    place = lone_place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    assert (place.rank, place.world_size, place.local_rank, place.mesh.coordinate("dp")) == (3, 4, 1, 3)
+    with pytest.raises(Invalid, match="RANK"):
+        lone_place({"RANK": "4", "WORLD_SIZE": "4"})
+
+
+def test_importing_the_sdk_imports_no_torch() -> None:
+    code = "import sys, behemoth.sdk; assert 'torch' not in sys.modules and 'zarr' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_wrong_local_shape_names_array_expected_and_got() -> None:
+    state = State()
+    state.array("w", np.zeros((4, 3)), shape=(4, 3), dims={0: "ep"})
+    with pytest.raises(Invalid, match=r"'w'.*\(2, 3\).*got \(4, 3\)"):
+        BoundState(state, TWO, Rank(0))
+
+
+def test_a_wrong_flat_piece_names_its_range() -> None:
+    state = State()
+    state.array("m", np.zeros(2), shape=(5,), flat_over="dp")
+    with pytest.raises(Invalid, match="3 elements"):
+        BoundState(state, TWO, Rank(0))
+    BoundState(state, TWO, Rank(1))
+
+
+def test_names_types_and_dtypes_are_checked_when_declared() -> None:
+    state = State()
+    state.array("w", np.zeros(2), shape=(2,))
+    with pytest.raises(Invalid, match="once"):
+        state.array("w", np.zeros(2), shape=(2,))
+    with pytest.raises(Invalid, match="numpy array or a torch tensor"):
+        state.array("v", [1, 2], shape=(2,))
+    with pytest.raises(Invalid, match="dtype"):
+        state.array("u", np.array(["a"]), shape=(1,))
+
+
+def test_a_strided_view_is_refused_with_a_hint() -> None:
+    state = State()
+    state.array("w", np.zeros((4, 4))[:, :2], shape=(4, 2))
+    bound = BoundState(state, Mesh(), Rank(0))
+    with pytest.raises(Invalid, match="contiguous"):
+        bound.sources()
+
+
+def test_declarations_end_with_restore_and_save_wants_that_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    run, state = join(), State()
+    with pytest.raises(Conflict, match="restore"):
+        run.save(1, state)
+    run.restore(state)
+    with pytest.raises(Conflict, match="before restore"):
+        state.array("w", np.zeros(2), shape=(2,))
+
+
+def test_torch_tensors_are_taken_in_place_whatever_their_dtype() -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {
+        "bf16": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
+        "fp8": torch.arange(6, dtype=torch.float32).to(torch.float8_e4m3fn),
+        "grad": torch.nn.Parameter(torch.ones(4)),
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(0),
+    }
+    state = State()
+    for name, tensor in tensors.items():
+        state.array(
+            name,
+            tensor,
+            shape=(1,) if name == "empty" else tuple(tensor.shape),
+            flat_over="dp" if name == "empty" else None,
+        )
+    bound = BoundState(state, TWO, Rank(1))
+    saved = {name: bytes(view) for name, view in bound.sources().items()}
+    for tensor in tensors.values():
+        with torch.no_grad():
+            tensor.zero_()
+    for name, view in bound.targets().items():
+        np.frombuffer(view, dtype=np.uint8)[:] = np.frombuffer(saved[name], dtype=np.uint8)
+    bound.push()
+    assert tensors["bf16"].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert tensors["fp8"].float().tolist() == [0, 1, 2, 3, 4, 5]
+    assert tensors["grad"].tolist() == [1, 1, 1, 1]
+    assert tensors["scalar"].item() == 3
+
+
+def test_records_come_back_typed() -> None:
+    state, got = State(), []
+    state.record(get=lambda: {"at": 3, "seed": b"\x00\xff"}, set=got.append)
+    bound = BoundState(state, Mesh(), Rank(0))
+    bound.write_records()
+    bound.read_records()
+    assert got == [{"at": 3, "seed": b"\x00\xff"}]
+    assert bound.early_names() == ["state/run"]
