@@ -7,7 +7,7 @@ save that cannot be committed is a SaveFailed, never an exception into the run: 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from behemoth.base.clock import Clock
@@ -69,9 +69,9 @@ class CheckpointDesk:
         """Deletes these commits; Deleted is told."""
         self._submit(lambda: self._delete(refs), "retention")
 
-    def clean(self) -> None:
-        """Removes what earlier writes left without a commit. Only while no save is under way."""
-        self._submit(lambda: execute(self._store, plan_gc(self._store, in_flight=())), "clean-up")
+    def clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
+        """Removes what writes left that are neither committed nor in flight; `in_flight` is asked on this thread."""
+        self._submit(lambda: execute(self._store, plan_gc(self._store, in_flight=in_flight)), "clean-up")
 
     def close(self) -> None:
         """Waits for what was asked."""
@@ -118,6 +118,11 @@ class CheckpointDesk:
                 _log.error("%s failed: %s", what, error)
 
         self._thread.submit(work).add_done_callback(done)
+
+
+def remove_rubbish(store: ObjectStore) -> None:
+    """Removes what writes left without a commit. Blocks; only while nobody writes."""
+    execute(store, plan_gc(store, in_flight=()))
 
 
 def _ref(record: CommitRecord) -> CommitRef:

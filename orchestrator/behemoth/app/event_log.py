@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from behemoth.app.events import Event, drill_event, events_of
+from behemoth.app.events import Event, events_of, warning
+from behemoth.base.clock import Clock
 from behemoth.state.evidence import Evidence
 from behemoth.state.observation import Observation
 
@@ -16,8 +17,9 @@ from behemoth.state.observation import Observation
 class EventLog:
     """A witness of the loop. `listener` is called on the loop's thread with each event, after it is written."""
 
-    def __init__(self, path: Path, listener: Callable[[Event], None]) -> None:
+    def __init__(self, path: Path, *, clock: Clock, listener: Callable[[Event], None]) -> None:
         self._path = path
+        self._clock = clock
         self._listener = listener
         self._file: BinaryIO | None = None
         self._observation: Observation | None = None
@@ -33,10 +35,9 @@ class EventLog:
         for event in events_of(evidence, before, after):
             self._write(event)
 
-    def drill(self, message: str) -> None:
-        """A fault was injected; before the first evidence there is nothing to strike at."""
-        if self._observation is not None:
-            self._write(drill_event(message, self._observation))
+    def warn(self, reason: str, message: str) -> None:
+        """What the loop does not see; on the loop's thread."""
+        self._write(warning(reason, message, at_us=self._clock.now_us(), observation=self._observation))
 
     def close(self) -> None:
         if self._file is not None:

@@ -67,9 +67,11 @@ def events_of(evidence: Evidence, before: Observation | None, after: Observation
     return [event] if event is not None else []
 
 
-def drill_event(message: str, observation: Observation) -> Event:
-    """A fault that was injected on purpose."""
-    return _event(observation, "Drill", message, level="warning")
+def warning(reason: str, message: str, *, at_us: int, observation: Observation | None) -> Event:
+    """Something that is neither evidence nor a decision: a fault injected on purpose, a damaged commit at the start."""
+    if observation is not None:
+        return _event(observation, reason, message, level="warning")
+    return Event(at_us=at_us, level="warning", reason=reason, message=message, attempt=0, step=0)
 
 
 def _happened(evidence: Evidence, before: Observation, after: Observation) -> Event | None:

@@ -196,6 +196,10 @@ class Fleet:
         """What has come in for a write that was announced in this term and has not ended."""
         return self._saves.get(write_id)
 
+    def saves_in_flight(self) -> list[WriteId]:
+        """Writes that were announced in this term and have not ended. Safe from any thread."""
+        return list(self._saves)
+
     def end_save(self, command: CommitSeen | AbortSave) -> None:
         """Tells how the save ended and frees what was kept for it."""
         self._saves.pop(command.write_id, None)

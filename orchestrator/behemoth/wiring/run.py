@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from behemoth.app.body import AgentProgram, LocalBody
-from behemoth.app.checkpoint_desk import CheckpointDesk
+from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.app.configure import agent_setup, brain_config, to_us
 from behemoth.app.drills import Drills
 from behemoth.app.event_log import EventLog
@@ -86,6 +86,7 @@ class LocalRun:
             stack.callback(store.close)
             await asyncio.to_thread(probe, place.store_url)
             history = await self._lead(place, store)
+            await asyncio.to_thread(remove_rubbish, store)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
             summary = await asyncio.to_thread(summarize, name, history, store, now_us=now_us)
@@ -129,7 +130,7 @@ class LocalRun:
             stack.push_async_callback(asyncio.to_thread, machines.close)
             fleet = await self._open_fleet(place)
             stack.push_async_callback(fleet.close, "the run is over on this coordinator")
-            events = EventLog(place.directory.events, request.on_event)
+            events = EventLog(place.directory.events, clock=self._clock, listener=request.on_event)
             events.open()
             stack.callback(events.close)
             desk = CheckpointDesk(store, run_name=request.run.name, clock=self._clock, tell=self._tell)
@@ -146,32 +147,19 @@ class LocalRun:
             )
             self._loop = Loop(clock=self._clock, journal=journal, body=body, observation=former)
             machines.start()
-            observation = await self._work_on(place, body, desk, former, nodes)
-            return replace(history, observation=observation)
-
-    async def _work_on(
-        self,
-        place: RunPlace,
-        body: LocalBody,
-        desk: CheckpointDesk,
-        former: Observation | None,
-        nodes: Sequence[NodeId],
-    ) -> Observation:
-        loop = self._loop
-        assert loop is not None
-        intact, bad = await asyncio.to_thread(desk.survey)
-        for commit in bad:
-            _log.warning("checkpoint %s cannot be used: %s", commit.key, commit.error)
-        if former is None:
-            config = brain_config(self._request.run, run_uid=place.identity.run_uid, nodes=nodes)
-            loop.tell(RunOpened(config=config))
-        else:
-            body.resume(former)
-        loop.tell(TermBegan(epoch=self._epoch))
-        loop.tell(CommitsFound(commits=tuple(intact)))
-        desk.clean()
-        self._work = asyncio.create_task(loop.run(), name="brain")
-        return await self._work
+            if former is None:
+                config = brain_config(request.run, run_uid=place.identity.run_uid, nodes=nodes)
+                self._loop.tell(RunOpened(config=config))
+            else:
+                body.resume(former)
+            self._loop.tell(TermBegan(epoch=self._epoch))
+            intact, bad = await asyncio.to_thread(desk.survey)
+            for commit in bad:
+                events.warn("UnusableCheckpoint", f"{commit.error}; going on from an older checkpoint")
+            self._loop.tell(CommitsFound(commits=tuple(intact)))
+            desk.clean(fleet.saves_in_flight)
+            self._work = asyncio.create_task(self._loop.run(), name="brain")
+            return replace(history, observation=await self._work)
 
     async def _open_fleet(self, place: RunPlace) -> Fleet:
         request = self._request
@@ -204,7 +192,7 @@ class LocalRun:
             nodes=nodes,
             store=store,
             ledger=place.directory.path / "drills.jsonl",
-            announce=lambda message: _post(running, events.drill, message),
+            announce=lambda message: _post(running, lambda: events.warn("Drill", message)),
         )
         drills.open()
         return drills
@@ -232,10 +220,10 @@ _WAITING = {
 }
 
 
-def _post(running: asyncio.AbstractEventLoop, listener: Callable[[str], None], message: str) -> None:
+def _post(running: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
     """From another thread; a loop that has ended needs no news."""
     with contextlib.suppress(RuntimeError):
-        running.call_soon_threadsafe(listener, message)
+        running.call_soon_threadsafe(work)
 
 
 def _open_runtime(request: RunRequest) -> Runtime:
