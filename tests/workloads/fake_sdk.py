@@ -1,21 +1,26 @@
-"""A private stand-in for `behemoth.sdk`: one process of a run, whose checkpoint is a file in a folder.
+"""A private stand-in for `behemoth.sdk`: one rank of a run, whose checkpoint is a file in a folder.
 
-It lets the reference programs be tested without agents: `python fake_sdk.py MODULE SPEC` runs MODULE's main with the
-rank, mesh, arguments and steps of SPEC (JSON), restores from and saves to its folder, and prints losses and timings.
+It lets the reference programs be tested without agents: `python fake_sdk.py MODULE GANGS` runs MODULE's main for each
+gang, a list of specs (JSON: rank, world_size, mesh, args, steps, save_at, folder, environment), and prints the losses.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
-import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
+
+joined: list[FakeRun] = []
+"""The last one is the run that `join` answers."""
 
 
 class FakeState:
@@ -23,14 +28,13 @@ class FakeState:
 
     def __init__(self) -> None:
         self.arrays: dict[str, Any] = {}
-        self.declared: dict[str, dict[str, Any]] = {}
         self.records: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
 
     def array(self, name: str, local: Any, **declared: Any) -> None:
         assert name not in self.arrays, name
         assert local.is_contiguous() if hasattr(local, "is_contiguous") else local.flags.c_contiguous, name
         self.arrays[name] = local
-        self.declared[name] = declared
+        assert "shape" in declared, name
 
     def record(self, *, get: Callable[[], Any], set: Callable[[Any], None]) -> None:
         self.records["run"] = (get, set)
@@ -51,7 +55,6 @@ class FakeRun:
         self.save_at: list[int] = spec["save_at"]
         self.folder = Path(spec["folder"])
         self.losses: list[float] = []
-        self.ends: list[float] = []
         self.may_update = False
 
     def restore(self, state: FakeState) -> int:
@@ -61,16 +64,14 @@ class FakeRun:
         with np.load(path, allow_pickle=False) as saved:
             for name, local in state.arrays.items():
                 raw_bytes(local)[:] = saved[name]
-            header = json.loads(saved["header"].tobytes())
+            header = msgspec.msgpack.decode(saved["header"].tobytes())
         for kind, (_, put) in state.records.items():
-            put(header[kind] if kind == "run" else bytes.fromhex(header[kind]))
+            put(header[kind])
         return int(header["step"])
 
     def steps(self, first: int, total: int | None = None) -> Iterator[int]:
         assert total is not None, "outside a run nobody else says how many steps there are"
-        for step in range(first + 1, self.total_steps + 1):
-            yield step
-            self.ends.append(time.perf_counter())
+        yield from range(first + 1, self.total_steps + 1)
 
     def fence(self) -> None:
         self.may_update = True
@@ -86,15 +87,12 @@ class FakeRun:
             return
         header: dict[str, Any] = {"step": step}
         for kind, (get, _) in state.records.items():
-            header[kind] = get() if kind == "run" else get().hex()
+            header[kind] = get()
         arrays = {name: raw_bytes(local) for name, local in state.arrays.items()}
-        declared = {
-            name: repr(sorted(d.items())) + str(a.dtype)
-            for (name, d), a in zip(state.declared.items(), state.arrays.values(), strict=True)
-        }
-        (self.folder / f"rank{self.rank}.declared.json").write_text(json.dumps(declared))
         np.savez(
-            self.folder / f"rank{self.rank}.npz", header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays
+            self.folder / f"rank{self.rank}.npz",
+            header=np.frombuffer(msgspec.msgpack.encode(header), np.uint8),
+            **arrays,
         )
 
 
@@ -107,24 +105,47 @@ def raw_bytes(local: Any) -> np.ndarray:
     return view
 
 
-def replace_sdk(run: FakeRun) -> None:
+def replace_sdk(run: FakeRun | None = None) -> None:
     """Put the stand-in in the SDK's place, in a process that ends with the test; before a program is imported."""
     import behemoth.sdk as sdk
 
-    for name, value in {"join": lambda: run, "State": FakeState, "Run": FakeRun}.items():
+    if run is not None:
+        joined.append(run)
+    for name, value in {"join": lambda: joined[-1], "State": FakeState, "Run": FakeRun}.items():
         setattr(sdk, name, value)
 
 
-def play(module: str, spec: dict[str, Any]) -> FakeRun:
-    """Run `module`'s main on this fake, in this process."""
-    run = FakeRun(spec)
-    replace_sdk(run)
-    importlib.import_module(module).main()
-    return run
+def play(module: str, gangs: list[list[dict[str, Any]]]) -> list[list[list[float]]]:
+    """Run `module`'s main for one gang after another, a forked process per rank, as the fork server does; the losses
+    by gang and rank."""
+    replace_sdk()
+    program = importlib.import_module(module)
+    losses = []
+    for gang in gangs:
+        ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [start(program, spec) for spec in gang]]
+        assert ended == [0] * len(gang), ended
+        losses.append([json.loads((Path(s["folder"]) / f"rank{s['rank']}.losses").read_text()) for s in gang])
+    return losses
+
+
+def start(program: Any, spec: dict[str, Any]) -> int:
+    """Fork a rank; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        run = FakeRun(spec)
+        joined.append(run)
+        os.environ.update(spec["environment"])
+        program.main()
+        (run.folder / f"rank{run.rank}.losses").write_text(json.dumps(run.losses))
+        code = 0
+    except BaseException:  # noqa: BLE001 (the edge of a process that must not return into its parent's code)
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
-    played = play(sys.argv[1], json.loads(sys.argv[2]))
-    seconds = [end - begin for begin, end in zip([started, *played.ends], played.ends, strict=False)]
-    sys.stdout.write(json.dumps({"losses": played.losses, "seconds": seconds}))
+    sys.stdout.write(json.dumps(play(sys.argv[1], json.loads(sys.argv[2]))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from behemoth.workloads.corpus import SEPARATOR, VOCABULARY, Corpus, Cursor, standard_library
 
 

@@ -17,37 +17,44 @@ FAKE = Path(__file__).with_name("fake_sdk.py")
 TORCH, NUMPY = "behemoth.workloads.tiny_moe", "behemoth.workloads.counter"
 ALONE = {"dp": 1, "ep": 1, "edp": 1}
 FOUR = {"dp": 4, "ep": 2, "edp": 2}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 TOY: dict[str, Any] = {"layers": 2, "nope_every": 2, "sequence": 32, "batch": 8, "width": 32, "expert_width": 24}
 
 
-def play(module: str, mesh: dict[str, int], folder: Path, *, steps: int, args: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run `module` on `mesh`, one process per rank, saving at the last step; what each rank printed."""
+def gang(mesh: dict[str, int], folder: Path, *, steps: int, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Specs of the ranks of one start of a program on `mesh`, which saves to `folder` at the last step."""
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    processes = []
-    for rank in range(mesh["dp"]):
-        spec = {"rank": rank, "world_size": mesh["dp"], "mesh": mesh, "steps": steps, "save_at": [steps]}
-        torchrun = {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(mesh["dp"]),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
+    world = {"WORLD_SIZE": str(mesh["dp"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        {
+            "rank": rank,
+            "world_size": mesh["dp"],
+            "mesh": mesh,
+            "steps": steps,
+            "save_at": [steps],
+            "folder": str(folder),
+            "args": args,
+            "environment": {**world, "RANK": str(rank)},
         }
-        argv = [sys.executable, str(FAKE), module, json.dumps({**spec, "folder": str(folder), "args": args})]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(argv, env=os.environ | torchrun, stdout=pipe, stderr=pipe, text=True))
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait(timeout=10)
-    for process, (_, error) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, error
-    return [json.loads(output) for output, _ in outputs]
+        for rank in range(mesh["dp"])
+    ]
+
+
+def play(module: str, *gangs: list[dict[str, Any]]) -> list[list[list[float]]]:
+    """Run `module` for one gang after another, each rank in a process of its own; the losses by gang and rank."""
+    done = subprocess.run(
+        [sys.executable, str(FAKE), module, json.dumps(gangs)],
+        env=os.environ | ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    losses: list[list[list[float]]] = json.loads(done.stdout)
+    return losses
 
 
 def saved(folder: Path) -> dict[str, bytes]:
@@ -67,23 +74,27 @@ def saved(folder: Path) -> dict[str, bytes]:
 def test_a_restart_in_the_middle_changes_no_bit_of_any_array(
     module: str, mesh: dict[str, int], args: dict[str, Any], tmp_path: Path
 ) -> None:
-    straight = play(module, mesh, tmp_path / "straight", steps=10, args=args)
-    play(module, mesh, tmp_path / "broken", steps=5, args=args)
-    halfway = saved(tmp_path / "broken")
-    resumed = play(module, mesh, tmp_path / "broken", steps=10, args=args)
-    final = saved(tmp_path / "broken")
-    assert final == saved(tmp_path / "straight")
-    assert final.keys() == halfway.keys()
-    assert final != halfway
-    assert [rank["losses"] for rank in resumed] == [rank["losses"][5:] for rank in straight]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    whole, half, rest = play(
+        module,
+        gang(mesh, straight, steps=10, args=args),
+        gang(mesh, broken, steps=5, args=args),
+        gang(mesh, broken, steps=10, args=args),
+    )
+    assert saved(broken) == saved(straight)
+    assert [[*first, *second] for first, second in zip(half, rest, strict=True)] == whole
+    assert all(losses[-1] < losses[0] for losses in whole)
 
 
 def test_four_ranks_report_one_loss_and_start_from_the_weights_of_one_rank(tmp_path: Path) -> None:
     args = {**TOY, "router_noise": 0.0}
-    alone = play(TORCH, ALONE, tmp_path / "alone", steps=2, args=args)
-    four = play(TORCH, FOUR, tmp_path / "four", steps=2, args=args)
-    assert all(rank["losses"] == four[0]["losses"] for rank in four)
-    assert four[0]["losses"] == pytest.approx(alone[0]["losses"], rel=1e-5)
+    [alone], four = play(
+        TORCH,
+        gang(ALONE, tmp_path / "alone", steps=2, args=args),
+        gang(FOUR, tmp_path / "four", steps=2, args=args),
+    )
+    assert all(rank == four[0] for rank in four)
+    assert four[0] == pytest.approx(alone, rel=1e-5)
 
 
 def test_importing_the_torch_program_starts_no_thread_and_leaves_nothing_for_the_first_step_to_import(
@@ -100,9 +111,13 @@ threads, before = len(os.listdir("/proc/self/task")), set(sys.modules)
 {TORCH}.main()
 print(threads, sorted(set(sys.modules) - before))
 """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script],
+        env=os.environ | ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1 []"
@@ -118,7 +133,7 @@ def test_a_program_runs_by_hand_and_under_torchrun_with_the_real_sdk(module: str
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script],
-            env=os.environ | everybody | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env=os.environ | everybody | {"RANK": str(rank), "LOCAL_RANK": str(rank), **ONE_THREAD},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from behemoth.workloads.placement import FlatPiece, Placement
 from behemoth.workloads.tiny_moe.config import HISTORY, Config, config_from
 from behemoth.workloads.tiny_moe.fp8 import E4M3_MAX, Scales, cast_expert_input, cast_input, decode, encode
 from behemoth.workloads.tiny_moe.groups import Group
 from behemoth.workloads.tiny_moe.inventory import Held, inventory
 from behemoth.workloads.tiny_moe.optimizer import Bucket
-from torch import Tensor
 
 CPU = torch.device("cpu")
 
