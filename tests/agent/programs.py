@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+
 from behemoth.sdk import State, join
 
 
@@ -37,6 +38,24 @@ def train() -> None:
         run.report(step, loss=1.0 / step, tokens=10)
         run.save(step, state)
     print("done", flush=True)
+
+
+def train_big() -> None:
+    """Holds more than is copied inside `save`, so that a thread copies until the fence."""
+    run = join()
+    big = np.zeros(10 << 20, dtype=np.float64)
+    scale = np.zeros(4)
+    state = State()
+    state.array("big", big, shape=big.shape)
+    state.array("scale", scale, shape=(4,), mutable_in_forward=True)
+    first = run.restore(state)
+    print(f"restored {first} {big.min()} {big.max()} {scale[0]}", flush=True)
+    for step in run.steps(first):
+        scale += 1  # changes in the forward pass, while the copy of the rest goes on
+        time.sleep(0.05)
+        run.fence()
+        big += 1
+        run.save(step, state)
 
 
 def hang_here_for_ever() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
 from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout

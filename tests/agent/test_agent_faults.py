@@ -12,10 +12,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+
 from agent.stage import Stage, alive, descendants, gone, kill, setup_for, stage
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.wire.messages import (
+    AbortSave,
     Beat,
+    GoAhead,
     Hello,
     RanksFinished,
     RanksGone,
@@ -91,6 +94,43 @@ def test_a_checkpoint_comes_back_from_the_store_when_the_agent_and_its_memory_ar
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
         assert (restored.step, restored.num_from_memory) == (20, 0)
         assert f"restored 20 20.0 {float(sum(range(21)) * 4)} 20" in await here.logged(2, 0, "restored")
+
+    play(tmp_path, scene)
+
+
+def test_a_large_state_is_copied_until_the_fence_and_holds_one_step(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        saved = await here.save(8, "a1-1", 1)
+        here.start_gang(2, restore=saved)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
+        assert "restored 8 8.0 8.0 8.0" in await here.logged(2, 0, "restored")
+
+    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
+
+
+def test_a_last_save_that_is_given_up_is_made_again_at_the_same_step(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step == 20 and beat.phase == "save")
+        here.send(SaveAt(fence=here.fence(1), step=Step(20), write_id=WriteId("a1-1"), is_last=True))
+        here.send(GoAhead(fence=here.fence(1), write_id=WriteId("a1-1")))
+        await here.wait_for(ReceiptBatch)
+        here.send(AbortSave(fence=here.fence(1), write_id=WriteId("a1-1"), reason="test"))
+        await here.save(20, "a1-2", 1, is_last=True)
+        await here.wait_for(RanksFinished)
+
+    play(tmp_path, scene, setup_for(tmp_path, total_steps=20))
+
+
+def test_a_suspend_saves_at_its_step_and_ends_the_workers(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        beat = await here.wait_for(Beat, lambda beat: beat.step >= 3)
+        await here.save(beat.furthest_step + 60, "a1-1", 1, is_last=True)
+        await here.wait_for(RanksFinished)
+        assert not [report for _, report in here.heard if isinstance(report, WorkerEnded)]
 
     play(tmp_path, scene)
 

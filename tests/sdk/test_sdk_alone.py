@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
 from behemoth.sdk import State, join

@@ -90,10 +90,6 @@ class Output:
         self._order(tell)
         return await asyncio.wait_for(answer, _JOIN_LIMIT_S)
 
-    def append(self, pipe: LogPipe, line: str) -> None:
-        """Add a line of the agent's own."""
-        self._order(lambda: pipe.log.append(line.encode() + b"\n"))
-
     def release(self, pipe: LogPipe) -> None:
         """The worker is gone: keep what it wrote, then close, whoever else may still hold the pipe."""
         self._order(lambda: self._finish(pipe))

@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import assert_never
@@ -29,7 +30,7 @@ from behemoth.agent.storewire import (
     Written,
 )
 from behemoth.base.errors import BehemothError, Corrupt, Internal, NotFound, Unavailable
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.layout import Layout
@@ -76,6 +77,8 @@ class _StoreServer:
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
         self._threads = max(1, opening.threads // opening.num_ranks)
         self._cancelled: set[int] = set()
+        # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
+        self._preparing: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
 
     def obey(self, order: Prepare | Write | Cancel) -> None:
         match order:
@@ -102,6 +105,12 @@ class _StoreServer:
             self._peer.send(answer, timeout_s=_SEND_LIMIT_S)
 
     def _prepare(self, order: Prepare, fd: int) -> Prepared:
+        with self._lock:
+            preparing = self._preparing[order.rank]
+        with preparing:
+            return self._prepare_alone(order, fd)
+
+    def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout, plan = _plan(order.layout, order)
         arena = _arena(fd, plan, is_new=order.is_new)
         try:
