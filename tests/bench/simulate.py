@@ -1,7 +1,7 @@
 """The brain on 4,000 nodes for 54 virtual days: the very fold and decide of production on the discrete-event body.
 
 Goals: the whole run in at most 5 s on one core, a mean decision in at most 50 us, and a time per event that grows at
-most 1.5 times from 400 to 4,000 nodes. The peer is a brain that rebuilds its indexes by a full scan before each decision.
+most 1.5 times from 400 to 4,000 nodes. The peer is a brain that rebuilds its indexes by a full scan each time.
 Times are CPU time of this thread, which other processes do not stretch much.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import bench_table
 import msgspec
+
 from behemoth.reconcile.decide import decide
 from behemoth.simulation.body import Brain
 from behemoth.simulation.faults import LLAMA3_RATE, RSC1_RATE

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import msgspec
+
 from behemoth.base.ids import NodeId, Step, WriteId
 from behemoth.reconcile.ledger import Ledger, book, books
 from behemoth.simulation.body import Brain
@@ -58,8 +59,8 @@ class SlotsAreInjective(Auditor):
         holders = list(obs.holders.values())
         assert len(set(holders)) == len(holders), f"a node holds two slots: {holders}"
         by_node = {node.slot: name for name, node in obs.nodes.items() if node.slot is not None}
-        assert by_node == dict(obs.holders)
-        assert len(holders) in (0, obs.config.num_slots)
+        assert by_node == dict(obs.holders), f"nodes and slots disagree: {by_node}, {dict(obs.holders)}"
+        assert len(holders) in (0, obs.config.num_slots), f"a slot was left out, or a node holds two slots: {holders}"
 
     def after(self, cluster: Cluster, effect: Effect, *, is_applied: bool) -> None:
         assert len(set(cluster.slots)) == len(cluster.slots), f"a node holds two slots: {cluster.slots}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hypothesis import strategies as st
+
 from behemoth.simulation.body import Brain
 from behemoth.simulation.channel import Loss
 from behemoth.simulation.cluster import Cluster
@@ -13,7 +15,6 @@ from behemoth.simulation.timing import Timing
 from behemoth.state.config import RunConfig
 from behemoth.state.effect import Effect
 from behemoth.testing import strategies
-from hypothesis import strategies as st
 from property.audit import Auditor, Together
 
 SETTLE_US = 1_800_000_000

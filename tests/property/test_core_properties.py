@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
 from behemoth.reconcile.journal import audit, decode_lines, effects_of, encode_line, replay
@@ -16,8 +19,6 @@ from behemoth.state.config import RunConfig
 from behemoth.state.evidence import Decided, Evidence, RunOpened
 from behemoth.state.observation import Observation, indexes_of
 from behemoth.testing.strategies import decided, evidences, run_configs
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from property.audit import (
     AgainChangesNothing,
     IncrementalEqualsFullScan,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from behemoth.reconcile.journal import audit, decode_lines
 from hypothesis import given, settings
+
+from behemoth.reconcile.journal import audit, decode_lines
 from property.audit import all_auditors
 from property.played import SETTLE_US, Example, examples, history_of
 
