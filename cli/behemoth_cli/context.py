@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound
-
 from behemoth_cli.errors import choose, nearest
 from behemoth_cli.out.console import Console, Format
+from behemoth_cli.views.status import Look
 
 if TYPE_CHECKING:
     from behemoth.app.run_directory import RunDirectory
@@ -68,6 +68,50 @@ def find_run(text: str | None, console: Console) -> RunDirectory:
         known = [directory.path.name for directory in run_directories()]
         hint = nearest(_bare(text), known) or (f"runs here: {', '.join(known[:8])}" if known else error.hint)
         raise NotFound(error.message, hint=hint, code=error.code) from error
+
+
+def look_at(directory: RunDirectory) -> Look:
+    """What a run directory tells, without a lock: whoever runs there goes on writing. Raises Corrupt for damage."""
+    from behemoth.app.event_log import read_events
+    from behemoth.app.history import read_history
+    from behemoth.app.snapshot import snapshot
+    from behemoth.reconcile.decide import decide
+    from behemoth.reconcile.ledger import books
+
+    identity = directory.identity()
+    name = identity.name if identity is not None else directory.path.name
+    history = read_history(directory.journal.read_bytes() if directory.journal.exists() else b"")
+    seen, ledger = history.observation, history.books.ledger
+    return Look(
+        name=name,
+        path=str(directory.path),
+        holder_pid=lock_holder(directory.path / "lock"),
+        snapshot=None
+        if seen is None
+        else snapshot(name, seen, decide(seen).status, now_us=seen.now_us, vitals=None, connected={}),
+        num_ranks=seen.num_ranks if seen is not None else 0,
+        spent=books(ledger, seen.now_us) if ledger is not None and seen is not None else None,
+        saves=history.saves.rows,
+        events=read_events(directory.events),
+    )
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that holds a lock on this file, None for nobody.
+
+    Read from the kernel's list (proc(5), /proc/locks), because to try the lock would for a moment keep others out.
+    0 stands for a process of another namespace.
+    """
+    try:
+        inode = str(path.stat().st_ino)
+        table = Path("/proc/locks").read_text()
+    except OSError:
+        return None
+    for line in table.splitlines():
+        words = line.split()
+        if len(words) >= 6 and words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+            return max(0, int(words[4]))
+    return None
 
 
 def find_checkpoints(text: str) -> Checkpoints:

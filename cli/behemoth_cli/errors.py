@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import typer
+
 from behemoth.base.errors import (
     BehemothError,
     Conflict,
@@ -22,7 +23,6 @@ from behemoth.base.errors import (
     Timeout,
     Unavailable,
 )
-
 from behemoth_cli.exits import Exit
 
 _EXITS: tuple[tuple[type[BaseException], Exit], ...] = (

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import typer
+
 from behemoth.app.events import Event
 from behemoth.app.history import read_history
 from behemoth.app.run_directory import RunDirectory
@@ -27,7 +28,6 @@ from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile, decode_inventory
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth.wiring.run import LocalRun, RunRequest
-
 from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import choose
 from behemoth_cli.exits import Exit

@@ -1,0 +1,240 @@
+"""Checkpoints as rows, one in full, and what verification found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
+from behemoth_cli.views.figures import age, moment, size
+
+if TYPE_CHECKING:
+    from behemoth.checkpoint.commit_record import CommitRecord
+    from behemoth.checkpoint.reader import Commit
+    from behemoth.checkpoint.verify import Problem, Report
+    from behemoth.spec.mesh import Mesh
+
+State = Literal["ok", "damaged", "rejected", "newer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One checkpoint of a listing. `ok`: its record is intact, its arrays were not looked at. `newer`: written by a
+    later release. `record` is there when it could be read, `reason` when the state is another than `ok`."""
+
+    step: int | None
+    write_id: str
+    state: State
+    record: CommitRecord | None
+    reason: str
+
+
+def checkpoint_listing(found: Sequence[Found], *, now_us: int) -> Listing:
+    """One row each, oldest first."""
+    return Listing(
+        kind="CheckpointList",
+        columns=(
+            Column(name="step", align="right"),
+            Column(name="write"),
+            Column(name="age", align="right"),
+            Column(name="size", align="right"),
+            Column(name="arrays", align="right"),
+            Column(name="state"),
+            Column(name="attempt", align="right", is_wide=True),
+            Column(name="mesh", is_wide=True),
+            Column(name="reason", is_wide=True),
+        ),
+        rows=tuple(_row(one, now_us) for one in found),
+        items=tuple(_item(one) for one in found),
+        names=tuple(f"checkpoint/{one.step}" for one in found),
+        empty="no checkpoints yet",
+    )
+
+
+def checkpoint_page(commit: Commit, digest: str | None) -> Page:
+    """Provenance, and every array. `digest` is given when it was computed."""
+    record = commit.record
+    pairs = [
+        ("run", record.run),
+        ("write", record.write_id),
+        ("attempt", str(record.attempt)),
+        ("committed", moment(record.committed_us)),
+        ("mesh", mesh_text(record.mesh)),
+        ("arrays", f"{len(commit.layout.arrays)} of {size(record.data_bytes)}"),
+        ("format", f"{record.format.major}.{record.format.minor}"),
+        ("layout", f"sha256:{record.layout_digest}"),
+        ("folder", record.prefix),
+    ]
+    ends = (Section(lines=(f"digest: {digest}",)),) if digest is not None else ()
+    return Page(
+        kind="Checkpoint",
+        name=f"checkpoint/{record.step}",
+        sections=(
+            Section(lines=(f"checkpoint/{record.step}",)),
+            Section(pairs=tuple(pairs)),
+            Section(title="Arrays", listing=_arrays(commit)),
+            *ends,
+        ),
+        body={**_record_item(record), "digest": digest, "arrays": _array_items(commit)},
+    )
+
+
+def verify_page(reports: Sequence[tuple[Found, Report]]) -> Page:
+    """One line a checkpoint, then one row for each damaged place."""
+    problems = [(report, problem) for _, report in reports for problem in report.problems]
+    return Page(
+        kind="VerifyReport",
+        sections=(
+            Section(lines=tuple(_verdict(one, report) for one, report in reports)),
+            Section(title="Damage", listing=_problem_listing(problems)),
+        ),
+        body={"isIntact": not problems, "checkpoints": [_report_item(one, report) for one, report in reports]},
+    )
+
+
+def mesh_text(mesh: Mesh) -> str:
+    """The axes that are used."""
+    sizes = [f"{axis.name}={getattr(mesh, axis.name)}" for axis in fields(mesh) if getattr(mesh, axis.name) > 1]
+    return " ".join(sizes) or "one rank"
+
+
+def _row(one: Found, now_us: int) -> tuple[str, ...]:
+    record = one.record
+    step = str(one.step) if one.step is not None else "-"
+    if record is None:
+        return (step, one.write_id or "-", "-", "-", "-", one.state, "-", "-", one_line(one.reason))
+    return (
+        step,
+        one.write_id,
+        age((now_us - record.committed_us) / 1e6),
+        size(record.data_bytes),
+        str(len(record.arrays)),
+        one.state,
+        str(record.attempt),
+        mesh_text(record.mesh),
+        one_line(one.reason) or "-",
+    )
+
+
+def _item(one: Found) -> dict[str, object]:
+    known = _record_item(one.record) if one.record is not None else {"step": one.step, "writeId": one.write_id or None}
+    return {**known, "state": one.state, "reason": one.reason or None}
+
+
+def _record_item(record: CommitRecord) -> dict[str, object]:
+    return {
+        "step": record.step,
+        "writeId": record.write_id,
+        "run": record.run,
+        "attempt": record.attempt,
+        "committedUs": record.committed_us,
+        "sizeBytes": record.data_bytes,
+        "numArrays": len(record.arrays),
+        "mesh": {axis.name: getattr(record.mesh, axis.name) for axis in fields(record.mesh)},
+        "format": f"{record.format.major}.{record.format.minor}",
+        "layoutDigest": f"sha256:{record.layout_digest}",
+        "folder": record.prefix,
+    }
+
+
+def _arrays(commit: Commit) -> Listing:
+    return Listing(
+        kind="ArrayList",
+        columns=(
+            Column(name="name"),
+            Column(name="dtype"),
+            Column(name="shape"),
+            Column(name="bytes", align="right"),
+            Column(name="shared over"),
+        ),
+        rows=tuple(
+            (array.name, array.dtype, _shape(array.shape), str(array.num_bytes), _sharing(array.dims, array.flat_over))
+            for array in commit.layout.arrays
+        ),
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(each) for each in shape) or "scalar"
+
+
+def _sharing(dims: Sequence[tuple[int, str]], flat_over: str | None) -> str:
+    parts = [f"dim {dim}: {axis}" for dim, axis in dims] + ([f"flat: {flat_over}"] if flat_over is not None else [])
+    return ", ".join(parts) or "-"
+
+
+def _array_items(commit: Commit) -> list[dict[str, object]]:
+    return [
+        {
+            "name": array.name,
+            "dtype": array.dtype,
+            "shape": list(array.shape),
+            "sizeBytes": array.num_bytes,
+            "numElements": math.prod(array.shape),
+            "file": commit.shard_key(position),
+        }
+        for position, array in enumerate(commit.layout.arrays)
+    ]
+
+
+def _verdict(one: Found, report: Report) -> str:
+    name = f"checkpoint/{one.step}" if one.step is not None else "checkpoint of no known step"
+    how = f"{report.num_objects} files, {report.num_chunks} chunks, {size(report.num_bytes)} read"
+    how += "" if report.deep else ", payloads not read"
+    if report.is_intact:
+        return f"{name} ok ({how})"
+    number = len(report.problems)
+    return f"{name} damaged: {number} {'place' if number == 1 else 'places'} ({how})"
+
+
+def _problem_listing(problems: Sequence[tuple[Report, Problem]]) -> Listing:
+    return Listing(
+        kind="ProblemList",
+        columns=(
+            Column(name="step", align="right"),
+            Column(name="kind"),
+            Column(name="tensor"),
+            Column(name="chunk", align="right"),
+            Column(name="file"),
+            Column(name="bytes"),
+            Column(name="what"),
+        ),
+        rows=tuple(
+            (
+                str(report.step) if report.step is not None else "-",
+                problem.kind,
+                problem.array if problem.array is not None else "-",
+                str(problem.chunk) if problem.chunk is not None else "-",
+                problem.object_key,
+                f"{problem.offset_bytes}-{problem.offset_bytes + problem.length_bytes}",
+                one_line(problem.message),
+            )
+            for report, problem in problems
+        ),
+    )
+
+
+def _report_item(one: Found, report: Report) -> dict[str, object]:
+    return {
+        "step": one.step,
+        "writeId": one.write_id or None,
+        "isIntact": report.is_intact,
+        "isDeep": report.deep,
+        "numFiles": report.num_objects,
+        "numChunks": report.num_chunks,
+        "numBytesRead": report.num_bytes,
+        "problems": [
+            {
+                "kind": problem.kind,
+                "tensor": problem.array,
+                "chunk": problem.chunk,
+                "file": problem.object_key,
+                "offsetBytes": problem.offset_bytes,
+                "lengthBytes": problem.length_bytes,
+                "message": problem.message,
+            }
+            for problem in report.problems
+        ],
+    }

@@ -1,0 +1,154 @@
+"""What a run asks for, rank by rank: places, coordinates, bytes. Numbers that are not known are not given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from behemoth.base.ids import Rank
+from behemoth.base.units import format_duration
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis
+from behemoth.spec.model import Inventory, ModelFile, NamedModel, RankBytes, rank_bytes
+from behemoth.spec.run import EverySteps, TrainingRun
+from behemoth_cli.out.table import Column, Listing, Page, Section
+from behemoth_cli.views.figures import count, ranks, size
+
+MAX_ROWS = 64
+"""Ranks that are listed one by one; more are folded where they hold the same bytes."""
+_AXES: tuple[Axis, ...] = (*DENSE_AXES, *(axis for axis in EXPERT_AXES if axis not in DENSE_AXES))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRank:
+    """One rank; `held` is None where the tensors are not known."""
+
+    rank: Rank
+    node: int
+    local_rank: int
+    coordinates: tuple[int, ...]
+    held: RankBytes | None
+
+
+def plan_page(run: TrainingRun, inventory: Inventory | None, *, is_full: bool) -> Page:
+    """`is_full`: one row for every rank, however many there are."""
+    planned = planned_ranks(run, inventory)
+    one_by_one = is_full or len(planned) <= MAX_ROWS
+    listing = _rank_listing(run, planned) if one_by_one else _folded_listing(planned)
+    return Page(
+        kind="Plan",
+        name=f"run/{run.name}",
+        sections=(Section(pairs=_facts(run, inventory)), Section(title="Ranks", listing=listing)),
+        body=_body(run, inventory, planned),
+    )
+
+
+def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[PlannedRank]:
+    """Bytes depend on the pipeline stage only, so they are computed once a stage."""
+    known = inventory if inventory is not None and inventory.tensors else None
+    of_stage: dict[int, RankBytes] = {}
+    planned = []
+    for number in range(run.nodes.num_ranks):
+        rank = Rank(number)
+        stage = run.mesh.coordinate(rank, "pp")
+        if known is not None and stage not in of_stage:
+            of_stage[stage] = rank_bytes(known, run.mesh, rank)
+        node, local_rank = divmod(number, run.nodes.gpus_per_node)
+        coordinates = tuple(run.mesh.coordinate(rank, axis) for axis in _AXES)
+        planned.append(
+            PlannedRank(rank=rank, node=node, local_rank=local_rank, coordinates=coordinates, held=of_stage.get(stage))
+        )
+    return planned
+
+
+def _facts(run: TrainingRun, inventory: Inventory | None) -> tuple[tuple[str, str], ...]:
+    nodes, every = run.nodes, run.checkpoint.every
+    cadence = f"{every.steps} steps" if isinstance(every, EverySteps) else format_duration(every.interval)
+    return (
+        ("run", run.name),
+        ("nodes", f"{nodes.count} of {nodes.gpus_per_node} ranks each, and {nodes.spares} spares"),
+        ("ranks", str(nodes.num_ranks)),
+        ("dense mesh", _mesh(run, DENSE_AXES)),
+        ("expert mesh", _mesh(run, EXPERT_AXES)),
+        ("model", _model(run, inventory)),
+        ("steps", str(run.workload.steps)),
+        ("checkpoint", f"every {cadence}, in {run.checkpoint.store or 'the run directory'}"),
+    )
+
+
+def _mesh(run: TrainingRun, axes: Sequence[Axis]) -> str:
+    return " x ".join(f"{axis}={run.mesh.size(axis)}" for axis in axes)
+
+
+def _model(run: TrainingRun, inventory: Inventory | None) -> str:
+    match run.model:
+        case None:
+            return "not named, so bytes are not known"
+        case NamedModel(ref=name) | ModelFile(inventory=name):
+            if inventory is None or not inventory.tensors:
+                return f"{name}: its tensors come from the program, so bytes are not known"
+            return f"{name}: {count(inventory.num_params)} parameters in {len(inventory.tensors)} tensors"
+
+
+def _rank_listing(run: TrainingRun, planned: Sequence[PlannedRank]) -> Listing:
+    """Only the axes that are used have a column."""
+    used = [number for number, axis in enumerate(_AXES) if run.mesh.size(axis) > 1]
+    has_bytes = any(one.held is not None for one in planned)
+    heads = ["rank", "node", "local", *(_AXES[number] for number in used), *(["weights", "optimizer"] * has_bytes)]
+    return Listing(
+        kind="RankList",
+        columns=tuple(Column(name=head, align="right") for head in heads),
+        rows=tuple(
+            (
+                str(one.rank),
+                str(one.node),
+                str(one.local_rank),
+                *(str(one.coordinates[number]) for number in used),
+                *_bytes(one.held),
+            )
+            for one in planned
+        ),
+    )
+
+
+def _folded_listing(planned: Sequence[PlannedRank]) -> Listing:
+    groups: dict[RankBytes | None, list[PlannedRank]] = {}
+    for one in planned:
+        groups.setdefault(one.held, []).append(one)
+    heads = ["ranks", "nodes", "count", *(["weights", "optimizer"] * (None not in groups))]
+    return Listing(
+        kind="RankList",
+        columns=tuple(Column(name=head, align="left" if head in ("ranks", "nodes") else "right") for head in heads),
+        rows=tuple(
+            (ranks(one.rank for one in group), ranks(one.node for one in group), str(len(group)), *_bytes(held))
+            for held, group in groups.items()
+        ),
+    )
+
+
+def _bytes(held: RankBytes | None) -> tuple[str, ...]:
+    return (size(held.weights_bytes), size(held.optimizer_bytes)) if held is not None else ()
+
+
+def _body(run: TrainingRun, inventory: Inventory | None, planned: Sequence[PlannedRank]) -> dict[str, object]:
+    has_tensors = inventory is not None and bool(inventory.tensors)
+    return {
+        "run": run.name,
+        "numNodes": run.nodes.count,
+        "numSpares": run.nodes.spares,
+        "ranksPerNode": run.nodes.gpus_per_node,
+        "numRanks": run.nodes.num_ranks,
+        "mesh": {axis: run.mesh.size(axis) for axis in _AXES},
+        "numParameters": inventory.num_params if inventory is not None and has_tensors else None,
+        "totalSteps": run.workload.steps,
+        "ranks": [
+            {
+                "rank": one.rank,
+                "node": one.node,
+                "localRank": one.local_rank,
+                **dict(zip(_AXES, one.coordinates, strict=True)),
+                "weightsBytes": one.held.weights_bytes if one.held is not None else None,
+                "optimizerBytes": one.held.optimizer_bytes if one.held is not None else None,
+            }
+            for one in planned
+        ],
+    }
