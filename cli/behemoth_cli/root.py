@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]  # offered nowhere else
 from typer.core import TyperGroup
 from typing_extensions import override
 
@@ -36,6 +37,8 @@ VERBS: dict[str, str] = {
 }
 """Verb -> what it does; the module of a verb has its name."""
 
+COMPLETE_VARIABLE = "_BEHEMOTH_COMPLETE"
+"""Set by completion scripts: the program then prints what could come next."""
 _GLOBAL_FLAGS = ("-v", "--verbose")
 _COLORS: tuple[ColorChoice, ...] = ("auto", "always", "never")
 
@@ -49,6 +52,8 @@ class Verbs(TyperGroup):
 
     @override
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        if cmd_name not in VERBS and ctx.resilient_parsing:
+            return None
         choose(cmd_name, VERBS, name="command")
         module = importlib.import_module(f"behemoth_cli.commands.{cmd_name}")
         command = typer.main.get_command(module.app)
@@ -99,7 +104,11 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
     is_verbose = any(flag in arguments for flag in _GLOBAL_FLAGS)
     try:
         command = typer.main.get_command(app)
-        code = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
+        if COMPLETE_VARIABLE in os.environ:
+            completion_init()
+        code = command.main(
+            args=list(arguments), prog_name=program, complete_var=COMPLETE_VARIABLE, standalone_mode=False
+        )
         return int(code) if isinstance(code, int) else Exit.OK
     except BrokenPipeError:
         return Exit.OK

@@ -39,11 +39,11 @@ class Pace:
     tokens_per_s: float | None = None
 
 
-_PACE_US = 3_000_000
+_PACE_US = 1_500_000
 
 
 def paced(pace: Pace, snapshot: Snapshot) -> Pace:
-    """The pace after one more snapshot; measured over about three seconds of one attempt."""
+    """The pace after one more snapshot; measured over about a second and a half of one attempt."""
     vitals = snapshot.vitals
     if vitals is None:
         return pace
