@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.ids import Attempt, NodeId, Rank, Step
 from behemoth.policy.failure import (
     incident_of_worker,

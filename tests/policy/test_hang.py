@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.ids import Attempt, Step
 from behemoth.policy.hang import deadline_us, limit_us
 from behemoth.state.config import HangFloors, WorkPhase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.ids import NodeId
 from behemoth.policy.placement import first_gang
 from behemoth.policy.spares import (

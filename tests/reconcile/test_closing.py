@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.ids import Attempt, Epoch
 from behemoth.state.config import Cadence
 from behemoth.state.effect import Abort, Close, Commit, Evict, Place, Provision, Save, Start, Stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.errors import Corrupt
 from behemoth.reconcile.journal import Line, TornLine, audit, decode_lines, effects_of, encode_line, replay
 from behemoth.state.evidence import Tick

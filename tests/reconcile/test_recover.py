@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.ids import Attempt, NodeId, WriteId
 from behemoth.state.effect import Abort, Close, Commit, Evict, Provision, Reject, Replace, Start, Stop
 from behemoth.state.evidence import (

@@ -47,6 +47,20 @@ def test_a_save_that_came_too_late_is_followed_by_a_later_one() -> None:
     assert player.obs.num_save_failures == 0
 
 
+def test_a_committed_save_tells_how_far_a_fast_gang_is_before_the_next_tick_does() -> None:
+    player = training()
+    player.reach(1)
+    for step in (10, 20, 30):
+        write_id = player.save.write_id
+        player.tell(SaveArmed(attempt=Attempt(1), write_id=write_id), after_us=1_000)
+        player.tell(SaveStaged(attempt=Attempt(1), write_id=write_id), after_us=1_000)
+        player.tell(SaveWritten(attempt=Attempt(1), write_id=write_id), after_us=1_000)
+        player.tell(Committed(commit=ref(step, write_id)), after_us=1_000)
+        assert player.one(Save).step == step + 10
+    player.tell(SavePassed(attempt=Attempt(1), write_id=player.save.write_id, step=Step(43)))
+    assert player.one(Save).step == 50
+
+
 def test_a_failed_save_is_aborted_told_and_followed_by_the_next() -> None:
     player = training()
     player.reach(10)

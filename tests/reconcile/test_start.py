@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.errors import Internal
 from behemoth.base.ids import Attempt, Epoch, NodeId
 from behemoth.reconcile.fold import fold

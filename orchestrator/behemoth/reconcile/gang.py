@@ -312,7 +312,7 @@ def started(obs: Observation, effect: Start) -> Observation:
         incident=None,
         restore=effect.restore,
         ending_step=None,
-        num_passed=0,
+        lead_steps=0,
         start_message=effect.reason,
     )
 

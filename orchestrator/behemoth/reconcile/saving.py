@@ -8,8 +8,8 @@ One save is in flight at a time. What becomes of it when its attempt ends:
 - Written: all bytes are in the store, so its Commit goes on whatever is lost.
 
 The new attempt restores the newest *committed* step, which may be older than the staged one. It then repeats those
-steps bit for bit, so a commit that arrives meanwhile names the same state and is as good as one of its own. A commit's
-name is its step, so steps that are committed already are skipped when the gang passes them again.
+steps bit for bit, so a commit that arrives meanwhile names the same state and is as good as one of its own. Steps up
+to the newest commit are not saved again: nobody would restore them, and their names are taken.
 
 Neighbours: `behemoth.policy.cadence` chooses steps, `closing` ends the run after a last save.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.policy import cadence
 from behemoth.policy.retention import MIN_KEPT, Retention, expired
 from behemoth.state.effect import Abort, Agree, Commit, CommitRef, Delete, Effect, Save
@@ -62,32 +62,38 @@ def on_passed(obs: Observation, told: SavePassed) -> Observation:
     if save is None or save.state not in ("called", "armed"):
         return obs
     why = f"a rank stood at step {told.step} already"
-    obs = replace(obs, save=replace(save, doom=why), num_passed=obs.num_passed + 1)
+    lead_steps = cadence.lead_after_passed(obs.lead_steps, late_by=told.step - save.step)
+    obs = replace(obs, save=replace(save, doom=why), lead_steps=lead_steps)
+    return _with_furthest(obs, told.attempt, told.step)
+
+
+def _with_furthest(obs: Observation, attempt: Attempt, step: Step) -> Observation:
+    """Saves tell how far ranks are too, and often before the next tick does."""
     progress = obs.progress
-    if progress is None or told.attempt != obs.attempt or told.step <= progress.furthest_step:
+    if progress is None or attempt != obs.attempt or step <= progress.furthest_step:
         return obs
-    return replace(obs, progress=replace(progress, furthest_step=told.step))
+    return replace(obs, progress=replace(progress, furthest_step=step))
 
 
 def on_armed(obs: Observation, told: SaveArmed) -> Observation:
     save = _matching(obs, told.write_id)
     if save is None or save.state != "called":
         return obs
-    return replace(obs, save=replace(save, state="armed"), num_passed=0)
+    return replace(obs, save=replace(save, state="armed"), lead_steps=obs.lead_steps // 2)
 
 
 def on_staged(obs: Observation, told: SaveStaged) -> Observation:
     save = _matching(obs, told.write_id)
     if save is None or save.state not in ("called", "armed", "agreed"):
         return obs
-    return replace(obs, save=replace(save, state="staged"))
+    return _with_furthest(replace(obs, save=replace(save, state="staged")), save.attempt, save.step)
 
 
 def on_written(obs: Observation, told: SaveWritten) -> Observation:
     save = _matching(obs, told.write_id)
     if save is None or save.state in ("written", "committing"):
         return obs
-    return replace(obs, save=replace(save, state="written"))
+    return _with_furthest(replace(obs, save=replace(save, state="written")), save.attempt, save.step)
 
 
 def on_failed(obs: Observation, told: SaveFailed) -> Observation:
@@ -108,6 +114,7 @@ def on_committed(obs: Observation, told: Committed) -> Observation:
         return obs
     obs = replace(obs, aborted=tuple(entry for entry in obs.aborted if entry != commit.write_id))
     if is_flying and save is not None:
+        obs = _with_furthest(obs, save.attempt, save.step)
         obs = replace(obs, save=None, num_save_failures=0, num_last_failures=0, save_message="")
         obs = replace(obs, ending_step=commit.step, ended_us=obs.now_us) if save.is_last else obs
     if any(known.step == commit.step for known in obs.commits):
@@ -213,9 +220,9 @@ def _next_step(obs: Observation) -> Step | None:
         due_us=obs.now_us if obs.asked is not None else _due_us(obs),
         now_us=obs.now_us,
         step_us=obs.step_us,
-        num_passed=obs.num_passed,
+        learned_lead_steps=obs.lead_steps,
         is_asked=obs.asked is not None,
-        committed={commit.step for commit in obs.commits if commit.step > progress.step},
+        committed=obs.commits[-1].step if obs.commits else Step(0),
         total_steps=obs.config.total_steps,
     )
 
@@ -245,7 +252,13 @@ def deletions(obs: Observation) -> tuple[Effect, ...]:
 def called(obs: Observation, effect: Save) -> Observation:
     if obs.save is not None or effect.write_id != _next_write_id(obs):
         return obs
-    save = SaveInFlight(step=effect.step, write_id=effect.write_id, is_last=effect.is_last, called_us=obs.now_us)
+    save = SaveInFlight(
+        step=effect.step,
+        write_id=effect.write_id,
+        attempt=obs.attempt,
+        is_last=effect.is_last,
+        called_us=obs.now_us,
+    )
     return replace(obs, save=save, num_writes=obs.num_writes + 1, saved_us=obs.now_us)
 
 
@@ -289,6 +302,6 @@ def deadlines(obs: Observation) -> list[int]:
         return [] if save.reached_us is None else [save.reached_us + obs.config.save_limit_us]
     if obs.config.cadence.interval_us is None or obs.gang != "training" or progress is None:
         return []
-    lead = cadence.lead_steps(step_us=obs.step_us, num_passed=obs.num_passed)
+    lead = cadence.lead_steps(step_us=obs.step_us, learned_lead_steps=obs.lead_steps)
     end_us = progress.at_us + (obs.config.total_steps - lead - progress.step) * obs.step_us
     return [_due_us(obs), end_us]

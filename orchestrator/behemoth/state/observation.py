@@ -98,6 +98,7 @@ class SaveInFlight(msgspec.Struct, frozen=True, kw_only=True):
 
     step: Step
     write_id: WriteId
+    attempt: Attempt
     is_last: bool
     state: SaveState = "called"
     called_us: int
@@ -163,8 +164,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
     save: SaveInFlight | None = None
     num_writes: int = 0
-    num_passed: int = 0
-    """Saves in a row that came too late to a rank."""
+    lead_steps: int = 0
+    """How many steps further ahead than the cadence asks a save is announced, learned from saves that came too late."""
     num_save_failures: int = 0
     num_last_failures: int = 0
     """Of these, last saves."""
