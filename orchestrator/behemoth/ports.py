@@ -34,9 +34,9 @@ class ObjectInfo:
 class ObjectStore(Protocol):
     """Where checkpoints lie. Keys are `/`-separated relative paths without `.`, `..` or empty segments.
 
-    Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely: many writers fill
-    one object at known offsets and somebody seals it; small objects are created if absent; reads are ranged and land in
-    the caller's buffers. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied, Unavailable,
+    Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely: many writers
+    fill one object at known offsets and somebody seals it; small objects are created if absent; reads are ranged and
+    land in the caller's buffers. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied, Unavailable,
     Corrupt, Conflict).
     """
 

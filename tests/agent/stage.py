@@ -266,7 +266,6 @@ def setup_for(
             eval_us=10 * second_us,
             save_us=10 * second_us,
         ),
-        stop_grace_us=second_us,
         coordinator_grace_us=grace_us,
         max_log_bytes=max_log_bytes,
     )

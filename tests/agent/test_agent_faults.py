@@ -32,7 +32,6 @@ from behemoth.wire.messages import (
     SaveMissed,
     Setup,
     StopGang,
-    TellReceipts,
     WorkerEnded,
 )
 
@@ -400,18 +399,5 @@ def test_the_token_reaches_neither_workers_nor_logs(tmp_path: Path) -> None:
             assert b"a-token" not in Path(f"/proc/{pid}/environ").read_bytes()
         assert "a-token" not in (tmp_path / "n0.log").read_text()
         assert "s3cr3t" not in (tmp_path / "n0.log").read_text()
-
-    play(tmp_path, scene)
-
-
-def test_receipts_are_told_again_on_demand(tmp_path: Path) -> None:
-    async def scene(here: Stage) -> None:
-        here.start_gang(1)
-        await here.wait_for(RanksRestored)
-        here.send(SaveAt(fence=here.fence(1), step=Step(30), write_id=WriteId("a1-1")))
-        await here.wait_for(ReceiptBatch)
-        since = len(here.heard)
-        here.send(TellReceipts(fence=here.fence(1), write_id=WriteId("a1-1")))
-        await here.wait_for(ReceiptBatch, since=since)
 
     play(tmp_path, scene)

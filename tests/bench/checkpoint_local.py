@@ -22,6 +22,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from bench_table import Row, alone, alternate, arguments, beside, show
+from checkpoint_peers import Arrays, Peer, peers
+
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import commit, latest
@@ -33,8 +36,6 @@ from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
-from bench_table import Row, alone, alternate, arguments, beside, show
-from checkpoint_peers import Arrays, Peer, peers
 
 LAYER_SHAPES = {
     **dict.fromkeys(("q", "k", "v", "o"), (2048, 2048)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import pytest
+
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
@@ -46,7 +47,6 @@ SETUP = Setup(
     log_dir="/nowhere",
     io_threads=1,
     hang_floors=FLOORS,
-    stop_grace_us=0,
     coordinator_grace_us=0,
     max_log_bytes=1,
 )

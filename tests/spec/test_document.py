@@ -5,11 +5,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from behemoth.spec.decode import decode_document, decode_run
 from behemoth.spec.document import difference, fingerprint, to_document
 from behemoth.spec.drill import parse_fault
-from hypothesis import given
-from hypothesis import strategies as st
 from spec.run_texts import document, workload
 
 _WORKLOADS = st.sampled_from(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank, Step
 from behemoth.spec.drill import (

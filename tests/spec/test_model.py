@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.decode import decode_document

@@ -6,6 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
 from behemoth.base.errors import NotFound
 from behemoth.spec.decode import decode_document, decode_run
 from behemoth.spec.document import to_document

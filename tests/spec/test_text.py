@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from behemoth.spec.problem import InvalidRun
-from behemoth.spec.text import MAX_TEXT_BYTES, Ambiguous, read_document
 from hypothesis import given
 from hypothesis import strategies as st
+
+from behemoth.spec.problem import InvalidRun
+from behemoth.spec.text import MAX_TEXT_BYTES, Ambiguous, read_document
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,6 @@ from behemoth.wire.messages import (
     Setup,
     StartGang,
     StopGang,
-    TellReceipts,
     Welcome,
 )
 
@@ -122,7 +121,7 @@ class Agent:
     def command(self, command: Command) -> None:
         """See `link.Listener`."""
         match command:
-            case StartGang() | StopGang() | SaveAt() | GoAhead() | CommitSeen() | AbortSave() | TellReceipts():
+            case StartGang() | StopGang() | SaveAt() | GoAhead() | CommitSeen() | AbortSave():
                 self._obey_fenced(command)
             case Leave():
                 _log.info("asked to leave: %s", command.reason)
@@ -145,9 +144,7 @@ class Agent:
 
     # Commands
 
-    def _obey_fenced(
-        self, command: StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave | TellReceipts
-    ) -> None:
+    def _obey_fenced(self, command: StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave) -> None:
         if command.fence.is_stale_against(self._seen) or self._parts is None:
             self._refuse(command, "its fence is older than what this agent has seen")
             return
@@ -165,8 +162,6 @@ class Agent:
                 saves.committed(command.write_id)
             case AbortSave():
                 saves.abort(command.write_id, command.reason)
-            case TellReceipts():
-                saves.tell_receipts(command.write_id)
             case _:
                 assert_never(command)
 

@@ -55,7 +55,6 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str) -> Setup:
         log_dir=log_dir,
         io_threads=run.checkpoint.threads,
         hang_floors=_floors(run.recovery.hang_floor),
-        stop_grace_us=to_us(run.recovery.stop_grace),
         coordinator_grace_us=to_us(run.recovery.coordinator_grace),
         max_log_bytes=MAX_LOG_BYTES,
     )

@@ -21,12 +21,16 @@ class JournalFile:
 
     def open(self) -> bytes:
         """Opens for appending; the whole lines that are there already."""
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.open_for_append()
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.ftruncate(self._fd, len(whole))
         return whole
+
+    def open_for_append(self) -> None:
+        """Without reading; for a file of which nothing is wanted."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def append(self, line: bytes) -> None:
         """In the page cache when it returns: survives the process. Raises Unavailable when the disk is full."""

@@ -52,7 +52,6 @@ from behemoth.wire.messages import (
     Setup,
     StartGang,
     StopGang,
-    TellReceipts,
     Welcome,
     WorkerEnded,
 )
@@ -188,9 +187,6 @@ class Fleet:
 
     def agree(self, command: GoAhead) -> None:
         self._stand(command)
-
-    def tell_again(self, command: TellReceipts) -> None:
-        self._broadcast(command)
 
     def save_of(self, write_id: WriteId) -> SaveMuster | None:
         """What has come in for a write that was announced in this term and has not ended."""

@@ -231,11 +231,13 @@ class Recovery:
         timedelta, About(doc="How long a gang waits for a missing node before the run fails.", kind=duration())
     ] = timedelta(minutes=10)
     coordinator_grace: Annotated[
-        timedelta, About(doc="How long agents keep training without their coordinator.", kind=duration())
+        timedelta,
+        About(
+            doc="How long agents keep training without their coordinator.",
+            kind=duration(),
+            supported=False,
+        ),
     ] = timedelta(0)
-    stop_grace: Annotated[
-        timedelta, About(doc="How long workers get to end by themselves before they are killed.", kind=duration())
-    ] = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
         require_ranges(self, name="recovery")

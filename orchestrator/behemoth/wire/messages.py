@@ -121,8 +121,9 @@ class SaveMissed(_Message, frozen=True, kw_only=True):
 
 
 class ReceiptBatch(_Message, frozen=True, kw_only=True):
-    """Receipts of the node's ranks, as `behemoth.checkpoint.receipt` encodes them, told again on demand until the
-    commit is seen. `num_ranks` is how many the node owes in all for this write; slot 0 also sends the layout."""
+    """Receipts of the node's ranks, as `behemoth.checkpoint.receipt` encodes them, told again to a coordinator that
+    comes back until the commit is seen. `num_ranks` is how many the node owes in all for this write; slot 0 also sends
+    the layout."""
 
     attempt: Attempt
     write_id: WriteId
@@ -194,7 +195,6 @@ class Setup(_Message, frozen=True, kw_only=True):
     log_dir: str
     io_threads: int
     hang_floors: HangFloors
-    stop_grace_us: int
     coordinator_grace_us: int | None
     """How long workers go on without a coordinator; None: for ever."""
     max_log_bytes: int
@@ -277,19 +277,10 @@ class AbortSave(_Message, frozen=True, kw_only=True):
     reason: str
 
 
-class TellReceipts(_Message, frozen=True, kw_only=True):
-    """Send the receipts of this write (again)."""
-
-    fence: Fence
-    write_id: WriteId
-
-
 class Leave(_Message, frozen=True, kw_only=True):
     """The run is over here, or the agent was evicted: end all workers and exit with 0."""
 
     reason: str
 
 
-Command: TypeAlias = (
-    Welcome | Rejected | StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave | TellReceipts | Leave
-)
+Command: TypeAlias = Welcome | Rejected | StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave | Leave

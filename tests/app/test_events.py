@@ -1,0 +1,119 @@
+"""Evidence and decisions as sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from behemoth.app.event_log import EventLog, read_events
+from behemoth.app.events import Event, events_of
+from behemoth.base.clock import ManualClock
+from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
+from behemoth.reconcile.decide import decide
+from behemoth.reconcile.fold import fold
+from behemoth.state.config import Cadence, HangFloors, RunConfig
+from behemoth.state.effect import CommitRef
+from behemoth.state.evidence import (
+    CommitsFound,
+    Committed,
+    Decided,
+    Evidence,
+    GangRestored,
+    GangUp,
+    NodeJoined,
+    RunOpened,
+    TermBegan,
+    WorkerFailed,
+)
+from behemoth.state.observation import Observation
+
+FLOORS = HangFloors(start_us=1, restore_us=1, first_step_us=1, step_us=1, eval_us=1, save_us=1)
+CONFIG = RunConfig(
+    run_uid=RunUid("u"),
+    nodes=(NodeId("a"), NodeId("b")),
+    num_slots=1,
+    ranks_per_node=2,
+    total_steps=Step(10),
+    cadence=Cadence(steps=5),
+    keep_last=2,
+    keep_every_steps=None,
+    heartbeat_limit_us=10**9,
+    hang_floors=FLOORS,
+    settle_us=0,
+    max_failures=3,
+    node_wait_us=10**9,
+    rejoin_us=0,
+    save_limit_us=10**9,
+)
+HISTORY: tuple[Evidence, ...] = (
+    RunOpened(config=CONFIG),
+    TermBegan(epoch=Epoch(1)),
+    CommitsFound(commits=()),
+    NodeJoined(node=NodeId("a"), incarnation=1, attempt=Attempt(0)),
+    GangUp(attempt=Attempt(1)),
+    GangRestored(attempt=Attempt(1), step=Step(0), num_from_memory=0),
+    Committed(commit=CommitRef(step=Step(5), write_id=WriteId("a1-1"), size_bytes=1 << 20)),
+    WorkerFailed(
+        node=NodeId("a"), attempt=Attempt(1), rank=Rank(1), exit_code=None, signal=9, last_lines="one\nlast words\n"
+    ),
+)
+
+
+def play(log: EventLog | None = None) -> list[Event]:
+    """Folds the history as a loop would; the events of all of it."""
+    observation: Observation | None = None
+    events: list[Event] = []
+    for evidence in HISTORY:
+        for fact in (evidence, None):
+            if fact is None:
+                assert observation is not None
+                fact = Decided(effects=decide(observation).effects)
+                if not fact.effects:
+                    continue
+            before, observation = observation, fold(observation, fact, 1_000)
+            events += events_of(fact, before, observation)
+            if log is not None:
+                log.witness(fact, before, observation)
+    return events
+
+
+def test_a_run_reads_as_a_story() -> None:
+    assert [event.reason for event in play()] == [
+        "RunOpened",
+        "NodeJoined",
+        "Placed",
+        "Starting",
+        "Restored",
+        "Committed",
+        "LastSave",
+        "WorkerFailed",
+        "SaveAborted",
+        "Starting",
+    ]
+
+
+def test_a_failure_names_rank_node_signal_and_last_words() -> None:
+    failure = next(event for event in play() if event.reason == "WorkerFailed")
+    assert failure.message == "rank 1 on node a ended with signal 9: last words"
+    assert (failure.level, failure.node, failure.rank) == ("warning", "a", 1)
+
+
+def test_events_are_written_told_and_read_back(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    log = EventLog(tmp_path / "events.jsonl", clock=ManualClock(now_us=5), listener=heard.append)
+    log.open()
+    log.warn("Drill", "drill: before anything")
+    events = play(log)
+    log.close()
+    assert heard[1:] == events
+    assert heard[0].at_us == 5
+    assert read_events(tmp_path / "events.jsonl") == heard
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out_and_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"at_us":1,"lev')
+    log = EventLog(path, clock=ManualClock(), listener=lambda _: None)
+    log.open()
+    events = play(log)
+    log.close()
+    assert read_events(path) == events

@@ -1,0 +1,119 @@
+"""The run directory: one run, one process, whole files or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from behemoth.app.run_directory import RunDirectory, Term, existing
+from behemoth.app.start_run import claim
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.ids import Epoch
+from behemoth.spec.decode import decode_run
+from behemoth.spec.drill import parse_fault
+from behemoth.spec.run import TrainingRun
+
+TEXT = """
+apiVersion: behemoth.dev/v1alpha1
+kind: TrainingRun
+metadata: {name: small}
+spec:
+  nodes: {count: 2, gpus_per_node: 1}
+  mesh: {dp: 2}
+  workload: {entrypoint: "m:f", steps: 10}
+"""
+
+
+def run() -> TrainingRun:
+    return decode_run(TEXT)
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_directory(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "r")
+    first.open()
+    with pytest.raises(Conflict, match="another live"):
+        RunDirectory(tmp_path / "r").open()
+    first.close()
+    again = RunDirectory(tmp_path / "r")
+    again.open()
+    again.close()
+
+
+def test_the_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from behemoth.app.run_directory import RunDirectory\n"
+        f"RunDirectory(Path({str(tmp_path / 'r')!r})).open(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == -9
+    directory = RunDirectory(tmp_path / "r")
+    directory.open()
+    directory.close()
+
+
+def test_the_same_run_may_come_back_and_keeps_its_identity(tmp_path: Path) -> None:
+    first = claim(run(), tmp_path / "r")
+    first.directory.close()
+    second = claim(run(), tmp_path / "r")
+    second.directory.close()
+    assert second.identity == first.identity
+
+
+def test_a_changed_run_on_an_old_directory_is_refused_naming_the_field_and_releases_the_lock(tmp_path: Path) -> None:
+    claim(run(), tmp_path / "r").directory.close()
+    changed = decode_run(TEXT.replace("steps: 10", "steps: 20"))
+    with pytest.raises(Conflict, match=r"spec\.workload\.steps: 10 -> 20"):
+        claim(changed, tmp_path / "r")
+    claim(run(), tmp_path / "r").directory.close()
+
+
+def test_other_drills_do_not_make_it_another_run(tmp_path: Path) -> None:
+    claim(run(), tmp_path / "r").directory.close()
+    drilled = dataclasses.replace(run(), drill=(parse_fault("kill rank 1 at step 5"),))
+    claim(drilled, tmp_path / "r").directory.close()
+
+
+def test_the_secret_is_for_its_owner_only_and_stays_the_same(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "r")
+    directory.open()
+    secret = directory.secret()
+    assert directory.secret() == secret
+    assert len(secret) == 32
+    assert stat.S_IMODE((tmp_path / "r" / "secret").stat().st_mode) == 0o600
+    (tmp_path / "r" / "secret").write_bytes(b"short")
+    with pytest.raises(Corrupt, match="expected 32 bytes, got 5"):
+        directory.secret()
+    directory.close()
+
+
+def test_a_crash_before_the_rename_leaves_the_old_term(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "r")
+    directory.open()
+    directory.begin_term(Term(epoch=Epoch(1), port=5, pid=7))
+    (tmp_path / "r" / ".coordinator.json.new").write_bytes(b'{"epo')
+    assert directory.term() == Term(epoch=Epoch(1), port=5, pid=7)
+    directory.begin_term(Term(epoch=Epoch(2), port=6, pid=8))
+    assert directory.term() == Term(epoch=Epoch(2), port=6, pid=8)
+    directory.close()
+
+
+def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("")
+    with pytest.raises(Invalid, match=str(tmp_path / "r")):
+        RunDirectory(tmp_path / "r").open()
+
+
+def test_a_directory_without_a_run_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="expected a run there"):
+        existing(tmp_path)
+
+
+def test_an_identity_that_was_changed_by_hand_is_corrupt(tmp_path: Path) -> None:
+    claim(run(), tmp_path / "r").directory.close()
+    (tmp_path / "r" / "identity.json").write_text("[]")
+    with pytest.raises(Corrupt, match=r"identity\.json"):
+        claim(run(), tmp_path / "r")
