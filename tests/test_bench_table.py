@@ -1,6 +1,7 @@
 """The arithmetic of benchmark rows."""
 
 import pytest
+
 from bench.bench_table import alone, alternate, beside, interval
 
 

@@ -5,13 +5,14 @@ import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import behemoth.zarr_dtypes as zarr_dtypes
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
 import zarr
 from zarr.dtype import data_type_registry
+
+import behemoth.zarr_dtypes as zarr_dtypes
 
 NAMES = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+
 from behemoth.base import errors
 from behemoth.base.errors import BehemothError
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from behemoth.base.errors import Invalid
-from behemoth.base.units import format_duration, format_size, parse_duration, parse_size
 from hypothesis import given
 from hypothesis import strategies as st
+
+from behemoth.base.errors import Invalid
+from behemoth.base.units import format_duration, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import CommitRecord, commit

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
+
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import CommitRecord, commit

@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject

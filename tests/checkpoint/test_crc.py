@@ -5,9 +5,10 @@ import threading
 
 import numpy as np
 import pytest
-from behemoth.checkpoint.crc import combine, combine_all, crc32c, trailer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from behemoth.checkpoint.crc import combine, combine_all, crc32c, trailer
 
 
 @pytest.mark.parametrize(

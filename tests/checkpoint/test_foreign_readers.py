@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
 import numpy as np
 import pytest
 import zarr
+
+import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.storage.local import LocalStore

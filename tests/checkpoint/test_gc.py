@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, reject

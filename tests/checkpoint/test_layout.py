@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.grid import MAX_CHUNK_BYTES, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout

@@ -6,6 +6,9 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import grid as grid_module
@@ -17,8 +20,6 @@ from behemoth.checkpoint.plan import ALIGNMENT_BYTES, plan_rank, prove_coverage
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import toy_layout
 from checkpoint.test_save_restore import clear_caches, layouts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,11 +8,12 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import decode_record, encode_record, rank_records_spec, run_record_spec
 from behemoth.checkpoint.zeros import crc_of_zeros
-from hypothesis import given
-from hypothesis import strategies as st
 
 leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
 values = st.recursive(

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import grid as grid_module
@@ -31,8 +34,6 @@ from checkpoint.checkpoint_rig import (
     unstaged,
     write_all_ranks,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @pytest.fixture(params=["memory", "local"])

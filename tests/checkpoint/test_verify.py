@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.verify import Problem, Report, verify
 from behemoth.ports import ObjectStore

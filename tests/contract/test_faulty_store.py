@@ -1,6 +1,7 @@
 """The faulty store breaks where its plan says, and the memory store forgets what was not sealed."""
 
 import pytest
+
 from behemoth.base.errors import NotFound, Unavailable
 from behemoth.ports import Part
 from behemoth.testing.faults import Crash, Die, FaultyStore, When, every_death, lost_answer

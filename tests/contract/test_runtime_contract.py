@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from behemoth.base.ids import NodeId
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.rayrt.runtime import RayRuntime, embed_ray

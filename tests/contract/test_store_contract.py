@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore

@@ -1,11 +1,12 @@
 """What retention lets go, and what it never does."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
 from behemoth.policy.retention import Retention, expired
-from hypothesis import given
-from hypothesis import strategies as st
 
 STEPS = st.sets(st.integers(0, 10_000).map(Step), max_size=50)
 RETENTIONS = st.builds(Retention, keep_last=st.integers(2, 20), every_steps=st.none() | st.integers(1, 1000))

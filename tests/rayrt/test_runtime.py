@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.rayrt.keeper import descendants

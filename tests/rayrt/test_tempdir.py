@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from behemoth.base.errors import Unavailable
 from behemoth.rayrt.tempdir import PREFIX, make_temp_dir, remove_left_behind, temp_root
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from behemoth.base.errors import Invalid
 from behemoth.storage.open import open_store
 

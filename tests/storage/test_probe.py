@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from behemoth.base.errors import Invalid, Unavailable
 from behemoth.storage.probe import probe
 
