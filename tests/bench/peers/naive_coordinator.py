@@ -17,7 +17,6 @@ from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Epoch, NodeId
 from behemoth.wire import frames
 from behemoth.wire.messages import Beat, Hello, Report, Welcome
-from behemoth.wiring.run import TICK_S
 
 
 @dataclass(slots=True)
@@ -43,7 +42,7 @@ class NaiveCoordinator:
         server = await asyncio.start_server(self._serve, scene.HOST, port, backlog=4096)
         scene.tell("listening", port=server.sockets[0].getsockname()[1])
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(scene.TICK_S)
             self._scan()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,6 +18,8 @@ from behemoth.wire.messages import EntrypointWork, Setup
 RUN = RunUid("bench-coordinator")
 HOST = "127.0.0.1"
 BEAT_S = 1.0
+TICK_S = 0.2
+"""Of `behemoth.wiring.run`, which costs a peer too much memory to import."""
 LIMIT_S = 2.5
 """The default `recovery.heartbeat_limit`: of beats once a second one may go missing."""
 GRACE_S = 60.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from programs import fleet_scene as scene
@@ -30,7 +30,8 @@ from behemoth.state.effect import Evict
 from behemoth.state.evidence import CommitsFound, Decided, Evidence, RunOpened, TermBegan
 from behemoth.state.observation import Observation
 from behemoth.storage.open import open_store
-from behemoth.wiring.run import TICK_S
+
+Witness = Callable[[Evidence, Observation | None, Observation], None]
 
 
 class NoMachines:
@@ -103,7 +104,7 @@ async def coordinate(port: int, epoch: Epoch, num_agents: int, directory: Path) 
         await loop[0].run()
 
 
-def _witnesses(history: History, events: EventLog) -> tuple:
+def _witnesses(history: History, events: EventLog) -> tuple[Witness, ...]:
     return (history.books.witness, history.saves.witness, events.witness, tell_evictions)
 
 
@@ -113,7 +114,7 @@ def _fleet_settings(epoch: Epoch) -> FleetSettings:
         epoch=epoch,
         setup=scene.SETUP,
         beat_interval_us=round(scene.BEAT_S * 1e6),
-        tick_interval_us=round(TICK_S * 1e6),
+        tick_interval_us=round(scene.TICK_S * 1e6),
         reconnect_us=round(scene.LIMIT_S * 1e6),
     )
 
