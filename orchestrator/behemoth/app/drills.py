@@ -91,10 +91,10 @@ class Drills:
         try:
             with self._ledger.open("a") as file:
                 file.write(json.dumps({"format": 1, "fault": format_fault(fault)}) + "\n")
-            self._announce(f"drill: {format_fault(fault)}")
+            self._announce(format_fault(fault))
             self._inflict(fault, observation)
         except (BehemothError, OSError) as error:
-            self._announce(f"drill: {format_fault(fault)}: did not strike: {error}")
+            self._announce(f"{format_fault(fault)}: did not strike: {error}")
             _log.warning("drill %s did not strike: %s", format_fault(fault), error)
 
     def _inflict(self, fault: Fault, observation: Observation) -> None:

@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 
 from behemoth.base.ids import NodeId, Rank
-from behemoth.base.units import format_size
 from behemoth.state.effect import (
     Abort,
     Close,
@@ -95,7 +94,7 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
         case SaveFailed(write_id=write_id, reason=reason):
             return _event(after, "SaveFailed", f"save {write_id} failed: {reason}", level="warning")
         case Committed(commit=commit):
-            size = format_size(commit.size_bytes)
+            size = f"{commit.size_bytes / (1 << 20):.1f} MiB"
             return _event(after, "Committed", f"checkpoint of step {commit.step} committed ({size})")
         case Asked(request=request):
             return _event(after, "Asked", f"asked to {request}")
@@ -113,9 +112,8 @@ def _decided(effect: Effect, after: Observation) -> list[Event]:
             return [_event(after, "Replaced", f"slot {slot}: node {spare} takes the place of {node}", node=spare)]
         case Evict(node=node, reason=reason):
             return [_event(after, "Evicted", f"node {node} evicted: {reason}", level="warning", node=node)]
-        case Start(restore=restore, reason=reason):
-            source = f"step {restore.step}" if restore is not None else "the beginning"
-            return [_event(after, "Starting", f"attempt {effect.fence.attempt} starts from {source}: {reason}")]
+        case Start(reason=reason):
+            return [_event(after, "Starting", f"attempt {effect.fence.attempt}: {reason}")]
         case Stop(reason=reason):
             return [_event(after, "Stopping", f"attempt {effect.fence.attempt} stops: {reason}")]
         case Save(step=step, is_last=True):
