@@ -108,6 +108,9 @@ def _of_usage(error: typer.TyperException) -> Failure:
     if option is not None and "No such option" in message:
         message, code = f"option {option!r}: expected an option of `{command}`, got an unknown one", "unknown-option"
         hint = f"did you mean {sorted(possibilities)[0]}?" if possibilities else hint
+    if message.startswith("No such command"):
+        message, _, known = message.partition(". Did you mean ")
+        code, hint = "unknown-name", f"did you mean {known.strip(chr(39) + '?')}?" if known else hint
     message = message[:1].lower() + message[1:]
     return Failure(message=" ".join(message.split()), cause="", hint=hint, code=code, exit=Exit.USAGE)
 

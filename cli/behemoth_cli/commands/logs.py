@@ -38,8 +38,9 @@ def logs(
 ) -> None:
     """Output of the ranks. What several ranks print alike is shown once, with the list of the ranks."""
     context: Context = ctx.obj
+    wanted = parse_ranks(rank)
     directory = find_run(run, context.console)
-    stream = LogStream(directory, parse_ranks(rank), attempt)
+    stream = LogStream(directory, wanted, attempt)
     context.console.note(f"run/{directory.path.name} attempt {stream.attempt}, {stream.num_ranks} ranks")
     for line in stream.first(tail=tail, is_final=not follow):
         context.console.lines([line])
