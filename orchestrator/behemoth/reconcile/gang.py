@@ -57,7 +57,7 @@ def on_progress(obs: Observation, told: Progress) -> Observation:
     last = obs.progress
     if told.attempt != obs.attempt or obs.gang != "training" or last is None or obs.incident is not None:
         return obs
-    if told.step < last.step or told.at_us < last.at_us or told.phase_since_us < last.phase_since_us or told == last:
+    if _is_older(told, last) or told == last:
         return obs
     if told.at_us > obs.now_us or told.phase_since_us > obs.now_us:
         told = replace(told, at_us=min(told.at_us, obs.now_us), phase_since_us=min(told.phase_since_us, obs.now_us))
@@ -73,6 +73,14 @@ def on_progress(obs: Observation, told: Progress) -> Observation:
         step_us=_pace_us(obs.step_us, last, told),
         step_times=obs.step_times if last.phase == "first_step" else obs.step_times.with_sample(told.slowest_step_us),
     )
+
+
+def _is_older(told: Progress, last: Progress) -> bool:
+    """Steps decide. Times do only among equal steps: where the word of the restore was late or lost, `last` began
+    when the first step was heard of, which may be later than what that step and its phase say of themselves."""
+    if told.step != last.step:
+        return told.step < last.step
+    return told.at_us < last.at_us or told.phase_since_us < last.phase_since_us
 
 
 def _restored_by(obs: Observation) -> GangRestored:
