@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCHES := cli simulate coordinator checkpoint_local recover
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test longer check bench clean
@@ -22,7 +23,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 bench: $(STAMP)
-	for file in tests/bench/*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python tests/bench/$$name.py --quick || exit 1; done
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"behemoth: expected Python >= 3.11, got {sys.version.split()[0]}; name one with: make PYTHON=python3.11 ...")'
