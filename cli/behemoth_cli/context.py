@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound
 from behemoth_cli.errors import choose, nearest
 from behemoth_cli.out.console import Console, Format
-from behemoth_cli.views.status import Look
 
 if TYPE_CHECKING:
     from behemoth.app.run_directory import RunDirectory
     from behemoth.spec.run import TrainingRun
+    from behemoth_cli.views.status import Look
 
 RUNS = Path("runs")
 _PREFIX = "run/"
@@ -77,6 +77,7 @@ def look_at(directory: RunDirectory) -> Look:
     from behemoth.app.snapshot import snapshot
     from behemoth.reconcile.decide import decide
     from behemoth.reconcile.ledger import books
+    from behemoth_cli.views.status import Look
 
     identity = directory.identity()
     name = identity.name if identity is not None else directory.path.name

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from behemoth_cli.out.frame import Frame, Line, Span, Style
 from behemoth_cli.out.table import one_line
 from behemoth_cli.views.figures import age, clock, count, seconds, size
+from behemoth_cli.views.status import step_of
 
 if TYPE_CHECKING:
     from behemoth.app.events import Event
@@ -77,7 +78,7 @@ def _head(snapshot: Snapshot) -> Line:
 
 
 def _progress(snapshot: Snapshot) -> Line:
-    step, total = _step(snapshot), snapshot.total_steps
+    step, total = step_of(snapshot), snapshot.total_steps
     filled = _BAR_COLUMNS * step // max(1, total)
     bar = "#" * filled + "." * (_BAR_COLUMNS - filled)
     left = seconds((total - step) * snapshot.step_us / 1e6) if snapshot.step_us and step < total else "-"
@@ -139,11 +140,6 @@ def _event(event: Event) -> Line:
         Span(text=f"{event.reason:12} ", style=style),
         Span(text=one_line(event.message)),
     )
-
-
-def _step(snapshot: Snapshot) -> int:
-    vitals = snapshot.vitals
-    return vitals.step if vitals is not None and vitals.step else snapshot.status.step
 
 
 def _cut(line: Line, width: int) -> Line:

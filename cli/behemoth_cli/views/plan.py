@@ -65,7 +65,8 @@ def _facts(run: TrainingRun, inventory: Inventory | None) -> tuple[tuple[str, st
     cadence = f"{every.steps} steps" if isinstance(every, EverySteps) else format_duration(every.interval)
     return (
         ("run", run.name),
-        ("nodes", f"{nodes.count} of {nodes.gpus_per_node} ranks each, and {nodes.spares} spares"),
+        ("nodes", f"{nodes.count}, each with {nodes.gpus_per_node} ranks"),
+        ("spares", str(nodes.spares)),
         ("ranks", str(nodes.num_ranks)),
         ("dense mesh", _mesh(run, DENSE_AXES)),
         ("expert mesh", _mesh(run, EXPERT_AXES)),

@@ -46,6 +46,13 @@ def state_of(look: Look) -> str:
     return snapshot.status.phase
 
 
+def step_of(snapshot: Snapshot) -> int:
+    """Completed steps: what was reported, or committed, which may be news of later ones."""
+    status, vitals = snapshot.status, snapshot.vitals
+    committed = status.commit.step if status.commit is not None else 0
+    return max(status.step, committed, vitals.step if vitals is not None else 0)
+
+
 def status_page(look: Look, *, now_us: int) -> Page:
     """`now_us`: wall time, from which the age of the data follows."""
     sections = [Section(lines=(f"run/{look.name} {state_of(look)}",)), Section(pairs=_facts(look, now_us))]
@@ -117,8 +124,8 @@ def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
     facts = [
         *where,
         ("message", f"{status.reason}: {one_line(status.message)}"),
-        ("step", f"{status.step} of {snapshot.total_steps} ({percent(status.step, snapshot.total_steps)})"),
-        ("furthest step", str(status.best_step)),
+        ("step", f"{step_of(snapshot)} of {snapshot.total_steps} ({percent(step_of(snapshot), snapshot.total_steps)})"),
+        ("furthest step", str(max(status.best_step, step_of(snapshot)))),
         ("step time", seconds(snapshot.step_us / 1e6) if snapshot.step_us else "-"),
         ("attempt", str(status.attempt)),
         ("checkpoint", commit),
@@ -172,7 +179,7 @@ def _row(look: Look, now_us: int) -> tuple[str, ...]:
     return (
         look.name,
         state_of(look),
-        f"{status.step}/{snapshot.total_steps}",
+        f"{step_of(snapshot)}/{snapshot.total_steps}",
         str(status.attempt),
         str(look.num_ranks),
         str(status.commit.step) if status.commit is not None else "-",
@@ -201,7 +208,7 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
         "reason": status.reason,
         "message": status.message,
         "outcome": status.outcome,
-        "step": status.step,
+        "step": step_of(snapshot),
         "bestStep": status.best_step,
         "totalSteps": snapshot.total_steps,
         "attempt": status.attempt,

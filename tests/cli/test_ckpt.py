@@ -1,0 +1,162 @@
+"""`behemoth ckpt` on the checkpoints of a real run, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from behemoth_cli import root
+from cli.cli_rig import behemoth, on_terminal, small_run
+
+NEWEST = 80
+"""The last step is always saved; which one before it depends on how fast the machine is."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    ended = behemoth("run", small_run(folder, steps=NEWEST).name, "--runtime", "process", cwd=folder)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run's checkpoints, which a test may damage."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "small" / "checkpoints"
+
+
+@pytest.fixture
+def older(place: Path) -> int:
+    """The other checkpoint that retention left."""
+    steps = sorted(int(file.stem) for file in (place / "commits").iterdir())
+    assert len(steps) == 2
+    assert steps[1] == NEWEST
+    return steps[0]
+
+
+def flip(file: Path, offset: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 0x10
+    file.write_bytes(data)
+
+
+def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = root.run(["ckpt", "verify", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_checkpoints_are_named_by_run_directory_path_and_url(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for where in ("run/small", "small", "runs/small", str(place), f"file://{place}"):
+        assert root.run(["ckpt", "list", where, "-o", "name"]) == 0
+        assert capsys.readouterr().out == f"checkpoint/{older}\ncheckpoint/{NEWEST}\n"
+
+
+def test_intact_checkpoints_verify(place: Path, older: int, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = verify(capsys, str(place))
+    assert code == 0
+    assert told.startswith(f"checkpoint/{older} ok (")
+    assert f"\ncheckpoint/{NEWEST} ok (" in told
+
+
+def test_every_file_of_a_checkpoint_is_covered_and_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [file for file in sorted(place.rglob("*")) if file.is_file()]
+    assert len(files) > 20
+    for file in files:
+        whole = file.read_bytes()
+        flip(file, len(whole) // 2)
+        code, told = verify(capsys, "run/small")
+        assert (code, file.relative_to(place).as_posix() in told) == (3, True), file
+        file.write_bytes(whole)
+    assert verify(capsys, "run/small")[0] == 0
+
+
+def test_a_flipped_bit_of_an_array_is_told_with_tensor_chunk_and_file(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shard,) = (place / "steps").glob(f"{NEWEST:09d}-*/model/table/c/0/0")
+    flip(shard, 1000)
+    code, told = verify(capsys, "run/small", "--step", str(NEWEST))
+    row = told.splitlines()[-1].split()
+    assert code == 3
+    assert row[:5] == [str(NEWEST), "chunk", "model/table", "0", shard.relative_to(place).as_posix()]
+    code, told = verify(capsys, "run/small", "-o", "json")
+    (problem,) = json.loads(told)["checkpoints"][1]["problems"]
+    assert (problem["tensor"], problem["chunk"]) == ("model/table", 0)
+    assert verify(capsys, "run/small", "--step", str(older))[0] == 0
+    assert verify(capsys, "run/small", "--fast")[0] == 0
+
+
+def test_a_missing_and_a_truncated_file_are_told_by_the_fast_check_too(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shard,) = (place / "steps").glob(f"{NEWEST:09d}-*/model/table/c/0/0")
+    (other,) = (place / "steps").glob(f"{older:09d}-*/optim/momentum/c/0/0")
+    shard.unlink()
+    other.write_bytes(other.read_bytes()[:100])
+    code, told = verify(capsys, "run/small", "--fast")
+    assert code == 3
+    assert "missing  model/table" in told
+    assert "size     optim/momentum" in told
+
+
+def test_a_truncated_commit_is_listed_as_damaged_and_not_shown(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = place / "commits" / f"{NEWEST:09d}.json"
+    record.write_bytes(record.read_bytes()[:50])
+    assert root.run(["ckpt", "list", "run/small"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [(str(older), "ok"), (str(NEWEST), "damaged")]
+    assert verify(capsys, "run/small")[0] == 3
+    assert root.run(["ckpt", "show", "run/small", "--step", str(NEWEST)]) == 3
+    assert f"commits/{NEWEST:09d}.json" in capsys.readouterr().err
+    assert root.run(["ckpt", "show", "run/small", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == older
+
+
+def test_a_rejected_checkpoint_is_listed_with_the_reason(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "rejected").mkdir()
+    marker = {"step": NEWEST, "write_id": "x", "reason": "a chunk was damaged"}
+    (folder,) = (place / "steps").glob(f"{NEWEST:09d}-*")
+    (place / "rejected" / f"{folder.name}.json").write_text(json.dumps(marker))
+    assert root.run(["ckpt", "list", "run/small", "-o", "json"]) == 0
+    items = json.loads(capsys.readouterr().out)["items"]
+    assert [(item["step"], item["state"], item["reason"]) for item in items] == [
+        (older, "ok", None),
+        (NEWEST, "rejected", "a chunk was damaged"),
+    ]
+
+
+def test_one_checkpoint_is_shown_with_its_arrays_and_the_digest_of_the_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert root.run(["ckpt", "show", "run/small", "--digest", "-o", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["digest"] == json.loads((place.parent / "summary.json").read_text())["digest"]
+    table = next(array for array in shown["arrays"] if array["name"] == "model/table")
+    assert table["sizeBytes"] == 4 * table["numElements"]
+    assert (place / table["file"]).is_file()
+    assert (shown["run"], shown["mesh"]["dp"]) == ("small", 2)
+
+
+def test_a_step_that_was_not_saved_is_answered_with_those_that_were(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert root.run(["ckpt", "show", str(place), "--step", "9999"]) == 102
+    assert f"hint: there are checkpoints of step {older}, {NEWEST}" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_the_same_rows(trained: Path) -> None:
+    ended = on_terminal("ckpt", "list", "run/small", cwd=trained, NO_COLOR="1")
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert [row[0] for row in rows][0::2] == ["STEP", str(NEWEST)]
