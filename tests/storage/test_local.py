@@ -1,10 +1,11 @@
 """What a directory as a store owes beyond the contract: durability order, links, errors, leftovers, partial writes."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.ports import Part
 from behemoth.storage.keys import TEMP_PREFIX
-from behemoth.storage.local import LocalStore
+from behemoth.storage.local import DIRECT_BYTES, LocalStore
 from behemoth.testing.store import read
 
 DATA = b"0123456789" * 10
@@ -217,7 +218,7 @@ def test_a_link_that_succeeded_but_whose_answer_was_lost_counts_as_won(
 
 def test_a_killed_create_leaves_a_leftover_that_is_no_object(store: LocalStore) -> None:
     program = (
-        "import os, signal, sys; from behemoth.storage.local import LocalStore\n"
+        "import os, signal, sys; from behemoth.storage.local import DIRECT_BYTES, LocalStore\n"
         "os.link = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "LocalStore(sys.argv[1]).create('commits/1.json', b'data')\n"
     )
@@ -309,7 +310,7 @@ def test_something_that_is_no_regular_file_neither_hangs_nor_passes(store: Local
 
 def test_many_processes_fill_one_object(store: LocalStore) -> None:
     program = (
-        "import sys; from behemoth.ports import Part; from behemoth.storage.local import LocalStore\n"
+        "import sys; from behemoth.ports import Part; from behemoth.storage.local import DIRECT_BYTES, LocalStore\n"
         "root, number = sys.argv[1], int(sys.argv[2]); store = LocalStore(root)\n"
         "for piece in range(number, 400, 4):\n"
         "    part = Part(offset_bytes=997 * piece, buffers=[bytes([piece % 251 + 1]) * 997])\n"
@@ -320,3 +321,64 @@ def test_many_processes_fill_one_object(store: LocalStore) -> None:
     processes = [subprocess.Popen([*command, str(number)]) for number in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
     assert read(store, "a/b", 997 * 400) == b"".join(bytes([piece % 251 + 1]) * 997 for piece in range(400))
+
+
+BIG = os.urandom(DIRECT_BYTES + 5000)
+
+
+def test_a_large_write_goes_past_the_page_cache_but_for_its_edges(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[bool, int, int]] = []
+    pwritev = os.pwritev
+
+    def watched(fd: int, views: list[memoryview], at: int) -> int:
+        is_direct = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT != 0
+        written.append((is_direct, at, sum(view.nbytes for view in views)))
+        return pwritev(fd, views, at)
+
+    monkeypatch.setattr(os, "pwritev", watched)
+    store.write_parts("a", size_bytes=len(BIG) + 100, parts=[Part(offset_bytes=100, buffers=[BIG[:7], BIG[7:]])])
+    assert read(store, "a", len(BIG) + 100) == bytes(100) + BIG
+    assert sorted(written, key=lambda one: one[1]) == [
+        (False, 100, 4096 - 100),
+        (True, 4096, DIRECT_BYTES),
+        (False, 4096 + DIRECT_BYTES, 5000 - (4096 - 100)),
+    ]
+
+
+@pytest.mark.parametrize("refused", ["open", "pwritev"])
+def test_a_file_system_without_direct_io_gets_ordinary_writes(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def refusing(call: Callable[..., int]) -> Callable[..., int]:
+        def answer(what: int | str, *rest: object) -> int:
+            flags = rest[0] if isinstance(what, str) else fcntl.fcntl(what, fcntl.F_GETFL)
+            if isinstance(flags, int) and flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "no direct I/O")
+            return call(what, *rest)
+
+        return answer
+
+    monkeypatch.setattr(os, refused, refusing(getattr(os, refused)))
+    _write(store, "a", BIG)
+    assert read(store, "a", len(BIG)) == BIG
+
+
+def test_a_full_disk_is_told_by_a_direct_write_too(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, *_: object) -> int:
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwritev", full)
+    with pytest.raises(Unavailable) as caught:
+        _write(store, "a", BIG)
+    assert caught.value.code == "no-space"
+
+
+def test_a_new_folder_is_synced_by_seal_and_not_before(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(store, "first")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    _write(store, "steps/1/model/w/c")
+    assert synced == []

@@ -1,13 +1,17 @@
 """Buffers to and from offsets of a file: pwritev and preadv in full, whatever the system takes at once.
 
+Direct I/O wants file offsets, memory addresses and lengths that are multiples of a block. A page is such a multiple on
+every disk in use, so what forms whole pages goes there, and memory that lies askew is copied through a small buffer.
 Must know descriptors and buffers only. The neighbour is `local`.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
@@ -15,6 +19,10 @@ from behemoth.ports import Part
 
 MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))
 """Linux takes 1024 buffers in one pwritev(2) (IOV_MAX)."""
+
+PAGE_BYTES = 4096
+BOUNCE_BYTES = 4 << 20
+"""Large enough for a disk to work on while it is the only road, small enough to stay in a core's cache."""
 
 Run = tuple[int, list[memoryview]]
 """An offset in bytes, and what lands there one after another."""
@@ -64,6 +72,32 @@ def write_all(fd: int, run: Run) -> None:
             first = 0
 
 
+def new_bounce() -> memoryview:
+    """A buffer at a page boundary, for one thread at a time. Its memory is taken as it is touched."""
+    return memoryview(mmap.mmap(-1, BOUNCE_BYTES))
+
+
+def page_runs(run: Run, *, min_bytes: int) -> tuple[Run | None, list[Run]]:
+    """The middle of a run that fills whole pages of the file, and what is left; None when it is below `min_bytes`."""
+    offset_bytes, views = run
+    end_bytes = offset_bytes + sum(view.nbytes for view in views)
+    first = -(-offset_bytes // PAGE_BYTES) * PAGE_BYTES
+    last = end_bytes // PAGE_BYTES * PAGE_BYTES
+    if last - first < max(min_bytes, PAGE_BYTES):
+        return None, [run]
+    edges = [(offset_bytes, _cut(views, 0, first - offset_bytes)), (last, _cut(views, last - offset_bytes, end_bytes))]
+    return (first, _cut(views, first - offset_bytes, last - offset_bytes)), [edge for edge in edges if edge[1]]
+
+
+def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
+    """Write whole pages to a descriptor opened with O_DIRECT. Raises OSError as `write_all` does; EINVAL says that the
+    file system wants something else, and nothing is lost by writing the run again another way."""
+    offset_bytes, views = run
+    for batch in _page_aligned(views, bounce):
+        write_all(fd, (offset_bytes, batch))
+        offset_bytes += sum(view.nbytes for view in batch)
+
+
 def read_all(fd: int, key: str, offset_bytes: int, into: memoryview) -> None:
     """Fill `into`. Raises Corrupt when the file ends before, OSError."""
     read_bytes = 0
@@ -73,3 +107,42 @@ def read_all(fd: int, key: str, offset_bytes: int, into: memoryview) -> None:
             expected = f"at least {offset_bytes + into.nbytes} bytes"
             raise Corrupt(f"read {key}: expected {expected}, got {os.fstat(fd).st_size} bytes", code="truncated")
         read_bytes += count
+
+
+def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
+    """Bytes [start, stop) of the concatenation."""
+    cut: list[memoryview] = []
+    at = 0
+    for view in views:
+        part = view[max(0, start - at) : max(0, stop - at)]
+        if part.nbytes:
+            cut.append(part)
+        at += view.nbytes
+    return cut
+
+
+def _page_aligned(views: Sequence[memoryview], bounce: memoryview) -> Iterator[list[memoryview]]:
+    """The same bytes in batches of views at page boundaries, of whole pages each: as they are, or in `bounce`."""
+    batch: list[memoryview] = []
+    kept = filled = 0  # bytes of bounce that are in the batch, and that hold something
+    for view in views:
+        left = view
+        while left.nbytes:
+            if filled % PAGE_BYTES == 0 and left.nbytes >= PAGE_BYTES and _address(left) % PAGE_BYTES == 0:
+                taken = left.nbytes // PAGE_BYTES * PAGE_BYTES
+                batch += [part for part in (bounce[kept:filled], left[:taken]) if part.nbytes]
+                kept = filled
+            else:
+                taken = min(left.nbytes, bounce.nbytes - filled)
+                bounce[filled : filled + taken] = left[:taken]
+                filled += taken
+            left = left[taken:]
+            if filled == bounce.nbytes:
+                yield [*batch, bounce[kept:filled]] if kept < filled else batch
+                batch, kept, filled = [], 0, 0
+    if batch or filled > kept:
+        yield [*batch, bounce[kept:filled]] if kept < filled else batch
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
