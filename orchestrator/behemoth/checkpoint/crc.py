@@ -7,7 +7,6 @@ combines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 
 import crc32c as _crc32c
@@ -41,14 +40,6 @@ def combine(crc_a: int, crc_b: int, len_b: int) -> int:
     if len_b < 0:
         raise ValueError(f"crc32c combine: expected a length >= 0 bytes, got {len_b}")
     return _multiply(_power_of_x(len_b), crc_a) ^ crc_b
-
-
-def combine_all(pieces: Iterable[tuple[int, int]]) -> int:
-    """CRC-32C of consecutive pieces, each given as (CRC, number of bytes); that of no piece is 0."""
-    whole = 0
-    for crc, num_bytes in pieces:
-        whole = combine(whole, crc, num_bytes)
-    return whole
 
 
 def trailer(crc: int) -> bytes:

@@ -7,7 +7,6 @@ the next time. What the plan does not recognise it leaves alone. Neighbours: `po
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits
-from behemoth.checkpoint.paths import STEPS, commit_key, step_prefix
+from behemoth.checkpoint.paths import STEPS, commit_key, step_prefix, write_of_key
 from behemoth.ports import ObjectInfo, ObjectStore
 
 BATCH_KEYS = 1000
@@ -24,8 +23,6 @@ BATCH_KEYS = 1000
 
 InFlight = Collection[WriteId] | Callable[[], Collection[WriteId]]
 Write = tuple[Step, WriteId]
-
-_STEP_KEY = re.compile(rf"{STEPS}/(\d{{9}})-([A-Za-z0-9][A-Za-z0-9._-]{{0,63}})/.+")
 
 
 class CommitName(Protocol):
@@ -83,7 +80,7 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     kept = committed | _named(listed, lambda write: write[0] in unreadable or write[1] in flying)
     garbage = list(_of(store, dropped))
     spared = {None, *kept, *dropped}
-    garbage += [info for info in listed if _write_of(info.key) not in spared]
+    garbage += [info for info in listed if write_of_key(info.key) not in spared]
     return GcPlan(
         commit_keys=tuple(commit_key(step) for step, _ in sorted(committed & dropped)),
         object_keys=tuple(info.key for info in garbage),
@@ -117,11 +114,5 @@ def _of(store: ObjectStore, writes: Collection[Write]) -> Iterator[ObjectInfo]:
 
 
 def _named(listed: Sequence[ObjectInfo], wanted: Callable[[Write], bool]) -> set[Write]:
-    writes = {_write_of(info.key) for info in listed}
+    writes = {write_of_key(info.key) for info in listed}
     return {write for write in writes if write is not None and wanted(write)}
-
-
-def _write_of(key: str) -> Write | None:
-    """The write that an object belongs to; None for what is not of our making."""
-    match = _STEP_KEY.fullmatch(key)
-    return None if match is None else (Step(int(match.group(1))), WriteId(match.group(2)))

@@ -49,10 +49,6 @@ class Grid:
         return math.prod(self.chunks_per_dim)
 
     @property
-    def num_block_chunks(self) -> int:
-        return math.prod(self.chunks_per_block_dim)
-
-    @property
     def payload_bytes(self) -> int:
         """Bytes of a chunk, padding included, CRC not."""
         return self.chunk_elements * self.spec.itemsize

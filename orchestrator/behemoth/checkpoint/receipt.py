@@ -42,11 +42,6 @@ class Receipt:
     layout_digest: _Text
     spans: tuple[WrittenSpan, ...]
 
-    @property
-    def num_zero_spans(self) -> int:
-        """Spans whose bytes are all zero."""
-        return sum(span.is_zero for span in self.spans)
-
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""
         data = msgspec.msgpack.encode(_Document(version=FORMAT_VERSION, receipt=self))
