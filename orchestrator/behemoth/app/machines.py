@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,10 +69,18 @@ class Machines:
     def _work(self) -> None:
         try:
             while self._carry_out_waiting():
-                for gone in self._runtime.gone(timeout_s=LISTEN_S):
-                    self._tell(NodeLost(node=gone.node, incarnation=gone.incarnation, reason=gone.reason))
+                self._listen()
         finally:
             self._runtime.close()
+
+    def _listen(self) -> None:
+        """A runtime that cannot say is asked again: broken connections and silence tell of lost nodes meanwhile."""
+        try:
+            for gone in self._runtime.gone(timeout_s=LISTEN_S):
+                self._tell(NodeLost(node=gone.node, incarnation=gone.incarnation, reason=gone.reason))
+        except BehemothError as error:
+            _log.warning("runtime: %s", error)
+            time.sleep(LISTEN_S)
 
     def _carry_out_waiting(self) -> bool:
         """False once the end was ordered."""
