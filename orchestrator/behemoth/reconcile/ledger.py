@@ -178,7 +178,10 @@ def _book_steps(ledger: Ledger, *, step: Step, at_us: int, stall_us: int) -> Led
     regained_us = at_us - (at_us - ledger.mark_us) * (step - ledger.step - num_repeated) // (step - ledger.step)
     ledger = replace(ledger, booked=booked, mark_us=at_us, step=step, stall_us=max(stall_us, ledger.stall_us))
     ledger = _note(ledger, first_step_us=at_us)
-    return _note(ledger, regained_us=regained_us) if step >= ledger.goal_step else ledger
+    if step < ledger.goal_step or not ledger.faults:
+        return ledger
+    first_step_us = ledger.faults[-1].first_step_us or regained_us
+    return _note(ledger, regained_us=max(first_step_us, regained_us))
 
 
 def _book_shortage(ledger: Ledger, before: Observation, after: Observation) -> Ledger:
