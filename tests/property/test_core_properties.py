@@ -54,7 +54,8 @@ def test_when_faults_cease_the_run_settles_and_succeeds(example: Example) -> Non
     history.play(example.mishaps)
     decided_before = history.body.num_decided
     assert history.calm(SETTLE_US)
-    assert history.cluster.outcome == "succeeded"
+    assert history.body.observation is not None
+    assert history.body.observation.outcome == "succeeded"
     newest = history.cluster.store.newest()
     assert newest is not None
     assert newest.step == example.config.total_steps

@@ -46,4 +46,5 @@ def test_every_run_succeeds_in_the_end(example: Example) -> None:
     history.begin()
     history.play(example.mishaps)
     assert history.calm(SETTLE_US)
-    assert history.cluster.outcome == "succeeded"
+    assert history.body.observation is not None
+    assert history.body.observation.outcome == "succeeded"

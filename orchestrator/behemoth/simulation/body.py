@@ -89,14 +89,19 @@ class Body:
         self.turn()
 
     def run_until(self, until_us: int) -> bool:
-        """Play on up to `until_us`; False as soon as the run is closed."""
-        while self._cluster.outcome is None:
+        """Play on up to `until_us`; False as soon as the run is closed, be it by a predecessor that died before it
+        could tell the agents: the process ends then, and they with it."""
+        while not self.is_closed:
             due_us = self._due_us()
             if due_us is None or due_us > until_us:
                 self._agenda.advance_to(until_us)
                 return True
             self._step_to(due_us)
         return False
+
+    @property
+    def is_closed(self) -> bool:
+        return self.observation is not None and self.observation.outcome is not None
 
     def turn(self) -> None:
         """One turn of the loop."""

@@ -122,7 +122,7 @@ class History:
     def play(self, mishaps: Sequence[Mishap]) -> None:
         """Let these befall the run, one after the other; what comes after its end befalls nobody."""
         for mishap in mishaps:
-            if self.cluster.outcome is not None:
+            if self.body.is_closed:
                 return
             self.do(mishap)
 
@@ -150,7 +150,7 @@ class History:
         self.channel.loss = None
         self.cluster.training.num_write_faults = 0
         self._run(for_us)
-        return self.cluster.outcome is not None
+        return self.body.is_closed
 
     def replace_coordinator(self, *, down_us: int, do_agents_survive: bool, is_tail_lost: bool) -> None:
         """The process is gone; another takes over from the journal. What the dead one had yet to apply comes late."""
