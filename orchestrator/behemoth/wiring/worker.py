@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import os
+import signal
 import socket
 import sys
 
@@ -42,6 +43,13 @@ def _work(job: Job) -> int:
 
 
 def _execute(argv: tuple[str, ...]) -> None:
+    """Become the program. `python` is the agent's own where its folder is not on PATH, as of a virtual environment that
+    nobody activated: another one would have neither torch nor this package."""
+    folder, path = os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)
+    if folder not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{folder}{os.pathsep}{path}"
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # this interpreter ignores them, which an exec would pass on
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:
