@@ -83,6 +83,7 @@ def look_at(directory: RunDirectory) -> Look:
     name = identity.name if identity is not None else directory.path.name
     history = read_history(directory.journal.read_bytes() if directory.journal.exists() else b"")
     seen, ledger = history.observation, history.books.ledger
+    kept = {commit.write_id for commit in seen.commits} if seen is not None else set()
     return Look(
         name=name,
         path=str(directory.path),
@@ -92,7 +93,7 @@ def look_at(directory: RunDirectory) -> Look:
         else snapshot(name, seen, decide(seen).status, now_us=seen.now_us, vitals=None, connected={}),
         num_ranks=seen.num_ranks if seen is not None else 0,
         spent=books(ledger, seen.now_us) if ledger is not None and seen is not None else None,
-        saves=history.saves.rows,
+        saves=[row for row in history.saves.rows if row.write_id in kept],
         events=read_events(directory.events),
     )
 

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from behemoth.base.ids import NodeId, Rank
+from behemoth.reconcile.agents import FORMER_TERM_ENDED
 from behemoth.state.effect import (
     Abort,
     Close,
@@ -34,7 +35,6 @@ from behemoth.state.evidence import (
     ProvisionFailed,
     RestoreFailed,
     SaveFailed,
-    Tick,
     WorkerFailed,
 )
 from behemoth.state.observation import Observation
@@ -62,8 +62,10 @@ def events_of(evidence: Evidence, before: Observation | None, after: Observation
         return [event for effect in evidence.effects for event in _decided(effect, after)]
     if before is None:
         return [_event(after, "RunOpened", f"run of {after.num_ranks} ranks on {after.config.num_slots} nodes")]
-    event = _happened(evidence, before, after)
-    return [event] if event is not None else []
+    events = [event] if (event := _happened(evidence, before, after)) is not None else []
+    if _is_beyond_restore(after) and not (_is_beyond_restore(before) and before.attempt == after.attempt):
+        events.append(_event(after, "Training", f"attempt {after.attempt} completes steps"))
+    return events
 
 
 def warning(reason: str, message: str, *, at_us: int, observation: Observation | None) -> Event:
@@ -77,7 +79,7 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
     match evidence:
         case NodeJoined(node=node):
             return _event(after, "NodeJoined", f"node {node} joined", node=node)
-        case NodeLost(node=node, reason=reason):
+        case NodeLost(node=node, reason=reason) if after.nodes.get(node) is not before.nodes.get(node):
             return _event(after, "NodeLost", f"node {node} lost: {reason}", level="warning", node=node)
         case ProvisionFailed(node=node, reason=reason):
             message = f"node {node}: no agent could be started: {reason}"
@@ -98,8 +100,6 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
             return _event(after, "Committed", f"checkpoint of step {commit.step} committed ({size})")
         case Asked(request=request):
             return _event(after, "Asked", f"asked to {request}")
-        case Tick(progress=progress) if progress is not None and _is_first_step(before, after):
-            return _event(after, "Training", f"attempt {after.attempt} completed step {progress.step}")
         case _:
             return None
 
@@ -110,6 +110,8 @@ def _decided(effect: Effect, after: Observation) -> list[Event]:
             return [_event(after, "Placed", f"gang placed on {', '.join(holders[:8])}{' ...' * (len(holders) > 8)}")]
         case Replace(slot=slot, node=node, spare=spare):
             return [_event(after, "Replaced", f"slot {slot}: node {spare} takes the place of {node}", node=spare)]
+        case Evict(reason=reason) if reason == FORMER_TERM_ENDED:
+            return []
         case Evict(node=node, reason=reason):
             return [_event(after, "Evicted", f"node {node} evicted: {reason}", level="warning", node=node)]
         case Start(reason=reason):
@@ -139,8 +141,10 @@ def _failure(evidence: WorkerFailed) -> str:
     return f"rank {evidence.rank} on node {evidence.node} ended with {ended}{tail}"
 
 
-def _is_first_step(before: Observation, after: Observation) -> bool:
-    return after.progress is not None and after.progress is not before.progress and before.progress is None
+def _is_beyond_restore(observation: Observation) -> bool:
+    """Whether the present attempt is known to have completed a step of its own. A report, or a save, may tell so."""
+    restored = observation.restore.step if observation.restore is not None else 0
+    return observation.progress is not None and observation.progress.step > restored
 
 
 def _event(

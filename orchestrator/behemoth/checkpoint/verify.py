@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,8 +23,8 @@ from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
-from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.paths import INDEX, commit_key
+from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, grids
+from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -209,11 +209,14 @@ def _of_size(key: str, expected_bytes: int, got_bytes: int, grid: Grid | None) -
 
 
 def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex) -> list[Problem]:
-    checked = (
-        _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc, kind="metadata")
-        for one in index.metadata
-    )
-    return [problem for problem in checked if problem is not None]
+    arrays = zip(index.layout.paths, index.layout.arrays, strict=True)
+    names = {f"{path}/{METADATA}": array.name for path, array in arrays}
+    problems = []
+    for one in index.metadata:
+        problem = _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc, kind="metadata")
+        if problem is not None:
+            problems.append(replace(problem, array=names.get(one.key)))
+    return problems
 
 
 def _shards(record: CommitRecord, index: CommitIndex) -> list[_Shard]:
@@ -307,7 +310,9 @@ def _check_shard_index(store: ObjectStore, shard: _Shard) -> list[Problem]:
     differ = [at for at in range(len(expected)) if data[at] != expected[at]]
     message = f"array {grid.spec.name!r}: {len(differ)} bytes of the shard's index are not those that the layout gives"
     offset_bytes = grid.index_offset_bytes + differ[0]
-    return [_problem("shard-index", shard.key, offset_bytes, differ[-1] - differ[0] + 1, message, grid)]
+    entry = differ[0] // INDEX_ENTRY_BYTES
+    chunk = entry if entry < grid.num_chunks else None
+    return [_problem("shard-index", shard.key, offset_bytes, differ[-1] - differ[0] + 1, message, grid, chunk)]
 
 
 def _deep(

@@ -16,6 +16,8 @@ from behemoth.state.effect import Effect, Evict, Place, Provision
 from behemoth.state.evidence import Late, NodeJoined, NodeLost, ProvisionFailed
 from behemoth.state.observation import Observation, with_node
 
+FORMER_TERM_ENDED = "the coordinator that led the run has ended, and its agents with it"
+
 
 def on_joined(obs: Observation, told: NodeJoined) -> Observation:
     """An agent came, or came back to a new coordinator; repetitions and agents given up before change nothing."""
@@ -93,7 +95,8 @@ def elapse(obs: Observation) -> Observation:
             obs = lose_node(obs, name, f"node {name} sent no heartbeat for {limit_us / 1e6:g} s", at_us=since_us)
     if obs.unknown and obs.now_us >= obs.rejoin_by_us:
         for name in sorted(obs.unknown, key=obs.unknown.__getitem__):
-            reason = f"node {name} did not rejoin within {obs.config.rejoin_us / 1e6:g} s"
+            rejoin_us = obs.config.rejoin_us
+            reason = f"node {name} did not rejoin within {rejoin_us / 1e6:g} s" if rejoin_us else FORMER_TERM_ENDED
             obs = lose_node(obs, name, reason, at_us=obs.now_us, is_takeover=True)
         return _without_gang(obs) if len(obs.vacant) == len(obs.holders) else obs
     return obs
