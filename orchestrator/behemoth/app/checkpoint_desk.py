@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from behemoth.base.clock import Clock
-from behemoth.base.errors import BehemothError, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint import commit_log
 from behemoth.checkpoint.commit import commit
@@ -39,7 +39,10 @@ class CheckpointDesk:
 
     def survey(self) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
         """What the store holds: intact commits in step order, and those that cannot be used, with the reason. Blocks:
-        for the begin of a term, before anything else is asked of this object."""
+        for the begin of a term, before anything else is asked of this object.
+
+        A damaged record is rejected, or its step could never be committed again. Raises Invalid when the newest commit
+        was written by a newer release: going on from an older one would fork the run."""
         intact: list[CommitRef] = []
         bad: list[commit_log.BadCommit] = []
         for found in commit_log.commits(self._store):
@@ -47,6 +50,10 @@ class CheckpointDesk:
                 bad.append(found)
             else:
                 intact.append(found)
+        commit_log.latest(self._store)
+        for damaged in bad:
+            if isinstance(damaged.error, Corrupt) and damaged.step is not None:
+                commit_log.reject(self._store, damaged, str(damaged.error))
         if intact:
             self._previous = commit_log.read_record(self._store, intact[-1])
         return intact, bad

@@ -154,8 +154,9 @@ class LocalRun:
                 body.resume(former)
             self._loop.tell(TermBegan(epoch=self._epoch))
             intact, bad = await asyncio.to_thread(desk.survey)
+            going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
             for commit in bad:
-                events.warn("UnusableCheckpoint", f"{commit.error}; going on from an older checkpoint")
+                events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
             self._loop.tell(CommitsFound(commits=tuple(intact)))
             desk.clean(fleet.saves_in_flight)
             self._work = asyncio.create_task(self._loop.run(), name="brain")
