@@ -408,3 +408,10 @@ def test_an_ordered_agent_that_never_joins_is_ended_and_ordered_again() -> None:
         ("b", 2),
         ("c", 2),
     ]
+
+
+def test_the_stacks_of_a_hang_that_ends_the_run_are_wanted_too() -> None:
+    player = training(max_failures=1)
+    player.rest(60 * S)
+    assert player.has(Close)
+    assert player.one(Stop).dump_stacks

@@ -56,6 +56,8 @@ EXIT_STUCK = 4
 
 _END_LIMIT_S = 8.0
 _LAST_WORDS_LIMIT_S = 0.5
+_LAST_STOP_LIMIT_S = 1.5
+"""What a StopGang may take that came just before the word Leave: it may want the stacks of hung workers."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Agent:
         self._parts: Parts | None = None
         self._gang: Gang | None = None
         self._change: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[int] | None = None
@@ -177,6 +180,7 @@ class Agent:
     def _stop(self, command: StopGang) -> None:
         self._seen = command.fence
         self._change_to(self._end_gang(command.fence.attempt, command.dump_stacks), "stop-gang")
+        self._stopping = self._change
 
     def _save(self, command: SaveAt) -> None:
         gang = self._gang
@@ -302,6 +306,8 @@ class Agent:
 
     async def _close(self) -> None:
         """In this order: no new orders, workers, helpers, memory."""
+        if self._stopping is not None:
+            await asyncio.wait([self._stopping], timeout=_LAST_STOP_LIMIT_S)
         await self._link.flush(timeout_s=_LAST_WORDS_LIMIT_S)
         for task in list(self._tasks):
             task.cancel()

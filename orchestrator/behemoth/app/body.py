@@ -135,8 +135,8 @@ class LocalBody:
             case Start(fence=fence, restore=restore, dump_stacks=dump_stacks):
                 source = RestoreFrom(step=restore.step, write_id=restore.write_id) if restore is not None else None
                 self._fleet.start_gang(fence, self._gang(), restore=source, dump_stacks=dump_stacks)
-            case Stop(fence=fence, reason=reason):
-                self._fleet.stop_gang(fence, reason)
+            case Stop(fence=fence, reason=reason, dump_stacks=dump_stacks):
+                self._fleet.stop_gang(fence, reason, dump_stacks=dump_stacks)
 
     def _apply_to_save(self, effect: Save | Agree | Commit | Abort) -> None:
         match effect:

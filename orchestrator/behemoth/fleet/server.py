@@ -174,9 +174,9 @@ class Fleet:
         self._board = ProgressBoard(attempt, nodes)
         self._standing = []
 
-    def stop_gang(self, fence: Fence, reason: str) -> None:
+    def stop_gang(self, fence: Fence, reason: str, *, dump_stacks: bool) -> None:
         self._standing = []
-        self._stand(StopGang(fence=fence, reason=reason))
+        self._stand(StopGang(fence=fence, reason=reason, dump_stacks=dump_stacks))
 
     def save(self, command: SaveAt) -> None:
         """Announces a save and counts what becomes of it."""

@@ -96,7 +96,10 @@ def closings(obs: Observation) -> tuple[Effect, ...]:
         return ()
     outcome, reason = verdict
     close = Close(fence=obs.fence, outcome=outcome, reason=reason)
-    return (Stop(fence=obs.fence, reason=reason), close) if obs.is_gang_active else (close,)
+    if not obs.is_gang_active:
+        return (close,)
+    is_hang = obs.incident is not None and obs.incident.cause == "hang"
+    return (Stop(fence=obs.fence, reason=reason, dump_stacks=is_hang), close)
 
 
 def _success(obs: Observation) -> tuple[Outcome, str] | None:

@@ -71,9 +71,10 @@ class Start(_Effect, frozen=True, kw_only=True):
 
 
 class Stop(_Effect, frozen=True, kw_only=True):
-    """End all workers of the attempt, by force; agents stay."""
+    """End all workers of the attempt, by force; agents stay. `dump_stacks`: as in Start."""
 
     reason: str
+    dump_stacks: bool = False
 
 
 class Save(_Effect, frozen=True, kw_only=True):
