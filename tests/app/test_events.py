@@ -10,7 +10,7 @@ from behemoth.base.clock import ManualClock
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
-from behemoth.state.config import Cadence, HangFloors, RunConfig
+from behemoth.state.config import Cadence, HangFloors, RunConfig, WorkPhase
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import (
     CommitsFound,
@@ -20,8 +20,10 @@ from behemoth.state.evidence import (
     GangRestored,
     GangUp,
     NodeJoined,
+    Progress,
     RunOpened,
     TermBegan,
+    Tick,
     WorkerFailed,
 )
 from behemoth.state.observation import Observation
@@ -44,13 +46,32 @@ CONFIG = RunConfig(
     rejoin_us=0,
     save_limit_us=10**9,
 )
+
+
+def tick(*, step: int, phase: WorkPhase) -> Tick:
+    progress = Progress(
+        attempt=Attempt(1),
+        step=Step(step),
+        furthest_step=Step(step),
+        at_us=900,
+        phase=phase,
+        phase_since_us=900,
+        slowest_step_us=0,
+        stall_us=0,
+    )
+    return Tick(progress=progress)
+
+
 HISTORY: tuple[Evidence, ...] = (
     RunOpened(config=CONFIG),
     TermBegan(epoch=Epoch(1)),
     CommitsFound(commits=()),
     NodeJoined(node=NodeId("a"), incarnation=1, attempt=Attempt(0)),
     GangUp(attempt=Attempt(1)),
+    tick(step=0, phase="restore"),
     GangRestored(attempt=Attempt(1), step=Step(0), num_from_memory=0),
+    tick(step=1, phase="step"),
+    tick(step=2, phase="step"),
     Committed(commit=CommitRef(step=Step(5), write_id=WriteId("a1-1"), size_bytes=1 << 20)),
     WorkerFailed(
         node=NodeId("a"), attempt=Attempt(1), rank=Rank(1), exit_code=None, signal=9, last_lines="one\nlast words\n"
@@ -83,6 +104,7 @@ def test_a_run_reads_as_a_story() -> None:
         "Placed",
         "Starting",
         "Restored",
+        "Training",
         "Committed",
         "LastSave",
         "WorkerFailed",
