@@ -46,7 +46,7 @@ spec:
     preload: [numpy]
     steps: {steps}
     args: {{{args}}}
-  checkpoint: {{every: {{steps: {every}}}}}
+  checkpoint: {{every: {{steps: {every}}}{checkpoint}}}
   recovery:
     max_failures_without_progress: {failures}
     hang_floor: {{{floors}}}
@@ -62,6 +62,7 @@ def spec(
     every: int = 10,
     failures: int = 1000,
     floors: str = "step: 60s",
+    checkpoint: str = "",
 ) -> str:
     """A numpy run. Random kills may well hit the same rank three times before it gets anywhere, hence `failures`."""
     args = "" if step_ms is None else f"step_ms: {step_ms}"
@@ -74,6 +75,7 @@ def spec(
         every=every,
         failures=failures,
         floors=floors,
+        checkpoint=f", {checkpoint}" if checkpoint else "",
     )
 
 
@@ -86,12 +88,14 @@ class KillStage:
     arguments: Sequence[str] = ("--runtime", "process")
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    place: Path | None = None
+    """Where the run directory's parent is, when not in `folder`."""
     process: subprocess.Popen[bytes] | None = None
     kills: list[str] = field(default_factory=list)
 
     @property
     def directory(self) -> Path:
-        return self.folder / "run"
+        return (self.place or self.folder) / "run"
 
     @property
     def store(self) -> LocalStore:

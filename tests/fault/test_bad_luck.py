@@ -1,0 +1,263 @@
+"""What the machine does to a run: full disks, damaged checkpoints, second runs, dead addresses. One clear error with a
+hint, or recovery; what was committed stays, what is half done is not taken for done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from behemoth.checkpoint.commit_log import latest, read_record
+from behemoth.checkpoint.paths import commit_key
+from fault.kill_stage import COMMAND, KillStage, spec, staged, undisturbed
+
+TESTS = str(Path(__file__).parents[1])
+STEPS = 120
+FAILED = 1
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory: pytest.TempPathFactory) -> object:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), spec(steps=STEPS))
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, *, size: str) -> Iterator[Path]:
+    """A file system of its own that is soon full. Skips where mounting is not allowed, as in most containers."""
+    path.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, text=True, timeout=10
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=10)
+
+
+def fill(path: Path) -> Path:
+    """A file that takes all the space that is left."""
+    ballast = path / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    return ballast
+
+
+@needs_root
+def test_a_full_store_fails_saves_visibly_and_training_goes_on(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size="8m") as disk:
+        text = spec(steps=400, checkpoint=f"store: {disk}")
+        with staged(tmp_path / "stage", text) as stage:
+            stage.start()
+            stage.until_event("Committed", 2)
+            ballast = fill(disk)
+            stage.until_event("SaveFailed", 2)
+            told = str(stage.events("SaveFailed")[-1]["message"])
+            assert "no space left on device" in told
+            committed = len(stage.events("Committed"))
+            assert stage.events("WorkerFailed", "NodeLost", "RunFailed") == []
+            ballast.unlink()
+            stage.until_event("Committed", committed + 2)
+            assert stage.finish()["outcome"] == "succeeded"
+            stage.expect_no_process()
+            stage.expect_journal()
+
+
+@needs_root
+def test_a_full_disk_below_the_run_directory_is_one_error_and_the_run_resumes(tmp_path: Path, digest: object) -> None:
+    with (
+        small_disk(tmp_path / "disk", size="16m") as disk,
+        staged(tmp_path / "stage", spec(steps=STEPS), place=disk) as stage,
+    ):
+        stage.start()
+        stage.until_event("Committed", 2)
+        ballast = fill(disk)
+        code = stage.wait()
+        ballast.unlink()
+        assert code == FAILED, stage.told()
+        assert "hint: free space on the disk" in stage.told()
+        stage.expect_no_process()
+        stage.start()
+        assert stage.finish()["digest"] == digest
+        stage.expect_sound(digest)
+
+
+def stopped_midway(stage: KillStage, num_commits: int = 3) -> None:
+    """The run process is killed after some commits: memory is gone, so the next start must read the disk."""
+    stage.start()
+    stage.until_event("Committed", num_commits)
+    assert stage.process is not None
+    stage.process.kill()
+    stage.wait()
+    stage.expect_no_process()
+
+
+def newest_shards(stage: KillStage) -> list[Path]:
+    """Files of the newest checkpoint's arrays, the largest last."""
+    newest = latest(stage.store)
+    assert newest is not None
+    prefix = read_record(stage.store, newest).prefix
+    found = [path for path in (stage.directory / "checkpoints" / prefix).rglob("c*/**/*") if path.is_file()]
+    found += [path for path in (stage.directory / "checkpoints" / prefix).rglob("*") if path.name == "c"]
+    return sorted({path for path in found if path.is_file()}, key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(stage: KillStage) -> None:
+    shard = newest_shards(stage)[-1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+
+
+def lose_a_shard(stage: KillStage) -> None:
+    newest_shards(stage)[-1].unlink()
+
+
+def zero_a_shard(stage: KillStage) -> None:
+    shard = newest_shards(stage)[-1]
+    shard.write_bytes(bytes(shard.stat().st_size))
+
+
+def cut_the_commit(stage: KillStage) -> None:
+    newest = latest(stage.store)
+    assert newest is not None
+    path = stage.directory / "checkpoints" / commit_key(newest.step)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lose_a_shard, zero_a_shard, cut_the_commit])
+def test_a_damaged_newest_checkpoint_makes_the_run_go_back_to_an_older_one_and_say_so(
+    tmp_path: Path, digest: object, damage: Callable[[KillStage], None]
+) -> None:
+    with staged(tmp_path, spec(steps=STEPS)) as stage:
+        stopped_midway(stage)
+        newest = latest(stage.store)
+        assert newest is not None
+        damage(stage)
+        stage.start()
+        stage.finish()
+        told = stage.events("Rejected", "UnusableCheckpoint")
+        assert len(told) == 1
+        assert stage.events("SaveFailed") == []
+        assert str(newest.step) in str(told[0]["message"])
+        restored = [event for event in stage.events("Restored") if "memory" in str(event["message"])]
+        assert int(str(restored[0]["step"]) or 0) < newest.step
+        stage.expect_sound(digest)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_in_silence(tmp_path: Path) -> None:
+    with staged(tmp_path, spec(steps=STEPS)) as stage:
+        stopped_midway(stage)
+        for shard in (stage.directory / "checkpoints" / "steps").rglob("*"):
+            if shard.is_file() and shard.stat().st_size > 4096:
+                shard.write_bytes(bytes(shard.stat().st_size))
+        stage.start()
+        stage.wait()
+        stage.expect_no_process()
+        assert stage.events("Rejected")
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:
+    store = f"store: {tmp_path / 'shared'}"
+    python = {"PYTHONPATH": TESTS}
+    text = spec(entrypoint="fault.unlucky:learns", step_ms=None, steps=40, checkpoint=store)
+    with staged(tmp_path / "first", text, environment=python) as stage:
+        stage.start()
+        stage.finish()
+    before = snapshot(tmp_path / "shared")
+    other = spec(entrypoint="fault.unlucky:another_model", step_ms=None, steps=60, checkpoint=store, failures=3)
+    with staged(tmp_path / "second", other, environment=python) as stage:
+        stage.start()
+        assert stage.wait() not in (0, -9)
+        stage.expect_no_process()
+        assert "weight" in stage.told()
+    assert snapshot(tmp_path / "shared") == before
+
+
+def test_a_checkpoint_of_another_mesh_is_refused_and_left_alone(tmp_path: Path) -> None:
+    store = f"store: {tmp_path / 'shared'}"
+    with staged(tmp_path / "first", spec(steps=40, checkpoint=store)) as stage:
+        stage.start()
+        stage.finish()
+    before = snapshot(tmp_path / "shared")
+    with staged(tmp_path / "second", spec(steps=60, gpus=2, checkpoint=store, failures=3)) as stage:
+        stage.start()
+        assert stage.wait() not in (0, -9)
+        stage.expect_no_process()
+        assert "mesh" in stage.told()
+    assert snapshot(tmp_path / "shared") == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_runs_on_one_directory_are_one_run_and_one_refusal(tmp_path: Path, digest: object) -> None:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=60)) as stage:
+        stage.start()
+        stage.until_event("Training")
+        second = run_again(stage)
+        assert second.returncode == FAILED, stage.told()
+        assert "expected nobody else to run here" in second.stderr
+        assert "hint: wait for it" in second.stderr
+        stage.finish()
+        stage.expect_sound(digest)
+
+
+def test_a_changed_file_on_an_old_directory_is_refused_with_what_differs(tmp_path: Path) -> None:
+    with staged(tmp_path, spec(steps=STEPS)) as stage:
+        stopped_midway(stage, 1)
+        (tmp_path / "run.yaml").write_text(spec(steps=STEPS + 1))
+        second = run_again(stage)
+        assert second.returncode == FAILED
+        assert "steps" in second.stderr
+        assert str(STEPS + 1) in second.stderr
+
+
+def test_a_dead_ray_address_is_one_error_with_a_hint(tmp_path: Path) -> None:
+    with staged(tmp_path, spec(steps=STEPS), arguments=("--address", "127.0.0.1:9")) as stage:
+        stage.start()
+        assert stage.wait() == FAILED
+        assert "error: ray at 127.0.0.1:9" in stage.told()
+        assert "hint: check with `ray status`" in stage.told()
+        stage.expect_no_process()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming nobody needs root")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
+def test_a_directory_without_permission_is_one_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(spec())
+    ours = tmp_path / "ours"
+    ours.mkdir(mode=0o755)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    refused = subprocess.run(
+        [*nobody, COMMAND, "run", str(tmp_path / "run.yaml"), "--dir", str(ours / "run"), "--runtime", "process"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert refused.returncode == 4, refused.stderr
+    assert "Permission denied" in refused.stderr
+    assert "hint: check the owner and the mode" in refused.stderr
+
+
+def run_again(stage: KillStage) -> subprocess.CompletedProcess[str]:
+    """The same command beside the one that runs, or after it."""
+    return subprocess.run(
+        [COMMAND, "run", str(stage.folder / "run.yaml"), "--dir", str(stage.directory), *stage.arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )

@@ -1,0 +1,67 @@
+"""What a run says when its program, not a machine, is at fault: it stops, and names the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fault.kill_stage import KillStage, spec, staged
+
+TESTS = str(Path(__file__).parents[1])
+RUN_FAILED = 100
+
+
+def unlucky(folder: Path, entrypoint: str, **more: object) -> KillStage:
+    settings = {"failures": 3, **more}
+    text = spec(entrypoint=entrypoint, steps=20, step_ms=None, every=5, **settings)  # type: ignore[arg-type]
+    return staged(folder, text, environment={"PYTHONPATH": TESTS})  # type: ignore[return-value]
+
+
+def failed(stage: KillStage) -> str:
+    """Runs it to its end, which must be a failure without leftovers; the reason that the summary gives."""
+    stage.start()
+    assert stage.wait() == RUN_FAILED, stage.told()
+    stage.expect_no_process()
+    stage.expect_journal()
+    summary = stage.summary()
+    assert summary["outcome"] == "failed"
+    return str(summary["reason"])
+
+
+def test_a_program_that_fails_at_import_is_stopped_with_its_error(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.breaks_at_import:main") as stage:
+        assert "no module named nvidia_magic" in failed(stage)
+
+
+def test_a_program_that_raises_at_the_same_step_thrice_is_stopped_with_its_last_line(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:raises_at_step_three") as stage:
+        assert "ValueError: the third batch has a negative length" in failed(stage)
+        # One more than three when the first attempt's steps were told only after its end: it then counts as progress.
+        assert len(stage.events("Starting")) in (3, 4)
+        assert "ValueError" in (stage.directory / "logs/attempt-0003/rank-00000.log").read_text()
+        assert "hint:" in stage.told()
+
+
+def test_a_program_that_leaves_early_is_not_taken_for_done(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:leaves_early") as stage:
+        assert "exit code 0" in failed(stage)
+
+
+def test_a_worker_that_never_reports_is_stopped_and_its_stack_stands_in_its_log(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:never_reports", failures=1, floors="start: 5s") as stage:
+        assert "no step for 5.0 s at step 0 (starting)" in failed(stage)
+        log = (stage.directory / "logs/attempt-0001/rank-00000.log").read_text()
+        assert "waiting for a licence server" in log
+        assert "in sleeps_for_ever" in log
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_prints_a_gigabyte_fills_no_disk_and_holds_up_nobody(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:prints_a_gigabyte") as stage:
+        stage.start()
+        assert stage.finish()["outcome"] == "succeeded"
+        assert stage.events("WorkerFailed", "NodeLost") == []
+        logs = list((stage.directory / "logs").rglob("rank-*"))
+        assert sum(path.stat().st_size for path in logs) <= 64 << 20
+        assert any(b"that was all" in path.read_bytes() for path in logs)

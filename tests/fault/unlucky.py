@@ -1,0 +1,82 @@
+"""Training programs for the bad-luck tests, one mishap each. Ranks import this module through PYTHONPATH."""
+
+# ruff: noqa: T201  # workers print on purpose
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from behemoth.sdk import State, join
+
+GIGABYTE = 1 << 30
+LINE = b"x" * ((1 << 20) - 1) + b"\n"
+
+
+def train(at_step: Callable[[int], None]) -> None:
+    """Counts in one array; `at_step` is called before each step is reported."""
+    run = join()
+    weight = np.zeros(4096, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape)
+    for step in run.steps(run.restore(state)):
+        time.sleep(0.01)
+        at_step(step)
+        run.fence()
+        weight += step
+        run.report(step, loss=1.0 / step, tokens=1)
+        run.save(step, state)
+
+
+def learns() -> None:
+    train(lambda _: None)
+
+
+def raises_at_step_three() -> None:
+    def at_step(step: int) -> None:
+        if step == 3:
+            raise ValueError("the third batch has a negative length")
+
+    train(at_step)
+
+
+def leaves_early() -> None:
+    """Exits with 0 although steps are left."""
+
+    def at_step(step: int) -> None:
+        if step == 5:
+            raise SystemExit(0)
+
+    train(at_step)
+
+
+def never_reports() -> None:
+    print("waiting for a licence server", flush=True)
+    sleeps_for_ever()
+
+
+def sleeps_for_ever() -> None:
+    while True:
+        time.sleep(3600)
+
+
+def prints_a_gigabyte() -> None:
+    def at_step(step: int) -> None:
+        if step == 2 and os.environ["RANK"] == "0":
+            for _ in range(GIGABYTE // len(LINE)):
+                os.write(1, LINE)
+            print("that was all", flush=True)
+
+    train(at_step)
+
+
+def another_model() -> None:
+    """The same names as `learns`, another shape."""
+    run = join()
+    weight = np.zeros(17, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape)
+    run.restore(state)
