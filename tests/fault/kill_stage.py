@@ -90,6 +90,7 @@ class KillStage:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     place: Path | None = None
     """Where the run directory's parent is, when not in `folder`."""
+    gone_limit_s: float = GONE_LIMIT_S
     process: subprocess.Popen[bytes] | None = None
     kills: list[str] = field(default_factory=list)
 
@@ -141,7 +142,7 @@ class KillStage:
     def resume(self) -> None:
         """The same command again, once everything below the killed one is gone."""
         self.wait()
-        self.expect_no_process()
+        self.expect_no_process(self.gone_limit_s)
         self.start()
 
     def summary(self) -> dict[str, object]:
@@ -195,10 +196,10 @@ class KillStage:
             assert time.monotonic() < deadline_s, f"left after {limit_s} s: {left}\n{self.told()}"
             time.sleep(POLL_S)
 
-    def expect_sound(self, digest: object, *, gone_limit_s: float = GONE_LIMIT_S) -> None:
+    def expect_sound(self, digest: object, *, gone_limit_s: float | None = None) -> None:
         """After a run that succeeded: its end equals `digest`, every commit is intact, its journal replays, its ledger
         closes, and nothing is left."""
-        self.expect_no_process(gone_limit_s)
+        self.expect_no_process(self.gone_limit_s if gone_limit_s is None else gone_limit_s)
         assert self.summary()["digest"] == digest, self.told()
         self.expect_intact()
         self.expect_journal()
