@@ -84,8 +84,10 @@ class Drills:
             self._thread.submit(self._strike, fault, after)
 
     def close(self) -> None:
-        """Waits for a strike that is under way."""
+        """Waits for a strike that is under way, and says which faults have found no occasion."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        for fault in self._pending:
+            self._announce(f"{format_fault(fault)}: has not struck: the run was not seen at that step")
 
     def _strike(self, fault: Fault, observation: Observation) -> None:
         try:

@@ -105,6 +105,7 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
 
 
 def _decided(effect: Effect, after: Observation) -> list[Event]:
+    level: Level
     match effect:
         case Place(holders=holders):
             return [_event(after, "Placed", f"gang placed on {', '.join(holders[:8])}{' ...' * (len(holders) > 8)}")]
@@ -121,14 +122,15 @@ def _decided(effect: Effect, after: Observation) -> list[Event]:
         case Save(step=step, is_last=True):
             return [_event(after, "LastSave", f"last save announced for step {step}")]
         case Abort(write_id=write_id, reason=reason):
-            return [_event(after, "SaveAborted", f"save {write_id} given up: {reason}", level="warning")]
+            level = "warning" if after.num_save_failures else "normal"
+            return [_event(after, "SaveAborted", f"save {write_id} given up: {reason}", level=level)]
         case Reject(commit=commit, reason=reason):
             message = f"checkpoint of step {commit.step} rejected: {reason}; going back to an older one"
             return [_event(after, "Rejected", message, level="warning")]
         case Delete(commits=commits):
             return [_event(after, "Expired", f"retention drops step {', '.join(str(c.step) for c in commits)}")]
         case Close(outcome=outcome, reason=reason):
-            level: Level = "warning" if outcome == "failed" else "normal"
+            level = "warning" if outcome == "failed" else "normal"
             return [_event(after, f"Run{outcome.capitalize()}", f"run {outcome}: {reason}", level=level)]
         case _:
             return []
