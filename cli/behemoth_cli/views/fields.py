@@ -45,7 +45,7 @@ def field_listing(docs: Sequence[FieldDoc]) -> Listing:
 
 def _default(doc: FieldDoc) -> str:
     if doc.required:
-        return "required"
+        return f"this or {', '.join(doc.instead_of)}" if doc.instead_of else "required"
     if doc.default is None or doc.default == {} or doc.default == []:
         return "-"
     text = doc.default if isinstance(doc.default, str) else json.dumps(doc.default)
@@ -66,6 +66,7 @@ def _item(doc: FieldDoc) -> dict[str, object]:
         "required": doc.required,
         "default": doc.default,
         "onlyWith": doc.only_with,
+        "insteadOf": list(doc.instead_of),
         "supported": doc.supported,
         "fields": [child.path for child in doc.children],
     }

@@ -98,15 +98,31 @@ def node_listing(look: Look) -> Listing:
             Column(name="state"),
             Column(name="slot", align="right"),
             Column(name="incarnation", align="right"),
+            Column(name="ranks", align="right", is_wide=True),
         ),
         rows=tuple(
-            (node.name, _condition(look, node), str(node.slot) if node.slot is not None else "-", str(node.incarnation))
+            (
+                node.name,
+                _condition(look, node),
+                str(node.slot) if node.slot is not None else "-",
+                str(node.incarnation),
+                _ranks(look, node),
+            )
             for node in nodes
         ),
         items=tuple(_node(look, node) for node in nodes),
         names=tuple(f"node/{node.name}" for node in nodes),
         empty="no nodes yet",
     )
+
+
+def _ranks(look: Look, node: NodeView) -> str:
+    """Ranks fill the slots in order, each slot as many."""
+    num_slots = sum(other.slot is not None for other in look.snapshot.nodes) if look.snapshot is not None else 0
+    if node.slot is None or num_slots == 0:
+        return "-"
+    each = look.num_ranks // num_slots
+    return f"{node.slot * each}..{(node.slot + 1) * each - 1}"
 
 
 def _condition(look: Look, node: NodeView) -> str:

@@ -1,1 +1,1 @@
-"""Errors, ids, units, clock, retry. Knows nothing else of Behemoth."""
+"""Errors, ids, units, clock. Knows nothing else of Behemoth."""

@@ -1,1 +1,1 @@
-"""Settings, with a docstring per field."""
+"""Settings, with a docstring per field. Empty until a process has settings that the run file does not hold."""

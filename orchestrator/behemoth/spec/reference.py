@@ -33,7 +33,7 @@ def _row(doc: FieldDoc) -> str:
 
 def _default(doc: FieldDoc) -> str:
     if doc.required:
-        return "required"
+        return "this or " + ", ".join(f"`{name}`" for name in doc.instead_of) if doc.instead_of else "required"
     if doc.default is None or doc.default == {} or doc.default == []:
         return ""
     return "see below" if doc.children else f"`{json.dumps(doc.default).strip(chr(34))}`"

@@ -59,6 +59,8 @@ class FieldDoc:
     supported: bool
     only_with: str
     """The sibling that this field needs where a mapping has several forms; empty elsewhere."""
+    instead_of: tuple[str, ...]
+    """The siblings of which exactly one is wanted, this field or one of them; empty elsewhere."""
     children: tuple[FieldDoc, ...]
 
 
@@ -139,7 +141,7 @@ def _root_doc() -> FieldDoc:
     return _field_doc(field, "", "")
 
 
-def _field_doc(field: Field, parent: str, only_with: str) -> FieldDoc:
+def _field_doc(field: Field, parent: str, only_with: str, instead_of: tuple[str, ...] = ()) -> FieldDoc:
     path = f"{parent}.{field.name}" if parent else field.name
     return FieldDoc(
         path=path,
@@ -151,6 +153,7 @@ def _field_doc(field: Field, parent: str, only_with: str) -> FieldDoc:
         unit=_unit(field.kind),
         supported=field.supported,
         only_with=only_with,
+        instead_of=instead_of,
         children=tuple(_children(field.kind, path)),
     )
 
@@ -175,7 +178,11 @@ def _variant_children(sections: tuple[Section, ...], path: str) -> Iterator[Fiel
             seen.add(field.name)
             shared = all(other.field(field.name) for other in sections)
             tag = section.fields[0].name
-            yield _field_doc(field, path, "" if shared or field.name == tag else tag)
+            if not shared and field.name == tag:
+                others = tuple(other.fields[0].name for other in sections if other is not section)
+                yield _field_doc(field, path, "", instead_of=others)
+            else:
+                yield _field_doc(field, path, "" if shared else tag)
 
 
 def _unit(kind: Kind) -> str:

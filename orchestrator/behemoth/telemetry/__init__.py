@@ -1,1 +1,1 @@
-"""Structured logs and metrics."""
+"""Structured logs and metrics. Empty until the controller exports metrics; logs go through the standard library."""
