@@ -12,8 +12,10 @@ import pytest
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.ports import Part
+from behemoth.storage import local
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.local import DIRECT_BYTES, LocalStore
+from behemoth.storage.positional import new_bounce
 from behemoth.testing.store import read
 
 DATA = b"0123456789" * 10
@@ -347,8 +349,8 @@ def test_a_large_write_goes_past_the_page_cache_but_for_its_edges(
     ]
 
 
-@pytest.mark.parametrize("refused", ["open", "pwritev"])
-def test_a_file_system_without_direct_io_gets_ordinary_writes(
+@pytest.mark.parametrize("refused", ["open", "pwritev", "preadv"])
+def test_a_file_system_without_direct_io_gets_ordinary_transfers(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     def refusing(call: Callable[..., int]) -> Callable[..., int]:
@@ -361,8 +363,11 @@ def test_a_file_system_without_direct_io_gets_ordinary_writes(
         return answer
 
     monkeypatch.setattr(os, refused, refusing(getattr(os, refused)))
+    monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)
     _write(store, "a", BIG)
-    assert read(store, "a", len(BIG)) == BIG
+    into = new_bounce()[: len(BIG)]
+    store.read_into("a", offset_bytes=0, into=into)
+    assert into == BIG
 
 
 def test_a_full_disk_is_told_by_a_direct_write_too(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,3 +387,34 @@ def test_a_new_folder_is_synced_by_seal_and_not_before(store: LocalStore, monkey
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     _write(store, "steps/1/model/w/c")
     assert synced == []
+
+
+@pytest.mark.parametrize(
+    ("cached", "skew", "is_direct"),
+    [(0, 0, True), (len(BIG), 0, False), (None, 0, False), (0, 64, False)],
+)
+def test_a_large_read_goes_past_the_page_cache_only_where_that_is_known_to_be_empty(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, cached: int | None, skew: int, is_direct: bool
+) -> None:
+    _write(store, "a", BIG)
+    monkeypatch.setattr(local, "cached_bytes", lambda *_: cached)
+    used: list[bool] = []
+    preadv = os.preadv
+
+    def watched(fd: int, views: list[memoryview], at: int) -> int:
+        used.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT != 0)
+        return preadv(fd, views, at)
+
+    monkeypatch.setattr(os, "preadv", watched)
+    into = new_bounce()[skew : skew + len(BIG)]
+    store.read_into("a", offset_bytes=0, into=into)
+    assert into == BIG
+    assert used[0] is is_direct
+
+
+def test_a_large_read_beyond_the_end_is_corrupt(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(store, "a", BIG)
+    monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)
+    with pytest.raises(Corrupt) as caught:
+        store.read_into("a", offset_bytes=0, into=new_bounce()[: len(BIG) + 4096])
+    assert caught.value.code == "truncated"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -215,7 +216,7 @@ class _ChunkReader:
 
     def _room(self, num_bytes: int) -> memoryview:
         if len(self._scratch) < num_bytes:
-            self._scratch = memoryview(bytearray(num_bytes))
+            self._scratch = memoryview(mmap.mmap(-1, num_bytes))  # from a page on: a disk can write into it
         return self._scratch[:num_bytes]
 
     def _read(self, array: int, chunk: int, offset_bytes: int, into: memoryview) -> None:

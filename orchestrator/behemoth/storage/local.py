@@ -24,10 +24,12 @@ from behemoth.ports import ObjectInfo, Part
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.open_files import OpenFiles
 from behemoth.storage.os_errors import named_errors, translated
+from behemoth.storage.page_cache import cached_bytes
 from behemoth.storage.positional import (
     Run,
     byte_view,
     new_bounce,
+    page_bytes,
     page_runs,
     read_all,
     runs_of,
@@ -36,11 +38,10 @@ from behemoth.storage.positional import (
 )
 
 DIRECT_BYTES = 1 << 20
-"""From here on a write goes to the disk itself; below, the page cache gathers better."""
+"""From here on a transfer goes to the disk itself; below, the page cache gathers better."""
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _TEMP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_DIRECT_FLAGS = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
 _NUM_TRIES = 5
 """How often a folder that `delete` of another process takes away is made again before we give up."""
 _NOT_REMOVED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
@@ -98,7 +99,8 @@ class LocalStore:
         with named_errors(f"read {key}"), _opened(path) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Corrupt(f"read {key}: expected a regular file, got one of mode {os.fstat(fd).st_mode:o}")
-            read_all(fd, key, offset_bytes, view)
+            done_bytes = self._read_direct(fd, offset_bytes, view)
+            read_all(fd, key, offset_bytes + done_bytes, view[done_bytes:])
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See the port. Links and other strange files are told too, so that a check can name them; temporary files are
@@ -185,9 +187,8 @@ class LocalStore:
 
     def _is_written_direct(self, fd: int, pages: Run) -> bool:
         """False when this file system does not take direct I/O, or not such; what was written then does not count."""
-        try:
-            direct = os.open(f"/proc/self/fd/{fd}", _DIRECT_FLAGS)
-        except OSError:
+        direct = _opened_direct(fd, os.O_WRONLY)
+        if direct is None:
             return False
         if not hasattr(self._own, "bounce"):
             self._own.bounce = new_bounce()
@@ -200,6 +201,27 @@ class LocalStore:
         finally:
             os.close(direct)
         return True
+
+    def _read_direct(self, fd: int, offset_bytes: int, into: memoryview) -> int:
+        """Bytes at the front of `into` that were read past the page cache: 0 where that is not possible, and where the
+        page cache holds the data, which is faster still."""
+        num_bytes = page_bytes(offset_bytes, into)
+        if num_bytes < DIRECT_BYTES:
+            return 0
+        cached = cached_bytes(fd, offset_bytes, num_bytes)
+        if cached is None or 2 * cached >= num_bytes:
+            return 0
+        direct = _opened_direct(fd, os.O_RDONLY)
+        if direct is None:
+            return 0
+        try:
+            return os.preadv(direct, [into[:num_bytes]], offset_bytes)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return 0
+        finally:
+            os.close(direct)
 
     def _create_file(self, key: str, path: str, data: memoryview) -> None:
         folder = os.path.dirname(path)
@@ -239,6 +261,14 @@ def _opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _opened_direct(fd: int, access: int) -> int | None:
+    """A second descriptor of the same file, past the page cache; None where there is no such thing."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", access | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _set_size(fd: int, key: str, size_bytes: int) -> None:

@@ -98,6 +98,13 @@ def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
         offset_bytes += sum(view.nbytes for view in batch)
 
 
+def page_bytes(offset_bytes: int, into: memoryview) -> int:
+    """How many bytes at the front of `into` could be read with O_DIRECT; 0 when file offset or memory lie askew."""
+    if into.nbytes < PAGE_BYTES or offset_bytes % PAGE_BYTES or _address(into) % PAGE_BYTES:
+        return 0
+    return into.nbytes // PAGE_BYTES * PAGE_BYTES
+
+
 def read_all(fd: int, key: str, offset_bytes: int, into: memoryview) -> None:
     """Fill `into`. Raises Corrupt when the file ends before, OSError."""
     read_bytes = 0
