@@ -11,7 +11,7 @@ coordinator is killed with SIGKILL and a successor, with a higher epoch, listens
 `detection` counts from the limit (2.5 s after the last beat) to the brain's decision to give the agent up. `reconnect`
 counts from the SIGKILL to the last agent's welcome, the start of the new process included. The peer is the naive server
 of `peers/naive_coordinator.py`, with the same agents: a task and a deadline for each, a full scan per tick, no
-brain, no gang, no journal; so it is a floor rather than an alternative.
+brain, no gang, no journal; it does less, so it is no alternative.
 """
 
 from __future__ import annotations
