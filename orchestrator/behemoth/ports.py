@@ -36,8 +36,8 @@ class ObjectStore(Protocol):
 
     Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely: many writers
     fill one object at known offsets and somebody seals it; small objects are created if absent; reads are ranged and
-    land in the caller's buffers. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied, Unavailable,
-    Corrupt, Conflict).
+    land in the caller's buffers. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied,
+    Unavailable, Corrupt, Conflict).
     """
 
     def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
