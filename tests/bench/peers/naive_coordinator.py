@@ -1,7 +1,8 @@
 """What one would write first: an asyncio server with a task and a deadline per agent, and a full scan every tick.
 
 It reads the same frames from the same agents, checks the same tokens and notices the same silence, but it knows no
-gang, keeps no journal, decides nothing and starts nothing: it does less, so it is no alternative. Tells `listening` and `evicted` as its counterpart does.
+gang, keeps no journal, decides nothing and starts nothing: it does less, so it is no
+alternative. Tells `listening` and `evicted` as its counterpart does.
 """
 
 from __future__ import annotations
