@@ -56,7 +56,7 @@ def fill(path: Path) -> Path:
 @needs_root
 def test_a_full_store_fails_saves_visibly_and_training_goes_on(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", size="8m") as disk:
-        text = spec(steps=400, checkpoint=f"store: {disk}")
+        text = spec(steps=400, step_ms=20, checkpoint=f"store: {disk}")
         with staged(tmp_path / "stage", text) as stage:
             stage.start()
             stage.until_event("Committed", 2)
@@ -77,7 +77,7 @@ def test_a_full_store_fails_saves_visibly_and_training_goes_on(tmp_path: Path) -
 def test_a_full_disk_below_the_run_directory_is_one_error_and_the_run_resumes(tmp_path: Path, digest: object) -> None:
     with (
         small_disk(tmp_path / "disk", size="16m") as disk,
-        staged(tmp_path / "stage", spec(steps=STEPS), place=disk) as stage,
+        staged(tmp_path / "stage", spec(steps=STEPS, step_ms=30), place=disk) as stage,
     ):
         stage.start()
         stage.until_event("Committed", 2)
@@ -139,7 +139,7 @@ def cut_the_commit(stage: KillStage) -> None:
 def test_a_damaged_newest_checkpoint_makes_the_run_go_back_to_an_older_one_and_say_so(
     tmp_path: Path, digest: object, damage: Callable[[KillStage], None]
 ) -> None:
-    with staged(tmp_path, spec(steps=STEPS)) as stage:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
         stopped_midway(stage)
         newest = latest(stage.store)
         assert newest is not None
@@ -156,7 +156,7 @@ def test_a_damaged_newest_checkpoint_makes_the_run_go_back_to_an_older_one_and_s
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_in_silence(tmp_path: Path) -> None:
-    with staged(tmp_path, spec(steps=STEPS)) as stage:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
         stopped_midway(stage)
         for shard in (stage.directory / "checkpoints" / "steps").rglob("*"):
             if shard.is_file() and shard.stat().st_size > 4096:
@@ -215,7 +215,7 @@ def test_two_runs_on_one_directory_are_one_run_and_one_refusal(tmp_path: Path, d
 
 
 def test_a_changed_file_on_an_old_directory_is_refused_with_what_differs(tmp_path: Path) -> None:
-    with staged(tmp_path, spec(steps=STEPS)) as stage:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
         stopped_midway(stage, 1)
         (tmp_path / "run.yaml").write_text(spec(steps=STEPS + 1))
         second = run_again(stage)
@@ -225,7 +225,7 @@ def test_a_changed_file_on_an_old_directory_is_refused_with_what_differs(tmp_pat
 
 
 def test_a_dead_ray_address_is_one_error_with_a_hint(tmp_path: Path) -> None:
-    with staged(tmp_path, spec(steps=STEPS), arguments=("--address", "127.0.0.1:9")) as stage:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30), arguments=("--address", "127.0.0.1:9")) as stage:
         stage.start()
         assert stage.wait() == FAILED
         assert "error: ray at 127.0.0.1:9" in stage.told()

@@ -48,8 +48,8 @@ def longer(*values: object) -> object:
         longer("fsync", 12, "before"),
         longer("fdatasync", 1, "before"),  # the first decision
         longer("fdatasync", 4, "after"),
-        longer("write", 20, "half"),  # a line of the journal
-        ("write", 40, "half"),
+        longer("write", 8, "half"),  # a line of the journal
+        ("write", 20, "half"),
         longer("unlink", 8, "after"),
         longer("rmdir", 1, "before"),  # retention
     ],
@@ -99,14 +99,14 @@ def test_a_kill_while_the_gang_starts_costs_nothing_but_time(tmp_path: Path, dig
 @pytest.mark.parametrize("role", ["worker", longer("store"), longer("agent"), longer("run")])
 def test_a_second_kill_while_the_first_is_mended_is_survived(tmp_path: Path, digest: object, role: Role) -> None:
     def attack(stage: KillStage) -> None:
-        stage.until_event("Committed", 2)
+        stage.until_event("Committed")
         first = set(stage.living("worker"))
         stage.kill_one("worker", random.Random(2))
         stage.until_event("Starting", 2)
         stage.until(lambda: role != "worker" or set(stage.living("worker")) - first, "a worker of the next attempt")
         stage.kill_one(role, random.Random(3))
 
-    strike(tmp_path, digest, attack, num_kills=2)
+    strike(tmp_path, digest, attack, step_ms=30, num_kills=2)
 
 
 @pytest.mark.parametrize("role", [longer("worker"), longer("store"), "agent", longer("keeper"), longer("run")])
@@ -121,9 +121,9 @@ def test_a_kill_during_the_last_save_loses_nothing(tmp_path: Path, digest: objec
 def test_a_kill_while_state_is_read_back_from_disk_is_survived(tmp_path: Path, digest: object) -> None:
     """The run process dies, so memory is gone; then the store process that reads for the next attempt dies too."""
     marker = tmp_path / "died"
-    with staged(tmp_path, spec(steps=STEPS)) as stage:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
         stage.start()
-        stage.until_event("Committed", 2)
+        stage.until_event("Committed")
         stage.kill_one("run", random.Random(5))
         stage.wait()
         stage.expect_no_process()
