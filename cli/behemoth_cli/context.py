@@ -83,7 +83,7 @@ def look_at(directory: RunDirectory) -> Look:
     name = identity.name if identity is not None else directory.path.name
     history = read_history(directory.journal.read_bytes() if directory.journal.exists() else b"")
     seen, ledger = history.observation, history.books.ledger
-    kept = {commit.write_id for commit in seen.commits} if seen is not None else set()
+    kept = {commit.write_id for commit in seen.commits} - seen.deleting if seen is not None else set()
     return Look(
         name=name,
         path=str(directory.path),

@@ -72,7 +72,7 @@ def test_a_killed_actor_is_told_takes_its_agent_along_and_is_replaced(tmp_path: 
         runtime.link.close()
 
 
-def test_when_ray_itself_dies_every_agent_is_told_gone_and_dead(tmp_path: Path) -> None:
+def test_when_ray_itself_dies_every_agent_is_told_gone_and_the_next_start_brings_it_back(tmp_path: Path) -> None:
     runtime = embed_ray(NODES)
     try:
         agents = SuiteAgents(runtime, tmp_path)
@@ -82,9 +82,8 @@ def test_when_ray_itself_dies_every_agent_is_told_gone_and_dead(tmp_path: Path) 
         assert sorted(event.node for event in await_gone(runtime)) == sorted(NODES)
         assert_dead(pids)
         assert list(runtime.gone(timeout_s=0.1)) == []
-        with pytest.raises(Unavailable) as caught:
-            runtime.start_agent(NODES[0], incarnation=10_000, argv=["true"], env={})
-        assert caught.value.hint
+        _, (again, *_) = agents.start(NODES[0], SLEEP)
+        assert is_alive(again)
     finally:
         runtime.close()
 

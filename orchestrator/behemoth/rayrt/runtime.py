@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import NodeId
@@ -41,12 +41,15 @@ class RayRuntime:
     """Implements `behemoth.ports.Runtime`; made by `embed_ray` or `join_ray`.
 
     `fixed_nodes` are an embedded Ray's logical nodes; None asks Ray each time. `grace_s` is what an agent gets between
-    the end of its lifeline and SIGKILL. An agent's environment is that of the machine's Ray with `env` of `start_agent`
-    laid over it.
+    the end of its lifeline and SIGKILL. `connect` makes a link anew when Ray or our end of it has died. An agent's
+    environment is that of the machine's Ray with `env` of `start_agent` laid over it.
     """
 
-    def __init__(self, link: HostLink, *, fixed_nodes: Sequence[NodeId] | None, grace_s: float) -> None:
+    def __init__(
+        self, link: HostLink, *, connect: Callable[[], HostLink], fixed_nodes: Sequence[NodeId] | None, grace_s: float
+    ) -> None:
         self._link = link
+        self._connect = connect
         self._fixed_nodes = None if fixed_nodes is None else tuple(fixed_nodes)
         self._grace_s = grace_s
         self._roster = Roster()
@@ -73,6 +76,7 @@ class RayRuntime:
         older = self._roster.running().get(node)
         if older is not None:
             self.stop_agent(node, incarnation=older)
+        self._reconnect_if_lost()
         request = Start(node=node, incarnation=incarnation, argv=list(argv), env=dict(env), grace_s=self._grace_s)
         self._link.ask(request, timeout_s=_START_LIMIT_S)
         self._roster.started(node, incarnation)
@@ -95,6 +99,12 @@ class RayRuntime:
             self._link.ask(Leave(), timeout_s=_STOP_LIMIT_S)
         self._link.close()
 
+    def _reconnect_if_lost(self) -> None:
+        """Only once the loss of all agents was told: the roster of the lost link is empty then."""
+        if self._link.lost and not self._roster.running():
+            self._link.close()
+            self._link = self._connect()
+
     def _news(self, timeout_s: float) -> list[NodeGone]:
         """Ends that nobody asked for; with a lost host all agents are among them."""
         told = [
@@ -114,15 +124,16 @@ def embed_ray(nodes: Sequence[NodeId], *, grace_s: float = 0.5) -> RayRuntime:
 
     All of it dies with this process, however that ends. Raises Unavailable when Ray does not start.
     """
-    # A token of its own: Ray listens on every interface, and would else write one into the user's home.
-    link = open_link(grace_s=0, env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-    try:
-        link.await_import(timeout_s=IMPORT_LIMIT_S)
-        link.ask(Embed(nodes=list(nodes), temp_dir=str(link.temp_dir)), timeout_s=EMBED_LIMIT_S)
-    except BaseException:
-        link.close()
-        raise
-    return RayRuntime(link, fixed_nodes=nodes, grace_s=grace_s)
+
+    def connect() -> HostLink:
+        # A token of its own: Ray listens on every interface, and would else write one into the user's home.
+        link = open_link(grace_s=0, env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        with _closed_on_error(link):
+            link.await_import(timeout_s=IMPORT_LIMIT_S)
+            link.ask(Embed(nodes=list(nodes), temp_dir=str(link.temp_dir)), timeout_s=EMBED_LIMIT_S)
+        return link
+
+    return RayRuntime(connect(), connect=connect, fixed_nodes=nodes, grace_s=grace_s)
 
 
 def join_ray(address: str, *, grace_s: float = 0.5) -> RayRuntime:
@@ -131,20 +142,29 @@ def join_ray(address: str, *, grace_s: float = 0.5) -> RayRuntime:
     Blocks for a few seconds. Raises Invalid for another form, Unavailable when nothing of Ray answers there within
     about 10 s.
     """
-    _probe(address)
-    link = open_link(grace_s=_JOINED_GRACE_S, env={})
+
+    def connect() -> HostLink:
+        _probe(address)
+        link = open_link(grace_s=_JOINED_GRACE_S, env={})
+        try:
+            with _closed_on_error(link):
+                link.await_import(timeout_s=IMPORT_LIMIT_S)
+                link.ask(Join(address=address), timeout_s=JOIN_LIMIT_S)
+        except Unavailable as error:
+            message = f"ray at {address}: {error.message}"
+            raise Unavailable(message, hint=_join_hint(address, error.message), code="no-ray") from error
+        return link
+
+    return RayRuntime(connect(), connect=connect, fixed_nodes=None, grace_s=grace_s)
+
+
+@contextlib.contextmanager
+def _closed_on_error(link: HostLink) -> Iterator[None]:
     try:
-        link.await_import(timeout_s=IMPORT_LIMIT_S)
-        link.ask(Join(address=address), timeout_s=JOIN_LIMIT_S)
-    except Unavailable as error:
-        link.close()
-        raise Unavailable(
-            f"ray at {address}: {error.message}", hint=_join_hint(address, error.message), code="no-ray"
-        ) from error
+        yield
     except BaseException:
         link.close()
         raise
-    return RayRuntime(link, fixed_nodes=None, grace_s=grace_s)
 
 
 def _probe(address: str) -> None:
