@@ -101,6 +101,7 @@ class Machines:
                 case StopOrder():
                     self._runtime.stop_agent(order.node, incarnation=order.incarnation)
         except BehemothError as error:
-            _log.warning("node %s: %s", order.node, error)
             if isinstance(order, StartOrder):
                 self._tell(ProvisionFailed(node=order.node, incarnation=order.incarnation, reason=str(error)))
+            else:
+                _log.warning("node %s: %s", order.node, error)

@@ -14,8 +14,10 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
+from itertools import count
 from typing import Any, assert_never
 
 import ray
@@ -114,12 +116,11 @@ class Host:
             self._actor(node)
 
     def _learn_nodes(self) -> list[str]:
-        """Names are host name and the start of Ray's id: legible, and a raylet that was restarted is another node."""
+        """What is alive now, by name."""
         if not self._is_embedded:
             entries: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-            alive = [entry for entry in entries if entry["Alive"]]
-            named = {f"{entry['NodeManagerHostname']}-{entry['NodeID'][:8]}": entry["NodeID"] for entry in alive}
-            self._ray_ids = dict(sorted(named.items()))
+            alive = {entry["NodeID"]: entry["NodeManagerHostname"] for entry in entries if entry["Alive"]}
+            self._ray_ids = named_nodes(alive, self._ray_ids)
         return list(self._ray_ids)
 
     def _actor(self, node: str) -> Any:
@@ -130,8 +131,11 @@ class Host:
         return self._actors[node]
 
     def _start(self, request: Start) -> None:
-        if request.node not in self._ray_ids and request.node not in self._learn_nodes():
+        former = self._ray_ids.get(request.node)
+        if request.node not in self._learn_nodes():
             raise RuntimeError(f"ray has no live node {request.node}")
+        if self._ray_ids[request.node] != former:
+            self._actors.pop(request.node, None)
         try:
             self._start_on_actor(request)
         except RayActorError:
@@ -173,6 +177,21 @@ class Host:
             ray.wait(calls, num_returns=len(calls), timeout=STOP_LIMIT_S)
         if not self._is_embedded:
             ray.shutdown()
+
+
+def named_nodes(alive: Mapping[str, str], former: Mapping[str, str]) -> dict[str, str]:
+    """Ray's ids by our names, sorted, from host names by id and the names before.
+
+    A node is called after its host, with a number where a host has several, because ids change when Ray is started
+    again: so a run finds its machines once more. A name stays with an id that lives and is free for another after that.
+    """
+    named = {name: ray_id for name, ray_id in former.items() if ray_id in alive}
+    known = set(named.values())
+    for ray_id, host in sorted(alive.items()):
+        if ray_id not in known:
+            names = (host if number == 1 else f"{host}-{number}" for number in count(1))
+            named[next(name for name in names if name not in named)] = ray_id
+    return dict(sorted(named.items()))
 
 
 def main() -> int:
