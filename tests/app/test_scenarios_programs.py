@@ -59,7 +59,8 @@ def test_the_example_of_a_command_recovers_cold_under_ray(tmp_path: Path) -> Non
     expect_a_cold_recovery_to_the_same_end(tmp_path, "--runtime", "ray")
 
 
-@pytest.mark.parametrize("name", ["numpy", pytest.param("torch", marks=pytest.mark.longer)])
+@pytest.mark.longer
+@pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_a_printed_program_is_a_command_that_recovers_with_the_same_end(name: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(PROGRAMS[name])

@@ -57,7 +57,7 @@ def lost(stage: KillStage) -> set[object]:
 @pytest.mark.parametrize(
     ("nodes", "gpus", "mesh"),
     [
-        (1, 1, ""),
+        pytest.param(1, 1, "", marks=pytest.mark.longer),
         pytest.param(3, 1, "", marks=pytest.mark.longer),
         (1, 4, "dp: 4, ep: 4"),
         pytest.param(2, 2, "dp: 4, ep: 2, edp: 2", marks=pytest.mark.longer),
@@ -69,6 +69,7 @@ def test_a_killed_rank_is_survived_in_any_world(tmp_path: Path, nodes: int, gpus
     assert len(stage.events("WorkerFailed")) >= 1
 
 
+@pytest.mark.longer
 def test_a_lost_node_without_any_spare_is_started_again(tmp_path: Path) -> None:
     stage = expect_same_end(tmp_path, world(nodes=2), "lose node 1 at step 25")
     assert lost(stage) == {"node-1"}
@@ -80,6 +81,7 @@ def test_all_nodes_lost_at_once_are_started_again(tmp_path: Path) -> None:
     assert lost(stage) == {"node-0", "node-1", "node-2"}
 
 
+@pytest.mark.longer
 def test_two_nodes_lost_at_once_with_one_spare_are_survived(tmp_path: Path) -> None:
     stage = expect_same_end(tmp_path, world(nodes=3, spares=1), "lose node 0 at step 25", "lose node 2 at step 25")
     assert {"node-0", "node-2"} <= lost(stage)

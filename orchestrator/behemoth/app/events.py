@@ -63,6 +63,8 @@ def events_of(evidence: Evidence, before: Observation | None, after: Observation
     if before is None:
         return [_event(after, "RunOpened", f"run of {after.num_ranks} ranks on {after.config.num_slots} nodes")]
     events = [event] if (event := _happened(evidence, before, after)) is not None else []
+    if _is_hung(after) and not (_is_hung(before) and before.attempt == after.attempt) and after.incident is not None:
+        events.append(_event(after, "Hung", after.incident.reason, level="warning"))
     if _is_beyond_restore(after) and not (_is_beyond_restore(before) and before.attempt == after.attempt):
         events.append(_event(after, "Training", f"attempt {after.attempt} completes steps"))
     return events
@@ -141,6 +143,10 @@ def _failure(evidence: WorkerFailed) -> str:
     lines = evidence.last_lines.strip().splitlines()
     tail = f": {lines[-1][:200]}" if lines else ""
     return f"rank {evidence.rank} on node {evidence.node} ended with {ended}{tail}"
+
+
+def _is_hung(observation: Observation) -> bool:
+    return observation.incident is not None and observation.incident.cause == "hang"
 
 
 def _is_beyond_restore(observation: Observation) -> bool:
