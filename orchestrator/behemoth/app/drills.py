@@ -19,7 +19,7 @@ from typing import assert_never
 
 from behemoth.app import node_processes
 from behemoth.base.errors import BehemothError, NotFound
-from behemoth.base.ids import NodeId, Rank, RunUid
+from behemoth.base.ids import NodeId, Rank, RunUid, Slot
 from behemoth.checkpoint.commit_log import latest, read_record
 from behemoth.ports import ObjectStore, Part
 from behemoth.spec.drill import (
@@ -48,13 +48,11 @@ class Drills:
         faults: Sequence[Fault],
         *,
         run_uid: RunUid,
-        nodes: Sequence[NodeId],
         store: ObjectStore,
         ledger: Path,
         announce: Callable[[str], None],
     ) -> None:
         self._run_uid = run_uid
-        self._nodes = tuple(nodes)
         self._store = store
         self._ledger = ledger
         self._announce = announce
@@ -105,10 +103,10 @@ class Drills:
                 os.kill(self._worker(rank, observation), signal.SIGKILL)
             case HangRank(rank=rank):
                 os.kill(self._worker(rank, observation), signal.SIGSTOP)
-            case LoseNode(node=node):
-                self._lose(self._nodes[node])
-            case FreezeNode(node=node):
-                agent = self._agent(self._nodes[node])
+            case LoseNode(node=number):
+                self._lose(_node(number, observation))
+            case FreezeNode(node=number):
+                agent = self._agent(_node(number, observation))
                 _signal([agent, *node_processes.below(agent)], signal.SIGSTOP)
             case CorruptNewestCheckpoint():
                 self._flip_a_bit()
@@ -147,6 +145,17 @@ class Drills:
         if pid is None:
             raise NotFound(f"rank {rank}: expected a live worker on node {node}, got none")
         return pid
+
+
+def _node(number: int, observation: Observation) -> NodeId:
+    """Who holds slot `number`; beyond the gang, the spares that are there, in placement order."""
+    num_slots = observation.config.num_slots
+    if number < num_slots:
+        return observation.holders[Slot(number)]
+    spares = sorted(observation.spares, key=observation.spares.__getitem__)
+    if number - num_slots >= len(spares):
+        raise NotFound(f"node {number}: expected a spare to strike, got {len(spares)} spares")
+    return spares[number - num_slots]
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:

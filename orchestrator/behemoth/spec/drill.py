@@ -1,8 +1,8 @@
 """Faults that a drill injects from outside, and the sentences in which people order them.
 
 The sentences are the same in the run file (`spec.drill`) and on the command line (`--drill`). Ranks and nodes count
-from 0; nodes are numbered in placement order, those of the gang first and the spares after them. A fault strikes as
-soon as every rank has completed its step. How to inflict a fault is the business of `behemoth.app`.
+from 0; node N of the gang is the one that holds slot N when the fault strikes, the numbers after those are the spares.
+A fault strikes as soon as every rank has completed its step. How to inflict a fault is the business of `behemoth.app`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from behemoth.app.snapshot import Snapshot, snapshot
 from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
-from behemoth.base.ids import Epoch, NodeId
+from behemoth.base.ids import Epoch
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.ports import ObjectStore, Runtime
@@ -136,7 +136,7 @@ class LocalRun:
             desk = CheckpointDesk(store, run_name=request.run.name, clock=self._clock, tell=self._tell)
             stack.push_async_callback(asyncio.to_thread, desk.close)
             nodes = list(former.config.nodes) if former is not None else list(runtime.nodes())
-            drills = self._open_drills(place, store, nodes, events)
+            drills = self._open_drills(place, store, events)
             stack.push_async_callback(asyncio.to_thread, drills.close)
             body = LocalBody(
                 fleet=fleet,
@@ -185,12 +185,11 @@ class LocalRun:
         self._address = f"{'127.0.0.1' if is_local else _own_address()}:{port}"
         return self._fleet
 
-    def _open_drills(self, place: RunPlace, store: ObjectStore, nodes: Sequence[NodeId], events: EventLog) -> Drills:
+    def _open_drills(self, place: RunPlace, store: ObjectStore, events: EventLog) -> Drills:
         running = asyncio.get_running_loop()
         drills = Drills(
             self._request.faults,
             run_uid=place.identity.run_uid,
-            nodes=nodes,
             store=store,
             ledger=place.directory.path / "drills.jsonl",
             announce=lambda message: _post(running, lambda: events.warn("Drill", message)),
