@@ -18,6 +18,9 @@ PROGRAMS = dict(zip(("torch", "numpy"), PRINTED, strict=True))
 PROCESSES = ("--runtime", "process")
 KILL = ("--drill", "kill rank 1 at step 50")
 
+STEPS = {"torch": 400, "numpy": 200_000}
+"""The numpy program takes microseconds a step, and a fault must find it at work."""
+
 SCRIPT = """
 apiVersion: behemoth.dev/v1alpha1
 kind: TrainingRun
@@ -28,7 +31,7 @@ spec:
   workload:
     command: [python, {script}]
     environment: {{OMP_NUM_THREADS: "1"}}
-    steps: 400
+    steps: {steps}
   checkpoint: {{every: {{steps: 20}}}}
 """
 
@@ -64,7 +67,7 @@ def test_the_example_of_a_command_recovers_cold_under_ray(tmp_path: Path) -> Non
 def test_a_printed_program_is_a_command_that_recovers_with_the_same_end(name: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(PROGRAMS[name])
-    text = SCRIPT.format(script=script)
+    text = SCRIPT.format(script=script, steps=STEPS[name])
     digest = undisturbed(tmp_path / "undisturbed", text)
     with staged(tmp_path / "killed", text, arguments=(*PROCESSES, *KILL)) as stage:
         stage.start()

@@ -7,14 +7,16 @@ import socket
 import sys
 
 from behemoth.agent.processes import die_with_parent
-from behemoth.agent.storeserver import serve_store
-from behemoth.storage.open import open_store
 
 
 def main(argv: list[str]) -> int:
     """Serves until the agent is gone; returns 0."""
     fd, agent_pid = int(argv[0]), int(argv[1])
     die_with_parent(signal.SIGKILL, parent=agent_pid)
+    # Imported once the tie holds: a process that is stopped while it imports must die with its agent too.
+    from behemoth.agent.storeserver import serve_store
+    from behemoth.storage.open import open_store
+
     serve_store(socket.socket(fileno=fd), open_store)
     return 0
 

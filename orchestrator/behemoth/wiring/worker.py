@@ -13,8 +13,6 @@ import signal
 import socket
 import sys
 
-# Imported before the first fork, so that a worker finds the SDK and what it needs warm.
-import behemoth.sdk  # noqa: F401
 from behemoth.agent.forkserver import Job, serve, tie_to_agent
 from behemoth.wire.session import DUMP_SIGNAL
 
@@ -23,6 +21,9 @@ def main(argv: list[str]) -> int:
     """Returns the exit code of the fork server, or of the worker that was forked from it."""
     fd, agent_pid = int(argv[0]), int(argv[1])
     tie_to_agent(agent_pid)
+    # Imported before the first fork, so that a worker finds the SDK and what it needs warm; and once the tie holds,
+    # since a process that is stopped while it imports must die with its agent too.
+    importlib.import_module("behemoth.sdk")
     job = serve(socket.socket(fileno=fd), agent_pid=agent_pid)
     if job is None:
         return 0
