@@ -105,7 +105,7 @@ class CheckpointDesk:
             self._tell(SaveFailed(write_id=write_id, reason=str(error)))
             return
         self._previous = record
-        self._tell(Committed(commit=_ref(record)))
+        self._tell(Committed(commit=record.ref))
 
     def _reject(self, ref: CommitRef, reason: str) -> None:
         """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it."""
@@ -130,7 +130,3 @@ class CheckpointDesk:
 def remove_rubbish(store: ObjectStore) -> None:
     """Removes what writes left without a commit. Blocks; only while nobody writes."""
     execute(store, plan_gc(store, in_flight=()))
-
-
-def _ref(record: CommitRecord) -> CommitRef:
-    return CommitRef(step=record.step, write_id=record.write_id, size_bytes=record.data_bytes)
