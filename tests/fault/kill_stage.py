@@ -205,6 +205,13 @@ class KillStage:
         self.expect_journal()
         assert half_written(self.directory, self.store) == [], self.told()
 
+    def is_damaged(self) -> bool:
+        """Any commit does not verify."""
+        return any(
+            isinstance(one, BadCommit) or not verify(self.store, one, threads=1, deep=True).is_intact
+            for one in commits(self.store)
+        )
+
     def expect_intact(self) -> None:
         """Every commit, read back deeply."""
         found = commits(self.store)

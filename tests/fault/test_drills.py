@@ -46,6 +46,7 @@ def test_a_bit_flipped_in_the_newest_checkpoint_is_found_when_the_disk_is_read(t
     with drilled(tmp_path, "corrupt newest checkpoint at step 60", every=50) as stage:
         stage.start()
         stage.until_event("Drill")
+        stage.until(stage.is_damaged, "a flipped bit")
         assert stage.process is not None
         stage.process.kill()
         stage.resume()

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 class Drills:
     """Strikes when the gang has completed a fault's step. A witness of the loop; strikes happen on its own thread.
 
-    `ledger` is the file of what has struck; `announce` is told each strike as a sentence.
+    `ledger` is the file of what has struck; `announce` is told each strike as a sentence, with its node.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Drills:
         run_uid: RunUid,
         store: ObjectStore,
         ledger: Path,
-        announce: Callable[[str], None],
+        announce: Callable[[str, NodeId | None], None],
     ) -> None:
         self._run_uid = run_uid
         self._store = store
@@ -85,16 +85,16 @@ class Drills:
         """Waits for a strike that is under way, and says which faults have found no occasion."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         for fault in self._pending:
-            self._announce(f"{format_fault(fault)}: has not struck: the run was not seen at that step")
+            self._announce(f"{format_fault(fault)}: has not struck: the run was not seen at that step", None)
 
     def _strike(self, fault: Fault, observation: Observation) -> None:
         try:
             with self._ledger.open("a") as file:
                 file.write(json.dumps({"format": 1, "fault": format_fault(fault)}) + "\n")
-            self._announce(format_fault(fault))
+            self._announce(format_fault(fault), _struck_node(fault, observation))
             self._inflict(fault, observation)
         except (BehemothError, OSError) as error:
-            self._announce(f"{format_fault(fault)}: did not strike: {error}")
+            self._announce(f"{format_fault(fault)}: did not strike: {error}", None)
             _log.warning("drill %s did not strike: %s", format_fault(fault), error)
 
     def _inflict(self, fault: Fault, observation: Observation) -> None:
@@ -140,18 +140,41 @@ class Drills:
         return pid
 
     def _worker(self, rank: Rank, observation: Observation) -> int:
-        node = observation.holders[observation.config.slot_of(rank)]
+        node = _node_of(rank, observation)
         pid = node_processes.worker_pid(node_processes.below(self._agent(node)), rank)
         if pid is None:
             raise NotFound(f"rank {rank}: expected a live worker on node {node}, got none")
         return pid
 
 
+def _struck_node(fault: Fault, observation: Observation) -> NodeId | None:
+    match fault:
+        case KillRank(rank=rank) | HangRank(rank=rank):
+            return _node_of(rank, observation)
+        case LoseNode(node=number) | FreezeNode(node=number):
+            return _node(number, observation)
+        case CorruptNewestCheckpoint():
+            return None
+        case _:
+            assert_never(fault)
+
+
+def _node_of(rank: Rank, observation: Observation) -> NodeId:
+    return _holder(observation.config.slot_of(rank), observation)
+
+
+def _holder(slot: Slot, observation: Observation) -> NodeId:
+    node = observation.holders.get(slot)
+    if node is None:
+        raise NotFound(f"slot {slot}: expected a node to strike, got none")
+    return node
+
+
 def _node(number: int, observation: Observation) -> NodeId:
     """Who holds slot `number`; beyond the gang, the spares that are there, in placement order."""
     num_slots = observation.config.num_slots
     if number < num_slots:
-        return observation.holders[Slot(number)]
+        return _holder(Slot(number), observation)
     spares = sorted(observation.spares, key=observation.spares.__getitem__)
     if number - num_slots >= len(spares):
         raise NotFound(f"node {number}: expected a spare to strike, got {len(spares)} spares")

@@ -10,6 +10,7 @@ import msgspec
 
 from behemoth.app.events import Event, events_of, warning
 from behemoth.base.clock import Clock
+from behemoth.base.ids import NodeId
 from behemoth.state.evidence import Evidence
 from behemoth.state.observation import Observation
 
@@ -35,9 +36,9 @@ class EventLog:
         for event in events_of(evidence, before, after):
             self._write(event)
 
-    def warn(self, reason: str, message: str) -> None:
+    def warn(self, reason: str, message: str, *, node: NodeId | None = None) -> None:
         """What the loop does not see; on the loop's thread."""
-        self._write(warning(reason, message, at_us=self._clock.now_us(), observation=self._observation))
+        self._write(warning(reason, message, at_us=self._clock.now_us(), observation=self._observation, node=node))
 
     def close(self) -> None:
         if self._file is not None:

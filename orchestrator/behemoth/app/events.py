@@ -70,11 +70,13 @@ def events_of(evidence: Evidence, before: Observation | None, after: Observation
     return events
 
 
-def warning(reason: str, message: str, *, at_us: int, observation: Observation | None) -> Event:
+def warning(
+    reason: str, message: str, *, at_us: int, observation: Observation | None, node: NodeId | None = None
+) -> Event:
     """Something that is neither evidence nor a decision: a fault injected on purpose, a damaged commit at the start."""
     if observation is not None:
-        return _event(observation, reason, message, level="warning")
-    return Event(at_us=at_us, level="warning", reason=reason, message=message, attempt=0, step=0)
+        return _event(observation, reason, message, level="warning", node=node)
+    return Event(at_us=at_us, level="warning", reason=reason, message=message, attempt=0, step=0, node=node)
 
 
 def _happened(evidence: Evidence, before: Observation, after: Observation) -> Event | None:

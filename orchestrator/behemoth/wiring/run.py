@@ -192,7 +192,7 @@ class LocalRun:
             run_uid=place.identity.run_uid,
             store=store,
             ledger=place.directory.path / "drills.jsonl",
-            announce=lambda message: _post(running, lambda: events.warn("Drill", message)),
+            announce=lambda message, node: _post(running, lambda: events.warn("Drill", message, node=node)),
         )
         drills.open()
         return drills
