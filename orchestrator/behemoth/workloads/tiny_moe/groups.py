@@ -7,6 +7,8 @@ same bits each time on gloo and on NCCL. A group of one rank exchanges nothing a
 from __future__ import annotations
 
 import os
+import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,6 +22,8 @@ from behemoth.workloads.placement import Placement
 TIMEOUT = timedelta(seconds=60)
 """For one collective and for joining. A dead peer is seen at once by its closed socket; this bounds the rest, and the
 orchestrator's limit on a step is shorter."""
+KNOCK_LIMIT_S = 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.1
 
 
 class Group:
@@ -98,12 +102,14 @@ class Groups:
 def open_groups(placement: Placement) -> Groups:
     """Join the other ranks under torchrun's variables (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
 
-    NCCL where every local rank has a GPU of its own, else gloo. Blocks until all have come, at most TIMEOUT.
+    NCCL where every local rank has a GPU of its own, else gloo. Blocks until all have come, at most KNOCK_LIMIT_S + TIMEOUT.
     """
     device = _device(placement)
     if placement.world_size == 1:
         alone = Group(size=1, index=0, handle=None)
         return Groups(world=alone, sharers=alone, holders=alone, device=device)
+    if placement.rank != 0 and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        await_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=TIMEOUT,
@@ -116,6 +122,23 @@ def open_groups(placement: Placement) -> Groups:
         holders=_group(placement.holders(), placement.rank),
         device=device,
     )
+
+
+def await_listener(host: str, port: int) -> None:
+    """Until rank 0 listens, at most KNOCK_LIMIT_S: torch's own tries go on after that.
+
+    torch's client sleeps for half a second and more when it comes too early, longer than all the rest of a restart.
+    """
+    deadline = time.monotonic() + KNOCK_LIMIT_S
+    pause_s = _FIRST_PAUSE_S
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, port), timeout=KNOCK_LIMIT_S).close()
+        except OSError:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        else:
+            return
 
 
 def close_groups() -> None:
