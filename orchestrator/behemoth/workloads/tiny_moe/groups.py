@@ -102,7 +102,8 @@ class Groups:
 def open_groups(placement: Placement) -> Groups:
     """Join the other ranks under torchrun's variables (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
 
-    NCCL where every local rank has a GPU of its own, else gloo. Blocks until all have come, at most KNOCK_LIMIT_S + TIMEOUT.
+    NCCL where every local rank has a GPU of its own, else gloo. Blocks until all have come, at most KNOCK_LIMIT_S and
+    TIMEOUT.
     """
     device = _device(placement)
     if placement.world_size == 1:
