@@ -203,7 +203,7 @@ def test_a_snapshot_that_is_replaced_while_it_is_written_gives_no_receipt() -> N
             stage(arena, PLAN, LOCAL, WriteId("a1-2"), Step(2), generation=0)
             return False
 
-        with pytest.raises(Conflict, match="replaced while it was being written"):
+        with pytest.raises(Conflict, match="its snapshot was replaced"):
             write_rank(
                 MemoryStore(),
                 "steps/000000001-a1-1",

@@ -3,10 +3,11 @@
 The agent owns the memory (an anonymous memfd) and passes it as a descriptor to the worker, which copies in and out, and
 to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
 generation counts only while its header is intact and says so, and the header changes before the first byte of data is
-touched and after the last one. The module never creates or closes the descriptor. Neighbours: `staging`, `writer`.
+touched and after the last one. In between a mark tells how far it has come, for those who follow (`following`). The
+module never creates or closes the descriptor. Neighbours: `staging`, `writer`.
 
     page 0          header: sizes, layout digest, CRC          then the span table: (offset, length) of each span
-    per generation  header page | CRC-32C of each span | data, each part from a page boundary on
+    per generation  header page, with the mark | CRC-32C of each span | data, each part from a page boundary on
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _GENERATION = struct.Struct(
     "<8sIIQQ32sI64s"
 )  # magic, state, CRC of the CRC table, sequence, step, digest, id length, id
 _CRC = struct.Struct("<I")
+_MARK_OFFSET = PAGE_BYTES // 2  # two words of 64 bits, each written at once: sequence, bytes filled
 _ARENA_MAGIC, _GENERATION_MAGIC = b"BHMARENA", b"BHMGENER"
 _VERSION = 1
 _SPAN_ROW_BYTES = 16
@@ -168,6 +170,7 @@ class Arena:
                 code="arena-write-id",
             )
         sequence = 1 + max((header.sequence for header in self._headers() if header is not None), default=0)
+        self._mark(generation)[:] = (sequence, 0)
         self._put(
             generation,
             _Header(
@@ -179,6 +182,51 @@ class Arena:
                 write_id=write_id,
             ),
         )
+        return self._data(generation)
+
+    def advance(self, generation: int, num_bytes: int) -> None:
+        """The first `num_bytes` of the data of a begun generation are in place. Never goes back.
+
+        Another process may read them as soon as it sees the number: on x86 stores become visible in order, elsewhere
+        the interpreter lock, which the copy before has given up and taken again, keeps the order.
+        """
+        self._mark(generation)[1] = num_bytes
+
+    def sequence(self, generation: int) -> int:
+        """Of the filling that was begun last. Raises NotFound when none was, or its header is damaged."""
+        self._check(generation)
+        header = self._header(generation)
+        if header is None:
+            raise NotFound(f"arena of rank {self.rank}: generation {generation} was never begun", code="arena-empty")
+        return header.sequence
+
+    def filled_bytes(self, generation: int, sequence: int) -> int:
+        """How much is in place, from the front on without a gap. Raises Conflict once another sequence has begun.
+
+        0 while the header is being changed, and after `discard`: whoever discards ends the waits for it.
+        """
+        self._check(generation)
+        header = self._header(generation)
+        if header is None:
+            return 0
+        if header.sequence != sequence:
+            raise Conflict(
+                f"arena of rank {self.rank}, generation {generation}: its snapshot was replaced: expected sequence "
+                f"{sequence}, got {header.sequence} of write {header.write_id}",
+                code="snapshot-replaced",
+            )
+        marked, filled_bytes = self._mark(generation).tolist()
+        if _is_whole(header):
+            return self.data_bytes
+        return int(filled_bytes) if marked == sequence else 0
+
+    def sealed(self, generation: int, sequence: int) -> Snapshot | None:
+        """The snapshot, or None while it is being filled. Raises Conflict once another sequence has begun."""
+        self.filled_bytes(generation, sequence)
+        return _snapshot(generation, self._header(generation))
+
+    def filling(self, generation: int) -> memoryview:
+        """The data area of a generation that may be unfinished; only what is filled may be read."""
         return self._data(generation)
 
     def seal(self, generation: int) -> Snapshot:
@@ -315,6 +363,10 @@ class Arena:
                 code="arena-state",
             )
         return header
+
+    def _mark(self, generation: int) -> npt.NDArray[np.uint64]:
+        self._check(generation)
+        return np.frombuffer(self._memory, dtype="<u8", count=2, offset=self._head(generation) + _MARK_OFFSET)
 
     def _put(self, generation: int, header: _Header) -> None:
         self._check(generation)

@@ -20,6 +20,9 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.sharing import flat_range, owners, sharing, units
 
 ALIGNMENT_BYTES = 64  # a cache line, and more than any element
+PAGED_BYTES = 1 << 20
+"""Pieces from this size on begin at a page, so that a disk can reach them without a copy in between."""
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +88,10 @@ def plan_rank(layout: Layout, rank: Rank) -> RankPlan:
         piece = _piece(layout, position, grid, index, arena_offset)
         pieces.append(piece)
         spans += _spans(layout, grid, piece, index, rank)
-        arena_offset = -(-(arena_offset + piece.nbytes) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        arena_offset = piece.arena_offset + piece.nbytes
+    data_bytes = _aligned(arena_offset, ALIGNMENT_BYTES)
     return RankPlan(
-        rank=rank, layout_digest=layout.digest, pieces=tuple(pieces), spans=tuple(spans), data_bytes=arena_offset
+        rank=rank, layout_digest=layout.digest, pieces=tuple(pieces), spans=tuple(spans), data_bytes=data_bytes
     )
 
 
@@ -103,17 +107,23 @@ def prove_coverage(layout: Layout) -> None:
 
 
 def _piece(layout: Layout, position: int, grid: Grid, index: int, arena_offset: int) -> Piece:
+    """`arena_offset`: the end of the piece before."""
     coordinates = sharing(layout, grid.spec).coordinates(index)
     start, stop = flat_range(layout, grid, coordinates)
     block = _block(grid, coordinates)
+    nbytes = (stop - start) * grid.spec.itemsize
     return Piece(
         array=position,
         name=grid.spec.name,
         box=tuple((at * size, (at + 1) * size) for at, size in zip(block, grid.block_shape, strict=True)),
         flat=(start, stop),
-        arena_offset=arena_offset,
-        nbytes=(stop - start) * grid.spec.itemsize,
+        arena_offset=_aligned(arena_offset, PAGE_BYTES if nbytes >= PAGED_BYTES else ALIGNMENT_BYTES),
+        nbytes=nbytes,
     )
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
 
 
 def _block(grid: Grid, coordinates: tuple[int, ...]) -> list[int]:

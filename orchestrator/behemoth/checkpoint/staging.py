@@ -1,7 +1,8 @@
 """Copies a rank's arrays into its arena and back: the only part of a save that blocks training.
 
-One thread copies: a second one measured no faster (16.5 GB/s either way, warm pages, 2 cores). Nothing is converted,
-nothing is read from storage. Neighbours: `arena` for the memory, `plan` for the places, the SDK as the caller.
+One thread copies: a second one measured no faster (16.5 GB/s either way, warm pages, 2 cores). What is copied is marked
+in the arena, so that it can be written out meanwhile. Nothing is converted, nothing is read from storage. Neighbours:
+`arena` for the memory, `plan` for the places, the SDK as the caller.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from behemoth.checkpoint.arena import Arena, Snapshot
 from behemoth.checkpoint.plan import Piece, RankPlan
 
 Bytes = npt.NDArray[np.uint8]
+BLOCK_BYTES = 8 << 20
+"""What is copied between two looks at the mark; about 1 ms."""
 
 
 class Stager:
@@ -38,6 +41,8 @@ class Stager:
         self._left: dict[str, tuple[Piece, Bytes]] = {}
         self._data: memoryview | None = None
         self._generation = -1
+        self._front = 0
+        self._told_bytes = 0
 
     def begin(self, *, generation: int | None = None) -> None:
         """Check every buffer and take the generation; by default the one that holds nothing, or the older snapshot.
@@ -48,6 +53,12 @@ class Stager:
         self._left = {piece.name: (piece, array) for piece, array in _matched(self._plan, self._arrays, is_out=False)}
         self._generation = self._arena.oldest_generation() if generation is None else generation
         self._data = self._arena.begin(self._generation, self._write_id, self._step, self._plan.layout_digest)
+        self._front = self._told_bytes = 0
+
+    @property
+    def sequence(self) -> int:
+        """Of the filling, for those who follow it. After `begin`."""
+        return self._arena.sequence(self._generation)
 
     def copy(self, names: Iterable[str] | None = None) -> None:
         """Copy these arrays, or all that are left. Raises Invalid for a name that is unknown or was copied."""
@@ -58,8 +69,32 @@ class Stager:
         for name in list(self._left) if names is None else names:
             if name not in self._left:
                 raise Invalid(f"staging: expected an array that is still to copy, got {name!r}", code="stage-array")
-            piece, source = self._left.pop(name)
-            np.copyto(target[piece.arena_offset : piece.arena_offset + piece.nbytes], source)
+            self._copy_piece(name, target)
+
+    def _copy_piece(self, name: str, target: Bytes) -> None:
+        piece, source = self._left[name]
+        is_front = piece is self._plan.pieces[self._front]
+        for start in range(0, piece.nbytes, BLOCK_BYTES):
+            stop = min(start + BLOCK_BYTES, piece.nbytes)
+            np.copyto(target[piece.arena_offset + start : piece.arena_offset + stop], source[start:stop])
+            if is_front:
+                self._tell(piece.arena_offset + stop)
+        del self._left[name]
+        if is_front:
+            self._move_front()
+
+    def _move_front(self) -> None:
+        """Past all pieces that are in place."""
+        pieces = self._plan.pieces
+        while self._front < len(pieces) and pieces[self._front].name not in self._left:
+            self._front += 1
+        self._tell(self._arena.data_bytes if self._front == len(pieces) else pieces[self._front].arena_offset)
+
+    def _tell(self, num_bytes: int) -> None:
+        """Whoever follows may read this far; told a block at a time, since many pieces are small."""
+        if num_bytes - self._told_bytes >= BLOCK_BYTES:
+            self._told_bytes = num_bytes
+            self._arena.advance(self._generation, num_bytes)
 
     def seal(self) -> Snapshot:
         """Copy what is left, and make the generation a snapshot."""

@@ -14,8 +14,9 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import combine, crc32c, trailer
+from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, Span
@@ -42,23 +43,24 @@ def write_rank(
     attempt: Attempt,
     threads: int,
     cancelled: Callable[[], bool],
+    following: int | None = None,
 ) -> Receipt:
     """Write and seal what the rank owns of the snapshot in `generation`, below `prefix`; record all CRCs in the arena.
 
     Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. `cancelled` is asked before
-    each batch. Raises Conflict when cancelled or when the snapshot was replaced meanwhile, and the store's errors.
+    each batch. With `following`, the sequence of a filling that was begun, the snapshot may still be unfinished: each
+    byte is written once it is there, and the receipt waits for the whole. Raises Conflict when cancelled or when the
+    snapshot was replaced meanwhile, and the store's errors.
     """
-    snapshot = arena.snapshot(generation)
-    _check(layout, plan, arena, snapshot)
-    job = _Job(store, prefix, layout, plan, arena.data(generation), cancelled)
+    _check(layout, plan, arena)
+    sequence = arena.snapshot(generation).sequence if following is None else following
+    follower = Follower(arena, generation, sequence, cancelled=cancelled)
+    job = _Job(store, prefix, layout, plan, arena.filling(generation), follower, cancelled)
     batches = list(_batches(plan.spans))
     crcs = [crc for part in run_all(job.run, batches, threads=threads, name="ckpt-write") for crc in part]
+    follower.whole()
     seal_all(store, job.keys())
-    if arena.snapshot(generation).sequence != snapshot.sequence:
-        raise Conflict(
-            f"rank {plan.rank}, write {snapshot.write_id}: its snapshot was replaced while it was being written",
-            code="snapshot-replaced",
-        )
+    snapshot = follower.whole()  # asked again: it must not have been replaced
     arena.record_crcs(generation, crcs)
     return Receipt(
         rank=plan.rank,
@@ -84,6 +86,7 @@ class _Job:
         layout: Layout,
         plan: RankPlan,
         data: memoryview,
+        follower: Follower,
         cancelled: Callable[[], bool],
     ) -> None:
         self._store = store
@@ -92,12 +95,14 @@ class _Job:
         self._paths = layout.paths
         self._plan = plan
         self._data = data
+        self._follower = follower
         self._cancelled = cancelled
 
     def run(self, batch: Sequence[Span]) -> list[int]:
         """CRCs of the batch's spans, which are all of one array; the owned ones are written."""
         if self._cancelled():
             raise Conflict(f"rank {self._plan.rank}: its save was cancelled", code="save-cancelled")
+        self._follower.until(batch[-1].arena_offset + batch[-1].length)
         grid = self._grids[batch[0].array]
         crcs = [crc32c(self._payload(span)) for span in batch]
         owned = [(span, crc) for span, crc in zip(batch, crcs, strict=True) if span.is_owned]
@@ -173,11 +178,11 @@ def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
         yield batch
 
 
-def _check(layout: Layout, plan: RankPlan, arena: Arena, snapshot: Snapshot) -> None:
-    digests = {layout.digest, plan.layout_digest, arena.layout_digest, snapshot.layout_digest}
+def _check(layout: Layout, plan: RankPlan, arena: Arena) -> None:
+    digests = {layout.digest, plan.layout_digest, arena.layout_digest}
     if len(digests) > 1 or arena.rank != plan.rank:
         raise Invalid(
-            f"rank {plan.rank}: expected layout, plan, arena and snapshot of one layout and rank, got "
+            f"rank {plan.rank}: expected layout, plan and arena of one layout and rank, got "
             f"{sorted(digest[:12] for digest in digests)} and an arena of rank {arena.rank}",
             code="arena-layout",
         )

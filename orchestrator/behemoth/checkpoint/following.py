@@ -1,0 +1,53 @@
+"""Reads a generation of an arena while somebody else is still filling it.
+
+A large save is written out while the worker copies: it then lasts as long as the slower of the two, not as long as
+both. What is filled is told by one number in shared memory, the bytes that are in place without a gap from the front on
+(`Arena.advance`). Only bytes below it may be read, and nothing counts before the generation is whole. Neighbours:
+`staging`, which fills, and `writer`, which follows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from behemoth.base.errors import Conflict
+from behemoth.checkpoint.arena import Arena, Snapshot
+
+POLL_S = 0.0005
+"""A block of 32 MiB takes two to four times as long to copy."""
+
+
+class Follower:
+    """Waits for the bytes of one filling of a generation, told by `Arena.sequence`.
+
+    `cancelled` ends every wait; it is asked at each look. There is no limit in time: a program may hold a copy open for
+    as long as a training step lasts. Whoever cancels knows when the filling side is gone.
+    """
+
+    def __init__(self, arena: Arena, generation: int, sequence: int, *, cancelled: Callable[[], bool]) -> None:
+        self._arena = arena
+        self._generation = generation
+        self._sequence = sequence
+        self._cancelled = cancelled
+
+    def until(self, num_bytes: int) -> int:
+        """Blocks until the first `num_bytes` of the data are in place; how many are, which may be more.
+
+        Raises Conflict when cancelled, or when another filling has begun.
+        """
+        while (filled := self._arena.filled_bytes(self._generation, self._sequence)) < num_bytes:
+            _pause(self._arena, self._cancelled)
+        return filled
+
+    def whole(self) -> Snapshot:
+        """Blocks until the generation is sealed. Raises Conflict as `until` does."""
+        while (snapshot := self._arena.sealed(self._generation, self._sequence)) is None:
+            _pause(self._arena, self._cancelled)
+        return snapshot
+
+
+def _pause(arena: Arena, cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Conflict(f"arena of rank {arena.rank}: cancelled while it was being filled", code="save-cancelled")
+    time.sleep(POLL_S)
