@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.stage import Stage, alive, descendants, gone, kill, setup_for, stage
+from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.wire.messages import (
     AbortSave,
@@ -30,6 +30,7 @@ from behemoth.wire.messages import (
     SaveAt,
     SaveBroken,
     SaveMissed,
+    SaveReached,
     Setup,
     StopGang,
     WorkerEnded,
@@ -107,6 +108,37 @@ def test_a_large_state_is_copied_until_the_fence_and_holds_one_step(tmp_path: Pa
         assert "restored 8 8.0 8.0 8.0" in await here.logged(2, 0, "restored")
 
     play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
+
+
+def test_a_large_state_is_written_while_it_is_copied_and_counts_only_once_the_copy_is_sealed(tmp_path: Path) -> None:
+    """The copy of step 8 is complete long before the fence of step 9, at which its worker dies."""
+
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 1)
+        here.send(SaveAt(fence=here.fence(1), step=Step(8), write_id=WriteId("a1-1")))
+        async with asyncio.timeout(LIMIT_S):
+            while written_bytes(here) < 80 << 20:
+                await asyncio.sleep(0.01)
+        assert not [report for _, report in here.heard if isinstance(report, SaveReached) and report.stage == "staged"]
+        kill((await worker_pids(here))[0])
+        here.start_gang(2)
+        broken = await here.wait_for(SaveBroken)
+        assert broken.write_id == "a1-1"
+        assert not [report for _, report in here.heard if isinstance(report, ReceiptBatch)]
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
+        saved = await here.save(30, "a2-1", 2)
+        here.start_gang(3, restore=saved)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 3 and report.num_from_memory == 1)
+        assert "restored 30 30.0 30.0 30.0" in await here.logged(3, 0, "restored")
+
+    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1, long_step=9))
+
+
+def written_bytes(here: Stage) -> int:
+    """On disk, not just as the size of a sparse file."""
+    files = (path for path in (here.folder / "checkpoints").rglob("*") if path.is_file())
+    return sum(path.stat().st_blocks * 512 for path in files)
 
 
 def test_a_last_save_that_is_given_up_is_made_again_at_the_same_step(tmp_path: Path) -> None:

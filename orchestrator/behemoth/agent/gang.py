@@ -58,6 +58,7 @@ from behemoth.wire.session import (
     Refusal,
     Report,
     Staged,
+    Staging,
     StagingFailed,
     Standing,
     StepsEnded,
@@ -289,7 +290,7 @@ class Gang:
                 self._completed(member, message)
             case InPhase():
                 member.enter(message.phase, _now_us())
-            case Armed() | Missed() | Staged() | StagingFailed():
+            case Armed() | Missed() | Staging() | Staged() | StagingFailed():
                 self._parts.saves.take(member, message)
             case StepsEnded():
                 member.has_ended_steps = True

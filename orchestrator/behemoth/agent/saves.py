@@ -1,7 +1,8 @@
 """This node's part of each save: who knows of it, who has copied, who has written; one message per node and stage.
 
-The order for one rank: due, armed, granted (a generation to copy into), staged, written. A write outlives the workers
-that staged it, since the agent owns the copies. Every write ends with the coordinator's word: committed or given up.
+The order for one rank: due, armed, granted (a generation to copy into), staged, written. The writing of a large state
+begins with its copy, else after it; either way it counts only once all is staged. A write outlives the workers that
+staged it, since the agent owns the copies. Every write ends with the coordinator's word: committed or given up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ from behemoth.wire.messages import (
     SaveMissed,
     SaveReached,
 )
-from behemoth.wire.session import Armed, Grant, Missed, Proceed, SaveDue, SaveOff, SaveSafe, Staged, StagingFailed
+from behemoth.wire.session import (
+    Armed,
+    Grant,
+    Missed,
+    Proceed,
+    SaveDue,
+    SaveOff,
+    SaveSafe,
+    Staged,
+    Staging,
+    StagingFailed,
+)
 
 MAX_BATCH_BYTES = 8 << 20
 """Receipts of many chunks go up in several frames."""
@@ -44,6 +56,7 @@ class NodeSave:
     granted: set[Rank] = field(default_factory=set)
     armed: set[Rank] = field(default_factory=set)
     staged: set[Rank] = field(default_factory=set)
+    writing: set[Rank] = field(default_factory=set)
     receipts: dict[Rank, bytes] = field(default_factory=dict)
     jobs: dict[Rank, int] = field(default_factory=dict)
     layout: bytes | None = None
@@ -115,7 +128,7 @@ class Saves:
 
     def tell_receipts(self, write_id: WriteId) -> None:
         save = self._saves.get(write_id)
-        if save is not None and len(save.receipts) == save.num_ranks:
+        if save is not None and len(save.staged) == len(save.receipts) == save.num_ranks:
             self._send_receipts(save)
 
     def tell_again(self) -> None:
@@ -130,7 +143,7 @@ class Saves:
                 self._send(SaveReached(attempt=save.attempt, write_id=save.write_id, stage="staged"))
             self.tell_receipts(save.write_id)
 
-    def take(self, member: Member, message: Armed | Missed | Staged | StagingFailed) -> None:
+    def take(self, member: Member, message: Armed | Missed | Staging | Staged | StagingFailed) -> None:
         """What a worker says of a save; of one that is over it says nothing new."""
         save = self._saves.get(message.write_id)
         if isinstance(message, Staged):
@@ -144,6 +157,8 @@ class Saves:
                     self._send(SaveReached(attempt=save.attempt, write_id=save.write_id, stage="armed"))
             case Missed():
                 self._send(SaveMissed(attempt=save.attempt, write_id=save.write_id, step=message.step))
+            case Staging():
+                self._start_write(save, member, message.generation, following=message.sequence)
             case Staged():
                 self._staged(save, member, message.generation)
             case StagingFailed():
@@ -174,13 +189,21 @@ class Saves:
         save.layout = memory.declared.layout
         if len(save.staged) == save.num_ranks:
             self._send(SaveReached(attempt=save.attempt, write_id=save.write_id, stage="staged"))
+        self._start_write(save, member, generation, following=None)
+        self.tell_receipts(save.write_id)
+
+    def _start_write(self, save: NodeSave, member: Member, generation: int, *, following: int | None) -> None:
+        memory = self._arenas.of(member.local_rank)
+        if memory is None or member.rank in save.writing:
+            return
+        save.writing.add(member.rank)
         save.jobs[member.rank] = self._store.new_job()
         name = f"write-{save.write_id}-rank-{member.rank}"
-        task = asyncio.create_task(self._write(save, memory, generation), name=name)
+        task = asyncio.create_task(self._write(save, memory, generation, following), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _write(self, save: NodeSave, memory: RankMemory, generation: int) -> None:
+    async def _write(self, save: NodeSave, memory: RankMemory, generation: int, following: int | None) -> None:
         answer = await self._store.write(
             save.jobs[memory.rank],
             memory,
@@ -188,6 +211,7 @@ class Saves:
             attempt=save.attempt,
             step=save.command.step,
             write_id=save.write_id,
+            following=following,
         )
         del save.jobs[memory.rank]
         if save.is_over or save.broken:

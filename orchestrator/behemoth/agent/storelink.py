@@ -97,9 +97,20 @@ class StoreLink:
         return next(self._numbers)
 
     async def write(
-        self, job: int, memory: RankMemory, *, generation: int, attempt: Attempt, step: Step, write_id: WriteId
+        self,
+        job: int,
+        memory: RankMemory,
+        *,
+        generation: int,
+        attempt: Attempt,
+        step: Step,
+        write_id: WriteId,
+        following: int | None,
     ) -> Written | Failed:
-        """Until the rank's bytes are durable, or given up: only then may the generation be filled again."""
+        """Until the rank's bytes are durable, or given up: only then may the generation be filled again.
+
+        `following`: the sequence of a copy that is under way; the write ends with it, or when it is cancelled.
+        """
         order = Write(
             job=job,
             rank=memory.rank,
@@ -108,6 +119,7 @@ class StoreLink:
             attempt=attempt,
             step=step,
             write_id=write_id,
+            following=following,
         )
         answer = await self._ask(order, memory)
         if isinstance(answer, Prepared):

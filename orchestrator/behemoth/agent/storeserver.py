@@ -130,12 +130,6 @@ class _StoreServer:
         layout, plan = _plan(order.layout, order)
         arena = Arena.open(fd)
         try:
-            snapshot = arena.snapshot(order.generation)
-            if (snapshot.write_id, snapshot.step) != (order.write_id, order.step):
-                raise Internal(
-                    f"rank {order.rank}: expected write {order.write_id} of step {order.step} in generation "
-                    f"{order.generation}, got {snapshot.write_id} of step {snapshot.step}"
-                )
             receipt = write_rank(
                 self._opened(),
                 step_prefix(order.step, order.write_id),
@@ -146,7 +140,13 @@ class _StoreServer:
                 attempt=order.attempt,
                 threads=self._threads,
                 cancelled=lambda: order.job in self._cancelled,
+                following=order.following,
             )
+            if (receipt.write_id, receipt.step) != (order.write_id, order.step):
+                raise Internal(
+                    f"rank {order.rank}: expected write {order.write_id} of step {order.step} in generation "
+                    f"{order.generation}, got {receipt.write_id} of step {receipt.step}"
+                )
             return Written(job=order.job, receipt=receipt.encode())
         finally:
             arena.close()

@@ -47,7 +47,8 @@ class Prepare(_Message, frozen=True, kw_only=True):
 
 
 class Write(_Message, frozen=True, kw_only=True):
-    """Write what `generation` holds. Carries the memory's descriptor."""
+    """Write what `generation` holds. Carries the memory's descriptor. `following`: sequence of a filling that is still
+    under way, whose bytes are written as they come."""
 
     rank: Rank
     layout: bytes
@@ -55,6 +56,7 @@ class Write(_Message, frozen=True, kw_only=True):
     attempt: Attempt
     step: Step
     write_id: WriteId
+    following: int | None = None
 
 
 class Cancel(_Message, frozen=True, kw_only=True):

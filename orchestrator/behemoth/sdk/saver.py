@@ -32,12 +32,14 @@ from behemoth.wire.session import (
     SaveOff,
     SaveSafe,
     Staged,
+    Staging,
     StagingFailed,
     ToWorker,
 )
 
 INLINE_BYTES = 64 << 20
-"""States up to this size are copied inside `save` (about 10 ms); larger ones by a thread until `fence`."""
+"""States up to this size are copied inside `save` (about 10 ms); larger ones by a thread until `fence`, and written out
+meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -184,6 +186,8 @@ class Saver:
             self._bound.write_records()
             stager = Stager(self._arena, self._bound.plan, self._bound.sources(), write_id=write_id, step=step)
             stager.begin(generation=generation)
+            if self._bound.num_bytes > INLINE_BYTES:
+                self._tell(Staging(write_id=write_id, generation=generation, sequence=stager.sequence))
             stager.copy(self._bound.early_names())
         except BehemothError as error:
             self._fail(write_id, error.message)

@@ -101,6 +101,15 @@ class Missed(_Message, frozen=True, kw_only=True):
     step: Step
 
 
+class Staging(_Message, frozen=True, kw_only=True):
+    """The copy into `generation` has begun, as filling `sequence` of the staging memory, and may be followed. Sent for
+    large states only; Staged or StagingFailed comes after it."""
+
+    write_id: WriteId
+    generation: int
+    sequence: int
+
+
 class Staged(_Message, frozen=True, kw_only=True):
     """The copy is complete and sealed in `generation`; training was blocked for `stall_us`."""
 
@@ -123,7 +132,7 @@ class StepsEnded(_Message, frozen=True, kw_only=True):
 
 
 FromWorker: TypeAlias = (
-    Join | Declare | Standing | Report | InPhase | Armed | Missed | Staged | StagingFailed | StepsEnded
+    Join | Declare | Standing | Report | InPhase | Armed | Missed | Staging | Staged | StagingFailed | StepsEnded
 )
 
 
