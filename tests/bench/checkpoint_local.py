@@ -4,19 +4,18 @@
 
 One process, one rank. Everybody saves the same float32 arrays, from and to the same warm buffers, and a save lasts from
 the call until bytes and names are durable (fsync of every file, then of every directory). Ours is stage, write and
-commit, written while it is staged, as worker and store process do it; its peers are synchronous. Restore reads into the
+commit, with a real store process that writes while it is staged; its peers are synchronous. Restore reads into the
 same buffers: cold (everybody's pages dropped), cached (everybody's files read through once before), and just saved.
 There peers find their files in the page cache; ours restores from the node's memory, where the save has left its copy,
 and once more as if that memory were lost, which reads the disk since ours writes past the page cache. Ours checks every
 CRC on the way, DCP and safetensors have none. `stage` is the part of our save that blocks training, beside a plain copy
-of the same bytes into the same warm memory. `cpu` is user + system seconds of this process, which other load on the
+of the same bytes into the same warm memory. `cpu` is user + system seconds of all processes, which other load on the
 machine blurs less than wall time.
 """
 
 from __future__ import annotations
 
 import argparse
-import mmap
 import os
 import resource
 import shutil
@@ -24,26 +23,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 from bench_table import Round, Row, alone, alternate, arguments, beside, show
 from checkpoint_peers import Arrays, Peer, peers
 
+from behemoth.agent.child import Child
+from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, Source, Write, Written
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.commit import commit, latest
-from behemoth.checkpoint.following import Follower
+from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import Stager, unstage
-from behemoth.checkpoint.writer import write_rank
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
+from behemoth.wire.frames import encode_frame
+from behemoth.wire.session import Peer as Session
+from behemoth.wire.session import send_with
+
+A = TypeVar("A", Prepared, Written)
+LIMIT_S = 600.0
 
 LAYER_SHAPES = {
     **dict.fromkeys(("q", "k", "v", "o"), (2048, 2048)),
@@ -57,61 +60,63 @@ JUST_SAVED, MEMORY_LOST = "just saved", "just saved, memory lost"
 
 
 class Ours:
-    """One rank, one generation of its arena. `save` and `restore` return seconds by phase.
+    """One rank, one generation of its arena, and a store process as every node has it. Results are seconds by phase.
 
     Made before the arrays are: for a moment its arena takes the memory of two generations.
     """
 
-    def __init__(self, shapes: Shapes, *, num_threads: int) -> None:
+    def __init__(self, shapes: Shapes, folder: Path, *, num_threads: int) -> None:
         self._arrays: dict[str, np.ndarray] = {}
-        self._threads = num_threads
+        self._folder = folder
         self._layout = Layout(
             mesh=Mesh(),
             arrays=tuple(ArraySpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()),
         )
         self._plan = plan_rank(self._layout, Rank(0))
-        self._fd = os.memfd_create("bench-arena")
-        self._arena = Arena.format(self._fd, self._plan)
-        _release_second_generation(self._fd, self._plan.data_bytes)
-        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._fd = os.memfd_create("bench-arena", os.MFD_ALLOW_SEALING)
+        self._child = Child.start("behemoth.wiring.store", environment=os.environ, own_session=False)
+        self._peer = Session(self._child.sock, STORE_REPORTS)
+        self._peer.send(OpenStore(job=0, url=str(folder), threads=num_threads, num_ranks=1), timeout_s=LIMIT_S)
         self._step = 0
+        self._prepare(None, is_new=True)
+        self._arena = Arena.open(self._fd)
 
     def bind(self, arrays: Arrays) -> None:
         """What to save from and restore into."""
         self._arrays = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
 
     def copy(self) -> float:
-        """Seconds of a plain copy of every array into the arena's memory, where `stage` would put it."""
+        """Seconds of a plain copy of every array into the arena's memory, where the save would put it."""
         data = np.frombuffer(self._arena.filling(0), np.uint8)
         begin = time.perf_counter()
         for piece in self._plan.pieces:
             np.copyto(data[piece.arena_offset : piece.arena_offset + piece.nbytes], self._arrays[piece.name])
         return time.perf_counter() - begin
 
-    def save(self, folder: Path) -> Mapping[str, float]:
+    def save(self) -> Mapping[str, float]:
+        """What worker, store process and coordinator do, one after another as far as they do not overlap."""
         self._step += 1
         step, write_id, attempt = Step(self._step), WriteId(f"a1-{self._step}"), Attempt(1)
-        store = LocalStore(folder)
         begin = time.perf_counter()
         stager = Stager(self._arena, self._plan, self._arrays, write_id=write_id, step=step)
         stager.begin(generation=0)
-        writing = self._background.submit(
-            write_rank,
-            store,
-            step_prefix(step, write_id),
-            self._layout,
-            self._plan,
-            self._arena,
-            0,
-            attempt=attempt,
-            threads=self._threads,
-            cancelled=lambda: False,
-            following=stager.sequence,
+        self._order(
+            Write(
+                job=self._step,
+                rank=Rank(0),
+                layout=self._layout.encode(),
+                generation=0,
+                attempt=attempt,
+                step=step,
+                write_id=write_id,
+                following=stager.sequence,
+            )
         )
         stager.seal()
         staged = time.perf_counter()
-        receipt = writing.result()
-        written = time.perf_counter()
+        written = self._answer(Written)
+        received = time.perf_counter()
+        store = LocalStore(self._folder)
         commit(
             store,
             run="bench",
@@ -119,48 +124,52 @@ class Ours:
             step=step,
             write_id=write_id,
             attempt=attempt,
-            receipts=[receipt],
+            receipts=[Receipt.decode(written.receipt)],
             previous=None,
         )
         end = time.perf_counter()
         store.close()
-        return {"save": end - begin, "stage": staged - begin, "write": written - staged, "commit": end - written}
+        return {"save": end - begin, "stage": staged - begin, "write": received - staged, "commit": end - received}
 
-    def restore(self, folder: Path) -> Mapping[str, float]:
-        store = LocalStore(folder)
-        begin = time.perf_counter()
-        newest = latest(store)
-        assert newest is not None
-        begun: SimpleQueue[int] = SimpleQueue()
-        reading = self._background.submit(
-            read_rank,
-            store,
-            open_commit(store, newest),
-            self._layout,
-            self._plan,
-            self._arena,
-            0,
-            threads=self._threads,
-            begun=begun.put,
+    def restore(self, *, is_remembered: bool) -> Mapping[str, float]:
+        """From the node's memory, as after the death of a worker, or from the store. CRCs are checked."""
+        source = Source(
+            step=Step(self._step),
+            write_id=WriteId(f"a1-{self._step}"),
+            held_in=0 if is_remembered else None,
+            spare=0,
         )
-        follower = Follower(self._arena, 0, begun.get(), cancelled=lambda: reading.done() and bool(reading.exception()))
-        unstage(self._arena, self._plan, 0, self._arrays, follower=follower)
-        reading.result()
-        end = time.perf_counter()
-        store.close()
-        return {"restore": end - begin}
-
-    def remembered(self) -> Mapping[str, float]:
-        """A restore from this node's memory, as after the death of a worker: CRCs checked, then copied out."""
         begin = time.perf_counter()
-        self._arena.verify(0)
+        prepared = self._prepare(source, is_new=False)
+        read = time.perf_counter()
+        assert prepared.origin == ("memory" if is_remembered else "store")
         unstage(self._arena, self._plan, 0, self._arrays)
-        return {"restore": time.perf_counter() - begin}
+        end = time.perf_counter()
+        return {"restore": end - begin, "read": read - begin, "unstage": end - read}
+
+    def cpu_s(self) -> float:
+        """User and system seconds of the store process so far."""
+        fields = Path(f"/proc/{self._child.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
-        self._background.shutdown()
+        self._peer.close()
+        self._child.kill()
         self._arena.close()
         os.close(self._fd)
+
+    def _prepare(self, source: Source | None, *, is_new: bool) -> Prepared:
+        self._order(Prepare(job=0, rank=Rank(0), layout=self._layout.encode(), is_new=is_new, source=source))
+        return self._answer(Prepared)
+
+    def _order(self, order: Prepare | Write) -> None:
+        send_with(self._child.sock, encode_frame(order), (self._fd,))
+
+    def _answer(self, kind: type[A]) -> A:
+        answer = self._peer.receive(timeout_s=LIMIT_S, what="the store process")
+        if not isinstance(answer, kind):
+            raise SystemExit(f"store process: expected {kind.__name__}, got {answer}")
+        return answer
 
 
 def main() -> int:
@@ -169,15 +178,15 @@ def main() -> int:
     num_rounds = options.rounds or (3 if options.quick else 7)
     num_threads = len(os.sched_getaffinity(0))
     shapes = _shapes(num_layers)
-    ours = Ours(shapes, num_threads=num_threads)
-    arrays = _arrays(shapes)
-    ours.bind(arrays)
     with tempfile.TemporaryDirectory(prefix="behemoth-bench-", dir=options.dir) as root:
-        contenders = {"behemoth": lambda: _our_round(ours, arrays, Path(root))} | {
+        ours = Ours(shapes, Path(root) / "behemoth", num_threads=num_threads)
+        arrays = _arrays(shapes)
+        ours.bind(arrays)
+        contenders = {"behemoth": lambda: _our_round(ours, arrays, Path(root) / "behemoth")} | {
             peer.name: _peer_round(peer, arrays, Path(root)) for peer in peers(num_threads=num_threads)
         }
         samples = alternate(contenders, num_rounds=num_rounds)
-    ours.close()
+        ours.close()
     num_bytes = sum(array.nbytes for array in arrays.values())
     notes = [
         f"{num_bytes / 2**30:.2f} GiB in {len(arrays)} arrays, {num_threads} threads, files below {Path(root).parent}",
@@ -202,17 +211,18 @@ def _arrays(shapes: Shapes) -> dict[str, np.ndarray]:
     return {name: random.random(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def _our_round(ours: Ours, arrays: Arrays, root: Path) -> Mapping[str, float]:
-    folder = root / "behemoth"
+def _our_round(ours: Ours, arrays: Arrays, folder: Path) -> Mapping[str, float]:
     ours.copy()  # the peers before have pushed this memory out of caches and page tables
-    saved = _with_cpu("save", lambda: ours.save(folder))
+    saved = _with_cpu("save", ours.save, ours.cpu_s)
     copied = ours.copy()
-    remembered = _with_cpu("restore", lambda: _damaged_and_restored(arrays, ours.remembered))
-    restored = _restored(arrays, folder, lambda: ours.restore(folder))
+    remembered = _with_cpu(
+        "restore", lambda: _damaged_and_restored(arrays, lambda: ours.restore(is_remembered=True)), ours.cpu_s
+    )
+    restored = _restored(arrays, folder, lambda: ours.restore(is_remembered=False), ours.cpu_s)
     shutil.rmtree(folder)
-    lost = {metric: f"{metric}, {JUST_SAVED}" for metric in remembered}
-    renamed = {f"{name}, {MEMORY_LOST}": restored[f"{name}, {JUST_SAVED}"] for name in lost}
-    return {**saved, "copy": copied, **restored, **renamed, **{lost[name]: value for name, value in remembered.items()}}
+    lost = {f"{name}, {MEMORY_LOST}": restored.pop(f"{name}, {JUST_SAVED}") for name in remembered}
+    held = {f"{name}, {JUST_SAVED}": seconds for name, seconds in remembered.items()}
+    return {**saved, "copy": copied, **restored, **held, **lost}
 
 
 def _peer_round(peer: Peer, arrays: Arrays, root: Path) -> Callable[[], Mapping[str, float]]:
@@ -233,20 +243,24 @@ def _timed(metric: str, work: Callable[[], None]) -> Mapping[str, float]:
     return {metric: time.perf_counter() - begin}
 
 
-def _with_cpu(metric: str, work: Round) -> Mapping[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF)
+def _with_cpu(metric: str, work: Round, elsewhere_s: Callable[[], float] = lambda: 0.0) -> Mapping[str, float]:
+    """`elsewhere_s`: CPU seconds so far of a process that works for this one."""
+    before, before_s = resource.getrusage(resource.RUSAGE_SELF), elsewhere_s()
     seconds = work()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return {**seconds, f"{metric} cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+    after, after_s = resource.getrusage(resource.RUSAGE_SELF), elsewhere_s()
+    own_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**seconds, f"{metric} cpu": own_s + after_s - before_s}
 
 
-def _restored(arrays: Arrays, folder: Path, restore: Round) -> Mapping[str, float]:
+def _restored(
+    arrays: Arrays, folder: Path, restore: Round, elsewhere_s: Callable[[], float] = lambda: 0.0
+) -> dict[str, float]:
     """Seconds of a restore from each state of the page cache."""
     samples: dict[str, float] = {}
     for state, prepare in ((JUST_SAVED, None), ("cold", _drop), ("cached", _read_through)):
         if prepare is not None:
             _each_file(folder, prepare)
-        seconds = _with_cpu("restore", lambda: _damaged_and_restored(arrays, restore))
+        seconds = _with_cpu("restore", lambda: _damaged_and_restored(arrays, restore), elsewhere_s)
         samples |= {f"{metric}, {state}": value for metric, value in seconds.items()}
     return samples
 
@@ -289,15 +303,8 @@ def _rows(samples: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
     metrics = ("save", "save cpu", *(f"{what}, {state}" for state in states for what in ("restore", "restore cpu")))
     rows = [beside(metric, "s", ours[metric], name, samples[name][metric]) for metric in metrics for name in names]
     rows.append(beside("stage (blocks training)", "s", ours["stage"], "memcpy", ours["copy"]))
-    return rows + [alone(f"  of which {phase}", "s", ours[phase]) for phase in ("write", "commit")]
-
-
-def _release_second_generation(fd: int, data_bytes: int) -> None:
-    """Give back the memory of the generation that is never used here, so that 4 GiB need 8 GiB and not 12."""
-    size_bytes = os.fstat(fd).st_size
-    start = -(-(size_bytes - data_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-    with mmap.mmap(fd, size_bytes) as memory:
-        memory.madvise(mmap.MADV_REMOVE, start, size_bytes - start)
+    phases = ("write", "commit", *(f"{what}, {state}" for state in states for what in ("read", "unstage")))
+    return rows + [alone(f"  of which {phase}", "s", ours[phase]) for phase in phases]
 
 
 if __name__ == "__main__":

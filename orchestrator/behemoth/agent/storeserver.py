@@ -77,6 +77,8 @@ class _StoreServer:
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
         self._threads = max(1, opening.threads // opening.num_ranks)
         self._cancelled: set[int] = set()
+        # By rank: the memory's inode and its mapping. Mapping gigabytes for each job would take longer than the job.
+        self._arenas: dict[Rank, tuple[int, Arena]] = {}
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._preparing: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
 
@@ -112,44 +114,52 @@ class _StoreServer:
 
     def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout, plan = _plan(order.layout, order)
-        arena = _arena(fd, plan, is_new=order.is_new)
-        try:
-            source = order.source
-            if source is None:
-                return Prepared(job=order.job, generation=None, origin="nothing")
-            if source.held_in is not None and _is_intact(arena, source, source.held_in):
-                return Prepared(job=order.job, generation=source.held_in, origin="memory")
-            store = self._opened()
-            commit = open_commit(store, find_commit(store, source.step, source.write_id))
-            read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads)
-            return Prepared(job=order.job, generation=source.spare, origin="store")
-        finally:
-            arena.close()
+        arena = self._mapped(order.rank, fd, plan if order.is_new else None)
+        source = order.source
+        if source is None:
+            return Prepared(job=order.job, generation=None, origin="nothing")
+        if source.held_in is not None and _is_intact(arena, source, source.held_in, self._threads):
+            return Prepared(job=order.job, generation=source.held_in, origin="memory")
+        store = self._opened()
+        commit = open_commit(store, find_commit(store, source.step, source.write_id))
+        read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads)
+        return Prepared(job=order.job, generation=source.spare, origin="store")
 
     def _write(self, order: Write, fd: int) -> Written:
         layout, plan = _plan(order.layout, order)
-        arena = Arena.open(fd)
-        try:
-            receipt = write_rank(
-                self._opened(),
-                step_prefix(order.step, order.write_id),
-                layout,
-                plan,
-                arena,
-                order.generation,
-                attempt=order.attempt,
-                threads=self._threads,
-                cancelled=lambda: order.job in self._cancelled,
-                following=order.following,
+        receipt = write_rank(
+            self._opened(),
+            step_prefix(order.step, order.write_id),
+            layout,
+            plan,
+            self._mapped(order.rank, fd, None),
+            order.generation,
+            attempt=order.attempt,
+            threads=self._threads,
+            cancelled=lambda: order.job in self._cancelled,
+            following=order.following,
+        )
+        if (receipt.write_id, receipt.step) != (order.write_id, order.step):
+            raise Internal(
+                f"rank {order.rank}: expected write {order.write_id} of step {order.step} in generation "
+                f"{order.generation}, got {receipt.write_id} of step {receipt.step}"
             )
-            if (receipt.write_id, receipt.step) != (order.write_id, order.step):
-                raise Internal(
-                    f"rank {order.rank}: expected write {order.write_id} of step {order.step} in generation "
-                    f"{order.generation}, got {receipt.write_id} of step {receipt.step}"
-                )
-            return Written(job=order.job, receipt=receipt.encode())
-        finally:
-            arena.close()
+        return Written(job=order.job, receipt=receipt.encode())
+
+    def _mapped(self, rank: Rank, fd: int, new: RankPlan | None) -> Arena:
+        """The rank's memory, mapped once for all jobs; `new`: to be formatted for this plan if it never was.
+
+        Memory that the agent has replaced is unmapped when the last job that uses it ends.
+        """
+        inode = os.fstat(fd).st_ino
+        with self._lock:
+            known = self._arenas.get(rank)
+        if known is not None and known[0] == inode:
+            return known[1]
+        arena = Arena.open(fd) if new is None else _formatted(fd, new)
+        with self._lock:
+            self._arenas[rank] = (inode, arena)
+        return arena
 
     def _opened(self) -> ObjectStore:
         with self._lock:
@@ -173,19 +183,19 @@ def _plan(encoded: bytes, order: Prepare | Write) -> tuple[Layout, RankPlan]:
     return layout, plan_rank(layout, order.rank)
 
 
-def _arena(fd: int, plan: RankPlan, *, is_new: bool) -> Arena:
+def _formatted(fd: int, plan: RankPlan) -> Arena:
     """Format new memory, once: afterwards its size is fixed, since a worker that shrank it would end us by SIGBUS."""
-    if not is_new or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
         return Arena.open(fd)
     arena = Arena.format(fd, plan)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return arena
 
 
-def _is_intact(arena: Arena, source: Source, generation: int) -> bool:
+def _is_intact(arena: Arena, source: Source, generation: int, threads: int) -> bool:
     """True when memory holds exactly the wanted snapshot, every CRC right."""
     try:
-        snapshot = arena.verify(generation)
+        snapshot = arena.verify(generation, threads=threads)
     except (NotFound, Corrupt):
         return False
     return (snapshot.write_id, snapshot.step) == (source.write_id, source.step)
