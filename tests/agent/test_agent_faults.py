@@ -15,6 +15,7 @@ import pytest
 
 from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
 from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
 from behemoth.wire.messages import (
     AbortSave,
     Beat,
@@ -188,6 +189,34 @@ def test_a_flipped_bit_in_the_store_refuses_the_restore_as_corrupt(tmp_path: Pat
         assert "weight" in refused.reason
 
     play(tmp_path, scene)
+
+
+def test_damaged_memory_is_found_by_the_worker_and_the_state_comes_from_the_store(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        saved = await here.save(30, "a1-1", 1)
+        flip_a_bit_in_memory(here, Rank(1), saved.write_id)
+        here.start_gang(2, restore=saved)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
+        for rank in range(2):
+            assert "restored 30 30.0" in await here.logged(2, rank, "restored")
+        saved = await here.save(60, "a2-1", 2)
+        here.start_gang(3, restore=saved)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 3 and report.num_from_memory == 2)
+
+    play(tmp_path, scene)
+
+
+def flip_a_bit_in_memory(here: Stage, rank: Rank, write_id: WriteId) -> None:
+    folder = Path(f"/proc/{here.agents['n0'].pid}/fd")
+    (path,) = [one for one in folder.iterdir() if os.readlink(one).startswith(f"/memfd:behemoth-rank-{rank} ")]
+    fd = os.open(path, os.O_RDWR)
+    arena = Arena.open(fd)
+    (held,) = [snapshot for snapshot in arena.held() if snapshot.write_id == write_id]
+    arena.data(held.generation)[0] ^= 1
+    arena.close()
+    os.close(fd)
 
 
 def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class Ours:
     def __init__(self, shapes: Shapes, folder: Path, *, num_threads: int) -> None:
         self._arrays: dict[str, np.ndarray] = {}
         self._folder = folder
+        self._threads = num_threads
         self._layout = Layout(
             mesh=Mesh(),
             arrays=tuple(ArraySpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()),
@@ -143,7 +144,7 @@ class Ours:
         prepared = self._prepare(source, is_new=False)
         read = time.perf_counter()
         assert prepared.origin == ("memory" if is_remembered else "store")
-        unstage(self._arena, self._plan, 0, self._arrays)
+        unstage(self._arena, self._plan, 0, self._arrays, threads=self._threads, is_checked=not is_remembered)
         end = time.perf_counter()
         return {"restore": end - begin, "read": read - begin, "unstage": end - read}
 

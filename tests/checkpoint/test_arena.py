@@ -12,13 +12,21 @@ from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.staging import Stager, stage, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
-from checkpoint.checkpoint_rig import arena_of, local_arrays, logical_arrays, raw_bytes, toy_layout, unstaged
+from checkpoint.checkpoint_rig import (
+    arena_of,
+    local_arrays,
+    logical_arrays,
+    out_buffers,
+    raw_bytes,
+    toy_layout,
+    unstaged,
+)
 
 LAYOUT = toy_layout()
 PLAN = plan_rank(LAYOUT, Rank(1))
@@ -89,21 +97,37 @@ def test_beginning_again_gives_the_old_snapshot_up_first(fd: int) -> None:
         arena.seal(0)
 
 
-def test_a_flipped_bit_in_staged_memory_is_found(fd: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_flipped_bit_in_staged_memory_is_found(fd: int, threads: int) -> None:
     arena = Arena.format(fd, PLAN)
     stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
     with pytest.raises(NotFound, match="expected it verified, got staged"):
-        arena.verify(0)
+        unstage(arena, PLAN, 0, out_buffers(PLAN), threads=threads)
     arena.record_crcs(0, crcs_of(arena, PLAN, 0))
-    assert arena.verify(0).is_verified
     for span in PLAN.spans:
         arena.data(0)[span.arena_offset + span.length - 1] ^= 4
         with pytest.raises(Corrupt, match=f"{span.length} bytes at {span.arena_offset}"):
-            arena.verify(0)
+            unstage(arena, PLAN, 0, out_buffers(PLAN), threads=threads)
         arena.data(0)[span.arena_offset + span.length - 1] ^= 4
     arena._memory[arena._head(0) + 4096] ^= 1
     with pytest.raises(Corrupt, match="CRC table is damaged"):
-        arena.verify(0)
+        unstage(arena, PLAN, 0, out_buffers(PLAN), threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_large_pieces_are_checked_and_copied_in_blocks(threads: int) -> None:
+    layout = Layout(mesh=Mesh(), arrays=(ArraySpec(name="large", dtype="uint8", shape=(20_000_003,)),))
+    plan = plan_rank(layout, Rank(0))
+    large = np.random.default_rng(1).integers(0, 256, 20_000_003, dtype=np.uint8)
+    with arena_of(plan) as arena:
+        stage(arena, plan, {"large": large}, WriteId("a1-1"), Step(1))
+        arena.record_crcs(0, crcs_of(arena, plan, 0))
+        out = np.zeros_like(large)
+        unstage(arena, plan, 0, {"large": out}, threads=threads)
+        assert np.array_equal(out, large)
+        arena.data(0)[-70] ^= 1
+        with pytest.raises(Corrupt, match="not those that were staged"):
+            unstage(arena, plan, 0, {"large": out}, threads=threads)
 
 
 def test_an_arena_of_another_layout_or_rubbish_is_refused(fd: int) -> None:
@@ -181,7 +205,7 @@ def test_a_write_records_all_crcs_even_of_bytes_that_others_own() -> None:
         stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
         write(arena)
         assert arena.crcs(0).tolist() == crcs_of(arena, PLAN, 0)
-        assert arena.verify(0).is_verified
+        assert arena.snapshot(0).is_verified
 
 
 def test_a_cancelled_write_and_one_without_a_snapshot_are_refused() -> None:

@@ -53,7 +53,6 @@ def restored(store: ObjectStore, layout: Layout, rank: int, *, threads: int = 1)
     with arena_of(plan) as arena:
         snapshot = read_rank(store, open_commit(store, newest), layout, plan, arena, 1, threads=threads)
         assert (snapshot.step, snapshot.write_id, snapshot.is_verified) == (newest.step, newest.write_id, True)
-        arena.verify(1)
         return unstaged(arena, plan, 1)
 
 

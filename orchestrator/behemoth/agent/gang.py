@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
+import msgspec
+
 from behemoth.agent.arenas import Arenas, restored_step
 from behemoth.agent.channel import Channel
 from behemoth.agent.forkclient import ForkClient
@@ -344,7 +346,10 @@ class Gang:
                 member.channel.send(Refusal(reason=error.message, hint=error.hint))
             return
         restore = self._table.restore
-        answer = await self._parts.store.prepare(memory, memory.source(restore) if restore is not None else None)
+        source = memory.source(restore) if restore is not None else None
+        if source is not None and declared.is_memory_damaged:
+            source = msgspec.structs.replace(source, held_in=None)
+        answer = await self._parts.store.prepare(memory, source)
         if isinstance(answer, Failed):
             self._restore_refused(member, answer)
             return
@@ -353,7 +358,12 @@ class Gang:
             memory.restored(answer.generation, restore.write_id)
         member.is_from_memory = answer.origin == "memory"
         if member.channel is not None:
-            ready = Ready(step=restored_step(restore), generation=answer.generation)
+            ready = Ready(
+                step=restored_step(restore),
+                generation=answer.generation,
+                is_checked=answer.origin == "store",
+                threads=max(1, self._parts.setup.io_threads // self._parts.setup.ranks_per_node),
+            )
             member.channel.send(ready, (memory.fd,))
         self._parts.saves.grant()
 

@@ -118,7 +118,7 @@ class _StoreServer:
         source = order.source
         if source is None:
             return Prepared(job=order.job, generation=None, origin="nothing")
-        if source.held_in is not None and _is_intact(arena, source, source.held_in, self._threads):
+        if source.held_in is not None and _holds(arena, source, source.held_in):
             return Prepared(job=order.job, generation=source.held_in, origin="memory")
         store = self._opened()
         commit = open_commit(store, find_commit(store, source.step, source.write_id))
@@ -192,10 +192,10 @@ def _formatted(fd: int, plan: RankPlan) -> Arena:
     return arena
 
 
-def _is_intact(arena: Arena, source: Source, generation: int, threads: int) -> bool:
-    """True when memory holds exactly the wanted snapshot, every CRC right."""
+def _holds(arena: Arena, source: Source, generation: int) -> bool:
+    """True when memory holds exactly the wanted snapshot, with its CRCs, which the worker checks as it copies."""
     try:
-        snapshot = arena.verify(generation, threads=threads)
-    except (NotFound, Corrupt):
+        snapshot = arena.snapshot(generation)
+    except NotFound:
         return False
-    return (snapshot.write_id, snapshot.step) == (source.write_id, source.step)
+    return snapshot.is_verified and (snapshot.write_id, snapshot.step) == (source.write_id, source.step)

@@ -27,7 +27,6 @@ from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailab
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan
-from behemoth.checkpoint.threads import run_all
 
 NUM_GENERATIONS = 2
 PAGE_BYTES = 4096
@@ -308,31 +307,6 @@ class Arena:
         if crc32c(table) != header.table_crc:
             raise Corrupt(f"arena of rank {self.rank}, generation {generation}: its CRC table is damaged")
         return np.frombuffer(table, dtype="<u4")
-
-    def verify(self, generation: int, *, threads: int = 1) -> Snapshot:
-        """Re-compute every CRC of a verified snapshot, before it is used for a restore. Blocks about 0.1 s per GiB and
-        thread.
-
-        Raises NotFound when its CRCs were never recorded, Corrupt when a span differs.
-        """
-        expected = self.crcs(generation).tolist()
-        data = self._data(generation)
-        rows = np.frombuffer(self._memory, dtype="<u8", count=2 * self._num_spans, offset=PAGE_BYTES).reshape(-1, 2)
-        spans = list(zip(rows.tolist(), expected, strict=True))
-
-        def check(part: Sequence[tuple[list[int], int]]) -> None:
-            for (offset, length), crc in part:
-                if crc32c(data[offset : offset + length]) != crc:
-                    raise Corrupt(
-                        f"arena of rank {self.rank}, generation {generation}: {length} bytes at {offset} are not those "
-                        "that were staged",
-                        hint="memory was damaged; restore from storage",
-                        code="arena-crc",
-                    )
-
-        # Neighbours are of about one size, so every n-th span is a fair share.
-        run_all(check, [spans[at::threads] for at in range(threads)], threads=threads, name="arena-verify")
-        return self.snapshot(generation)
 
     def close(self) -> None:
         """Unmap. Idempotent. Views that are still in use keep the mapping until they go."""

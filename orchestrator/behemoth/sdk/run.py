@@ -117,9 +117,7 @@ class Run:
         self._bound = BoundState(state, self._place.mesh.sizes, self._place.rank)
         if self._session is None:
             return 0
-        ready, arena = self._fetch(self._session, self._bound)
-        if ready.generation is not None:
-            self._take_over(self._bound, arena, ready.generation, ready.step)
+        ready, arena = self._restored(self._session, self._bound)
         self._session.saver = Saver(
             self._session.peer,
             self._bound,
@@ -215,13 +213,27 @@ class Run:
             session.saver.pass_step(step)
         return session.saver.has_ended
 
-    def _fetch(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
+    def _restored(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
+        """The state from memory, or from the store when memory was damaged."""
         session.enter("restore")
+        ready, arena = self._fetch(session, bound)
+        try:
+            self._take_over(bound, arena, ready)
+        except Corrupt:
+            if ready.is_checked:
+                raise
+            arena.close()
+            ready, arena = self._fetch(session, bound, is_memory_damaged=True)
+            self._take_over(bound, arena, ready)
+        return ready, arena
+
+    def _fetch(self, session: _Session, bound: BoundState, *, is_memory_damaged: bool = False) -> tuple[Ready, Arena]:
         session.tell(
             Declare(
                 layout=bound.layout.encode(),
                 digest=bound.layout.digest,
                 arena_bytes=Arena.size_bytes(bound.plan),
+                is_memory_damaged=is_memory_damaged,
             )
         )
         answer = session.peer.receive(timeout_s=session.limit_s, what="the staging memory")
@@ -235,10 +247,14 @@ class Run:
         finally:
             os.close(fd)
 
-    def _take_over(self, bound: BoundState, arena: Arena, generation: int, step: Step) -> None:
-        snapshot = unstage(arena, bound.plan, generation, bound.targets())
-        if snapshot.step != step:
-            raise Corrupt(f"restore: expected a snapshot of step {step}, got one of step {snapshot.step}")
+    def _take_over(self, bound: BoundState, arena: Arena, ready: Ready) -> None:
+        if ready.generation is None:
+            return
+        snapshot = unstage(
+            arena, bound.plan, ready.generation, bound.targets(), threads=ready.threads, is_checked=ready.is_checked
+        )
+        if snapshot.step != ready.step:
+            raise Corrupt(f"restore: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")
         bound.push()
         bound.read_records()
 

@@ -59,11 +59,13 @@ class Join(_Message, frozen=True, kw_only=True):
 
 class Declare(_Message, frozen=True, kw_only=True):
     """The arrays of the program, equal on every rank (`behemoth.checkpoint.layout`), and the size of the staging memory
-    that this rank needs. Asks for the memory and for the restored state in it; Ready answers."""
+    that this rank needs. Asks for the memory and for the restored state in it; Ready answers. Said again with
+    `is_memory_damaged` when the copy in memory was not what had been staged: the state shall come from the store."""
 
     layout: bytes
     digest: str
     arena_bytes: int
+    is_memory_damaged: bool = False
 
 
 class Standing(_Message, frozen=True, kw_only=True):
@@ -155,10 +157,13 @@ class Assigned(_Message, frozen=True, kw_only=True):
 
 class Ready(_Message, frozen=True, kw_only=True):
     """Answers Declare, with the descriptor of the staging memory. `generation` holds the state to take over at `step`;
-    None: a fresh beginning at step 0."""
+    None: a fresh beginning at step 0. `is_checked`: its CRCs were right just now, else the rank checks them. `threads`
+    is the rank's share of the node's threads for checkpoints."""
 
     step: Step
     generation: int | None
+    is_checked: bool = False
+    threads: int = 1
 
 
 class SaveDue(_Message, frozen=True, kw_only=True):
