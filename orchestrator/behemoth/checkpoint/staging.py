@@ -23,8 +23,6 @@ from behemoth.checkpoint.threads import run_all
 Bytes = npt.NDArray[np.uint8]
 BLOCK_BYTES = 8 << 20
 """What is copied between two looks at the mark; about 1 ms."""
-HOT_BYTES = 512 << 10
-"""What a core's own cache holds from its CRC to its copy, at half the size of common ones."""
 
 
 class Stager:
@@ -134,8 +132,8 @@ def unstage(
 
     Every CRC is computed again on the way, while the bytes are in a core's cache, unless somebody just did
     (`is_checked`). Raises Invalid when arena and plan are of different layouts or a buffer does not fit, NotFound
-    without a snapshot or its CRCs: nothing is copied then. Raises Corrupt when memory was damaged: the arrays hold
-    rubbish then.
+    without a snapshot or its CRCs: nothing is copied then. Raises Corrupt when memory was damaged: the arrays may
+    hold a part of it then.
     """
     if arena.layout_digest != plan.layout_digest:
         raise Invalid(
@@ -168,18 +166,15 @@ class _Unstaging:
     def _copy(self, number: int) -> None:
         span = self._plan.spans[number]
         offset, array = self._targets[span.array]
-        crc = 0
-        for start in range(0, span.length, HOT_BYTES):
-            begin, stop = span.arena_offset + start, span.arena_offset + min(start + HOT_BYTES, span.length)
-            block = self._data[begin:stop]
-            crc = crc if self._crcs is None else crc32c(block.data, crc)
-            np.copyto(array[begin - offset : stop - offset], block)
-        if self._crcs is not None and crc != self._crcs[number]:
+        # A chunk is small enough to be in a cache from its CRC to its copy; smaller blocks cost more than they save.
+        chunk = self._data[span.arena_offset : span.arena_offset + span.length]
+        if self._crcs is not None and crc32c(chunk.data) != self._crcs[number]:
             raise Corrupt(
                 f"{self._where}: {span.length} bytes at {span.arena_offset} are not those that were staged",
                 hint="memory was damaged; restore from storage",
                 code="arena-crc",
             )
+        np.copyto(array[span.arena_offset - offset :][: span.length], chunk)
 
 
 def _matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[tuple[Piece, Bytes]]:
