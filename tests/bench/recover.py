@@ -42,12 +42,11 @@ DRILLS = (
     ("worker", "kill rank 1 at step 60"),
     ("node", "lose node 1 at step 100"),
     ("worker", "kill rank 2 at step 180"),
-    ("silent", "freeze node 2 at step 260"),
+    ("silent", "freeze node 1 at step 260"),
     ("node", "lose node 1 at step 340"),
-    ("silent", "freeze node 2 at step 420"),
+    ("silent", "freeze node 1 at step 420"),
 )
-"""Two of nodes 0 to 2 begin, the third is the spare; a lost node comes back as the spare before the next one is lost.
-When node 1 is the first spare, the first loss is none, and another round makes up for it."""
+"""Node 1 is whoever holds slot 1 at that moment; a lost node comes back as the spare before the next one is lost."""
 PEER_KILLS, PEER_STEPS = (60, 140), 200
 NUM_EACH = 2
 KINDS = {"worker": "worker death", "node": "node loss, sockets close", "silent": "node loss, silent (2.5 s limit)"}
@@ -148,13 +147,14 @@ def play_ours(place: Path) -> list[Recovery]:
 
 
 def read_recoveries(summary: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[Recovery]:
-    """The ledger's row of each drill that struck the gang: a fault that was decided before the next drill struck."""
+    """The ledger's row of each drill: the fault that was decided before the next drill struck."""
     struck_us = [_struck_us(sentence, events) for _, sentence in DRILLS]
     found = []
     for (kind, _), from_us, to_us in zip(DRILLS, struck_us, [*struck_us[1:], math.inf], strict=True):
         fault = next((row for row in summary["faults"] if from_us <= _decided_us(row) < to_us), None)
-        if fault is not None:
-            found.append(_recovery(kind, fault, from_us))
+        if fault is None:
+            sys.exit(f"recover: expected a row of the ledger for each drill, got none for {kind} at {from_us} us")
+        found.append(_recovery(kind, fault, from_us))
     return found
 
 
