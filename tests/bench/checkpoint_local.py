@@ -99,7 +99,7 @@ class Ours:
         self._step += 1
         step, write_id, attempt = Step(self._step), WriteId(f"a1-{self._step}"), Attempt(1)
         begin = time.perf_counter()
-        stager = Stager(self._arena, self._plan, self._arrays, write_id=write_id, step=step)
+        stager = Stager(self._arena, self._plan, self._arrays, write_id=write_id, step=step, threads=self._threads)
         stager.begin(generation=0)
         self._order(
             Write(

@@ -36,8 +36,8 @@ Write = Callable[..., "Future[Receipt]"]
 
 
 @pytest.fixture(autouse=True)
-def marks_after_every_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "BLOCK_BYTES", 1)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 7)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def write(arena: Arena) -> Iterator[Write]:
         yield begin
 
 
-def stager_of(arena: Arena) -> Stager:
-    stager = Stager(arena, PLAN, LOCAL, write_id=WriteId("a1-1"), step=Step(1))
+def stager_of(arena: Arena, *, threads: int = 1) -> Stager:
+    stager = Stager(arena, PLAN, LOCAL, write_id=WriteId("a1-1"), step=Step(1), threads=threads)
     stager.begin(generation=0)
     return stager
 
@@ -94,10 +94,11 @@ def test_whatever_the_order_of_copying_the_same_bytes_and_receipts_come_out(
     if seed:
         random.Random(seed).shuffle(order)
     store, after = MemoryStore(), MemoryStore()
-    stager = stager_of(arena)
+    stager = stager_of(arena, threads=1 + seed % 3)
     writing = write(store, following=stager.sequence)
-    for name in order:
-        stager.copy([name])
+    while order:
+        stager.copy(order[:2])
+        del order[:2]
     stager.seal()
     receipt = writing.result(LIMIT_S)
     assert unstaged(arena, PLAN, 0) == {name: raw_bytes(array) for name, array in LOCAL.items()}

@@ -1,13 +1,15 @@
 """Copies a rank's arrays into its arena and back: the only part of a save that blocks training.
 
-One thread copies: a second one measured no faster (16.5 GB/s either way, warm pages, 2 cores). What is copied is marked
-in the arena, so that it can be written out meanwhile. Nothing is converted, nothing is read from storage. Neighbours:
-`arena` for the memory, `plan` for the places, the SDK as the caller.
+What is copied is marked in the arena, so that it can be written out meanwhile. On two cores of one machine one thread
+copied 18 GB/s between warm pages, two 34. Nothing is converted, nothing is read from storage. Neighbours: `arena` for
+the memory, `plan` for the places, the SDK as the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +27,43 @@ BLOCK_BYTES = 8 << 20
 """What is copied between two looks at the mark; about 1 ms."""
 
 
+class _Block(NamedTuple):
+    """Bytes [start, stop) of a piece, and the whole piece as it is to be saved."""
+
+    piece: Piece
+    source: Bytes
+    start: int
+    stop: int
+
+
 class Stager:
     """One save in parts: what may change in the forward pass first, the rest until `fence()`, then sealed.
 
     `arrays` maps each array that the plan's rank holds to a C-contiguous buffer of its piece. All sizes are checked
-    before the arena is touched. Dropped without `seal`, it leaves no snapshot.
+    before the arena is touched. Dropped without `seal`, it leaves no snapshot. Up to `threads` threads copy; none of
+    them outlives a call.
     """
 
     def __init__(
-        self, arena: Arena, plan: RankPlan, arrays: Mapping[str, Buffer], *, write_id: WriteId, step: Step
+        self,
+        arena: Arena,
+        plan: RankPlan,
+        arrays: Mapping[str, Buffer],
+        *,
+        write_id: WriteId,
+        step: Step,
+        threads: int = 1,
     ) -> None:
         self._arena = arena
         self._plan = plan
         self._arrays = arrays
         self._write_id = write_id
         self._step = step
+        self._threads = threads
         self._left: dict[str, tuple[Piece, Bytes]] = {}
         self._data: memoryview | None = None
         self._generation = -1
+        self._done_bytes: dict[str, int] = {}
         self._front = 0
         self._told_bytes = 0
 
@@ -55,6 +76,7 @@ class Stager:
         self._left = {piece.name: (piece, array) for piece, array in _matched(self._plan, self._arrays, is_out=False)}
         self._generation = self._arena.oldest_generation() if generation is None else generation
         self._data = self._arena.begin(self._generation, self._write_id, self._step, self._plan.layout_digest)
+        self._done_bytes = {}
         self._front = self._told_bytes = 0
 
     @property
@@ -67,33 +89,48 @@ class Stager:
         if self._data is None:
             self.begin()
         assert self._data is not None
+        wanted = list(self._left) if names is None else list(names)
+        self._expect_left(wanted)
+        batches = list(_batches(self._left[name] for name in wanted))
         target = np.frombuffer(self._data, dtype=np.uint8)
-        for name in list(self._left) if names is None else names:
-            if name not in self._left:
+        if self._threads == 1 or len(batches) == 1:
+            for batch in batches:
+                _copy_blocks(batch, target)
+                self._move_front(batch)
+        else:
+            self._copy_together(batches, target)
+        for name in wanted:
+            del self._left[name]
+
+    def _copy_together(self, batches: Sequence[Sequence[_Block]], target: Bytes) -> None:
+        with ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="stage") as pool:
+            copying = [pool.submit(_copy_blocks, batch, target) for batch in batches]
+            for batch, copied in zip(batches, copying, strict=True):
+                copied.result()
+                self._move_front(batch)
+
+    def _expect_left(self, names: Sequence[str]) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name not in self._left or name in seen:
                 raise Invalid(f"staging: expected an array that is still to copy, got {name!r}", code="stage-array")
-            self._copy_piece(name, target)
+            seen.add(name)
 
-    def _copy_piece(self, name: str, target: Bytes) -> None:
-        piece, source = self._left[name]
-        is_front = piece is self._plan.pieces[self._front]
-        for start in range(0, piece.nbytes, BLOCK_BYTES):
-            stop = min(start + BLOCK_BYTES, piece.nbytes)
-            np.copyto(target[piece.arena_offset + start : piece.arena_offset + stop], source[start:stop])
-            if is_front:
-                self._tell(piece.arena_offset + stop)
-        del self._left[name]
-        if is_front:
-            self._move_front()
-
-    def _move_front(self) -> None:
-        """Past all pieces that are in place."""
+    def _move_front(self, batch: Sequence[_Block]) -> None:
+        """The batch is in place, and with it all batches before it; tell whoever follows, a block at a time, since many
+        pieces are small."""
+        for block in batch:
+            self._done_bytes[block.piece.name] = block.stop
         pieces = self._plan.pieces
-        while self._front < len(pieces) and pieces[self._front].name not in self._left:
+        while (
+            self._front < len(pieces) and self._done_bytes.get(pieces[self._front].name) == pieces[self._front].nbytes
+        ):
             self._front += 1
-        self._tell(self._arena.data_bytes if self._front == len(pieces) else pieces[self._front].arena_offset)
-
-    def _tell(self, num_bytes: int) -> None:
-        """Whoever follows may read this far; told a block at a time, since many pieces are small."""
+        if self._front == len(pieces):
+            num_bytes = self._arena.data_bytes
+        else:
+            piece = pieces[self._front]
+            num_bytes = piece.arena_offset + self._done_bytes.get(piece.name, 0)
         if num_bytes - self._told_bytes >= BLOCK_BYTES:
             self._told_bytes = num_bytes
             self._arena.advance(self._generation, num_bytes)
@@ -175,6 +212,27 @@ class _Unstaging:
                 code="arena-crc",
             )
         np.copyto(array[span.arena_offset - offset :][: span.length], chunk)
+
+
+def _batches(pieces: Iterable[tuple[Piece, Bytes]]) -> Iterator[list[_Block]]:
+    """The pieces in their order, cut and gathered to batches of about BLOCK_BYTES."""
+    batch: list[_Block] = []
+    num_bytes = 0
+    for piece, source in pieces:
+        for start in range(0, max(piece.nbytes, 1), BLOCK_BYTES):
+            batch.append(_Block(piece, source, start, min(start + BLOCK_BYTES, piece.nbytes)))
+            num_bytes += batch[-1].stop - start
+            if num_bytes >= BLOCK_BYTES:
+                yield batch
+                batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _copy_blocks(batch: Sequence[_Block], target: Bytes) -> None:
+    for block in batch:
+        begin = block.piece.arena_offset
+        np.copyto(target[begin + block.start : begin + block.stop], block.source[block.start : block.stop])
 
 
 def _matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[tuple[Piece, Bytes]]:

@@ -125,6 +125,7 @@ class Run:
             first=ready.step,
             total_steps=self._place.total_steps or 0,
             wait_limit_s=self._session.limit_s,
+            threads=ready.threads,
             enter=self._session.enter,
         )
         self._session.stand(ready.step)

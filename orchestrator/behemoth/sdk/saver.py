@@ -61,7 +61,10 @@ class _Copying:
 
 
 class Saver:
-    """One per rank; used by the program's thread only. `wait_limit_s` bounds each wait for the agent."""
+    """One per rank, used by the program's thread only.
+
+    `wait_limit_s` bounds each wait for the agent; up to `threads` threads copy the state out.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Saver:
         first: Step,
         total_steps: int,
         wait_limit_s: float,
+        threads: int,
         enter: Callable[[WorkPhase], None],
     ) -> None:
         self._peer = peer
@@ -79,6 +83,7 @@ class Saver:
         self._arena = arena
         self._total_steps = total_steps
         self._wait_limit_s = wait_limit_s
+        self._threads = threads
         self._enter = enter
         self._passed = first
         self._due: SaveDue | None = None
@@ -184,7 +189,14 @@ class Saver:
         self._due, self._generation = None, None
         try:
             self._bound.write_records()
-            stager = Stager(self._arena, self._bound.plan, self._bound.sources(), write_id=write_id, step=step)
+            stager = Stager(
+                self._arena,
+                self._bound.plan,
+                self._bound.sources(),
+                write_id=write_id,
+                step=step,
+                threads=self._threads,
+            )
             stager.begin(generation=generation)
             if self._bound.num_bytes > INLINE_BYTES:
                 self._tell(Staging(write_id=write_id, generation=generation, sequence=stager.sequence))
