@@ -54,7 +54,7 @@ def test_every_single_flipped_bit_of_a_page_changes_the_crc() -> None:
 
 
 def test_a_negative_length_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected a length >= 0 bytes, got -1"):
+    with pytest.raises(ValueError, match="not a valid unsigned"):
         combine(1, 2, -1)
 
 

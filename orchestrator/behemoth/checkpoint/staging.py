@@ -25,6 +25,8 @@ from behemoth.checkpoint.threads import run_all
 Bytes = npt.NDArray[np.uint8]
 BLOCK_BYTES = 8 << 20
 """What is copied between two looks at the mark; about 1 ms."""
+CHECKED_BYTES = 1 << 20
+"""What is checked and then copied while it is in a core's own cache."""
 
 
 class _Block(NamedTuple):
@@ -203,15 +205,22 @@ class _Unstaging:
     def _copy(self, number: int) -> None:
         span = self._plan.spans[number]
         offset, array = self._targets[span.array]
-        # A chunk is small enough to be in a cache from its CRC to its copy; smaller blocks cost more than they save.
-        chunk = self._data[span.arena_offset : span.arena_offset + span.length]
-        if self._crcs is not None and crc32c(chunk.data) != self._crcs[number]:
+        source = self._data[span.arena_offset : span.arena_offset + span.length]
+        target = array[span.arena_offset - offset :][: span.length]
+        if self._crcs is None:
+            np.copyto(target, source)
+            return
+        crc = 0
+        for start in range(0, span.length, CHECKED_BYTES):
+            block = source[start : start + CHECKED_BYTES]
+            crc = crc32c(block.data, crc)
+            np.copyto(target[start : start + CHECKED_BYTES], block)
+        if crc != self._crcs[number]:
             raise Corrupt(
                 f"{self._where}: {span.length} bytes at {span.arena_offset} are not those that were staged",
                 hint="memory was damaged; restore from storage",
                 code="arena-crc",
             )
-        np.copyto(array[span.arena_offset - offset :][: span.length], chunk)
 
 
 def _batches(pieces: Iterable[tuple[Piece, Bytes]]) -> Iterator[list[_Block]]:
