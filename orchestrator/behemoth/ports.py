@@ -6,7 +6,7 @@ at least two adapters pass its conformance suite (`behemoth.testing`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +56,12 @@ class ObjectStore(Protocol):
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         """Fill `into` from `offset_bytes`. Raises NotFound, or Corrupt when the object is too short."""
+        ...
+
+    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
+        """Absolute path of the folder that holds the objects below `prefix` as files, for other processes of this
+        machine to read, when its page cache holds most bytes of `ranges` (key, offset and length in bytes). None when
+        it does not, when nobody can tell, and where objects are no files."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

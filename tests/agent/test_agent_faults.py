@@ -16,6 +16,7 @@ import pytest
 from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.storage.page_cache import cached_bytes
 from behemoth.wire.messages import (
     AbortSave,
     Beat,
@@ -44,6 +45,17 @@ def play(folder: Path, scene: Callable[[Stage], Awaitable[None]], setup: Setup |
             await scene(here)
 
     asyncio.run(run())
+
+
+async def replace_agent(here: Stage) -> None:
+    """Node n0 loses its agent and all memory, and comes back."""
+    below = descendants(here.agents["n0"].pid)
+    kill(here.agents["n0"].pid)
+    await gone(below, limit_s=2)
+    since = len(here.heard)
+    here.cut_lifeline("n0")
+    here.start_agent(0)
+    await here.wait_for(Hello, since=since)
 
 
 async def worker_pids(here: Stage) -> list[int]:
@@ -84,13 +96,7 @@ def test_a_checkpoint_comes_back_from_the_store_when_the_agent_and_its_memory_ar
         here.start_gang(1)
         await here.wait_for(RanksRestored)
         saved = await here.save(20, "a1-1", 1)
-        below = descendants(here.agents["n0"].pid)
-        kill(here.agents["n0"].pid)
-        await gone(below, limit_s=2)
-        since = len(here.heard)
-        here.cut_lifeline("n0")
-        here.start_agent(0)
-        await here.wait_for(Hello, since=since)
+        await replace_agent(here)
         here.start_gang(2, restore=saved)
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
         assert (restored.step, restored.num_from_memory) == (20, 0)
@@ -134,6 +140,79 @@ def test_a_large_state_is_written_while_it_is_copied_and_counts_only_once_the_co
         assert "restored 30 30.0 30.0 30.0" in await here.logged(3, 0, "restored")
 
     play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1, long_step=9))
+
+
+def test_a_large_state_whose_files_are_in_the_page_cache_is_read_by_its_rank(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        saved = await here.save(8, "a1-1", 1)
+        await replace_agent(here)
+        is_cached = is_in_page_cache(big_file(here))
+        here.start_gang(2, restore=saved)
+        restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
+        assert (restored.step, restored.num_from_memory) == (8, 0)
+        assert "restored 8 8.0 8.0 8.0" in await here.logged(2, 0, "restored")
+        assert held_in_memory(here, Rank(0)) == ([] if is_cached else [saved.write_id])
+        saved = await here.save(30, "a2-1", 2)
+        here.start_gang(3, restore=saved)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 3 and report.num_from_memory == 1)
+
+    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
+
+
+def test_a_damaged_file_that_a_rank_reads_is_told_as_the_store_process_tells_it(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        first = await here.save(8, "a1-1", 1)
+        second = await here.save(16, "a1-2", 1)
+        await replace_agent(here)
+        for path in here.folder.rglob("big/c/0"):
+            path.read_bytes()
+        with big_file(here, "a1-2").open("r+b") as file:
+            file.seek(9 << 20)
+            byte = file.read(1)
+            file.seek(9 << 20)
+            file.write(bytes([byte[0] ^ 1]))
+        here.start_gang(2, restore=second)
+        refused = await here.wait_for(RestoreRefused)
+        assert refused.is_corrupt
+        assert re.search(r"rank 0: array '\S*big', chunk 1, file .*a1-2", refused.reason)
+        here.start_gang(3, restore=first)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 3)
+        assert "restored 8 8.0 8.0 8.0" in await here.logged(3, 0, "restored")
+
+    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
+
+
+def big_file(here: Stage, write_id: str = "a1-1") -> Path:
+    """The shard of `train_big`'s large array."""
+    (path,) = [one for one in here.folder.rglob("big/c/0") if write_id in str(one)]
+    return path
+
+
+def is_in_page_cache(path: Path) -> bool:
+    """After reading it. False where the kernel does not tell: then the store process reads it."""
+    num_bytes = len(path.read_bytes())
+    with path.open("rb") as file:
+        return cached_bytes(file.fileno(), 0, num_bytes) is not None
+
+
+def held_in_memory(here: Stage, rank: Rank) -> list[WriteId]:
+    fd = memory_of(here, rank)
+    arena = Arena.open(fd)
+    held = [snapshot.write_id for snapshot in arena.held()]
+    arena.close()
+    os.close(fd)
+    return held
+
+
+def memory_of(here: Stage, rank: Rank) -> int:
+    """A descriptor of the staging memory that the agent owns."""
+    folder = Path(f"/proc/{here.agents['n0'].pid}/fd")
+    (path,) = [one for one in folder.iterdir() if os.readlink(one).startswith(f"/memfd:behemoth-rank-{rank} ")]
+    return os.open(path, os.O_RDWR)
 
 
 def written_bytes(here: Stage) -> int:
@@ -209,9 +288,7 @@ def test_damaged_memory_is_found_by_the_worker_and_the_state_comes_from_the_stor
 
 
 def flip_a_bit_in_memory(here: Stage, rank: Rank, write_id: WriteId) -> None:
-    folder = Path(f"/proc/{here.agents['n0'].pid}/fd")
-    (path,) = [one for one in folder.iterdir() if os.readlink(one).startswith(f"/memfd:behemoth-rank-{rank} ")]
-    fd = os.open(path, os.O_RDWR)
+    fd = memory_of(here, rank)
     arena = Arena.open(fd)
     (held,) = [snapshot for snapshot in arena.held() if snapshot.write_id == write_id]
     arena.data(held.generation)[0] ^= 1

@@ -7,10 +7,11 @@ the call until bytes and names are durable (fsync of every file, then of every d
 commit, with a real store process that writes while it is staged; its peers are synchronous. Restore reads into the
 same buffers: cold (everybody's pages dropped), cached (everybody's files read through once before), and just saved.
 There peers find their files in the page cache; ours restores from the node's memory, where the save has left its copy,
-and once more as if that memory were lost, which reads the disk since ours writes past the page cache. Ours checks every
-CRC on the way, DCP and safetensors have none. `stage` is the part of our save that blocks training, beside a plain copy
-of the same bytes into the same warm memory. `cpu` is user + system seconds of all processes, which other load on the
-machine blurs less than wall time.
+and once more as if that memory were lost, which reads the disk since ours writes past the page cache. `read` is what
+the store process does for a restore, `unstage` what the rank does: a copy out of staging memory, or, when the files are
+cached, reading them itself. Ours checks every CRC on the way, DCP and safetensors have none. `stage` is the part of our
+save that blocks training, beside a plain copy of the same bytes into the same warm memory. `cpu` is user + system
+seconds of all processes, which other load on the machine blurs less than wall time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.files import read_files
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
@@ -143,8 +145,11 @@ class Ours:
         begin = time.perf_counter()
         prepared = self._prepare(source, is_new=False)
         read = time.perf_counter()
-        assert prepared.origin == ("memory" if is_remembered else "store")
-        unstage(self._arena, self._plan, 0, self._arrays, threads=self._threads, is_checked=not is_remembered)
+        assert (prepared.origin == "memory") is is_remembered
+        if prepared.folder:
+            read_files(prepared.folder, self._layout, self._plan, self._arrays, threads=self._threads)
+        else:
+            unstage(self._arena, self._plan, 0, self._arrays, threads=self._threads, is_checked=not is_remembered)
         end = time.perf_counter()
         return {"restore": end - begin, "read": read - begin, "unstage": end - read}
 

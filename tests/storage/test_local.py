@@ -418,3 +418,30 @@ def test_a_large_read_beyond_the_end_is_corrupt(store: LocalStore, monkeypatch: 
     with pytest.raises(Corrupt) as caught:
         store.read_into("a", offset_bytes=0, into=new_bounce()[: len(BIG) + 4096])
     assert caught.value.code == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("cached", "is_told"), [((100, 100), True), ((100, 80), True), ((100, 79), False), ((100, None), False)]
+)
+def test_a_folder_is_told_when_the_page_cache_holds_nine_tenths_of_what_is_wanted(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, cached: tuple[int, int | None], is_told: bool
+) -> None:
+    held = iter(cached)
+    asked: list[tuple[int, int]] = []
+    _write(store, "steps/1/w/c")
+    _write(store, "steps/1/v/c")
+
+    def answer(_fd: int, offset_bytes: int, num_bytes: int) -> int | None:
+        asked.append((offset_bytes, num_bytes))
+        return next(held)
+
+    monkeypatch.setattr(local, "cached_bytes", answer)
+    folder = store.cached_folder("steps/1", [("steps/1/w/c", 0, 100), ("steps/1/v/c", 40, 100)])
+    assert asked == [(0, 100), (40, 100)]
+    assert folder == (os.path.join(store.root, "steps", "1") if is_told else None)
+
+
+def test_no_folder_is_told_for_nothing_or_for_a_missing_file(store: LocalStore) -> None:
+    _write(store, "steps/1/w/c")
+    assert store.cached_folder("steps/1", []) is None
+    assert store.cached_folder("steps/1", [("steps/1/w/c", 0, 100), ("steps/1/v/c", 0, 100)]) is None

@@ -347,8 +347,8 @@ class Gang:
             return
         restore = self._table.restore
         source = memory.source(restore) if restore is not None else None
-        if source is not None and declared.is_memory_damaged:
-            source = msgspec.structs.replace(source, held_in=None)
+        if source is not None and declared.must_read:
+            source = msgspec.structs.replace(source, held_in=None, must_read=True)
         answer = await self._parts.store.prepare(memory, source)
         if isinstance(answer, Failed):
             self._restore_refused(member, answer)
@@ -361,6 +361,7 @@ class Gang:
             ready = Ready(
                 step=restored_step(restore),
                 generation=answer.generation,
+                folder=answer.folder,
                 is_checked=answer.origin == "store",
                 threads=max(1, self._parts.setup.io_threads // self._parts.setup.ranks_per_node),
             )

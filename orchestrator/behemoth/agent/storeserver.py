@@ -33,15 +33,19 @@ from behemoth.base.errors import BehemothError, Corrupt, Internal, NotFound, Una
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reader import Commit, check_same_layout, open_commit, read_rank
 from behemoth.checkpoint.writer import write_rank
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.wire.session import Peer
 
+FILES_BYTES = 64 << 20
+"""A smaller part of a rank goes through its staging memory even when the page cache holds it: the copy costs
+milliseconds, and memory has it at the next restart even if the files are gone from the cache by then."""
 _SEND_LIMIT_S = 30.0
 _IDLE_S = 3600.0
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -122,6 +126,9 @@ class _StoreServer:
             return Prepared(job=order.job, generation=source.held_in, origin="memory")
         store = self._opened()
         commit = open_commit(store, find_commit(store, source.step, source.write_id))
+        folder = None if source.must_read else _files(store, commit, layout, plan)
+        if folder is not None:
+            return Prepared(job=order.job, generation=None, origin="files", folder=folder)
         read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads)
         return Prepared(job=order.job, generation=source.spare, origin="store")
 
@@ -166,6 +173,21 @@ class _StoreServer:
             if self._store is None:
                 self._store = self._open_store(self._opening.url)
             return self._store
+
+
+def _files(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -> str | None:
+    """Where the rank finds its part itself; None when it is small, or not in the page cache.
+
+    Raises Invalid for a checkpoint of another model or mesh.
+    """
+    check_same_layout(commit, layout)
+    if plan.data_bytes < FILES_BYTES:
+        return None
+    ranges = []
+    for span in plan.spans:
+        grid = grids(layout)[span.array]
+        ranges.append((commit.shard_key(span.array), grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
+    return store.cached_folder(commit.record.prefix, ranges)
 
 
 def find_commit(store: ObjectStore, step: Step, write_id: WriteId) -> CommitRef:

@@ -20,12 +20,14 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """The committed checkpoint that a rank shall get back. `held_in`: the generation that should hold it still;
-    `spare`: the generation to fill from the store when it does not."""
+    `spare`: the generation to fill from the store when it does not. `must_read`: fill it in any case, since what the
+    rank was pointed at before was damaged."""
 
     step: Step
     write_id: WriteId
     held_in: int | None
     spare: int
+    must_read: bool = False
 
 
 class OpenStore(_Message, frozen=True, kw_only=True):
@@ -67,10 +69,12 @@ StoreOrder: TypeAlias = OpenStore | Prepare | Write | Cancel
 
 
 class Prepared(_Message, frozen=True, kw_only=True):
-    """The memory is ready; the checkpoint came from `origin` and lies in `generation`."""
+    """The memory is ready; the checkpoint came from `origin` and lies in `generation`. Of origin `files` it lies in no
+    generation: the rank shall read the files below `folder` itself."""
 
     generation: int | None
-    origin: Literal["memory", "store", "nothing"]
+    origin: Literal["memory", "store", "files", "nothing"]
+    folder: str = ""
 
 
 class Written(_Message, frozen=True, kw_only=True):

@@ -75,7 +75,7 @@ class Stager:
         The caller knows when the older one is still being written out, and waits for it. Raises Invalid, naming array,
         expected and got bytes.
         """
-        self._left = {piece.name: (piece, array) for piece, array in _matched(self._plan, self._arrays, is_out=False)}
+        self._left = {piece.name: (piece, array) for piece, array in matched(self._plan, self._arrays, is_out=False)}
         self._generation = self._arena.oldest_generation() if generation is None else generation
         self._data = self._arena.begin(self._generation, self._write_id, self._step, self._plan.layout_digest)
         self._done_bytes = {}
@@ -180,7 +180,7 @@ def unstage(
             code="arena-layout",
         )
     snapshot = arena.snapshot(generation)
-    work = _Unstaging(arena, plan, generation, _matched(plan, arrays, is_out=True), is_checked=is_checked)
+    work = _Unstaging(arena, plan, generation, matched(plan, arrays, is_out=True), is_checked=is_checked)
     shares = [range(at, len(plan.spans), threads) for at in range(threads)]
     run_all(work.run, shares, threads=threads, name="unstage")
     return snapshot
@@ -244,7 +244,9 @@ def _copy_blocks(batch: Sequence[_Block], target: Bytes) -> None:
         np.copyto(target[begin + block.start : begin + block.stop], block.source[block.start : block.stop])
 
 
-def _matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[tuple[Piece, Bytes]]:
+def matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[tuple[Piece, Bytes]]:
+    """Each piece of the plan with the bytes of its buffer. Raises Invalid when one is missing, unknown or does not fit;
+    `is_out`: or cannot be written."""
     names = {piece.name for piece in plan.pieces}
     if set(arrays) != names:
         missing, extra = sorted(names - set(arrays)), sorted(set(arrays) - names)

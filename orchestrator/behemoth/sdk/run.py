@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import get_args
 
-from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid
+from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.files import read_files
 from behemoth.checkpoint.staging import unstage
 from behemoth.sdk.place import Place, RankMesh, lone_place
 from behemoth.sdk.reporting import Reporter
@@ -215,26 +216,26 @@ class Run:
         return session.saver.has_ended
 
     def _restored(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
-        """The state from memory, or from the store when memory was damaged."""
+        """The state, from where the agent says; when it is damaged there, as the store process reads it."""
         session.enter("restore")
         ready, arena = self._fetch(session, bound)
         try:
             self._take_over(bound, arena, ready)
-        except Corrupt:
+        except (Corrupt, Unavailable):
             if ready.is_checked:
                 raise
             arena.close()
-            ready, arena = self._fetch(session, bound, is_memory_damaged=True)
+            ready, arena = self._fetch(session, bound, must_read=True)
             self._take_over(bound, arena, ready)
         return ready, arena
 
-    def _fetch(self, session: _Session, bound: BoundState, *, is_memory_damaged: bool = False) -> tuple[Ready, Arena]:
+    def _fetch(self, session: _Session, bound: BoundState, *, must_read: bool = False) -> tuple[Ready, Arena]:
         session.tell(
             Declare(
                 layout=bound.layout.encode(),
                 digest=bound.layout.digest,
                 arena_bytes=Arena.size_bytes(bound.plan),
-                is_memory_damaged=is_memory_damaged,
+                must_read=must_read,
             )
         )
         answer = session.peer.receive(timeout_s=session.limit_s, what="the staging memory")
@@ -249,15 +250,21 @@ class Run:
             os.close(fd)
 
     def _take_over(self, bound: BoundState, arena: Arena, ready: Ready) -> None:
-        if ready.generation is None:
+        if ready.folder:
+            read_files(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
+        elif ready.generation is not None:
+            self._copy_out(bound, arena, ready.generation, ready)
+        else:
             return
+        bound.push()
+        bound.read_records()
+
+    def _copy_out(self, bound: BoundState, arena: Arena, generation: int, ready: Ready) -> None:
         snapshot = unstage(
-            arena, bound.plan, ready.generation, bound.targets(), threads=ready.threads, is_checked=ready.is_checked
+            arena, bound.plan, generation, bound.targets(), threads=ready.threads, is_checked=ready.is_checked
         )
         if snapshot.step != ready.step:
             raise Corrupt(f"restore: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")
-        bound.push()
-        bound.read_records()
 
 
 def join() -> Run:

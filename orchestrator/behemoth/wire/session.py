@@ -60,12 +60,12 @@ class Join(_Message, frozen=True, kw_only=True):
 class Declare(_Message, frozen=True, kw_only=True):
     """The arrays of the program, equal on every rank (`behemoth.checkpoint.layout`), and the size of the staging memory
     that this rank needs. Asks for the memory and for the restored state in it; Ready answers. Said again with
-    `is_memory_damaged` when the copy in memory was not what had been staged: the state shall come from the store."""
+    `must_read` when what Ready pointed at was damaged: the state shall be read from the store and checked."""
 
     layout: bytes
     digest: str
     arena_bytes: int
-    is_memory_damaged: bool = False
+    must_read: bool = False
 
 
 class Standing(_Message, frozen=True, kw_only=True):
@@ -156,12 +156,14 @@ class Assigned(_Message, frozen=True, kw_only=True):
 
 
 class Ready(_Message, frozen=True, kw_only=True):
-    """Answers Declare, with the descriptor of the staging memory. `generation` holds the state to take over at `step`;
-    None: a fresh beginning at step 0. `is_checked`: its CRCs were right just now, else the rank checks them. `threads`
-    is the rank's share of the node's threads for checkpoints."""
+    """Answers Declare, with the descriptor of the staging memory. The state to take over at `step` lies in
+    `generation`, or in the files below `folder` when that is given; neither: a fresh beginning at step 0. `is_checked`:
+    its CRCs were right just now, else the rank checks them. `threads` is the rank's share of the node's threads for
+    checkpoints."""
 
     step: Step
     generation: int | None
+    folder: str = ""
     is_checked: bool = False
     threads: int = 1
 

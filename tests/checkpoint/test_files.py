@@ -1,0 +1,111 @@
+"""A rank's arrays filled from the shard files themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from behemoth.base.errors import Corrupt, Invalid, Unavailable
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.checkpoint import files
+from behemoth.checkpoint import grid as grid_module
+from behemoth.checkpoint.files import read_files
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
+from checkpoint.checkpoint_rig import local_arrays, logical_arrays, out_buffers, raw_bytes, save, toy_layout
+
+PREFIX = step_prefix(Step(3), WriteId("a1-1"))
+
+
+@pytest.fixture(autouse=True)
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "CHECKED_BYTES", 5)
+    monkeypatch.setattr(files, "BATCH_SPANS", 2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    store = LocalStore(tmp_path)
+    yield store
+    store.close()
+
+
+def shard(store: LocalStore, layout: Layout, name: str) -> Path:
+    at = layout.positions[name]
+    return Path(store.root, PREFIX, layout.paths[at], grids(layout)[at].chunk_key)
+
+
+def filled(store: LocalStore, layout: Layout, rank: int, *, threads: int = 1) -> dict[str, bytes]:
+    plan = plan_rank(layout, Rank(rank))
+    out = out_buffers(plan)
+    read_files(os.path.join(store.root, PREFIX), layout, plan, out, threads=threads)
+    return {name: array.tobytes() for name, array in out.items()}
+
+
+@pytest.mark.parametrize("chunk_bytes", [64, grid_module.MAX_CHUNK_BYTES])
+def test_every_rank_gets_what_was_saved_however_chunks_and_pieces_lie(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(grid_module, "MAX_CHUNK_BYTES", chunk_bytes)
+    layout = toy_layout()
+    arrays = logical_arrays(layout, 1)
+    save(store, layout, arrays, step=3)
+    for rank in range(4):
+        local = local_arrays(plan_rank(layout, Rank(rank)), arrays)
+        expected = {name: raw_bytes(array) for name, array in local.items()}
+        assert filled(store, layout, rank, threads=1 + rank % 3) == expected
+
+
+def test_a_flipped_bit_anywhere_in_a_chunk_is_corrupt_and_named(store: LocalStore) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    path = shard(store, layout, "model/norm")
+    intact = path.read_bytes()
+    grid = grids(layout)[layout.positions["model/norm"]]
+    for at in range(grid.payload_bytes + 4):
+        damaged = bytearray(intact)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(Corrupt, match=r"'model/norm', chunk 0, file .*norm"):
+            filled(store, layout, 0)
+    path.write_bytes(intact)
+    filled(store, layout, 0)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 7, 132, 135])
+def test_a_file_that_ends_too_early_is_corrupt(store: LocalStore, kept_bytes: int) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    os.truncate(shard(store, layout, "model/norm"), kept_bytes)
+    with pytest.raises(Corrupt, match="cut off"):
+        filled(store, layout, 1, threads=2)
+
+
+def test_a_missing_file_and_a_link_in_its_place_are_not_read(store: LocalStore, tmp_path: Path) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    path = shard(store, layout, "optim/dense")
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    with pytest.raises(Unavailable, match=r"dense.*No such file"):
+        filled(store, layout, 2)
+    path.symlink_to(elsewhere)
+    with pytest.raises(Unavailable, match="dense"):
+        filled(store, layout, 2)
+
+
+def test_a_buffer_of_another_size_is_refused_before_anything_is_read(store: LocalStore) -> None:
+    layout = Layout(mesh=Mesh(), arrays=tuple(ArraySpec(name=n, dtype="uint8", shape=(9,)) for n in "ab"))
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    out = {"a": np.zeros(9, np.uint8), "b": np.zeros(8, np.uint8)}
+    with pytest.raises(Invalid, match="'b'"):
+        read_files(os.path.join(store.root, PREFIX), layout, plan_rank(layout, Rank(0)), out)
+    assert not out["a"].any()
