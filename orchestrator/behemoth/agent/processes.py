@@ -56,12 +56,18 @@ def kill_group(leader: int) -> None:
 
 
 def kill_strays(keep: Collection[int]) -> int:
-    """SIGKILL to every child that is not in `keep`; reaps those that have ended. Returns how many are left."""
-    strays = children().difference(keep)
-    for pid in strays:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return sum(not _is_reaped(pid) for pid in strays)
+    """SIGKILL to every child that is not in `keep`; reaps those that have ended. Returns how many are left.
+
+    Looks again after it has reaped: who dies hands its own children over to us.
+    """
+    while strays := children().difference(keep):
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        left = sum(not _is_reaped(pid) for pid in strays)
+        if left:
+            return left
+    return 0
 
 
 def _is_reaped(pid: int) -> bool:
