@@ -38,9 +38,10 @@ _log = logging.getLogger(__name__)
 
 
 class Drills:
-    """Strikes when the gang has completed a fault's step. A witness of the loop; strikes happen on its own thread.
+    """Strikes when the gang has completed a fault's step and the node is there: a spare may still be starting.
 
-    `ledger` is the file of what has struck; `announce` is told each strike as a sentence, with its node.
+    A witness of the loop; strikes happen on its own thread. `ledger` is the file of what has struck; `announce`
+    is told each strike as a sentence, with its node.
     """
 
     def __init__(
@@ -76,16 +77,16 @@ class Drills:
             return
         if before is None or evidence.progress.attempt != after.attempt:
             return
-        due = [fault for fault in self._pending if fault.step <= evidence.progress.step]
-        for fault in due:
-            self._pending.remove(fault)
-            self._thread.submit(self._strike, fault, after)
+        for fault in list(self._pending):
+            if fault.step <= evidence.progress.step and _has_victim(fault, after):
+                self._pending.remove(fault)
+                self._thread.submit(self._strike, fault, after)
 
     def close(self) -> None:
         """Waits for a strike that is under way, and says which faults have found no occasion."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         for fault in self._pending:
-            self._announce(f"{format_fault(fault)}: has not struck: the run was not seen at that step", None)
+            self._announce(f"{format_fault(fault)}: has not struck: its step and its node were not seen together", None)
 
     def _strike(self, fault: Fault, observation: Observation) -> None:
         try:
@@ -145,6 +146,14 @@ class Drills:
         if pid is None:
             raise NotFound(f"rank {rank}: expected a live worker on node {node}, got none")
         return pid
+
+
+def _has_victim(fault: Fault, observation: Observation) -> bool:
+    try:
+        _struck_node(fault, observation)
+    except NotFound:
+        return False
+    return True
 
 
 def _struck_node(fault: Fault, observation: Observation) -> NodeId | None:
