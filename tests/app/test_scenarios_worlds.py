@@ -35,7 +35,7 @@ spec:
 PROCESSES = ("--runtime", "process")
 
 
-def world(*, nodes: int, gpus: int = 1, spares: int = 0, mesh: str = "", steps: int = 60) -> str:
+def world(*, nodes: int, gpus: int = 1, spares: int = 0, mesh: str = "", steps: int = 300) -> str:
     mesh = mesh or f"dp: {nodes * gpus}"
     return SPEC.format(nodes=nodes, gpus=gpus, spares=spares, mesh=mesh, steps=steps)
 
@@ -75,7 +75,7 @@ def test_a_killed_rank_is_survived_in_any_world(tmp_path: Path, nodes: int, gpus
 
 @pytest.mark.longer
 def test_a_lost_node_without_any_spare_is_started_again(tmp_path: Path) -> None:
-    stage = expect_same_end(tmp_path, world(nodes=2, steps=300), "lose node 1 at step 25")
+    stage = expect_same_end(tmp_path, world(nodes=2), "lose node 1 at step 25")
     assert lost(stage) == struck(stage)
     assert len(stage.events("NodeJoined")) == 3
 
