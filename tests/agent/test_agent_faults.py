@@ -51,7 +51,7 @@ async def replace_agent(here: Stage) -> None:
     """Node n0 loses its agent and all memory, and comes back."""
     below = descendants(here.agents["n0"].pid)
     kill(here.agents["n0"].pid)
-    await gone(below, limit_s=2)
+    await gone(below, limit_s=10)
     since = len(here.heard)
     here.cut_lifeline("n0")
     here.start_agent(0)
@@ -308,7 +308,7 @@ def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path:
         await here.wait_for(WorkerEnded, lambda report: report.rank == 0 and report.signal == 9)
         await here.wait_for(WorkerEnded, lambda report: report.rank == 1 and report.signal == 9)
         bred = {int(pid) for pid in re.findall(r"\d+", here.log(1, 0).split("pids")[1].splitlines()[0])}
-        await gone(bred | {server} | set(workers), limit_s=2)
+        await gone(bred | {server} | set(workers), limit_s=10)
         here.start_gang(2)
         await here.wait_for(RanksUp, lambda report: report.attempt == 2)
         assert here.agents["n0"].poll() is None
@@ -334,7 +334,7 @@ def test_nothing_outlives_the_agent(tmp_path: Path, end: str) -> None:
             for pid in below - bred | {here.agents["n0"].pid}:
                 os.kill(pid, signal.SIGSTOP)
             kill(here.agents["n0"].pid)
-        await gone(below | bred, limit_s=3)
+        await gone(below | bred, limit_s=10)
 
     play(tmp_path, scene, setup_for(tmp_path, "breed"))
 
@@ -502,7 +502,7 @@ def test_without_grace_the_workers_end_with_the_coordinator(tmp_path: Path) -> N
         await here.wait_for(RanksUp)
         below = descendants(here.agents["n0"].pid)
         await here.go_away()
-        await gone(below, limit_s=3)
+        await gone(below, limit_s=10)
         assert here.agents["n0"].wait(5) == 1
 
     play(tmp_path, scene)

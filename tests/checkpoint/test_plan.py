@@ -130,8 +130,14 @@ def test_a_plan_that_leaves_bytes_out_is_found_out(monkeypatch: pytest.MonkeyPat
         prove_coverage(layout)
 
 
-def test_a_plan_of_a_large_world_takes_well_under_a_second() -> None:
-    mesh = Mesh(tp=8, dp=64, pp=4, ep=16, etp=2, edp=16)
+def test_the_plan_of_one_rank_costs_no_more_in_a_larger_world() -> None:
+    assert plan_s(Mesh(tp=8, dp=64, pp=4, ep=16, etp=2, edp=16)) < 5 * plan_s(
+        Mesh(tp=8, dp=1, pp=4, ep=4, etp=2, edp=1)
+    )
+
+
+def plan_s(mesh: Mesh) -> float:
+    """CPU seconds of this thread for the plan of one rank, once the owners of the layout are known."""
     arrays = [
         ArraySpec(
             name=f"l{index}/w", dtype="float32", shape=(8192, 8192), dims=((0, "tp"),), flat_over="dp", stage=index % 4
@@ -142,7 +148,10 @@ def test_a_plan_of_a_large_world_takes_well_under_a_second() -> None:
         ArraySpec(name=f"l{index}/norm", dtype="bfloat16", shape=(8192,), stage=index % 4) for index in range(100)
     ]
     layout = Layout(mesh=mesh, arrays=tuple(arrays))
-    plan_rank(layout, Rank(0))  # owners, once per layout
-    start = time.perf_counter()
-    plan_rank(layout, Rank(1000))
-    assert time.perf_counter() - start < 0.5
+    plan_rank(layout, Rank(0))
+    seconds = []
+    for rank in range(1, 6):  # another each time: plans are kept
+        start = time.thread_time()
+        plan_rank(layout, Rank(rank))
+        seconds.append(time.thread_time() - start)
+    return min(seconds)
