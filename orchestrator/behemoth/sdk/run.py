@@ -1,7 +1,8 @@
 """What a training program sees of its run: join, restore, steps, fence, report, save.
 
 Outside a run every call does the little that makes sense, so that the same script runs by hand or under torchrun.
-Storage is never touched here: state goes into and comes out of the memory that the agent owns.
+No store is ever opened here: state goes into and comes out of the memory that the agent owns, or out of files of this
+machine that the agent has named.
 """
 
 from __future__ import annotations
