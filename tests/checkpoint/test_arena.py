@@ -103,7 +103,7 @@ def test_a_flipped_bit_in_staged_memory_is_found(fd: int, threads: int) -> None:
     stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
     with pytest.raises(NotFound, match="expected it verified, got staged"):
         unstage(arena, PLAN, 0, out_buffers(PLAN), threads=threads)
-    arena.record_crcs(0, crcs_of(arena, PLAN, 0))
+    arena.record_crcs(0, arena.sequence(0), crcs_of(arena, PLAN, 0))
     for span in PLAN.spans:
         arena.data(0)[span.arena_offset + span.length - 1] ^= 4
         with pytest.raises(Corrupt, match=f"{span.length} bytes at {span.arena_offset}"):
@@ -121,13 +121,37 @@ def test_large_pieces_are_checked_and_copied_in_blocks(threads: int) -> None:
     large = np.random.default_rng(1).integers(0, 256, 20_000_003, dtype=np.uint8)
     with arena_of(plan) as arena:
         stage(arena, plan, {"large": large}, WriteId("a1-1"), Step(1))
-        arena.record_crcs(0, crcs_of(arena, plan, 0))
+        arena.record_crcs(0, arena.sequence(0), crcs_of(arena, plan, 0))
         out = np.zeros_like(large)
         unstage(arena, plan, 0, {"large": out}, threads=threads)
         assert np.array_equal(out, large)
         arena.data(0)[-70] ^= 1
         with pytest.raises(Corrupt, match="not those that were staged"):
             unstage(arena, plan, 0, {"large": out}, threads=threads)
+
+
+def test_crcs_of_a_snapshot_that_was_replaced_are_not_recorded(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1), generation=0)
+    old, crcs = arena.sequence(0), crcs_of(arena, PLAN, 0)
+    stage(arena, PLAN, LOCAL, WriteId("a2-1"), Step(2), generation=0)
+    with pytest.raises(Conflict, match="replaced"):
+        arena.record_crcs(0, old, crcs)
+    assert not arena.snapshot(0).is_verified
+    arena.begin(0, WriteId("a3-1"), Step(3), LAYOUT.digest)
+    with pytest.raises(NotFound, match="no snapshot"):
+        arena.record_crcs(0, arena.sequence(0), crcs)
+    arena.seal(0)
+
+
+def test_no_sequence_is_given_twice_even_when_a_header_is_torn(fd: int) -> None:
+    arena = Arena.format(fd, PLAN)
+    for step in range(3):
+        stage(arena, PLAN, LOCAL, WriteId(f"a1-{step}"), Step(step), generation=0)
+    newest = arena.sequence(0)
+    arena._memory[arena._head(0) + 8] ^= 1
+    arena.begin(1, WriteId("a2-1"), Step(9), LAYOUT.digest)
+    assert arena.sequence(1) == newest + 1
 
 
 def test_an_arena_of_another_layout_or_rubbish_is_refused(fd: int) -> None:
@@ -145,7 +169,7 @@ def test_an_arena_of_another_layout_or_rubbish_is_refused(fd: int) -> None:
     with pytest.raises(Invalid, match="write id"):
         arena.begin(0, WriteId("x" * 65), Step(1), LAYOUT.digest)
     with pytest.raises(Invalid, match="CRCs, got 1"):
-        arena.record_crcs(0, [1])
+        arena.record_crcs(0, 1, [1])
 
 
 @pytest.mark.parametrize(

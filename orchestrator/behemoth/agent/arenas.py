@@ -28,6 +28,8 @@ class Generation:
 
     state: Literal["free", "granted", "staged", "committed"] = "free"
     write_id: WriteId | None = None
+    is_read: bool = False
+    """The store process is writing it out: whatever becomes of the write, it is not given out before that has ended."""
 
     def free(self) -> None:
         self.state, self.write_id = "free", None
@@ -78,16 +80,22 @@ class RankMemory:
                 generation.free()
         newest.state = "committed"
 
-    def drop(self, write_id: WriteId) -> None:
-        """The write is given up and nobody reads it any more."""
+    def reading(self, write_id: WriteId, *, is_read: bool) -> None:
+        """The store process begins or ends to read this write's generation."""
         for generation in self.generations:
-            if generation.write_id == write_id and generation.state != "committed":
+            if generation.write_id == write_id:
+                generation.is_read = is_read
+
+    def drop(self, write_id: WriteId) -> None:
+        """The write is given up. Its generation stays as it is while the store process still reads it."""
+        for generation in self.generations:
+            if generation.write_id == write_id and generation.state != "committed" and not generation.is_read:
                 generation.free()
 
     def drop_granted(self) -> None:
         """The workers are gone: what was being copied is worth nothing."""
         for generation in self.generations:
-            if generation.state == "granted":
+            if generation.state == "granted" and not generation.is_read:
                 generation.free()
 
     def source(self, restore: RestoreFrom) -> Source:
@@ -109,7 +117,7 @@ class RankMemory:
     def _spare(self) -> int:
         """A free generation, else the committed one: the coordinator wants another checkpoint back, so that one is not
         good. A generation that is being written out is never taken."""
-        states = [generation.state for generation in self.generations]
+        states = ["read" if generation.is_read else generation.state for generation in self.generations]
         for state in ("free", "committed", "granted"):
             if state in states:
                 return states.index(state)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from behemoth.agent.arenas import Arenas, RankMemory
 from behemoth.agent.member import Member
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import Failed
+from behemoth.agent.storewire import Failed, Written
 from behemoth.base.ids import Attempt, Rank, WriteId
 from behemoth.wire.messages import (
     GoAhead,
@@ -62,6 +62,9 @@ class NodeSave:
     layout: bytes | None = None
     broken: str = ""
     is_over: bool = False
+
+    def is_given_up(self) -> bool:
+        return self.is_over or self.broken != ""
 
     @property
     def write_id(self) -> WriteId:
@@ -204,6 +207,10 @@ class Saves:
         task.add_done_callback(self._tasks.discard)
 
     async def _write(self, save: NodeSave, memory: RankMemory, generation: int, following: int | None) -> None:
+        if save.is_given_up():  # before this task had its turn: nobody could cancel the job yet
+            self._end_write(save, memory)
+            return
+        memory.reading(save.write_id, is_read=True)
         answer = await self._store.write(
             save.jobs[memory.rank],
             memory,
@@ -213,16 +220,21 @@ class Saves:
             write_id=save.write_id,
             following=following,
         )
-        del save.jobs[memory.rank]
-        if save.is_over or save.broken:
-            memory.drop(save.write_id)
-            self.grant()
-        elif isinstance(answer, Failed):
-            memory.drop(save.write_id)
+        memory.reading(save.write_id, is_read=False)
+        if isinstance(answer, Failed) and not save.is_over:
             self._break(save, f"rank {memory.rank}: {answer.reason}")
-        else:
+        if save.is_given_up():
+            self._end_write(save, memory)
+        elif isinstance(answer, Written):
+            del save.jobs[memory.rank]
             save.receipts[memory.rank] = answer.receipt
             self.tell_receipts(save.write_id)
+
+    def _end_write(self, save: NodeSave, memory: RankMemory) -> None:
+        """Of a save that has been given up."""
+        del save.jobs[memory.rank]
+        memory.drop(save.write_id)
+        self.grant()
 
     def _break(self, save: NodeSave, reason: str) -> None:
         if save.broken:

@@ -165,9 +165,13 @@ class _StoreServer:
             known = self._arenas.get(rank)
         if known is not None and known[0] == inode:
             return known[1]
+        with self._lock:
+            self._arenas.pop(rank, None)
         arena = Arena.open(fd) if new is None else _formatted(fd, new)
         with self._lock:
             self._arenas[rank] = (inode, arena)
+            while len(self._arenas) > self._opening.num_ranks:  # the node's ranks are other ones now
+                del self._arenas[next(iter(self._arenas))]
         return arena
 
     def _opened(self) -> ObjectStore:

@@ -170,7 +170,10 @@ class Arena:
                 f"got {write_id!r} and {step}",
                 code="arena-write-id",
             )
-        sequence = 1 + max((header.sequence for header in self._headers() if header is not None), default=0)
+        # The marks too: a header may be torn at this moment, and no sequence is ever given twice.
+        used = [header.sequence for header in self._headers() if header is not None]
+        used += [int(self._mark(index)[0]) for index in range(NUM_GENERATIONS)]
+        sequence = 1 + max(used)
         self._mark(generation)[:] = (sequence, 0)
         self._put(
             generation,
@@ -188,8 +191,8 @@ class Arena:
     def advance(self, generation: int, num_bytes: int) -> None:
         """The first `num_bytes` of the data of a begun generation are in place. Never goes back.
 
-        Another process may read them as soon as it sees the number: on x86 stores become visible in order, elsewhere
-        the interpreter lock, which the copy before has given up and taken again, keeps the order.
+        Another process may read them as soon as it sees the number: on x86 stores become visible in order. Elsewhere
+        nobody may follow (`staging.CAN_BE_FOLLOWED`).
         """
         self._mark(generation)[1] = num_bytes
 
@@ -276,11 +279,13 @@ class Arena:
         self.snapshot(generation)
         return self._data(generation)
 
-    def record_crcs(self, generation: int, crcs: Sequence[int]) -> None:
-        """Keep the CRC of every span, in plan order, and call the snapshot verified. Invalid on a wrong count."""
+    def record_crcs(self, generation: int, sequence: int, crcs: Sequence[int]) -> None:
+        """Keep the CRC of every span, in plan order, and call the snapshot verified. Raises Invalid on a wrong count,
+        Conflict when the snapshot is not the one of this sequence any more."""
         if len(crcs) != self._num_spans:
             raise Invalid(f"arena of rank {self.rank}: expected {self._num_spans} CRCs, got {len(crcs)}")
-        self.snapshot(generation)
+        if self.sealed(generation, sequence) is None:
+            raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
         header = self._headers()[generation]
         assert header is not None
         table = np.asarray(crcs, dtype="<u4").tobytes()

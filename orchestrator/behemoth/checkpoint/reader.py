@@ -91,8 +91,7 @@ def read_rank(
     if len(plan.spans) < BATCH_SPANS * threads:
         batches = [plan.spans[at : at + 1] for at in range(len(plan.spans))]
     crcs = [crc for part in run_all(job.run, batches, threads=threads, name="ckpt-read") for crc in part]
-    arena.seal(generation)
-    arena.record_crcs(generation, crcs)
+    arena.record_crcs(generation, arena.seal(generation).sequence, crcs)
     return arena.snapshot(generation)
 
 

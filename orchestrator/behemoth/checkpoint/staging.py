@@ -7,6 +7,7 @@ the memory, `plan` for the places, the SDK as the caller.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -25,6 +26,8 @@ from behemoth.checkpoint.threads import run_all
 Bytes = npt.NDArray[np.uint8]
 BLOCK_BYTES = 8 << 20
 """What is copied between two looks at the mark; about 1 ms."""
+CAN_BE_FOLLOWED = platform.machine() == "x86_64"
+"""Whether the mark tells another process what it may read: Python has no barriers for processors that reorder."""
 CHECKED_BYTES = 1 << 20
 """What is checked and then copied while it is in a core's own cache."""
 

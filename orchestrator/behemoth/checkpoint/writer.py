@@ -61,7 +61,7 @@ def write_rank(
     follower.whole()
     seal_all(store, job.keys())
     snapshot = follower.whole()  # asked again: it must not have been replaced
-    arena.record_crcs(generation, crcs)
+    arena.record_crcs(generation, snapshot.sequence, crcs)
     return Receipt(
         rank=plan.rank,
         attempt=attempt,

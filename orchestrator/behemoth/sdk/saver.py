@@ -16,7 +16,7 @@ from typing import assert_never
 from behemoth.base.errors import BehemothError, Internal, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.staging import Stager
+from behemoth.checkpoint.staging import CAN_BE_FOLLOWED, Stager
 from behemoth.sdk.state import BoundState
 from behemoth.state.config import WorkPhase
 from behemoth.wire.session import (
@@ -198,7 +198,7 @@ class Saver:
                 threads=self._threads,
             )
             stager.begin(generation=generation)
-            if self._bound.num_bytes > INLINE_BYTES:
+            if self._bound.num_bytes > INLINE_BYTES and CAN_BE_FOLLOWED:
                 self._tell(Staging(write_id=write_id, generation=generation, sequence=stager.sequence))
             stager.copy(self._bound.early_names())
         except BehemothError as error:

@@ -134,7 +134,7 @@ def await_listener(host: str, port: int) -> None:
     pause_s = _FIRST_PAUSE_S
     while time.monotonic() < deadline:
         try:
-            socket.create_connection((host, port), timeout=KNOCK_LIMIT_S).close()
+            socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), _FIRST_PAUSE_S)).close()
         except OSError:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

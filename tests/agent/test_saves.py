@@ -1,0 +1,117 @@
+"""Who may use a generation while a write is given up: the agent's book, with a store process that never answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+from behemoth.agent.arenas import Arenas, RankMemory
+from behemoth.agent.saves import Saves
+from behemoth.agent.storelink import StoreLink
+from behemoth.agent.storewire import Cancel, Failed, OpenStore, Write
+from behemoth.base.ids import Attempt, Epoch, Rank, RunUid, Step, WriteId
+from behemoth.state.fence import Fence
+from behemoth.wire.messages import SaveAt
+from behemoth.wire.session import Declare, Staging
+
+FIRST, SECOND = WriteId("a1-1"), WriteId("a1-2")
+
+
+class Wire:
+    """A channel that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, message: object, descriptors: tuple[int, ...] = ()) -> None:
+        del descriptors
+        self.sent.append(message)
+
+
+class Desk:
+    """One rank that has been granted generation 0 for the first save."""
+
+    def __init__(self) -> None:
+        self.arenas = Arenas()
+        self.memory: RankMemory = self.arenas.declare(
+            0, Rank(0), Declare(layout=b"layout", digest="digest", arena_bytes=4096)
+        )
+        self.store = StoreLink(environment={}, opening=OpenStore(job=0, url="file:///x", threads=1, num_ranks=1))
+        self.to_store = Wire()
+        self.store._channel = self.to_store  # type: ignore[assignment]
+        self.told: list[object] = []
+        self.saves = Saves(arenas=self.arenas, store=self.store, send=self.told.append)
+        self.member: Any = SimpleNamespace(rank=0, local_rank=0, channel=Wire(), is_standing=True, stall_us=0)
+        self.saves.began([self.member])
+        fence = Fence(run_uid=RunUid("run"), epoch=Epoch(1), attempt=Attempt(1))
+        command = SaveAt(fence=fence, step=Step(5), write_id=FIRST, is_last=False)
+        self.saves.announce(command, attempt=Attempt(1), is_slot_zero=True)
+        assert self.states == ["granted", "free"]
+
+    @property
+    def states(self) -> list[str]:
+        return [generation.state for generation in self.memory.generations]
+
+    def begin_copying(self) -> None:
+        self.saves.take(self.member, Staging(write_id=FIRST, generation=0, sequence=1))
+
+    async def answer(self) -> None:
+        (job,) = self.store._answers
+        self.store._answers[job].set_result(Failed(job=job, reason="cancelled", is_corrupt=False))
+        await turns()
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def play(scene: Callable[[Desk], Awaitable[None]]) -> None:
+    async def run() -> None:
+        desk = Desk()
+        await scene(desk)
+        await desk.saves.close()
+        desk.arenas.close()
+
+    asyncio.run(run())
+
+
+def test_a_save_that_is_given_up_before_its_write_was_sent_is_never_sent() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.begin_copying()
+        desk.saves.abort(FIRST, "given up")
+        await turns()
+        assert desk.to_store.sent == []
+        assert desk.states == ["free", "free"]
+
+    play(scene)
+
+
+def test_memory_that_is_still_read_is_not_given_out_until_the_store_process_answers() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.begin_copying()
+        await turns()
+        desk.saves.ended()
+        assert [type(order) for order in desk.to_store.sent] == [Write, Cancel]
+        assert desk.states == ["granted", "free"]
+        assert desk.memory._spare() == 1
+        assert desk.memory.grant(SECOND) == 1
+        await desk.answer()
+        assert desk.states == ["free", "granted"]
+
+    play(scene)
+
+
+def test_a_cancelled_write_gives_its_memory_back_when_it_is_answered() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.begin_copying()
+        await turns()
+        desk.saves.abort(FIRST, "given up")
+        desk.arenas.drop(FIRST)
+        assert desk.states == ["granted", "free"]
+        await desk.answer()
+        assert desk.states == ["free", "free"]
+
+    play(scene)
