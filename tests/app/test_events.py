@@ -119,6 +119,11 @@ def test_a_failure_names_rank_node_signal_and_last_words() -> None:
     assert (failure.level, failure.node, failure.rank) == ("warning", "a", 1)
 
 
+def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_behind() -> None:
+    steps = {event.reason: event.step for event in play()}
+    assert (steps["Training"], steps["Committed"], steps["WorkerFailed"]) == (1, 5, 5)
+
+
 def test_events_are_written_told_and_read_back(tmp_path: Path) -> None:
     heard: list[Event] = []
     log = EventLog(tmp_path / "events.jsonl", clock=ManualClock(now_us=5), listener=heard.append)

@@ -66,7 +66,7 @@ def test_the_same_run_may_come_back_and_keeps_its_identity(tmp_path: Path) -> No
 def test_a_changed_run_on_an_old_directory_is_refused_naming_the_field_and_releases_the_lock(tmp_path: Path) -> None:
     claim(run(), tmp_path / "r").directory.close()
     changed = decode_run(TEXT.replace("steps: 10", "steps: 20"))
-    with pytest.raises(Conflict, match=r"spec\.workload\.steps: 10 -> 20"):
+    with pytest.raises(Invalid, match=r"spec\.workload\.steps: 10 -> 20"):
         claim(changed, tmp_path / "r")
     claim(run(), tmp_path / "r").directory.close()
 

@@ -90,7 +90,7 @@ def test_another_run_in_the_same_directory_is_refused_with_what_differs(finished
     folder, _ = finished
     other = small_run(folder, name="other", steps=STEPS + 1)
     ended = behemoth("run", other.name, "--dir", "runs/small", cwd=folder)
-    assert ended.code == 1
+    assert ended.code == 2
     assert 'metadata.name: "small" -> "other"' in ended.err
     assert f"spec.workload.steps: {STEPS} -> {STEPS + 1}" in ended.err
     assert "code: run-differs" in ended.err

@@ -65,8 +65,9 @@ def _fault_title(summary: Summary) -> str:
 
 
 def _fault_listing(faults: tuple[FaultTable, ...]) -> Listing:
-    """`first step` and `regained` count from the fault's first sign."""
-    heads = ("detect", "restart", "restore", "first step", "regained")
+    """Three phases, one after the other, then the two totals: from the first sign to a completed step, and to regained
+    progress."""
+    heads = ("detect", "restart", "restore", "to step", "to regain")
     return Listing(
         kind="FaultList",
         columns=(

@@ -172,7 +172,13 @@ def _event(
         reason=reason,
         message=message,
         attempt=observation.attempt,
-        step=observation.progress.step if observation.progress is not None else 0,
+        step=_last_step(observation),
         node=node,
         rank=rank,
     )
+
+
+def _last_step(observation: Observation) -> int:
+    """The last step that the run is known to stand at: a report may lag behind the commit that proves a later one."""
+    reported = observation.progress.step if observation.progress is not None else 0
+    return max(reported, observation.commits[-1].step if observation.commits else 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from behemoth.app.run_directory import Identity, RunDirectory, Term
-from behemoth.base.errors import Conflict
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Epoch, NodeId
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
@@ -26,8 +26,8 @@ class RunPlace:
 
 
 def claim(run: TrainingRun, path: Path) -> RunPlace:
-    """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, or when it holds another run:
-    the message then names each field that differs."""
+    """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, and Invalid when it holds
+    another run: the message then names each field that differs."""
     directory = RunDirectory(path)
     directory.open()
     try:
@@ -63,7 +63,7 @@ def _identify(run: TrainingRun, directory: RunDirectory) -> Identity:
     changes = difference(former, run)
     if changes:
         listed = "; ".join(str(change) for change in changes[:8])
-        raise Conflict(
+        raise Invalid(
             f"run directory {directory.path}: expected the run that began there, got another one: {listed}",
             hint="change the file back to resume, or start the new run elsewhere with --dir",
             code="run-differs",
