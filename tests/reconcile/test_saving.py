@@ -129,6 +129,16 @@ def test_ranks_that_stand_at_the_last_step_are_asked_again_and_the_third_failure
     assert "disk full" in player.one(Close).reason
 
 
+def test_a_program_that_ended_without_its_last_save_is_started_again_long_before_the_limit_of_a_save() -> None:
+    player = training(total_steps=Step(10))
+    player.reach(10)
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert not player.has(Abort)
+    player.rest(player.obs.config.heartbeat_limit_us)
+    assert player.one(Abort).reason == "the program ended without saving for it"
+    assert "without its last checkpoint" in player.one(Start).reason
+
+
 def test_workers_that_die_after_the_last_save_is_in_memory_are_not_missed() -> None:
     player = training(total_steps=Step(10))
     write_id = player.save.write_id

@@ -148,10 +148,18 @@ def elapse(obs: Observation) -> Observation:
     if save.reached_us is None and _is_reached(obs, save):
         save = replace(save, reached_us=obs.now_us)
         obs = replace(obs, save=save)
+    if _is_unsaved_end(obs, save):
+        return replace(obs, save=replace(save, doom="the program ended without saving for it"))
     if save.reached_us is None or obs.now_us < save.reached_us + obs.config.save_limit_us:
         return obs
     why = f"no commit within {obs.config.save_limit_us / 1e6:g} s (it was {save.state})"
     return replace(obs, save=replace(save, doom=why, is_failure=True))
+
+
+def _is_unsaved_end(obs: Observation, save: SaveInFlight) -> bool:
+    """Whether every worker has ended and none will stage this save. Agents had a beat's time to tell that they have."""
+    is_early = save.state in ("called", "armed", "agreed")
+    return is_early and obs.gang == "finished" and obs.now_us >= obs.gang_since_us + obs.config.heartbeat_limit_us
 
 
 def _is_reached(obs: Observation, save: SaveInFlight) -> bool:
