@@ -20,6 +20,7 @@ from fault.kill_stage import COMMAND, KillStage, spec, staged, undisturbed
 TESTS = str(Path(__file__).parents[1])
 STEPS = 120
 FAILED = 1
+BAD_INPUT = 2
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 
@@ -219,7 +220,7 @@ def test_a_changed_file_on_an_old_directory_is_refused_with_what_differs(tmp_pat
         stopped_midway(stage, 1)
         (tmp_path / "run.yaml").write_text(spec(steps=STEPS + 1))
         second = run_again(stage)
-        assert second.returncode == FAILED
+        assert second.returncode == BAD_INPUT
         assert "steps" in second.stderr
         assert str(STEPS + 1) in second.stderr
 
