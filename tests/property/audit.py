@@ -34,6 +34,7 @@ from behemoth.state.evidence import (
     WorkerFailed,
 )
 from behemoth.state.observation import Observation, indexes_of
+from behemoth.testing.silence import effects_of_silence
 
 
 class Auditor:
@@ -120,6 +121,20 @@ class AgainChangesNothing(Auditor):
         before = world_of(cluster)
         cluster.apply(effect)
         assert world_of(cluster) == before, f"applied twice, it changed the world: {effect}"
+
+
+class NothingIsSleptThrough(Auditor):
+    """The brain wants to be woken for all that silence alone will make it do."""
+
+    def brain(self, brain: Brain) -> Brain:
+        def decide(obs: Observation) -> Decision:
+            decision = brain.decide(obs)
+            if not decision.effects:
+                early = effects_of_silence(obs, decision.wake_at_us)
+                assert early == (), f"slept through until {decision.wake_at_us}: {early}"
+            return decision
+
+        return Brain(fold=brain.fold, decide=decide)
 
 
 class IncrementalEqualsFullScan(Auditor):
@@ -285,6 +300,7 @@ def all_auditors() -> list[Auditor]:
         SlotsAreInjective(),
         OneAttemptActs(),
         AgainChangesNothing(),
+        NothingIsSleptThrough(),
         IncrementalEqualsFullScan(),
         LedgerCloses(),
         NothingCommittedIsLost(),

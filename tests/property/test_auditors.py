@@ -29,6 +29,7 @@ from property.audit import (
     LedgerCloses,
     NeverStopsWhatCanGoOn,
     NothingCommittedIsLost,
+    NothingIsSleptThrough,
     OneAttemptActs,
     SlotsAreInjective,
     all_auditors,
@@ -120,6 +121,12 @@ def decide_over_and_over(obs: Observation) -> Decision:
     return msgspec.structs.replace(decision, effects=(*decision.effects, again))
 
 
+def oversleep(obs: Observation) -> Decision:
+    decision = decide(obs)
+    woken_us = obs.now_us if decision.wake_at_us is None else decision.wake_at_us
+    return msgspec.structs.replace(decision, wake_at_us=woken_us + 3_600 * SECOND_US)
+
+
 def forget_a_spare(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
     folded = fold(obs, evidence, now_us)
     if NODES[2] not in folded.spares:
@@ -139,6 +146,7 @@ def test_no_auditor_objects_to_the_brain_as_it_is() -> None:
         (SlotsAreInjective(), altered(one_node_twice), "two slots"),
         (OneAttemptActs(), altered(from_the_former_attempt), "was refused"),
         (AgainChangesNothing(), Brain(decide=decide_over_and_over), "decided twice"),
+        (NothingIsSleptThrough(), Brain(decide=oversleep), "slept through"),
         (IncrementalEqualsFullScan(), Brain(fold=forget_a_spare), "index spares"),
         (NothingCommittedIsLost(), altered(from_the_beginning), "does not restore"),
         (NeverStopsWhatCanGoOn(), altered(give_up), "stopped after 1 attempts"),

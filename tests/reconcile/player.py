@@ -1,6 +1,7 @@
 """Plays evidence to the brain as a body would, with a clock moved by hand, and keeps what was decided.
 
-Every turn checks what must hold always: deciding again yields nothing, indexes equal a full scan, the ledger closes.
+Every turn checks what must hold always: deciding again yields nothing, nor does
+silence until the time at which the brain wants to be woken; indexes equal a full scan, the ledger closes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from behemoth.state.evidence import (
     WorkerFailed,
 )
 from behemoth.state.observation import Observation, SaveInFlight, indexes_of
+from behemoth.testing.silence import effects_of_silence
 
 S = 1_000_000
 FLOORS = HangFloors(
@@ -117,8 +119,10 @@ class Player:
             assert getattr(self.obs, name) == index, name
         wall_us = self.now_us - self.obs.opened_us
         assert books(self.ledger, self.now_us).total == wall_us * self.obs.num_ranks
-        if self.decision.wake_at_us is not None:
-            assert self.decision.wake_at_us > self.now_us
+        wake_at_us = self.decision.wake_at_us
+        if wake_at_us is not None:
+            assert wake_at_us > self.now_us
+        assert effects_of_silence(self.obs, wake_at_us) == ()
 
     def one(self, kind: type[E]) -> E:
         """The only effect of this kind in the last turn."""

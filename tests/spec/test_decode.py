@@ -48,6 +48,13 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
     [
         ({"preloads": 1}, "spec.preloads", "unknown-field", "got an unknown field", "spec.workload.preload?"),
         ({"steps": 1}, "spec.steps", "unknown-field", "expected one of nodes,", "did you mean spec.workload.steps?"),
+        (
+            {"workload": workload(env={"A": "1"})},
+            "spec.workload.env",
+            "unknown-field",
+            "",
+            "did you mean spec.workload.environment?",
+        ),
         ({"checkpoints": {}}, "spec.checkpoints", "unknown-field", "", "did you mean spec.checkpoint?"),
         ({"mesh": {"dp": 4, "eedp": 2}}, "spec.mesh.eedp", "unknown-field", "expected one of tp,", "spec.mesh.edp?"),
         ({"nodes": None}, "spec.nodes", "missing-field", "got nothing", "behemoth explain spec.nodes"),

@@ -158,8 +158,14 @@ def elapse(obs: Observation) -> Observation:
 
 def _is_unsaved_end(obs: Observation, save: SaveInFlight) -> bool:
     """Whether every worker has ended and none will stage this save. Agents had a beat's time to tell that they have."""
-    is_early = save.state in ("called", "armed", "agreed")
-    return is_early and obs.gang == "finished" and obs.now_us >= obs.gang_since_us + obs.config.heartbeat_limit_us
+    due_us = _unsaved_end_us(obs, save)
+    return due_us is not None and obs.now_us >= due_us
+
+
+def _unsaved_end_us(obs: Observation, save: SaveInFlight) -> int | None:
+    if obs.gang != "finished" or save.state not in ("called", "armed", "agreed"):
+        return None
+    return obs.gang_since_us + obs.config.heartbeat_limit_us
 
 
 def _is_reached(obs: Observation, save: SaveInFlight) -> bool:
@@ -307,7 +313,8 @@ def deadlines(obs: Observation) -> list[int]:
     """Times at which `elapse` or `calls` has something to do."""
     save, progress = obs.save, obs.progress
     if save is not None:
-        return [] if save.reached_us is None else [save.reached_us + obs.config.save_limit_us]
+        limit_us = None if save.reached_us is None else save.reached_us + obs.config.save_limit_us
+        return [at_us for at_us in (limit_us, _unsaved_end_us(obs, save)) if at_us is not None]
     if obs.config.cadence.interval_us is None or obs.gang != "training" or progress is None:
         return []
     lead = cadence.lead_steps(step_us=obs.step_us, learned_lead_steps=obs.lead_steps)

@@ -64,6 +64,10 @@ class FieldDoc:
     children: tuple[FieldDoc, ...]
 
 
+_MIN_PREFIX = 3
+"""From so many letters on, the beginning of a name counts as like it: `env` for `environment`."""
+
+
 def explain(path: str = "") -> FieldDoc:
     """The documentation of the field at `path`, such as `spec.mesh.ep`; the empty path is the whole file.
 
@@ -93,9 +97,11 @@ def nearest_path(path: str) -> str:
     parent, _, leaf = path.rpartition(".")
     siblings = {_fold(_leaf(p)): p for p in paths if p.rpartition(".")[0] == parent}
     leaves = {_fold(_leaf(p)): p for p in reversed(paths)}
-    tries = ((siblings, 1.0), (leaves, 1.0), (siblings, 0.75), (leaves, 0.75), (siblings, 0.5))
+    wanted = _fold(leaf)
+    begun = {name: p for name, p in siblings.items() if len(wanted) >= _MIN_PREFIX and name.startswith(wanted)}
+    tries = ((siblings, 1.0), (leaves, 1.0), (begun, 0.0), (siblings, 0.75), (leaves, 0.75), (siblings, 0.5))
     for known, cutoff in tries:
-        close = difflib.get_close_matches(_fold(leaf), known, n=1, cutoff=cutoff)
+        close = difflib.get_close_matches(wanted, known, n=1, cutoff=cutoff)
         if close:
             return f"did you mean {known[close[0]]}?"
     return ""
