@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.checkpoint import files
+from behemoth.checkpoint import files, staging
 from behemoth.checkpoint import grid as grid_module
 from behemoth.checkpoint.files import read_files
-from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
@@ -27,7 +28,7 @@ PREFIX = step_prefix(Step(3), WriteId("a1-1"))
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "CHECKED_BYTES", 5)
+    monkeypatch.setattr(staging, "CHECKED_BYTES", 5)
     monkeypatch.setattr(files, "BATCH_SPANS", 2)
 
 
@@ -85,8 +86,35 @@ def test_a_file_that_ends_too_early_is_corrupt(store: LocalStore, kept_bytes: in
     layout = toy_layout()
     save(store, layout, logical_arrays(layout, 1), step=3)
     os.truncate(shard(store, layout, "model/norm"), kept_bytes)
-    with pytest.raises(Corrupt, match="cut off"):
+    with pytest.raises(Corrupt, match="bytes, got"):
         filled(store, layout, 1, threads=2)
+
+
+@pytest.mark.parametrize("extra", [b"\0", bytes(4096)])
+def test_a_file_that_is_too_long_is_not_believed(store: LocalStore, extra: bytes) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    with shard(store, layout, "model/norm").open("ab") as file:
+        file.write(extra)
+    with pytest.raises(Corrupt, match="bytes, got"):
+        filled(store, layout, 1)
+
+
+def test_bytes_that_the_disk_does_not_give_are_an_error_and_no_signal(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    mapped = files._mapped
+
+    def cut_after_mapping(path: str, grid: Grid) -> mmap.mmap:
+        mapping = mapped(path, grid)
+        os.truncate(path, 0)  # from now on the kernel answers a touch as it does when a disk fails
+        return mapping
+
+    monkeypatch.setattr(files, "_mapped", cut_after_mapping)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        filled(store, layout, 0)
 
 
 def test_a_missing_file_and_a_link_in_its_place_are_not_read(store: LocalStore, tmp_path: Path) -> None:

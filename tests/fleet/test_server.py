@@ -15,10 +15,11 @@ from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteI
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.state.config import HangFloors
-from behemoth.state.evidence import Evidence, GangUp, NodeJoined, NodeLost, WorkerFailed
+from behemoth.state.evidence import Evidence, GangUp, NodeJoined, NodeLost, Tick, WorkerFailed
 from behemoth.state.fence import Fence
 from behemoth.wire import frames
 from behemoth.wire.messages import (
+    Beat,
     Command,
     EntrypointWork,
     Hello,
@@ -206,6 +207,33 @@ def test_a_connection_that_returns_in_time_is_no_loss() -> None:
         assert isinstance(await scene.next(), WorkerFailed)
 
     scene_test(work, reconnect_us=200_000)
+
+
+def test_how_far_the_gang_came_is_told_before_the_failure_that_ends_it() -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        scene.fleet.adopt_gang(Attempt(1), [A])
+        agent.say(
+            Beat(
+                attempt=Attempt(1),
+                step=Step(7),
+                furthest_step=Step(7),
+                phase="step",
+                phase_age_us=5,
+                slowest_step_us=0,
+                stall_us=0,
+                rendezvous_port=4000,
+            )
+        )
+        agent.say(WorkerEnded(attempt=Attempt(1), rank=Rank(0), signal=9, quiet_us=5))
+        tick, failed = await scene.next(), await scene.next()
+        assert isinstance(tick, Tick)
+        assert tick.progress is not None
+        assert tick.progress.step == 7
+        assert isinstance(failed, WorkerFailed)
+        assert failed.quiet_us == 5
+
+    scene_test(work)
 
 
 def test_the_rank_table_names_the_first_nodes_port_and_a_late_comer_hears_it_too() -> None:

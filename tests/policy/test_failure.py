@@ -60,6 +60,20 @@ def test_a_signal_acts_at_once_and_an_exit_settles() -> None:
     assert incident_of_worker(killed, first_sign_us=3, now_us=5, settle_us=10).act_at_us == 5
 
 
+@pytest.mark.parametrize(("quiet_us", "at_us"), [(None, 30), (10, 40), (0, 50), (40, 30)])
+def test_a_failure_dates_from_the_last_sign_of_the_gang_or_of_the_rank_itself(quiet_us: int | None, at_us: int) -> None:
+    failed = WorkerFailed(
+        node=NodeId("a"),
+        attempt=Attempt(1),
+        rank=Rank(2),
+        exit_code=1,
+        signal=None,
+        last_lines="",
+        quiet_us=quiet_us,
+    )
+    assert incident_of_worker(failed, first_sign_us=30, now_us=50, settle_us=10).at_us == at_us
+
+
 def test_last_line_skips_blank_ones_and_is_bounded() -> None:
     assert last_line("a\n b \n\n") == "b"
     assert last_line("") == ""

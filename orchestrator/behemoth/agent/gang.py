@@ -103,7 +103,7 @@ class Gang:
             for local in range(count)
         ]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended: list[WorkerEnded] = []
+        self._ended: list[tuple[Member, WorkerEnded]] = []
         self._refused: RestoreRefused | None = None
         self._told: set[str] = set()
         self._last_slowest_us = 0
@@ -175,8 +175,8 @@ class Gang:
             self._tell_restored()
         if "finished" in told:
             self._tell_once("finished", RanksFinished(attempt=self.attempt), [True])
-        for ended in self._ended:
-            self._parts.send(ended)
+        for member, ended in self._ended:
+            self._tell_ended(member, ended)
         if self._refused is not None:
             self._parts.send(self._refused)
 
@@ -249,11 +249,19 @@ class Gang:
             return
         member.is_failed = member.is_gone = True
         ended = WorkerEnded(
-            attempt=self.attempt, rank=member.rank, exit_code=exit_code, signal=signum, last_lines=last_lines
+            attempt=self.attempt,
+            rank=member.rank,
+            exit_code=exit_code,
+            signal=signum,
+            last_lines=last_lines,
         )
         _log.warning("attempt %d rank %d ended: exit %s signal %s", self.attempt, member.rank, exit_code, signum)
-        self._ended.append(ended)
-        self._parts.send(ended)
+        self._ended.append((member, ended))
+        self._parts.beat()  # how far the node came goes first: the attempt is over with what follows
+        self._tell_ended(member, ended)
+
+    def _tell_ended(self, member: Member, ended: WorkerEnded) -> None:
+        self._parts.send(msgspec.structs.replace(ended, quiet_us=max(0, _now_us() - member.phase_since_us)))
 
     def _release(self, member: Member) -> None:
         if member.channel is not None:

@@ -1,19 +1,21 @@
 """Fills a rank's arrays straight from the files of a commit that lie in the page cache already.
 
 Going through the staging memory would copy each byte once more. The store process has opened the commit, checked its
-metadata, and says where the files are; here each chunk is read whole, into place, and checked before it leaves the
-core's cache. Nothing is written, and the staging memory is left alone. Neighbours: `reader`, which does the same into
-staging memory from any store, `staging`, which copies out of that memory, and the SDK as the caller.
+metadata, and says where the files are; here they are mapped, and each chunk is checked and copied into place block by
+block, while a block is in the core's cache: half the time of read(2) from the same pages. Nothing is written, and the
+staging memory is left alone. Neighbours: `reader`, which fills staging memory from any store, `staging`, which copies
+out of that memory, and the SDK as the caller.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Unavailable
@@ -21,11 +23,13 @@ from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.staging import CHECKED_BYTES, matched
+from behemoth.checkpoint.staging import copied_crc, matched
 from behemoth.checkpoint.threads import run_all
 
 BATCH_SPANS = 16
-"""Chunks of one array that a thread reads through one descriptor: 128 MiB at most."""
+"""Chunks of one array that a thread reads through one mapping: 128 MiB at most."""
+MADV_POPULATE_READ = 22
+"""Of madvise(2), since Linux 5.14; Python 3.11 does not name it."""
 
 
 def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Buffer], *, threads: int = 1) -> None:
@@ -47,7 +51,7 @@ def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
 
 
 class _FilesRead:
-    """Reads spans into place. Several threads share it; each has a scratch buffer for chunks that it needs in part."""
+    """Reads spans into place. Several threads share it."""
 
     def __init__(self, folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Buffer]) -> None:
         self._folder = folder
@@ -55,62 +59,65 @@ class _FilesRead:
         self._grids = grids(layout)
         pieces = matched(plan, arrays, is_out=True)
         self._targets = {piece.array: (piece.arena_offset, array) for piece, array in pieces}
-        self._own = threading.local()
 
     def run(self, spans: Sequence[Span]) -> None:
-        array = spans[0].array
-        path = os.path.join(self._folder, self._layout.paths[array], self._grids[array].chunk_key)
+        grid = self._grids[spans[0].array]
+        path = os.path.join(self._folder, self._layout.paths[spans[0].array], grid.chunk_key)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                for span in spans:
-                    self._read(fd, path, span)
-            finally:
-                os.close(fd)
+            mapped = _mapped(path, grid)
+            for span in spans:
+                self._read(mapped, path, grid, span)
         except OSError as error:
             raise Unavailable(f"read {path}: {error.strerror}", code="file-read") from error
 
-    def _read(self, fd: int, path: str, span: Span) -> None:
-        grid = self._grids[span.array]
+    def _read(self, mapped: mmap.mmap, path: str, grid: Grid, span: Span) -> None:
+        start = grid.chunk_offset_bytes(span.chunk)
+        _populate(mapped, start, grid.payload_bytes + TRAILER_BYTES)
+        chunk = np.frombuffer(mapped, np.uint8, count=grid.payload_bytes + TRAILER_BYTES, offset=start)
+        payload, stored = chunk[: grid.payload_bytes], int.from_bytes(chunk[grid.payload_bytes :].tobytes(), "little")
         offset, array = self._targets[span.array]
-        target = array[span.arena_offset - offset :][: span.length].data
+        target = array[span.arena_offset - offset :][: span.length]
         is_whole = span.length == grid.payload_bytes
-        payload = target if is_whole else self._room(grid.payload_bytes)
-        if not _is_chunk_intact(fd, grid, span.chunk, payload):
-            raise Corrupt(
-                f"array {grid.spec.name!r}, chunk {span.chunk}, file {path}: damaged or cut off",
-                hint="go back to an older checkpoint",
-                code="chunk-crc",
-            )
+        crc = copied_crc(payload, target) if is_whole else crc32c(payload.data)
+        if crc != stored:
+            raise _damaged(path, grid, span.chunk)
         if not is_whole:
-            target[:] = payload[span.offset : span.offset + span.length]
-
-    def _room(self, num_bytes: int) -> memoryview:
-        scratch: memoryview = getattr(self._own, "scratch", memoryview(b""))
-        if len(scratch) < num_bytes:
-            scratch = self._own.scratch = memoryview(mmap.mmap(-1, num_bytes))
-        return scratch[:num_bytes]
+            np.copyto(target, payload[span.offset : span.offset + span.length])
 
 
-def _is_chunk_intact(fd: int, grid: Grid, chunk: int, payload: memoryview) -> bool:
-    """Read a chunk into `payload`; False when its CRC does not fit or the file ends before."""
-    start = grid.chunk_offset_bytes(chunk)
-    crc = 0
-    for at in range(0, grid.payload_bytes, CHECKED_BYTES):
-        block = payload[at : at + CHECKED_BYTES]
-        if not _is_read(fd, start + at, block):
-            return False
-        crc = crc32c(block, crc)
-    tail = memoryview(bytearray(TRAILER_BYTES))
-    return _is_read(fd, start + grid.payload_bytes, tail) and crc == int.from_bytes(tail, "little")
+def _mapped(path: str, grid: Grid) -> mmap.mmap:
+    """The whole shard file, for reading. Unmapped with its last view. Raises Corrupt when its size is wrong."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        num_bytes = os.fstat(fd).st_size
+        if num_bytes != grid.file_bytes:
+            raise Corrupt(
+                f"array {grid.spec.name!r}, file {path}: expected {grid.file_bytes} bytes, got {num_bytes}",
+                hint="go back to an older checkpoint",
+                code="shard-short",
+            )
+        return mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
 
 
-def _is_read(fd: int, offset_bytes: int, into: memoryview) -> bool:
-    """Fill `into`; False when the file ends before. Raises OSError."""
-    done = 0
-    while done < len(into):
-        count = os.preadv(fd, [into[done:]], offset_bytes + done)
-        if count == 0:
-            return False
-        done += count
-    return True
+def _populate(mapped: mmap.mmap, start: int, num_bytes: int) -> None:
+    """Bring these bytes in. A disk that cannot read them is an OSError here, and would be a SIGBUS at the first touch.
+
+    Kernels before 5.14 do not know how: an OSError too, since nobody may die of a bad disk.
+    """
+    first = start - start % mmap.PAGESIZE
+    try:
+        mapped.madvise(MADV_POPULATE_READ, first, start + num_bytes - first)
+    except OSError as error:
+        if error.errno == errno.EFAULT:  # what the kernel calls an I/O error here
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+        raise
+
+
+def _damaged(path: str, grid: Grid, chunk: int) -> Corrupt:
+    return Corrupt(
+        f"array {grid.spec.name!r}, chunk {chunk}, file {path}: damaged",
+        hint="go back to an older checkpoint",
+        code="chunk-crc",
+    )

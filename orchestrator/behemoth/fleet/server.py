@@ -302,7 +302,10 @@ class Fleet:
             case SaveReached() | ReceiptBatch():
                 save = self._saves.get(report.write_id)
                 self._tell(save.count(link.node, report) if save is not None else None)
-            case WorkerEnded() | RestoreRefused() | SaveMissed() | SaveBroken():
+            case WorkerEnded():
+                self._tell_progress()
+                self._sink(evidence_of(link.node, report))
+            case RestoreRefused() | SaveMissed() | SaveBroken():
                 self._sink(evidence_of(link.node, report))
             case Refused():
                 _log.info("node %s refused %s: %s", link.node, report.command, report.reason)
@@ -316,6 +319,12 @@ class Fleet:
         self._board.note(link.node, beat, link.heard_us)
         if self._board.is_first_step_due():
             self._sink(self.look())
+
+    def _tell_progress(self) -> None:
+        """What the last beats said and no tick has told yet, before something ends the attempt."""
+        tick = self.look()
+        if tick.progress is not None:
+            self._sink(tick)
 
     def _tell(self, evidence: Evidence | None) -> None:
         if evidence is not None:

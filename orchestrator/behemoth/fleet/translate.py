@@ -22,6 +22,7 @@ def evidence_of(node: NodeId, report: SingleReport) -> WorkerFailed | RestoreFai
                 exit_code=report.exit_code,
                 signal=report.signal,
                 last_lines=report.last_lines,
+                quiet_us=report.quiet_us,
             )
         case RestoreRefused():
             return RestoreFailed(

@@ -40,6 +40,7 @@ def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int,
     """A signal speaks for itself; a plain exit may be the echo of something worse, which gets `settle_us` to show.
 
     Only an exit has a signature: the last line before a signal is whatever the worker happened to print.
+    `first_sign_us`: when the gang was last known to be well; the rank itself may have been well for longer.
     """
     line = last_line(failed.last_lines)
     is_signal = failed.signal is not None
@@ -50,7 +51,7 @@ def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int,
         node=failed.node,
         rank=failed.rank,
         reason=told,
-        at_us=first_sign_us,
+        at_us=first_sign_us if failed.quiet_us is None else max(first_sign_us, now_us - failed.quiet_us),
         told_us=now_us,
         act_at_us=now_us if is_signal else now_us + settle_us,
         signature="" if is_signal or not line else f"{how}: {line}",

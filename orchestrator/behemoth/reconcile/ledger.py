@@ -6,7 +6,7 @@ since it last booked. No bucket is a remainder: each span is booked for what hap
 - `useful`: to the completion of steps that no earlier attempt had completed.
 - `recomputed`: from restored to the former best step; a span that crosses it is split along the line of steps.
 - `checkpoint_stall`: what ranks spent blocked in saves, taken out of the two above, and the wait for the last save.
-- `detect`: from the last completed step before the fault to the first decision about it.
+- `detect`: from the last sign of health before the fault (see `FaultRow.at_us`) to the first decision about it.
 - `restart`: from the decision to every worker up; `restore`: from there to every rank restored.
 - `idle`: before the first gang was up, while nodes were waited for, and while the run was closed.
 
@@ -55,7 +55,8 @@ class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
     rank: Rank | None
     reason: str
     at_us: int
-    """First sign: the last completed step before it, or the last beat of a silent node."""
+    """First sign: the last step that the gang, or the rank that failed, completed before it; of a silent node its last
+    beat."""
     detected_us: int
     started_us: int | None = None
     """When the next attempt was started; later than detected when a node had to be waited for."""

@@ -127,7 +127,8 @@ class GangFinished(_Evidence, frozen=True, kw_only=True):
 
 
 class WorkerFailed(_Evidence, frozen=True, kw_only=True):
-    """A worker ended that should not have, or ended with an error. `last_lines` is the tail of its output."""
+    """A worker ended that should not have, or ended with an error. `last_lines` is the tail of its output. `quiet_us`:
+    for how long the rank had completed no step and entered no phase."""
 
     node: NodeId
     attempt: Attempt
@@ -135,6 +136,7 @@ class WorkerFailed(_Evidence, frozen=True, kw_only=True):
     exit_code: int | None
     signal: int | None
     last_lines: str
+    quiet_us: int | None = None
 
 
 class RestoreFailed(_Evidence, frozen=True, kw_only=True):

@@ -93,6 +93,8 @@ class WorkerEnded(_Message, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     last_lines: str = ""
+    quiet_us: int = 0
+    """How long before this report the rank last completed a step or entered a phase."""
 
 
 class RestoreRefused(_Message, frozen=True, kw_only=True):
