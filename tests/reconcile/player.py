@@ -193,6 +193,7 @@ class Player:
         signal: int | None = None,
         lines: str = "",
         attempt: int = 0,
+        quiet_us: int | None = None,
     ) -> tuple[Effect, ...]:
         return self.tell(
             WorkerFailed(
@@ -202,6 +203,7 @@ class Player:
                 exit_code=exit_code,
                 signal=signal,
                 last_lines=lines,
+                quiet_us=quiet_us,
             )
         )
 

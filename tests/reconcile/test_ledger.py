@@ -52,7 +52,20 @@ def test_a_kill_costs_detection_restart_restore_and_the_steps_to_repeat() -> Non
     assert (row.first_step_us, row.regained_us) == (began_us + 6 * S, began_us + 9 * S)
 
 
-def test_waiting_for_a_node_is_idle_after_it_was_detected() -> None:
+def test_work_that_nobody_reported_before_the_fault_is_lost_and_not_detection() -> None:
+    player = training()
+    player.reach(6, after_us=6 * S)
+    player.rest(2 * S)
+    player.fail(signal=9, quiet_us=S // 4)
+    player.train()
+    booked = _booked(player)
+    assert (booked["useful"], booked["recomputed"], booked["detect"]) == (6.0, 2.75, 0.25)
+    assert player.ledger is not None
+    (row,) = player.ledger.faults
+    assert row.detected_us - row.at_us == S // 4
+
+
+def test_waiting_for_a_node_is_idle_after_it_was_lost() -> None:
     player = training(nodes=("a", "b"))
     idle_s = _booked(player)["idle"]
     player.lose("b")
@@ -60,7 +73,8 @@ def test_waiting_for_a_node_is_idle_after_it_was_detected() -> None:
     player.tell(NodeJoined(node=NodeId("b"), incarnation=2, attempt=Attempt(0)))
     player.train()
     booked = _booked(player)
-    assert booked["detect"] == 1.0
+    assert "detect" not in booked
+    assert booked["recomputed"] == 1.0
     assert booked["idle"] == idle_s + 21.0
     assert player.ledger is not None
     (row,) = player.ledger.faults

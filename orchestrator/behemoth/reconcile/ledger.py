@@ -4,7 +4,8 @@ A pure fold beside the brain's: it looks at every fact with the observation befo
 since it last booked. No bucket is a remainder: each span is booked for what happened in it.
 
 - `useful`: to the completion of steps that no earlier attempt had completed.
-- `recomputed`: from restored to the former best step; a span that crosses it is split along the line of steps.
+- `recomputed`: from restored to the former best step; a span that crosses it is split along the line of steps. And
+  work behind the last reported step that a fault destroyed: it is done again too.
 - `checkpoint_stall`: what ranks spent blocked in saves, taken out of the two above, and the wait for the last save.
 - `detect`: from the last sign of health before the fault (see `FaultRow.at_us`) to the first decision about it.
 - `restart`: from the decision to every worker up; `restore`: from there to every rank restored.
@@ -206,9 +207,16 @@ def _book_decided(ledger: Ledger, before: Observation, decided: Decided, after: 
 
 
 def _in_detection(ledger: Ledger, before: Observation) -> Ledger:
-    """What is still unbooked of a training that met a fault went into noticing it."""
-    is_fault = before.incident is not None and ledger.mode in ("train", "finish")
-    return replace(ledger, mode="detect") if is_fault else ledger
+    """What is still unbooked of a training that met a fault: to the fault's first sign it was work that nobody has
+    reported, so that it is done again; from there on it went into noticing the fault."""
+    incident = before.incident
+    if incident is None or ledger.mode not in ("train", "finish"):
+        return ledger
+    if ledger.mode == "finish":
+        return _book_to(ledger, max(ledger.mark_us, incident.at_us), "detect")
+    lost = max(0, incident.at_us - ledger.mark_us) * ledger.num_ranks
+    booked = replace(ledger.booked, recomputed=ledger.booked.recomputed + lost)
+    return replace(ledger, booked=booked, mark_us=max(ledger.mark_us, incident.at_us), mode="detect")
 
 
 def _book_close(ledger: Ledger, before: Observation, after: Observation) -> Ledger:
