@@ -17,6 +17,7 @@ from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES, plan_rank, prove_coverage
+from behemoth.checkpoint.sharing import kinds
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import toy_layout
 from checkpoint.test_save_restore import clear_caches, layouts
@@ -155,3 +156,12 @@ def plan_s(mesh: Mesh) -> float:
         plan_rank(layout, Rank(rank))
         seconds.append(time.thread_time() - start)
     return min(seconds)
+
+
+def test_arrays_that_differ_by_name_only_are_of_one_kind_and_every_array_of_one() -> None:
+    layout = toy_layout()
+    assert sorted(position for kind in kinds(layout) for position in kind.positions) == list(range(len(layout.arrays)))
+    twins = [ArraySpec(name=name, dtype=dtype, shape=(8, 4)) for name, dtype in (("b", "float32"), ("a", "int32"))]
+    other = ArraySpec(name="c", dtype="float32", shape=(8, 4), dims=((0, "tp"),))
+    layout = Layout(mesh=Mesh(tp=2, edp=2), arrays=(*twins, other))
+    assert [kind.positions for kind in kinds(layout)] == [(0, 1), (2,)]

@@ -155,6 +155,7 @@ def clear_caches() -> None:
 
     grid_module.grids.cache_clear()
     grid_module._cut.cache_clear()
+    sharing.kinds.cache_clear()
     sharing.owners.cache_clear()
     plan.plan_rank.cache_clear()
 

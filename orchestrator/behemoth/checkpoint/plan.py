@@ -6,8 +6,10 @@ of CRCs, receipts and ownership. The module does no I/O. Neighbours: `sharing` (
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +17,9 @@ import numpy as np
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.coverage import Extents, check_coverage
-from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.grid import Grid, Ints
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.sharing import flat_range, owners, sharing, units
+from behemoth.checkpoint.sharing import Kind, flat_range, kinds, owners
 
 ALIGNMENT_BYTES = 64  # a cache line, and more than any element
 PAGED_BYTES = 1 << 20
@@ -25,8 +27,7 @@ PAGED_BYTES = 1 << 20
 PAGE_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """What a rank holds of one array: elements `flat` (start, stop; C order) of the block `box` (per dim)."""
 
     array: int
@@ -40,7 +41,7 @@ class Piece:
 class Span(NamedTuple):
     """The part of a piece within one chunk. Offsets and lengths in bytes; `offset` counts from the chunk's start.
 
-    A named tuple, because a plan has as many of them as chunks.
+    Named tuples, because a plan has as many of them as chunks.
     """
 
     array: int
@@ -78,20 +79,30 @@ def plan_rank(layout: Layout, rank: Rank) -> RankPlan:
     """Raises Invalid for a rank outside the mesh."""
     if not 0 <= rank < layout.mesh.num_ranks:
         raise Invalid(f"plan: expected a rank below {layout.mesh.num_ranks}, got {rank}", code="plan-rank")
+    held: dict[int, tuple[_Share, Iterable[bool]]] = {}
+    for kind, owner in zip(kinds(layout), owners(layout), strict=True):
+        index = int(kind.sharing.piece_of_rank[rank])
+        if index < 0:
+            continue
+        share = _share(kind, index)
+        owned = repeat(repeat(True)) if owner is None else (owner[:, index, share.units] == rank).tolist()
+        held.update(zip(kind.positions, zip(repeat(share), owned), strict=False))
     pieces: list[Piece] = []
     spans: list[Span] = []
     arena_offset = 0
-    for position, grid in enumerate(grids(layout)):
-        index = int(sharing(layout, grid.spec).piece_of_rank[rank])
-        if index < 0:
-            continue
-        piece = _piece(layout, position, grid, index, arena_offset)
-        pieces.append(piece)
-        spans += _spans(layout, grid, piece, index, rank)
-        arena_offset = piece.arena_offset + piece.nbytes
-    data_bytes = _aligned(arena_offset, ALIGNMENT_BYTES)
+    for position in sorted(held):
+        share, is_owned = held[position]
+        arena_offset = _aligned(arena_offset, share.alignment_bytes)
+        name = layout.arrays[position].name
+        pieces.append(Piece(position, name, share.box, share.flat, arena_offset, share.nbytes))
+        spans += share.spans(position, arena_offset, is_owned)
+        arena_offset += share.nbytes
     return RankPlan(
-        rank=rank, layout_digest=layout.digest, pieces=tuple(pieces), spans=tuple(spans), data_bytes=data_bytes
+        rank=rank,
+        layout_digest=layout.digest,
+        pieces=tuple(pieces),
+        spans=tuple(spans),
+        data_bytes=_aligned(arena_offset, ALIGNMENT_BYTES),
     )
 
 
@@ -106,19 +117,51 @@ def prove_coverage(layout: Layout) -> None:
         raise Internal(f"plan of {layout.mesh}: {fault.message}", code=fault.code)
 
 
-def _piece(layout: Layout, position: int, grid: Grid, index: int, arena_offset: int) -> Piece:
-    """`arena_offset`: the end of the piece before."""
-    coordinates = sharing(layout, grid.spec).coordinates(index)
-    start, stop = flat_range(layout, grid, coordinates)
+class _Share(NamedTuple):
+    """A piece of any array of one kind, and its spans as columns in bytes, but for the chunk's number."""
+
+    box: tuple[tuple[int, int], ...]
+    flat: tuple[int, int]
+    nbytes: int
+    alignment_bytes: int
+    units: Ints
+    """The units of ownership that the piece has, one for each span."""
+    chunks: list[int]
+    offsets: list[int]
+    lengths: list[int]
+    within: list[int]
+    """Where the spans begin in the piece."""
+    in_file: list[int]
+
+    def spans(self, array: int, arena_offset: int, is_owned: Iterable[bool]) -> Iterator[Span]:
+        arena = [arena_offset + within for within in self.within]
+        rows = zip(repeat(array), self.chunks, self.offsets, self.lengths, arena, self.in_file, is_owned)
+        return map(Span._make, rows)
+
+
+def _share(kind: Kind, index: int) -> _Share:
+    grid, itemsize = kind.grid, kind.grid.spec.itemsize
+    coordinates = kind.sharing.coordinates(index)
     block = _block(grid, coordinates)
-    nbytes = (stop - start) * grid.spec.itemsize
-    return Piece(
-        array=position,
-        name=grid.spec.name,
+    start, stop = flat_range(kind.layout, grid, coordinates)
+    nbytes = (stop - start) * itemsize
+    elements = kind.units.elements[index]
+    used = np.flatnonzero(elements)
+    local = kind.units.first_chunk[index] + used
+    chunks = grid.chunks_of_block(block, local)
+    begin = np.maximum(kind.chunk_starts[local], start)
+    offsets = (begin - kind.chunk_starts[local]) * itemsize
+    return _Share(
         box=tuple((at * size, (at + 1) * size) for at, size in zip(block, grid.block_shape, strict=True)),
         flat=(start, stop),
-        arena_offset=_aligned(arena_offset, PAGE_BYTES if nbytes >= PAGED_BYTES else ALIGNMENT_BYTES),
         nbytes=nbytes,
+        alignment_bytes=PAGE_BYTES if nbytes >= PAGED_BYTES else ALIGNMENT_BYTES,
+        units=used,
+        chunks=chunks.tolist(),
+        offsets=offsets.tolist(),
+        lengths=(elements[used] * itemsize).tolist(),
+        within=((begin - start) * itemsize).tolist(),
+        in_file=(chunks * grid.stride_bytes + offsets).tolist(),
     )
 
 
@@ -132,24 +175,3 @@ def _block(grid: Grid, coordinates: tuple[int, ...]) -> list[int]:
     for (dim, _), coordinate in zip(grid.spec.dims, coordinates, strict=False):  # a flat coordinate may follow
         block[dim] = coordinate
     return block
-
-
-def _spans(layout: Layout, grid: Grid, piece: Piece, index: int, rank: Rank) -> list[Span]:
-    of = units(layout, grid)
-    elements = of.elements[index]
-    used = np.flatnonzero(elements)
-    local = of.first_chunk[index] + used
-    chunks = grid.chunks_of_block(_block(grid, sharing(layout, grid.spec).coordinates(index)), local)
-    begin = np.maximum(grid.block_chunk_starts()[local], piece.flat[0])
-    itemsize = grid.spec.itemsize
-    offsets = (begin - grid.block_chunk_starts()[local]) * itemsize
-    columns = zip(
-        chunks.tolist(),
-        offsets.tolist(),
-        (elements[used] * itemsize).tolist(),
-        (piece.arena_offset + (begin - piece.flat[0]) * itemsize).tolist(),
-        (chunks * grid.stride_bytes + offsets).tolist(),
-        (owners(layout)[piece.array][index][used] == rank).tolist(),
-        strict=True,
-    )
-    return [Span(piece.array, *row) for row in columns]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import itemgetter
 
 import numpy as np
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.grid import Grid, Ints, grids
-from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxis
+from behemoth.checkpoint.layout import Layout, SplitAxis
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 
 SPAN_COST_BYTES = 4096
@@ -47,8 +48,45 @@ class Units:
     """[pieces, units]: elements of each unit, 0 where a piece has fewer units."""
 
 
-def sharing(layout: Layout, array: ArraySpec) -> Sharing:
-    return _sharing(layout.mesh, array.axes, array.stage)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Kind:
+    """Arrays of a layout that differ by name only: a model has thousands of arrays and some dozens of kinds, and what
+    follows from shape and sharing is computed once for each. Not slotted: derived values are cached."""
+
+    layout: Layout
+    grid: Grid
+    """Of the first of them; but for the name it is that of all."""
+    positions: tuple[int, ...]
+    """The arrays, counted in the layout's order."""
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        return _sharing(self.layout.mesh, self.grid.spec.axes, self.grid.spec.stage)
+
+    @cached_property
+    def units(self) -> Units:
+        return _units(self.layout, self.grid, self.sharing.sizes)
+
+    @cached_property
+    def chunk_starts(self) -> Ints:
+        """See `Grid.block_chunk_starts`."""
+        return self.grid.block_chunk_starts()
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether a piece has several holders."""
+        return bool(self.sharing.holders.shape[1] > 1)
+
+
+@lru_cache(maxsize=16)
+def kinds(layout: Layout) -> tuple[Kind, ...]:
+    """All kinds, in the order of their first array."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for position, spec in enumerate(layout.arrays):
+        key = (spec.shape, spec.itemsize, spec.dims, spec.flat_over, spec.stage)
+        alike.setdefault(key, []).append(position)
+    of = grids(layout)
+    return tuple(Kind(layout=layout, grid=of[same[0]], positions=tuple(same)) for same in alike.values())
 
 
 def flat_range(layout: Layout, grid: Grid, coordinates: tuple[int, ...]) -> tuple[int, int]:
@@ -62,34 +100,35 @@ def flat_range(layout: Layout, grid: Grid, coordinates: tuple[int, ...]) -> tupl
 
 
 @lru_cache(maxsize=16)
-def owners(layout: Layout) -> tuple[Ints, ...]:
-    """For each array, [pieces, units]: the rank that writes the unit. O(chunks + arrays x world), once per layout."""
+def owners(layout: Layout) -> tuple[Ints | None, ...]:
+    """For each kind, [its arrays, pieces, units]: the rank that writes the unit; None where pieces have one holder.
+
+    O(chunks + arrays x world), once per layout.
+    """
     loads = np.zeros(layout.mesh.num_ranks, dtype=np.int64)
-    shared: list[int] = []
-    table: dict[int, Ints] = {}
-    # What has one holder has no choice; it weighs before anything is chosen.
-    for position, grid in enumerate(grids(layout)):
-        holders = sharing(layout, grid.spec).holders
-        if holders.shape[1] > 1:
-            shared.append(position)
+    tables: list[Ints | None] = []
+    places: dict[int, tuple[Kind, Ints, Ints]] = {}
+    for kind in kinds(layout):
+        weights = _weights(kind.grid, kind.units)
+        if not kind.has_choice:  # it weighs before anything is chosen
+            loads[kind.sharing.holders[:, 0]] += weights.sum(axis=1) * len(kind.positions)
+            tables.append(None)
             continue
-        weights = _weights(grid, units(layout, grid))
-        loads[holders[:, 0]] += weights.sum(axis=1)
-        table[position] = np.broadcast_to(holders, weights.shape)
-    for position in shared:
-        grid = grids(layout)[position]
-        table[position] = _least_loaded(loads, sharing(layout, grid.spec).holders, _weights(grid, units(layout, grid)))
-    return tuple(table[position] for position in range(len(layout.arrays)))
+        table = np.empty((len(kind.positions), *weights.shape), dtype=np.int64)
+        tables.append(table)
+        places.update((position, (kind, weights, row)) for position, row in zip(kind.positions, table, strict=True))
+    for _, (kind, weights, row) in sorted(places.items(), key=itemgetter(0)):
+        _choose_least_loaded(loads, kind.sharing.holders, weights, row)
+    return tuple(tables)
 
 
-def units(layout: Layout, grid: Grid) -> Units:
-    """The units of every piece; pieces of one array differ only by their flat range."""
+def _units(layout: Layout, grid: Grid, sizes: tuple[int, ...]) -> Units:
+    """The units of every piece; pieces of one array differ only by their flat range. `sizes`: those of the axes."""
     starts = grid.block_chunk_starts()
     if grid.spec.flat_over is None:
-        num_pieces = math.prod(sharing(layout, grid.spec).sizes)
+        num_pieces = math.prod(sizes)
         elements = np.broadcast_to(np.diff(starts), (num_pieces, len(starts) - 1))
         return Units(first_chunk=np.zeros(num_pieces, dtype=np.int64), elements=elements)
-    sizes = sharing(layout, grid.spec).sizes
     ranges = np.array([flat_range(layout, grid, (index,)) for index in range(sizes[-1])], dtype=np.int64)
     begin, end = ranges[:, :1], ranges[:, 1:]
     first = np.minimum(np.searchsorted(starts, begin[:, 0], side="right") - 1, len(starts) - 2)
@@ -106,14 +145,12 @@ def _weights(grid: Grid, of: Units) -> Ints:
     return weights
 
 
-def _least_loaded(loads: Ints, holders: Ints, weights: Ints) -> Ints:
-    """Chooses unit after unit, for all pieces at once: pieces of one array have no holder in common."""
-    chosen = np.empty(weights.shape, dtype=np.int64)
+def _choose_least_loaded(loads: Ints, holders: Ints, weights: Ints, chosen: Ints) -> None:
+    """Fill `chosen` and add to `loads`, unit after unit, for all pieces at once: those of one array share no holder."""
     pieces = np.arange(len(holders))
     for unit in range(weights.shape[1]):
         chosen[:, unit] = holders[pieces, np.argmin(loads[holders], axis=1)]
         loads[chosen[:, unit]] += weights[:, unit]
-    return chosen
 
 
 @lru_cache(maxsize=256)
