@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from typing_extensions import Buffer
 
 from behemoth.app.checkpoint_desk import CheckpointDesk
 from behemoth.base.clock import ManualClock
-from behemoth.base.errors import Invalid
-from behemoth.base.ids import Step
+from behemoth.base.errors import Invalid, Unavailable
+from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.paths import commit_key
+from behemoth.state.evidence import Committed, Evidence
+from behemoth.testing.faults import FaultyStore
 from behemoth.testing.store import MemoryStore
-from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout
+from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
 
 LAYOUT = toy_layout()
 
@@ -44,3 +47,56 @@ def test_a_commit_of_a_newer_release_stops_the_run_and_is_left_alone() -> None:
         desk.survey()
     assert commit_key(Step(2)) in {info.key for info in store.list("commits")}
     desk.close()
+
+
+def test_what_the_journal_has_rejected_is_taken_back_though_the_process_died_before_the_store_knew() -> None:
+    store = MemoryStore()
+    for step in (1, 2):
+        save(store, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}")
+    desk = desk_of(store)
+    intact, bad = desk.survey({WriteId("a1-2")})
+    assert ([one.step for one in intact], bad) == ([1], [])
+    assert save(store, LAYOUT, logical_arrays(LAYOUT, 3), step=2, write_id="a2-3").write_id == "a2-3"
+    desk.close()
+
+
+def test_a_rejection_that_the_store_did_not_take_is_made_up_for_before_the_step_is_committed_again() -> None:
+    told: list[Evidence] = []
+    inner = MemoryStore()
+    damaged = save(inner, LAYOUT, logical_arrays(LAYOUT, 1), step=1, write_id="a1-1")
+    store = Refusing(inner)
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    store.is_refusing = True
+    desk.reject(damaged.ref, "it did not restore")
+    desk.commit(step=Step(9), write_id=WriteId("a1-9"), attempt=Attempt(1), layout=None, receipts=())
+    receipts = write_all_ranks(inner, LAYOUT, logical_arrays(LAYOUT, 2), step=1, write_id="a2-2", attempt=2)
+    store.allow_after(desk)
+    desk.commit(
+        step=Step(1),
+        write_id=WriteId("a2-2"),
+        attempt=Attempt(2),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    committed = [one.commit.write_id for one in told if isinstance(one, Committed)]
+    assert committed == ["a2-2"]
+
+
+class Refusing(FaultyStore):
+    """Creates nothing while it refuses."""
+
+    is_refusing = False
+
+    def allow_after(self, desk: CheckpointDesk) -> None:
+        """From when the desk has done what it was asked so far."""
+        desk.clean(self._allowing)
+
+    def _allowing(self) -> tuple[WriteId, ...]:
+        self.is_refusing = False
+        return (WriteId("a2-2"),)
+
+    def create(self, key: str, data: Buffer) -> None:
+        if self.is_refusing:
+            raise Unavailable(f"create {key}: no space left on device", code="no-space")
+        super().create(key, data)

@@ -84,3 +84,14 @@ def test_a_fault_that_found_no_occasion_is_told_and_strikes_when_the_run_is_resu
     scene.play(*TRAINING[:4], SPARE, *TRAINING[4:])
     scene.drills.close()
     assert scene.told[0] == ("lose node 1 at step 2", NodeId("b"))
+
+
+def test_a_line_of_the_ledger_that_was_cut_off_is_no_strike(tmp_path: Path) -> None:
+    ledger = tmp_path / "drills.jsonl"
+    ledger.write_bytes(b'{"format":1,"fault":"kill rank 0 at step 9"}\n{"format":1,"fau')
+    scene = Scene(ledger, parse_fault("kill rank 0 at step 9"), parse_fault("kill rank 0 at step 2"))
+    assert ledger.read_bytes().count(b"\n") == 1
+    scene.play(*TRAINING)
+    scene.drills.close()
+    assert ledger.read_bytes().count(b"\n") == 2
+    assert [sentence for sentence, _ in scene.told][:1] == ["kill rank 0 at step 2"]

@@ -144,3 +144,12 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_does_not_spoil_the_next(tmp
     events = play(log)
     log.close()
     assert read_events(path) == events
+
+
+def test_events_that_the_disk_does_not_take_are_heard_all_the_same() -> None:
+    heard: list[Event] = []
+    log = EventLog(Path("/dev/full"), clock=ManualClock(now_us=1), listener=heard.append)
+    log.open()
+    play(log)
+    log.close()
+    assert heard

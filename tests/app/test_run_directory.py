@@ -117,3 +117,22 @@ def test_an_identity_that_was_changed_by_hand_is_corrupt(tmp_path: Path) -> None
     (tmp_path / "r" / "identity.json").write_text("[]")
     with pytest.raises(Corrupt, match=r"identity\.json"):
         claim(run(), tmp_path / "r")
+
+
+def test_a_new_term_leaves_no_summary_of_the_one_before(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "r")
+    directory.open()
+    directory.write_summary({"outcome": "suspended"})
+    directory.begin_term(Term(epoch=Epoch(2), port=6, pid=8))
+    assert not directory.summary.exists()
+    directory.close()
+
+
+def test_the_environment_of_a_workload_is_for_its_owner_only_and_never_told(tmp_path: Path) -> None:
+    text = TEXT.replace("steps: 10}", "steps: 10, environment: {TOKEN: %s}}")
+    claim(decode_run(text % "hunter2"), tmp_path / "r").directory.close()
+    assert stat.S_IMODE((tmp_path / "r" / "run.yaml").stat().st_mode) == 0o600
+    for changed, told in ((text % "hunter3", "TOKEN: another value"), (TEXT, "TOKEN: present -> absent")):
+        with pytest.raises(Invalid, match=told) as caught:
+            claim(decode_run(changed), tmp_path / "r")
+        assert "hunter" not in str(caught.value)

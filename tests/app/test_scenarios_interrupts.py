@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,16 @@ def test_an_interrupt_of_the_whole_terminal_saves_like_one_of_the_command(tmp_pa
         assert stage.wait(20) == INTERRUPTED, stage.told()
         assert stage.events("WorkerFailed", "NodeLost") == []
         expect_the_same_end(stage, digest)
+
+
+def test_a_run_that_was_stopped_and_goes_on_keeps_its_gang(tmp_path: Path, digest: object) -> None:
+    """Ctrl-Z for longer than the heartbeat limit: the coordinator heard nobody, since it was not there."""
+    with staged(tmp_path, spec()) as stage:
+        stage.start()
+        stage.until_event("Committed")
+        interrupt(stage, signal.SIGSTOP)
+        time.sleep(4)
+        interrupt(stage, signal.SIGCONT)
+        stage.finish()
+        assert stage.events("Evicted", "NodeLost", "Hung") == []
+        stage.expect_sound(digest)

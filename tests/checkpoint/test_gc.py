@@ -134,9 +134,13 @@ def test_leftovers_of_the_store_go_too_but_only_when_cleaning(tmp_path: Path) ->
     for step in (10, 20):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     (tmp_path / "commits" / f"{TEMP_PREFIX}12").write_bytes(b"half a record")
+    (tmp_path / "steps" / "000000030-a1-30" / "w" / "c").mkdir(parents=True)
+    (tmp_path / "lost+found").mkdir()
     assert plan_gc(store, drop=[name(10, "a1-10")]).leftovers == ()
     execute(store, plan_gc(store, in_flight=()))
     assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == ["000000010.json", "000000020.json"]
+    assert not (tmp_path / "steps" / "000000030-a1-30").exists()
+    assert (tmp_path / "lost+found").exists()
     assert all_intact(store)
     store.close()
 

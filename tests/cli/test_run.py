@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -84,6 +85,21 @@ def test_a_run_that_succeeded_prints_its_summary_again_and_trains_nothing(finish
     document = json.loads(behemoth("run", "small.yaml", "-o", "json", cwd=folder).out)
     assert (document["apiVersion"], document["kind"]) == ("cli.behemoth.dev/v1", "RunSummary")
     assert document["digest"] == digest_of(ended)
+
+
+def test_a_summary_of_an_earlier_stop_is_not_taken_for_that_of_the_end(
+    tmp_path: Path, finished: tuple[Path, Ended]
+) -> None:
+    """As after a kill between the run's end and its summary."""
+    folder, ended = finished
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    summary = tmp_path / "copy/runs/small/summary.json"
+    stale = {**json.loads(summary.read_text()), "outcome": "suspended", "digest": "sha256:of an older state"}
+    summary.write_text(json.dumps(stale))
+    again = behemoth("run", "small.yaml", "--runtime", "process", cwd=tmp_path / "copy")
+    assert again.code == 0, again.err
+    assert digest_of(again) == digest_of(ended)
+    assert json.loads(summary.read_text())["outcome"] == "succeeded"
 
 
 def test_another_run_in_the_same_directory_is_refused_with_what_differs(finished: tuple[Path, Ended]) -> None:

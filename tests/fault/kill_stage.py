@@ -203,7 +203,7 @@ class KillStage:
         assert self.summary()["digest"] == digest, self.told()
         self.expect_intact()
         self.expect_journal()
-        assert half_written(self.directory, self.store) == [], self.told()
+        assert half_written(self.directory, Path(self.store.root)) == [], self.told()
 
     def is_damaged(self) -> bool:
         """Any commit does not verify."""

@@ -45,6 +45,11 @@ def small_disk(path: Path, *, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=10)
 
 
+def writes(disk: Path) -> list[Path]:
+    """Folders of writes in a store below `disk`, committed or not."""
+    return list(disk.rglob("steps/*"))
+
+
 def fill(path: Path) -> Path:
     """A file that takes all the space that is left."""
     ballast = path / "ballast"
@@ -67,6 +72,7 @@ def test_a_full_store_fails_saves_visibly_and_training_goes_on(tmp_path: Path) -
             assert "no space left on device" in told
             committed = len(stage.events("Committed"))
             assert stage.events("WorkerFailed", "NodeLost", "RunFailed") == []
+            stage.until(lambda: len(writes(disk)) <= len(stage.events("Committed")) + 1, "rubbish to be removed")
             ballast.unlink()
             stage.until_event("Committed", committed + 2)
             assert stage.finish()["outcome"] == "succeeded"

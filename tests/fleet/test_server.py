@@ -271,6 +271,19 @@ def test_a_silent_agent_is_listed_as_late_since_its_last_frame() -> None:
     scene_test(work)
 
 
+def test_a_coordinator_that_was_away_itself_says_so_before_it_calls_anybody_late() -> None:
+    async def work(scene: Scene) -> None:
+        await join(scene, A)
+        assert scene.fleet.look().awake_us is None
+        scene.clock.advance_to(5_000_000)
+        tick = scene.fleet.look()
+        assert tick.awake_us == 5_000_000
+        scene.clock.advance_to(5_200_000)
+        assert scene.fleet.look().awake_us is None
+
+    scene_test(work)
+
+
 def test_a_taken_port_is_named_in_the_error() -> None:
     async def work(scene: Scene) -> None:
         settings = FleetSettings(

@@ -10,12 +10,14 @@ from behemoth.state.evidence import (
     GangFinished,
     GangGone,
     GangUp,
+    Late,
     NodeJoined,
     NodeLost,
     RestoreFailed,
     SaveArmed,
     SaveStaged,
     SaveWritten,
+    Tick,
 )
 from reconcile.player import Player, S, ref, training
 
@@ -415,3 +417,15 @@ def test_the_stacks_of_a_hang_that_ends_the_run_are_wanted_too() -> None:
     player.rest(60 * S)
     assert player.has(Close)
     assert player.one(Stop).dump_stacks
+
+
+def test_silence_while_the_coordinator_itself_was_away_is_neither_a_lost_node_nor_a_hang() -> None:
+    player = training(nodes=("a", "b"))
+    heard_us = player.now_us
+    away_us = player.obs.config.hang_floors.step_us + player.obs.config.heartbeat_limit_us + 60 * S
+    late = tuple(Late(node=NodeId(name), since_us=heard_us) for name in "ab")
+    effects = player.tell(Tick(late=late, awake_us=heard_us + away_us), after_us=away_us)
+    assert not [effect for effect in effects if isinstance(effect, Evict | Start)]
+    assert player.obs.incident is None
+    effects = player.tell(Tick(late=late), after_us=player.obs.config.heartbeat_limit_us)
+    assert {effect.node for effect in effects if isinstance(effect, Evict)} == {"a", "b"}

@@ -234,6 +234,17 @@ def test_a_killed_create_leaves_a_leftover_that_is_no_object(store: LocalStore) 
     assert os.listdir(store.root) == []
 
 
+def test_folders_that_a_write_made_and_put_nothing_into_are_left_over(store: LocalStore) -> None:
+    store.create("steps/1/full/zarr.json", DATA)
+    Path(store.root, "steps/1/array/c").mkdir(parents=True)
+    Path(store.root, "steps/2/array").mkdir(parents=True)
+    assert set(store.leftovers()) == {"steps/1/array/c/", "steps/1/array/", "steps/2/array/", "steps/2/"}
+    store.delete_leftovers(list(store.leftovers()))
+    assert list(store.leftovers()) == []
+    assert [info.key for info in store.list("")] == ["steps/1/full/zarr.json"]
+    assert not Path(store.root, "steps/2").exists()
+
+
 def test_only_leftovers_are_deleted_as_such(store: LocalStore) -> None:
     store.create("commits/1.json", DATA)
     for name in ("commits/1.json", f"../{TEMP_PREFIX}x"):

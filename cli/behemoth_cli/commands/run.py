@@ -125,7 +125,8 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
         observation = read_history(journal).observation
         if observation is None or observation.outcome != "succeeded" or not claimed.summary.exists():
             return None
-        return msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
+        summary = msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
+        return summary if summary.outcome == "succeeded" else None  # one of an earlier stop tells of an older state
     except msgspec.DecodeError:
         # Cut off or of another release: the run writes it anew from what it finds.
         return None

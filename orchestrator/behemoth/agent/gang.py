@@ -164,7 +164,7 @@ class Gang:
             self._release(member)
             self._tell_once("finished", RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
             return
-        self._run(self._report_end(member, report), f"end-of-rank-{member.rank}")
+        self._run(self._report_end(member, report), member, "end")
 
     def tell_again(self) -> None:
         """How things stand, for a coordinator that has just come."""
@@ -292,7 +292,7 @@ class Gang:
             case Join():
                 self._joined(member, message)
             case Declare():
-                self._run(self._prepare(member, message), f"prepare-rank-{member.rank}")
+                self._run(self._prepare(member, message), member, "prepare")
             case Standing():
                 member.step, member.is_standing = message.step, True
                 self._tell_restored()
@@ -421,10 +421,20 @@ class Gang:
         floors = self._parts.setup.hang_floors
         return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)
 
-    def _run(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
+    def _run(self, work: Coroutine[None, None, None], member: Member, what: str) -> None:
+        task = asyncio.create_task(work, name=f"{what}-rank-{member.rank}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._ended_task, member))
+
+    def _ended_task(self, member: Member, task: asyncio.Task[None]) -> None:
+        """Work for a rank that fails in a way nobody thought of ends the rank: it would wait for ever."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("attempt %d: %s failed", self.attempt, task.get_name(), exc_info=error)
+            self._failed(
+                member, exit_code=1, signum=None, last_lines=f"{task.get_name()}: {type(error).__name__}: {error}"
+            )
 
 
 def _now_us() -> int:

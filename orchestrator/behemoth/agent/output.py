@@ -26,6 +26,8 @@ _READ_BYTES = 256 << 10
 _MAX_DRAIN_BYTES = 8 << 20
 _WAIT_S = 1.0
 _JOIN_LIMIT_S = 5.0
+LAST_LINES_LIMIT_S = 0.5
+"""A worker's end is told without its last words when the disk of the logs stalls for longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,16 +81,20 @@ class Output:
         return pipe, writing
 
     async def last_lines(self, pipe: LogPipe) -> str:
-        """The newest lines, what is still in the pipe included."""
+        """The newest lines, what is still in the pipe included; empty when the thread does not get to it in time."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[str] = loop.create_future()
 
         def tell() -> None:
             self._drain(pipe)
-            loop.call_soon_threadsafe(_resolve, answer, pipe.log.last_lines())
+            with suppress(RuntimeError):  # the loop has ended, so nobody waits
+                loop.call_soon_threadsafe(_resolve, answer, pipe.log.last_lines())
 
         self._order(tell)
-        return await asyncio.wait_for(answer, _JOIN_LIMIT_S)
+        try:
+            return await asyncio.wait_for(answer, LAST_LINES_LIMIT_S)
+        except TimeoutError:
+            return ""
 
     def release(self, pipe: LogPipe) -> None:
         """The worker is gone: keep what it wrote, then close, whoever else may still hold the pipe."""

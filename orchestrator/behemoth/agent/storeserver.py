@@ -30,9 +30,8 @@ from behemoth.agent.storewire import (
     Written,
 )
 from behemoth.base.errors import BehemothError, Corrupt, Internal, NotFound, Unavailable
-from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -127,7 +126,7 @@ class _StoreServer:
         if source.held_in is not None and _holds(arena, source, source.held_in):
             return Prepared(job=order.job, generation=source.held_in, origin="memory")
         store = self._opened()
-        commit = open_commit(store, find_commit(store, source.step, source.write_id))
+        commit = open_commit(store, CommitRef(step=source.step, write_id=source.write_id, size_bytes=0))
         folder = None if source.must_read else _files(store, commit, layout, plan)
         if folder is not None:
             return Prepared(job=order.job, generation=None, origin="files", folder=folder)
@@ -194,16 +193,6 @@ def _files(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -
         grid = grids(layout)[span.array]
         ranges.append((commit.shard_key(span.array), grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
     return store.cached_folder(commit.record.prefix, ranges)
-
-
-def find_commit(store: ObjectStore, step: Step, write_id: WriteId) -> CommitRef:
-    """Raises Corrupt when the commit is damaged, NotFound when it is not there."""
-    for found in commits(store):
-        if isinstance(found, BadCommit) and found.step == step:
-            raise found.error
-        if isinstance(found, CommitRef) and (found.step, found.write_id) == (step, write_id):
-            return found
-    raise NotFound(f"commit of step {step}: expected write {write_id}, found none", code="commit-missing")
 
 
 def _plan(encoded: bytes, order: Prepare | Write) -> tuple[Layout, RankPlan]:

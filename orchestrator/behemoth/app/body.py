@@ -69,6 +69,7 @@ class LocalBody:
         self._witnesses = witnesses
         self._holders: dict[Slot, NodeId] = {}
         self._newest_fence: Fence | None = None
+        self._has_rubbish = False
 
     def resume(self, observation: Observation) -> None:
         """Takes up what an earlier process left: agents that may rejoin are admitted, their gang is counted."""
@@ -85,6 +86,9 @@ class LocalBody:
         if isinstance(evidence, Committed):
             told = CommitSeen(fence=after.fence, step=evidence.commit.step, write_id=evidence.commit.write_id)
             self._fleet.end_save(told)
+            if self._has_rubbish:  # once more: an agent may still have written when its save was given up
+                self._has_rubbish = False
+                self._desk.clean(self._fleet.saves_in_flight)
         for see in self._witnesses:
             see(evidence, before, after)
 
@@ -102,6 +106,7 @@ class LocalBody:
                 self._apply_to_save(effect)
             case Reject():
                 self._desk.reject(effect.commit, effect.reason)
+                self._remove_rubbish()
             case Delete():
                 self._desk.delete(effect.commits)
             case Close():
@@ -148,6 +153,12 @@ class LocalBody:
                 self._commit(effect)
             case Abort(fence=fence, write_id=write_id, reason=reason):
                 self._fleet.end_save(AbortSave(fence=fence, write_id=write_id, reason=reason))
+                self._remove_rubbish()
+
+    def _remove_rubbish(self) -> None:
+        """What was given up must not fill the disk until the next term."""
+        self._has_rubbish = True
+        self._desk.clean(self._fleet.saves_in_flight)
 
     def _commit(self, effect: Commit) -> None:
         """The attempt is that of the write, which may be older than the gang's by now."""

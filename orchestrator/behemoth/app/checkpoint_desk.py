@@ -36,18 +36,22 @@ class CheckpointDesk:
         self._tell = tell
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-desk")
         self._previous: CommitRecord | None = None
+        self._to_reject: dict[Step, str] = {}
 
-    def survey(self) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
+    def survey(self, rejected: Collection[WriteId] = frozenset()) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
         """What the store holds: intact commits in step order, and those that cannot be used, with the reason. Blocks:
         for the begin of a term, before anything else is asked of this object.
 
-        A damaged record is rejected, or its step could never be committed again. Raises Invalid when the newest commit
+        A damaged record is rejected, or its step could never be committed again. So is what the journal calls
+        `rejected`: the process may have died between that line and the store. Raises Invalid when the newest commit
         was written by a newer release: going on from an older one would fork the run."""
         intact: list[CommitRef] = []
         bad: list[commit_log.BadCommit] = []
         for found in commit_log.commits(self._store):
             if isinstance(found, commit_log.BadCommit):
                 bad.append(found)
+            elif found.write_id in rejected:
+                commit_log.reject(self._store, found, "it did not restore in an earlier term")
             else:
                 intact.append(found)
         commit_log.latest(self._store)
@@ -90,6 +94,7 @@ class CheckpointDesk:
         try:
             if layout is None:
                 raise Unavailable(f"save {write_id}: expected the layout with slot 0's receipts, got none")
+            self._reject_owed()
             record = commit(
                 self._store,
                 run=self._run_name,
@@ -108,11 +113,19 @@ class CheckpointDesk:
         self._tell(Committed(commit=record.ref))
 
     def _reject(self, ref: CommitRef, reason: str) -> None:
-        """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it."""
-        for found in commit_log.commits(self._store):
-            if found.step == ref.step:
-                commit_log.reject(self._store, found, reason)
+        """What the store does not take now is owed, or the step could not be committed again."""
         self._previous = None
+        self._to_reject[ref.step] = reason
+        self._reject_owed()
+
+    def _reject_owed(self) -> None:
+        """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it."""
+        if not self._to_reject:
+            return
+        for found in commit_log.commits(self._store):
+            if found.step is not None and found.step in self._to_reject:
+                commit_log.reject(self._store, found, self._to_reject[found.step])
+        self._to_reject.clear()
 
     def _delete(self, refs: Sequence[CommitRef]) -> None:
         execute(self._store, plan_gc(self._store, drop=refs))

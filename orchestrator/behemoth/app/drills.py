@@ -63,8 +63,11 @@ class Drills:
 
     def open(self) -> None:
         """Reads which faults have struck already: each line of the ledger uses up one of the same wording."""
-        struck = self._ledger.read_text().splitlines() if self._ledger.exists() else []
-        left = [json.loads(line)["fault"] for line in struck]
+        written = self._ledger.read_bytes() if self._ledger.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]
+        if len(whole) < len(written):  # cut off by a full disk or a crash: that fault did not strike
+            os.truncate(self._ledger, len(whole))
+        left = [json.loads(line)["fault"] for line in whole.splitlines()]
         for fault in self._faults:
             sentence = format_fault(fault)
             if sentence in left:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from behemoth.app.events import Event, events_of, warning
+from behemoth.app.run_directory import refusal
 from behemoth.base.clock import Clock
 from behemoth.base.ids import NodeId
 from behemoth.state.evidence import Evidence
 from behemoth.state.observation import Observation
+
+_log = logging.getLogger(__name__)
 
 
 class EventLog:
@@ -22,14 +26,17 @@ class EventLog:
         self._path = path
         self._clock = clock
         self._listener = listener
-        self._file: BinaryIO | None = None
+        self._file: RawIOBase | None = None
+        self._is_torn = False
         self._observation: Observation | None = None
 
     def open(self) -> None:
         """Appends to what is there; a line cut off by a crash is closed first."""
-        self._file = self._path.open("ab")
-        if self._file.tell() and not self._path.read_bytes().endswith(b"\n"):
-            self._file.write(b"\n")
+        try:
+            self._file = self._path.open("ab", buffering=0)
+            self._is_torn = self._file.tell() > 0 and not self._path.read_bytes().endswith(b"\n")
+        except OSError as error:
+            raise refusal(self._path, "append to it", error) from error
 
     def witness(self, evidence: Evidence, before: Observation | None, after: Observation) -> None:
         self._observation = after
@@ -47,9 +54,18 @@ class EventLog:
 
     def _write(self, event: Event) -> None:
         if self._file is not None:
-            self._file.write(msgspec.json.encode(event) + b"\n")
-            self._file.flush()
+            self._append(self._file, msgspec.json.encode(event) + b"\n")
         self._listener(event)
+
+    def _append(self, file: RawIOBase, line: bytes) -> None:
+        """What is for people only must not end a run: where there is no space, events are heard but not kept."""
+        line = b"\n" + line if self._is_torn else line
+        try:
+            written = file.write(line) or 0
+        except OSError as error:
+            _log.warning("events %s: %s", self._path, error)
+            return
+        self._is_torn = 0 < written < len(line)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -103,7 +103,12 @@ class RunDirectory:
         return _read(self._term, Term)
 
     def begin_term(self, term: Term) -> None:
-        """Durable when it returns: the epoch is raised before anybody acts under it."""
+        """Durable when it returns: the epoch is raised before anybody acts under it. The summary of the former term
+        goes first, since it tells of a state that is about to be left behind."""
+        try:
+            self.summary.unlink(missing_ok=True)
+        except OSError as error:
+            raise refusal(self.summary, "remove it", error) from error
         self._replace(self._term, msgspec.json.encode(term) + b"\n")
 
     def secret(self) -> bytes:
@@ -122,7 +127,8 @@ class RunDirectory:
         return secret
 
     def write_document(self, text: str) -> None:
-        self._replace(self.document, text.encode())
+        """Readable by the owner only: the environment of a workload may hold secrets."""
+        self._replace(self.document, text.encode(), mode=0o600)
 
     def write_summary(self, summary: dict[str, object]) -> None:
         self._replace(self.summary, json.dumps(summary, indent=2).encode() + b"\n")

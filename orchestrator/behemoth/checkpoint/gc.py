@@ -43,7 +43,8 @@ class KeepsLeftovers(Protocol):
     """
 
     def leftovers(self) -> Iterator[str]:
-        """Names of what cut-off calls left; those of calls under way may be among them."""
+        """Names of what cut-off calls left, folders with a `/` at the end; those of calls under way may be among
+        them."""
         ...
 
     def delete_leftovers(self, names: Sequence[str]) -> None:
@@ -84,9 +85,15 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     return GcPlan(
         commit_keys=tuple(commit_key(step) for step, _ in sorted(committed & dropped)),
         object_keys=tuple(info.key for info in garbage),
-        leftovers=tuple(store.leftovers()) if in_flight is not None and isinstance(store, KeepsLeftovers) else (),
+        leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
         num_bytes=sum(info.size_bytes for info in garbage),
     )
+
+
+def _leftovers(store: ObjectStore) -> Iterator[str]:
+    """Folders only where writes make them: another empty one (`lost+found`) is somebody's."""
+    names = store.leftovers() if isinstance(store, KeepsLeftovers) else ()
+    return (name for name in names if not name.endswith("/") or name.startswith(f"{STEPS}/"))
 
 
 def execute(store: ObjectStore, plan: GcPlan) -> None:

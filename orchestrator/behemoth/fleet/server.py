@@ -59,6 +59,9 @@ from behemoth.wire.messages import (
 HANDSHAKE_TIMEOUT_S = 10.0
 LATE_AFTER_BEATS = 1.5
 """An agent is late once this many beat intervals have passed without a frame."""
+AWAY_US = 1_000_000
+"""Two looks farther apart mean that this process was stopped or held up (Ctrl-Z, a stalled disk). What agents said
+meanwhile still waits in the sockets, so their silence is none."""
 ACCEPT_BACKLOG = 4096
 """All agents of the largest run may knock at once after a change of coordinator."""
 
@@ -100,6 +103,7 @@ class Fleet:
         self._saves: dict[WriteId, SaveMuster] = {}
         self._standing: list[Command] = []  # what an agent that comes back must hear again
         self._had_late = False
+        self._looked_us = clock.now_us()
         self._is_closing = False
 
     # Life
@@ -323,7 +327,7 @@ class Fleet:
     def _tell_progress(self) -> None:
         """What the last beats said and no tick has told yet, before something ends the attempt."""
         tick = self.look()
-        if tick.progress is not None:
+        if _says_something(tick):
             self._sink(tick)
 
     def _tell(self, evidence: Evidence | None) -> None:
@@ -332,16 +336,20 @@ class Fleet:
 
     def look(self) -> Tick:
         """Who is late now, and the progress that has not been told yet."""
+        now_us = self._clock.now_us()
+        was_away = now_us - self._looked_us > AWAY_US
+        self._looked_us = now_us
         late = self._late()
         self._had_late = bool(late)
-        return Tick(late=late, progress=self._board.progress() if self._board is not None else None)
+        progress = self._board.progress() if self._board is not None else None
+        return Tick(late=late, progress=progress, awake_us=now_us if was_away else None)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._settings.tick_interval_us / 1e6)
             had_late = self._had_late
             tick = self.look()
-            if tick.late or had_late or tick.progress is not None:
+            if had_late or _says_something(tick):
                 self._sink(tick)
 
     def _late(self) -> tuple[Late, ...]:
@@ -369,3 +377,7 @@ class Fleet:
         task = asyncio.create_task(work, name=name)
         self._timers.add(task)
         task.add_done_callback(self._timers.discard)
+
+
+def _says_something(tick: Tick) -> bool:
+    return bool(tick.late) or tick.progress is not None or tick.awake_us is not None

@@ -81,7 +81,7 @@ def on_late(obs: Observation, late: tuple[Late, ...]) -> Observation:
     for name, since_us in sorted(listed.items()):
         node = obs.nodes.get(name)
         if node is not None and node.state == "present":
-            late_us = min(obs.now_us, max(since_us, node.joined_us))
+            late_us = min(obs.now_us, max(since_us, node.joined_us, obs.watch_us))
             obs = with_node(obs, name, replace(node, late_us=late_us))
     return obs
 

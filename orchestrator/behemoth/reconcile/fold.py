@@ -58,6 +58,8 @@ def _elapse(obs: Observation) -> Observation:
 def _fold_one(obs: Observation, evidence: Evidence) -> Observation:
     match evidence:
         case ev.Tick():
+            if evidence.awake_us is not None:
+                obs = replace(obs, watch_us=max(obs.watch_us, min(evidence.awake_us, obs.now_us)))
             obs = agents.on_late(obs, evidence.late) if evidence.late or obs.late else obs
             return obs if evidence.progress is None else gang.on_progress(obs, evidence.progress)
         case ev.Decided():

@@ -28,6 +28,8 @@ from behemoth.spec.field import (
 from behemoth.spec.run import API_VERSION, KIND, TrainingRun
 from behemoth.spec.text import join_path
 
+_ENVIRONMENT = "spec.workload.environment."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -38,7 +40,11 @@ class Change:
     new: object
 
     def __str__(self) -> str:
-        return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
+        """Values of the environment are not shown: they may be secrets."""
+        if self.path.startswith(_ENVIRONMENT) and None not in (self.old, self.new):
+            return f"{self.path}: another value"
+        shown = _hidden if self.path.startswith(_ENVIRONMENT) else _shown
+        return f"{self.path}: {shown(self.old)} -> {shown(self.new)}"
 
 
 def to_document(run: TrainingRun) -> dict[str, object]:
@@ -105,6 +111,10 @@ def _flat(value: object, path: str) -> dict[str, object]:
 def _same(old: object, new: object) -> bool:
     """1, 1.0 and True are different values of an argument."""
     return type(old) is type(new) and old == new
+
+
+def _hidden(value: object) -> str:
+    return "absent" if value is None else "present"
 
 
 def _shown(value: object) -> str:

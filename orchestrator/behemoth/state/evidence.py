@@ -97,6 +97,8 @@ class Tick(_Evidence, frozen=True, kw_only=True):
 
     late: tuple[Late, ...] = ()
     progress: Progress | None = None
+    awake_us: int | None = None
+    """Set when the body itself was away until then (stopped, or held up): it says nothing of silence before that."""
 
 
 class GangUp(_Evidence, frozen=True, kw_only=True):

@@ -134,14 +134,19 @@ class LocalStore:
         self._sync_folders(folders, missing_ok=True)
 
     def leftovers(self) -> Iterator[str]:
-        """Temporary files of creations that were cut off, or are under way, as paths relative to the root."""
+        """Temporary files of creations that were cut off, or are under way, as paths relative to the root. Then folders
+        that writes made and put nothing into, deepest first, with a `/` at the end."""
         with named_errors(f"list {self._root}"):
             yield from (info.key for info in _walk(self._root, "", temps=True))
+            yield from _empty_folders(self._root)
 
     def delete_leftovers(self, names: Sequence[str]) -> None:
-        """Remove temporary files; missing ones are fine. One that is still in use is written again by its user."""
+        """Remove temporary files and empty folders; missing ones are fine. Whoever still uses one makes it again."""
         folders: set[str] = set()
         for name in names:
+            if name.endswith("/"):
+                folders.add(self._path(segments_of_prefix(name[:-1])))
+                continue
             folder, _, last = name.rpartition("/")
             if not last.startswith(TEMP_PREFIX):
                 raise Invalid(f"delete leftover {name!r}: expected a name that begins with {TEMP_PREFIX!r}")
@@ -366,3 +371,13 @@ def _walk(folder: str, prefix: str, *, temps: bool = False) -> Iterator[ObjectIn
         elif name.startswith(TEMP_PREFIX) == temps:
             with suppress(FileNotFoundError):
                 yield ObjectInfo(key=f"{prefix}{name}", size_bytes=entry.stat(follow_symlinks=False).st_size)
+
+
+def _empty_folders(root: str) -> Iterator[str]:
+    """Folders below `root` in which there is nothing but such folders, deepest first."""
+    full: set[str] = {root}
+    for folder, _, files in os.walk(root, topdown=False):
+        if files or folder in full:
+            full.add(os.path.dirname(folder))
+        else:
+            yield f"{os.path.relpath(folder, root)}/"

@@ -75,10 +75,18 @@ class OpenFiles:
         with self._lock:
             file = self._known(path)
             if file is None:
+                self._drop_removed()
                 file = self._files[path] = _OpenFile(path, os.open(path, _FLAGS, 0o666))
             self._files.move_to_end(path)
             file.num_users += 1
             return file
+
+    def _drop_removed(self) -> None:
+        """Let go of files that another process removed (rubbish of a save that failed): until then they take space."""
+        for file in list(self._files.values()):
+            if file.num_users == 0 and os.fstat(file.fd).st_nlink == 0:
+                del self._files[file.path]
+                os.close(file.fd)
 
     def _known(self, path: str) -> _OpenFile | None:
         """The open file, unless another process removed it meanwhile: writing into it would reach nobody."""

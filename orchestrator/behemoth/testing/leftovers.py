@@ -8,15 +8,13 @@ and nothing looks for a process by its name. Linux only (proc(5)).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from behemoth.checkpoint.gc import plan_gc
-from behemoth.ports import ObjectStore
 
 MARK_VARIABLE = "BEHEMOTH_TEST_MARK"
 """Set it to a value of one's own in the environment of what is started."""
@@ -52,12 +50,27 @@ def shared_memory() -> set[str]:
     return names - _held(names) if names else names
 
 
-def half_written(run_directory: Path, store: ObjectStore) -> list[str]:
-    """What writes that were cut off left: temporary files of the run directory and of its store, objects of writes that
-    have no commit. Only once nobody writes any more."""
-    plan = plan_gc(store, in_flight=())
-    temporary = (path for path in run_directory.rglob("*") if _is_temporary(path.name))
-    return sorted({*plan.object_keys, *plan.leftovers, *(str(path) for path in temporary)})
+def half_written(run_directory: Path, store: Path) -> list[str]:
+    """What writes that were cut off left: temporary files of the run directory and of its store, folders of writes that
+    have no commit, empty folders, markers of rejected commits whose record still stands. Only once nobody writes any
+    more. It looks at names alone and shares no code with the clean-up that it judges."""
+    committed = {_named_by(record) for record in (store / "commits").glob("*.json")}
+    writes = {path.name: path for path in (store / "steps").glob("*")}
+    found = [path for name, path in writes.items() if name not in committed]
+    found += [path for path in (store / "rejected").glob("*.json") if path.stem in committed]
+    places = (run_directory, store)
+    found += [path for place in places for path in place.rglob("*") if _is_temporary(path.name)]
+    found += [path for path in (store / "steps").rglob("*") if path.is_dir() and not any(path.iterdir())]
+    return sorted({str(path) for path in found})
+
+
+def _named_by(record: Path) -> str:
+    """The folder of the write that a commit names; nothing for a record that cannot be read."""
+    try:
+        write_id = json.loads(record.read_bytes())["record"]["write_id"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f"{record.stem}-{write_id}"
 
 
 def _is_temporary(name: str) -> bool:

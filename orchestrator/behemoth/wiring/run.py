@@ -84,6 +84,8 @@ class LocalRun:
             stack.callback(place.directory.close)
             store = open_store(place.store_url)
             stack.callback(store.close)
+            # First, since rubbish of saves that were cut off may be what fills the disk.
+            await asyncio.to_thread(remove_rubbish, store)
             await asyncio.to_thread(probe, place.store_url)
             history = await self._lead(place, store)
             await asyncio.to_thread(remove_rubbish, store)
@@ -153,7 +155,7 @@ class LocalRun:
             else:
                 body.resume(former)
             self._loop.tell(TermBegan(epoch=self._epoch))
-            intact, bad = await asyncio.to_thread(desk.survey)
+            intact, bad = await asyncio.to_thread(desk.survey, former.rejected if former is not None else ())
             going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
             for commit in bad:
                 events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
