@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.verify import Report
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
 from behemoth_cli import root
+from behemoth_cli.commands import ckpt as ckpt_command
 from cli.cli_rig import behemoth, on_terminal, small_run
 
 NEWEST = 80
@@ -160,3 +166,20 @@ def test_a_terminal_gets_the_same_rows(trained: Path) -> None:
     ended = on_terminal("ckpt", "list", "run/small", cwd=trained, NO_COLOR="1")
     rows = [line.split() for line in ended.out.splitlines()]
     assert [row[0] for row in rows][0::2] == ["STEP", str(NEWEST)]
+
+
+def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_left_out(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ckpt_command.verify
+
+    def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
+        if commit.step == older:
+            execute(store, plan_gc(store, drop=[commit]))
+        return whole(store, commit, **how)
+
+    monkeypatch.setattr(ckpt_command, "verify", verify_late)
+    code, told = verify(capsys, str(place))
+    assert code == 0
+    assert f"checkpoint/{older}" not in told
+    assert f"checkpoint/{NEWEST} ok (" in told

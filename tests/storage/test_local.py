@@ -456,3 +456,24 @@ def test_no_folder_is_told_for_nothing_or_for_a_missing_file(store: LocalStore) 
     _write(store, "steps/1/w/c")
     assert store.cached_folder("steps/1", []) is None
     assert store.cached_folder("steps/1", [("steps/1/w/c", 0, 100), ("steps/1/v/c", 0, 100)]) is None
+
+
+def test_what_could_not_be_made_durable_is_told_to_who_seals_it_not_to_who_writes_another_file(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four files may be open: the fifth has the first one made durable, which fails."""
+    sync = os.fsync
+
+    def failing(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/file-0"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    keys = [f"file-{number}" for number in range(6)]
+    for key in keys:
+        store.write_parts(key, size_bytes=len(DATA), parts=[Part(offset_bytes=0, buffers=[DATA])])
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(Unavailable, match="file-0"):
+        store.seal(keys)
+    store.seal(keys[1:])

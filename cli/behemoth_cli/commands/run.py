@@ -46,6 +46,7 @@ _ENDINGS = {
     "cancelled": Exit.RUN_CANCELLED,
 }
 _STOPPING = "saving, then stopping at the next agreed step; once more stops at once"
+_READING = "the run is over; its newest checkpoint is read back for the summary; once more leaves that out"
 
 Engine = Literal["embedded-ray", "joined-ray", "processes"]
 
@@ -172,7 +173,8 @@ async def supervise(local: LocalRun, teller: Teller) -> tuple[Summary | None, si
     def interrupt(number: signal.Signals) -> None:
         heard.append(number)
         has_begun = local.snapshot() is not None
-        teller.note(f"{number.name}: {_STOPPING if has_begun and len(heard) == 1 else 'stopping at once'}")
+        gentle = _READING if local.is_over else _STOPPING
+        teller.note(f"{number.name}: {gentle if has_begun and len(heard) == 1 else 'stopping at once'}")
         local.interrupt()
         if not has_begun or len(heard) > 1:
             work.cancel()

@@ -6,6 +6,8 @@ first sign, each phase by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from behemoth.app.history import History
@@ -85,12 +87,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def summarize(name: str, history: History, store: ObjectStore, *, now_us: int) -> Summary:
-    """Reads the newest checkpoint back: blocks for as long as that takes. Raises Corrupt when it is damaged."""
+def summarize(
+    name: str, history: History, store: ObjectStore, *, now_us: int, cancelled: Callable[[], bool]
+) -> Summary:
+    """Reads the newest checkpoint back: blocks for as long as that takes, or until an array after `cancelled`, which is
+    then a Conflict. Raises Corrupt when it is damaged."""
     observation = history.observation
     if observation is None:
         raise Internal(f"run {name}: expected an opened run to summarize, got an empty journal")
     newest = latest(store)
+    proven = None if newest is None else digest(store, open_commit(store, newest), cancelled=cancelled)
     return Summary(
         name=name,
         outcome=observation.outcome,
@@ -98,7 +104,7 @@ def summarize(name: str, history: History, store: ObjectStore, *, now_us: int) -
         step=newest.step if newest is not None else Step(0),
         total_steps=observation.config.total_steps,
         num_attempts=observation.attempt,
-        digest=f"sha256:{digest(store, open_commit(store, newest))}" if newest is not None else None,
+        digest=None if proven is None else f"sha256:{proven}",
         ledger=_ledger(history, now_us),
         faults=tuple(_fault(row) for row in history.books.ledger.faults) if history.books.ledger else (),
         num_faults=history.books.ledger.num_faults if history.books.ledger else 0,

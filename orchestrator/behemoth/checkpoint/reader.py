@@ -10,14 +10,14 @@ import hashlib
 import json
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Corrupt, Invalid, NotFound
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena, Snapshot
 from behemoth.checkpoint.commit_index import CommitIndex, metadata_objects
 from behemoth.checkpoint.commit_log import read_record
@@ -149,14 +149,17 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
     return target.view(DTYPES[grid.spec.dtype]).reshape(grid.spec.shape)
 
 
-def digest(store: ObjectStore, commit: Commit) -> str:
+def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] = lambda: False) -> str:
     """SHA-256, hex, of all arrays as read back from the store; the same for two runs exactly when their state is.
 
     Over every array in order of name (by code point): one line of UTF-8, the compact JSON `[name,dtype,[shape..]]` and
     a newline, then the array's bytes, little-endian in C order. Blocks for reading the checkpoint; holds one array.
+    `cancelled` is asked before each; raises Conflict then.
     """
     total = hashlib.sha256()
     for array in commit.layout.arrays:
+        if cancelled():
+            raise Conflict(f"digest of step {commit.record.step}: cancelled", code="cancelled")
         head = json.dumps([array.name, array.dtype, list(array.shape)], separators=(",", ":"), ensure_ascii=False)
         total.update(head.encode() + b"\n")
         total.update(read_array(store, commit, array.name).reshape(-1).view(np.uint8).data)

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from behemoth.storage.os_errors import named_errors
-
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -33,6 +31,7 @@ class OpenFiles:
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._failed: dict[str, OSError] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -48,6 +47,9 @@ class OpenFiles:
     def sync(self, path: str) -> None:
         """Make the file durable and forget it. Raises OSError; a missing file is ENOENT, never created."""
         with self._lock:
+            failed = self._failed.pop(path, None)
+            if failed is not None:
+                raise failed
             file = self._known(path)
             if file is None:
                 file = _OpenFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
@@ -60,6 +62,7 @@ class OpenFiles:
     def forget(self, path: str) -> None:
         """The file was deleted: its descriptor is closed when nobody uses it any more."""
         with self._lock:
+            self._failed.pop(path, None)
             file = self._files.pop(path, None)
             if file is not None and file.num_users == 0:
                 os.close(file.fd)
@@ -109,10 +112,13 @@ class OpenFiles:
                 os.close(file.fd)
 
     def _close_idle(self, *, above: int) -> None:
+        """Whoever seals a file hears that it could not be made durable here, not whoever happens to write another."""
         for file in self._take_idle(above):
             try:
-                with named_errors(f"fsync {file.path}"):
-                    os.fsync(file.fd)
+                os.fsync(file.fd)
+            except OSError as error:
+                with self._lock:
+                    self._failed[file.path] = error
             finally:
                 os.close(file.fd)
 

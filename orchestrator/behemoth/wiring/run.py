@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,8 @@ class LocalRun:
         self._fleet: Fleet | None = None
         self._clock = WallClock()
         self._num_interrupts = 0
+        self._is_over = False
+        self._stop_reading = threading.Event()
         self._work: asyncio.Task[Observation] | None = None
 
     async def run(self) -> Summary:
@@ -88,16 +91,28 @@ class LocalRun:
             await asyncio.to_thread(remove_rubbish, store)
             await asyncio.to_thread(probe, place.store_url)
             history = await self._lead(place, store)
+            self._is_over = True
             await asyncio.to_thread(remove_rubbish, store)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
-            summary = await asyncio.to_thread(summarize, name, history, store, now_us=now_us)
+            cancelled = self._stop_reading.is_set
+            summary = await asyncio.to_thread(summarize, name, history, store, now_us=now_us, cancelled=cancelled)
             place.directory.write_summary(summary.document())
             return summary
 
+    @property
+    def is_over(self) -> bool:
+        """Only the newest checkpoint is still read back, for the summary."""
+        return self._is_over
+
     def interrupt(self) -> None:
-        """The first time: save, then stop, resumable. The second time: stop at once."""
+        """The first time: save, then stop, resumable. The second time: stop at once. Once the run is over the first
+        time changes nothing, and the second leaves the summary out."""
         self._num_interrupts += 1
+        if self._is_over:
+            if self._num_interrupts > 1:
+                self._stop_reading.set()
+            return
         if self._num_interrupts == 1 and self._loop is not None and self._work is not None:
             self._loop.tell(Asked(request="suspend"))
         elif self._work is not None:
