@@ -136,3 +136,20 @@ def test_the_environment_of_a_workload_is_for_its_owner_only_and_never_told(tmp_
         with pytest.raises(Invalid, match=told) as caught:
             claim(decode_run(changed), tmp_path / "r")
         assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "summary.json", "notes.txt"])
+def test_a_directory_with_somebody_elses_files_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(Invalid, match=f"got 1 other files .{name}"):
+        claim(run(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_beginning_that_was_cut_off_before_the_identity_is_taken_up(tmp_path: Path) -> None:
+    for name in ("lock", "run.yaml", ".run.yaml.new"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "logs").mkdir()
+    claim(run(), tmp_path).directory.close()
+    assert existing(tmp_path).identity() is not None

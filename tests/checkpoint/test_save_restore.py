@@ -270,7 +270,7 @@ def test_another_mesh_or_model_is_refused_before_the_arena_is_touched() -> None:
         arrays=(*layout.arrays[1:], ArraySpec(name="model/new", dtype="int8", shape=(1,))),
     )
     for wanted, text in (
-        (wider, r"saved on mesh tp=2 dp=2 ep=2 edp=2, this run has tp=2 ep=2: resharding is not supported yet"),
+        (wider, r"mesh of this run \(tp=2 ep=2\), got one saved on tp=2 dp=2 ep=2 edp=2: resharding is not supported"),
         (other, r"1 arrays are missing \['model/new'\], 1 are unknown \['model/dense'\]"),
     ):
         plan = plan_rank(wanted, Rank(0))

@@ -43,6 +43,17 @@ def test_a_program_that_raises_at_the_same_step_thrice_is_stopped_with_its_last_
         assert "hint:" in stage.told()
 
 
+def test_what_libraries_print_at_the_end_of_an_interpreter_is_not_taken_for_the_reason(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:raises_among_chatty_libraries") as stage:
+        stage.environment["UNLUCKY_FOLDER"] = str(tmp_path)
+        assert "RuntimeError: the dataset is missing" in failed(stage)
+        logs = [log.read_text() for log in (stage.directory / "logs").rglob("rank-*.log")]
+        assert any("dataset is missing" in log for log in logs)
+        assert not any("chatty" in log for log in logs)
+        assert (tmp_path / "handler-ran").exists()
+        assert (tmp_path / "joined").exists()
+
+
 def test_a_program_that_leaves_early_is_not_taken_for_done(tmp_path: Path) -> None:
     with unlucky(tmp_path, "fault.unlucky:leaves_early") as stage:
         assert "exit code 0" in failed(stage)

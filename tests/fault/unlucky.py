@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +44,24 @@ def raises_at_step_three() -> None:
             raise ValueError("the third batch has a negative length")
 
     train(at_step)
+
+
+class Chatty:
+    """Says something when the interpreter is taken apart, as libraries with native parts do."""
+
+    def __del__(self) -> None:
+        os.write(2, b"chatty: leaked 1 instance\n")
+
+
+KEPT: list[Chatty] = []
+
+
+def raises_among_chatty_libraries() -> None:
+    KEPT.append(Chatty())
+    atexit.register(Path(os.environ["UNLUCKY_FOLDER"], "handler-ran").touch)
+    thread = threading.Thread(target=lambda: (time.sleep(0.3), Path(os.environ["UNLUCKY_FOLDER"], "joined").touch()))
+    thread.start()
+    raise RuntimeError("the dataset is missing")
 
 
 def leaves_early() -> None:

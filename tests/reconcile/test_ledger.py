@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from behemoth.base.ids import Attempt, NodeId
+from behemoth.base.ids import Attempt, Epoch, NodeId
 from behemoth.reconcile.ledger import Buckets, books
-from behemoth.state.evidence import GangFinished, NodeJoined
+from behemoth.state.evidence import GangFinished, NodeJoined, TermBegan
 from reconcile.player import Player, S, training
 
 RANKS = 4
@@ -98,3 +98,20 @@ def test_the_wait_for_the_last_save_is_a_stall_and_a_closed_run_is_idle() -> Non
     assert booked["checkpoint_stall"] == 5.0
     player.rest(7 * S)
     assert _booked(player)["idle"] == booked["idle"] + 7.0
+
+
+def test_the_time_between_two_terms_is_idle_and_what_was_not_reported_before_it_is_done_again() -> None:
+    player = training()
+    player.reach(6, after_us=6 * S)
+    idle_s = _booked(player)["idle"]
+    player.rest(2 * S)
+    player.tell(TermBegan(epoch=Epoch(2)), after_us=100 * S)
+    player.begin(epoch=2)
+    for name in player.obs.config.nodes:
+        player.tell(NodeJoined(node=name, incarnation=player.obs.nodes[name].incarnation, attempt=Attempt(0)))
+    player.train()
+    booked = _booked(player)
+    assert booked["useful"] == 6.0
+    assert booked["recomputed"] == 2.0
+    assert booked["idle"] >= idle_s + 100.0
+    assert booked.get("detect", 0.0) < 10.0

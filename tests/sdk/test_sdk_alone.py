@@ -138,3 +138,9 @@ def test_records_come_back_typed() -> None:
     bound.read_records()
     assert got == [{"at": 3, "seed": b"\x00\xff"}]
     assert bound.early_names() == ["state/run"]
+
+
+def test_an_array_of_another_byte_order_is_refused_with_what_to_do() -> None:
+    with pytest.raises(Invalid, match="this machine's byte order, got >f4") as caught:
+        State().array("w", np.arange(3, dtype=">f4"), shape=(3,))
+    assert "newbyteorder" in caught.value.hint

@@ -397,7 +397,11 @@ class Gang:
         _log.warning("attempt %d: restore from %s refused: %s", self.attempt, restore.write_id, reason)
         if self._refused is None:
             self._refused = RestoreRefused(
-                attempt=self.attempt, write_id=restore.write_id, reason=reason, is_corrupt=answer.is_corrupt
+                attempt=self.attempt,
+                write_id=restore.write_id,
+                reason=reason,
+                is_corrupt=answer.is_corrupt,
+                is_unfit=answer.is_unfit,
             )
             self._parts.send(self._refused)
 

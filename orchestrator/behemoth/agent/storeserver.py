@@ -29,7 +29,7 @@ from behemoth.agent.storewire import (
     Write,
     Written,
 )
-from behemoth.base.errors import BehemothError, Corrupt, Internal, NotFound, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, Internal, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.grid import grids
@@ -102,7 +102,8 @@ class _StoreServer:
             answer = self._prepare(order, fd) if isinstance(order, Prepare) else self._write(order, fd)
         except BehemothError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
-            answer = Failed(job=order.job, reason=reason, is_corrupt=isinstance(error, Corrupt | NotFound))
+            is_corrupt, is_unfit = isinstance(error, Corrupt | NotFound), isinstance(error, Invalid)
+            answer = Failed(job=order.job, reason=reason, is_corrupt=is_corrupt, is_unfit=is_unfit)
         except Exception as error:  # noqa: BLE001  # supervisor of a background job: the agent must get an answer
             answer = Failed(job=order.job, reason=f"{type(error).__name__}: {error}", is_corrupt=False)
         finally:

@@ -88,6 +88,8 @@ class Failed(_Message, frozen=True, kw_only=True):
 
     reason: str
     is_corrupt: bool
+    is_unfit: bool = False
+    """What the store holds is of another model or mesh."""
 
 
 StoreReport: TypeAlias = Prepared | Written | Failed

@@ -26,6 +26,9 @@ from behemoth.base.ids import Epoch, RunUid
 
 SECRET_BYTES = 32
 
+_FIRST_NAMES = {"lock", "logs", "run.yaml", ".run.yaml.new", ".identity.json.new"}
+"""What there may be before a directory has its identity."""
+
 T = TypeVar("T")
 
 
@@ -65,8 +68,10 @@ class RunDirectory:
     def open(self) -> None:
         """Creates the directory and locks it until `close` or the end of the process.
 
-        Raises Conflict when another process runs here, Denied or Unavailable when the directory cannot be made.
+        Raises Conflict when another process runs here, Denied or Unavailable when the directory cannot be made, and
+        Invalid for a directory that holds something else than a run: its files would be overwritten.
         """
+        self._check_ours()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
@@ -82,6 +87,23 @@ class RunDirectory:
                 hint="wait for it, stop it with Ctrl-C, or name another directory with --dir",
                 code="run-locked",
             ) from error
+
+    def _check_ours(self) -> None:
+        """A new run begins in an empty directory, or where the beginning of one was cut off: it locks first."""
+        try:
+            names = {entry.name for entry in self.path.iterdir()}
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise refusal(self.path, "read it", error) from error
+        foreign = names - _FIRST_NAMES if "lock" in names else names
+        if foreign and self._identity.name not in names:
+            raise Invalid(
+                f"run directory {self.path}: expected an empty directory or one of a run, got {len(names)} other "
+                f"files ({', '.join(sorted(foreign)[:4])})",
+                hint="name another directory with --dir; a run keeps everything in a directory of its own",
+                code="run-directory-foreign",
+            )
 
     def close(self) -> None:
         """Gives the lock back."""

@@ -102,8 +102,8 @@ def check_same_layout(commit: Commit, layout: Layout) -> None:
         return
     if saved.mesh != layout.mesh:
         raise Invalid(
-            f"checkpoint of step {commit.record.step}: saved on mesh {_mesh(saved.mesh)}, this run has "
-            f"{_mesh(layout.mesh)}: resharding is not supported yet",
+            f"checkpoint of step {commit.record.step}: expected the mesh of this run ({_mesh(layout.mesh)}), got one "
+            f"saved on {_mesh(saved.mesh)}: resharding is not supported yet",
             hint="run on the mesh of the checkpoint, or start from scratch in another directory",
             code="mesh-mismatch",
         )
@@ -112,7 +112,7 @@ def check_same_layout(commit: Commit, layout: Layout) -> None:
     changed = sorted({one.name for one in set(saved.arrays) ^ set(layout.arrays)} - {*missing, *extra})
     raise Invalid(
         f"checkpoint of step {commit.record.step}: of another model: {len(missing)} arrays are missing {missing[:3]}, "
-        f"{len(extra)} are unknown {extra[:3]}, {len(changed)} differ {_changes(saved, layout, changed[:3])}",
+        f"{len(extra)} are unknown {extra[:3]}, {len(changed)} differ {_changes(saved, layout, changed[:3])}".rstrip(),
         hint="restore it with the program that saved it, or start from scratch in another directory",
         code="model-mismatch",
     )
@@ -286,7 +286,7 @@ def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
 
 def _mesh(mesh: Mesh) -> str:
     sizes = [f"{field.name}={getattr(mesh, field.name)}" for field in fields(mesh) if getattr(mesh, field.name) > 1]
-    return " ".join(sizes) or "of one rank"
+    return " ".join(sizes) or "one rank"
 
 
 def _changes(saved: Layout, layout: Layout, names: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ def evidence_of(node: NodeId, report: SingleReport) -> WorkerFailed | RestoreFai
                 write_id=report.write_id,
                 reason=report.reason,
                 is_corrupt=report.is_corrupt,
+                is_unfit=report.is_unfit,
             )
         case SaveMissed():
             return SavePassed(attempt=report.attempt, write_id=report.write_id, step=report.step)

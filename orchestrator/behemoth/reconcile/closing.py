@@ -140,6 +140,8 @@ def _failure(obs: Observation) -> tuple[Outcome, str] | None:
         return "failed", f"the last checkpoint failed {obs.num_last_failures} times: {obs.save_message}"
     incident = obs.incident
     if incident is not None and is_settled(obs) and not is_saving_the_end(obs):
+        if incident.is_final:
+            return "failed", incident.reason
         tally = tally_with(obs, incident)
         if tally is not obs.tally and is_hopeless(tally, max_failures=obs.config.max_failures):
             return "failed", f"{tally.num_any} failures without progress beyond step {obs.best_step}: {incident.reason}"

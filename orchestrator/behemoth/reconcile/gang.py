@@ -114,7 +114,8 @@ def on_restore_failed(obs: Observation, told: RestoreFailed) -> Observation:
         return obs
     reason = f"step {commit.step} did not restore on node {told.node}: {failure.last_line(told.reason)}"
     if not told.is_corrupt:
-        return open_incident(obs, plain_incident(obs, "restore", reason, node=told.node))
+        incident = plain_incident(obs, "restore", reason, node=told.node)
+        return open_incident(obs, replace(incident, is_final=told.is_unfit))
     obs = replace(obs, rejecting=(commit, reason))
     return open_incident(obs, plain_incident(obs, "corrupt", reason, node=told.node))
 

@@ -9,7 +9,7 @@ since it last booked. No bucket is a remainder: each span is booked for what hap
 - `checkpoint_stall`: what ranks spent blocked in saves, taken out of the two above, and the wait for the last save.
 - `detect`: from the last sign of health before the fault (see `FaultRow.at_us`) to the first decision about it.
 - `restart`: from the decision to every worker up; `restore`: from there to every rank restored.
-- `idle`: before the first gang was up, while nodes were waited for, and while the run was closed.
+- `idle`: before the first gang was up, while nodes were waited for, while the run was closed, and while nobody led it.
 
 Neighbour: `behemoth.app`, which prints it. It must not be read by a decision.
 """
@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from behemoth.base.ids import NodeId, Rank, Step
 from behemoth.state.effect import Close, Evict, Start
-from behemoth.state.evidence import Decided, Evidence
+from behemoth.state.evidence import Decided, Evidence, TermBegan
 from behemoth.state.observation import Cause, Incident, Observation
 
 MAX_ROWS = 1_000
@@ -85,6 +85,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """Steps up to here are repeated."""
     stall_us: int = 0
     """Of this attempt, as last told."""
+    away_us: tuple[int, int] = (0, 0)
+    """From the last word of the former term to the begin of this one."""
     faults: tuple[FaultRow, ...] = ()
     num_faults: int = 0
     """Rows ever written; the oldest of more than MAX_ROWS are dropped."""
@@ -104,6 +106,8 @@ def book(ledger: Ledger | None, before: Observation | None, evidence: Evidence, 
         return open_ledger(after)
     if isinstance(evidence, Decided):
         return _book_decided(ledger, before, evidence, after)
+    if isinstance(evidence, TermBegan):
+        ledger = replace(ledger, away_us=(before.now_us, after.now_us))
     if after.progress is not before.progress and after.gang == "training":
         return _book_progress(ledger, before, after)
     if after.gang == before.gang:
@@ -189,7 +193,7 @@ def _book_steps(ledger: Ledger, *, step: Step, at_us: int, stall_us: int) -> Led
 def _book_shortage(ledger: Ledger, before: Observation, after: Observation) -> Ledger:
     """A fault in a gang that was not training begins its detection; nodes that come end the wait."""
     if before.incident is None and after.incident is not None and ledger.mode in ("restart", "restore"):
-        return _book_to(ledger, after.now_us, "detect")
+        return _book_to(_without_pause(ledger, after.incident), after.now_us, "detect")
     return ledger
 
 
@@ -212,11 +216,27 @@ def _in_detection(ledger: Ledger, before: Observation) -> Ledger:
     incident = before.incident
     if incident is None or ledger.mode not in ("train", "finish"):
         return ledger
-    if ledger.mode == "finish":
-        return _book_to(ledger, max(ledger.mark_us, incident.at_us), "detect")
-    lost = max(0, incident.at_us - ledger.mark_us) * ledger.num_ranks
-    booked = replace(ledger.booked, recomputed=ledger.booked.recomputed + lost)
-    return replace(ledger, booked=booked, mark_us=max(ledger.mark_us, incident.at_us), mode="detect")
+    ledger = _without_pause(ledger, incident)
+    return replace(_book_lost(ledger, incident.at_us), mode="detect")
+
+
+def _book_lost(ledger: Ledger, until_us: int) -> Ledger:
+    """Book under the present mode, but training as work that is done again: nobody reported it."""
+    until_us = max(ledger.mark_us, until_us)
+    if ledger.mode != "train":
+        return _book_to(ledger, until_us, ledger.mode)
+    lost = (until_us - ledger.mark_us) * ledger.num_ranks
+    return replace(ledger, booked=replace(ledger.booked, recomputed=ledger.booked.recomputed + lost), mark_us=until_us)
+
+
+def _without_pause(ledger: Ledger, incident: Incident) -> Ledger:
+    """Between two terms that no agent outlived nobody ran: the time from the last word of the one is idle."""
+    if incident.cause != "coordinator" or not ledger.mark_us <= ledger.away_us[0] < ledger.away_us[1]:
+        return ledger
+    begin_us, end_us = ledger.away_us
+    ledger = _book_lost(ledger, begin_us)
+    idle = (end_us - begin_us) * ledger.num_ranks
+    return replace(ledger, booked=replace(ledger.booked, idle=ledger.booked.idle + idle), mark_us=end_us)
 
 
 def _book_close(ledger: Ledger, before: Observation, after: Observation) -> Ledger:

@@ -53,6 +53,12 @@ class HostArray:
     def dtype(self) -> str:
         """The element type by its name in the checkpoint. Raises Invalid for one that cannot be saved."""
         value = self._value
+        if isinstance(value, np.ndarray) and not value.dtype.isnative:
+            raise Invalid(
+                f"array {self._name!r}: expected elements in this machine's byte order, got {value.dtype.str}",
+                hint="give array.astype(array.dtype.newbyteorder('=')) instead",
+                code="array-dtype",
+            )
         name = value.dtype.name if isinstance(value, np.ndarray) else str(_tensor(value).dtype).removeprefix("torch.")
         if name not in DTYPES:
             raise Invalid(

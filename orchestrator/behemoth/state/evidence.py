@@ -150,6 +150,8 @@ class RestoreFailed(_Evidence, frozen=True, kw_only=True):
     write_id: WriteId
     reason: str
     is_corrupt: bool
+    is_unfit: bool = False
+    """It is of another model or mesh, so that no attempt of this program can restore it."""
 
 
 class SavePassed(_Evidence, frozen=True, kw_only=True):

@@ -73,6 +73,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     """When the first effect because of it was decided."""
     signature: str = ""
     """What makes two failures the same: how the worker ended and the last line that it printed."""
+    is_final: bool = False
+    """Another attempt would meet the same."""
 
     @property
     def is_program(self) -> bool:

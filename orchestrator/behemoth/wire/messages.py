@@ -104,6 +104,7 @@ class RestoreRefused(_Message, frozen=True, kw_only=True):
     write_id: WriteId
     reason: str
     is_corrupt: bool
+    is_unfit: bool = False
 
 
 class SaveReached(_Message, frozen=True, kw_only=True):

@@ -1,37 +1,70 @@
 """The fork server's process and, after a fork, the worker's: `python -m behemoth.wiring.worker FD AGENT_PID`.
 
 Started by the agent only. A worker unwinds the server's frames before it calls the program, so that tracebacks, exit
-handlers and exit codes are those of any Python program.
+handlers and exit codes are those of any Python program. It then leaves without taking the interpreter apart: libraries
+print into that (nanobind its leaks), and what a worker prints last is taken for the reason of its end.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import faulthandler
 import importlib
 import os
 import signal
 import socket
 import sys
+import threading
+from typing import NoReturn
 
 from behemoth.agent.forkserver import Job, serve, tie_to_agent
 from behemoth.wire.session import DUMP_SIGNAL
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code of the fork server, or of the worker that was forked from it."""
+    """Returns the exit code of the fork server; a worker that was forked from it does not return."""
     fd, agent_pid = int(argv[0]), int(argv[1])
     tie_to_agent(agent_pid)
     # Imported before the first fork, so that a worker finds the SDK and what it needs warm; and once the tie holds,
     # since a process that is stopped while it imports must die with its agent too.
     importlib.import_module("behemoth.sdk")
     job = serve(socket.socket(fileno=fd), agent_pid=agent_pid)
-    if job is None:
-        return 0
-    return _work(job)
+    if job is not None:
+        _leave(_ended(job))
+    return 0
+
+
+def _ended(job: Job) -> int:
+    """Run the program to its end, whatever that is; the exit code that Python gives it."""
+    try:
+        return _work(job)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")
+        return 1
+    except BaseException:  # noqa: BLE001  # the edge of a process: told as Python tells it
+        sys.excepthook(*sys.exc_info())
+        return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """What Python does at the end of a program: wait for its threads, run exit handlers, write what is buffered."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    try:
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or replaced by something else
+                stream.flush()
+        os._exit(code & 0xFF)
 
 
 def _work(job: Job) -> int:
-    """Run the program. Its exceptions pass through, to end the process as they end any Python program."""
+    """Run the program."""
     if job.entrypoint is None:
         _execute(job.argv)
     faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True, chain=False)

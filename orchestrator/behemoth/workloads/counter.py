@@ -91,7 +91,8 @@ def main() -> None:
         time.sleep(pause_s)
         run.fence()
         counter.update(gradient)
-        run.report(step, loss=loss, tokens=SAMPLES * LENGTH)
+        # Every rank looks at all samples, and tokens of ranks add up.
+        run.report(step, loss=loss, tokens=SAMPLES * LENGTH if run.rank == 0 else 0)
         run.save(step, state)
 
 

@@ -45,7 +45,7 @@ def train(run: Run, trainer: Trainer) -> None:
         loss_sum = trainer.gradients(step)
         run.fence()
         loss = trainer.update(step, loss_sum)
-        run.report(step, loss=loss, tokens=trainer.tokens_per_step)
+        run.report(step, loss=loss, tokens=trainer.tokens_per_step // run.world_size)
         run.save(step, state)
 
 
