@@ -102,3 +102,11 @@ def test_a_gang_that_never_finds_its_nodes_fails_with_the_reason() -> None:
     close = player.one(Close)
     assert close.outcome == "failed"
     assert "waited 600 s for nodes" in close.reason
+
+
+def test_nodes_that_are_first_started_are_waited_for_as_long_as_a_start_may_take() -> None:
+    player = Player(node_wait_us=0)
+    player.begin()
+    start_us = player.obs.config.hang_floors.start_us
+    assert not [effect for effect in player.rest(start_us - 2 * S) if isinstance(effect, Close)]
+    assert [effect.outcome for effect in player.rest(3 * S) if isinstance(effect, Close)] == ["failed"]

@@ -310,3 +310,10 @@ def test_no_value_in_any_section_ends_in_anything_but_a_run_or_a_refusal(name: s
 def test_no_text_ends_in_anything_but_a_refusal(text: str | bytes) -> None:
     with pytest.raises(BehemothError):
         decode_run(text)
+
+
+@pytest.mark.parametrize(("value", "hint"), [("5m", "did you mean {interval: 5m}?"), (20, "did you mean {steps: 20}?")])
+def test_a_bare_cadence_is_met_with_the_form_that_takes_it(value: object, hint: str) -> None:
+    with pytest.raises(InvalidRun) as caught:
+        decode_document(document(checkpoint={"every": value}))
+    assert [problem.hint for problem in caught.value.problems] == [hint]

@@ -184,11 +184,13 @@ class Gang:
         beat = beat_of(
             [member for member in self._members if not member.has_ended_steps] or self._members,
             self.attempt,
+            floors=self._parts.setup.hang_floors,
             port=port,
             last_slowest_us=self._last_slowest_us,
             now_us=_now_us(),
         )
-        self._last_slowest_us = beat.slowest_step_us
+        # That steps were made, without their time: it has been told, and each sample counts once.
+        self._last_slowest_us = min(beat.slowest_step_us, 1)
         for member in self._members:
             member.slowest_step_us = 0
         return beat
@@ -236,7 +238,7 @@ class Gang:
             "MASTER_PORT": str(table.master_port),
             "TORCHELASTIC_RUN_ID": table.fence.run_uid,
             "TORCHELASTIC_RESTART_COUNT": str(self.attempt - 1),
-            "PYTHONUNBUFFERED": "1",
+            "PYTHONUNBUFFERED": self._parts.setup.environment.get("PYTHONUNBUFFERED", "1"),
         }
 
     async def _report_end(self, member: Member, report: Exited) -> None:

@@ -18,7 +18,7 @@ from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited
 from behemoth.agent.gang import Gang, Parts
 from behemoth.agent.link import Link, jitter
-from behemoth.agent.member import beat_of
+from behemoth.agent.member import idle_beat
 from behemoth.agent.output import Output
 from behemoth.agent.processes import adopt_orphans
 from behemoth.agent.rendezvous import Reservation
@@ -269,7 +269,7 @@ class Agent:
         port = self._reservation.port if self._reservation is not None else 0
         if self._gang is not None:
             return self._gang.beat(port=port)
-        return beat_of([], self._seen.attempt, port=port, last_slowest_us=0, now_us=0)
+        return idle_beat(self._seen.attempt, port=port)
 
     def _watch_lifeline(self, fd: int) -> None:
         if os.read(fd, 1):

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from behemoth.agent.channel import Channel
 from behemoth.agent.output import LogPipe
 from behemoth.base.ids import Attempt, Rank, Step
-from behemoth.state.config import WorkPhase
+from behemoth.policy.hang import laggard_key
+from behemoth.state.config import HangFloors, WorkPhase
 from behemoth.wire.messages import Beat
 from behemoth.wire.session import FromWorker, Report
-
-_PHASE_ORDER: tuple[WorkPhase, ...] = ("start", "restore", "first_step", "step", "eval", "save")
-
 
 NO_STEP = Step(0)
 
@@ -60,12 +58,18 @@ class Member:
             self.enter("step", now_us)
 
 
-def beat_of(members: Sequence[Member], attempt: Attempt, *, port: int, last_slowest_us: int, now_us: int) -> Beat:
-    """How far this node is. The slowest rank counts: the least step, in the earliest phase, for the longest time.
-    `last_slowest_us` stands in when no step was completed since the last beat."""
-    if not members:
-        return _idle(attempt, port)
-    laggard = min(members, key=lambda member: (member.step, _PHASE_ORDER.index(member.phase), member.phase_since_us))
+def beat_of(
+    members: Sequence[Member],
+    attempt: Attempt,
+    *,
+    floors: HangFloors,
+    port: int,
+    last_slowest_us: int,
+    now_us: int,
+) -> Beat:
+    """How far this node is. The slowest rank counts: the least step, then `hang.laggard_key`. `last_slowest_us`
+    stands in when no step was completed since the last beat."""
+    laggard = min(members, key=lambda one: (one.step, laggard_key(one.phase, one.phase_since_us, floors=floors)))
     losses = [member.loss for member in members if member.loss is not None]
     return Beat(
         attempt=attempt,
@@ -81,7 +85,8 @@ def beat_of(members: Sequence[Member], attempt: Attempt, *, port: int, last_slow
     )
 
 
-def _idle(attempt: Attempt, port: int) -> Beat:
+def idle_beat(attempt: Attempt, *, port: int) -> Beat:
+    """Of a node without workers."""
     return Beat(
         attempt=attempt,
         step=Step(0),

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from behemoth.base.ids import Attempt, NodeId, Step
+from behemoth.policy.hang import laggard_key
+from behemoth.state.config import HangFloors
 from behemoth.state.evidence import Progress
 from behemoth.wire.messages import Beat
 
@@ -27,8 +29,9 @@ class Vitals:
 class ProgressBoard:
     """The last beat of each node of one attempt. Not thread-safe; owned by the server's event loop."""
 
-    def __init__(self, attempt: Attempt, nodes: Sequence[NodeId]) -> None:
+    def __init__(self, attempt: Attempt, nodes: Sequence[NodeId], *, floors: HangFloors) -> None:
         self._attempt = attempt
+        self._floors = floors
         self._beats: dict[NodeId, Beat | None] = dict.fromkeys(nodes)
         self._heard_us: dict[NodeId, int] = {}
         self._num_silent = len(self._beats)
@@ -58,7 +61,12 @@ class ProgressBoard:
         beats = {node: beat for node, beat in self._beats.items() if beat is not None}
         step = min(beat.step for beat in beats.values())
         behind = [node for node, beat in beats.items() if beat.step == step]
-        laggard = min(behind, key=lambda node: self._phase_since_us(node, beats[node]))
+        laggard = min(
+            behind,
+            key=lambda node: laggard_key(
+                beats[node].phase, self._phase_since_us(node, beats[node]), floors=self._floors
+            ),
+        )
         news = Progress(
             attempt=self._attempt,
             step=step,

@@ -175,7 +175,7 @@ class Fleet:
     def adopt_gang(self, attempt: Attempt, nodes: Sequence[NodeId]) -> None:
         """Counts reports of this attempt from now on; its workers may already run under a former coordinator."""
         self._gang = GangMuster(attempt, nodes)
-        self._board = ProgressBoard(attempt, nodes)
+        self._board = ProgressBoard(attempt, nodes, floors=self._settings.setup.hang_floors)
         self._standing = []
 
     def stop_gang(self, fence: Fence, reason: str, *, dump_stacks: bool) -> None:

@@ -17,6 +17,9 @@ _P99_FACTOR = 3
 """design/recovery.md: "no step in max(3 x p99, floor)"."""
 
 
+_BEFORE_STEPS: tuple[WorkPhase, ...] = ("start", "restore")
+
+
 def limit_us(phase: WorkPhase, *, floors: HangFloors, p99_us: int) -> int:
     """Longest silence that is still work. `p99_us` is 0 before the first step was seen."""
     match phase:
@@ -38,3 +41,11 @@ def deadline_us(progress: Progress, *, watch_us: int, floors: HangFloors, p99_us
     """When this progress, if it stays the latest, is a hang. `watch_us`: silence before it is excused (a takeover)."""
     last_sign_us = max(progress.at_us, progress.phase_since_us, progress.next_report_by_us or 0, watch_us)
     return last_sign_us + limit_us(progress.phase, floors=floors, p99_us=p99_us)
+
+
+def laggard_key(phase: WorkPhase, since_us: int, *, floors: HangFloors) -> tuple[int, int, int]:
+    """The least of these, among ranks at the same step, is the rank whose phase decides: one that is not up yet, else
+    the one that may take longest (an evaluation on one rank, for which the others wait), else the one that began first.
+    """
+    num_before = _BEFORE_STEPS.index(phase) if phase in _BEFORE_STEPS else len(_BEFORE_STEPS)
+    return num_before, -limit_us(phase, floors=floors, p99_us=0), since_us

@@ -145,11 +145,20 @@ def _failure(obs: Observation) -> tuple[Outcome, str] | None:
         tally = tally_with(obs, incident)
         if tally is not obs.tally and is_hopeless(tally, max_failures=obs.config.max_failures):
             return "failed", f"{tally.num_any} failures without progress beyond step {obs.best_step}: {incident.reason}"
-    if obs.waiting_since_us is None or obs.now_us < obs.waiting_since_us + obs.config.node_wait_us:
+    due_us = wait_deadline_us(obs)
+    if due_us is None or obs.now_us < due_us:
         return None
     missing = len(obs.vacant) if obs.holders else obs.config.num_slots
     wait_s = obs.config.node_wait_us / 1e6
     return "failed", f"waited {wait_s:g} s for nodes: {missing} missing, {len(obs.spares)} there"
+
+
+def wait_deadline_us(obs: Observation) -> int | None:
+    """Until when missing nodes are waited for; at the begin of a term at least as long as a start may take."""
+    if obs.waiting_since_us is None:
+        return None
+    due_us = obs.waiting_since_us + obs.config.node_wait_us
+    return due_us if obs.holders else max(due_us, obs.term_us + obs.config.hang_floors.start_us)
 
 
 def closed(obs: Observation, effect: Close) -> Observation:
@@ -176,6 +185,5 @@ def _left(node: Node) -> Node:
 def deadlines(obs: Observation) -> list[int]:
     """Times at which `closings` has something to do."""
     times = [exit_deadline_us(obs)] if obs.ending_step is not None else []
-    if obs.waiting_since_us is not None:
-        times.append(obs.waiting_since_us + obs.config.node_wait_us)
-    return times
+    wait_us = wait_deadline_us(obs)
+    return times if wait_us is None else [*times, wait_us]

@@ -264,7 +264,12 @@ def _single_code(kind: Integer | Choice | Text, raw: object) -> str:
 
 
 def _tag_hint(kind: OneOf, raw: object) -> str:
-    """A bare value was probably meant for the first form."""
-    if isinstance(raw, str | int) and not isinstance(raw, bool) and len(str(raw)) < 80:
-        return f"did you mean {{{kind.tags[0]}: {raw}}}?"
+    """A bare value was probably meant for the first form that takes it."""
+    if not isinstance(raw, str | int) or isinstance(raw, bool) or len(str(raw)) >= 80:
+        return ""
+    for section in kind.sections:
+        reader = _Decoder()
+        reader.value(section.fields[0].kind, raw, "")
+        if not reader.problems:
+            return f"did you mean {{{section.fields[0].name}: {raw}}}?"
     return ""

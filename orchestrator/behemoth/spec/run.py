@@ -209,7 +209,8 @@ class Recovery:
     heartbeat_limit: Annotated[
         timedelta,
         About(
-            doc="A node that is silent for this long is lost. Agents beat once a second and one beat may go missing.",
+            doc="A node that is silent for this long is lost. Agents beat five times within it, and at least once a "
+            "second, so that a beat may go missing.",
             kind=duration(minimum=2 * BEAT_INTERVAL + timedelta(milliseconds=100)),
         ),
     ] = timedelta(seconds=2.5)
@@ -223,12 +224,18 @@ class Recovery:
     max_failures_without_progress: Annotated[
         int,
         About(
-            doc="After this many failures in a row without one more completed step the run stops and says why.",
+            doc="After this many failures of the same kind in a row without one more completed step, or three times "
+            "as many of any kind, the run stops and says why. A checkpoint of another model or mesh stops it at once.",
             kind=Integer(minimum=1, maximum=1000),
         ),
     ] = 3
     node_wait: Annotated[
-        timedelta, About(doc="How long a gang waits for a missing node before the run fails.", kind=duration())
+        timedelta,
+        About(
+            doc="How long a gang waits for a missing node before the run fails; for its first nodes at least "
+            "as long as `hang_floor.start`.",
+            kind=duration(),
+        ),
     ] = timedelta(minutes=10)
     coordinator_grace: Annotated[
         timedelta,
