@@ -29,8 +29,8 @@ spec:
 """
 
 
-def run() -> TrainingRun:
-    return decode_run(TEXT)
+def run(store: str = "") -> TrainingRun:
+    return decode_run(TEXT + (f"  checkpoint: {{store: {store}}}\n" if store else ""))
 
 
 def test_a_second_process_is_refused_while_the_first_holds_the_directory(tmp_path: Path) -> None:
@@ -117,3 +117,13 @@ def test_an_identity_that_was_changed_by_hand_is_corrupt(tmp_path: Path) -> None
     (tmp_path / "r" / "identity.json").write_text("[]")
     with pytest.raises(Corrupt, match=r"identity\.json"):
         claim(run(), tmp_path / "r")
+
+
+def test_a_store_that_is_refused_leaves_a_fresh_directory_free_for_a_corrected_file(tmp_path: Path) -> None:
+    def refuse(url: str) -> None:
+        raise Conflict(f"{url}: expected nobody's, got another's")
+
+    with pytest.raises(Conflict, match="taken/small"):
+        claim(run(str(tmp_path / "taken")), tmp_path / "r", vet=refuse)
+    claim(run(str(tmp_path / "free")), tmp_path / "r").directory.close()
+    claim(run(str(tmp_path / "free")), tmp_path / "r", vet=refuse).directory.close()

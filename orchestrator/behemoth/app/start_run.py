@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,17 @@ class RunPlace:
     store_url: str
 
 
-def claim(run: TrainingRun, path: Path) -> RunPlace:
+def claim(run: TrainingRun, path: Path, *, vet: Callable[[str], None] = lambda _: None) -> RunPlace:
     """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, and Invalid when it holds
-    another run: the message then names each field that differs."""
+    another run: the message then names each field that differs.
+
+    `vet` is told the store of a new run before anything binds a fresh directory to it; what it raises leaves the
+    directory free for a corrected run file. Without it every store will do, as for who only looks."""
     directory = RunDirectory(path)
     directory.open()
     try:
-        return RunPlace(directory=directory, identity=_identify(run, directory), store_url=store_root(run, directory))
+        identity = _identify(run, directory, vet)
+        return RunPlace(directory=directory, identity=identity, store_url=store_root(run, directory))
     except BaseException:
         directory.close()
         raise
@@ -54,9 +59,10 @@ def node_names(run: TrainingRun) -> list[NodeId]:
     return [NodeId(f"node-{number}") for number in range(run.nodes.count + run.nodes.spares)]
 
 
-def _identify(run: TrainingRun, directory: RunDirectory) -> Identity:
+def _identify(run: TrainingRun, directory: RunDirectory, vet: Callable[[str], None]) -> Identity:
     identity = directory.identity()
     if identity is None:
+        vet(store_root(run, directory))
         directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
         return directory.found(run.name)
     former = decode_run(directory.document.read_bytes(), source=str(directory.document))

@@ -1,7 +1,7 @@
 """The process of `behemoth run`: builds store, fleet, runtime and body, joins them to the loop, and takes them down.
 
-The only file that knows all of them. Nothing is decided here; the order of steps is what matters: lock, store, term,
-server, machines, loop, and the reverse at the end, whatever happens in between.
+The only file that knows all of them. Nothing is decided here; the order of steps is what matters: lock, journal, store,
+term, server, machines, loop, and the reverse at the end, whatever happens in between.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.ids import Epoch
+from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.ports import ObjectStore, Runtime
@@ -79,13 +80,16 @@ class LocalRun:
         """Until the run is closed or stopped. Raises Behemoth's errors for what prevents a start or breaks the loop;
         whatever happens, no process is left and the directory can be resumed."""
         request = self._request
-        place = await asyncio.to_thread(claim, request.run, request.directory)
+        place = await asyncio.to_thread(claim, request.run, request.directory, vet=_vet)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(place.directory.close)
+            journal = JournalFile(place.directory.journal)
+            history = read_history(journal.open())
+            stack.callback(journal.close)
             store = open_store(place.store_url)
             stack.callback(store.close)
-            await asyncio.to_thread(probe, place.store_url)
-            history = await self._lead(place, store)
+            await asyncio.to_thread(_settle, place, store)
+            history = await self._lead(place, store, journal, history)
             await asyncio.to_thread(remove_rubbish, store)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
@@ -115,14 +119,11 @@ class LocalRun:
             connected=fleet.connected(),
         )
 
-    async def _lead(self, place: RunPlace, store: ObjectStore) -> History:
+    async def _lead(self, place: RunPlace, store: ObjectStore, journal: JournalFile, history: History) -> History:
         """One term: from the journal of the former one to the end of the loop."""
         request = self._request
         async with contextlib.AsyncExitStack() as stack:
-            journal = JournalFile(place.directory.journal)
-            history = read_history(journal.open())
             former = history.observation
-            stack.callback(journal.close)
             self._clock = WallClock(not_before_us=former.now_us if former is not None else 0)
             request.on_phase(_WAITING[request.engine])
             runtime = await asyncio.to_thread(_open_runtime, request)
@@ -218,6 +219,21 @@ _WAITING = {
     "joined-ray": "joining Ray",
     "processes": "starting processes",
 }
+
+
+def _vet(store_url: str) -> None:
+    """Raises Conflict when the store of a run that has yet to begin belongs to another."""
+    with contextlib.closing(open_store(store_url)) as store:
+        refuse_other(store, None, url=store_url)
+
+
+def _settle(place: RunPlace, store: ObjectStore) -> None:
+    """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
+    url, identity = place.store_url, place.identity
+    refuse_other(store, identity.run_uid, url=url)
+    probe(url)
+    directory = str(place.directory.path.absolute())
+    take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=directory), url=url)
 
 
 def _post(running: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
