@@ -127,7 +127,7 @@ def find_checkpoints(text: str) -> Checkpoints:
         identity = directory.identity()
         if identity is not None:
             run = read_run(directory.document)
-            return Checkpoints(url=store_root(run, directory), run=identity.name)
+            return Checkpoints(url=store_root(run, directory, identity), run=identity.name)
     path = Path(path_of(text))
     if text.startswith(_PREFIX) or not path.is_dir():
         raise NotFound(

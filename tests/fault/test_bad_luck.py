@@ -22,6 +22,7 @@ TESTS = str(Path(__file__).parents[1])
 STEPS = 120
 FAILED = 1
 BAD_INPUT = 2
+NOT_FOUND = 102
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 
@@ -238,6 +239,47 @@ def test_a_store_belongs_to_one_run_and_another_directory_is_refused_before_it_t
     found = commits(LocalStore(store))
     assert found
     assert not [one for one in found if isinstance(one, BadCommit)]
+
+
+def test_a_store_that_is_away_stops_the_run_instead_of_beginning_anew_and_back_again_it_goes_on(
+    tmp_path: Path, digest: object
+) -> None:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
+        stopped_midway(stage)
+        store = stage.directory / "checkpoints"
+        journal = (stage.directory / "evidence.jsonl").read_bytes()
+        store.rename(tmp_path / "away")
+        for make in (lambda: None, store.mkdir):  # not there, and the empty place of a mount
+            make()
+            stage.start()
+            assert stage.wait() == NOT_FOUND, stage.told()
+            assert f"checkpoint store {store}: expected the checkpoint of step" in stage.told()
+            assert "hint: mount the store" in stage.told()
+            assert not store.exists() or not any(store.iterdir())
+            assert (stage.directory / "evidence.jsonl").read_bytes() == journal
+        store.rmdir()
+        (tmp_path / "away").rename(store)
+        stage.start()
+        stage.finish()
+        assert all("from the beginning" not in str(event["message"]) for event in stage.events("Started")[1:])
+        stage.expect_sound(digest)
+
+
+def test_a_relative_store_is_found_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: object
+) -> None:
+    began, later = tmp_path / "began", tmp_path / "later"
+    began.mkdir()
+    later.mkdir()
+    monkeypatch.chdir(began)
+    with staged(tmp_path / "stage", spec(steps=STEPS, step_ms=30, checkpoint="store: ckpts")) as stage:
+        stopped_midway(stage)
+        monkeypatch.chdir(later)
+        stage.start()
+        assert stage.finish()["digest"] == digest
+        assert stage.events("Restored")[-1]["step"]
+        assert list(later.iterdir()) == []
+        assert latest(LocalStore(began / "ckpts" / "kills")).step == STEPS  # type: ignore[union-attr]
 
 
 def test_two_runs_on_one_directory_are_one_run_and_one_refusal(tmp_path: Path, digest: object) -> None:

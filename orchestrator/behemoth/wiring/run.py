@@ -24,6 +24,7 @@ from behemoth.app.event_log import EventLog
 from behemoth.app.events import Event
 from behemoth.app.history import History, read_history
 from behemoth.app.journal_file import JournalFile
+from behemoth.app.lineage import require_lineage
 from behemoth.app.machines import Machines
 from behemoth.app.snapshot import Snapshot, snapshot
 from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
@@ -88,7 +89,7 @@ class LocalRun:
             stack.callback(journal.close)
             store = open_store(place.store_url)
             stack.callback(store.close)
-            await asyncio.to_thread(_settle, place, store)
+            await asyncio.to_thread(_settle, place, store, history.observation)
             history = await self._lead(place, store, journal, history)
             await asyncio.to_thread(remove_rubbish, store)
             request.on_phase("reading the newest checkpoint back")
@@ -155,6 +156,8 @@ class LocalRun:
                 body.resume(former)
             self._loop.tell(TermBegan(epoch=self._epoch))
             intact, bad = await asyncio.to_thread(desk.survey)
+            if not intact:  # the mount may have gone since the first look
+                await asyncio.to_thread(require_lineage, store, former, url=place.store_url)
             going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
             for commit in bad:
                 events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
@@ -227,10 +230,11 @@ def _vet(store_url: str) -> None:
         refuse_other(store, None, url=store_url)
 
 
-def _settle(place: RunPlace, store: ObjectStore) -> None:
+def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> None:
     """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
     url, identity = place.store_url, place.identity
     refuse_other(store, identity.run_uid, url=url)
+    require_lineage(store, former, url=url)
     probe(url)
     directory = str(place.directory.path.absolute())
     take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=directory), url=url)
