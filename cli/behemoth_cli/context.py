@@ -127,7 +127,7 @@ def find_checkpoints(text: str) -> Checkpoints:
         identity = directory.identity()
         if identity is not None:
             run = read_run(directory.document)
-            return Checkpoints(url=store_root(run, directory), run=identity.name)
+            return Checkpoints(url=store_root(run, directory, identity), run=identity.name)
     path = Path(path_of(text))
     if text.startswith(_PREFIX) or not path.is_dir():
         raise NotFound(
@@ -135,7 +135,7 @@ def find_checkpoints(text: str) -> Checkpoints:
             hint=_nearest_run(text) or "name run/NAME, a run directory, or the path or URL of a checkpoint store",
             code="checkpoints-not-found",
         )
-    if not any((path / name).is_dir() for name in ("commits", "steps", "rejected")):
+    if not any((path / name).is_dir() for name in ("commits", "steps", "rejected", "owner")):
         raise NotFound(
             f"{text}: expected a folder with checkpoints (commits/ and steps/), got one without",
             hint="the checkpoints of a run lie in its folder checkpoints/ unless spec.checkpoint.store names another",

@@ -29,8 +29,8 @@ spec:
 """
 
 
-def run() -> TrainingRun:
-    return decode_run(TEXT)
+def run(store: str = "") -> TrainingRun:
+    return decode_run(TEXT + (f"  checkpoint: {{store: {store}}}\n" if store else ""))
 
 
 def test_a_second_process_is_refused_while_the_first_holds_the_directory(tmp_path: Path) -> None:
@@ -153,3 +153,44 @@ def test_a_beginning_that_was_cut_off_before_the_identity_is_taken_up(tmp_path: 
     (tmp_path / "logs").mkdir()
     claim(run(), tmp_path).directory.close()
     assert existing(tmp_path).identity() is not None
+
+
+def test_a_relative_store_means_where_the_run_began_wherever_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = tmp_path / "began"
+    for folder in (began, tmp_path / "later"):
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        place = claim(run("ckpts"), tmp_path / "r")
+        place.directory.close()
+        assert place.store_url == str(began / "ckpts" / "small")
+
+
+def test_a_run_directory_that_was_moved_takes_its_own_store_with_it(tmp_path: Path) -> None:
+    claim(run(), tmp_path / "r").directory.close()
+    (tmp_path / "r").rename(tmp_path / "moved")
+    place = claim(run(), tmp_path / "moved")
+    place.directory.close()
+    assert place.store_url == str(tmp_path / "moved" / "checkpoints")
+
+
+def test_a_directory_of_a_release_that_kept_no_store_is_read_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    claim(run("ckpts"), tmp_path / "r").directory.close()
+    (tmp_path / "r" / "identity.json").write_text('{"format":1,"run_uid":"0123456789abcdef","name":"small"}\n')
+    place = claim(run("ckpts"), tmp_path / "r")
+    place.directory.close()
+    assert (place.identity.run_uid, place.store_url) == ("0123456789abcdef", str(tmp_path / "ckpts" / "small"))
+
+
+def test_a_store_that_is_refused_leaves_a_fresh_directory_free_for_a_corrected_file(tmp_path: Path) -> None:
+    def refuse(url: str) -> None:
+        raise Conflict(f"{url}: expected nobody's, got another's")
+
+    with pytest.raises(Conflict, match="taken/small"):
+        claim(run(str(tmp_path / "taken")), tmp_path / "r", vet=refuse)
+    claim(run(str(tmp_path / "free")), tmp_path / "r").directory.close()
+    claim(run(str(tmp_path / "free")), tmp_path / "r", vet=refuse).directory.close()

@@ -84,6 +84,29 @@ def test_every_file_of_a_checkpoint_is_covered_and_named(place: Path, capsys: py
     assert verify(capsys, "run/small")[0] == 0
 
 
+@pytest.mark.parametrize("how", [(), ("--fast",), ("--step", str(NEWEST))])
+def test_a_flipped_bit_of_whose_the_store_is_is_told_by_every_check(
+    place: Path, capsys: pytest.CaptureFixture[str], how: tuple[str, ...]
+) -> None:
+    flip(place / "owner" / "run.json", 40)
+    code, told = verify(capsys, str(place), *how)
+    assert code == 3
+    assert told.startswith("store damaged: 1 place\n")
+    assert "owner/run.json" in told
+    code, told = verify(capsys, str(place), *how, "-o", "json")
+    found = json.loads(told)
+    assert (code, found["isIntact"], found["store"]["isIntact"]) == (3, False, False)
+    assert all(checkpoint["isIntact"] for checkpoint in found["checkpoints"])
+
+
+def test_damage_is_told_where_nothing_was_committed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (place / "commits").iterdir():
+        file.unlink()
+    assert verify(capsys, str(place))[0] == 102
+    flip(place / "owner" / "run.json", 40)
+    assert verify(capsys, str(place))[0] == 3
+
+
 def test_a_flipped_bit_of_an_array_is_told_with_tensor_chunk_and_file(
     place: Path, older: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

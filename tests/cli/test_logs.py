@@ -59,7 +59,7 @@ def test_lists_of_ranks(text: str, expected: set[int] | None) -> None:
 def run(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "runs" / "some")
     directory.open()
-    directory.found("some")
+    directory.found("some", None)
     directory.close()
     return directory
 

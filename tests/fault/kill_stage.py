@@ -118,9 +118,10 @@ class KillStage:
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         """That of this process; a folder of modules goes before those that it has."""
-        found = {**os.environ, **self.environment, **more, MARK_VARIABLE: self.mark}
-        if "PYTHONPATH" in more and "PYTHONPATH" in os.environ:
-            found["PYTHONPATH"] = f"{more['PYTHONPATH']}{os.pathsep}{os.environ['PYTHONPATH']}"
+        asked = {**self.environment, **more}
+        found = {**os.environ, **asked, MARK_VARIABLE: self.mark}
+        if "PYTHONPATH" in asked and "PYTHONPATH" in os.environ:
+            found["PYTHONPATH"] = f"{asked['PYTHONPATH']}{os.pathsep}{os.environ['PYTHONPATH']}"
         return found
 
     def is_running(self) -> bool:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.commit_log import latest, read_record
-from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.commit_log import BadCommit, commits, latest, read_record
+from behemoth.checkpoint.paths import OWNER_KEY, commit_key
+from behemoth.storage.local import LocalStore
 from fault.kill_stage import COMMAND, KillStage, spec, staged, undisturbed
 
 TESTS = str(Path(__file__).parents[1])
 STEPS = 120
 FAILED = 1
 BAD_INPUT = 2
+NOT_FOUND = 102
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 
@@ -181,14 +183,14 @@ def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: Path)
     with staged(tmp_path / "first", text, environment=python) as stage:
         stage.start()
         stage.finish()
-    before = snapshot(tmp_path / "shared")
+    before = taken_over(tmp_path / "shared" / "kills")
     other = spec(entrypoint="fault.unlucky:another_model", step_ms=None, steps=60, checkpoint=store, failures=3)
     with staged(tmp_path / "second", other, environment=python) as stage:
         stage.start()
         assert stage.wait() not in (0, -9)
         stage.expect_no_process()
         assert "weight" in stage.told()
-    assert snapshot(tmp_path / "shared") == before
+    assert checkpoints_in(tmp_path / "shared" / "kills") == before
 
 
 def test_a_checkpoint_of_another_mesh_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -196,17 +198,94 @@ def test_a_checkpoint_of_another_mesh_is_refused_and_left_alone(tmp_path: Path) 
     with staged(tmp_path / "first", spec(steps=40, checkpoint=store)) as stage:
         stage.start()
         stage.finish()
-    before = snapshot(tmp_path / "shared")
+    before = taken_over(tmp_path / "shared" / "kills")
     with staged(tmp_path / "second", spec(steps=60, gpus=2, checkpoint=store, failures=3)) as stage:
         stage.start()
         assert stage.wait() not in (0, -9)
         stage.expect_no_process()
         assert "mesh" in stage.told()
-    assert snapshot(tmp_path / "shared") == before
+    assert checkpoints_in(tmp_path / "shared" / "kills") == before
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def checkpoints_in(store: Path) -> dict[str, bytes]:
+    """Everything but whose they are."""
+    return {key: data for key, data in snapshot(store).items() if key != OWNER_KEY}
+
+
+def taken_over(store: Path) -> dict[str, bytes]:
+    """The way that the refusal tells: whoever comes next has the store. What lies there."""
+    (store / OWNER_KEY).unlink()
+    return checkpoints_in(store)
+
+
+def test_a_store_belongs_to_one_run_and_another_directory_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
+    """The other one would restore, and its clean-up delete, what the first is writing."""
+    text = spec(steps=STEPS, step_ms=60, checkpoint=f"store: {tmp_path / 'shared'}")
+    store = tmp_path / "shared" / "kills"
+    with staged(tmp_path / "first", text) as stage:
+        stage.start()
+        stage.until_event("Committed", 1)
+        uncommitted = store / "steps" / "000000999-a9-9" / "model" / "w" / "c"
+        uncommitted.parent.mkdir(parents=True)
+        uncommitted.write_bytes(b"written and not yet committed")
+        with staged(tmp_path / "second", text) as second:
+            second.start()
+            assert second.wait() == FAILED
+            assert f"got that of run/kills in {stage.directory}" in second.told()
+            assert f"remove {store / OWNER_KEY}" in second.told()
+            assert "code: store-owned" in second.told()
+            assert not (second.directory / "identity.json").exists()
+        assert uncommitted.exists()
+        stage.finish()
+        stage.expect_no_process()
+    found = commits(LocalStore(store))
+    assert found
+    assert not [one for one in found if isinstance(one, BadCommit)]
+
+
+def test_a_store_that_is_away_stops_the_run_instead_of_beginning_anew_and_back_again_it_goes_on(
+    tmp_path: Path, digest: object
+) -> None:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
+        stopped_midway(stage)
+        store = stage.directory / "checkpoints"
+        journal = (stage.directory / "evidence.jsonl").read_bytes()
+        store.rename(tmp_path / "away")
+        for make in (lambda: None, store.mkdir):  # not there, and the empty place of a mount
+            make()
+            stage.start()
+            assert stage.wait() == NOT_FOUND, stage.told()
+            assert f"checkpoint store {store}: expected the checkpoint of step" in stage.told()
+            assert "hint: mount the store" in stage.told()
+            assert not store.exists() or not any(store.iterdir())
+            assert (stage.directory / "evidence.jsonl").read_bytes() == journal
+        store.rmdir()
+        (tmp_path / "away").rename(store)
+        stage.start()
+        stage.finish()
+        assert all("from the beginning" not in str(event["message"]) for event in stage.events("Started")[1:])
+        stage.expect_sound(digest)
+
+
+def test_a_relative_store_is_found_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: object
+) -> None:
+    began, later = tmp_path / "began", tmp_path / "later"
+    began.mkdir()
+    later.mkdir()
+    monkeypatch.chdir(began)
+    with staged(tmp_path / "stage", spec(steps=STEPS, step_ms=30, checkpoint="store: ckpts")) as stage:
+        stopped_midway(stage)
+        monkeypatch.chdir(later)
+        stage.start()
+        assert stage.finish()["digest"] == digest
+        assert stage.events("Restored")[-1]["step"]
+        assert list(later.iterdir()) == []
+        assert latest(LocalStore(began / "ckpts" / "kills")).step == STEPS  # type: ignore[union-attr]
 
 
 def test_two_runs_on_one_directory_are_one_run_and_one_refusal(tmp_path: Path, digest: object) -> None:

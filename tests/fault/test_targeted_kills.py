@@ -42,15 +42,17 @@ def longer(*values: object) -> object:
         longer("replace", 2, "before"),  # identity.json
         longer("replace", 2, "after"),
         longer("replace", 4, "before"),  # coordinator.json or the secret
-        longer("link", 3, "before"),  # the first commit, after the store's probe of links
-        ("link", 3, "after"),
-        longer("link", 4, "before"),
-        longer("fsync", 12, "before"),
+        longer("link", 3, "before"),  # whose the store is, after the store's probe of links
+        longer("link", 3, "after"),
+        longer("link", 4, "before"),  # the first commit
+        ("link", 4, "after"),
+        longer("link", 5, "before"),
+        longer("fsync", 15, "before"),
         longer("fdatasync", 1, "before"),  # the first decision
         longer("fdatasync", 4, "after"),
         longer("write", 8, "half"),  # a line of the journal
         ("write", 20, "half"),
-        longer("unlink", 8, "after"),
+        longer("unlink", 9, "after"),
         longer("rmdir", 1, "before"),  # retention
     ],
 )

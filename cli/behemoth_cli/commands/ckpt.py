@@ -15,7 +15,7 @@ from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.commit_log import BadCommit, commits, read_record
 from behemoth.checkpoint.paths import REJECTED
 from behemoth.checkpoint.reader import digest, open_commit
-from behemoth.checkpoint.verify import Report, verify
+from behemoth.checkpoint.verify import Report, verify, verify_owner
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
@@ -94,14 +94,16 @@ def verify_checkpoints(
     context: Context = ctx.obj
     place = find_checkpoints(where)
     with closing(open_store(place.url)) as store:
-        chosen = _chosen(store, place, step)
+        of_store = verify_owner(store)
+        # Damage is told even where nothing was committed.
+        chosen = [] if of_store and step is None and not commits(store) else _chosen(store, place, step)
         checked = [(_found(store, one), _verified(store, one, context.console, threads, not fast)) for one in chosen]
         reports = [(found, report) for found, report in checked if report.is_intact or _still_there(store, found)]
         for found, _ in checked:
             if not any(found is kept for kept, _ in reports):
                 context.console.note(f"checkpoint/{found.step} was deleted while it was read: left out")
-    context.console.show(verify_page(reports), form)
-    return Exit.OK if all(report.is_intact for _, report in reports) else Exit.UNHEALTHY
+    context.console.show(verify_page(reports, of_store), form)
+    return Exit.UNHEALTHY if of_store or not all(report.is_intact for _, report in reports) else Exit.OK
 
 
 def _still_there(store: ObjectStore, found: Found) -> bool:

@@ -81,16 +81,22 @@ def checkpoint_page(commit: Commit, digest: str | None) -> Page:
     )
 
 
-def verify_page(reports: Sequence[tuple[Found, Report]]) -> Page:
-    """One line a checkpoint, then one row for each damaged place."""
-    problems = [(report, problem) for _, report in reports for problem in report.problems]
+def verify_page(reports: Sequence[tuple[Found, Report]], of_store: Sequence[Problem]) -> Page:
+    """One line a checkpoint, then one row for each damaged place. `of_store` is damage beside the checkpoints."""
+    problems: list[tuple[int | None, Problem]] = [(None, problem) for problem in of_store]
+    problems += [(report.step, problem) for _, report in reports for problem in report.problems]
+    store_lines = (f"store damaged: {_places(len(of_store))}",) if of_store else ()
     return Page(
         kind="VerifyReport",
         sections=(
-            Section(lines=tuple(_verdict(one, report) for one, report in reports)),
+            Section(lines=(*store_lines, *(_verdict(one, report) for one, report in reports))),
             Section(title="Damage", listing=_problem_listing(problems)),
         ),
-        body={"isIntact": not problems, "checkpoints": [_report_item(one, report) for one, report in reports]},
+        body={
+            "isIntact": not problems,
+            "store": {"isIntact": not of_store, "problems": [_problem_item(problem) for problem in of_store]},
+            "checkpoints": [_report_item(one, report) for one, report in reports],
+        },
     )
 
 
@@ -185,11 +191,15 @@ def _verdict(one: Found, report: Report) -> str:
     how += "" if report.deep else ", payloads not read"
     if report.is_intact:
         return f"{name} ok ({how})"
-    number = len(report.problems)
-    return f"{name} damaged: {number} {'place' if number == 1 else 'places'} ({how})"
+    return f"{name} damaged: {_places(len(report.problems))} ({how})"
 
 
-def _problem_listing(problems: Sequence[tuple[Report, Problem]]) -> Listing:
+def _places(number: int) -> str:
+    return f"{number} {'place' if number == 1 else 'places'}"
+
+
+def _problem_listing(problems: Sequence[tuple[int | None, Problem]]) -> Listing:
+    """Each with the step of its checkpoint, if it lies in one."""
     return Listing(
         kind="ProblemList",
         columns=(
@@ -203,7 +213,7 @@ def _problem_listing(problems: Sequence[tuple[Report, Problem]]) -> Listing:
         ),
         rows=tuple(
             (
-                str(report.step) if report.step is not None else "-",
+                str(step) if step is not None else "-",
                 problem.kind,
                 problem.array if problem.array is not None else "-",
                 str(problem.chunk) if problem.chunk is not None else "-",
@@ -211,7 +221,7 @@ def _problem_listing(problems: Sequence[tuple[Report, Problem]]) -> Listing:
                 f"{problem.offset_bytes}-{problem.offset_bytes + problem.length_bytes}",
                 one_line(problem.message),
             )
-            for report, problem in problems
+            for step, problem in problems
         ),
     )
 
@@ -225,16 +235,17 @@ def _report_item(one: Found, report: Report) -> dict[str, object]:
         "numFiles": report.num_objects,
         "numChunks": report.num_chunks,
         "numBytesRead": report.num_bytes,
-        "problems": [
-            {
-                "kind": problem.kind,
-                "tensor": problem.array,
-                "chunk": problem.chunk,
-                "file": problem.object_key,
-                "offsetBytes": problem.offset_bytes,
-                "lengthBytes": problem.length_bytes,
-                "message": problem.message,
-            }
-            for problem in report.problems
-        ],
+        "problems": [_problem_item(problem) for problem in report.problems],
+    }
+
+
+def _problem_item(problem: Problem) -> dict[str, object]:
+    return {
+        "kind": problem.kind,
+        "tensor": problem.array,
+        "chunk": problem.chunk,
+        "file": problem.object_key,
+        "offsetBytes": problem.offset_bytes,
+        "lengthBytes": problem.length_bytes,
+        "message": problem.message,
     }

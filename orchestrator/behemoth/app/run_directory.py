@@ -1,6 +1,7 @@
 """Everything that one run leaves on this machine, in one directory, and the lock that keeps two processes out of it.
 
     run.yaml         the run as it was first started; a later start must say the same
+    identity.json    which run this is, and where its store lies when that is elsewhere
     checkpoints/     the default store
     logs/            one file per rank and attempt, one per agent
     evidence.jsonl   the journal; events.jsonl: what happened, for people; summary.json: how it ended
@@ -38,6 +39,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
     run_uid: RunUid
     name: str
+    store: str | None = None
+    """Absolute path of the store that the run file names, as it was where the run began. None for the store in this
+    directory, which moves with it, and in directories of releases that did not keep it."""
 
 
 class Term(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,9 +119,9 @@ class RunDirectory:
         """None in a fresh directory. Raises Corrupt when the file is not what was written."""
         return _read(self._identity, Identity)
 
-    def found(self, name: str) -> Identity:
-        """Makes this directory that of a new run, for ever."""
-        identity = Identity(run_uid=RunUid(secrets.token_hex(8)), name=name)
+    def found(self, name: str, store: str | None) -> Identity:
+        """Makes this directory that of a new run, for ever; `store` as in `Identity`."""
+        identity = Identity(run_uid=RunUid(secrets.token_hex(8)), name=name, store=store)
         self._replace(self._identity, msgspec.json.encode(identity) + b"\n")
         return identity
 

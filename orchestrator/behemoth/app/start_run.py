@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,17 @@ class RunPlace:
     store_url: str
 
 
-def claim(run: TrainingRun, path: Path) -> RunPlace:
+def claim(run: TrainingRun, path: Path, *, vet: Callable[[str], None] = lambda _: None) -> RunPlace:
     """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, and Invalid when it holds
-    another run: the message then names each field that differs."""
+    another run: the message then names each field that differs.
+
+    `vet` is told the store of a new run before anything binds a fresh directory to it; what it raises leaves the
+    directory free for a corrected run file. Without it every store will do, as for who only looks."""
     directory = RunDirectory(path)
     directory.open()
     try:
-        return RunPlace(directory=directory, identity=_identify(run, directory), store_url=store_root(run, directory))
+        identity = _identify(run, directory, vet)
+        return RunPlace(directory=directory, identity=identity, store_url=store_root(run, directory, identity))
     except BaseException:
         directory.close()
         raise
@@ -42,11 +47,10 @@ def begin_term(directory: RunDirectory, epoch: Epoch, port: int) -> None:
     directory.begin_term(Term(epoch=epoch, port=port, pid=os.getpid()))
 
 
-def store_root(run: TrainingRun, directory: RunDirectory) -> str:
-    """Where this run's `commits/` and `steps/` lie: in its own directory, or under its name in a shared store."""
-    if run.checkpoint.store is None:
-        return str(directory.checkpoints.absolute())
-    return str(Path(run.checkpoint.store, run.name).absolute())
+def store_root(run: TrainingRun, directory: RunDirectory, identity: Identity) -> str:
+    """Where this run's `commits/` and `steps/` lie: in its own directory, or under its name in a store elsewhere. The
+    place where the run began decides what a relative path means, wherever it is resumed."""
+    return identity.store or _named_store(run) or _own_store(directory)
 
 
 def node_names(run: TrainingRun) -> list[NodeId]:
@@ -54,11 +58,13 @@ def node_names(run: TrainingRun) -> list[NodeId]:
     return [NodeId(f"node-{number}") for number in range(run.nodes.count + run.nodes.spares)]
 
 
-def _identify(run: TrainingRun, directory: RunDirectory) -> Identity:
+def _identify(run: TrainingRun, directory: RunDirectory, vet: Callable[[str], None]) -> Identity:
     identity = directory.identity()
     if identity is None:
+        store = _named_store(run)
+        vet(store or _own_store(directory))
         directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
-        return directory.found(run.name)
+        return directory.found(run.name, store)
     former = decode_run(directory.document.read_bytes(), source=str(directory.document))
     changes = difference(former, run)
     if changes:
@@ -69,3 +75,12 @@ def _identify(run: TrainingRun, directory: RunDirectory) -> Identity:
             code="run-differs",
         )
     return identity
+
+
+def _named_store(run: TrainingRun) -> str | None:
+    """The run's place in the store that its file names, seen from the present folder; None when it names none."""
+    return None if run.checkpoint.store is None else str(Path(run.checkpoint.store, run.name).absolute())
+
+
+def _own_store(directory: RunDirectory) -> str:
+    return str(directory.checkpoints.absolute())

@@ -7,6 +7,7 @@ The listing is the truth; there is no pointer that could be ahead of it. Nothing
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -53,6 +54,16 @@ def latest(store: ObjectStore) -> CommitRef | None:
         if isinstance(one, CommitRef) and not _is_rejected(one, rejected):
             return one
     return None
+
+
+def has_trace(store: ObjectStore, known: Collection[CommitRef]) -> bool:
+    """Whether the store shows one of these commits: whole, damaged (the step must do then), or rejected."""
+    markers = {rejected_key(ref.step, write_id) for ref in known for write_id in (ref.write_id, _UNREADABLE)}
+    if markers & _rejected(store):
+        return True
+    writes = {commit_key(ref.step): ref.write_id for ref in known}
+    found = (_look(store, info) for info in store.list(COMMITS) if info.key in writes)
+    return any(isinstance(one, BadCommit) or one.write_id == writes[commit_key(one.step)] for one in found if one)
 
 
 def read_record(store: ObjectStore, ref: CommitRef) -> CommitRecord:

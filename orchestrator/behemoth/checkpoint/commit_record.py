@@ -12,7 +12,7 @@ import msgspec
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.spec.mesh import Mesh
 from behemoth.state.effect import CommitRef
@@ -78,19 +78,14 @@ class CommitRecord:
 
     def encode(self) -> bytes:
         """One line: the record and the CRC-32C of its bytes."""
-        return _framed(msgspec.json.encode(self))
+        return framed(msgspec.json.encode(self))
 
     @staticmethod
     def decode(data: bytes) -> CommitRecord:
         """Raises Corrupt unless every bit is as written, Invalid for a format or feature of a newer release."""
         if len(data) > MAX_RECORD_BYTES:
             raise Corrupt(f"commit record: expected at most {MAX_RECORD_BYTES} bytes, got {len(data)}")
-        try:
-            body = bytes(msgspec.json.decode(data, type=_Frame).record)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
-        if data != _framed(body):
-            raise Corrupt(f"commit record of {len(data)} bytes: its CRC does not match", code="commit-crc")
+        body = unframed(data, name="commit")
         try:
             _check_format(msgspec.json.decode(body, type=_Format))
             return msgspec.json.decode(body, type=CommitRecord)
@@ -98,18 +93,9 @@ class CommitRecord:
             raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
 
 
-class _Frame(msgspec.Struct, kw_only=True):
-    crc32c: str
-    record: msgspec.Raw
-
-
 class _Format(msgspec.Struct, kw_only=True):
     format: FormatVersion
     required_features: tuple[str, ...]
-
-
-def _framed(body: bytes) -> bytes:
-    return b'{"crc32c":"%08x","record":%s}\n' % (crc32c(body), body)
 
 
 def _check_format(found: _Format) -> None:

@@ -12,6 +12,9 @@ STEPS = "steps"
 REJECTED = "rejected"
 INDEX = "index"
 METADATA = "zarr.json"
+OWNER = "owner"
+OWNER_KEY = f"{OWNER}/run.json"
+"""Whose checkpoints these are. In a folder of its own, since a listing of one folder is how its size is told."""
 MAX_STEP = 10**9 - 1  # nine digits, so that keys sort as steps do
 
 _WRITE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -143,8 +143,8 @@ class Checkpoint:
     store: Annotated[
         str | None,
         About(
-            doc="Where checkpoints lie: a path or a file:// URL, relative to the folder in which the command is run. "
-            "The folder `checkpoints` in the run's own directory when left out.",
+            doc="Where checkpoints lie: a path or a file:// URL, relative to the folder in which the run is first "
+            "started. The folder `checkpoints` in the run's own directory when left out.",
             kind=Notation(what="a path or a file:// URL", pattern=r"[^\0]+", unit="path", read=_read_store, write=str),
         ),
     ] = None

@@ -1,7 +1,7 @@
 """The process of `behemoth run`: builds store, fleet, runtime and body, joins them to the loop, and takes them down.
 
-The only file that knows all of them. Nothing is decided here; the order of steps is what matters: lock, store, term,
-server, machines, loop, and the reverse at the end, whatever happens in between.
+The only file that knows all of them. Nothing is decided here; the order of steps is what matters: lock, journal, store,
+term, server, machines, loop, and the reverse at the end, whatever happens in between.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from behemoth.app.event_log import EventLog
 from behemoth.app.events import Event
 from behemoth.app.history import History, read_history
 from behemoth.app.journal_file import JournalFile
+from behemoth.app.lineage import require_lineage
 from behemoth.app.machines import Machines
 from behemoth.app.snapshot import Snapshot, snapshot
 from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.ids import Epoch
+from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.ports import ObjectStore, Runtime
@@ -82,15 +84,16 @@ class LocalRun:
         """Until the run is closed or stopped. Raises Behemoth's errors for what prevents a start or breaks the loop;
         whatever happens, no process is left and the directory can be resumed."""
         request = self._request
-        place = await asyncio.to_thread(claim, request.run, request.directory)
+        place = await asyncio.to_thread(claim, request.run, request.directory, vet=_vet)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(place.directory.close)
+            journal = JournalFile(place.directory.journal)
+            history = read_history(journal.open())
+            stack.callback(journal.close)
             store = open_store(place.store_url)
             stack.callback(store.close)
-            # First, since rubbish of saves that were cut off may be what fills the disk.
-            await asyncio.to_thread(remove_rubbish, store)
-            await asyncio.to_thread(probe, place.store_url)
-            history = await self._lead(place, store)
+            await asyncio.to_thread(_settle, place, store, history.observation)
+            history = await self._lead(place, store, journal, history)
             self._is_over = True
             await asyncio.to_thread(remove_rubbish, store)
             request.on_phase("reading the newest checkpoint back")
@@ -132,14 +135,11 @@ class LocalRun:
             connected=fleet.connected(),
         )
 
-    async def _lead(self, place: RunPlace, store: ObjectStore) -> History:
+    async def _lead(self, place: RunPlace, store: ObjectStore, journal: JournalFile, history: History) -> History:
         """One term: from the journal of the former one to the end of the loop."""
         request = self._request
         async with contextlib.AsyncExitStack() as stack:
-            journal = JournalFile(place.directory.journal)
-            history = read_history(journal.open())
             former = history.observation
-            stack.callback(journal.close)
             self._clock = WallClock(not_before_us=former.now_us if former is not None else 0)
             request.on_phase(_WAITING[request.engine])
             runtime = await asyncio.to_thread(_open_runtime, request)
@@ -171,6 +171,8 @@ class LocalRun:
                 body.resume(former)
             self._loop.tell(TermBegan(epoch=self._epoch))
             intact, bad = await asyncio.to_thread(desk.survey, former.rejected if former is not None else ())
+            if not intact:  # the mount may have gone since the first look
+                await asyncio.to_thread(require_lineage, store, former, url=place.store_url)
             going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
             for commit in bad:
                 events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
@@ -235,6 +237,24 @@ _WAITING = {
     "joined-ray": "joining Ray",
     "processes": "starting processes",
 }
+
+
+def _vet(store_url: str) -> None:
+    """Raises Conflict when the store of a run that has yet to begin belongs to another."""
+    with contextlib.closing(open_store(store_url)) as store:
+        refuse_other(store, None, url=store_url)
+
+
+def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> None:
+    """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
+    url, identity = place.store_url, place.identity
+    refuse_other(store, identity.run_uid, url=url)
+    require_lineage(store, former, url=url)
+    if read_owner(store) is not None:  # rubbish of saves that were cut off may be what fills the disk
+        remove_rubbish(store)
+    probe(url)
+    directory = str(place.directory.path.absolute())
+    take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=directory), url=url)
 
 
 def _post(running: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:

@@ -1,0 +1,135 @@
+"""Whose checkpoints a store holds: one small object that names the one run which may write, reject and delete there.
+
+Two coordinators on one store are two histories under the same names: each would restore what the other saved, and the
+clean-up of one would delete what the other has written and not yet committed. The lock of a run directory cannot see
+that, so the store itself says whose it is. A store without the object, made by an older release or taken over on
+purpose, belongs to the run that comes first. Neighbours: `gc`, which never deletes it, and `verify`, which checks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
+from behemoth.base.ids import RunUid
+from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
+from behemoth.checkpoint.framing import framed, unframed
+from behemoth.checkpoint.paths import OWNER, OWNER_KEY
+from behemoth.ports import ObjectInfo, ObjectStore
+
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+MAX_OWNER_BYTES = 1 << 16
+OWNED = "store-owned"
+"""Code of the error for a store of another run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The run that a store belongs to. `run_uid` alone decides; `name` and `directory` tell people where it is, and a
+    run directory may have been moved since."""
+
+    format: FormatVersion
+    run_uid: RunUid
+    name: str
+    directory: str
+
+    @staticmethod
+    def of_run(run_uid: RunUid, *, name: str, directory: str) -> Owner:
+        """In the format of this release."""
+        form = FormatVersion(major=FORMAT_MAJOR, minor=FORMAT_MINOR)
+        return Owner(format=form, run_uid=run_uid, name=name, directory=directory)
+
+    def encode(self) -> bytes:
+        """One line: the record and the CRC-32C of its bytes."""
+        return framed(msgspec.json.encode(self))
+
+    @staticmethod
+    def decode(data: bytes) -> Owner:
+        """Raises Corrupt unless every bit is as written, Invalid for a format of a newer release."""
+        body = unframed(data, name="owner")
+        try:
+            form = msgspec.json.decode(body, type=_Format).format
+            if form.major != FORMAT_MAJOR:
+                raise Invalid(
+                    f"owner of a store: expected format {FORMAT_MAJOR}.x, got {form.major}.{form.minor}",
+                    hint="a newer Behemoth wrote it: upgrade this one",
+                    code=FORMAT_UNKNOWN,
+                )
+            return msgspec.json.decode(body, type=Owner)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corrupt(f"owner record of {len(data)} bytes: {error}", code="owner-rubbish") from error
+
+
+class _Format(msgspec.Struct, kw_only=True):
+    format: FormatVersion
+
+
+def read_owner(store: ObjectStore) -> Owner | None:
+    """None for a store that nobody owns. Raises Corrupt for a damaged object and Invalid for one of a newer release:
+    whose the store is cannot be told then, so nobody may write there."""
+    info = next((info for info in store.list(OWNER) if info.key == OWNER_KEY), None)
+    data = None if info is None else _read(store, info)
+    if data is None:
+        return None
+    try:
+        return Owner.decode(data)
+    except Corrupt as error:
+        hint = f"if the checkpoints are this run's, remove {OWNER_KEY} from the store: the run writes it anew"
+        raise Corrupt(f"{OWNER_KEY}: {error.message}", hint=hint, code=error.code) from error
+
+
+def refuse_other(store: ObjectStore, run_uid: RunUid | None, *, url: str) -> None:
+    """Raises Conflict when the store belongs to another run than this one (None: one that has yet to begin), and what
+    `read_owner` raises. Reads only."""
+    owner = read_owner(store)
+    if owner is not None and owner.run_uid != run_uid:
+        raise _owned_by(owner, url=url)
+
+
+def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
+    """Make the store this run's, or find that it is. Idempotent, durable on return. Raises Conflict when another run
+    was first, however close, and the store's errors."""
+    standing = read_owner(store) or _create(store, owner)
+    if standing.run_uid != owner.run_uid:
+        raise _owned_by(standing, url=url)
+
+
+def _owned_by(owner: Owner, *, url: str) -> Conflict:
+    """The refusal, with both ways out."""
+    return Conflict(
+        f"checkpoint store {url}: expected nobody's or this run's, got that of run/{owner.name} in {owner.directory}",
+        hint=f"go on with that run (--dir {owner.directory}), or name another store in the run file; if that run is "
+        f"over or its directory is gone, remove {url.rstrip('/')}/{OWNER_KEY} and this run takes its checkpoints over",
+        code=OWNED,
+    )
+
+
+def _create(store: ObjectStore, owner: Owner) -> Owner:
+    """The object that stands then: this one, or that of whoever was first. An ambiguous answer is read back."""
+    try:
+        store.create(OWNER_KEY, owner.encode())
+    except (Conflict, Unavailable, Timeout):
+        standing = read_owner(store)
+        if standing is None:
+            raise
+        return standing
+    return owner
+
+
+def _read(store: ObjectStore, info: ObjectInfo) -> bytes | None:
+    """None when it went after it was listed."""
+    if info.size_bytes > MAX_OWNER_BYTES:
+        raise Corrupt(
+            f"{OWNER_KEY}: expected at most {MAX_OWNER_BYTES} bytes, got {info.size_bytes}", code="owner-rubbish"
+        )
+    if info.size_bytes == 0:
+        return b""
+    data = bytearray(info.size_bytes)
+    try:
+        store.read_into(info.key, offset_bytes=0, into=data)
+    except NotFound:
+        return None
+    return bytes(data)

@@ -1,0 +1,162 @@
+"""One store, one run: who is first has it, everybody else is told whose it is and what to do."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from behemoth.base.errors import Conflict, Corrupt, Invalid
+from behemoth.base.ids import RunUid
+from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_record import FormatVersion
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
+from behemoth.checkpoint.paths import OWNER_KEY
+from behemoth.checkpoint.verify import verify, verify_owner
+from behemoth.ports import ObjectStore
+from behemoth.storage.local import LocalStore
+from behemoth.testing.faults import Crash, Die, FaultyStore, every_death, lost_answer
+from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
+
+URL = "/shared/tiny"
+OURS = Owner.of_run(RunUid("aaaa"), name="tiny", directory="/home/ann/runs/tiny")
+THEIRS = Owner.of_run(RunUid("bbbb"), name="tiny", directory="/home/bob/runs/tiny")
+
+
+def owned(owner: Owner = OURS) -> MemoryStore:
+    store = MemoryStore()
+    take(store, owner, url=URL)
+    return store
+
+
+def rewritten(data: bytes) -> MemoryStore:
+    store = MemoryStore()
+    store.create(OWNER_KEY, data)
+    return store
+
+
+def test_the_run_that_comes_first_has_the_store_and_may_come_back() -> None:
+    store = owned()
+    take(store, OURS, url=URL)
+    refuse_other(store, OURS.run_uid, url=URL)
+    assert read_owner(store) == OURS
+
+
+def test_another_run_is_refused_with_the_directory_that_owns_it_and_the_object_to_remove_and_changes_nothing() -> None:
+    store = owned()
+    before = list(store.list(""))
+    for attempt in (lambda: take(store, THEIRS, url=URL), lambda: refuse_other(store, THEIRS.run_uid, url=URL)):
+        with pytest.raises(Conflict, match=r"/shared/tiny: expected .*, got that of run/tiny in /home/ann") as caught:
+            attempt()
+        assert caught.value.code == "store-owned"
+        assert "--dir /home/ann/runs/tiny" in caught.value.hint
+        assert f"remove {URL}/{OWNER_KEY}" in caught.value.hint
+    assert list(store.list("")) == before
+
+
+def test_a_run_that_has_yet_to_begin_is_refused_a_store_of_any_other() -> None:
+    refuse_other(MemoryStore(), None, url=URL)
+    with pytest.raises(Conflict, match="run/tiny"):
+        refuse_other(owned(), None, url=URL)
+
+
+def test_a_run_whose_directory_was_moved_still_has_its_store() -> None:
+    take(owned(), replace(OURS, directory="/elsewhere"), url=URL)
+
+
+def test_a_store_of_an_older_release_and_one_taken_over_on_purpose_belong_to_the_run_that_comes_first() -> None:
+    store = MemoryStore()
+    save(store, small_layout(), step=10, write_id="a1-1")
+    take(store, OURS, url=URL)
+    store.delete([OWNER_KEY])
+    take(store, THEIRS, url=URL)
+    with pytest.raises(Conflict, match="/home/bob"):
+        take(store, OURS, url=URL)
+    assert [commit.step for commit in commits(store)] == [10]
+
+
+def test_of_many_runs_that_start_at_once_exactly_one_has_the_store(tmp_path: Path) -> None:
+    ready, winners = threading.Barrier(8), []
+
+    def start(number: int) -> None:
+        store = LocalStore(tmp_path)
+        ready.wait(30)
+        try:
+            take(store, replace(OURS, run_uid=RunUid(f"{number}")), url=URL)
+            winners.append(f"{number}")
+        except Conflict:
+            pass
+        finally:
+            store.close()
+
+    threads = [threading.Thread(target=start, args=(number,), name=f"start-{number}") for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    owner = read_owner(LocalStore(tmp_path))
+    assert owner is not None
+    assert winners == [owner.run_uid]
+
+
+def test_an_answer_that_was_lost_is_read_back() -> None:
+    store = MemoryStore()
+    take(FaultyStore(store, lost_answer(0)), OURS, url=URL)
+    assert read_owner(store) == OURS
+
+
+@pytest.mark.parametrize("death", every_death(1), ids=str)
+def test_a_crash_while_the_store_is_taken_leaves_it_free_or_ours(death: Die) -> None:
+    store = MemoryStore()
+    with pytest.raises(Crash):
+        take(FaultyStore(store, death), OURS, url=URL)
+    assert read_owner(store) in (None, OURS)
+    take(store, OURS, url=URL)
+
+
+def test_every_flipped_bit_and_every_cut_is_refused_and_named() -> None:
+    whole = OURS.encode()
+    broken = [whole[:size] for size in range(len(whole))] + [whole + b" "]
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        broken.append(bytes(data))
+    for data in broken:
+        store = rewritten(data)
+        for attempt in (lambda s=store: take(s, OURS, url=URL), lambda s=store: refuse_other(s, None, url=URL)):
+            with pytest.raises(Corrupt, match=OWNER_KEY) as caught:
+                attempt()
+            assert OWNER_KEY in caught.value.hint
+        (problem,) = verify_owner(store)
+        assert (problem.kind, problem.object_key) == ("owner", OWNER_KEY)
+
+
+def test_a_store_of_a_newer_release_is_left_alone() -> None:
+    newer = replace(OURS, format=FormatVersion(major=2, minor=0))
+    with pytest.raises(Invalid, match=r"expected format 1\.x, got 2\.0"):
+        take(rewritten(newer.encode()), OURS, url=URL)
+    take(rewritten(replace(OURS, format=FormatVersion(major=1, minor=7)).encode()), OURS, url=URL)
+
+
+def test_what_lies_beside_the_owner_is_named() -> None:
+    store = owned()
+    assert verify_owner(store) == ()
+    assert verify_owner(MemoryStore()) == ()
+    store.create("owner/notes.txt", b"mine")
+    (problem,) = verify_owner(store)
+    assert (problem.kind, problem.object_key) == ("extra", "owner/notes.txt")
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_neither_gc_nor_a_check_of_a_checkpoint_takes_it_for_rubbish(deep: bool) -> None:
+    store: ObjectStore = owned()
+    for step in (10, 20):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    save(store, small_layout(), step=30, write_id="a1-30", publish=False)
+    plan = plan_gc(store, drop=[commits(store)[0]], in_flight=())
+    assert not [key for key in (*plan.commit_keys, *plan.object_keys, *plan.leftovers) if key.startswith("owner")]
+    execute(store, plan)
+    assert read_owner(store) == OURS
+    assert all(verify(store, one, threads=1, deep=deep).is_intact for one in commits(store))
