@@ -150,7 +150,7 @@ class Run:
             if self._end_step(Step(step)):
                 break
         if self._session is not None:
-            self._session.tell(StepsEnded(step=Step(min(limit, max(first, limit)))))
+            self._session.tell(StepsEnded())
 
     def fence(self) -> None:
         """Call it before the optimizer changes what was saved: blocks until the copy of an earlier save is complete."""
@@ -279,7 +279,7 @@ def join() -> Run:
     sock.set_inheritable(False)
     _write_stacks_on_signal()
     peer = Peer(sock, TO_WORKER)
-    peer.send(Join(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR, pid=os.getpid()), timeout_s=JOIN_LIMIT_S)
+    peer.send(Join(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR), timeout_s=JOIN_LIMIT_S)
     answer = peer.receive(timeout_s=JOIN_LIMIT_S, what="join")
     if isinstance(answer, Refusal):
         raise Invalid(answer.reason, hint=answer.hint)

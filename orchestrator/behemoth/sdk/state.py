@@ -15,7 +15,7 @@ import numpy as np
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxis
-from behemoth.checkpoint.plan import Piece, RankPlan, plan_rank
+from behemoth.checkpoint.plan import Piece, plan_rank
 from behemoth.checkpoint.records import (
     RANKS_ARRAY,
     RUN_ARRAY,
@@ -57,7 +57,6 @@ class State:
     def __init__(self) -> None:
         self._arrays: dict[str, _Array] = {}
         self._records: dict[str, _Record] = {}
-        self._plan: RankPlan | None = None
         self._layout: Layout | None = None
 
     def array(

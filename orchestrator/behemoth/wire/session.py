@@ -54,7 +54,6 @@ class Join(_Message, frozen=True, kw_only=True):
 
     major: int
     minor: int
-    pid: int
 
 
 class Declare(_Message, frozen=True, kw_only=True):
@@ -129,8 +128,6 @@ class StagingFailed(_Message, frozen=True, kw_only=True):
 
 class StepsEnded(_Message, frozen=True, kw_only=True):
     """The rank makes no further step: an exit code of 0 is in order from now on."""
-
-    step: Step
 
 
 FromWorker: TypeAlias = (
