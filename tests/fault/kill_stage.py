@@ -119,8 +119,8 @@ class KillStage:
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         """That of this process; a folder of modules goes before those that it has."""
         found = {**os.environ, **self.environment, **more, MARK_VARIABLE: self.mark}
-        if "PYTHONPATH" in more and "PYTHONPATH" in os.environ:
-            found["PYTHONPATH"] = f"{more['PYTHONPATH']}{os.pathsep}{os.environ['PYTHONPATH']}"
+        if "PYTHONPATH" in os.environ and found["PYTHONPATH"] != os.environ["PYTHONPATH"]:
+            found["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
         return found
 
     def is_running(self) -> bool:
