@@ -21,7 +21,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.files import read_files
 from behemoth.checkpoint.staging import unstage
 from behemoth.sdk.place import Place, RankMesh, lone_place
-from behemoth.sdk.reporting import Reporter
+from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
 from behemoth.sdk.saver import Saver
 from behemoth.sdk.state import BoundState, State
 from behemoth.spec.mesh import Mesh
@@ -157,17 +157,23 @@ class Run:
         if self._session is not None and self._session.saver is not None:
             self._session.saver.fence()
 
-    def report(self, step: int, *, loss: float | None = None, tokens: int = 0) -> None:
-        """`step` is completed. Never blocks."""
-        if self._session is not None:
-            self._session.reporter.report(Step(step), loss=loss, tokens=tokens)
+    def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
+        """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
 
-    def save(self, step: int, state: State) -> None:
+        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number.
+        """
+        completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
+        number = None if loss is None else real("report: loss", loss)
+        if self._session is not None:
+            self._session.reporter.report(completed, loss=number, tokens=count)
+
+    def save(self, step: Whole, state: State) -> None:
         """Call it after every step; it does something only when a save is due. Blocks for one copy into the agent's
         memory. At the last step it waits until the save is committed.
 
-        Raises Conflict for a State that was not given to `restore`.
+        Raises Conflict for a State that was not given to `restore`, Invalid for a step that is no whole number.
         """
+        completed = Step(whole("save: step", step))
         if self._bound is None or not self._bound.is_of(state):
             raise Conflict(
                 "save: expected the State that was given to restore, got another",
@@ -176,9 +182,9 @@ class Run:
         if self._session is None:
             return
         assert self._session.saver is not None
-        if not self._session.reporter.has_reported(Step(step)):
-            self.report(step)
-        self._session.saver.save(Step(step))
+        if not self._session.reporter.has_reported(completed):
+            self.report(completed)
+        self._session.saver.save(completed)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
