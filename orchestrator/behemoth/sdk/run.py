@@ -152,10 +152,17 @@ class Run:
         if self._session is not None:
             self._session.tell(StepsEnded())
 
-    def fence(self) -> None:
-        """Call it before the optimizer changes what was saved: blocks until the copy of an earlier save is complete."""
+    def fence(self, *, updates: bool = True) -> None:
+        """Call it once in every step, before the optimizer changes what was saved: blocks until the copy of an earlier
+        save is complete. A save whose copy is still open when a later step is done is given up, since nobody can tell
+        which bytes it holds.
+
+        It also announces an update: a rank that announced one and still holds the very bytes of the last checkpoint is
+        refused, since it saves a stale copy. `updates=False` in a step that changes nothing: gradients are only
+        gathered, or the update is skipped.
+        """
         if self._session is not None and self._session.saver is not None:
-            self._session.saver.fence()
+            self._session.saver.fence(is_update=updates)
 
     def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
         """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
@@ -243,6 +250,7 @@ class Run:
                 digest=bound.layout.digest,
                 arena_bytes=Arena.size_bytes(bound.plan),
                 must_read=must_read,
+                frozen=bound.frozen,
             )
         )
         answer = session.peer.receive(timeout_s=session.limit_s, what="the staging memory")

@@ -46,6 +46,7 @@ meanwhile."""
 class _Copying:
     """A copy that goes on until `fence`."""
 
+    updated_step: Step
     write_id: WriteId
     generation: int
     stager: Stager
@@ -86,6 +87,8 @@ class Saver:
         self._threads = threads
         self._enter = enter
         self._passed = first
+        self._has_update = False
+        self._updated_step = first
         self._due: SaveDue | None = None
         self._generation: int | None = None
         self._may_proceed = False
@@ -111,7 +114,9 @@ class Saver:
     def save(self, step: Step) -> None:
         """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
         started_ns = time.monotonic_ns()
-        self.fence()
+        self._end_copy()
+        if self._has_update:
+            self._has_update, self._updated_step = False, step
         self.poll()
         if step >= self._total_steps:
             self._enter("save")
@@ -126,8 +131,12 @@ class Saver:
             self._save_in_passing(step, started_ns)
         self._enter("step")
 
-    def fence(self) -> None:
-        """Until the copy that `save` began is complete."""
+    def fence(self, *, is_update: bool = True) -> None:
+        """Until the copy that `save` began is complete. `is_update`: the state is about to change."""
+        self._has_update = self._has_update or is_update
+        self._end_copy()
+
+    def _end_copy(self) -> None:
         copying = self._copying
         if copying is None:
             return
@@ -199,12 +208,26 @@ class Saver:
             )
             stager.begin(generation=generation)
             if self._bound.num_bytes > INLINE_BYTES and CAN_BE_FOLLOWED:
-                self._tell(Staging(write_id=write_id, generation=generation, sequence=stager.sequence))
+                self._tell(
+                    Staging(
+                        write_id=write_id,
+                        generation=generation,
+                        sequence=stager.sequence,
+                        updated_step=self._updated_step,
+                    )
+                )
             stager.copy(self._bound.early_names())
         except BehemothError as error:
             self._fail(write_id, error.message)
             return None
-        return _Copying(write_id=write_id, generation=generation, stager=stager, thread=None, stall_us=0)
+        return _Copying(
+            updated_step=self._updated_step,
+            write_id=write_id,
+            generation=generation,
+            stager=stager,
+            thread=None,
+            stall_us=0,
+        )
 
     def _seal(self, copying: _Copying) -> bool:
         if self._off == copying.write_id:
@@ -213,7 +236,14 @@ class Saver:
             self._fail(copying.write_id, f"{type(copying.error).__name__}: {copying.error}")
             return False
         copying.stager.seal()
-        self._tell(Staged(write_id=copying.write_id, generation=copying.generation, stall_us=copying.stall_us))
+        self._tell(
+            Staged(
+                write_id=copying.write_id,
+                generation=copying.generation,
+                stall_us=copying.stall_us,
+                updated_step=copying.updated_step,
+            )
+        )
         return True
 
     def _fail(self, write_id: WriteId, reason: str) -> None:
