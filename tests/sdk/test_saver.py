@@ -140,6 +140,43 @@ def test_a_large_state_that_is_fenced_is_staged_as_it_was(large: Agent) -> None:
     assert np.frombuffer(large.arena.data(0), np.float64)[-1000:].max() == 1.0
 
 
+@pytest.mark.parametrize("sign", ["report", "save", "end"])
+def test_a_step_that_is_done_without_a_fence_costs_the_save_before_it(large: Agent, sign: str) -> None:
+    large.call(3, "a1-1")
+    loop = large.run.steps(2)
+    assert next(loop) == 3
+    step(large, 3)
+    assert next(loop) == 4
+    large.weight += 1
+    match sign:
+        case "report":
+            large.run.report(4)
+            large.run.fence()  # too late
+        case "save":
+            large.run.save(4, large.state)
+        case "end":
+            assert next(loop) == 5
+    failed = large.next(StagingFailed)
+    assert failed.write_id == "a1-1"
+    assert "step 4 was done while the state of step 3 was still being copied" in failed.reason
+    assert "call run.fence() in every step" in failed.reason
+    assert no_copy_is_open()
+    assert large.has_said(Staging)
+    assert not large.has_said(Staged)
+    assert large.arena.held() == ()
+
+
+def test_training_and_saving_go_on_after_a_save_that_was_not_fenced(large: Agent) -> None:
+    large.call(3, "a1-1")
+    step(large, 3)
+    step(large, 4, fence=False)
+    assert large.next(StagingFailed).write_id == "a1-1"
+    large.call(6, "a1-2", generation=1)
+    for number in (5, 6, 7):
+        step(large, number)
+    assert large.next(Staged).write_id == "a1-2"
+
+
 def test_a_step_that_only_gathers_gradients_fences_without_announcing_an_update(large: Agent) -> None:
     large.call(5, "a1-1")
     for number in (1, 2, 3, 4, 5, 6):

@@ -173,6 +173,8 @@ class Run:
         number = None if loss is None else real("report: loss", loss)
         if self._session is not None:
             self._session.reporter.report(completed, loss=number, tokens=count)
+            if self._session.saver is not None:
+                self._session.saver.note_done(completed)
 
     def save(self, step: Whole, state: State) -> None:
         """Call it after every step; it does something only when a save is due. Blocks for one copy into the agent's
