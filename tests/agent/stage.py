@@ -83,7 +83,7 @@ class Stage:
         reading, writing = os.pipe()
         env = {
             **os.environ,
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))),
             "BEHEMOTH_COORDINATOR": f"127.0.0.1:{self.port}",
             "BEHEMOTH_RUN_UID": RUN,
             "BEHEMOTH_NODE": node,

@@ -85,8 +85,11 @@ def write_all_ranks(
     stale: Mapping[int, Logical] | None = None,
     order_seed: int = 0,
     threads: int = 1,
+    updated_step: int | None = None,
+    frozen: Collection[str] = (),
 ) -> list[Receipt]:
-    """Stage and write every rank in random order. `stale` gives single ranks other arrays."""
+    """Stage and write every rank in random order. `stale` gives single ranks other arrays. By default an update was
+    announced in `step` itself."""
     ranks = list(range(layout.mesh.num_ranks))
     random.Random(order_seed).shuffle(ranks)
     receipts = []
@@ -105,6 +108,8 @@ def write_all_ranks(
                 attempt=Attempt(attempt),
                 threads=threads,
                 cancelled=lambda: False,
+                updated_step=Step(step if updated_step is None else updated_step),
+                frozen=[layout.positions[name] for name in frozen],
             )
             receipts.append(Receipt.decode(receipt.encode()))
     return receipts
@@ -119,8 +124,6 @@ def commit_receipts(
     write_id: str = "a1-1",
     attempt: int = 1,
     previous: CommitRecord | None = None,
-    frozen: Collection[str] = (),
-    updates_applied: bool = True,
 ) -> CommitRecord:
     return commit(
         store,
@@ -131,8 +134,6 @@ def commit_receipts(
         attempt=Attempt(attempt),
         receipts=receipts,
         previous=previous,
-        frozen=frozen,
-        updates_applied=updates_applied,
     )
 
 
@@ -146,8 +147,20 @@ def save(
     previous: CommitRecord | None = None,
     stale: Mapping[int, Logical] | None = None,
     order_seed: int = 0,
+    updated_step: int | None = None,
+    frozen: Collection[str] = (),
 ) -> CommitRecord:
-    receipts = write_all_ranks(store, layout, arrays, step=step, write_id=write_id, stale=stale, order_seed=order_seed)
+    receipts = write_all_ranks(
+        store,
+        layout,
+        arrays,
+        step=step,
+        write_id=write_id,
+        stale=stale,
+        order_seed=order_seed,
+        updated_step=updated_step,
+        frozen=frozen,
+    )
     return commit_receipts(store, layout, receipts, step=step, write_id=write_id, previous=previous)
 
 

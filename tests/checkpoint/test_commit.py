@@ -82,41 +82,6 @@ def test_a_missing_receipt_is_refused_and_a_repeated_one_is_fine() -> None:
     assert commit_receipts(store, LAYOUT, [*receipts, receipts[0]], step=5).step == 5
 
 
-def test_a_stale_rank_and_a_stale_world_are_refused() -> None:
-    store = MemoryStore()
-    old, new = logical_arrays(LAYOUT, 1), logical_arrays(LAYOUT, 2)
-    first = save(store, LAYOUT, old, step=1)
-    # Its random number state moved, which must not hide that its model did not.
-    stale = {3: {**old, "state/ranks": new["state/ranks"]}}
-    with pytest.raises(Corrupt, match=r"rank 3: all that it wrote equals step 1"):
-        save(store, LAYOUT, new, step=2, previous=first, stale=stale)
-    with pytest.raises(Corrupt, match="all 7 arrays equal"):
-        save(store, LAYOUT, old, step=2, previous=first)
-    newest = latest(store)
-    assert newest is not None
-    assert newest.step == 1
-
-
-def test_unchanged_arrays_are_fine_when_frozen_or_when_no_update_was_applied() -> None:
-    store = MemoryStore()
-    arrays = logical_arrays(LAYOUT, 1)
-    first = save(store, LAYOUT, arrays, step=1)
-    receipts = write_all_ranks(store, LAYOUT, arrays, step=2)
-    commit_receipts(store, LAYOUT, receipts, step=2, previous=first, updates_applied=False)
-    receipts = write_all_ranks(store, LAYOUT, arrays, step=3)
-    names = [array.name for array in LAYOUT.arrays]
-    commit_receipts(store, LAYOUT, receipts, step=3, previous=first, frozen=names)
-    with pytest.raises(Invalid, match="frozen arrays of the layout"):
-        commit_receipts(store, LAYOUT, receipts, step=3, previous=first, frozen=["nothing"])
-
-
-def test_a_constant_array_alone_is_healthy() -> None:
-    store = MemoryStore()
-    old, new = logical_arrays(LAYOUT, 1), logical_arrays(LAYOUT, 2)
-    first = save(store, LAYOUT, old, step=1)
-    save(store, LAYOUT, {**new, "model/norm": old["model/norm"]}, step=2, previous=first)
-
-
 @pytest.mark.parametrize("may_be_zero", [False, True])
 def test_an_array_that_turns_all_zero_is_refused_unless_declared(may_be_zero: bool) -> None:
     store, layout = MemoryStore(), toy_layout(scale_may_be_zero=may_be_zero)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from behemoth.checkpoint.commit_log import commits
 from fault.kill_stage import KillStage, spec, staged
 
 TESTS = str(Path(__file__).parents[1])
@@ -65,6 +67,28 @@ def test_a_worker_that_never_reports_is_stopped_and_its_stack_stands_in_its_log(
         log = (stage.directory / "logs/attempt-0001/rank-00000.log").read_text()
         assert "waiting for a licence server" in log
         assert "in sleeps_for_ever" in log
+
+
+@pytest.mark.parametrize(
+    "program", ["gathers_gradients", "gathers_gradients_and_fences_each_step", "declares_that_its_array_is_frozen"]
+)
+def test_a_program_that_changes_nothing_between_two_saves_and_says_so_is_healthy(tmp_path: Path, program: str) -> None:
+    """Its only update, if any, is that of step 12: the last save and others equal the one before."""
+    with unlucky(tmp_path, f"fault.unlucky:{program}") as stage:
+        stage.start()
+        assert stage.finish()["outcome"] == "succeeded", stage.told()
+        assert [commit.step for commit in commits(stage.store)][-1] == 20
+        assert stage.events("SaveFailed") == []
+
+
+def test_a_program_that_announces_updates_but_saves_a_stale_copy_is_told_what_it_can_declare(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:never_changes_what_it_saves") as stage:
+        reason = failed(stage)
+        assert re.search(
+            r"all 1 arrays equal those of step \d+, although rank 0 announced an update in step 20", reason
+        )
+        assert "frozen=True" in reason
+        assert "run.fence(updates=False)" in reason
 
 
 @pytest.mark.timeout(120)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from behemoth.sdk import State, join
+from behemoth.sdk import Run, State, join
 
 GIGABYTE = 1 << 30
 LINE = b"x" * ((1 << 20) - 1) + b"\n"
@@ -36,6 +36,39 @@ def train(at_step: Callable[[int], None]) -> None:
 
 def learns() -> None:
     train(lambda _: None)
+
+
+def gathers_gradients() -> None:
+    """Changes its state in each twelfth step only, and says so."""
+    changes_little(lambda run, step: run.fence() if step % 12 == 0 else None)
+
+
+def gathers_gradients_and_fences_each_step() -> None:
+    changes_little(lambda run, step: run.fence(updates=step % 12 == 0))
+
+
+def never_changes_what_it_saves() -> None:
+    """Announces an update in every step, none of which reaches the array that it declared."""
+    changes_little(lambda run, _: run.fence(), update_at=None)
+
+
+def declares_that_its_array_is_frozen() -> None:
+    changes_little(lambda run, _: run.fence(), update_at=None, frozen=True)
+
+
+def changes_little(fence: Callable[[Run, int], None], *, update_at: int | None = 12, **declared: bool) -> None:
+    """Slow enough for saves in passing to be called ahead of its steps."""
+    run = join()
+    weight = np.ones(4096, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape, **declared)
+    for step in run.steps(run.restore(state)):
+        time.sleep(0.1)
+        fence(run, step)
+        if step == update_at:
+            weight += 1
+        run.report(step, loss=np.float32(1.0), tokens=1)
+        run.save(step, state)
 
 
 def raises_at_step_three() -> None:

@@ -92,7 +92,6 @@ def hello(node: NodeId, token: str, **changes: object) -> Hello:
         host="127.0.0.1",
         rendezvous_port=4000,
         attempt=Attempt(0),
-        is_reconnect=False,
     )
     return msgspec.structs.replace(said, **changes)
 
@@ -201,7 +200,7 @@ def test_a_connection_that_returns_in_time_is_no_loss() -> None:
         agent = await join(scene, A)
         agent.writer.close()
         again = await connect(scene)
-        again.say(hello(A, scene.fleet.expect(A, 1), is_reconnect=True))
+        again.say(hello(A, scene.fleet.expect(A, 1)))
         assert isinstance(await again.hear(), Welcome)
         again.say(WorkerEnded(attempt=Attempt(1), rank=Rank(0), signal=9))
         assert isinstance(await scene.next(), WorkerFailed)
@@ -248,7 +247,7 @@ def test_the_rank_table_names_the_first_nodes_port_and_a_late_comer_hears_it_too
         assert (table.nodes, table.master_host, table.master_port) == ((A, B), "127.0.0.1", 4000)
         assert await second.hear() == table
         again = await connect(scene)
-        again.say(hello(B, scene.fleet.expect(B, 1), is_reconnect=True))
+        again.say(hello(B, scene.fleet.expect(B, 1)))
         assert isinstance(await again.hear(), Welcome)
         assert await again.hear() == table
         assert isinstance(await again.hear(), SaveAt)

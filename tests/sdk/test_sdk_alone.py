@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
-from behemoth.sdk import State, join
+from behemoth.sdk import Run, State, join
 from behemoth.sdk.place import lone_place
 from behemoth.sdk.state import BoundState
 from behemoth.spec.mesh import Mesh
@@ -35,6 +36,42 @@ def test_outside_a_run_join_gives_a_world_of_one(monkeypatch: pytest.MonkeyPatch
         run.save(step, state)
         seen.append(step)
     assert seen == [1, 2, 3]
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    return join()
+
+
+def test_a_report_takes_whatever_is_a_number(alone: Run) -> None:
+    losses = [1, 0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), np.arange(4, dtype=np.float32).mean(), None]
+    for loss in losses:
+        alone.report(np.int64(3), loss=loss, tokens=np.float64(4096.0))
+
+
+def test_a_report_takes_a_tensor_without_dims(alone: Run) -> None:
+    torch = pytest.importorskip("torch")
+    alone.report(torch.tensor(3), loss=torch.ones(2, requires_grad=True).sum(), tokens=torch.tensor(4096))
+    with pytest.raises(Invalid, match="loss: expected a number, got Tensor"):
+        alone.report(3, loss=torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"loss": "low"}, "report: loss: expected a number, got str low"),
+        ({"loss": np.ones(2)}, "report: loss: expected a number, got ndarray"),
+        ({"loss": {}}, "report: loss"),
+        ({"tokens": 1.5}, "report: tokens: expected a whole number, got float 1.5"),
+        ({"tokens": None}, "report: tokens: expected a whole number, got NoneType"),
+        ({"step": float("nan")}, "report: step: expected a whole number, got float nan"),
+        ({"step": float("inf")}, "report: step: expected a whole number, got float inf"),
+    ],
+)
+def test_a_report_outside_a_run_refuses_what_is_no_number(alone: Run, fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        alone.report(**{"step": 1, **fields})
 
 
 def test_steps_outside_a_run_need_a_total(monkeypatch: pytest.MonkeyPatch) -> None:

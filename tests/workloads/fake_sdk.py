@@ -73,8 +73,8 @@ class FakeRun:
         assert total is not None, "outside a run nobody else says how many steps there are"
         yield from range(first + 1, self.total_steps + 1)
 
-    def fence(self) -> None:
-        self.may_update = True
+    def fence(self, *, updates: bool = True) -> None:
+        self.may_update = updates
 
     def report(self, step: int, *, loss: float, tokens: int) -> None:
         assert self.may_update, f"step {step} was updated without a fence"

@@ -137,6 +137,7 @@ class Arenas:
         """The memory for this rank, an old one if it fits. Raises Unavailable when there is no memory for it."""
         memory = self._memories.get(local_rank)
         if memory is not None and memory.fits(rank, declared):
+            memory.declared = declared  # what is frozen may have changed, without any effect on the memory
             return memory
         if memory is not None:
             del self._memories[local_rank]

@@ -58,7 +58,6 @@ class Link:
         self._listener = listener
         self._pause = pause
         self._writer: asyncio.StreamWriter | None = None
-        self._was_welcome = False
 
     async def run(self) -> None:
         """Never returns. Raises Denied when the coordinator will never have this agent."""
@@ -102,7 +101,6 @@ class Link:
             writer.close()
             raise
         self._writer = writer
-        self._was_welcome = True
         self._listener.welcomed(welcome)
         while True:
             self._listener.command(frames.decode_body(_COMMANDS, await frames.read_frame(reader)))
@@ -120,7 +118,6 @@ class Link:
             host=host,
             rendezvous_port=port,
             attempt=attempt,
-            is_reconnect=self._was_welcome,
         )
         writer.write(frames.encode_frame(hello))
         await writer.drain()

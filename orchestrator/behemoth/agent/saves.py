@@ -161,9 +161,9 @@ class Saves:
             case Missed():
                 self._send(SaveMissed(attempt=save.attempt, write_id=save.write_id, step=message.step))
             case Staging():
-                self._start_write(save, member, message.generation, following=message.sequence)
+                self._start_write(save, member, message, following=message.sequence)
             case Staged():
-                self._staged(save, member, message.generation)
+                self._staged(save, member, message)
             case StagingFailed():
                 self._break(save, f"rank {member.rank}: {message.reason}")
 
@@ -183,7 +183,7 @@ class Saves:
                 save.granted.add(member.rank)
                 member.channel.send(Grant(write_id=save.write_id, generation=generation))
 
-    def _staged(self, save: NodeSave, member: Member, generation: int) -> None:
+    def _staged(self, save: NodeSave, member: Member, told: Staged) -> None:
         memory = self._arenas.of(member.local_rank)
         if memory is None or member.rank in save.staged:
             return
@@ -192,21 +192,21 @@ class Saves:
         save.layout = memory.declared.layout
         if len(save.staged) == save.num_ranks:
             self._send(SaveReached(attempt=save.attempt, write_id=save.write_id, stage="staged"))
-        self._start_write(save, member, generation, following=None)
+        self._start_write(save, member, told, following=None)
         self.tell_receipts(save.write_id)
 
-    def _start_write(self, save: NodeSave, member: Member, generation: int, *, following: int | None) -> None:
+    def _start_write(self, save: NodeSave, member: Member, told: Staging | Staged, *, following: int | None) -> None:
         memory = self._arenas.of(member.local_rank)
         if memory is None or member.rank in save.writing:
             return
         save.writing.add(member.rank)
         save.jobs[member.rank] = self._store.new_job()
         name = f"write-{save.write_id}-rank-{member.rank}"
-        task = asyncio.create_task(self._write(save, memory, generation, following), name=name)
+        task = asyncio.create_task(self._write(save, memory, told, following), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _write(self, save: NodeSave, memory: RankMemory, generation: int, following: int | None) -> None:
+    async def _write(self, save: NodeSave, memory: RankMemory, told: Staging | Staged, following: int | None) -> None:
         if save.is_given_up():  # before this task had its turn: nobody could cancel the job yet
             self._end_write(save, memory)
             return
@@ -214,11 +214,12 @@ class Saves:
         answer = await self._store.write(
             save.jobs[memory.rank],
             memory,
-            generation=generation,
+            generation=told.generation,
             attempt=save.attempt,
             step=save.command.step,
             write_id=save.write_id,
             following=following,
+            updated_step=told.updated_step,
         )
         memory.reading(save.write_id, is_read=False)
         if isinstance(answer, Failed) and not save.is_over:

@@ -106,10 +106,12 @@ class StoreLink:
         step: Step,
         write_id: WriteId,
         following: int | None,
+        updated_step: Step | None,
     ) -> Written | Failed:
         """Until the rank's bytes are durable, or given up: only then may the generation be filled again.
 
         `following`: the sequence of a copy that is under way; the write ends with it, or when it is cancelled.
+        `updated_step`: the last step in which the rank's program announced an update.
         """
         order = Write(
             job=job,
@@ -120,6 +122,8 @@ class StoreLink:
             step=step,
             write_id=write_id,
             following=following,
+            updated_step=updated_step,
+            frozen=memory.declared.frozen,
         )
         answer = await self._ask(order, memory)
         if isinstance(answer, Prepared):

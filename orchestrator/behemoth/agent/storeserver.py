@@ -147,6 +147,8 @@ class _StoreServer:
             threads=self._threads,
             cancelled=lambda: order.job in self._cancelled,
             following=order.following,
+            updated_step=order.updated_step,
+            frozen=order.frozen,
         )
         if (receipt.write_id, receipt.step) != (order.write_id, order.step):
             raise Internal(

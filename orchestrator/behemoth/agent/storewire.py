@@ -50,7 +50,8 @@ class Prepare(_Message, frozen=True, kw_only=True):
 
 class Write(_Message, frozen=True, kw_only=True):
     """Write what `generation` holds. Carries the memory's descriptor. `following`: sequence of a filling that is still
-    under way, whose bytes are written as they come."""
+    under way, whose bytes are written as they come. `updated_step`: the last step in which the program announced an
+    update; `frozen`: the arrays, counted in the layout's order, that it declared not to move."""
 
     rank: Rank
     layout: bytes
@@ -59,6 +60,8 @@ class Write(_Message, frozen=True, kw_only=True):
     step: Step
     write_id: WriteId
     following: int | None = None
+    updated_step: Step | None = None
+    frozen: tuple[int, ...] = ()
 
 
 class Cancel(_Message, frozen=True, kw_only=True):

@@ -107,7 +107,9 @@ class CheckpointDesk:
                 committed_us=self._clock.now_us(),
             )
         except BehemothError as error:
-            self._tell(SaveFailed(write_id=write_id, reason=str(error)))
+            # With its hint: what refuses a save often is a matter of what the program declares.
+            reason = f"{error.message}; {error.hint}" if error.hint else error.message
+            self._tell(SaveFailed(write_id=write_id, reason=reason))
             return
         self._previous = record
         self._tell(Committed(commit=record.ref))

@@ -6,18 +6,18 @@ module trusts receipts and nothing else, and reads no array. Neighbours: `proof`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from behemoth.base.errors import Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
 from behemoth.checkpoint.commit_record import FORMAT_MAJOR, FORMAT_MINOR, CommitRecord, FormatVersion
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.freshness import check_fresh
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import INDEX, step_prefix
-from behemoth.checkpoint.proof import Proof, check_fresh, check_zeros, prove
+from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.writer import chunk_tail, seal_all
 from behemoth.ports import ObjectStore, Part
@@ -36,27 +36,21 @@ def commit(
     attempt: Attempt,
     receipts: Sequence[Receipt],
     previous: CommitRecord | None,
-    frozen: Collection[str] = (),
-    updates_applied: bool = True,
     committed_us: int = 0,
 ) -> CommitRecord:
     """Prove, complete and publish a write of which every rank has sealed its part. Blocks for small writes per array.
 
-    `frozen` names arrays that are not meant to move; by default all are. `updates_applied` says whether the optimizer
-    was applied since `previous`: False (only skipped steps) turns the freshness rule off. `committed_us` is wall time,
-    kept for people. Idempotent for one write id: a new leader may repeat it.
+    `previous` is the newest commit, against which zeros and stale bytes are judged. `committed_us` is wall time, kept
+    for people. Idempotent for one write id: a new leader may repeat it.
 
     Raises Invalid, Conflict or Corrupt, naming array, rank and reason, before anything is written; later Conflict when
     another write has the step, and the store's errors. Without a return the previous commit stays the newest.
     """
     prefix = step_prefix(step, write_id)
-    if unknown := sorted(set(frozen) - layout.positions.keys()):
-        raise Invalid(f"commit of step {step}: expected frozen arrays of the layout, got {unknown[:3]}")
-    proof = prove(layout, receipts, step=step, write_id=write_id, attempt=attempt, frozen=frozen)
+    proof = prove(layout, receipts, step=step, write_id=write_id, attempt=attempt)
     if previous is not None:
         check_zeros(layout, proof, previous)
-    if previous is not None and updates_applied and step > previous.step:
-        check_fresh(layout, proof, receipts, previous, frozen=frozen)
+        check_fresh(layout, proof.arrays, receipts, previous)
     index = _complete(store, prefix, layout, proof)
     return publish(
         store,
@@ -74,6 +68,7 @@ def commit(
             data_bytes=sum(array.num_bytes for array in layout.arrays),
             arrays=proof.arrays,
             rank_prints=proof.rank_prints,
+            held_prints=proof.held_prints,
             committed_us=committed_us,
         ),
     )

@@ -47,8 +47,10 @@ class CommitRecord:
     """One committed checkpoint. `run` says where it came from; `attempt` which start of the gang wrote it.
 
     `index_bytes` and `index_crc` are of the `index` object, which covers all other metadata; `data_bytes` counts the
-    arrays' own bytes. `rank_prints` holds eight hex digits for each rank: the CRC-32C over the spans that it wrote of
-    arrays that are meant to move, all zeros when it wrote none. `committed_us` is wall time, for people only.
+    arrays' own bytes. `held_prints` holds eight hex digits for each rank: the CRC-32C over the spans that it held of
+    arrays that are meant to move, all zeros when it held none; left out when no rank told. `rank_prints`, the same over
+    what it wrote of arrays that are no small state, is part of format 1.0, and nothing is judged by it any more.
+    `committed_us` is wall time, for people only.
     """
 
     format: FormatVersion
@@ -65,6 +67,7 @@ class CommitRecord:
     arrays: tuple[ArraySummary, ...]
     rank_prints: str
     committed_us: int
+    held_prints: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def ref(self) -> CommitRef:

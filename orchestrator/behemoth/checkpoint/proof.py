@@ -1,15 +1,16 @@
-"""Proves from receipts alone that a write is whole and fresh; every way in which it is not has its own refusal.
+"""Proves from receipts alone that a write is whole and no zeros; every way in which it is not has its own refusal.
 
-Pure: reads no storage, so that a refusal leaves nothing behind. The silent failures that it exists for: stale bytes
-saved as new (NeMo-RL #3312, Megatron-LM #4378), zeros instead of data (#5077). Neighbours: `commit`, `coverage`.
+Pure: reads no storage, so that a refusal leaves nothing behind. The silent failures that it exists for: bytes that
+nobody wrote, zeros instead of data (Megatron-LM #5077). Neighbours: `commit`, `coverage`, and `freshness` for the
+third, stale bytes saved as new.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,15 +19,11 @@ from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.freshness import held_prints, is_small
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import Receipt, WrittenSpan
 from behemoth.checkpoint.writer import payload_crc
-
-SMALL_STATE = "state/"
-"""Arrays below it (cursors, random number states) move by themselves and say nothing about the model's freshness."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +43,7 @@ class Proof:
     arrays: tuple[ArraySummary, ...]
     shared: tuple[SharedChunk, ...]
     rank_prints: str
+    held_prints: str | msgspec.UnsetType
 
 
 def prove(
@@ -55,7 +53,6 @@ def prove(
     step: Step,
     write_id: WriteId,
     attempt: Attempt,
-    frozen: Collection[str],
 ) -> Proof:
     """One receipt of each rank, all of this write, covering every byte exactly once.
 
@@ -72,41 +69,12 @@ def prove(
         raise Invalid(f"write {write_id!r} of step {step}: {rank}{fault.message}", code=fault.code)
     order = extents.order()
     summaries, shared = _summaries(layout, extents, order, spans)
-    prints = _rank_prints(layout, [(receipt.rank, receipt.spans) for receipt in by_rank], frozen)
-    return Proof(arrays=summaries, shared=shared, rank_prints=prints)
-
-
-def check_fresh(
-    layout: Layout, proof: Proof, receipts: Sequence[Receipt], previous: CommitRecord, *, frozen: Collection[str]
-) -> None:
-    """Refuse bytes that cannot be those of a later step. Call it when an update was applied since `previous`.
-
-    A rank is stale when nothing of what it wrote of movable arrays changed, although one of these arrays changed
-    elsewhere, or nothing in the whole checkpoint did. (A rank that only writes constants is healthy: they are constant
-    everywhere.) Raises Corrupt, naming rank or array; unchanged single arrays are logged.
-    """
-    if previous.layout_digest != layout.digest:
-        return
-    before = {array.name: array.content_crc for array in previous.arrays}
-    movable = [array for array in proof.arrays if _is_movable(array.name, frozen)]
-    moved = {array.name for array in movable if array.content_crc != before[array.name]}
-    if movable and not moved:
-        raise Corrupt(
-            f"checkpoint: all {len(movable)} arrays equal those of step {previous.step}, although updates were applied",
-            hint="the program saves a stale copy; declare arrays that never move as frozen",
-            code="checkpoint-stale",
-        )
-    if still := sorted(array.name for array in movable if array.name not in moved):
-        _log.warning("%d arrays did not change since step %d: %s", len(still), previous.step, still[:8])
-    spans_of = {receipt.rank: receipt.spans for receipt in receipts}
-    for rank in _unchanged_ranks(proof, previous):
-        if suspects := sorted({layout.arrays[span.array].name for span in spans_of[rank]} & moved):
-            raise Corrupt(
-                f"rank {rank}: all that it wrote equals step {previous.step}, although array {suspects[0]!r} changed "
-                "on other ranks",
-                hint="the rank saves a stale copy of its state",
-                code="rank-stale",
-            )
+    return Proof(
+        arrays=summaries,
+        shared=shared,
+        rank_prints=_rank_prints(layout, by_rank),
+        held_prints=held_prints(layout, by_rank),
+    )
 
 
 def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
@@ -119,14 +87,6 @@ def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
                 hint="declare it may_be_zero if that is healthy",
                 code="array-zero",
             )
-
-
-def _unchanged_ranks(proof: Proof, previous: CommitRecord) -> list[int]:
-    """Ranks whose movable spans all equal those of `previous`, which is of the same layout."""
-    now, then = proof.rank_prints, previous.rank_prints
-    return [
-        at // 8 for at in range(0, len(now), 8) if now[at : at + 8] == then[at : at + 8] and now[at : at + 8] != "0" * 8
-    ]
 
 
 def _one_each(
@@ -214,15 +174,11 @@ def _chunk_crcs(
     return combined, several
 
 
-def _rank_prints(layout: Layout, written: Sequence[tuple[int, Sequence[WrittenSpan]]], frozen: Collection[str]) -> str:
-    movable = [_is_movable(array.name, frozen) for array in layout.arrays]
+def _rank_prints(layout: Layout, receipts: Sequence[Receipt]) -> str:
+    is_movable = [not is_small(array.name) for array in layout.arrays]
     prints = ["0" * 8] * layout.mesh.num_ranks
-    for rank, spans in written:
-        rows = sorted(span[:5] for span in spans if movable[span.array])
+    for receipt in receipts:
+        rows = sorted(span[:5] for span in receipt.spans if is_movable[span.array])
         if rows:
-            prints[rank] = f"{crc32c(np.array(rows, dtype='<i8').tobytes()):08x}"
+            prints[receipt.rank] = f"{crc32c(np.array(rows, dtype='<i8').tobytes()):08x}"
     return "".join(prints)
-
-
-def _is_movable(name: str, frozen: Collection[str]) -> bool:
-    return not name.startswith(SMALL_STATE) and name not in frozen

@@ -32,8 +32,21 @@ class WrittenSpan(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Freshness:
+    """What a rank says of all that it holds, of which it wrote only a part.
+
+    `updated_step` is the last step in which its program announced an update, `frozen` the arrays that it declared not
+    to move, counted in the layout's order, `held_crc` the CRC of the others (`freshness.held_crc`).
+    """
+
+    updated_step: _Count
+    held_crc: _Crc
+    frozen: tuple[_Count, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """One rank's word for one write."""
+    """One rank's word for one write. Without `freshness`, which is left out then, nobody judges that."""
 
     rank: _Count
     attempt: _Count
@@ -41,6 +54,7 @@ class Receipt:
     write_id: _Text
     layout_digest: _Text
     spans: tuple[WrittenSpan, ...]
+    freshness: Freshness | msgspec.UnsetType = msgspec.UNSET
 
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""

@@ -7,20 +7,22 @@ payload: buffers go from the arena to the store. What several ranks share, a chu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+import msgspec
 import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Invalid
-from behemoth.base.ids import Attempt
+from behemoth.base.ids import Attempt, Step
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import combine, crc32c, trailer
 from behemoth.checkpoint.following import Follower
+from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.receipt import Receipt, WrittenSpan
+from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.zeros import crc_of_zeros
 from behemoth.ports import ObjectStore, Part
@@ -44,13 +46,16 @@ def write_rank(
     threads: int,
     cancelled: Callable[[], bool],
     following: int | None = None,
+    updated_step: Step | None = None,
+    frozen: Collection[int] = (),
 ) -> Receipt:
     """Write and seal what the rank owns of the snapshot in `generation`, below `prefix`; record all CRCs in the arena.
 
     Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. `cancelled` is asked before
     each batch. With `following`, the sequence of a filling that was begun, the snapshot may still be unfinished: each
-    byte is written once it is there, and the receipt waits for the whole. Raises Conflict when cancelled or when the
-    snapshot was replaced meanwhile, and the store's errors.
+    byte is written once it is there, and the receipt waits for the whole. `updated_step`: the last step in which the
+    program announced an update, `frozen`: the arrays, by position, that it declared not to move; None: it told neither.
+    Raises Conflict when cancelled or when the snapshot was replaced meanwhile, and the store's errors.
     """
     _check(layout, plan, arena)
     sequence = arena.snapshot(generation).sequence if following is None else following
@@ -72,6 +77,13 @@ def write_rank(
             WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, job.is_zero(span, crc))
             for span, crc in zip(plan.spans, crcs, strict=True)
             if span.is_owned
+        ),
+        freshness=msgspec.UNSET
+        if updated_step is None
+        else Freshness(
+            updated_step=updated_step,
+            held_crc=held_crc(layout, plan.spans, crcs, frozen),
+            frozen=tuple(sorted(frozen)),
         ),
     )
 

@@ -6,10 +6,56 @@ When the socket is full, reports are merged until it takes one. The neighbour `r
 from __future__ import annotations
 
 import time
+from typing import SupportsFloat, SupportsInt, TypeAlias, TypeVar
 
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
+from behemoth.sdk.arrays import Tensor, is_tensor
 from behemoth.state.config import WorkPhase
 from behemoth.wire.session import InPhase, Peer, Report, ToWorker
+
+Real: TypeAlias = "SupportsFloat | str"
+"""What `float` takes: numbers of Python and numpy, tensors without dims."""
+Whole: TypeAlias = "SupportsInt | str"
+
+T = TypeVar("T")
+
+
+def real(what: str, value: Real) -> float:
+    """`value` as a float; of a tensor on a device, once it is there. Raises Invalid naming `what`."""
+    try:
+        return float(_single(value))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_number(what, "a number", value) from error
+
+
+def whole(what: str, value: Whole) -> int:
+    """`value` as an int. Raises Invalid naming `what`, also for a number with a fraction, which `int` would cut off."""
+    try:
+        number = int(_single(value))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_number(what, "a whole number", value) from error
+    if not isinstance(value, str) and number != value:
+        raise _no_number(what, "a whole number", value)
+    return number
+
+
+def _single(value: T) -> T | Tensor:
+    """A tensor of several elements would fail as a broken device does, by a RuntimeError; one that wants a gradient
+    would warn."""
+    if not is_tensor(value):
+        return value
+    if value.numel() != 1:
+        raise ValueError("a tensor of several elements")
+    return value.detach()
+
+
+def _no_number(what: str, expected: str, value: object) -> Invalid:
+    return Invalid(
+        f"{what}: expected {expected}, got {type(value).__name__} {str(value)[:80]}",
+        hint="give one number: reduce arrays and tensors of several elements first",
+        code="report-number",
+    )
 
 
 class Reporter:

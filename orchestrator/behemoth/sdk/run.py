@@ -21,7 +21,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.files import read_files
 from behemoth.checkpoint.staging import unstage
 from behemoth.sdk.place import Place, RankMesh, lone_place
-from behemoth.sdk.reporting import Reporter
+from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
 from behemoth.sdk.saver import Saver
 from behemoth.sdk.state import BoundState, State
 from behemoth.spec.mesh import Mesh
@@ -150,24 +150,39 @@ class Run:
             if self._end_step(Step(step)):
                 break
         if self._session is not None:
-            self._session.tell(StepsEnded(step=Step(min(limit, max(first, limit)))))
+            self._session.tell(StepsEnded())
 
-    def fence(self) -> None:
-        """Call it before the optimizer changes what was saved: blocks until the copy of an earlier save is complete."""
+    def fence(self, *, updates: bool = True) -> None:
+        """Call it once in every step, before the optimizer changes what was saved: blocks until the copy of an earlier
+        save is complete. A save whose copy is still open when a later step is done is given up, since nobody can tell
+        which bytes it holds.
+
+        It also announces an update: a rank that announced one and still holds the very bytes of the last checkpoint is
+        refused, since it saves a stale copy. `updates=False` in a step that changes nothing: gradients are only
+        gathered, or the update is skipped.
+        """
         if self._session is not None and self._session.saver is not None:
-            self._session.saver.fence()
+            self._session.saver.fence(is_update=updates)
 
-    def report(self, step: int, *, loss: float | None = None, tokens: int = 0) -> None:
-        """`step` is completed. Never blocks."""
+    def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
+        """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
+
+        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number.
+        """
+        completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
+        number = None if loss is None else real("report: loss", loss)
         if self._session is not None:
-            self._session.reporter.report(Step(step), loss=loss, tokens=tokens)
+            self._session.reporter.report(completed, loss=number, tokens=count)
+            if self._session.saver is not None:
+                self._session.saver.note_done(completed)
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: Whole, state: State) -> None:
         """Call it after every step; it does something only when a save is due. Blocks for one copy into the agent's
         memory. At the last step it waits until the save is committed.
 
-        Raises Conflict for a State that was not given to `restore`.
+        Raises Conflict for a State that was not given to `restore`, Invalid for a step that is no whole number.
         """
+        completed = Step(whole("save: step", step))
         if self._bound is None or not self._bound.is_of(state):
             raise Conflict(
                 "save: expected the State that was given to restore, got another",
@@ -176,9 +191,9 @@ class Run:
         if self._session is None:
             return
         assert self._session.saver is not None
-        if not self._session.reporter.has_reported(Step(step)):
-            self.report(step)
-        self._session.saver.save(Step(step))
+        if not self._session.reporter.has_reported(completed):
+            self.report(completed)
+        self._session.saver.save(completed)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -237,6 +252,7 @@ class Run:
                 digest=bound.layout.digest,
                 arena_bytes=Arena.size_bytes(bound.plan),
                 must_read=must_read,
+                frozen=bound.frozen,
             )
         )
         answer = session.peer.receive(timeout_s=session.limit_s, what="the staging memory")
@@ -279,7 +295,7 @@ def join() -> Run:
     sock.set_inheritable(False)
     _write_stacks_on_signal()
     peer = Peer(sock, TO_WORKER)
-    peer.send(Join(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR, pid=os.getpid()), timeout_s=JOIN_LIMIT_S)
+    peer.send(Join(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR), timeout_s=JOIN_LIMIT_S)
     answer = peer.receive(timeout_s=JOIN_LIMIT_S, what="join")
     if isinstance(answer, Refusal):
         raise Invalid(answer.reason, hint=answer.hint)

@@ -44,14 +44,18 @@ meanwhile."""
 
 @dataclass(slots=True, eq=False)
 class _Copying:
-    """A copy that goes on until `fence`."""
+    """A copy that goes on until `fence`. `done_step`: a later step that was done without one; the copy may then hold
+    bytes of both steps, however early its last byte was copied."""
 
+    step: Step
+    updated_step: Step
     write_id: WriteId
     generation: int
     stager: Stager
     thread: threading.Thread | None
     stall_us: int
     error: Exception | None = None
+    done_step: Step | None = None
 
     def run(self) -> None:
         try:
@@ -86,6 +90,8 @@ class Saver:
         self._threads = threads
         self._enter = enter
         self._passed = first
+        self._has_update = False
+        self._updated_step = first
         self._due: SaveDue | None = None
         self._generation: int | None = None
         self._may_proceed = False
@@ -102,6 +108,7 @@ class Saver:
 
     def pass_step(self, step: Step) -> None:
         """`step` is behind the program: it can no longer be saved."""
+        self._done(step)
         self.poll()
         due = self._due
         if due is not None and due.step <= step:
@@ -111,7 +118,9 @@ class Saver:
     def save(self, step: Step) -> None:
         """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
         started_ns = time.monotonic_ns()
-        self.fence()
+        self._done(step)
+        if self._has_update:
+            self._has_update, self._updated_step = False, step
         self.poll()
         if step >= self._total_steps:
             self._enter("save")
@@ -126,8 +135,24 @@ class Saver:
             self._save_in_passing(step, started_ns)
         self._enter("step")
 
-    def fence(self) -> None:
-        """Until the copy that `save` began is complete."""
+    def fence(self, *, is_update: bool = True) -> None:
+        """Until the copy that `save` began is complete. `is_update`: the state is about to change."""
+        self._has_update = self._has_update or is_update
+        self._end_copy()
+
+    def note_done(self, step: Step) -> None:
+        """`step` is done, so what changed in it has changed. Never blocks: an open copy is given up soon after."""
+        copying = self._copying
+        if copying is not None and step > copying.step and copying.done_step is None:
+            copying.done_step = step
+
+    def _done(self, step: Step) -> None:
+        """As `note_done`, and gives the copy up now."""
+        self.note_done(step)
+        if self._copying is not None and self._copying.done_step is not None:
+            self._end_copy()
+
+    def _end_copy(self) -> None:
         copying = self._copying
         if copying is None:
             return
@@ -199,12 +224,27 @@ class Saver:
             )
             stager.begin(generation=generation)
             if self._bound.num_bytes > INLINE_BYTES and CAN_BE_FOLLOWED:
-                self._tell(Staging(write_id=write_id, generation=generation, sequence=stager.sequence))
+                self._tell(
+                    Staging(
+                        write_id=write_id,
+                        generation=generation,
+                        sequence=stager.sequence,
+                        updated_step=self._updated_step,
+                    )
+                )
             stager.copy(self._bound.early_names())
         except BehemothError as error:
             self._fail(write_id, error.message)
             return None
-        return _Copying(write_id=write_id, generation=generation, stager=stager, thread=None, stall_us=0)
+        return _Copying(
+            step=step,
+            updated_step=self._updated_step,
+            write_id=write_id,
+            generation=generation,
+            stager=stager,
+            thread=None,
+            stall_us=0,
+        )
 
     def _seal(self, copying: _Copying) -> bool:
         if self._off == copying.write_id:
@@ -212,8 +252,18 @@ class Saver:
         if copying.error is not None:
             self._fail(copying.write_id, f"{type(copying.error).__name__}: {copying.error}")
             return False
+        if copying.done_step is not None:
+            self._fail(copying.write_id, _unfenced(copying.step, copying.done_step))
+            return False
         copying.stager.seal()
-        self._tell(Staged(write_id=copying.write_id, generation=copying.generation, stall_us=copying.stall_us))
+        self._tell(
+            Staged(
+                write_id=copying.write_id,
+                generation=copying.generation,
+                stall_us=copying.stall_us,
+                updated_step=copying.updated_step,
+            )
+        )
         return True
 
     def _fail(self, write_id: WriteId, reason: str) -> None:
@@ -258,3 +308,11 @@ class Saver:
 
     def _tell(self, message: object) -> None:
         self._peer.send(message, timeout_s=self._wait_limit_s)
+
+
+def _unfenced(step: Step, done_step: Step) -> str:
+    return (
+        f"step {done_step} was done while the state of step {step} was still being copied, without run.fence() in "
+        "between: the copy may hold bytes of both; call run.fence() in every step before the state changes, "
+        "run.fence(updates=False) in one that changes nothing"
+    )

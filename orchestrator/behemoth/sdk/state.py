@@ -15,7 +15,7 @@ import numpy as np
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxis
-from behemoth.checkpoint.plan import Piece, RankPlan, plan_rank
+from behemoth.checkpoint.plan import Piece, plan_rank
 from behemoth.checkpoint.records import (
     RANKS_ARRAY,
     RUN_ARRAY,
@@ -42,6 +42,7 @@ class _Array:
     dtype: str
     is_mutable_in_forward: bool
     may_be_zero: bool
+    is_frozen: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,6 @@ class State:
     def __init__(self) -> None:
         self._arrays: dict[str, _Array] = {}
         self._records: dict[str, _Record] = {}
-        self._plan: RankPlan | None = None
         self._layout: Layout | None = None
 
     def array(
@@ -72,6 +72,7 @@ class State:
         dtype: str | None = None,
         mutable_in_forward: bool = False,
         may_be_zero: bool = False,
+        frozen: bool = False,
     ) -> None:
         """Declare one logical array of `shape`, of which this rank holds `value` (numpy or torch, contiguous).
 
@@ -79,6 +80,7 @@ class State:
         over a data-parallel axis: q = ceil(numel / size), piece i = [i q, min((i + 1) q, numel)). `stage`: only ranks
         of that pipeline stage hold it; others give None as `value`, and the `dtype`. An array that may change between
         `save` and `fence` (amax histories, scales) is `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy.
+        `frozen`: staying as it is is healthy, whatever updates are announced; equal on all ranks, like the rest.
 
         Raises Invalid.
         """
@@ -99,6 +101,7 @@ class State:
             dtype=dtype or (host.dtype if host is not None else ""),
             is_mutable_in_forward=mutable_in_forward,
             may_be_zero=may_be_zero,
+            is_frozen=frozen,
         )
 
     def record(
@@ -145,6 +148,13 @@ class BoundState:
     def num_bytes(self) -> int:
         """Bytes that this rank copies per save."""
         return self.plan.data_bytes
+
+    @property
+    def frozen(self) -> tuple[int, ...]:
+        """The arrays that are not meant to move, counted in the layout's order."""
+        arrays = self._state._arrays
+        names = (array.name for array in self.layout.arrays)
+        return tuple(at for at, name in enumerate(names) if name in arrays and arrays[name].is_frozen)
 
     def early_names(self) -> list[str]:
         """What must be copied inside `save`: it may change before `fence`."""

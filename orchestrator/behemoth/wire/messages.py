@@ -24,7 +24,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 class Hello(_Message, frozen=True, kw_only=True):
     """First frame of a connection. `token` proves that the coordinator's run started this agent. After a reconnect it
-    also tells what is still here: the attempt whose workers run (0: none) and the fence last obeyed."""
+    also tells what is still here: the attempt whose workers run (0: none)."""
 
     major: int
     minor: int
@@ -37,7 +37,6 @@ class Hello(_Message, frozen=True, kw_only=True):
     rendezvous_port: int
     """A port kept free on `host` for the next attempt's MASTER_PORT."""
     attempt: Attempt
-    is_reconnect: bool
 
 
 class Beat(_Message, frozen=True, kw_only=True):

@@ -54,18 +54,20 @@ class Join(_Message, frozen=True, kw_only=True):
 
     major: int
     minor: int
-    pid: int
 
 
 class Declare(_Message, frozen=True, kw_only=True):
     """The arrays of the program, equal on every rank (`behemoth.checkpoint.layout`), and the size of the staging memory
     that this rank needs. Asks for the memory and for the restored state in it; Ready answers. Said again with
-    `must_read` when what Ready pointed at was damaged: the state shall be read from the store and checked."""
+    `must_read` when what Ready pointed at was damaged: the state shall be read from the store and checked. `frozen`
+    are the arrays, counted in the layout's order, that are not meant to move: no part of the layout, so that a program
+    may declare it later and still have its checkpoints."""
 
     layout: bytes
     digest: str
     arena_bytes: int
     must_read: bool = False
+    frozen: tuple[int, ...] = ()
 
 
 class Standing(_Message, frozen=True, kw_only=True):
@@ -105,19 +107,22 @@ class Missed(_Message, frozen=True, kw_only=True):
 
 class Staging(_Message, frozen=True, kw_only=True):
     """The copy into `generation` has begun, as filling `sequence` of the staging memory, and may be followed. Sent for
-    large states only; Staged or StagingFailed comes after it."""
+    large states only; Staged or StagingFailed comes after it. `updated_step` as in Staged."""
 
     write_id: WriteId
     generation: int
     sequence: int
+    updated_step: Step | None = None
 
 
 class Staged(_Message, frozen=True, kw_only=True):
-    """The copy is complete and sealed in `generation`; training was blocked for `stall_us`."""
+    """The copy is complete and sealed in `generation`; training was blocked for `stall_us`. `updated_step` is the last
+    step in which the program announced an update, the restored one when it announced none yet."""
 
     write_id: WriteId
     generation: int
     stall_us: int
+    updated_step: Step | None = None
 
 
 class StagingFailed(_Message, frozen=True, kw_only=True):
@@ -129,8 +134,6 @@ class StagingFailed(_Message, frozen=True, kw_only=True):
 
 class StepsEnded(_Message, frozen=True, kw_only=True):
     """The rank makes no further step: an exit code of 0 is in order from now on."""
-
-    step: Step
 
 
 FromWorker: TypeAlias = (

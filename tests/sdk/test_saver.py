@@ -1,0 +1,212 @@
+"""A rank's part of a save against an agent that the test plays: what is told of updates, and copies nobody fenced."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from behemoth.base.errors import Conflict
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.sdk import Run, State, saver
+from behemoth.sdk.run import _place, _Session
+from behemoth.wire.frames import encode_frame
+from behemoth.wire.session import (
+    FROM_WORKER,
+    TO_WORKER,
+    Armed,
+    Assigned,
+    Declare,
+    FromWorker,
+    Grant,
+    Peer,
+    Ready,
+    Report,
+    SaveDue,
+    Staged,
+    Staging,
+    StagingFailed,
+    send_with,
+)
+
+M = TypeVar("M")
+LIMIT_S = 20.0
+
+
+class Agent:
+    """The agent's end of one rank, which trains a single array, and the rank's run."""
+
+    def __init__(self, *, frozen: bool = False) -> None:
+        self.weight = np.zeros(1000)
+        self.state = State()
+        self.state.array("bias", np.zeros(3), shape=(3,))
+        self.state.array("weight", self.weight, shape=(1000,), frozen=frozen)
+        mine, theirs = socket.socketpair()
+        self._sock = mine
+        self.peer: Peer[FromWorker] = Peer(mine, FROM_WORKER)
+        self.heard: list[FromWorker] = []
+        assigned = Assigned(
+            rank=Rank(0),
+            world_size=1,
+            local_rank=0,
+            attempt=Attempt(1),
+            mesh={},
+            args={},
+            total_steps=Step(100),
+            wait_limit_us=int(LIMIT_S * 1e6),
+        )
+        self.run = Run(_place(assigned), _Session(Peer(theirs, TO_WORKER), assigned))
+        self._theirs = theirs
+        self._fd = os.memfd_create("test-saver")
+        restoring = threading.Thread(target=self._restore, name="agent")
+        restoring.start()
+        self.run.restore(self.state)
+        restoring.join(LIMIT_S)
+        self.arena = Arena.open(self._fd)
+
+    def _restore(self) -> None:
+        """Answers the declaration with fresh staging memory."""
+        self.declared = self.next(Declare)
+        Arena.format(self._fd, plan_rank(Layout.decode(self.declared.layout), Rank(0))).close()
+        send_with(self._sock, encode_frame(Ready(step=Step(0), generation=None)), [self._fd])
+
+    def call(self, step: int, write_id: str, generation: int = 0) -> None:
+        """Announces a save in passing, and grants it memory."""
+        self.peer.send(SaveDue(step=Step(step), write_id=WriteId(write_id), is_last=False), timeout_s=LIMIT_S)
+        self.peer.send(Grant(write_id=WriteId(write_id), generation=generation), timeout_s=LIMIT_S)
+
+    def next(self, kind: type[M]) -> M:
+        """The next message of this kind; others before it are kept in `heard`."""
+        while True:
+            message = self.peer.receive(timeout_s=LIMIT_S, what=kind.__name__)
+            self.heard.append(message)
+            if isinstance(message, kind):
+                return message
+
+    def has_said(self, *kinds: type) -> bool:
+        while (message := self.peer.poll()) is not None:
+            self.heard.append(message)
+        return any(isinstance(message, kinds) for message in self.heard)
+
+    def close(self) -> None:
+        self.arena.close()
+        self.peer.close()
+        self._theirs.close()
+        os.close(self._fd)
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    here = Agent()
+    yield here
+    here.close()
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch, agent: Agent) -> Agent:
+    """As if the state were too large to be copied inside `save`."""
+    monkeypatch.setattr(saver, "INLINE_BYTES", 0)
+    return agent
+
+
+def step(agent: Agent, number: int, *, fence: bool = True, updates: bool = True) -> None:
+    """One turn of the loop that docs/integrate.md shows."""
+    if fence:
+        agent.run.fence(updates=updates)
+    agent.weight += 1
+    agent.run.report(number)
+    agent.run.save(number, agent.state)
+
+
+def no_copy_is_open() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name == "behemoth-copy"]
+
+
+def test_a_large_state_that_is_fenced_is_staged_as_it_was(large: Agent) -> None:
+    large.call(3, "a1-1")
+    step(large, 3)
+    large.run.fence()
+    large.weight += 1
+    staged = large.next(Staged)
+    assert (staged.write_id, staged.updated_step) == ("a1-1", 3)
+    assert np.frombuffer(large.arena.data(0), np.float64)[-1000:].max() == 1.0
+
+
+@pytest.mark.parametrize("sign", ["report", "save", "end"])
+def test_a_step_that_is_done_without_a_fence_costs_the_save_before_it(large: Agent, sign: str) -> None:
+    large.call(3, "a1-1")
+    loop = large.run.steps(2)
+    assert next(loop) == 3
+    step(large, 3)
+    assert next(loop) == 4
+    large.weight += 1
+    match sign:
+        case "report":
+            large.run.report(4)
+            large.run.fence()  # too late
+        case "save":
+            large.run.save(4, large.state)
+        case "end":
+            assert next(loop) == 5
+    failed = large.next(StagingFailed)
+    assert failed.write_id == "a1-1"
+    assert "step 4 was done while the state of step 3 was still being copied" in failed.reason
+    assert "call run.fence() in every step" in failed.reason
+    assert no_copy_is_open()
+    assert large.has_said(Staging)
+    assert not large.has_said(Staged)
+    assert large.arena.held() == ()
+
+
+def test_training_and_saving_go_on_after_a_save_that_was_not_fenced(large: Agent) -> None:
+    large.call(3, "a1-1")
+    step(large, 3)
+    step(large, 4, fence=False)
+    assert large.next(StagingFailed).write_id == "a1-1"
+    large.call(6, "a1-2", generation=1)
+    for number in (5, 6, 7):
+        step(large, number)
+    assert large.next(Staged).write_id == "a1-2"
+
+
+def test_a_step_that_only_gathers_gradients_fences_without_announcing_an_update(large: Agent) -> None:
+    large.call(5, "a1-1")
+    for number in (1, 2, 3, 4, 5, 6):
+        step(large, number, updates=number == 2)
+    assert large.next(Staged).updated_step == 2
+    assert [message.updated_step for message in large.heard if isinstance(message, Staging)] == [2]
+
+
+def test_a_small_state_needs_no_fence_and_tells_that_no_update_was_announced(agent: Agent) -> None:
+    agent.call(3, "a1-1")
+    for number in (1, 2, 3, 4):
+        step(agent, number, fence=False)
+    assert agent.next(Staged).updated_step == 0
+    assert agent.has_said(Armed)
+    assert not agent.has_said(StagingFailed)
+
+
+def test_frozen_arrays_are_declared_by_their_place_and_change_no_layout() -> None:
+    plain, frozen = Agent(), Agent(frozen=True)
+    try:
+        assert (plain.declared.frozen, frozen.declared.frozen) == ((), (1,))
+        assert plain.declared.digest == frozen.declared.digest
+    finally:
+        plain.close()
+        frozen.close()
+
+
+def test_a_report_takes_numbers_of_numpy_into_the_run(agent: Agent) -> None:
+    agent.run.report(np.int64(1), loss=np.float32(0.5), tokens=np.uint16(7))
+    told = agent.next(Report)
+    assert (told.step, told.loss, told.tokens) == (1, 0.5, 7)
+    with pytest.raises(Conflict):
+        agent.run.save(np.int64(1), State())
