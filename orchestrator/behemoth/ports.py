@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from typing_extensions import Buffer
 
@@ -58,18 +58,26 @@ class ObjectStore(Protocol):
         """Fill `into` from `offset_bytes`. Raises NotFound, or Corrupt when the object is too short."""
         ...
 
-    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
-        """Absolute path of the folder that holds the objects below `prefix` as files, for other processes of this
-        machine to read, when its page cache holds most bytes of `ranges` (key, offset and length in bytes). None when
-        it does not, when nobody can tell, and where objects are no files."""
-        ...
-
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below `prefix` (a key segment boundary), in key order, unfinished ones included."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; missing ones are fine. Empty folders go with their last object."""
+        ...
+
+
+@runtime_checkable
+class CachesFiles(Protocol):
+    """A store whose objects are files of this machine, which its page cache may hold.
+
+    Not part of ObjectStore, because S3 has nothing of the kind; who asks does without where a store is none.
+    """
+
+    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
+        """Absolute path of the folder that holds the objects below `prefix` as files, for other processes of this
+        machine to read, when its page cache holds most bytes of `ranges` (key, offset and length in bytes). None when
+        it does not, when nobody can tell, and where objects are no files."""
         ...
 
 

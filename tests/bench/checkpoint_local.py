@@ -37,11 +37,11 @@ from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import commit
-from behemoth.checkpoint.files import read_files
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import Stager, unstage
+from behemoth.sdk.files import read_files
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from behemoth.wire.frames import encode_frame

@@ -38,7 +38,7 @@ from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, check_same_layout, open_commit, read_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import ObjectStore
+from behemoth.ports import CachesFiles, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.wire.session import Peer
 
@@ -189,7 +189,7 @@ def _files(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -
     Raises Invalid for a checkpoint of another model or mesh.
     """
     check_same_layout(commit, layout)
-    if plan.data_bytes < FILES_BYTES:
+    if plan.data_bytes < FILES_BYTES or not isinstance(store, CachesFiles):
         return None
     ranges = []
     for span in plan.spans[:: -(-len(plan.spans) // NUM_PROBES)]:

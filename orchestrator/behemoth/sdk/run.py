@@ -18,8 +18,8 @@ from typing import get_args
 from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.files import read_files
 from behemoth.checkpoint.staging import unstage
+from behemoth.sdk.files import read_files
 from behemoth.sdk.place import Place, RankMesh, lone_place
 from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
 from behemoth.sdk.saver import Saver

@@ -8,7 +8,7 @@ the plan is empty.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
@@ -88,10 +88,6 @@ class FaultyStore:
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         self._refuse_if_dead()
         self._inner.read_into(key, offset_bytes=offset_bytes, into=into)
-
-    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
-        self._refuse_if_dead()
-        return self._inner.cached_folder(prefix, ranges)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         self._refuse_if_dead()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,11 +72,6 @@ class MemoryStore:
                 expected = f"at least {offset_bytes + view.nbytes} bytes"
                 raise Corrupt(f"read {key}: expected {expected}, got {len(data)} bytes", code="truncated")
             view[:] = memoryview(data)[offset_bytes : offset_bytes + view.nbytes]
-
-    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
-        """These objects are no files."""
-        del prefix, ranges
-        return None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         start = "".join(f"{segment}/" for segment in segments_of_prefix(prefix))

@@ -12,13 +12,14 @@ import pytest
 
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.checkpoint import files, staging
 from behemoth.checkpoint import grid as grid_module
-from behemoth.checkpoint.files import read_files
+from behemoth.checkpoint import staging
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.sdk import files
+from behemoth.sdk.files import read_files
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from checkpoint.checkpoint_rig import local_arrays, logical_arrays, out_buffers, raw_bytes, save, toy_layout
