@@ -76,6 +76,12 @@ def test_a_joined_ray_loses_a_node_and_the_run_goes_on_without_telling_tokens(
     digest = undisturbed(tmp_path / "undisturbed", TEXT)
     raylets, address = ray["raylets"], str(ray["address"])
     assert isinstance(raylets, list)
+    too_many = TEXT.replace("spares: 1", "spares: 9")
+    assert too_many != TEXT
+    with staged(tmp_path / "too-many", too_many, arguments=("--address", address)) as stage:
+        stage.start()
+        assert stage.wait(LIMIT_S) == 2, stage.told()
+        assert "expected 11 (2 and 9 spares), got 3" in stage.told()
     with staged(tmp_path / "joined", TEXT, arguments=("--address", address)) as stage:
         stage.start()
         stage.until_event("Committed", 2, LIMIT_S)

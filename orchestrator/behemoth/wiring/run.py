@@ -31,7 +31,8 @@ from behemoth.app.snapshot import Snapshot, snapshot
 from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
-from behemoth.base.ids import Epoch
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Epoch, NodeId
 from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
@@ -152,7 +153,7 @@ class LocalRun:
             stack.callback(events.close)
             desk = CheckpointDesk(store, run_name=request.run.name, clock=self._clock, tell=self._tell)
             stack.push_async_callback(asyncio.to_thread, desk.close)
-            nodes = list(former.config.nodes) if former is not None else list(runtime.nodes())
+            nodes = list(former.config.nodes) if former is not None else _nodes(request.run, runtime.nodes())
             drills = self._open_drills(place, store, events)
             stack.push_async_callback(asyncio.to_thread, drills.close)
             body = LocalBody(
@@ -237,6 +238,18 @@ _WAITING = {
     "joined-ray": "joining Ray",
     "processes": "starting processes",
 }
+
+
+def _nodes(run: TrainingRun, found: Sequence[NodeId]) -> list[NodeId]:
+    """Those that the run asks for. Raises Invalid when the engine has fewer."""
+    wanted = run.nodes.count + run.nodes.spares
+    if len(found) < wanted:
+        raise Invalid(
+            f"nodes: expected {wanted} ({run.nodes.count} and {run.nodes.spares} spares), got {len(found)}",
+            hint="join a Ray with more nodes, or lower spec.nodes",
+            code="too-few-nodes",
+        )
+    return list(found[:wanted])
 
 
 def _vet(store_url: str) -> None:
