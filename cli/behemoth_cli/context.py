@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from behemoth_cli.views.status import Look
 
 RUNS = Path("runs")
+MAX_FILE_BYTES = (16 << 20) + 1
+"""One more than the largest file that any decoder takes; a device or a pipe may have no end."""
 _PREFIX = "run/"
 
 
@@ -154,7 +156,8 @@ def read_run(path: Path) -> TrainingRun:
 def read_file(path: Path) -> bytes:
     """Raises NotFound, Denied or Invalid naming the file."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES)  # what is longer is refused as too large by whoever decodes it
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -10,10 +10,10 @@ from typing_extensions import Buffer
 from behemoth.app.checkpoint_desk import CheckpointDesk
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Invalid, Unavailable
-from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.base.ids import Attempt, RunUid, Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.paths import commit_key
-from behemoth.state.evidence import Committed, Evidence
+from behemoth.state.evidence import Committed, Evidence, SaveFailed
 from behemoth.testing.faults import FaultyStore
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
@@ -100,3 +100,25 @@ class Refusing(FaultyStore):
         if self.is_refusing:
             raise Unavailable(f"create {key}: no space left on device", code="no-space")
         super().create(key, data)
+
+
+def test_a_store_that_was_exchanged_during_the_run_is_neither_committed_to_nor_cleaned() -> None:
+    store, told = MemoryStore(), list[Evidence]()
+    receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1, write_id="a1-1")
+    before = {info.key for info in store.list("")}
+    desk = CheckpointDesk(
+        store, run_name="run", run_uid=RunUid("mine"), url="/x", clock=ManualClock(now_us=1), tell=told.append
+    )
+    desk.clean(tuple)
+    desk.commit(
+        step=Step(1),
+        write_id=WriteId("a1-1"),
+        attempt=Attempt(1),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    (failed,) = told
+    assert isinstance(failed, SaveFailed)
+    assert "expected it to be this run's" in failed.reason
+    assert {info.key for info in store.list("")} == before

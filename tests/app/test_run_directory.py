@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import pytest
 
 from behemoth.app.run_directory import RunDirectory, Term, existing
 from behemoth.app.start_run import claim
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import Epoch
 from behemoth.spec.decode import decode_run
 from behemoth.spec.drill import parse_fault
@@ -194,3 +197,19 @@ def test_a_store_that_is_refused_leaves_a_fresh_directory_free_for_a_corrected_f
         claim(run(str(tmp_path / "taken")), tmp_path / "r", vet=refuse)
     claim(run(str(tmp_path / "free")), tmp_path / "r").directory.close()
     claim(run(str(tmp_path / "free")), tmp_path / "r", vet=refuse).directory.close()
+
+
+def test_a_log_folder_in_which_nothing_can_be_made_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "logs")
+    with pytest.raises(Denied, match="Permission denied for its folder logs"):
+        RunDirectory(tmp_path / "r").open()
+
+
+def test_a_lock_on_a_directory_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda *_: shutil.rmtree(tmp_path / "r"))
+    with pytest.raises(Conflict, match="removed while it was locked"):
+        RunDirectory(tmp_path / "r").open()

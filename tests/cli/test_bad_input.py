@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -92,10 +93,10 @@ def test_a_directory_in_place_of_a_file_is_told_with_the_files_in_it(
 
 
 def test_a_file_that_may_not_be_read_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(_: Path) -> bytes:
+    def deny(_: Path, __: str) -> BinaryIO:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", deny)
+    monkeypatch.setattr(Path, "open", deny)
     with pytest.raises(errors.Denied, match="Permission denied") as caught:
         read_file(Path("secret.yaml"))
     assert failure_of(caught.value).exit is Exit.DENIED
@@ -218,3 +219,9 @@ def test_a_bug_says_that_it_is_one() -> None:
     failure = failure_of(KeyError("slot"))
     assert failure.code == "internal"
     assert "bug of behemoth" in failure.hint
+
+
+def test_a_file_without_an_end_is_read_no_further_than_any_run_file_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = refused(capsys, "plan", "-f", "/dev/zero")
+    assert code == 2
+    assert "expected at most" in told

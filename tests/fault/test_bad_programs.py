@@ -100,3 +100,21 @@ def test_a_worker_that_prints_a_gigabyte_fills_no_disk_and_holds_up_nobody(tmp_p
         logs = list((stage.directory / "logs").rglob("rank-*"))
         assert sum(path.stat().st_size for path in logs) <= 64 << 20
         assert any(b"that was all" in path.read_bytes() for path in logs)
+
+
+def test_ranks_of_two_nodes_that_declare_different_arrays_are_stopped_before_they_train(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:declares_by_rank") as stage:
+        reason = failed(stage)
+        assert "declare other arrays than those on node node-" in reason
+        assert "same shapes and dtypes" in reason
+        assert len(stage.events("Starting")) == 1
+        assert stage.events("Training") == []
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "told"),
+    [("saves_ahead", "save: expected step 1, at which steps() is, got 2"), ("joins_twice", "join: expected one call")],
+)
+def test_a_program_that_misuses_the_sdk_is_told_how(tmp_path: Path, entrypoint: str, told: str) -> None:
+    with unlucky(tmp_path, f"fault.unlucky:{entrypoint}", failures=1) as stage:
+        assert told in failed(stage)

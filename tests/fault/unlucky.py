@@ -134,3 +134,30 @@ def another_model() -> None:
     state = State()
     state.array("weight", weight, shape=weight.shape)
     run.restore(state)
+
+
+def declares_by_rank() -> None:
+    """Ranks of different nodes do not agree on an array's shape."""
+    run = join()
+    weight = np.zeros(8 + run.rank, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape)
+    for step in run.steps(run.restore(state)):
+        run.fence()
+        run.save(step, state)
+
+
+def saves_ahead() -> None:
+    run = join()
+    weight = np.zeros(8, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape)
+    for step in run.steps(run.restore(state)):
+        run.fence()
+        weight += step
+        run.save(step + 1, state)
+
+
+def joins_twice() -> None:
+    join()
+    join()

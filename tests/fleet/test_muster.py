@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from behemoth.base.ids import Attempt, NodeId, Step, WriteId
 from behemoth.fleet.muster import GangMuster, SaveMuster
-from behemoth.state.evidence import GangRestored, GangUp, SaveArmed, SaveStaged, SaveWritten
+from behemoth.state.evidence import GangMismatched, GangRestored, GangUp, SaveArmed, SaveStaged, SaveWritten
 from behemoth.wire.messages import RanksRestored, RanksUp, ReceiptBatch, SaveReached
 
 A, B = NodeId("a"), NodeId("b")
@@ -73,3 +73,14 @@ def test_receipts_of_another_write_are_left_alone() -> None:
     other = ReceiptBatch(attempt=Attempt(2), write_id=WriteId("a1-9"), num_ranks=1, receipts=(b"x",))
     assert muster.count(A, other) is None
     assert muster.receipts() == (None, [])
+
+
+def test_nodes_that_declare_different_arrays_are_told_and_never_count_as_restored() -> None:
+    muster = GangMuster(Attempt(2), [A, B])
+    first = RanksRestored(attempt=Attempt(2), step=Step(0), num_from_memory=0, layout="a" * 64)
+    assert muster.count(A, first) is None
+    told = muster.count(B, RanksRestored(attempt=Attempt(2), step=Step(0), num_from_memory=0, layout="b" * 64))
+    assert isinstance(told, GangMismatched)
+    assert (told.attempt, told.node) == (2, B)
+    assert "node b declare other arrays than those on node a" in told.reason
+    assert isinstance(muster.count(B, first), GangRestored)

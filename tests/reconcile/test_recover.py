@@ -9,6 +9,7 @@ from behemoth.state.effect import Abort, Close, Commit, Evict, Provision, Reject
 from behemoth.state.evidence import (
     GangFinished,
     GangGone,
+    GangMismatched,
     GangUp,
     Late,
     NodeJoined,
@@ -429,3 +430,28 @@ def test_silence_while_the_coordinator_itself_was_away_is_neither_a_lost_node_no
     assert player.obs.incident is None
     effects = player.tell(Tick(late=late), after_us=player.obs.config.heartbeat_limit_us)
     assert {effect.node for effect in effects if isinstance(effect, Evict)} == {"a", "b"}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_program_that_no_attempt_can_restore_ends_the_run_at_once(is_new: bool) -> None:
+    player = Player()
+    player.begin(*(() if is_new else (ref(10, "a0-1"),)))
+    player.join("ab")
+    player.tell(GangUp(attempt=Attempt(1)))
+    told = (
+        GangMismatched(attempt=Attempt(1), node=NodeId("b"), reason="other arrays")
+        if is_new
+        else RestoreFailed(
+            attempt=Attempt(1),
+            node=NodeId("b"),
+            write_id=WriteId("a0-1"),
+            reason="other arrays",
+            is_corrupt=False,
+            is_unfit=True,
+        )
+    )
+    effects = player.tell(told)
+    (close,) = (effect for effect in effects if isinstance(effect, Close))
+    assert close.outcome == "failed"
+    assert "other arrays" in close.reason
+    assert not [effect for effect in effects if isinstance(effect, Start)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import Invalid, Unavailable
+from behemoth.base.errors import Denied, Invalid, Unavailable
 from behemoth.storage.probe import probe
 
 
@@ -56,3 +56,13 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
         probe(tmp_path)
     assert caught.value.code == "no-space"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_found_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("commits", "lost+found"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(Denied, match="folder commits"):
+        probe(tmp_path)

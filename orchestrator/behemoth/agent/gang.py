@@ -415,6 +415,7 @@ class Gang:
             attempt=self.attempt,
             step=restored_step(self._table.restore),
             num_from_memory=sum(member.is_from_memory for member in self._members),
+            layout=self._digest,
         )
         self._tell_once("restored", report, [member.is_standing for member in self._members])
 

@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from behemoth.base.clock import Clock
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
-from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.base.ids import Attempt, RunUid, Step, WriteId
 from behemoth.checkpoint import commit_log
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.owner import require_own
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -29,9 +30,20 @@ _log = logging.getLogger(__name__)
 class CheckpointDesk:
     """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance."""
 
-    def __init__(self, store: ObjectStore, *, run_name: str, clock: Clock, tell: Callable[[Evidence], None]) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        run_name: str,
+        run_uid: RunUid | None = None,
+        url: str = "",
+        clock: Clock,
+        tell: Callable[[Evidence], None],
+    ) -> None:
         self._store = store
         self._run_name = run_name
+        self._run_uid = run_uid
+        self._url = url
         self._clock = clock
         self._tell = tell
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-desk")
@@ -82,7 +94,7 @@ class CheckpointDesk:
 
     def clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
         """Removes what writes left that are neither committed nor in flight; `in_flight` is asked on this thread."""
-        self._submit(lambda: execute(self._store, plan_gc(self._store, in_flight=in_flight)), "clean-up")
+        self._submit(lambda: self._clean(in_flight), "clean-up")
 
     def close(self) -> None:
         """Waits for what was asked."""
@@ -94,6 +106,7 @@ class CheckpointDesk:
         try:
             if layout is None:
                 raise Unavailable(f"save {write_id}: expected the layout with slot 0's receipts, got none")
+            self._check_owner()
             self._reject_owed()
             record = commit(
                 self._store,
@@ -114,6 +127,15 @@ class CheckpointDesk:
         self._previous = record
         self._tell(Committed(commit=record.ref))
 
+    def _check_owner(self) -> None:
+        """The directory may have been removed and be another run's by now: nothing of theirs is touched."""
+        if self._run_uid is not None:
+            require_own(self._store, self._run_uid, url=self._url)
+
+    def _clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
+        self._check_owner()
+        execute(self._store, plan_gc(self._store, in_flight=in_flight))
+
     def _reject(self, ref: CommitRef, reason: str) -> None:
         """What the store does not take now is owed, or the step could not be committed again."""
         self._previous = None
@@ -130,6 +152,7 @@ class CheckpointDesk:
         self._to_reject.clear()
 
     def _delete(self, refs: Sequence[CommitRef]) -> None:
+        self._check_owner()
         execute(self._store, plan_gc(self._store, drop=refs))
         self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs)))
 

@@ -13,6 +13,7 @@ Small files are replaced whole or not at all. Neighbour: `journal_file`, which o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -79,6 +80,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
+            if not os.access(self.logs, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)} for its folder logs")
             self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise refusal(self.path, "create the run directory", error) from error
@@ -91,6 +94,21 @@ class RunDirectory:
                 hint="wait for it, stop it with Ctrl-C, or name another directory with --dir",
                 code="run-locked",
             ) from error
+        self._check_lock_stands()
+
+    def _check_lock_stands(self) -> None:
+        """A lock on a file that somebody has removed meanwhile keeps nobody out."""
+        try:
+            stands = os.path.samestat(os.fstat(self._lock_fd), os.stat(self.path / "lock"))
+        except FileNotFoundError:
+            stands = False
+        if not stands:
+            self.close()
+            raise Conflict(
+                f"run directory {self.path}: expected it to stay, got it removed while it was locked",
+                hint="run the same command again",
+                code="run-locked",
+            )
 
     def _check_ours(self) -> None:
         """A new run begins in an empty directory, or where the beginning of one was cut off: it locks first."""

@@ -89,6 +89,19 @@ def refuse_other(store: ObjectStore, run_uid: RunUid | None, *, url: str) -> Non
         raise _owned_by(owner, url=url)
 
 
+def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
+    """Raises Conflict unless the store still belongs to this run, which has taken it; asked before a leader writes."""
+    owner = read_owner(store)
+    if owner is None:
+        raise Conflict(
+            f"checkpoint store {url}: expected it to be this run's, got one that says nothing ({OWNER_KEY} is gone)",
+            hint="the store was removed or exchanged while the run was going on; start the same file again",
+            code=OWNED,
+        )
+    if owner.run_uid != run_uid:
+        raise _owned_by(owner, url=url)
+
+
 def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
     """Make the store this run's, or find that it is. Idempotent, durable on return. Raises Conflict when another run
     was first, however close, and the store's errors."""

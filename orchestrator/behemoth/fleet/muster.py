@@ -13,6 +13,7 @@ from behemoth.base.ids import Attempt, NodeId, Step, WriteId
 from behemoth.state.evidence import (
     GangFinished,
     GangGone,
+    GangMismatched,
     GangRestored,
     GangUp,
     SaveArmed,
@@ -21,6 +22,7 @@ from behemoth.state.evidence import (
 )
 from behemoth.wire.messages import RanksFinished, RanksGone, RanksRestored, RanksUp, ReceiptBatch, SaveReached
 
+GangEvidence: TypeAlias = GangUp | GangRestored | GangMismatched | GangGone | GangFinished
 GangReport: TypeAlias = RanksUp | RanksRestored | RanksGone | RanksFinished
 SaveReport: TypeAlias = SaveReached | ReceiptBatch
 
@@ -51,11 +53,16 @@ class GangMuster:
         self._calls: dict[type[GangReport], RollCall] = {}
         self._num_from_memory = 0
         self._step: Step | None = None
+        self._declared: tuple[NodeId, str] | None = None
 
-    def count(self, node: NodeId, report: GangReport) -> GangUp | GangRestored | GangGone | GangFinished | None:
-        """The evidence that this report completes, if it does."""
+    def count(self, node: NodeId, report: GangReport) -> GangEvidence | None:
+        """The evidence that this report completes, if it does, or that it cannot be counted."""
         if report.attempt != self.attempt or node not in self.members:
             return None
+        if isinstance(report, RanksRestored) and report.layout:
+            first, layout = self._declared = self._declared or (node, report.layout)
+            if layout != report.layout:
+                return _mismatch(report, node, first, layout)
         call = self._calls.setdefault(type(report), RollCall(self.members))
         if isinstance(report, RanksRestored) and not call.has_answered(node):
             self._num_from_memory += report.num_from_memory
@@ -72,6 +79,15 @@ class GangMuster:
                 return GangGone(attempt=self.attempt)
             case RanksFinished():
                 return GangFinished(attempt=self.attempt)
+
+
+def _mismatch(report: RanksRestored, node: NodeId, first: NodeId, layout: str) -> GangMismatched:
+    reason = (
+        f"ranks on node {node} declare other arrays than those on node {first}: expected the layout {layout[:12]}, got "
+        f"{report.layout[:12]}; every rank declares the same arrays with the same shapes and dtypes, only the local "
+        "pieces differ"
+    )
+    return GangMismatched(attempt=report.attempt, node=node, reason=reason)
 
 
 class SaveMuster:

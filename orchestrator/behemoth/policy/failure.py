@@ -45,6 +45,8 @@ def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int,
     line = last_line(failed.last_lines)
     is_signal = failed.signal is not None
     how = f"signal {failed.signal}" if is_signal else f"exit code {failed.exit_code}"
+    if failed.exit_code == 0:
+        how += " before its last step"
     told = f"rank {failed.rank} on node {failed.node} ended with {how}" + (f": {line}" if line else "")
     return Incident(
         cause="signal" if is_signal else "exit",

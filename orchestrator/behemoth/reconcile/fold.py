@@ -73,7 +73,13 @@ def _fold_one(obs: Observation, evidence: Evidence) -> Observation:
         case ev.NodeJoined() | ev.NodeLost() | ev.ProvisionFailed():
             return _fold_agent(obs, evidence)
         case (
-            ev.GangUp() | ev.GangRestored() | ev.GangGone() | ev.GangFinished() | ev.WorkerFailed() | ev.RestoreFailed()
+            ev.GangUp()
+            | ev.GangRestored()
+            | ev.GangMismatched()
+            | ev.GangGone()
+            | ev.GangFinished()
+            | ev.WorkerFailed()
+            | ev.RestoreFailed()
         ):
             return _fold_gang(obs, evidence)
         case _:
@@ -94,13 +100,21 @@ def _fold_agent(obs: Observation, evidence: ev.NodeJoined | ev.NodeLost | ev.Pro
 
 def _fold_gang(
     obs: Observation,
-    evidence: ev.GangUp | ev.GangRestored | ev.GangGone | ev.GangFinished | ev.WorkerFailed | ev.RestoreFailed,
+    evidence: ev.GangUp
+    | ev.GangRestored
+    | ev.GangMismatched
+    | ev.GangGone
+    | ev.GangFinished
+    | ev.WorkerFailed
+    | ev.RestoreFailed,
 ) -> Observation:
     match evidence:
         case ev.GangUp():
             return gang.on_up(obs, evidence)
         case ev.GangRestored():
             return gang.on_restored(obs, evidence)
+        case ev.GangMismatched():
+            return gang.on_mismatched(obs, evidence)
         case ev.GangGone():
             return gang.on_gone(obs, evidence)
         case ev.GangFinished():

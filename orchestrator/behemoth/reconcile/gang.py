@@ -15,6 +15,7 @@ from behemoth.state.effect import CommitRef, Effect, Reject, Replace, Start, Sto
 from behemoth.state.evidence import (
     GangFinished,
     GangGone,
+    GangMismatched,
     GangRestored,
     GangUp,
     Progress,
@@ -118,6 +119,13 @@ def on_restore_failed(obs: Observation, told: RestoreFailed) -> Observation:
         return open_incident(obs, replace(incident, is_final=told.is_unfit))
     obs = replace(obs, rejecting=(commit, reason))
     return open_incident(obs, plain_incident(obs, "corrupt", reason, node=told.node))
+
+
+def on_mismatched(obs: Observation, told: GangMismatched) -> Observation:
+    """The program is wrong, and would be at the next attempt."""
+    if told.attempt != obs.attempt or obs.gang not in ("starting", "restoring"):
+        return obs
+    return open_incident(obs, replace(plain_incident(obs, "restore", told.reason, node=told.node), is_final=True))
 
 
 def on_gone(obs: Observation, told: GangGone) -> Observation:

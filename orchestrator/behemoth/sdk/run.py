@@ -75,6 +75,7 @@ class Run:
         self._place = place
         self._session = session
         self._bound: BoundState | None = None
+        self._step: int | None = None
 
     @property
     def rank(self) -> int:
@@ -146,7 +147,9 @@ class Run:
             self._session.enter("first_step")
         for step in range(first + 1, limit + 1):
             self._begin_step()
+            self._step = step
             yield step
+            self._step = None
             if self._end_step(Step(step)):
                 break
         if self._session is not None:
@@ -167,9 +170,12 @@ class Run:
     def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
         """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
 
-        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number.
+        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, and
+        Conflict for another step than `steps` is at.
         """
-        completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
+        completed, count = self._checked("report", step), whole("report: tokens", tokens)
+        if count < 0:
+            raise Invalid(f"report: expected tokens >= 0, got {count}", code="report-number")
         number = None if loss is None else real("report: loss", loss)
         if self._session is not None:
             self._session.reporter.report(completed, loss=number, tokens=count)
@@ -180,9 +186,10 @@ class Run:
         """Call it after every step; it does something only when a save is due. Blocks for one copy into the agent's
         memory. At the last step it waits until the save is committed.
 
-        Raises Conflict for a State that was not given to `restore`, Invalid for a step that is no whole number.
+        Raises Conflict for a State that was not given to `restore` and for another step than `steps` is at, Invalid for
+        a step that is no whole number.
         """
-        completed = Step(whole("save: step", step))
+        completed = self._checked("save", step)
         if self._bound is None or not self._bound.is_of(state):
             raise Conflict(
                 "save: expected the State that was given to restore, got another",
@@ -210,6 +217,17 @@ class Run:
             yield
         finally:
             self._session.enter("step")
+
+    def _checked(self, what: str, step: Whole) -> Step:
+        """State under the name of another step would be wrong for ever."""
+        number = whole(f"{what}: step", step)
+        if self._step is not None and number != self._step:
+            raise Conflict(
+                f"{what}: expected step {self._step}, at which steps() is, got {number}",
+                hint="report and save the step that the loop is in",
+                code="step-mismatch",
+            )
+        return Step(number)
 
     def _begin_step(self) -> None:
         if self._session is not None:
@@ -284,13 +302,26 @@ class Run:
             raise Corrupt(f"restore: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")
 
 
+_has_joined = False
+"""In this process; the variable that names the session is gone after the first call."""
+
+
 def join() -> Run:
     """Join the run that started this process; outside a run, a world of one (or torchrun's world, without saves).
 
-    Blocks for one message of the agent. Raises Invalid when the agent refuses, Timeout when it does not answer."""
+    Blocks for one message of the agent. Raises Invalid when the agent refuses, Timeout when it does not answer, and
+    Conflict for a second call in a run."""
+    global _has_joined
+    if _has_joined:
+        raise Conflict(
+            "join: expected one call in this process, got a second",
+            hint="pass the Run that the first call returned to whoever needs it",
+            code="joined-twice",
+        )
     fd = os.environ.pop(WORKER_FD_VARIABLE, "")
     if not fd:
         return Run(lone_place(os.environ), None)
+    _has_joined = True
     sock = socket.socket(fileno=int(fd))
     sock.set_inheritable(False)
     _write_stacks_on_signal()

@@ -116,6 +116,14 @@ class GangRestored(_Evidence, frozen=True, kw_only=True):
     num_from_memory: int
 
 
+class GangMismatched(_Evidence, frozen=True, kw_only=True):
+    """Ranks of the attempt on `node` declare other arrays than their peers, so that no save of theirs could commit."""
+
+    attempt: Attempt
+    node: NodeId
+    reason: str
+
+
 class GangGone(_Evidence, frozen=True, kw_only=True):
     """No worker process of the attempt is left on any node that still answers."""
 
@@ -224,6 +232,7 @@ Evidence: TypeAlias = (
     | Tick
     | GangUp
     | GangRestored
+    | GangMismatched
     | GangGone
     | GangFinished
     | WorkerFailed

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Denied, Invalid
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.os_errors import named_errors
 
@@ -33,6 +33,22 @@ def probe(root: str | os.PathLike[str]) -> None:
             _two_writers(first)
             _one_winner(first, second)
             _folder_sync(root)
+        closed = next(_closed_folders(root), None)
+        if closed is not None:
+            raise Denied(
+                f"checkpoint directory {os.fspath(root)}: expected to write in its folder {closed}, got none allowed",
+                hint="check owner and mode of the folder",
+                code="store-denied",
+            )
+
+
+def _closed_folders(root: str | os.PathLike[str]) -> Iterator[str]:
+    """Folders in which nothing can be made: found now, not by the first commit. `lost+found` is the file system's."""
+    with os.scandir(root) as entries:
+        for entry in entries:
+            is_ours = entry.is_dir(follow_symlinks=False) and entry.name != "lost+found"
+            if is_ours and not os.access(entry.path, os.W_OK | os.X_OK):
+                yield entry.name
 
 
 def _two_writers(path: str) -> None:

@@ -64,11 +64,12 @@ class RanksUp(_Message, frozen=True, kw_only=True):
 
 
 class RanksRestored(_Message, frozen=True, kw_only=True):
-    """All ranks of the node stand at `step`."""
+    """All ranks of the node stand at `step`. `layout`: digest of the arrays that they declare, alike."""
 
     attempt: Attempt
     step: Step
     num_from_memory: int
+    layout: str = ""
 
 
 class RanksGone(_Message, frozen=True, kw_only=True):

@@ -151,7 +151,14 @@ class LocalRun:
             events = EventLog(place.directory.events, clock=self._clock, listener=request.on_event)
             events.open()
             stack.callback(events.close)
-            desk = CheckpointDesk(store, run_name=request.run.name, clock=self._clock, tell=self._tell)
+            desk = CheckpointDesk(
+                store,
+                run_name=request.run.name,
+                run_uid=place.identity.run_uid,
+                url=place.store_url,
+                clock=self._clock,
+                tell=self._tell,
+            )
             stack.push_async_callback(asyncio.to_thread, desk.close)
             nodes = list(former.config.nodes) if former is not None else _nodes(request.run, runtime.nodes())
             drills = self._open_drills(place, store, events)
