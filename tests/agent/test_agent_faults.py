@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
@@ -442,6 +443,25 @@ def test_a_worker_that_never_joins_shows_as_an_ageing_start(tmp_path: Path) -> N
         await here.wait_for(RanksGone)
 
     play(tmp_path, scene, setup_for(tmp_path, "never_join"))
+
+
+def test_a_preload_that_hangs_leaves_its_stacks_and_the_next_attempt_imports_anew(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        async with asyncio.timeout(LIMIT_S):
+            while not (tmp_path / "mark").exists():
+                await asyncio.sleep(0.01)
+        here.start_gang(2, dump_stacks=True)
+        await here.wait_for(RanksUp, lambda report: report.attempt == 2)
+
+    setup = setup_for(tmp_path, preload=("agent.sleeps_on_import",))
+    environment = {**setup.environment, "SLEEPS_ON_IMPORT_MARK": str(tmp_path / "mark")}
+    play(tmp_path, scene, msgspec.structs.replace(setup, environment=environment))
+    said = capfd.readouterr().err + "".join(path.read_text() for path in tmp_path.rglob("*.log"))
+    assert "its imports of agent.sleeps_on_import" in said
+    assert "in waits_for_a_lock" in said
 
 
 def test_an_exception_ends_the_worker_with_1_and_its_traceback(tmp_path: Path) -> None:

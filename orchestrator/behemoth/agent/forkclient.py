@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, assert_never
 
@@ -29,6 +30,7 @@ from behemoth.agent.forkwire import (
 from behemoth.agent.processes import kill_strays
 from behemoth.base.errors import Internal, Invalid, Unavailable
 from behemoth.base.ids import Attempt
+from behemoth.wire.session import DUMP_SIGNAL
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -44,6 +46,8 @@ SPAWN_LIMIT_S = 30.0
 KILL_LIMIT_S = 3.0
 SWEEP_LIMIT_S = 10.0
 _POLL_S = 0.005
+_DUMP_S = 0.3
+"""What a process is given to write its stacks."""
 _RESTART_PAUSE_S = 1.0
 
 WorkerKey: TypeAlias = tuple[Attempt, int]
@@ -120,6 +124,15 @@ class ForkClient:
         """To every worker, stopped ones included."""
         if self._channel is not None:
             self._channel.send(SignalAll(signal=signum))
+
+    async def replace_stuck(self) -> None:
+        """Imports that take longer than a start may: have their stacks written to the agent's log, and begin anew."""
+        if self._child is None or self._warm is None or self._warm.done():
+            return
+        _log.warning("fork server: its imports of %s do not end; its stacks follow", ", ".join(self._modules))
+        os.kill(self._child.pid, DUMP_SIGNAL)
+        await asyncio.sleep(_DUMP_S)
+        self._lost("its imports did not end")
 
     async def kill_all(self) -> None:
         """Until no worker is left, nor anything that one started. Raises Internal when the kernel does not let go of

@@ -137,6 +137,7 @@ class Gang:
         """Until nothing of the workers is left, by force. Raises Internal when the kernel keeps one."""
         self._is_ending = True
         if dump_stacks:
+            await self._parts.forks.replace_stuck()
             await self._dump()
         await self._parts.forks.kill_all()
         self.close()

@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code of the fork server; a worker that was forked from it does not return."""
     fd, agent_pid = int(argv[0]), int(argv[1])
     tie_to_agent(agent_pid)
+    faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True, chain=False)  # imports may hang
     # Imported before the first fork, so that a worker finds the SDK and what it needs warm; and once the tie holds,
     # since a process that is stopped while it imports must die with its agent too.
     importlib.import_module("behemoth.sdk")
