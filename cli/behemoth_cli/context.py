@@ -81,16 +81,25 @@ def look_at(directory: RunDirectory) -> Look:
 
     identity = directory.identity()
     name = identity.name if identity is not None else directory.path.name
+    holder_pid = lock_holder(directory.path / "lock")  # before the journal: its holder may end it meanwhile
     history = read_history(directory.journal.read_bytes() if directory.journal.exists() else b"")
     seen, ledger = history.observation, history.books.ledger
     kept = {commit.write_id for commit in seen.commits} - seen.deleting if seen is not None else set()
     return Look(
         name=name,
         path=str(directory.path),
-        holder_pid=lock_holder(directory.path / "lock"),
+        holder_pid=holder_pid,
         snapshot=None
         if seen is None
-        else snapshot(name, seen, decide(seen).status, now_us=seen.now_us, vitals=None, connected={}),
+        else snapshot(
+            name,
+            seen,
+            decide(seen).status,
+            now_us=seen.now_us,
+            vitals=None,
+            connected={},
+            is_led=holder_pid is not None,
+        ),
         num_ranks=seen.num_ranks if seen is not None else 0,
         spent=books(ledger, seen.now_us) if ledger is not None and seen is not None else None,
         saves=[row for row in history.saves.rows if row.write_id in kept],

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
+from msgspec import structs
 
 from behemoth.app.events import Event
-from behemoth.app.snapshot import NodeView, Snapshot
+from behemoth.app.snapshot import NodeView, Snapshot, snapshot
 from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
 from behemoth.base.ids import Attempt, NodeId, Rank, Slot, Step, WriteId
 from behemoth.fleet.progress import Vitals
+from behemoth.reconcile.decide import decide
 from behemoth.spec.decode import decode_run
 from behemoth.spec.model import named_inventory
 from behemoth.spec.schema import explain
 from behemoth.state.effect import CommitRef
+from behemoth.state.observation import Observation
 from behemoth.state.status import RunStatus
 from behemoth_cli.out.console import Console, Format
 from behemoth_cli.out.table import Listing, Page, one_line
@@ -27,6 +31,7 @@ from behemoth_cli.views.plan import plan_page
 from behemoth_cli.views.status import Look, run_listing, state_of, status_page
 from behemoth_cli.views.summary import ledger_listing, summary_page
 from cli.cli_rig import NUMPY_RUN, matches_golden
+from reconcile.player import Player
 
 OPENED_US = 1_800_000_000_000_000
 NOW_US = OPENED_US + 83_400_000
@@ -121,7 +126,7 @@ def nodes(count: int) -> tuple[NodeView, ...]:
     )
 
 
-def look_of(run_nodes: int = 3, *, phase: str = "training") -> Snapshot:
+def look_of(run_nodes: int = 3, *, phase: str = "training", is_led: bool = True) -> Snapshot:
     return Snapshot(
         name="tiny-moe",
         now_us=NOW_US,
@@ -146,7 +151,7 @@ def look_of(run_nodes: int = 3, *, phase: str = "training") -> Snapshot:
         ),
         vitals=Vitals(attempt=Attempt(2), step=Step(58), loss=2.43119, tokens=120_000),
         step_us=213_000,
-        nodes=nodes(run_nodes),
+        nodes=tuple(replace(node, condition=node.condition if is_led else "released") for node in nodes(run_nodes)),
     )
 
 
@@ -155,11 +160,23 @@ def look(*, holder_pid: int | None) -> Look:
         name="tiny-moe",
         path="runs/tiny-moe",
         holder_pid=holder_pid,
-        snapshot=look_of(),
+        snapshot=look_of(is_led=holder_pid is not None),
         num_ranks=4,
         spent=None,
         saves=(),
         events=EVENTS,
+    )
+
+
+def seen(observation: Observation, *, is_led: bool = True) -> Snapshot:
+    return snapshot(
+        "small",
+        observation,
+        decide(observation).status,
+        now_us=observation.now_us,
+        vitals=None,
+        connected=dict.fromkeys(observation.nodes, 120_000),
+        is_led=is_led,
     )
 
 
@@ -197,6 +214,23 @@ def test_the_live_frame_names_few_nodes_and_draws_many() -> None:
     matches_golden(live_frame(look_of(), Pace(tokens_per_s=12_345.0), EVENTS, width=100).text + "\n", "live.few.txt")
     drawn = live_frame(look_of(300, phase="recovering"), Pace(), EVENTS, width=60).text
     matches_golden(drawn + "\n", "live.many.txt")
+
+
+def test_the_nodes_of_a_run_that_has_ended_are_released() -> None:
+    player = Player()
+    player.begin()
+    player.join("abc")
+    assert [node.condition for node in seen(player.obs).nodes] == ["working", "working", "spare"]
+    assert {node.condition for node in seen(player.obs, is_led=False).nodes} == {"released"}
+    over = structs.replace(player.obs, outcome="succeeded")
+    frame = live_frame(seen(over), Pace(), (), width=100).text
+    assert frame.count(" released ") == 3
+    assert "heard" not in frame
+
+
+def test_a_released_node_has_a_sign_of_its_own() -> None:
+    drawn = live_frame(look_of(300, phase="succeeded", is_led=False), Pace(), EVENTS, width=60).text
+    matches_golden(drawn + "\n", "live.released.txt")
 
 
 @pytest.mark.parametrize("width", [20, 40, 79])

@@ -89,7 +89,7 @@ def run_listing(looks: Sequence[Look], *, now_us: int) -> Listing:
 
 
 def node_listing(look: Look) -> Listing:
-    """One row a node, in placement order. The nodes of a run that nobody runs are released, whatever came last."""
+    """One row a node, in placement order."""
     nodes = look.snapshot.nodes if look.snapshot is not None else ()
     return Listing(
         kind="NodeList",
@@ -103,14 +103,14 @@ def node_listing(look: Look) -> Listing:
         rows=tuple(
             (
                 node.name,
-                _condition(look, node),
+                node.condition,
                 str(node.slot) if node.slot is not None else "-",
                 str(node.incarnation),
                 _ranks(look, node),
             )
             for node in nodes
         ),
-        items=tuple(_node(look, node) for node in nodes),
+        items=tuple(_node(node) for node in nodes),
         names=tuple(f"node/{node.name}" for node in nodes),
         empty="no nodes yet",
     )
@@ -123,10 +123,6 @@ def _ranks(look: Look, node: NodeView) -> str:
         return "-"
     each = look.num_ranks // num_slots
     return f"{node.slot * each}..{(node.slot + 1) * each - 1}"
-
-
-def _condition(look: Look, node: NodeView) -> str:
-    return node.condition if look.holder_pid is not None else "released"
 
 
 def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
@@ -233,7 +229,7 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
         "commit": {"step": commit.step, "writeId": commit.write_id, "sizeBytes": commit.size_bytes} if commit else None,
         "openedUs": snapshot.opened_us,
         "dataAgeS": (now_us - snapshot.now_us) / 1e6,
-        "nodes": [_node(look, node) for node in snapshot.nodes],
+        "nodes": [_node(node) for node in snapshot.nodes],
         "spentRankUs": _spent(look.spent),
         "events": [event_item(event) for event in look.events[-MAX_EVENTS:]],
     }
@@ -253,5 +249,5 @@ def _spent(spent: Buckets | None) -> dict[str, int] | None:
     }
 
 
-def _node(look: Look, node: NodeView) -> dict[str, object]:
-    return {"name": node.name, "state": _condition(look, node), "slot": node.slot, "incarnation": node.incarnation}
+def _node(node: NodeView) -> dict[str, object]:
+    return {"name": node.name, "state": node.condition, "slot": node.slot, "incarnation": node.incarnation}
