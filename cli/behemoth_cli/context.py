@@ -6,11 +6,12 @@ be the path or URL of a store. Nothing is guessed silently: a default is said on
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound, Unavailable
 from behemoth_cli.errors import choose, nearest
 from behemoth_cli.out.console import Console, Format
 
@@ -53,7 +54,7 @@ def run_directories() -> list[RunDirectory]:
     from behemoth.app.run_directory import RunDirectory
 
     found = (RunDirectory(path) for path in sorted(RUNS.glob("*")) if path.is_dir())
-    return [directory for directory in found if (directory.path / "identity.json").exists()]
+    return [directory for directory in found if os.path.exists(directory.path / "identity.json")]  # never raises
 
 
 def find_run(text: str | None, console: Console) -> RunDirectory:
@@ -104,6 +105,32 @@ def look_at(directory: RunDirectory) -> Look:
         spent=books(ledger, seen.now_us) if ledger is not None and seen is not None else None,
         saves=[row for row in history.saves.rows if row.write_id in kept],
         events=read_events(directory.events),
+    )
+
+
+def look_or_trouble(directory: RunDirectory) -> Look:
+    """For a row among others, which one damaged directory must not hide. Its name is then that of the folder: a damaged
+    identity has none, and that of a copy is the original's."""
+    from behemoth_cli.views.status import Look, Trouble
+
+    try:
+        return look_at(directory)
+    except (Denied, Unavailable) as error:
+        trouble = Trouble(state="unreadable", message=error.message)
+    except BehemothError as error:
+        trouble = Trouble(state="damaged", message=error.message)
+    except OSError as error:
+        trouble = Trouble(state="unreadable", message=f"{error.filename}: {error.strerror or error}")
+    return Look(
+        name=directory.path.name,
+        path=str(directory.path),
+        holder_pid=lock_holder(directory.path / "lock"),
+        snapshot=None,
+        num_ranks=0,
+        spent=None,
+        saves=(),
+        events=(),
+        trouble=trouble,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.events import event_item, event_listing
@@ -21,8 +21,16 @@ MAX_SAVES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why a run directory cannot be read. `unreadable`: the system refuses it, which says nothing of what is there."""
+
+    state: Literal["damaged", "unreadable"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What the directory of one run says. `snapshot` is None before the run was opened."""
+    """What the directory of one run says. `snapshot` is None before the run was opened, and where it is damaged."""
 
     name: str
     path: str
@@ -34,13 +42,18 @@ class Look:
     """Rank-microseconds up to the last line of the journal."""
     saves: Sequence[SaveRow]
     events: Sequence[Event]
+    trouble: Trouble | None = None
+    """Why nothing else can be told; None for nearly all."""
 
 
 def state_of(look: Look) -> str:
-    """The phase; `interrupted` for a run that is not over and that nobody runs."""
+    """The phase; `interrupted` for a run that is not over and that nobody runs, `not started` for one whose first start
+    came to nothing."""
     snapshot = look.snapshot
+    if look.trouble is not None:
+        return look.trouble.state
     if snapshot is None:
-        return "starting" if look.holder_pid is not None else "interrupted"
+        return "starting" if look.holder_pid is not None else "not started"
     if look.holder_pid is None and snapshot.status.outcome is None:
         return "interrupted"
     return snapshot.status.phase
@@ -186,7 +199,8 @@ def _save_listing(saves: Sequence[SaveRow], now_us: int) -> Listing:
 def _row(look: Look, now_us: int) -> tuple[str, ...]:
     snapshot = look.snapshot
     if snapshot is None:
-        return (look.name, state_of(look), "-", "-", "-", "-", "-", "", look.path)
+        message = one_line(look.trouble.message) if look.trouble is not None else ""
+        return (look.name, state_of(look), "-", "-", "-", "-", "-", message, look.path)
     status = snapshot.status
     return (
         look.name,
@@ -210,6 +224,8 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
         "pid": look.holder_pid or None,
     }
     snapshot = look.snapshot
+    if look.trouble is not None:
+        return {**found, "reason": look.trouble.state.capitalize(), "message": look.trouble.message}
     if snapshot is None:
         return found
     status = snapshot.status
