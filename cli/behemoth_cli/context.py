@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound, Unavailable
-from behemoth_cli.errors import choose, nearest
-from behemoth_cli.out.console import Console, Format
+from behemoth_cli.errors import nearest
+from behemoth_cli.out.console import FORMATS, Console, Format
 
 if TYPE_CHECKING:
     from behemoth.app.run_directory import RunDirectory
@@ -45,8 +45,16 @@ def chosen_format(text: str, *allowed: Format) -> Format:
     """The value of `-o`. Raises Invalid for one that the verb does not have."""
     if not text:
         return ""
-    choose(text, [name for name in allowed if name], name="option -o")
-    return next(name for name in allowed if name == text)
+    for name in allowed:
+        if name == text:
+            return name
+    listed = ", ".join(allowed)
+    raise Invalid(
+        f"option -o: expected one of {listed}, got {text!r}",
+        # A format of another verb is no slip of the fingers, so none is near.
+        hint=("" if text in FORMATS else nearest(text, allowed)) or f"formats here: {listed}",
+        code="unknown-name",
+    )
 
 
 def run_directories() -> list[RunDirectory]:

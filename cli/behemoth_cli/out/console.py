@@ -19,6 +19,8 @@ from behemoth_cli.out.table import Listing, Page, page_lines, table_lines
 
 ColorChoice = Literal["auto", "always", "never"]
 Format = Literal["", "wide", "json", "yaml", "name"]
+FORMATS: tuple[Format, ...] = ("wide", "json", "yaml", "name")
+"""What `-o` may say; a verb takes some of them."""
 
 
 class Console:
