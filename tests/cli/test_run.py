@@ -84,7 +84,7 @@ def test_a_run_that_succeeded_prints_its_summary_again_and_trains_nothing(finish
     assert (folder / "runs/small/evidence.jsonl").read_bytes() == journal
     document = json.loads(behemoth("run", "small.yaml", "-o", "json", cwd=folder).out)
     assert (document["apiVersion"], document["kind"]) == ("cli.behemoth.dev/v1", "RunSummary")
-    assert document["digest"] == digest_of(ended)
+    assert (document["digest"], document["totalSteps"]) == (digest_of(ended), STEPS)
 
 
 def test_a_summary_of_an_earlier_stop_is_not_taken_for_that_of_the_end(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -180,6 +182,13 @@ def seen(observation: Observation, *, is_led: bool = True) -> Snapshot:
     )
 
 
+def names_in(value: Any) -> list[str]:
+    """Keys at any depth."""
+    if isinstance(value, dict):
+        return [*value, *(name for entry in value.values() for name in names_in(entry))]
+    return [name for entry in value for name in names_in(entry)] if isinstance(value, list | tuple) else []
+
+
 def piped(shown: Page | Listing, form: Format = "") -> str:
     out = StringIO()
     Console(out, StringIO(), environment={}).show(shown, form)
@@ -198,6 +207,11 @@ def test_the_summary_for_a_pipe_a_terminal_and_a_script() -> None:
     matches_golden(on_screen(page, 90), "summary.terminal.txt")
     matches_golden(piped(page, "json"), "summary.json")
     matches_golden(piped(page, "yaml"), "summary.yaml")
+
+
+def test_the_document_of_a_summary_is_camel_case_and_its_file_is_not() -> None:
+    assert "_" not in "".join(names_in(json.loads(piped(summary_page(SUMMARY), "json"))))
+    assert {"total_steps", "wall_s", "to_first_step_s", "write_id"} <= set(names_in(SUMMARY.document()))
 
 
 def test_the_digest_has_a_line_of_its_own() -> None:
