@@ -63,6 +63,9 @@ def test_a_run_ends_with_its_summary_on_stdout_and_its_events_on_stderr(finished
     events = [line for line in ended.err.splitlines() if re.match(r"\d\d:\d\d:\d\d\.\d{3} [ !] attempt ", line)]
     for reason in ("RunOpened", "Drill", "WorkerFailed", "Restored", "Committed", "RunSucceeded"):
         assert any(f": {reason}: " in line for line in events), reason
+    assert any(
+        re.search(r"Committed: checkpoint of step \d+ .*; loss \d+\.\d{4} at step \d+$", line) for line in events
+    )
 
 
 def test_the_summary_has_a_row_for_the_fault_and_a_ledger_that_adds_up(finished: tuple[Path, Ended]) -> None:

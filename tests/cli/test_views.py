@@ -267,6 +267,15 @@ def test_a_pipe_gets_one_line_an_event_whatever_a_program_printed() -> None:
     )
 
 
+def test_a_commit_in_a_pipe_tells_the_latest_loss_and_its_step() -> None:
+    vitals = Vitals(attempt=Attempt(1), step=Step(43), loss=2.43119, tokens=0)
+    plain = "08:01:10.000   attempt 1 step 41: Committed: checkpoint of step 40 committed (5MiB)"
+    assert event_line(EVENTS[1], vitals) == f"{plain}; loss 2.4312 at step 43"
+    assert event_line(EVENTS[1], replace(vitals, loss=None)) == plain
+    assert event_line(EVENTS[1], replace(vitals, attempt=Attempt(2))) == plain
+    assert "loss" not in event_line(EVENTS[2], vitals)
+
+
 def test_status_of_a_live_run_and_of_one_that_nobody_runs() -> None:
     matches_golden(piped(status_page(look(holder_pid=42), now_us=NOW_US + 5_000_000)), "status.live.txt")
     matches_golden(piped(status_page(look(holder_pid=None), now_us=NOW_US + 5_000_000)), "status.interrupted.txt")
