@@ -6,13 +6,14 @@ be the path or URL of a store. Nothing is guessed silently: a default is said on
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound
-from behemoth_cli.errors import choose, nearest
-from behemoth_cli.out.console import Console, Format
+from behemoth.base.errors import BehemothError, Denied, Invalid, NotFound, Unavailable
+from behemoth_cli.errors import nearest
+from behemoth_cli.out.console import FORMATS, Console, Format
 
 if TYPE_CHECKING:
     from behemoth.app.run_directory import RunDirectory
@@ -46,8 +47,16 @@ def chosen_format(text: str, *allowed: Format) -> Format:
     """The value of `-o`. Raises Invalid for one that the verb does not have."""
     if not text:
         return ""
-    choose(text, [name for name in allowed if name], name="option -o")
-    return next(name for name in allowed if name == text)
+    for name in allowed:
+        if name == text:
+            return name
+    listed = ", ".join(allowed)
+    raise Invalid(
+        f"option -o: expected one of {listed}, got {text!r}",
+        # A format of another verb is no slip of the fingers, so none is near.
+        hint=("" if text in FORMATS else nearest(text, allowed)) or f"formats here: {listed}",
+        code="unknown-name",
+    )
 
 
 def run_directories() -> list[RunDirectory]:
@@ -55,7 +64,7 @@ def run_directories() -> list[RunDirectory]:
     from behemoth.app.run_directory import RunDirectory
 
     found = (RunDirectory(path) for path in sorted(RUNS.glob("*")) if path.is_dir())
-    return [directory for directory in found if (directory.path / "identity.json").exists()]
+    return [directory for directory in found if os.path.exists(directory.path / "identity.json")]  # never raises
 
 
 def find_run(text: str | None, console: Console) -> RunDirectory:
@@ -83,20 +92,55 @@ def look_at(directory: RunDirectory) -> Look:
 
     identity = directory.identity()
     name = identity.name if identity is not None else directory.path.name
+    holder_pid = lock_holder(directory.path / "lock")  # before the journal: its holder may end it meanwhile
     history = read_history(directory.journal.read_bytes() if directory.journal.exists() else b"")
     seen, ledger = history.observation, history.books.ledger
     kept = {commit.write_id for commit in seen.commits} - seen.deleting if seen is not None else set()
     return Look(
         name=name,
         path=str(directory.path),
-        holder_pid=lock_holder(directory.path / "lock"),
+        holder_pid=holder_pid,
         snapshot=None
         if seen is None
-        else snapshot(name, seen, decide(seen).status, now_us=seen.now_us, vitals=None, connected={}),
+        else snapshot(
+            name,
+            seen,
+            decide(seen).status,
+            now_us=seen.now_us,
+            vitals=None,
+            connected={},
+            is_led=holder_pid is not None,
+        ),
         num_ranks=seen.num_ranks if seen is not None else 0,
         spent=books(ledger, seen.now_us) if ledger is not None and seen is not None else None,
         saves=[row for row in history.saves.rows if row.write_id in kept],
         events=read_events(directory.events),
+    )
+
+
+def look_or_trouble(directory: RunDirectory) -> Look:
+    """For a row among others, which one damaged directory must not hide. Its name is then that of the folder: a damaged
+    identity has none, and that of a copy is the original's."""
+    from behemoth_cli.views.status import Look, Trouble
+
+    try:
+        return look_at(directory)
+    except (Denied, Unavailable) as error:
+        trouble = Trouble(state="unreadable", message=error.message)
+    except BehemothError as error:
+        trouble = Trouble(state="damaged", message=error.message)
+    except OSError as error:
+        trouble = Trouble(state="unreadable", message=f"{error.filename}: {error.strerror or error}")
+    return Look(
+        name=directory.path.name,
+        path=str(directory.path),
+        holder_pid=lock_holder(directory.path / "lock"),
+        snapshot=None,
+        num_ranks=0,
+        spent=None,
+        saves=(),
+        events=(),
+        trouble=trouble,
     )
 
 

@@ -97,6 +97,12 @@ def nearest(text: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+def unwritable(got: str) -> Unavailable:
+    """The error of a standard output that takes nothing: data that is lost silently would pass for all there is."""
+    hint = "send the output to where there is space, and leave it open"
+    return Unavailable(f"standard output: expected to write to it, got {got}", hint=hint, code="output-unwritable")
+
+
 def _of_usage(error: typer.TyperException) -> Failure:
     """Typer's own refusals: unknown options, missing arguments, values of a wrong type."""
     context = getattr(error, "ctx", None)

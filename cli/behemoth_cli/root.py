@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from behemoth_cli.context import Context
-from behemoth_cli.errors import choose, failure_of, lines_of
+from behemoth_cli.errors import choose, failure_of, lines_of, unwritable
 from behemoth_cli.exits import Exit
-from behemoth_cli.out.console import ColorChoice, Console
+from behemoth_cli.out.console import ColorChoice, Console, send_to_nowhere
 
 VERBS: dict[str, str] = {
     "run": "Run a run file on this machine: place, train, checkpoint, recover.",
@@ -94,8 +94,19 @@ def root(
 
 def main() -> None:
     """The console script; ends the process."""
+    fill_standard_streams()
     program = "kubectl behemoth" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "behemoth"
     sys.exit(run(sys.argv[1:], program=program))
+
+
+def fill_standard_streams() -> None:
+    """A shell may start us with closed ones (`2>&-`). The next file that is opened must not take the place of one: what
+    a child prints would end up in it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
 
 
 def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
@@ -103,6 +114,8 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
     arguments = hoisted(arguments)
     is_verbose = any(flag in arguments for flag in _GLOBAL_FLAGS)
     try:
+        if sys.stdout is None:
+            raise unwritable("a closed one")
         command = typer.main.get_command(app)
         if COMPLETE_VARIABLE in os.environ:
             completion_init()
@@ -112,8 +125,14 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
         return int(code) if isinstance(code, int) else Exit.OK
     except BrokenPipeError:
         return Exit.OK
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # click's way to tell of one while it prints a help
+            return Exit.OK
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return Exit.INTERRUPTED
+    except OSError as error:
+        return _told(_of_output(error), is_verbose)
     except Exception as error:  # noqa: BLE001 - the supervisor of the command line
         return _told(error, is_verbose)
 
@@ -133,6 +152,15 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return [*front, *rest]
+
+
+def _of_output(error: OSError) -> Exception:
+    """Click prints a help without our console: what fails in its `echo` is standard output, which the error of a write
+    does not say."""
+    if traceback.extract_tb(error.__traceback__)[-1].name != "echo":
+        return error
+    send_to_nowhere(sys.stdout)
+    return unwritable(error.strerror or str(error))
 
 
 def _told(error: Exception, is_verbose: bool) -> int:

@@ -151,6 +151,48 @@ def test_a_truncated_commit_is_listed_as_damaged_and_not_shown(
     assert json.loads(capsys.readouterr().out)["step"] == older
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".000000320.json.tmp", "320.json", "folder/000000320.json"])
+def test_a_foreign_file_is_called_that_and_not_a_damaged_checkpoint(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = place / "commits" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("remember the milk")
+    assert root.run(["ckpt", "verify", "run/small"]) == 3
+    told = capsys.readouterr()
+    assert f"\ncommits/{name} foreign: no part of a checkpoint\n" in f"\n{told.out}"
+    assert f"\ncheckpoint/{NEWEST} ok (" in f"\n{told.out}"
+    assert told.out.splitlines()[-3] == "Foreign files"
+    assert "damage" not in told.out.lower()
+    assert f"hint: remove {place}/commits/{name}, " in told.err
+    code, text = verify(capsys, "run/small", "-o", "json")
+    document = json.loads(text)
+    (one,) = [one for one in document["checkpoints"] if not one["isIntact"]]
+    assert (code, document["isIntact"], one["problems"][0]["kind"]) == (3, False, "foreign")
+    assert one["problems"][0]["file"] == f"commits/{name}"
+    file.unlink()
+    assert verify(capsys, "run/small")[0] == 0
+
+
+def test_a_foreign_file_is_listed_as_one_and_is_no_checkpoint(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "commits" / "notes.txt").write_text("remember the milk")
+    assert root.run(["ckpt", "list", "run/small", "-o", "json"]) == 0
+    first = json.loads(capsys.readouterr().out)["items"][0]
+    assert (first["step"], first["state"], first["file"]) == (None, "foreign", "commits/notes.txt")
+    assert root.run(["ckpt", "list", "run/small", "-o", "name"]) == 0
+    assert capsys.readouterr().out == f"checkpoint/{older}\ncheckpoint/{NEWEST}\n"
+    assert root.run(["ckpt", "show", "run/small", "--step", "9999"]) == 102
+    assert f"checkpoints of step {older}, {NEWEST}" in capsys.readouterr().err
+
+
+def test_of_a_damaged_record_no_bytes_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(place / "commits" / f"{NEWEST:09d}.json", 40)
+    row = verify(capsys, "run/small")[1].splitlines()[-1].split()
+    assert row[:6] == [str(NEWEST), "commit-record", "-", "-", f"commits/{NEWEST:09d}.json", "-"]
+
+
 def test_a_rejected_checkpoint_is_listed_with_the_reason(
     place: Path, older: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

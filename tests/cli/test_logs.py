@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import NotFound
 from behemoth_cli import root
+from behemoth_cli.commands import logs as logs_command
 from behemoth_cli.commands.logs import LogStream, parse_ranks
 from behemoth_cli.views.logs import WINDOW, label_width, log_lines, merged
+from cli.cli_rig import NUMPY_RUN
 
 LINES = st.lists(st.sampled_from(["a", "b", "c", "step", ""]), max_size=12)
 
@@ -59,6 +61,7 @@ def test_lists_of_ranks(text: str, expected: set[int] | None) -> None:
 def run(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "runs" / "some")
     directory.open()
+    directory.write_document(NUMPY_RUN.read_text())
     directory.found("some", None)
     directory.close()
     return directory
@@ -105,6 +108,45 @@ def test_following_goes_through_rotation_and_into_the_next_attempt(run: RunDirec
     run.close()
     assert list(stream.more()) == []
     assert not stream.is_open
+
+
+def test_following_a_live_run_waits_for_its_first_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = iter([lambda: write(run, 1, 0, "first\nsecond"), run.close])
+    monkeypatch.setattr(logs_command.time, "sleep", lambda _: next(turns, lambda: None)())
+    run.open()
+    assert root.run(["logs", str(run.path), "-f"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "first\nsecond\n"
+    assert told.err.splitlines() == [
+        "run/some has printed nothing that was asked for yet; waiting for it",
+        "run/some attempt 1, 1 ranks",
+    ]
+
+
+def test_following_ends_with_a_run_that_never_prints(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs_command.time, "sleep", lambda _: run.close())
+    run.open()
+    assert root.run(["logs", str(run.path), "-f"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 2)
+
+
+def test_following_does_not_wait_where_nothing_can_come(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs_command.time, "sleep", lambda _: pytest.fail("it waits"))
+    assert root.run(["logs", str(run.path), "-f"]) == 102
+    assert "code: no-logs" in capsys.readouterr().err
+    run.open()
+    assert root.run(["logs", str(run.path), "-f", "--rank", "2-9"]) == 102
+    assert "expected ranks from 0 to 1, got 2,3" in capsys.readouterr().err
+    write(run, 2, 0, "attempt 1 is over")
+    assert root.run(["logs", str(run.path), "-f", "--attempt", "1"]) == 102
+    run.close()
 
 
 def test_a_run_that_printed_nothing_has_no_logs(run: RunDirectory) -> None:

@@ -16,6 +16,14 @@ from cli.cli_rig import PROGRAM, behemoth, environment, matches_golden, on_termi
 HEAVY = {"ray", "zarr", "kubernetes", "boto3", "botocore", "numpy", "torch", "rich", "yaml", "msgspec", "asyncio"}
 
 
+def shell(line: str, cwd: Path) -> tuple[int, str]:
+    """A line for bash: its exit code and what came on stderr."""
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr
+
+
 def test_help_loads_no_heavy_package() -> None:
     script = (
         "import sys; from behemoth_cli.root import run; code = run(['--help']); "
@@ -98,6 +106,34 @@ def test_a_reader_that_was_never_there_is_no_error(tmp_path: Path) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", ["--help", "status --help", "help exit-codes --color always"])
+def test_a_reader_that_leaves_is_no_error_however_it_is_printed(tmp_path: Path, words: str) -> None:
+    assert shell(f"'{PROGRAM}' {words} | true; exit ${{PIPESTATUS[0]}}", tmp_path) == (0, "")
+
+
+@pytest.mark.parametrize("words", ["version", "version -o json", "--help", "run --help", "version --color always"])
+@pytest.mark.parametrize(
+    ("where", "got"),
+    [(">&-", "a closed one"), ("> /dev/full", "No space left on device"), ("1< /dev/null", "Bad file")],
+)
+def test_a_standard_output_that_takes_nothing_is_told_in_one_error(
+    tmp_path: Path, words: str, where: str, got: str
+) -> None:
+    code, told = shell(f"'{PROGRAM}' {words} {where}", tmp_path)
+    head, *rest = told.splitlines()
+    assert (code, head.startswith(f"error: standard output: expected to write to it, got {got}")) == (1, True), told
+    assert [line.partition(":")[0] for line in rest] == ["hint", "code"]
+
+
+def test_a_closed_standard_error_or_input_is_no_error(tmp_path: Path) -> None:
+    assert shell(f"'{PROGRAM}' status 2>&-", tmp_path) == (102, "")
+    assert shell(f"'{PROGRAM}' version <&- > out", tmp_path) == (0, "")
+    script = (
+        "import os; from behemoth_cli.root import fill_standard_streams as fill; fill(); print(os.open('/', 0) > 2)"
+    )
+    assert shell(f'[ "$(\'{sys.executable}\' -c "{script}" <&- 2>&-)" = True ]', tmp_path) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ def test_a_run_ends_with_its_summary_on_stdout_and_its_events_on_stderr(finished
     events = [line for line in ended.err.splitlines() if re.match(r"\d\d:\d\d:\d\d\.\d{3} [ !] attempt ", line)]
     for reason in ("RunOpened", "Drill", "WorkerFailed", "Restored", "Committed", "RunSucceeded"):
         assert any(f": {reason}: " in line for line in events), reason
+    assert any(
+        re.search(r"Committed: checkpoint of step \d+ .*; loss \d+\.\d{4} at step \d+$", line) for line in events
+    )
 
 
 def test_the_summary_has_a_row_for_the_fault_and_a_ledger_that_adds_up(finished: tuple[Path, Ended]) -> None:
@@ -84,7 +87,7 @@ def test_a_run_that_succeeded_prints_its_summary_again_and_trains_nothing(finish
     assert (folder / "runs/small/evidence.jsonl").read_bytes() == journal
     document = json.loads(behemoth("run", "small.yaml", "-o", "json", cwd=folder).out)
     assert (document["apiVersion"], document["kind"]) == ("cli.behemoth.dev/v1", "RunSummary")
-    assert document["digest"] == digest_of(ended)
+    assert (document["digest"], document["totalSteps"]) == (digest_of(ended), STEPS)
 
 
 def test_a_summary_of_an_earlier_stop_is_not_taken_for_that_of_the_end(
@@ -184,6 +187,8 @@ def test_a_terminal_sees_the_run_live_and_then_its_summary(tmp_path: Path) -> No
     assert ended.code == 0, ended.out
     assert re.search(r"step \d+/40 \[[#.]{30}\]", ended.out)
     assert "node-2" in ended.out
+    _, _, last = re.sub(r"\x1b\[[0-9;]*m", "", ended.out).rpartition("step 40/40 [")
+    assert (last.count(" released "), last.count(" lost ")) == (3, 0)
     assert "\x1b[?25h" in ended.out  # the cursor is given back
     assert "digest: sha256:" in ended.out.rpartition("\x1b[?25h")[2]
 

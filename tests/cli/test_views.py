@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from behemoth.app.events import Event
-from behemoth.app.snapshot import NodeView, Snapshot
+from behemoth.app.snapshot import NodeView, Snapshot, snapshot
 from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
 from behemoth.base.ids import Attempt, NodeId, Rank, Slot, Step, WriteId
 from behemoth.fleet.progress import Vitals
+from behemoth.reconcile.decide import decide
 from behemoth.spec.decode import decode_run
 from behemoth.spec.model import named_inventory
 from behemoth.spec.schema import explain
 from behemoth.state.effect import CommitRef
+from behemoth.state.observation import Observation
 from behemoth.state.status import RunStatus
 from behemoth_cli.out.console import Console, Format
 from behemoth_cli.out.table import Listing, Page, one_line
@@ -27,6 +33,7 @@ from behemoth_cli.views.plan import plan_page
 from behemoth_cli.views.status import Look, run_listing, state_of, status_page
 from behemoth_cli.views.summary import ledger_listing, summary_page
 from cli.cli_rig import NUMPY_RUN, matches_golden
+from reconcile.player import Player
 
 OPENED_US = 1_800_000_000_000_000
 NOW_US = OPENED_US + 83_400_000
@@ -121,7 +128,7 @@ def nodes(count: int) -> tuple[NodeView, ...]:
     )
 
 
-def look_of(run_nodes: int = 3, *, phase: str = "training") -> Snapshot:
+def look_of(run_nodes: int = 3, *, phase: str = "training", is_led: bool = True) -> Snapshot:
     return Snapshot(
         name="tiny-moe",
         now_us=NOW_US,
@@ -146,7 +153,7 @@ def look_of(run_nodes: int = 3, *, phase: str = "training") -> Snapshot:
         ),
         vitals=Vitals(attempt=Attempt(2), step=Step(58), loss=2.43119, tokens=120_000),
         step_us=213_000,
-        nodes=nodes(run_nodes),
+        nodes=tuple(replace(node, condition=node.condition if is_led else "released") for node in nodes(run_nodes)),
     )
 
 
@@ -155,12 +162,31 @@ def look(*, holder_pid: int | None) -> Look:
         name="tiny-moe",
         path="runs/tiny-moe",
         holder_pid=holder_pid,
-        snapshot=look_of(),
+        snapshot=look_of(is_led=holder_pid is not None),
         num_ranks=4,
         spent=None,
         saves=(),
         events=EVENTS,
     )
+
+
+def seen(observation: Observation, *, is_led: bool = True) -> Snapshot:
+    return snapshot(
+        "small",
+        observation,
+        decide(observation).status,
+        now_us=observation.now_us,
+        vitals=None,
+        connected=dict.fromkeys(observation.nodes, 120_000),
+        is_led=is_led,
+    )
+
+
+def names_in(value: Any) -> list[str]:
+    """Keys at any depth."""
+    if isinstance(value, dict):
+        return [*value, *(name for entry in value.values() for name in names_in(entry))]
+    return [name for entry in value for name in names_in(entry)] if isinstance(value, list | tuple) else []
 
 
 def piped(shown: Page | Listing, form: Format = "") -> str:
@@ -183,6 +209,11 @@ def test_the_summary_for_a_pipe_a_terminal_and_a_script() -> None:
     matches_golden(piped(page, "yaml"), "summary.yaml")
 
 
+def test_the_document_of_a_summary_is_camel_case_and_its_file_is_not() -> None:
+    assert "_" not in "".join(names_in(json.loads(piped(summary_page(SUMMARY), "json"))))
+    assert {"total_steps", "wall_s", "to_first_step_s", "write_id"} <= set(names_in(SUMMARY.document()))
+
+
 def test_the_digest_has_a_line_of_its_own() -> None:
     assert f"\ndigest: {SUMMARY.digest}\n" in piped(summary_page(SUMMARY))
 
@@ -197,6 +228,23 @@ def test_the_live_frame_names_few_nodes_and_draws_many() -> None:
     matches_golden(live_frame(look_of(), Pace(tokens_per_s=12_345.0), EVENTS, width=100).text + "\n", "live.few.txt")
     drawn = live_frame(look_of(300, phase="recovering"), Pace(), EVENTS, width=60).text
     matches_golden(drawn + "\n", "live.many.txt")
+
+
+def test_the_nodes_of_a_run_that_has_ended_are_released() -> None:
+    player = Player()
+    player.begin()
+    player.join("abc")
+    assert [node.condition for node in seen(player.obs).nodes] == ["working", "working", "spare"]
+    assert {node.condition for node in seen(player.obs, is_led=False).nodes} == {"released"}
+    over = structs.replace(player.obs, outcome="succeeded")
+    frame = live_frame(seen(over), Pace(), (), width=100).text
+    assert frame.count(" released ") == 3
+    assert "heard" not in frame
+
+
+def test_a_released_node_has_a_sign_of_its_own() -> None:
+    drawn = live_frame(look_of(300, phase="succeeded", is_led=False), Pace(), EVENTS, width=60).text
+    matches_golden(drawn + "\n", "live.released.txt")
 
 
 @pytest.mark.parametrize("width", [20, 40, 79])
@@ -217,6 +265,15 @@ def test_a_pipe_gets_one_line_an_event_whatever_a_program_printed() -> None:
     assert event_line(EVENTS[2]) == (
         "08:01:20.000 ! attempt 1 step 55: WorkerFailed: rank 1 ended: [31mred [0m and more"
     )
+
+
+def test_a_commit_in_a_pipe_tells_the_latest_loss_and_its_step() -> None:
+    vitals = Vitals(attempt=Attempt(1), step=Step(43), loss=2.43119, tokens=0)
+    plain = "08:01:10.000   attempt 1 step 41: Committed: checkpoint of step 40 committed (5MiB)"
+    assert event_line(EVENTS[1], vitals) == f"{plain}; loss 2.4312 at step 43"
+    assert event_line(EVENTS[1], replace(vitals, loss=None)) == plain
+    assert event_line(EVENTS[1], replace(vitals, attempt=Attempt(2))) == plain
+    assert "loss" not in event_line(EVENTS[2], vitals)
 
 
 def test_status_of_a_live_run_and_of_one_that_nobody_runs() -> None:

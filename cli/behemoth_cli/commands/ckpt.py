@@ -28,6 +28,7 @@ from behemoth_cli.views.checkpoints import Found, State, checkpoint_listing, che
 from behemoth_cli.views.figures import percent, rate, seconds, size
 
 _MAX_MARKER_BYTES = 1 << 16
+_FOREIGN = "not a file of behemoth: a commit is called commits/<nine digits>.json"
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -88,7 +89,8 @@ def verify_checkpoints(
 ) -> int:
     """Read checkpoints back, every byte; all of them without --step.
 
-    Names tensor, chunk and file of each damage, and ends with code 3 then. Repairs nothing.
+    Names tensor, chunk and file of each damage, and files that have no business there, and ends with code 3 then.
+    Repairs nothing.
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
@@ -103,6 +105,11 @@ def verify_checkpoints(
             if not any(found is kept for kept, _ in reports):
                 context.console.note(f"checkpoint/{found.step} was deleted while it was read: left out")
     context.console.show(verify_page(reports, of_store), form)
+    for found, _ in reports:
+        if found.state == "foreign":
+            context.console.note(
+                f"hint: remove {place.url}/{found.key}, or move it elsewhere, if nobody needs it there"
+            )
     return Exit.UNHEALTHY if of_store or not all(report.is_intact for _, report in reports) else Exit.OK
 
 
@@ -160,7 +167,7 @@ def _chosen(store: ObjectStore, place: Checkpoints, step: int | None) -> list[Co
     chosen = [one for one in all_commits if step is None or one.step == step]
     if chosen:
         return chosen
-    steps = ", ".join(str(one.step) for one in all_commits[-8:])
+    steps = ", ".join([str(one.step) for one in all_commits if one.step is not None][-8:])
     wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
     raise NotFound(
         f"{_name(place)}: expected {wanted}, got none",
@@ -175,6 +182,8 @@ def _name(place: Checkpoints) -> str:
 
 def _found(store: ObjectStore, one: CommitRef | BadCommit) -> Found:
     if isinstance(one, BadCommit):
+        if one.step is None:
+            return Found(step=None, write_id="", state="foreign", record=None, reason=_FOREIGN, key=one.key)
         state = _bad_state(one.error)
         return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message)
     try:

@@ -14,9 +14,12 @@ from behemoth_cli.context import (
     find_checkpoints,
     find_run,
     look_at,
+    look_or_trouble,
     run_directories,
 )
 from behemoth_cli.errors import choose
+from behemoth_cli.exits import Exit
+from behemoth_cli.out.console import Format
 from behemoth_cli.out.table import Listing
 from behemoth_cli.views.status import node_listing, run_listing
 
@@ -43,14 +46,17 @@ def get(
         str | None, typer.Argument(metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.")
     ] = None,
     output: Annotated[str, typer.Option("-o", metavar="wide|json|yaml|name")] = "",
-) -> None:
-    """One row each: runs under ./runs, checkpoints or nodes of a run."""
+) -> int:
+    """One row each: runs under ./runs, checkpoints or nodes of a run.
+
+    A run directory that is damaged has a row too; the code is 3 then.
+    """
     form = chosen_format(output, "wide", "json", "yaml", "name")
     choose(kind, TYPES, name="type")
     context: Context = ctx.obj
     match TYPES[kind]:
         case "runs":
-            shown = _runs(name, context)
+            return _show_runs(name, context, form)
         case "nodes":
             shown = _nodes(name, context)
         case "checkpoints":
@@ -58,11 +64,21 @@ def get(
         case other:
             raise Invalid(f"type: expected one of {', '.join(TYPES)}, got {other!r}", code="unknown-name")
     context.console.show(shown, form)
+    return Exit.OK
 
 
-def _runs(name: str | None, context: Context) -> Listing:
-    found = [find_run(name, context.console)] if name is not None else run_directories()
-    return run_listing([look_at(directory) for directory in found], now_us=time.time_ns() // 1000)
+def _show_runs(name: str | None, context: Context, form: Format) -> Exit:
+    """All of them, or the one that is named, whose damage is then an error with a hint."""
+    if name is not None:
+        looks = [look_at(find_run(name, context.console))]
+    else:
+        looks = [look_or_trouble(directory) for directory in run_directories()]
+    context.console.show(run_listing(looks, now_us=time.time_ns() // 1000), form)
+    troubled = [look for look in looks if look.trouble is not None]
+    for look in troubled:
+        if look.trouble is not None and form in ("", "name"):  # the other formats have a place for it
+            context.console.note(f"warning: {look.path}: {look.trouble.state}: {look.trouble.message}")
+    return Exit.UNHEALTHY if troubled else Exit.OK
 
 
 def _nodes(name: str | None, context: Context) -> Listing:

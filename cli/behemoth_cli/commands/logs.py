@@ -13,7 +13,8 @@ import typer
 
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Invalid, NotFound
-from behemoth_cli.context import Context, find_run, lock_holder
+from behemoth_cli.context import Context, find_run, lock_holder, read_run
+from behemoth_cli.out.console import Console
 from behemoth_cli.views.logs import label_width, last, log_lines, merged
 
 POLL_S = 0.25
@@ -33,14 +34,19 @@ def logs(
     attempt: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="The start of the gang; the latest when left out.")
     ] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is printed.")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on as more is printed, to the end of the run.")
+    ] = False,
     tail: Annotated[int | None, typer.Option(metavar="N", min=0, help="Only the last N lines of each rank.")] = None,
 ) -> None:
     """Output of the ranks. What several ranks print alike is shown once, with the list of the ranks."""
     context: Context = ctx.obj
     wanted = parse_ranks(rank)
     directory = find_run(run, context.console)
-    stream = LogStream(directory, wanted, attempt)
+    stream = awaited(directory, wanted, attempt, context.console) if follow else LogStream(directory, wanted, attempt)
+    if stream is None:
+        context.console.note(f"run/{directory.path.name} has ended and printed nothing that was asked for")
+        return
     context.console.note(f"run/{directory.path.name} attempt {stream.attempt}, {stream.num_ranks} ranks")
     for line in stream.first(tail=tail, is_final=not follow):
         context.console.lines([line])
@@ -51,6 +57,29 @@ def logs(
         context.console.lines(stream.more())
         if stream.attempt != before:
             context.console.note(f"attempt {stream.attempt}")
+        time.sleep(POLL_S)
+
+
+def awaited(
+    directory: RunDirectory, wanted: frozenset[int] | None, attempt: int | None, console: Console
+) -> LogStream | None:
+    """The logs as soon as there are some; None when the run has ended without any. Raises NotFound for what would be
+    waited for in vain: where nobody runs to begin with, an attempt that is over, ranks that the run does not have."""
+    is_told = False
+    while True:
+        # Before the look, so that a last line is not missed.
+        may_come = _is_live(directory) and (attempt is None or attempt >= max(_attempts(directory.logs), default=0))
+        try:
+            return LogStream(directory, wanted, attempt)
+        except NotFound:
+            if not may_come:
+                if is_told:
+                    return None
+                raise
+        if not is_told:
+            is_told = True
+            _require_ranks(directory, wanted)
+            console.note(f"run/{directory.path.name} has printed nothing that was asked for yet; waiting for it")
         time.sleep(POLL_S)
 
 
@@ -80,7 +109,7 @@ class LogStream:
 
     def more(self) -> Iterator[str]:
         """What was added since."""
-        is_live = lock_holder(self._directory.path / "lock") is not None
+        is_live = _is_live(self._directory)
         news = {number: one.lines(is_final=not is_live) for number, one in self._followed.items()}
         self.is_open = is_live or any(news.values())
         if self._goes_on:
@@ -115,9 +144,20 @@ def parse_ranks(text: str) -> frozenset[int] | None:
     return frozenset(found)
 
 
+def _is_live(directory: RunDirectory) -> bool:
+    return lock_holder(directory.path / "lock") is not None
+
+
+def _require_ranks(directory: RunDirectory, wanted: frozenset[int] | None) -> None:
+    num_ranks = read_run(directory.document).nodes.num_ranks
+    if wanted is not None and min(wanted) >= num_ranks:
+        message = f"option --rank: expected ranks from 0 to {num_ranks - 1}, got {','.join(map(str, sorted(wanted)))}"
+        raise NotFound(message, code="no-logs")
+
+
 def _latest_attempt(logs: Path) -> int:
     """Raises NotFound while nothing was printed."""
-    attempts = [int(match[1]) for path in logs.glob("attempt-*") if (match := _ATTEMPT.fullmatch(path.name))]
+    attempts = _attempts(logs)
     if not attempts:
         raise NotFound(
             f"{logs}: expected logs of ranks, got none",
@@ -125,6 +165,10 @@ def _latest_attempt(logs: Path) -> int:
             code="no-logs",
         )
     return max(attempts)
+
+
+def _attempts(logs: Path) -> list[int]:
+    return [int(match[1]) for path in logs.glob("attempt-*") if (match := _ATTEMPT.fullmatch(path.name))]
 
 
 def _files(logs: Path, attempt: int, wanted: frozenset[int] | None) -> dict[int, Path]:

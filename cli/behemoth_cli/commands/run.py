@@ -100,7 +100,9 @@ def run(
             on_event=teller.event,
             on_phase=teller.phase,
         )
-        summary, interrupt = asyncio.run(supervise(LocalRun(request), teller))
+        local = LocalRun(request)
+        teller.watch(local)
+        summary, interrupt = asyncio.run(supervise(local, teller))
     return conclude(summary, interrupt, context.console, form, place)
 
 
@@ -144,11 +146,17 @@ class Teller:
         self._is_live = console.is_error_terminal
         self._events: deque[Event] = deque(maxlen=4 * MAX_EVENTS)
         self._pace = Pace()
+        self._local: LocalRun | None = None
+
+    def watch(self, local: LocalRun) -> None:
+        """Whose events will come; before the first one."""
+        self._local = local
 
     def event(self, event: Event) -> None:
         self._events.append(event)
         if not self._is_live:
-            self._narrator.line(event_line(event))
+            snapshot = self._local.snapshot() if event.reason == "Committed" and self._local is not None else None
+            self._narrator.line(event_line(event, snapshot.vitals if snapshot is not None else None))
 
     def phase(self, text: str) -> None:
         self._narrator.line(f"{text} ...")

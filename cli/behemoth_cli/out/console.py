@@ -1,7 +1,8 @@
 """The two streams of a command: data to stdout, everything else to stderr.
 
 Decides once what a terminal is and whether colour is wanted. Rich is imported only when stdout is a terminal: piped
-output is plain and never cut. A reader that left (`| head`) is no error; what is left to say is dropped.
+output is plain and never cut. A reader that left (`| head`) is no error; what is left to say is dropped. A full
+disk is one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Literal, TextIO, assert_never
 
+from behemoth_cli.errors import unwritable
 from behemoth_cli.out.document import document, encoded
 from behemoth_cli.out.table import Listing, Page, page_lines, table_lines
 
 ColorChoice = Literal["auto", "always", "never"]
 Format = Literal["", "wide", "json", "yaml", "name"]
+FORMATS: tuple[Format, ...] = ("wide", "json", "yaml", "name")
+"""What `-o` may say; a verb takes some of them."""
 
 
 class Console:
@@ -30,7 +34,7 @@ class Console:
         self._color: ColorChoice = color
         self._environment = environment
         self.is_reader_gone = False
-        """Whether whoever read stdout has left: nobody waits for more."""
+        """Whether whoever read stdout has left, or it can take no more: nobody waits for the rest."""
 
     @property
     def is_terminal(self) -> bool:
@@ -78,7 +82,7 @@ class Console:
         self.write("".join(f"{line}\n" for line in lines))
 
     def write(self, text: str) -> None:
-        """Text to stdout, as it is, at once."""
+        """Text to stdout, as it is, at once. Raises Unavailable when it cannot be written."""
         self._guard(lambda: self._put(text))
 
     def note(self, line: str) -> None:
@@ -122,9 +126,14 @@ class Console:
         try:
             write()
         except BrokenPipeError:
-            self.is_reader_gone = True
-            # What is still buffered would fail again when Python closes the stream.
-            _send_to_nowhere(self._stdout)
+            self._give_up()
+        except OSError as error:
+            self._give_up()
+            raise unwritable(error.strerror or str(error)) from error
+
+    def _give_up(self) -> None:
+        self.is_reader_gone = True
+        send_to_nowhere(self._stdout)
 
     def _is_able(self, stream: TextIO) -> bool:
         return stream.isatty() and self._environment.get("TERM") != "dumb"
@@ -145,7 +154,8 @@ def _body(shown: Listing | Page) -> Mapping[str, object]:
     return {"items": list(shown.items)} if isinstance(shown, Listing) else shown.body
 
 
-def _send_to_nowhere(stream: TextIO) -> None:
+def send_to_nowhere(stream: TextIO) -> None:
+    """What is still buffered would fail again when Python closes the stream."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     with suppress(OSError, ValueError):
         os.dup2(nowhere, stream.fileno())

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from behemoth_cli.out.table import Listing, Page, Section, one_line
 
@@ -27,7 +28,7 @@ _UNBOUNDED = 100_000
 
 def print_rich(stream: TextIO, shown: Listing | Page, *, is_wide: bool, color: bool, width: int | None) -> None:
     """Write to `stream`; `width` is None for a pipe that wants colour."""
-    console = Console(
+    console = _Console(
         file=stream,
         force_terminal=True,
         color_system="standard" if color else None,
@@ -40,6 +41,14 @@ def print_rich(stream: TextIO, shown: Listing | Page, *, is_wide: bool, color: b
     )
     for part in [_table(shown, is_wide)] if isinstance(shown, Listing) else _page(shown):
         console.print(part)
+
+
+class _Console(Console):
+    """Leaves it to the caller what a reader that left means; rich would end the process."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        raise
 
 
 def _page(page: Page) -> Iterator[RenderableType]:

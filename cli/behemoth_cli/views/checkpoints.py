@@ -16,19 +16,22 @@ if TYPE_CHECKING:
     from behemoth.checkpoint.verify import Problem, Report
     from behemoth.spec.mesh import Mesh
 
-State = Literal["ok", "damaged", "rejected", "newer"]
+State = Literal["ok", "damaged", "rejected", "newer", "foreign"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """One checkpoint of a listing. `ok`: its record is intact, its arrays were not looked at. `newer`: written by a
-    later release. `record` is there when it could be read, `reason` when the state is another than `ok`."""
+    later release. `foreign`: no checkpoint, but a file that has no business where commits lie. `record` is there when
+    it could be read, `reason` when the state is another than `ok`."""
 
     step: int | None
     write_id: str
     state: State
     record: CommitRecord | None
     reason: str
+    key: str = ""
+    """The file, below the store's root, of what names no step."""
 
 
 def checkpoint_listing(found: Sequence[Found], *, now_us: int) -> Listing:
@@ -48,7 +51,7 @@ def checkpoint_listing(found: Sequence[Found], *, now_us: int) -> Listing:
         ),
         rows=tuple(_row(one, now_us) for one in found),
         items=tuple(_item(one) for one in found),
-        names=tuple(f"checkpoint/{one.step}" for one in found),
+        names=tuple(f"checkpoint/{one.step}" for one in found if one.step is not None),
         empty="no checkpoints yet",
     )
 
@@ -82,18 +85,23 @@ def checkpoint_page(commit: Commit, digest: str | None) -> Page:
 
 
 def verify_page(reports: Sequence[tuple[Found, Report]], of_store: Sequence[Problem]) -> Page:
-    """One line a checkpoint, then one row for each damaged place. `of_store` is damage beside the checkpoints."""
+    """One line a checkpoint, then one row for each damaged place; files that are no part of a checkpoint apart from
+    those. `of_store` is damage beside the checkpoints."""
     problems: list[tuple[int | None, Problem]] = [(None, problem) for problem in of_store]
-    problems += [(report.step, problem) for _, report in reports for problem in report.problems]
+    problems += [
+        (report.step, problem) for one, report in reports for problem in report.problems if one.state != "foreign"
+    ]
+    foreign = [one for one, _ in reports if one.state == "foreign"]
     store_lines = (f"store damaged: {_places(len(of_store))}",) if of_store else ()
     return Page(
         kind="VerifyReport",
         sections=(
             Section(lines=(*store_lines, *(_verdict(one, report) for one, report in reports))),
             Section(title="Damage", listing=_problem_listing(problems)),
+            Section(title="Foreign files", listing=_foreign_listing(foreign)),
         ),
         body={
-            "isIntact": not problems,
+            "isIntact": not problems and not foreign,
             "store": {"isIntact": not of_store, "problems": [_problem_item(problem) for problem in of_store]},
             "checkpoints": [_report_item(one, report) for one, report in reports],
         },
@@ -126,7 +134,7 @@ def _row(one: Found, now_us: int) -> tuple[str, ...]:
 
 def _item(one: Found) -> dict[str, object]:
     known = _record_item(one.record) if one.record is not None else {"step": one.step, "writeId": one.write_id or None}
-    return {**known, "state": one.state, "reason": one.reason or None}
+    return {**known, "state": one.state, "reason": one.reason or None, "file": one.key or None}
 
 
 def _record_item(record: CommitRecord) -> dict[str, object]:
@@ -186,7 +194,9 @@ def _array_items(commit: Commit) -> list[dict[str, object]]:
 
 
 def _verdict(one: Found, report: Report) -> str:
-    name = f"checkpoint/{one.step}" if one.step is not None else "checkpoint of no known step"
+    if one.state == "foreign":
+        return f"{one.key} foreign: no part of a checkpoint"
+    name = f"checkpoint/{one.step}"
     how = f"{report.num_objects} files, {report.num_chunks} chunks, {size(report.num_bytes)} read"
     how += "" if report.deep else ", payloads not read"
     if report.is_intact:
@@ -218,11 +228,25 @@ def _problem_listing(problems: Sequence[tuple[int | None, Problem]]) -> Listing:
                 problem.array if problem.array is not None else "-",
                 str(problem.chunk) if problem.chunk is not None else "-",
                 problem.object_key,
-                f"{problem.offset_bytes}-{problem.offset_bytes + problem.length_bytes}",
+                _span(problem),
                 one_line(problem.message),
             )
             for step, problem in problems
         ),
+    )
+
+
+def _span(problem: Problem) -> str:
+    """A dash where nothing is told of the place, as of a commit record, which is damaged as a whole."""
+    end_bytes = problem.offset_bytes + problem.length_bytes
+    return f"{problem.offset_bytes}-{end_bytes}" if problem.length_bytes else "-"
+
+
+def _foreign_listing(foreign: Sequence[Found]) -> Listing:
+    return Listing(
+        kind="ForeignFileList",
+        columns=(Column(name="file"), Column(name="what")),
+        rows=tuple((one.key, one_line(one.reason)) for one in foreign),
     )
 
 
@@ -235,13 +259,13 @@ def _report_item(one: Found, report: Report) -> dict[str, object]:
         "numFiles": report.num_objects,
         "numChunks": report.num_chunks,
         "numBytesRead": report.num_bytes,
-        "problems": [_problem_item(problem) for problem in report.problems],
+        "problems": [_problem_item(problem, is_foreign=one.state == "foreign") for problem in report.problems],
     }
 
 
-def _problem_item(problem: Problem) -> dict[str, object]:
+def _problem_item(problem: Problem, *, is_foreign: bool = False) -> dict[str, object]:
     return {
-        "kind": problem.kind,
+        "kind": "foreign" if is_foreign else problem.kind,
         "tensor": problem.array,
         "chunk": problem.chunk,
         "file": problem.object_key,

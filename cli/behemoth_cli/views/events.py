@@ -10,14 +10,23 @@ from behemoth_cli.views.figures import clock
 
 if TYPE_CHECKING:
     from behemoth.app.events import Event
+    from behemoth.fleet.progress import Vitals
 
 
-def event_line(event: Event) -> str:
-    """One line for a pipe: time of day (UTC), where the run stood, what happened."""
+def event_line(event: Event, vitals: Vitals | None = None) -> str:
+    """One line for a pipe: time of day (UTC), where the run stood, what happened. A commit also tells the loss of the
+    latest `vitals`, with their step: a pipe has no other place for it."""
     mark = "!" if event.level == "warning" else " "
-    return f"{clock(event.at_us)} {mark} attempt {event.attempt} step {event.step}: {event.reason}: " + one_line(
-        event.message
-    )
+    where = f"{clock(event.at_us)} {mark} attempt {event.attempt} step {event.step}"
+    return f"{where}: {event.reason}: {one_line(event.message)}{_loss(event, vitals)}"
+
+
+def _loss(event: Event, vitals: Vitals | None) -> str:
+    if vitals is None or vitals.loss is None:
+        return ""
+    if event.reason != "Committed" or vitals.attempt != event.attempt:
+        return ""
+    return f"; loss {vitals.loss:.4f} at step {vitals.step}"
 
 
 def event_listing(events: Sequence[Event]) -> Listing:

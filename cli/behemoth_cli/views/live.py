@@ -26,6 +26,7 @@ _SIGNS: dict[str, tuple[str, Style]] = {
     "late": ("?", "warn"),
     "coming": ("+", "warn"),
     "lost": ("x", "bad"),
+    "released": (".", "dim"),
 }
 _PHASES: dict[str, Style] = {"training": "good", "succeeded": "good", "failed": "bad", "recovering": "warn"}
 
@@ -116,9 +117,10 @@ def _nodes(nodes: Sequence[NodeView], width: int) -> list[Line]:
 def _named(node: NodeView) -> Line:
     sign = _sign(node)
     place = f"slot {node.slot}" if node.slot is not None else ""
-    heard = f"heard {seconds(node.silent_us / 1e6)} ago" if node.silent_us is not None else ""
+    is_awaited = node.silent_us is not None and node.condition != "released"
+    heard = f"heard {seconds((node.silent_us or 0) / 1e6)} ago" if is_awaited else ""
     parts = [part for part in (place, f"incarnation {node.incarnation}" * (node.incarnation > 1), heard) if part]
-    condition = Span(text=f"{node.condition:8}", style=sign.style)
+    condition = Span(text=f"{node.condition:9}", style=sign.style)
     return (Span(text="  "), sign, Span(text=f" {node.name:10} "), condition, Span(text=", ".join(parts), style="dim"))
 
 

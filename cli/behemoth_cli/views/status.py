@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.events import event_item, event_listing
@@ -21,8 +21,16 @@ MAX_SAVES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why a run directory cannot be read. `unreadable`: the system refuses it, which says nothing of what is there."""
+
+    state: Literal["damaged", "unreadable"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What the directory of one run says. `snapshot` is None before the run was opened."""
+    """What the directory of one run says. `snapshot` is None before the run was opened, and where it is damaged."""
 
     name: str
     path: str
@@ -34,13 +42,18 @@ class Look:
     """Rank-microseconds up to the last line of the journal."""
     saves: Sequence[SaveRow]
     events: Sequence[Event]
+    trouble: Trouble | None = None
+    """Why nothing else can be told; None for nearly all."""
 
 
 def state_of(look: Look) -> str:
-    """The phase; `interrupted` for a run that is not over and that nobody runs."""
+    """The phase; `interrupted` for a run that is not over and that nobody runs, `not started` for one whose first start
+    came to nothing."""
     snapshot = look.snapshot
+    if look.trouble is not None:
+        return look.trouble.state
     if snapshot is None:
-        return "starting" if look.holder_pid is not None else "interrupted"
+        return "starting" if look.holder_pid is not None else "not started"
     if look.holder_pid is None and snapshot.status.outcome is None:
         return "interrupted"
     return snapshot.status.phase
@@ -89,7 +102,7 @@ def run_listing(looks: Sequence[Look], *, now_us: int) -> Listing:
 
 
 def node_listing(look: Look) -> Listing:
-    """One row a node, in placement order. The nodes of a run that nobody runs are released, whatever came last."""
+    """One row a node, in placement order."""
     nodes = look.snapshot.nodes if look.snapshot is not None else ()
     return Listing(
         kind="NodeList",
@@ -103,14 +116,14 @@ def node_listing(look: Look) -> Listing:
         rows=tuple(
             (
                 node.name,
-                _condition(look, node),
+                node.condition,
                 str(node.slot) if node.slot is not None else "-",
                 str(node.incarnation),
                 _ranks(look, node),
             )
             for node in nodes
         ),
-        items=tuple(_node(look, node) for node in nodes),
+        items=tuple(_node(node) for node in nodes),
         names=tuple(f"node/{node.name}" for node in nodes),
         empty="no nodes yet",
     )
@@ -123,10 +136,6 @@ def _ranks(look: Look, node: NodeView) -> str:
         return "-"
     each = look.num_ranks // num_slots
     return f"{node.slot * each}..{(node.slot + 1) * each - 1}"
-
-
-def _condition(look: Look, node: NodeView) -> str:
-    return node.condition if look.holder_pid is not None else "released"
 
 
 def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
@@ -190,7 +199,8 @@ def _save_listing(saves: Sequence[SaveRow], now_us: int) -> Listing:
 def _row(look: Look, now_us: int) -> tuple[str, ...]:
     snapshot = look.snapshot
     if snapshot is None:
-        return (look.name, state_of(look), "-", "-", "-", "-", "-", "", look.path)
+        message = one_line(look.trouble.message) if look.trouble is not None else ""
+        return (look.name, state_of(look), "-", "-", "-", "-", "-", message, look.path)
     status = snapshot.status
     return (
         look.name,
@@ -214,6 +224,8 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
         "pid": look.holder_pid or None,
     }
     snapshot = look.snapshot
+    if look.trouble is not None:
+        return {**found, "reason": look.trouble.state.capitalize(), "message": look.trouble.message}
     if snapshot is None:
         return found
     status = snapshot.status
@@ -233,7 +245,7 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
         "commit": {"step": commit.step, "writeId": commit.write_id, "sizeBytes": commit.size_bytes} if commit else None,
         "openedUs": snapshot.opened_us,
         "dataAgeS": (now_us - snapshot.now_us) / 1e6,
-        "nodes": [_node(look, node) for node in snapshot.nodes],
+        "nodes": [_node(node) for node in snapshot.nodes],
         "spentRankUs": _spent(look.spent),
         "events": [event_item(event) for event in look.events[-MAX_EVENTS:]],
     }
@@ -253,5 +265,5 @@ def _spent(spent: Buckets | None) -> dict[str, int] | None:
     }
 
 
-def _node(look: Look, node: NodeView) -> dict[str, object]:
-    return {"name": node.name, "state": _condition(look, node), "slot": node.slot, "incarnation": node.incarnation}
+def _node(node: NodeView) -> dict[str, object]:
+    return {"name": node.name, "state": node.condition, "slot": node.slot, "incarnation": node.incarnation}

@@ -14,7 +14,7 @@ _BUCKETS = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recom
 
 
 def summary_page(summary: Summary) -> Page:
-    """For people; its body is `summary.json` as a document."""
+    """For people; its body is what `summary.json` holds, named as in every other document: the file is snake_case."""
     outcome = summary.outcome or "interrupted"
     reason = f": {one_line(summary.reason)}" if summary.reason else ""
     return Page(
@@ -30,8 +30,25 @@ def summary_page(summary: Summary) -> Page:
                 lines=(f"digest: {summary.digest}",) if summary.digest else ("digest: none, nothing was committed",)
             ),
         ),
-        body=summary.document(),
+        body={camel_case(name): _renamed(value) for name, value in summary.document().items()},
     )
+
+
+def camel_case(name: str) -> str:
+    """`to_first_step_s` as `toFirstStepS`."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _renamed(value: object) -> object:
+    """Every key at any depth; the keys of a summary are all names of fields."""
+    match value:
+        case dict():
+            return {camel_case(name): _renamed(entry) for name, entry in value.items()}
+        case list() | tuple():
+            return [_renamed(entry) for entry in value]
+        case _:
+            return value
 
 
 def ledger_listing(ledger: LedgerTable) -> Listing:

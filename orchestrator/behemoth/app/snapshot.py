@@ -11,7 +11,8 @@ from behemoth.fleet.progress import Vitals
 from behemoth.state.observation import Observation
 from behemoth.state.status import RunStatus
 
-NodeCondition = Literal["working", "spare", "late", "coming", "lost"]
+NodeCondition = Literal["working", "spare", "late", "coming", "lost", "released"]
+"""`released`: the run has ended, or nobody leads it, so it has no use for the node any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,10 @@ def snapshot(
     now_us: int,
     vitals: Vitals | None,
     connected: Mapping[NodeId, int],
+    is_led: bool = True,
 ) -> Snapshot:
-    """Nodes in placement order."""
+    """Nodes in placement order. `is_led` is false for whoever looks at the journal of a run that no process leads; the
+    leader, who looks at itself, need not say so."""
     nodes = sorted(observation.nodes.items(), key=lambda item: item[1].order)
     return Snapshot(
         name=name,
@@ -64,7 +67,7 @@ def snapshot(
             NodeView(
                 name=node,
                 slot=known.slot,
-                condition=_condition(observation, node),
+                condition=_condition(observation, node) if is_led else "released",
                 incarnation=known.incarnation,
                 silent_us=connected.get(node),
             )
@@ -74,6 +77,8 @@ def snapshot(
 
 
 def _condition(observation: Observation, name: NodeId) -> NodeCondition:
+    if observation.outcome is not None:
+        return "released"
     node = observation.nodes[name]
     if node.state == "coming":
         return "coming"
