@@ -30,7 +30,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(path: Path, name: str) -> RunDirectory:
     directory = RunDirectory(path)
     directory.open()
-    directory.found(name)
+    directory.found(name, None)
     directory.close()
     return directory
 
