@@ -16,7 +16,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.plan import Piece, RankPlan, plan_rank
+from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
@@ -53,14 +53,32 @@ def logical_arrays(layout: Layout, seed: int) -> dict[str, npt.NDArray[np.generi
     }
 
 
-def piece_of(piece: Piece, whole: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """What a rank holds, cut by numpy alone."""
-    block = whole[tuple(slice(start, stop) for start, stop in piece.box)]
-    return np.ascontiguousarray(block).reshape(-1)[piece.flat[0] : piece.flat[1]]
+def held_by(layout: Layout, rank: int, spec: ArraySpec, whole: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """What a program on this rank holds of an array, from the text of ArraySpec and by numpy alone."""
+    mesh, local = layout.mesh, whole
+    for dim, axis in spec.dims:
+        index = rank if axis == "rank" else mesh.coordinate(Rank(rank), axis)
+        sizes = spec.packed[1] if spec.packed is not None and spec.packed[0] == dim else (spec.shape[dim],)
+        parts = np.split(local, np.cumsum(sizes)[:-1], axis=dim)
+        local = np.concatenate([_share(part, layout.axis_size(axis), index, dim) for part in parts], axis=dim)
+    if spec.flat_over is not None:
+        if not spec.flat_rows:
+            local = local.reshape(-1)
+        local = _share(local, mesh.size(spec.flat_over), mesh.coordinate(Rank(rank), spec.flat_over), 0)
+    return np.ascontiguousarray(local)
 
 
-def local_arrays(plan: RankPlan, arrays: Logical) -> dict[str, npt.NDArray[np.generic]]:
-    return {piece.name: piece_of(piece, arrays[piece.name]) for piece in plan.pieces}
+def _share(part: npt.NDArray[np.generic], num: int, index: int, dim: int) -> npt.NDArray[np.generic]:
+    size = part.shape[dim]
+    share = -(-size // num)
+    return part.take(range(min(index * share, size), min((index + 1) * share, size)), axis=dim)
+
+
+def local_arrays(layout: Layout, rank: int, arrays: Logical) -> dict[str, npt.NDArray[np.generic]]:
+    """What a program on this rank holds of every array that its pipeline stage has."""
+    stage = layout.mesh.coordinate(Rank(rank), "pp")
+    held = (spec for spec in layout.arrays if spec.stage is None or spec.stage == stage)
+    return {spec.name: held_by(layout, rank, spec, arrays[spec.name]) for spec in held}
 
 
 @contextmanager
@@ -96,7 +114,7 @@ def write_all_ranks(
     for rank in ranks:
         plan = plan_rank(layout, Rank(rank))
         with arena_of(plan) as arena:
-            local = local_arrays(plan, (stale or {}).get(rank, arrays))
+            local = local_arrays(layout, rank, (stale or {}).get(rank, arrays))
             snapshot = stage(arena, plan, local, WriteId(write_id), Step(step))
             receipt = write_rank(
                 store,
@@ -165,7 +183,10 @@ def save(
 
 
 def out_buffers(plan: RankPlan) -> dict[str, npt.NDArray[np.uint8]]:
-    return {piece.name: np.full(piece.nbytes, 0xEE, dtype=np.uint8) for piece in plan.pieces}
+    num_bytes: dict[str, int] = {}
+    for piece in plan.pieces:
+        num_bytes[piece.name] = num_bytes.get(piece.name, 0) + piece.nbytes
+    return {name: np.full(count, 0xEE, dtype=np.uint8) for name, count in num_bytes.items()}
 
 
 def unstaged(arena: Arena, plan: RankPlan, generation: int) -> dict[str, bytes]:

@@ -30,7 +30,7 @@ from checkpoint.checkpoint_rig import (
 
 LAYOUT = toy_layout()
 PLAN = plan_rank(LAYOUT, Rank(1))
-LOCAL = local_arrays(PLAN, logical_arrays(LAYOUT, 1))
+LOCAL = local_arrays(LAYOUT, PLAN.rank, logical_arrays(LAYOUT, 1))
 
 
 @pytest.fixture

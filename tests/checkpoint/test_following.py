@@ -28,7 +28,7 @@ LAYOUT = Layout(
     arrays=tuple(ArraySpec(name=f"array{number}", dtype="uint8", shape=(1000 + number,)) for number in range(6)),
 )
 PLAN = plan_rank(LAYOUT, Rank(0))
-LOCAL = local_arrays(PLAN, logical_arrays(LAYOUT, 1))
+LOCAL = local_arrays(LAYOUT, PLAN.rank, logical_arrays(LAYOUT, 1))
 NAMES = [piece.name for piece in PLAN.pieces]
 PREFIX = "steps/000000001-a1-1"
 LIMIT_S = 30.0

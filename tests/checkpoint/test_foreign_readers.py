@@ -36,6 +36,28 @@ def layout_of_all_dtypes() -> Layout:
     extra = [ArraySpec(name=f"dtype/{name}", dtype=name, shape=(4, 3), dims=((0, "dp"),)) for name in DTYPES]
     extra.append(ArraySpec(name="big/split", dtype="float32", shape=(2, 1300, 2048), dims=((2, "tp"),), flat_over="dp"))
     extra.append(ArraySpec(name="big/padded", dtype="uint8", shape=(9_000_011,), flat_over="edp"))
+    extra += [
+        ArraySpec(name="uneven/columns", dtype="float32", shape=(700, 1031), dims=((1, "tp"),), flat_over="dp"),
+        ArraySpec(name="uneven/vocabulary", dtype="bfloat16", shape=(50_021, 64), dims=((0, "tp"),), flat_over="dp"),
+        ArraySpec(name="uneven/rows", dtype="float32", shape=(7, 5), flat_over="dp", flat_rows=True),
+        ArraySpec(
+            name="packed/gate_up",
+            dtype="bfloat16",
+            shape=(4, 64, 2 * 48),
+            dims=((0, "ep"), (2, "etp")),
+            packed=(2, (48, 48)),
+            flat_over="edp",
+        ),
+        ArraySpec(
+            name="packed/qkv",
+            dtype="float32",
+            shape=(96 + 24 + 24, 64),
+            dims=((0, "tp"),),
+            packed=(0, (96, 24, 24)),
+            flat_over="dp",
+        ),
+        ArraySpec(name="packed/columns", dtype="float32", shape=(33, 2 * 20), dims=((1, "tp"),), packed=(1, (20, 20))),
+    ]
     extra.append(ArraySpec(name="names", dtype="uint8", shape=(1,)))
     extra.append(ArraySpec(name="names/../c/__x/index é", dtype="uint8", shape=(1,)))
     return Layout(mesh=toy.mesh, arrays=(*toy.arrays, *extra))

@@ -28,6 +28,11 @@ from checkpoint.checkpoint_rig import toy_layout
         ({"dims": ((0, "tp"),), "flat_over": "edp"}, r"one mesh, dense or expert, got \['edp', 'tp'\]"),
         ({"dims": ((0, "pp"),), "stage": 0}, "no axis pp"),
         ({"stage": -1}, "stage >= 0"),
+        ({"packed": (0, (4, 4))}, "add up to a split dim"),
+        ({"dims": ((0, "tp"),), "packed": (0, (4, 3))}, r"add up to a split dim, got \[4, 3\]"),
+        ({"dims": ((0, "tp"),), "packed": (0, (8,))}, "two or more packed parts"),
+        ({"dims": ((0, "tp"),), "packed": (0, (8, 0))}, "each >= 1"),
+        ({"flat_rows": True}, "flat_over and a shape with rows"),
         ({"name": ""}, "1 .. 1024 bytes"),
         ({"name": "a\nb"}, "printable"),
         ({"name": "x" * 300}, "at most 240 bytes"),
@@ -41,7 +46,6 @@ def test_an_impossible_array_is_refused(fields: dict[str, object], text: str) ->
 @pytest.mark.parametrize(
     ("array", "text"),
     [
-        (ArraySpec(name="w", dtype="int8", shape=(7,), dims=((0, "tp"),)), "dim 0 of 7 .* not supported yet"),
         (ArraySpec(name="w", dtype="int8", shape=(7,), stage=1), "stage below mesh.pp = 1, got 1"),
     ],
 )

@@ -59,7 +59,7 @@ def restored(store: ObjectStore, layout: Layout, rank: int, *, threads: int = 1)
 
 
 def local_bytes(layout: Layout, rank: int, seed: int) -> dict[str, bytes]:
-    local = local_arrays(plan_rank(layout, Rank(rank)), logical_arrays(layout, seed))
+    local = local_arrays(layout, rank, logical_arrays(layout, seed))
     return {name: raw_bytes(array) for name, array in local.items()}
 
 
@@ -120,17 +120,31 @@ def layouts(draw: st.DrawFn) -> Layout:
 @st.composite
 def array_specs(draw: st.DrawFn, name: str, mesh: Mesh) -> ArraySpec:
     axes = list(draw(st.permutations(AXES[draw(st.sampled_from(sorted(AXES)))])))
-    blocks = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
-    split = [dim for dim in range(len(blocks)) if draw(st.booleans())]
-    dims = tuple((dim, axes.pop()) for dim in split)
-    shape = list(blocks)
+    shape = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
+    dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
     for dim, axis in dims:
-        shape[dim] *= mesh.size(axis)
+        if draw(st.booleans()):  # an even split
+            shape[dim] *= mesh.size(axis)
+    packed = None
+    if dims and draw(st.booleans()):
+        dim = draw(st.sampled_from([one for one, _ in dims]))
+        parts = [shape[dim]] * 2 if draw(st.booleans()) else draw(st.lists(st.integers(1, 9), min_size=2, max_size=3))
+        shape[dim], packed = sum(parts), (dim, tuple(parts))
     has_pp = "pp" not in axes
     flat_over = axes.pop() if axes and draw(st.booleans()) else None
+    flat_rows = flat_over is not None and bool(shape) and draw(st.booleans())
     stage = draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp and flat_over != "pp" else None
     dtype = draw(st.sampled_from(["uint8", "bfloat16", "float32", "complex128"]))
-    return ArraySpec(name=name, dtype=dtype, shape=tuple(shape), dims=dims, flat_over=flat_over, stage=stage)
+    return ArraySpec(
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        dims=dims,
+        packed=packed,
+        flat_over=flat_over,
+        flat_rows=flat_rows,
+        stage=stage,
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -157,6 +171,7 @@ def clear_caches() -> None:
 
     grid_module.grids.cache_clear()
     grid_module._cut.cache_clear()
+    grid_module._cut_uneven.cache_clear()
     sharing.kinds.cache_clear()
     sharing.owners.cache_clear()
     plan.plan_rank.cache_clear()

@@ -181,3 +181,23 @@ def test_an_array_of_another_byte_order_is_refused_with_what_to_do() -> None:
     with pytest.raises(Invalid, match="this machine's byte order, got >f4") as caught:
         State().array("w", np.arange(3, dtype=">f4"), shape=(3,))
     assert "newbyteorder" in caught.value.hint
+
+
+def test_parts_of_a_packed_dim_and_rows_of_a_block_are_declared_as_the_program_holds_them() -> None:
+    mesh = Mesh(tp=2, dp=2, ep=2, edp=2)
+    state = State()
+    state.array("gate_up", np.zeros((6, 5), np.float32), shape=(6, 9), dims={1: "tp"}, packed={1: (6, 3)})
+    state.array("rows", np.zeros((4, 3), np.float32), shape=(7, 3), flat_over="dp", flat_rows=True)
+    bound = BoundState(state, mesh, Rank(0))
+    assert {name: memory.nbytes for name, memory in bound.sources().items()} == {"gate_up": 120, "rows": 48}
+    wrong = State()
+    wrong.array("gate_up", np.zeros((6, 4), np.float32), shape=(6, 9), dims={1: "tp"}, packed={1: (6, 3)})
+    with pytest.raises(Invalid, match=r"local piece of shape \(6, 5\)"):
+        BoundState(wrong, mesh, Rank(0))
+    wrong = State()
+    wrong.array("rows", np.zeros((3, 3), np.float32), shape=(7, 3), flat_over="dp", flat_rows=True)
+    with pytest.raises(Invalid, match="flat piece of 12 elements") as caught:
+        BoundState(wrong, mesh, Rank(0))
+    assert "rows [i q" in caught.value.hint
+    with pytest.raises(Invalid, match="one packed dim"):
+        State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, packed={0: (2, 2), 1: (2, 2)})

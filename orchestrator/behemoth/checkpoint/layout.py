@@ -43,10 +43,12 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
 class ArraySpec:
     """One logical array and how it is shared.
 
-    `dims` pairs a tensor dim with the axis over which it is split evenly. The block that results is shared further
-    over `flat_over` as contiguous ranges of its C-order elements: with q = ceil(numel / size), piece i is
-    [i q, min((i + 1) q, numel)), which may be empty. `stage` is the only pipeline coordinate that holds the array.
-    Over all other axes it is replicated. Axes are all of the dense mesh, or all of the expert mesh.
+    `dims` pairs a tensor dim with the axis over which it is split: with q = ceil(size / num), coordinate i has
+    [i q, min((i + 1) q, size)), so late ones may be short or empty. `packed` gives the sizes of the parts that one of
+    these dims consists of (gate|up, q|k|v): each part is split by itself, and a rank holds its shares one behind the
+    other. The local array that results is shared further over `flat_over`, by the same rule, as contiguous ranges of
+    its C-order elements, or, with `flat_rows`, of the rows of its dim 0. `stage` is the only pipeline coordinate that
+    holds the array. Over all other axes it is replicated. Axes are all of the dense mesh, or all of the expert mesh.
     `may_be_zero` says that turning all-zero is healthy for this array.
     """
 
@@ -57,6 +59,8 @@ class ArraySpec:
     flat_over: Axis | None = None
     stage: int | None = None
     may_be_zero: bool = False
+    packed: tuple[int, tuple[int, ...]] | None = None
+    flat_rows: bool = False
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -68,6 +72,7 @@ class ArraySpec:
             )
         self._check_shape()
         self._check_axes()
+        self._check_packed()
 
     def _check_shape(self) -> None:
         sizes_ok = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in self.shape)
@@ -106,6 +111,24 @@ class ArraySpec:
                 code="array-axes",
             )
 
+    def _check_packed(self) -> None:
+        if self.packed is not None:
+            dim, sizes = self.packed
+            is_split = any(dim == split for split, _ in self.dims)
+            if not is_split or sum(sizes) != self.shape[dim] or min(sizes, default=0) < 1 or len(sizes) < 2:
+                split_dims = [one for one, _ in self.dims]
+                raise Invalid(
+                    f"array {self.name!r}: expected two or more packed parts, each >= 1, that add up to a split dim, "
+                    f"got {list(sizes)} for dim {dim} of shape {self.shape}, split dims {split_dims}",
+                    code="array-packed",
+                )
+        if self.flat_rows and (self.flat_over is None or not self.shape):
+            raise Invalid(
+                f"array {self.name!r}: expected flat_over and a shape with rows beside flat_rows, got "
+                f"{self.flat_over} and {self.shape}",
+                code="array-flat-rows",
+            )
+
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
@@ -139,7 +162,7 @@ class Layout:
             if first.name == second.name:
                 raise Invalid(f"layout: expected each array once, got {first.name!r} twice", code="array-duplicate")
         for array in self.arrays:
-            _check_split(self.mesh, array)
+            _check_stage(self.mesh, array)
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -156,7 +179,8 @@ class Layout:
 
     @cached_property
     def encoded(self) -> bytes:
-        return msgspec.msgpack.encode(_Document(version=FORMAT_VERSION, mesh=self.mesh, arrays=self.arrays))
+        arrays = [_as_first_written(array) for array in self.arrays]
+        return msgspec.msgpack.encode({"version": FORMAT_VERSION, "mesh": self.mesh, "arrays": arrays})
 
     @cached_property
     def digest(self) -> str:
@@ -165,13 +189,6 @@ class Layout:
 
     def axis_size(self, axis: SplitAxis) -> int:
         return axis_size(self.mesh, axis)
-
-    def block_shape(self, array: ArraySpec) -> tuple[int, ...]:
-        """Shape of one model-parallel block: the array cut along its split dims, before any flat range."""
-        shape = list(array.shape)
-        for dim, axis in array.dims:
-            shape[dim] //= axis_size(self.mesh, axis)
-        return tuple(shape)
 
     def encode(self) -> bytes:
         """Versioned msgpack; the same layout always gives the same bytes."""
@@ -200,6 +217,18 @@ class Layout:
         )
 
 
+_LATER_FIELDS = ("packed", "flat_rows")
+"""Of ArraySpec, since the format's first release: left out where they say nothing, so that digests stay."""
+
+
+def _as_first_written(array: ArraySpec) -> dict[str, object]:
+    fields: dict[str, object] = msgspec.to_builtins(array)
+    for name in _LATER_FIELDS:
+        if not fields[name]:
+            del fields[name]
+    return fields
+
+
 class _Version(msgspec.Struct, kw_only=True):
     version: int
 
@@ -215,17 +244,8 @@ def axis_size(mesh: Mesh, axis: SplitAxis) -> int:
     return mesh.num_ranks if axis == "rank" else mesh.size(axis)
 
 
-def _check_split(mesh: Mesh, array: ArraySpec) -> None:
+def _check_stage(mesh: Mesh, array: ArraySpec) -> None:
     if array.stage is not None and array.stage >= mesh.pp:
         raise Invalid(
             f"array {array.name!r}: expected a stage below mesh.pp = {mesh.pp}, got {array.stage}", code="array-stage"
         )
-    for dim, axis in array.dims:
-        size = axis_size(mesh, axis)
-        if array.shape[dim] % size:
-            raise Invalid(
-                f"array {array.name!r}: dim {dim} of {array.shape[dim]} elements over {axis} of size {size}: "
-                "an uneven split is not supported yet",
-                hint=f"pad the dim to a multiple of {size}, or share the array with flat_over",
-                code="array-uneven-split",
-            )

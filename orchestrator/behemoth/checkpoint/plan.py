@@ -6,20 +6,20 @@ of CRCs, receipts and ownership. The module does no I/O. Neighbours: `sharing` (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
-import numpy as np
-
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.boxes import Box, Interval
 from behemoth.checkpoint.coverage import Extents, check_coverage
-from behemoth.checkpoint.grid import Grid, Ints
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.sharing import Kind, flat_range, kinds, owners
+from behemoth.checkpoint.sharing import Kind, Part, Share, kinds, owners
+from behemoth.checkpoint.windows import Window
 
 ALIGNMENT_BYTES = 64  # a cache line, and more than any element
 PAGED_BYTES = 1 << 20
@@ -28,14 +28,19 @@ PAGE_BYTES = 4096
 
 
 class Piece(NamedTuple):
-    """What a rank holds of one array: elements `flat` (start, stop; C order) of the block `box` (per dim)."""
+    """What a rank holds of one array, or of one part of a packed one: elements `flat` (start, stop; C order) of the box
+    `box` (per dim) of the logical array."""
 
     array: int
     name: str
-    box: tuple[tuple[int, int], ...]
-    flat: tuple[int, int]
+    box: Box
+    flat: Interval
     arena_offset: int
     nbytes: int
+    window: Window
+    """Where the piece lies in the program's buffer."""
+    share: Share
+    """All that the rank holds of the array, as the program has it in its buffer."""
 
 
 class Span(NamedTuple):
@@ -51,6 +56,8 @@ class Span(NamedTuple):
     arena_offset: int
     shard_offset: int
     is_owned: bool
+    piece: int
+    """Its number in the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,24 +86,28 @@ def plan_rank(layout: Layout, rank: Rank) -> RankPlan:
     """Raises Invalid for a rank outside the mesh."""
     if not 0 <= rank < layout.mesh.num_ranks:
         raise Invalid(f"plan: expected a rank below {layout.mesh.num_ranks}, got {rank}", code="plan-rank")
-    held: dict[int, tuple[_Share, Iterable[bool]]] = {}
+    held: dict[int, tuple[tuple[_Part, ...], Iterable[bool]]] = {}
     for kind, owner in zip(kinds(layout), owners(layout), strict=True):
         index = int(kind.sharing.piece_of_rank[rank])
         if index < 0:
             continue
-        share = _share(kind, index)
-        owned = repeat(repeat(True)) if owner is None else (owner[:, index, share.units] == rank).tolist()
-        held.update(zip(kind.positions, zip(repeat(share), owned), strict=False))
+        parts = _parts(kind, index)
+        num_units = sum(len(part.chunks) for part in parts)
+        owned = repeat(repeat(True)) if owner is None else (owner[:, index, :num_units] == rank).tolist()
+        held.update(zip(kind.positions, zip(repeat(parts), owned), strict=False))
     pieces: list[Piece] = []
     spans: list[Span] = []
     arena_offset = 0
     for position in sorted(held):
-        share, is_owned = held[position]
-        arena_offset = _aligned(arena_offset, share.alignment_bytes)
-        name = layout.arrays[position].name
-        pieces.append(Piece(position, name, share.box, share.flat, arena_offset, share.nbytes))
-        spans += share.spans(position, arena_offset, is_owned)
-        arena_offset += share.nbytes
+        parts, owned_units = held[position]
+        is_owned, name = iter(owned_units), layout.arrays[position].name
+        for part in parts:
+            arena_offset = _aligned(arena_offset, part.alignment_bytes)
+            spans += part.spans(position, len(pieces), arena_offset, is_owned)
+            pieces.append(
+                Piece(position, name, part.box, part.flat, arena_offset, part.nbytes, part.window, part.share)
+            )
+            arena_offset += part.nbytes
     return RankPlan(
         rank=rank,
         layout_digest=layout.digest,
@@ -117,15 +128,15 @@ def prove_coverage(layout: Layout) -> None:
         raise Internal(f"plan of {layout.mesh}: {fault.message}", code=fault.code)
 
 
-class _Share(NamedTuple):
+class _Part(NamedTuple):
     """A piece of any array of one kind, and its spans as columns in bytes, but for the chunk's number."""
 
-    box: tuple[tuple[int, int], ...]
-    flat: tuple[int, int]
+    box: Box
+    flat: Interval
     nbytes: int
     alignment_bytes: int
-    units: Ints
-    """The units of ownership that the piece has, one for each span."""
+    window: Window
+    share: Share
     chunks: list[int]
     offsets: list[int]
     lengths: list[int]
@@ -133,45 +144,69 @@ class _Share(NamedTuple):
     """Where the spans begin in the piece."""
     in_file: list[int]
 
-    def spans(self, array: int, arena_offset: int, is_owned: Iterable[bool]) -> Iterator[Span]:
+    def spans(self, array: int, piece: int, arena_offset: int, is_owned: Iterator[bool]) -> list[Span]:
         arena = [arena_offset + within for within in self.within]
-        rows = zip(repeat(array), self.chunks, self.offsets, self.lengths, arena, self.in_file, is_owned)
-        return map(Span._make, rows)
+        columns = (self.chunks, self.offsets, self.lengths, arena, self.in_file, is_owned)
+        return [Span._make(row) for row in zip(repeat(array), *columns, repeat(piece))]
 
 
-def _share(kind: Kind, index: int) -> _Share:
-    grid, itemsize = kind.grid, kind.grid.spec.itemsize
-    coordinates = kind.sharing.coordinates(index)
-    block = _block(grid, coordinates)
-    start, stop = flat_range(kind.layout, grid, coordinates)
+def _parts(kind: Kind, index: int) -> tuple[_Part, ...]:
+    """An empty piece counts as one part, so that a program may declare it as any other."""
+    share = kind.share(index)
+    if not share.parts:
+        return (_empty_part(kind, share),)
+    return tuple(_part(kind, share, part) for part in share.parts)
+
+
+def _part(kind: Kind, share: Share, part: Part) -> _Part:
+    itemsize, stride = kind.grid.spec.itemsize, kind.grid.stride_bytes
+    start, stop = part.flat
     nbytes = (stop - start) * itemsize
-    elements = kind.units.elements[index]
-    used = np.flatnonzero(elements)
-    local = kind.units.first_chunk[index] + used
-    chunks = grid.chunks_of_block(block, local)
-    begin = np.maximum(kind.chunk_starts[local], start)
-    offsets = (begin - kind.chunk_starts[local]) * itemsize
-    return _Share(
-        box=tuple((at * size, (at + 1) * size) for at, size in zip(block, grid.block_shape, strict=True)),
-        flat=(start, stop),
+    offsets = part.meeting.offsets * itemsize
+    return _Part(
+        box=part.held.box,
+        flat=part.flat,
         nbytes=nbytes,
         alignment_bytes=PAGE_BYTES if nbytes >= PAGED_BYTES else ALIGNMENT_BYTES,
-        units=used,
-        chunks=chunks.tolist(),
+        window=_window(kind, share, part),
+        share=share,
+        chunks=part.meeting.chunks.tolist(),
         offsets=offsets.tolist(),
-        lengths=(elements[used] * itemsize).tolist(),
-        within=((begin - start) * itemsize).tolist(),
-        in_file=(chunks * grid.stride_bytes + offsets).tolist(),
+        lengths=(part.meeting.elements * itemsize).tolist(),
+        within=((part.meeting.first - start) * itemsize).tolist(),
+        in_file=(part.meeting.chunks * stride + offsets).tolist(),
     )
+
+
+def _empty_part(kind: Kind, share: Share) -> _Part:
+    return _Part(
+        box=tuple((0, 0) for _ in kind.grid.spec.shape),
+        flat=(0, 0),
+        nbytes=0,
+        alignment_bytes=ALIGNMENT_BYTES,
+        window=Window(0, 0, 0, 0),
+        share=share,
+        chunks=[],
+        offsets=[],
+        lengths=[],
+        within=[],
+        in_file=[],
+    )
+
+
+def _window(kind: Kind, share: Share, part: Part) -> Window:
+    """The buffer holds the flat range of the local array; of a packed dim, the box has some columns of each row."""
+    spec, itemsize = kind.grid.spec, kind.grid.spec.itemsize
+    if spec.packed is None:
+        return Window(0, 0, 0, 0)
+    dim = spec.packed[0]
+    inner = math.prod(share.local_shape[dim + 1 :])
+    low, high = part.held.place[dim]
+    row, pitch = (high - low) * inner, share.local_shape[dim] * inner
+    first_row, skip = divmod(part.flat[0], row)
+    start = first_row * pitch + low * inner - share.flat[0]
+    return Window(row * itemsize, pitch * itemsize, start * itemsize, skip * itemsize)
 
 
 def _aligned(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
-
-
-def _block(grid: Grid, coordinates: tuple[int, ...]) -> list[int]:
-    """The block's place along each dim of the array."""
-    block = [0] * len(grid.block_shape)
-    for (dim, _), coordinate in zip(grid.spec.dims, coordinates, strict=False):  # a flat coordinate may follow
-        block[dim] = coordinate
-    return block

@@ -11,14 +11,17 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.grid import Grid, Ints, grids
+from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, parts_of, share_of, within
+from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
 from behemoth.checkpoint.layout import Layout, SplitAxis
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 
+_NOTHING = np.zeros(0, dtype=np.int64)
 SPAN_COST_BYTES = 4096
 """What a span weighs beyond its bytes when owners are chosen: a system call costs about as much as a page."""
 
@@ -38,14 +41,27 @@ class Sharing:
         return tuple(int(index) for index in np.unravel_index(piece, self.sizes)) if self.sizes else ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
-    """The units of ownership of an array: for each piece, the block's chunks that it meets."""
+class Part(NamedTuple):
+    """The elements `flat` of a box, in the box's own C order, with the chunks that they meet."""
 
-    first_chunk: Ints
-    """First chunk of the block that piece p meets; units follow one another."""
-    elements: Ints
-    """[pieces, units]: elements of each unit, 0 where a piece has fewer units."""
+    held: Held
+    flat: Interval
+    meeting: Meeting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A piece of any array of one kind: what a rank holds of it."""
+
+    local_shape: tuple[int, ...]
+    """Of the whole local array, of which `flat` is held."""
+    flat: Interval
+    parts: tuple[Part, ...]
+    """In the order of the boxes; what is empty is left out."""
+
+    @property
+    def num_elements(self) -> int:
+        return self.flat[1] - self.flat[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,14 +79,19 @@ class Kind:
     def sharing(self) -> Sharing:
         return _sharing(self.layout.mesh, self.grid.spec.axes, self.grid.spec.stage)
 
-    @cached_property
-    def units(self) -> Units:
-        return _units(self.layout, self.grid, self.sharing.sizes)
-
-    @cached_property
-    def chunk_starts(self) -> Ints:
-        """See `Grid.block_chunk_starts`."""
-        return self.grid.block_chunk_starts()
+    def share(self, piece: int) -> Share:
+        """Computed anew each time; O(chunks that the piece meets)."""
+        spec, sizes, coordinates = self.grid.spec, self.sharing.sizes, self.sharing.coordinates(piece)
+        shape = local_shape(spec, sizes, coordinates)
+        flat = (0, math.prod(shape))
+        if spec.flat_over is not None:
+            flat = flat_range(spec, shape, sizes[-1], coordinates[-1])
+        parts = []
+        for held in local_boxes(spec, sizes, coordinates):
+            common = within(held, shape, flat)
+            if common[0] < common[1]:
+                parts.append(Part(held, common, self.grid.meeting(held.box, common)))
+        return Share(local_shape=shape, flat=flat, parts=tuple(parts))
 
     @property
     def has_choice(self) -> bool:
@@ -83,25 +104,16 @@ def kinds(layout: Layout) -> tuple[Kind, ...]:
     """All kinds, in the order of their first array."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for position, spec in enumerate(layout.arrays):
-        key = (spec.shape, spec.itemsize, spec.dims, spec.flat_over, spec.stage)
+        key = (spec.shape, spec.itemsize, spec.dims, spec.packed, spec.flat_over, spec.flat_rows, spec.stage)
         alike.setdefault(key, []).append(position)
     of = grids(layout)
     return tuple(Kind(layout=layout, grid=of[same[0]], positions=tuple(same)) for same in alike.values())
 
 
-def flat_range(layout: Layout, grid: Grid, coordinates: tuple[int, ...]) -> tuple[int, int]:
-    """First and last + 1 element, within its block, of the piece at `coordinates`; may be empty."""
-    num_elements = math.prod(grid.block_shape)
-    if grid.spec.flat_over is None:
-        return 0, num_elements
-    share = -(-num_elements // layout.axis_size(grid.spec.flat_over))
-    start = min(coordinates[-1] * share, num_elements)
-    return start, min(start + share, num_elements)
-
-
 @lru_cache(maxsize=16)
 def owners(layout: Layout) -> tuple[Ints | None, ...]:
-    """For each kind, [its arrays, pieces, units]: the rank that writes the unit; None where pieces have one holder.
+    """For each kind, [its arrays, pieces, units]: the rank that writes the unit; None where pieces have one holder. The
+    units of a piece are the chunks that its parts meet, in their order.
 
     O(chunks + arrays x world), once per layout.
     """
@@ -109,11 +121,11 @@ def owners(layout: Layout) -> tuple[Ints | None, ...]:
     tables: list[Ints | None] = []
     places: dict[int, tuple[Kind, Ints, Ints]] = {}
     for kind in kinds(layout):
-        weights = _weights(kind.grid, kind.units)
         if not kind.has_choice:  # it weighs before anything is chosen
-            loads[kind.sharing.holders[:, 0]] += weights.sum(axis=1) * len(kind.positions)
+            loads[kind.sharing.holders[:, 0]] += _bytes_of_pieces(kind) * len(kind.positions)
             tables.append(None)
             continue
+        weights = _weights(kind)
         table = np.empty((len(kind.positions), *weights.shape), dtype=np.int64)
         tables.append(table)
         places.update((position, (kind, weights, row)) for position, row in zip(kind.positions, table, strict=True))
@@ -122,26 +134,33 @@ def owners(layout: Layout) -> tuple[Ints | None, ...]:
     return tuple(tables)
 
 
-def _units(layout: Layout, grid: Grid, sizes: tuple[int, ...]) -> Units:
-    """The units of every piece; pieces of one array differ only by their flat range. `sizes`: those of the axes."""
-    starts = grid.block_chunk_starts()
-    if grid.spec.flat_over is None:
-        num_pieces = math.prod(sizes)
-        elements = np.broadcast_to(np.diff(starts), (num_pieces, len(starts) - 1))
-        return Units(first_chunk=np.zeros(num_pieces, dtype=np.int64), elements=elements)
-    ranges = np.array([flat_range(layout, grid, (index,)) for index in range(sizes[-1])], dtype=np.int64)
-    begin, end = ranges[:, :1], ranges[:, 1:]
-    first = np.minimum(np.searchsorted(starts, begin[:, 0], side="right") - 1, len(starts) - 2)
-    last = np.searchsorted(starts, end[:, 0], side="left")
-    chunks = first[:, None] + np.arange(max(1, int((last - first).max())))
-    upper, lower = np.minimum(chunks + 1, len(starts) - 1), np.minimum(chunks, len(starts) - 1)
-    elements = np.maximum(np.minimum(end, starts[upper]) - np.maximum(begin, starts[lower]), 0)
-    repeats = math.prod(sizes[:-1])
-    return Units(first_chunk=np.tile(first, repeats), elements=np.tile(elements, (repeats, 1)))
+def _bytes_of_pieces(kind: Kind) -> Ints:
+    """Bytes of each piece, for all at once: there may be as many as ranks."""
+    spec, sizes = kind.grid.spec, kind.sharing.sizes
+    shape: list[Ints] = [np.full((1,) * len(spec.dims), size, dtype=np.int64) for size in spec.shape]
+    for at, ((dim, _), num) in enumerate(zip(spec.dims, sizes, strict=False)):
+        shares = [share_of(size, num, index) for _, size in parts_of(spec, dim) for index in range(num)]
+        lengths = np.array([stop - start for start, stop in shares], dtype=np.int64).reshape(-1, num).sum(axis=0)
+        shape[dim] = lengths.reshape([num if axis == at else 1 for axis in range(len(spec.dims))])
+    elements: Ints = np.ones((1,) * len(spec.dims), dtype=np.int64)
+    for lengths in shape:
+        elements = elements * lengths
+    if spec.flat_over is not None:
+        unit = elements // np.maximum(shape[0], 1) if spec.flat_rows else np.ones_like(elements)
+        count = (shape[0] if spec.flat_rows else elements)[..., None]
+        share = -(-count // sizes[-1])
+        start = np.minimum(np.arange(sizes[-1]) * share, count)
+        elements = (np.minimum(start + share, count) - start) * unit[..., None]
+    return np.broadcast_to(elements, sizes).reshape(-1) * spec.itemsize
 
 
-def _weights(grid: Grid, of: Units) -> Ints:
-    weights: Ints = of.elements * grid.spec.itemsize + np.where(of.elements > 0, SPAN_COST_BYTES, 0)
+def _weights(kind: Kind) -> Ints:
+    """[pieces, units]: what each unit weighs; 0 where a piece has fewer units."""
+    shares = [kind.share(piece) for piece in range(len(kind.sharing.holders))]
+    elements = [np.concatenate([part.meeting.elements for part in share.parts] or [_NOTHING]) for share in shares]
+    weights = np.zeros((len(elements), max(map(len, elements))), dtype=np.int64)
+    for row, counts in zip(weights, elements, strict=True):
+        row[: len(counts)] = counts * kind.grid.spec.itemsize + SPAN_COST_BYTES
     return weights
 
 

@@ -34,10 +34,10 @@ more than the caches save."""
 
 
 class _Block(NamedTuple):
-    """Bytes [start, stop) of a piece, and the whole piece as it is to be saved."""
+    """Bytes [start, stop) of piece `number` of the plan."""
 
-    piece: Piece
-    source: Bytes
+    number: int
+    source: Held
     start: int
     stop: int
 
@@ -45,7 +45,7 @@ class _Block(NamedTuple):
 class Stager:
     """One save in parts: what may change in the forward pass first, the rest until `fence()`, then sealed.
 
-    `arrays` maps each array that the plan's rank holds to a C-contiguous buffer of its piece. All sizes are checked
+    `arrays` maps each array that the plan's rank holds to a C-contiguous buffer of it. All sizes are checked
     before the arena is touched. Dropped without `seal`, it leaves no snapshot. Up to `threads` threads copy; none of
     them outlives a call.
     """
@@ -66,10 +66,10 @@ class Stager:
         self._write_id = write_id
         self._step = step
         self._threads = threads
-        self._left: dict[str, tuple[Piece, Bytes]] = {}
+        self._left: dict[str, list[_Block]] = {}
         self._data: memoryview | None = None
         self._generation = -1
-        self._done_bytes: dict[str, int] = {}
+        self._done_bytes: dict[int, int] = {}
         self._front = 0
         self._told_bytes = 0
 
@@ -79,7 +79,10 @@ class Stager:
         The caller knows when the older one is still being written out, and waits for it. Raises Invalid, naming array,
         expected and got bytes.
         """
-        self._left = {piece.name: (piece, array) for piece, array in matched(self._plan, self._arrays, is_out=False)}
+        self._left = {}
+        for number, held in enumerate(matched(self._plan, self._arrays, is_out=False)):
+            whole = _Block(number, held, 0, held.piece.nbytes)
+            self._left.setdefault(held.piece.name, []).append(whole)
         self._generation = self._arena.oldest_generation() if generation is None else generation
         self._data = self._arena.begin(self._generation, self._write_id, self._step, self._plan.layout_digest)
         self._done_bytes = {}
@@ -97,7 +100,7 @@ class Stager:
         assert self._data is not None
         wanted = list(self._left) if names is None else list(names)
         self._expect_left(wanted)
-        batches = list(_batches(self._left[name] for name in wanted))
+        batches = list(_batches(whole for name in wanted for whole in self._left[name]))
         target = np.frombuffer(self._data, dtype=np.uint8)
         if self._threads == 1 or len(batches) == 1:
             for batch in batches:
@@ -126,17 +129,15 @@ class Stager:
         """The batch is in place, and with it all batches before it; tell whoever follows, a block at a time, since many
         pieces are small."""
         for block in batch:
-            self._done_bytes[block.piece.name] = block.stop
+            self._done_bytes[block.number] = block.stop
         pieces = self._plan.pieces
-        while (
-            self._front < len(pieces) and self._done_bytes.get(pieces[self._front].name) == pieces[self._front].nbytes
-        ):
+        while self._front < len(pieces) and self._done_bytes.get(self._front) == pieces[self._front].nbytes:
             self._front += 1
         if self._front == len(pieces):
             num_bytes = self._arena.data_bytes
         else:
             piece = pieces[self._front]
-            num_bytes = piece.arena_offset + self._done_bytes.get(piece.name, 0)
+            num_bytes = piece.arena_offset + self._done_bytes.get(self._front, 0)
         if num_bytes - self._told_bytes >= BLOCK_BYTES:
             self._told_bytes = num_bytes
             self._arena.advance(self._generation, num_bytes)
@@ -194,13 +195,13 @@ class _Unstaging:
     """Copies spans out. Several threads share it, each with spans of its own."""
 
     def __init__(
-        self, arena: Arena, plan: RankPlan, generation: int, matched: list[tuple[Piece, Bytes]], *, is_checked: bool
+        self, arena: Arena, plan: RankPlan, generation: int, targets: Sequence[Held], *, is_checked: bool
     ) -> None:
         self._plan = plan
         self._where = f"arena of rank {arena.rank}, generation {generation}"
         self._crcs = None if is_checked else arena.crcs(generation)
         self._data = np.frombuffer(arena.data(generation), dtype=np.uint8)
-        self._targets = {piece.array: (piece.arena_offset, array) for piece, array in matched}
+        self._targets = targets
 
     def run(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -208,13 +209,13 @@ class _Unstaging:
 
     def _copy(self, number: int) -> None:
         span = self._plan.spans[number]
-        offset, array = self._targets[span.array]
+        target = self._targets[span.piece]
         source = self._data[span.arena_offset : span.arena_offset + span.length]
-        target = array[span.arena_offset - offset :][: span.length]
+        start = span.arena_offset - target.piece.arena_offset
         if self._crcs is None:
-            np.copyto(target, source)
+            target.fill(source, start)
             return
-        if copied_crc(source, target) != self._crcs[number]:
+        if copied_crc(source, target, start) != self._crcs[number]:
             raise Corrupt(
                 f"{self._where}: {span.length} bytes at {span.arena_offset} are not those that were staged",
                 hint="memory was damaged; restore from storage",
@@ -222,23 +223,24 @@ class _Unstaging:
             )
 
 
-def copied_crc(source: Bytes, target: Bytes) -> int:
-    """Copy, and compute the CRC-32C of what is copied, block by block, so that memory is read once."""
+def copied_crc(source: Bytes, target: Held, start: int) -> int:
+    """Copy to byte `start` of a piece, and compute the CRC-32C of what is copied, block by block, so that memory is
+    read once."""
     crc = 0
-    for start in range(0, len(source), CHECKED_BYTES):
-        block = source[start : start + CHECKED_BYTES]
+    for at in range(0, len(source), CHECKED_BYTES):
+        block = source[at : at + CHECKED_BYTES]
         crc = crc32c(block.data, crc)
-        np.copyto(target[start : start + CHECKED_BYTES], block)
+        target.fill(block, start + at)
     return crc
 
 
-def _batches(pieces: Iterable[tuple[Piece, Bytes]]) -> Iterator[list[_Block]]:
+def _batches(wholes: Iterable[_Block]) -> Iterator[list[_Block]]:
     """The pieces in their order, cut and gathered to batches of about BLOCK_BYTES."""
     batch: list[_Block] = []
     num_bytes = 0
-    for piece, source in pieces:
-        for start in range(0, max(piece.nbytes, 1), BLOCK_BYTES):
-            batch.append(_Block(piece, source, start, min(start + BLOCK_BYTES, piece.nbytes)))
+    for whole in wholes:
+        for start in range(0, max(whole.stop, 1), BLOCK_BYTES):
+            batch.append(_Block(whole.number, whole.source, start, min(start + BLOCK_BYTES, whole.stop)))
             num_bytes += batch[-1].stop - start
             if num_bytes >= BLOCK_BYTES:
                 yield batch
@@ -249,31 +251,48 @@ def _batches(pieces: Iterable[tuple[Piece, Bytes]]) -> Iterator[list[_Block]]:
 
 def _copy_blocks(batch: Sequence[_Block], target: Bytes) -> None:
     for block in batch:
-        begin = block.piece.arena_offset
-        np.copyto(target[begin + block.start : begin + block.stop], block.source[block.start : block.stop])
+        begin = block.source.piece.arena_offset
+        block.source.take(block.start, block.stop, target[begin + block.start : begin + block.stop])
 
 
-def matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[tuple[Piece, Bytes]]:
-    """Each piece of the plan with the bytes of its buffer. Raises Invalid when one is missing, unknown or does not fit;
-    `is_out`: or cannot be written."""
-    names = {piece.name for piece in plan.pieces}
-    if set(arrays) != names:
-        missing, extra = sorted(names - set(arrays)), sorted(set(arrays) - names)
+class Held(NamedTuple):
+    """A piece in the program's memory: the buffer of its array, of which it may be all or some rows' columns."""
+
+    piece: Piece
+    buffer: Bytes
+
+    def take(self, start: int, stop: int, into: Bytes) -> None:
+        """Copy bytes [start, stop) of the piece."""
+        self.piece.window.gather(self.buffer, start, stop, into)
+
+    def fill(self, data: Bytes, start: int) -> None:
+        """Overwrite the piece from byte `start` on."""
+        self.piece.window.scatter(data, start, self.buffer)
+
+
+def matched(plan: RankPlan, arrays: Mapping[str, Buffer], *, is_out: bool) -> list[Held]:
+    """Each piece of the plan, in order, with the buffer of its array. Raises Invalid when one is missing, unknown or
+    does not fit; `is_out`: or cannot be written."""
+    expected_bytes: dict[str, int] = {}
+    for piece in plan.pieces:
+        expected_bytes[piece.name] = expected_bytes.get(piece.name, 0) + piece.nbytes
+    if set(arrays) != set(expected_bytes):
+        missing, extra = sorted(expected_bytes.keys() - set(arrays)), sorted(set(arrays) - expected_bytes.keys())
         raise Invalid(
-            f"rank {plan.rank}: expected a buffer for each of {len(names)} arrays, got "
+            f"rank {plan.rank}: expected a buffer for each of {len(expected_bytes)} arrays, got "
             f"{len(missing)} missing {missing[:3]} and {len(extra)} unknown {extra[:3]}",
             code="stage-array",
         )
-    matched = [(piece, _as_bytes(piece.name, arrays[piece.name])) for piece in plan.pieces]
-    for piece, array in matched:
-        if array.nbytes != piece.nbytes:
+    buffers = {name: _as_bytes(name, arrays[name]) for name in expected_bytes}
+    for name, buffer in buffers.items():
+        if buffer.nbytes != expected_bytes[name]:
             raise Invalid(
-                f"rank {plan.rank}, array {piece.name!r}: expected {piece.nbytes} bytes, got {array.nbytes}",
+                f"rank {plan.rank}, array {name!r}: expected {expected_bytes[name]} bytes, got {buffer.nbytes}",
                 code="stage-size",
             )
-        if is_out and not array.flags.writeable:
-            raise Invalid(f"rank {plan.rank}, array {piece.name!r}: expected a writable buffer", code="stage-size")
-    return matched
+        if is_out and not buffer.flags.writeable:
+            raise Invalid(f"rank {plan.rank}, array {name!r}: expected a writable buffer", code="stage-size")
+    return [Held(piece, buffers[piece.name]) for piece in plan.pieces]
 
 
 def _as_bytes(name: str, buffer: Buffer) -> Bytes:

@@ -57,8 +57,7 @@ class _FilesRead:
         self._folder = folder
         self._layout = layout
         self._grids = grids(layout)
-        pieces = matched(plan, arrays, is_out=True)
-        self._targets = {piece.array: (piece.arena_offset, array) for piece, array in pieces}
+        self._targets = matched(plan, arrays, is_out=True)
 
     def run(self, spans: Sequence[Span]) -> None:
         grid = self._grids[spans[0].array]
@@ -75,14 +74,14 @@ class _FilesRead:
         _populate(mapped, start, grid.payload_bytes + TRAILER_BYTES)
         chunk = np.frombuffer(mapped, np.uint8, count=grid.payload_bytes + TRAILER_BYTES, offset=start)
         payload, stored = chunk[: grid.payload_bytes], int.from_bytes(chunk[grid.payload_bytes :].tobytes(), "little")
-        offset, array = self._targets[span.array]
-        target = array[span.arena_offset - offset :][: span.length]
+        target = self._targets[span.piece]
+        at = span.arena_offset - target.piece.arena_offset
         is_whole = span.length == grid.payload_bytes
-        crc = copied_crc(payload, target) if is_whole else crc32c(payload.data)
+        crc = copied_crc(payload, target, at) if is_whole else crc32c(payload.data)
         if crc != stored:
             raise _damaged(path, grid, span.chunk)
         if not is_whole:
-            np.copyto(target, payload[span.offset : span.offset + span.length])
+            target.fill(payload[span.offset : span.offset + span.length], at)
 
 
 def _mapped(path: str, grid: Grid) -> mmap.mmap:

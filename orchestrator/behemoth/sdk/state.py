@@ -7,7 +7,7 @@ a State, and `behemoth.checkpoint.layout`, which holds the rules of sharing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,18 @@ RECORD_BYTES = 32 << 10
 """Default capacity of a record: room for the random number states of torch, numpy and Python."""
 
 
+_FLAT = "with q = ceil(numel / size), piece i is [i q, min((i + 1) q, numel))"
+_FLAT_ROWS = "with q = ceil(rows / size), piece i has rows [i q, min((i + 1) q, rows))"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Array:
     host: HostArray | None
     shape: tuple[int, ...]
     dims: tuple[tuple[int, SplitAxis], ...]
+    packed: tuple[int, tuple[int, ...]] | None
     flat_over: Axis | None
+    flat_rows: bool
     stage: int | None
     dtype: str
     is_mutable_in_forward: bool
@@ -67,7 +73,9 @@ class State:
         *,
         shape: tuple[int, ...],
         dims: Mapping[int, SplitAxis] | None = None,
+        packed: Mapping[int, Sequence[int]] | None = None,
         flat_over: Axis | None = None,
+        flat_rows: bool = False,
         stage: int | None = None,
         dtype: str | None = None,
         mutable_in_forward: bool = False,
@@ -76,8 +84,11 @@ class State:
     ) -> None:
         """Declare one logical array of `shape`, of which this rank holds `value` (numpy or torch, contiguous).
 
-        `dims` splits a dim evenly over a mesh axis. `flat_over` shares the block that results as contiguous flat ranges
-        over a data-parallel axis: q = ceil(numel / size), piece i = [i q, min((i + 1) q, numel)). `stage`: only ranks
+        `dims` splits a dim over a mesh axis: q = ceil(size / num), coordinate i has [i q, min((i + 1) q, size)), which
+        may be empty. `packed` names the one split dim that consists of parts (gate|up, q|k|v), with their sizes: each
+        is split by itself, and this rank's shares lie one behind the other. `flat_over` shares the block that results
+        as contiguous flat ranges over a data-parallel axis, by the same rule over its elements in C order, or, with
+        `flat_rows`, over the rows of its dim 0 (FSDP2). `stage`: only ranks
         of that pipeline stage hold it; others give None as `value`, and the `dtype`. An array that may change between
         `save` and `fence` (amax histories, scales) is `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy.
         `frozen`: staying as it is is healthy, whatever updates are announced; equal on all ranks, like the rest.
@@ -96,7 +107,9 @@ class State:
             host=host,
             shape=tuple(int(size) for size in shape),
             dims=tuple(sorted((dims or {}).items())),
+            packed=_packed(name, packed),
             flat_over=flat_over,
+            flat_rows=flat_rows,
             stage=stage,
             dtype=dtype or (host.dtype if host is not None else ""),
             is_mutable_in_forward=mutable_in_forward,
@@ -202,6 +215,15 @@ class BoundState:
                 _check_local(piece, array)
 
 
+def _packed(name: str, packed: Mapping[int, Sequence[int]] | None) -> tuple[int, tuple[int, ...]] | None:
+    if not packed:
+        return None
+    if len(packed) > 1:
+        raise Invalid(f"array {name!r}: expected one packed dim, got {sorted(packed)}", code="array-packed")
+    ((dim, sizes),) = packed.items()
+    return dim, tuple(int(size) for size in sizes)
+
+
 def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
     specs = [
         ArraySpec(
@@ -209,7 +231,9 @@ def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
             dtype=array.dtype,
             shape=array.shape,
             dims=array.dims,
+            packed=array.packed,
             flat_over=array.flat_over,
+            flat_rows=array.flat_rows,
             stage=array.stage,
             may_be_zero=array.may_be_zero,
         )
@@ -229,17 +253,17 @@ def _check_local(piece: Piece, array: _Array) -> None:
             code="array-missing",
         )
     got = array.host.shape
+    expected, share = piece.share.local_shape, piece.share
     if array.flat_over is not None:
-        count = piece.flat[1] - piece.flat[0]
-        if math.prod(got) != count:
+        if math.prod(got) != share.num_elements:
             raise Invalid(
-                f"array {piece.name!r}: expected a flat piece of {count} elements (elements {piece.flat[0]} to "
-                f"{piece.flat[1]} of the block, over {array.flat_over}), got shape {got}",
-                hint="with q = ceil(numel / size), piece i is [i q, min((i + 1) q, numel))",
+                f"array {piece.name!r}: expected a flat piece of {share.num_elements} elements (elements "
+                f"{share.flat[0]} to {share.flat[1]} of a block of shape {expected}, over {array.flat_over}), got "
+                f"shape {got}",
+                hint=_FLAT_ROWS if array.flat_rows else _FLAT,
                 code="array-local-shape",
             )
         return
-    expected = tuple(stop - start for start, stop in piece.box)
     if got != expected:
         raise Invalid(
             f"array {piece.name!r}: expected a local piece of shape {expected} (logical {array.shape}, split "

@@ -1,0 +1,109 @@
+"""What one rank holds of an array, as boxes: the arithmetic of splits, packed dims and flat ranges.
+
+A rank holds one box, or one per part of a packed dim (gate|up); together they are its local array. A flat range of the
+local array, in C order, meets each box in one contiguous range of that box's own C order: that is why a distributed
+optimizer needs no exchange to save. Pure arithmetic on integers. Neighbours: `layout` (the rules), `grid` (which chunks
+a box meets), `windows` (the same in the program's memory).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from behemoth.checkpoint.layout import ArraySpec
+
+Interval = tuple[int, int]
+Box = tuple[Interval, ...]
+
+
+class Held(NamedTuple):
+    """A box of the logical array, and where it lies within the local array (both per dim, start and stop)."""
+
+    box: Box
+    place: Box
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(stop - start for start, stop in self.box)
+
+
+def share_of(size: int, num: int, index: int) -> Interval:
+    """Part `index` of `size` elements over `num` holders: ceil(size / num) each, so that late ones may be short or
+    empty (torch.chunk, DTensor's Shard, FSDP)."""
+    share = -(-size // num)
+    return min(index * share, size), min((index + 1) * share, size)
+
+
+def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[Held, ...]:
+    """The boxes at `coordinates` on the axes of `spec.dims`, whose `sizes` are given, parts of a packed dim in order.
+
+    Empty boxes are left out.
+    """
+    ranges: list[list[Interval]] = [[(0, size)] for size in spec.shape]
+    for (dim, _), num, index in zip(spec.dims, sizes, coordinates, strict=False):  # a flat coordinate may follow
+        ranges[dim] = [
+            (begin + start, begin + stop)
+            for begin, size in parts_of(spec, dim)
+            for start, stop in [share_of(size, num, index)]
+        ]
+    places = [_places(intervals) for intervals in ranges]
+    held = [
+        Held(tuple(box), tuple(place))
+        for box, place in zip(itertools.product(*ranges), itertools.product(*places), strict=True)
+    ]
+    return tuple(one for one in held if one.num_elements)
+
+
+def parts_of(spec: ArraySpec, dim: int) -> list[tuple[int, int]]:
+    """Begin and size of each part of a dim; one part where it is not packed."""
+    sizes = spec.packed[1] if spec.packed is not None and spec.packed[0] == dim else (spec.shape[dim],)
+    return list(zip(itertools.accumulate(sizes, initial=0), sizes, strict=False))
+
+
+def local_shape(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the local array: a packed dim has what the rank holds of its parts, one behind the other."""
+    shape = list(spec.shape)
+    for (dim, _), num, index in zip(spec.dims, sizes, coordinates, strict=False):
+        shares = [share_of(size, num, index) for _, size in parts_of(spec, dim)]
+        shape[dim] = sum(stop - start for start, stop in shares)
+    return tuple(shape)
+
+
+def flat_range(spec: ArraySpec, shape: Sequence[int], num: int, index: int) -> Interval:
+    """First and last + 1 element, in C order of a local array of `shape`, that holder `index` of `num` has; whole rows
+    of dim 0 where the spec says so."""
+    num_elements = math.prod(shape)
+    if not spec.flat_rows or not shape:
+        return share_of(num_elements, num, index)
+    start, stop = share_of(shape[0], num, index)
+    row = num_elements // shape[0] if shape[0] else 0
+    return start * row, stop * row
+
+
+def within(held: Held, shape: Sequence[int], flat: Interval) -> Interval:
+    """The elements of a box, in its own C order, that a flat range of its local array of `shape` has."""
+    return _num_before(held.place, shape, flat[0]), _num_before(held.place, shape, flat[1])
+
+
+def _num_before(place: Box, shape: Sequence[int], flat: int) -> int:
+    """Elements of the box at `place` that come before element `flat` of the local array."""
+    sizes = [stop - start for start, stop in place]
+    count, inner, inner_of_box = 0, math.prod(shape), math.prod(sizes)
+    if flat >= inner:
+        return inner_of_box
+    for (start, stop), size, full in zip(place, sizes, shape, strict=True):
+        inner, inner_of_box = inner // full, inner_of_box // size
+        at, flat = divmod(flat, inner)
+        count += min(max(at - start, 0), size) * inner_of_box
+        if not start <= at < stop:
+            break
+    return count
+
+
+def _places(intervals: Sequence[Interval]) -> list[Interval]:
+    """The same intervals, one behind the other."""
+    ends = list(itertools.accumulate(stop - start for start, stop in intervals))
+    return [(end - (stop - start), end) for end, (start, stop) in zip(ends, intervals, strict=True)]

@@ -1,0 +1,94 @@
+"""The reference Behemoth on 32,000 ranks: every byte has one writer, and no rank writes much more than another.
+
+Bytes of a parameter: a float32 master and two float32 moments, shared out flat over the replicas of each block, as a
+distributed optimizer holds them; weights are made from the master.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import Tensor, named_inventory
+
+MESH = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
+SLOTS = ("master", "exp_avg", "exp_avg_sq")
+
+
+def giant() -> Layout:
+    inventory = named_inventory("behemoth-ref")
+    return Layout(
+        mesh=MESH,
+        arrays=tuple(
+            _spec(f"optim/{slot}/{tensor.name}", tensor, inventory.num_layers)
+            for tensor in inventory.tensors
+            for slot in SLOTS
+        ),
+    )
+
+
+def _spec(name: str, tensor: Tensor, num_layers: int) -> ArraySpec:
+    packed = next((cut for cut in tensor.cuts if cut.num_packed > 1), None)
+    stages = {"first": 0, "last": MESH.pp - 1}
+    return ArraySpec(
+        name=name,
+        dtype="float32",
+        shape=tensor.shape,
+        dims=tuple((cut.dim, cut.axis) for cut in tensor.cuts),
+        packed=packed and (packed.dim, (tensor.shape[packed.dim] // packed.num_packed,) * packed.num_packed),
+        flat_over="edp" if tensor.is_expert else "dp",
+        stage=stages.get(tensor.stage, (tensor.layer or 0) * MESH.pp // num_layers),
+    )
+
+
+def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
+    layout = giant()
+    written = [plan_rank(layout, Rank(rank)).written_bytes for rank in range(0, MESH.num_ranks, 997)]
+    assert sum(array.num_bytes for array in layout.arrays) == 2_015_461_958_144 * 12
+    mean = sum(array.num_bytes for array in layout.arrays) / MESH.num_ranks
+    assert max(written) <= 1.02 * mean
+    assert sum(len(grid.zarr_json()) for grid in grids(layout)) <= 8_000_000
+
+
+@pytest.mark.longer
+@pytest.mark.timeout(1800)
+def test_every_rank_is_planned_and_every_byte_has_exactly_one_writer() -> None:
+    """Per array a line of bytes, which the spans of all ranks must tile: interval arithmetic that knows no plan."""
+    layout = giant()
+    per_rank = np.zeros(MESH.num_ranks, dtype=np.int64)
+    per_stage = MESH.num_ranks // MESH.pp
+    plan_rank.cache_clear()
+    for stage in range(MESH.pp):
+        rows = [_owned(layout, rank) for rank in range(stage * per_stage, (stage + 1) * per_stage)]
+        per_rank[stage * per_stage : (stage + 1) * per_stage] = [table[:, 2].sum() for table in rows]
+        table = np.concatenate(rows)
+        table = table[np.lexsort((table[:, 1], table[:, 0]))]
+        held = [at for at, array in enumerate(layout.arrays) if array.stage == stage]
+        assert np.unique(table[:, 0]).tolist() == held
+        bounds = np.searchsorted(table[:, 0], [*held, len(layout.arrays)])
+        for at, low, high in zip(held, bounds, bounds[1:], strict=False):
+            _expect_tiled(grids(layout)[at], table[low:high, 1], table[low:high, 2])
+    assert per_rank.max() <= 1.02 * per_rank.mean()
+    assert per_rank.sum() == 2_015_461_958_144 * 12
+
+
+def _owned(layout: Layout, rank: int) -> np.ndarray:
+    """[spans, 3]: array, first byte in its file, and length of what the rank writes."""
+    spans = plan_rank(layout, Rank(rank)).spans
+    return np.array([(span.array, span.shard_offset, span.length) for span in spans if span.is_owned], dtype=np.int64)
+
+
+def _expect_tiled(grid: Grid, begin: np.ndarray, length: np.ndarray) -> None:
+    """Byte ranges in order: each begins its chunk or where the one before ends, and the last ends the chunk's data."""
+    end, chunk = begin + length, begin // grid.stride_bytes
+    is_first = np.diff(chunk, prepend=-1) > 0
+    assert chunk[is_first].tolist() == list(range(grid.num_chunks)), grid.spec.name
+    assert (begin[is_first] == chunk[is_first] * grid.stride_bytes).all(), grid.spec.name
+    assert (begin[~is_first] == np.roll(end, 1)[~is_first]).all(), grid.spec.name
+    is_last = np.append(is_first[1:], True)
+    assert (end[is_last] == chunk[is_last] * grid.stride_bytes + grid.all_data_bytes()).all(), grid.spec.name
