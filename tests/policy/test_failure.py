@@ -80,6 +80,13 @@ def test_last_line_skips_blank_ones_and_is_bounded() -> None:
     assert len(last_line("x" * 1_000)) == 300
 
 
+def test_the_exception_of_the_last_traceback_is_what_a_worker_says_whatever_comes_after_it() -> None:
+    first = "Traceback (most recent call last):\n  File 'a', line 1\nKeyError: 'x'\n"
+    second = "Traceback (most recent call last):\n  File 'b', line 2\n    f()\nmine.BadBatch: negative\nsecond line\n"
+    assert last_line(f"{first}\nDuring handling ...\n\n{second}exit handlers run\n") == "mine.BadBatch: negative"
+    assert last_line("Traceback (most recent call last):\n  File 'a', line 1\n") == "File 'a', line 1"
+
+
 def test_the_same_signature_on_two_nodes_is_the_programs() -> None:
     seen = seen_after(incident("exit", signature="boom"), ())
     assert is_of_program(incident("exit", node="b", signature="boom"), seen)

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from behemoth.base.ids import NodeId, Rank
+from behemoth.policy.failure import last_line
 from behemoth.reconcile.agents import FORMER_TERM_ENDED
 from behemoth.state.effect import (
     Abort,
@@ -145,9 +146,8 @@ def _decided(effect: Effect, after: Observation) -> list[Event]:
 
 def _failure(evidence: WorkerFailed) -> str:
     ended = f"signal {evidence.signal}" if evidence.signal is not None else f"exit code {evidence.exit_code}"
-    lines = evidence.last_lines.strip().splitlines()
-    tail = f": {lines[-1][:200]}" if lines else ""
-    return f"rank {evidence.rank} on node {evidence.node} ended with {ended}{tail}"
+    line = last_line(evidence.last_lines)
+    return f"rank {evidence.rank} on node {evidence.node} ended with {ended}" + (f": {line}" if line else "")
 
 
 def _is_hung(observation: Observation) -> bool:

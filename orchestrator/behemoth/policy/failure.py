@@ -16,6 +16,7 @@ from behemoth.state.observation import Cause, Incident, Tally
 _RANK_OF_CAUSE = {cause: rank for rank, cause in enumerate(get_args(Cause))}
 _MAX_SEEN = 16
 _MAX_LINE = 300
+_TRACEBACK = "Traceback (most recent call last):"
 _FACTOR_OF_ANY = 3
 """A program that dies of something else each time, always before it has regained its steps, is stopped too."""
 
@@ -61,8 +62,14 @@ def incident_of_worker(failed: WorkerFailed, *, first_sign_us: int, now_us: int,
 
 
 def last_line(text: str) -> str:
-    """The last line with anything on it, cut to what fits a message."""
-    lines = text.strip().splitlines()
+    """What a worker's last lines come to, cut to what fits a message: the exception of the last traceback, whatever was
+    printed after it, else the last line with anything on it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for at in reversed(range(len(lines))):
+        if lines[at].startswith(_TRACEBACK):
+            exception = next((line for line in lines[at + 1 :] if not line[0].isspace()), None)
+            if exception is not None:
+                return exception.strip()[:_MAX_LINE]
     return lines[-1].strip()[:_MAX_LINE] if lines else ""
 
 
