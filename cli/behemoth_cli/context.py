@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 MAX_FILE_BYTES = (16 << 20) + 1
 """One more than the largest file that any decoder takes; a device or a pipe may have no end."""
-_PREFIX = "run/"
+PREFIX = "run/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +63,12 @@ def run_directories() -> list[RunDirectory]:
     """Runs under ./runs, by name."""
     from behemoth.app.run_directory import RunDirectory
 
-    found = (RunDirectory(path) for path in sorted(RUNS.glob("*")) if path.is_dir())
-    return [directory for directory in found if os.path.exists(directory.path / "identity.json")]  # never raises
+    return [RunDirectory(path) for path in run_paths()]
+
+
+def run_paths() -> list[Path]:
+    """Directories of runs under ./runs, by name. One that may not be looked into is left out, as what is no run."""
+    return sorted(path for path in RUNS.glob("*") if os.path.exists(path / "identity.json"))
 
 
 def find_run(text: str | None, console: Console) -> RunDirectory:
@@ -175,7 +179,7 @@ def find_checkpoints(text: str) -> Checkpoints:
             run = read_run(directory.document)
             return Checkpoints(url=store_root(run, directory, identity), run=identity.name)
     path = Path(path_of(text))
-    if text.startswith(_PREFIX) or not path.is_dir():
+    if text.startswith(PREFIX) or not path.is_dir():
         raise NotFound(
             f"{text}: expected a run or a folder with checkpoints, got nothing of that name",
             hint=_nearest_run(text) or "name run/NAME, a run directory, or the path or URL of a checkpoint store",
@@ -226,15 +230,15 @@ def _unreadable(path: Path, error: OSError) -> BehemothError:
 def _run_path(text: str) -> Path:
     if not text:
         raise Invalid("run: expected a name or a path, got an empty text", code="run-name")
-    if text.startswith(_PREFIX):
-        return RUNS / text.removeprefix(_PREFIX)
+    if text.startswith(PREFIX):
+        return RUNS / text.removeprefix(PREFIX)
     named = RUNS / text
     is_name = "/" not in text and text not in (".", "..")
     return named if is_name and (named.is_dir() or not Path(text).is_dir()) else Path(text).expanduser()
 
 
 def _bare(text: str) -> str:
-    return text.removeprefix(_PREFIX).rstrip("/").rpartition("/")[2]
+    return text.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
 
 
 def _nearest_run(text: str) -> str:

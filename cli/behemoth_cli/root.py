@@ -6,7 +6,9 @@ is all that the help of the whole shows. Supervises: the only place of the comma
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -15,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]  # offered nowhere else
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
 from behemoth_cli.context import Context
@@ -44,7 +46,7 @@ _COLORS: tuple[ColorChoice, ...] = ("auto", "always", "never")
 
 
 class Verbs(TyperGroup):
-    """Loads a verb's module when the verb is named."""
+    """Loads a verb's module when the verb is used."""
 
     @override
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
@@ -52,13 +54,21 @@ class Verbs(TyperGroup):
 
     @override
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """A stand-in, which is all that a list of verbs needs."""
         if cmd_name not in VERBS and ctx.resilient_parsing:
             return None
         choose(cmd_name, VERBS, name="command")
-        module = importlib.import_module(f"behemoth_cli.commands.{cmd_name}")
+        return TyperCommand(name=cmd_name, help=VERBS[cmd_name])
+
+    @override
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        if name is None or stand_in is None:
+            return name, stand_in, rest
+        module = importlib.import_module(f"behemoth_cli.commands.{name}")
         command = typer.main.get_command(module.app)
-        command.name = cmd_name
-        return command
+        command.name = name
+        return name, command, rest
 
     @override
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
@@ -80,7 +90,12 @@ app = typer.Typer(
 def root(
     ctx: typer.Context,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the trace of an error.")] = False,
-    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colour; NO_COLOR counts too.")] = "auto",
+    color: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|always|never", help="Colour; NO_COLOR counts too.", autocompletion=lambda: list(_COLORS)
+        ),
+    ] = "auto",
 ) -> None:
     """Trains giant models through faults: places gangs, shards checkpoints, brings runs back within seconds."""
     choose(color, _COLORS, name="option --color")
@@ -111,17 +126,15 @@ def fill_standard_streams() -> None:
 
 def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
     """One command line, to its exit code. Whatever goes wrong is told on stderr in the one form that errors have."""
+    if os.environ.get(COMPLETE_VARIABLE):
+        return complete(program)
     arguments = hoisted(arguments)
     is_verbose = any(flag in arguments for flag in _GLOBAL_FLAGS)
     try:
         if sys.stdout is None:
             raise unwritable("a closed one")
         command = typer.main.get_command(app)
-        if COMPLETE_VARIABLE in os.environ:
-            completion_init()
-        code = command.main(
-            args=list(arguments), prog_name=program, complete_var=COMPLETE_VARIABLE, standalone_mode=False
-        )
+        code = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
         return int(code) if isinstance(code, int) else Exit.OK
     except BrokenPipeError:
         return Exit.OK
@@ -135,6 +148,23 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
         return _told(_of_output(error), is_verbose)
     except Exception as error:  # noqa: BLE001 - the supervisor of the command line
         return _told(error, is_verbose)
+
+
+def complete(program: str) -> int:
+    """Answers the script of a shell, which has set the environment for it. What goes wrong here is no candidate and no
+    word either: it would stand in the middle of the line that somebody is writing."""
+    from behemoth_cli.commands.completion import straighten
+
+    try:
+        straighten(os.environ, flags=_GLOBAL_FLAGS)
+        completion_init()
+        with contextlib.redirect_stderr(io.StringIO()):
+            typer.main.get_command(app).main(
+                args=[], prog_name=program, complete_var=COMPLETE_VARIABLE, standalone_mode=False
+            )
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - the supervisor of completion
+        return Exit.FAILED
+    return Exit.OK
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:

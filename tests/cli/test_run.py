@@ -188,7 +188,7 @@ def test_a_terminal_sees_the_run_live_and_then_its_summary(tmp_path: Path) -> No
     assert re.search(r"step \d+/40 \[[#.]{30}\]", ended.out)
     assert "node-2" in ended.out
     _, _, last = re.sub(r"\x1b\[[0-9;]*m", "", ended.out).rpartition("step 40/40 [")
-    assert (last.count(" released "), last.count(" lost ")) == (3, 0)
+    assert (last.count(" released"), last.count(" lost")) == (3, 0)
     assert "\x1b[?25h" in ended.out  # the cursor is given back
     assert "digest: sha256:" in ended.out.rpartition("\x1b[?25h")[2]
 

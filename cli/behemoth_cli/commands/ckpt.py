@@ -19,6 +19,7 @@ from behemoth.checkpoint.verify import Report, verify, verify_owner
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
+from behemoth_cli.commands.candidates import output_option, run_names
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.console import Console
@@ -35,7 +36,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 Where = Annotated[
     str,
     typer.Argument(
-        metavar="WHERE", help="run/NAME, a run directory, or the path or URL of a store.", show_default=False
+        metavar="WHERE",
+        help="run/NAME, a run directory, or the path or URL of a store.",
+        show_default=False,
+        autocompletion=run_names,
     ),
 ]
 Step = Annotated[int | None, typer.Option("--step", metavar="N", min=0, help="The checkpoint of this step.")]
@@ -50,7 +54,7 @@ def ckpt() -> None:
 def list_checkpoints(
     ctx: typer.Context,
     where: Where,
-    output: Annotated[str, typer.Option("-o", metavar="wide|json|yaml|name")] = "",
+    output: Annotated[str, output_option("wide", "json", "yaml", "name")] = "",
 ) -> None:
     """One row for each checkpoint. Reads records only: `ok` does not mean that every byte was looked at."""
     form = chosen_format(output, "wide", "json", "yaml", "name")
@@ -66,7 +70,7 @@ def show(
     with_digest: Annotated[
         bool, typer.Option("--digest", help="Read every array and compute the digest of the state.")
     ] = False,
-    output: Annotated[str, typer.Option("-o", metavar="json|yaml")] = "",
+    output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
     """Where a checkpoint comes from, and its arrays; the newest one without --step."""
     form = chosen_format(output, "json", "yaml")
@@ -85,7 +89,7 @@ def verify_checkpoints(
     step: Step = None,
     fast: Annotated[bool, typer.Option("--fast", help="Check metadata and sizes; do not read the arrays.")] = False,
     threads: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Threads that read and check.")] = 4,
-    output: Annotated[str, typer.Option("-o", metavar="json|yaml")] = "",
+    output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> int:
     """Read checkpoints back, every byte; all of them without --step.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from behemoth.spec.schema import explain, walk
+from behemoth_cli.commands.candidates import field_paths, output_option
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.views.fields import field_listing, field_page
 
@@ -16,9 +17,11 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command("explain")
 def explain_field(
     ctx: typer.Context,
-    field: Annotated[str, typer.Argument(metavar="[FIELD]", help="Path such as spec.mesh.ep.")] = "",
+    field: Annotated[
+        str, typer.Argument(metavar="[FIELD]", help="Path such as spec.mesh.ep.", autocompletion=field_paths)
+    ] = "",
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="All fields below it, one row each.")] = False,
-    output: Annotated[str, typer.Option("-o", metavar="json|yaml")] = "",
+    output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
     """What a field of the run file means and takes; without FIELD, the whole file."""
     form = chosen_format(output, "json", "yaml")

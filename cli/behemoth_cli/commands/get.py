@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from behemoth.base.errors import Invalid
+from behemoth_cli.commands.candidates import kinds, output_option, run_names
 from behemoth_cli.context import (
     Context,
     chosen_format,
@@ -41,11 +42,19 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def get(
     ctx: typer.Context,
-    kind: Annotated[str, typer.Argument(metavar="TYPE", help="runs, checkpoints or nodes.", show_default=False)],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="TYPE", help="runs, checkpoints or nodes.", show_default=False, autocompletion=kinds(TYPES)
+        ),
+    ],
     name: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.")
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.", autocompletion=run_names
+        ),
     ] = None,
-    output: Annotated[str, typer.Option("-o", metavar="wide|json|yaml|name")] = "",
+    output: Annotated[str, output_option("wide", "json", "yaml", "name")] = "",
 ) -> int:
     """One row each: runs under ./runs, checkpoints or nodes of a run.
 

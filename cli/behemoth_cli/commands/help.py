@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.errors import choose
 from behemoth_cli.exits import MEANINGS
@@ -19,8 +20,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command("help")
 def show_help(
     ctx: typer.Context,
-    topic: Annotated[str, typer.Argument(metavar="[TOPIC]", help=f"One of {', '.join(TOPICS)}.")] = "",
-    output: Annotated[str, typer.Option("-o", metavar="json|yaml")] = "",
+    topic: Annotated[
+        str, typer.Argument(metavar="[TOPIC]", help=f"One of {', '.join(TOPICS)}.", autocompletion=one_of(*TOPICS))
+    ] = "",
+    output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
     """Topics beyond the options: exit-codes."""
     form = chosen_format(output, "json", "yaml")

@@ -13,6 +13,7 @@ import typer
 
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Invalid, NotFound
+from behemoth_cli.commands.candidates import run_names
 from behemoth_cli.context import Context, find_run, lock_holder, read_run
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.logs import label_width, last, log_lines, merged
@@ -28,7 +29,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def logs(
     ctx: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.")
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.", autocompletion=run_names
+        ),
     ] = None,
     rank: Annotated[str, typer.Option(metavar="LIST", help="Ranks such as 0-3,7; all when left out.")] = "",
     attempt: Annotated[

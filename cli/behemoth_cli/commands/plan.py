@@ -9,6 +9,7 @@ import typer
 
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, decode_inventory, named_inventory
 from behemoth.spec.run import TrainingRun, require_fit
+from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
 from behemoth_cli.views.plan import plan_page
 
@@ -19,9 +20,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def plan(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The run file.")],
-    output: Annotated[
-        str, typer.Option("-o", metavar="wide|json|yaml", help="wide and documents have one row a rank.")
-    ] = "",
+    output: Annotated[str, output_option("wide", "json", "yaml", help="wide and documents have one row a rank.")] = "",
 ) -> None:
     """What a run file asks for: nodes, ranks, and bytes where the model's tensors are known. Starts nothing."""
     form = chosen_format(output, "wide", "json", "yaml")

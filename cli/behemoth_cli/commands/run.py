@@ -28,6 +28,7 @@ from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile, decode_inventory
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth.wiring.run import LocalRun, RunRequest
+from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import choose
 from behemoth_cli.exits import Exit
@@ -66,12 +67,17 @@ def run(
     ] = None,
     no_drill: Annotated[bool, typer.Option("--no-drill", help="Leave out the faults of the file.")] = False,
     runtime: Annotated[
-        str, typer.Option(metavar="ray|process", help="What starts the agents: a Ray of our own, or plain processes.")
+        str,
+        typer.Option(
+            metavar="ray|process",
+            help="What starts the agents: a Ray of our own, or plain processes.",
+            autocompletion=one_of(*RUNTIMES),
+        ),
     ] = "ray",
     address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Join the Ray at this address instead of starting one.")
     ] = "",
-    output: Annotated[str, typer.Option("-o", metavar="json|yaml", help="Format of the summary.")] = "",
+    output: Annotated[str, output_option("json", "yaml", help="Format of the summary.")] = "",
 ) -> int:
     """Run a run file on this machine: place, train, checkpoint, recover.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from behemoth_cli.commands.candidates import output_option, run_names
 from behemoth_cli.context import Context, chosen_format, find_run, look_at
 from behemoth_cli.views.status import status_page
 
@@ -17,9 +18,12 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def status(
     ctx: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.")
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="A name under ./runs, run/NAME, or a run directory.", autocompletion=run_names
+        ),
     ] = None,
-    output: Annotated[str, typer.Option("-o", metavar="json|yaml")] = "",
+    output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
     """One screen about a run: progress, nodes, where the time went, checkpoints, what happened lately."""
     form = chosen_format(output, "json", "yaml")

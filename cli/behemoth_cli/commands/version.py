@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.out.table import Page, Section
 
@@ -18,7 +19,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command()
-def version(ctx: typer.Context, output: Annotated[str, typer.Option("-o", metavar="json|yaml")] = "") -> None:
+def version(ctx: typer.Context, output: Annotated[str, output_option("json", "yaml")] = "") -> None:
     """Versions of behemoth and of what it stands on."""
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
