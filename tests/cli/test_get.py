@@ -121,7 +121,8 @@ def test_a_run_whose_start_came_to_nothing_was_not_started(
     directory = made(runs / "later", "later")
     if journal is not None:
         directory.journal.write_bytes(journal)
-    assert [row["state"] for row in rows(capsys) if row["name"] == "later"] == ["not started"]
+    (row,) = [row for row in rows(capsys) if row["name"] == "later"]
+    assert (row["state"], row["message"]) == ("not started", "nothing was written yet")
     assert root.run(["status", "later"]) == 0
     assert capsys.readouterr().out.startswith("run/later not started\n")
     with (directory.path / "lock").open("w") as lock:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_EVENTS = 10
 MAX_SAVES = 3
+_NOTHING = "nothing was written yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
     where = [("directory", look.path), ("run by", running)]
     snapshot = look.snapshot
     if snapshot is None:
-        return (*where, ("message", "nothing was written yet"))
+        return (*where, ("message", _NOTHING))
     status = snapshot.status
     commit = f"step {status.commit.step} ({size(status.commit.size_bytes)})" if status.commit is not None else "none"
     facts = [
@@ -199,7 +200,7 @@ def _save_listing(saves: Sequence[SaveRow], now_us: int) -> Listing:
 def _row(look: Look, now_us: int) -> tuple[str, ...]:
     snapshot = look.snapshot
     if snapshot is None:
-        message = one_line(look.trouble.message) if look.trouble is not None else ""
+        message = one_line(look.trouble.message) if look.trouble is not None else _NOTHING
         return (look.name, state_of(look), "-", "-", "-", "-", "-", message, look.path)
     status = snapshot.status
     return (
@@ -227,7 +228,7 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
     if look.trouble is not None:
         return {**found, "reason": look.trouble.state.capitalize(), "message": look.trouble.message}
     if snapshot is None:
-        return found
+        return {**found, "message": _NOTHING}
     status = snapshot.status
     commit = status.commit
     return {
