@@ -113,7 +113,8 @@ class SilentNodesAreLost(Auditor):
             case TermBegan():
                 self.late_since_us = {}
             case NodeJoined():
-                self.late_since_us = dict.fromkeys(self.late_since_us, now_us)
+                others = (name for name in self.late_since_us if name != evidence.node)
+                self.late_since_us = dict.fromkeys(others, now_us)
             case Tick():
                 listed = {late.node for late in evidence.late}
                 self.late_since_us = {name: self.late_since_us.get(name, now_us) for name in sorted(listed)}
@@ -392,16 +393,16 @@ class NeverStopsWhatCanGoOn(Auditor):
 
     def judge(self, obs: Observation, effects: tuple[Effect, ...]) -> None:
         """What the end of this attempt was, before the decision that answers it is folded and forgets it."""
+        rejected = {effect.commit for effect in effects if isinstance(effect, Reject)}
         for effect in effects:
             if isinstance(effect, Start) or (isinstance(effect, Close) and effect.outcome == "failed"):
-                self.count(obs)
+                self.count(obs, is_bare=rejected.issuperset(obs.commits))
                 return
 
-    def count(self, obs: Observation) -> None:
+    def count(self, obs: Observation, *, is_bare: bool) -> None:
+        """`is_bare`: no commit is left to go back to, which makes even a bad one the program's failure."""
         incident, progress = obs.incident, obs.progress
-        if incident is None or not (
-            incident.cause in PROGRAM_CAUSES or (incident.cause == "corrupt" and not obs.commits)
-        ):
+        if incident is None or not (incident.cause in PROGRAM_CAUSES or (incident.cause == "corrupt" and is_bare)):
             return
         if obs.best_step > self.failed_at_best:
             self.failed_at_best, self.failures = obs.best_step, []
