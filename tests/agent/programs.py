@@ -78,6 +78,16 @@ def breed() -> None:
     train()
 
 
+def leave_a_child() -> None:
+    """Rank 1 ends at once with a child of its group running; its peers train on."""
+    if os.environ["RANK"] != "1":
+        train()
+        return
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("pids", os.getpid(), child.pid, flush=True)
+    sys.exit(3)
+
+
 def shout() -> None:
     """Prints far more than its log may hold, then trains."""
     run = join()

@@ -25,6 +25,7 @@ from behemoth.state.fence import Fence
 from behemoth.storage.open import open_store
 from behemoth.wire import frames
 from behemoth.wire.messages import (
+    AbortSave,
     CommandWork,
     CommitSeen,
     EntrypointWork,
@@ -34,6 +35,7 @@ from behemoth.wire.messages import (
     Report,
     RestoreFrom,
     SaveAt,
+    SaveMissed,
     SaveReached,
     Setup,
     StartGang,
@@ -41,6 +43,7 @@ from behemoth.wire.messages import (
 )
 
 LIMIT_S = 20.0
+_LEAD_STEPS = 60
 RUN = RunUid("run-1")
 TESTS = Path(__file__).parent.parent
 _REPORTS = msgspec.msgpack.Decoder(Report)
@@ -168,17 +171,33 @@ class Stage:
     async def save(self, step: int, write_id: str, attempt: int, *, is_last: bool = False) -> RestoreFrom:
         """A whole save from its announcement to its commit."""
         since = len(self.heard)
-        name = WriteId(write_id)
-        self.send(SaveAt(fence=self.fence(attempt), step=Step(step), write_id=name, is_last=is_last))
+        saved = await self.announce(step, write_id, attempt, is_last=is_last)
         if is_last:
-            await self.wait_for(
-                SaveReached, lambda report: report.write_id == name and report.stage == "armed", since=since
-            )
-            self.send(GoAhead(fence=self.fence(attempt), write_id=name))
-        batch = await self.wait_for(ReceiptBatch, lambda report: report.write_id == name, since=since)
-        self.commit(batch, step, attempt)
-        self.send(CommitSeen(fence=self.fence(attempt), step=Step(step), write_id=name))
-        return RestoreFrom(step=Step(step), write_id=name)
+            self.send(GoAhead(fence=self.fence(attempt), write_id=saved.write_id))
+        batch = await self.wait_for(ReceiptBatch, lambda report: report.write_id == saved.write_id, since=since)
+        self.commit(batch, saved.step, attempt)
+        self.send(CommitSeen(fence=self.fence(attempt), step=saved.step, write_id=saved.write_id))
+        return saved
+
+    async def announce(self, step: int, write_id: str, attempt: int, *, is_last: bool = False) -> RestoreFrom:
+        """A save that every rank knows of before its step. When a rank is past `step` already, which a busy machine
+        may do to any test, a later one is chosen, as a coordinator does: the save that came of it."""
+        lead_steps = _LEAD_STEPS
+        save = RestoreFrom(step=Step(step), write_id=WriteId(write_id))
+        while (passed := await self._passed_at(save, attempt, is_last=is_last)) is not None:
+            later = WriteId(f"{write_id}{lead_steps}")
+            save, lead_steps = RestoreFrom(step=Step(passed + lead_steps), write_id=later), 2 * lead_steps
+        return save
+
+    async def _passed_at(self, save: RestoreFrom, attempt: int, *, is_last: bool) -> Step | None:
+        """The step at which a rank stood already, after which the save was given up; None when all ranks know of it."""
+        since, fence = len(self.heard), self.fence(attempt)
+        self.send(SaveAt(fence=fence, step=save.step, write_id=save.write_id, is_last=is_last))
+        answer = await self.wait_for(SaveReached | SaveMissed, lambda told: told.write_id == save.write_id, since=since)
+        if isinstance(answer, SaveReached):
+            return None
+        self.send(AbortSave(fence=fence, write_id=save.write_id, reason=f"a rank stood at step {answer.step} already"))
+        return answer.step
 
     def commit(self, batch: ReceiptBatch, step: int, attempt: int) -> None:
         assert batch.layout is not None

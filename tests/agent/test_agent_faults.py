@@ -368,16 +368,29 @@ def test_a_killed_store_process_breaks_the_save_and_training_goes_on(tmp_path: P
             if b"behemoth.wiring.store" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
         os.kill(store, signal.SIGSTOP)
-        here.send(SaveAt(fence=here.fence(1), step=Step(30), write_id=WriteId("a1-1")))
-        await here.wait_for(Beat, lambda beat: beat.step >= 31)
+        lost = await here.announce(30, "a1-1", 1)
+        await here.wait_for(Beat, lambda beat: beat.step > lost.step)
         kill(store)
         broken = await here.wait_for(SaveBroken)
-        assert broken.write_id == "a1-1"
+        assert broken.write_id == lost.write_id
         step = max(report.step for _, report in here.heard if isinstance(report, Beat))
         await here.wait_for(Beat, lambda beat: beat.step > step + 10)
         await here.save(step + 60, "a1-2", 1)
 
     play(tmp_path, scene)
+
+
+def test_what_a_worker_leaves_running_in_its_group_ends_with_it_while_its_peers_go_on(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        log = await here.logged(1, 1, "pids")
+        ended = await here.wait_for(WorkerEnded)
+        assert (ended.rank, ended.exit_code) == (1, 3)
+        left, child = map(int, re.findall(r"\d+", log.split("pids")[1].splitlines()[0]))
+        await gone({left, child}, limit_s=10)
+        assert len(await worker_pids(here)) == 1
+
+    play(tmp_path, scene, setup_for(tmp_path, "leave_a_child"))
 
 
 def test_a_save_whose_step_has_passed_is_missed_and_a_later_one_works(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
+from behemoth.fleet import link, server
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.state.config import HangFloors
@@ -29,6 +30,7 @@ from behemoth.wire.messages import (
     SaveAt,
     Setup,
     StartGang,
+    StopGang,
     Welcome,
     WorkerEnded,
 )
@@ -180,6 +182,77 @@ def test_a_peer_that_speaks_something_else_is_cut_off() -> None:
         agent.writer.write(b"GET / HTTP/1.1\r\n\r\n")
         async with asyncio.timeout(WAIT_S):
             assert await agent.reader.read() == b""
+
+    scene_test(work)
+
+
+@pytest.mark.parametrize("length", [frames.MAX_HELLO_BYTES + 1, frames.MAX_FRAME_BYTES])
+def test_a_peer_that_has_not_shown_its_token_may_not_announce_a_long_frame(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 10 * WAIT_S)
+
+    async def work(scene: Scene) -> None:
+        agent = await connect(scene)
+        agent.writer.write(length.to_bytes(frames.LENGTH_BYTES, "little"))
+        async with asyncio.timeout(WAIT_S):
+            assert await agent.reader.read() == b""
+
+    scene_test(work)
+
+
+def test_a_hello_of_the_greatest_length_is_heard_and_a_member_may_say_more() -> None:
+    async def work(scene: Scene) -> None:
+        token = scene.fleet.expect(A, 1)
+        spare_bytes = frames.MAX_HELLO_BYTES + frames.LENGTH_BYTES - len(frames.encode_frame(hello(A, token)))
+        agent = await connect(scene)
+        said = frames.encode_frame(hello(A, token, host="h" * (spare_bytes + len("127.0.0.1") - 2)))
+        assert len(said) == frames.MAX_HELLO_BYTES + frames.LENGTH_BYTES
+        agent.writer.write(said)
+        assert isinstance(await agent.hear(), Welcome)
+        assert isinstance(await scene.next(), NodeJoined)
+        agent.say(WorkerEnded(attempt=Attempt(1), rank=Rank(0), signal=9, last_lines="x" * frames.MAX_HELLO_BYTES))
+        assert isinstance(await scene.next(), WorkerFailed)
+
+    scene_test(work)
+
+
+@pytest.mark.parametrize("said", [b"", (40).to_bytes(frames.LENGTH_BYTES, "little") + b"half"], ids=["silent", "half"])
+def test_a_peer_that_does_not_greet_in_time_is_cut_off_and_a_member_may_be_silent(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.5)
+
+    async def work(scene: Scene) -> None:
+        member = await join(scene, A)
+        stranger = await connect(scene)
+        stranger.writer.write(said)
+        async with asyncio.timeout(WAIT_S):
+            assert await stranger.reader.read() == b""
+        assert scene.fleet.connected().keys() == {A}
+        member.say(WorkerEnded(attempt=Attempt(1), rank=Rank(0), signal=9))
+        assert isinstance(await scene.next(), WorkerFailed)
+
+    scene_test(work)
+
+
+def test_an_agent_that_does_not_read_is_cut_off_and_costs_nobody_else_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel buffers on the way is some megabytes; the limit counts what is left in the coordinator."""
+    monkeypatch.setattr(link, "MAX_BACKLOG_BYTES", 1 << 20)
+    fence = Fence(run_uid=RUN, epoch=Epoch(3), attempt=Attempt(1))
+
+    async def work(scene: Scene) -> None:
+        deaf, listener = await join(scene, A), await join(scene, B)
+        deaf.writer.transport.pause_reading()
+        num_told = 0
+        while A in scene.fleet.connected() and num_told < 200:
+            scene.fleet.stop_gang(fence, "x" * (256 << 10), dump_stacks=False)
+            num_told += 1
+            assert isinstance(await listener.hear(), StopGang)
+        assert scene.fleet.connected().keys() == {B}, f"{num_told} frames wait for an agent that does not read"
+        lost = await scene.next()
+        assert isinstance(lost, NodeLost)
+        assert lost.node == A
 
     scene_test(work)
 

@@ -18,17 +18,25 @@ from behemoth.reconcile.ledger import Ledger, book, books
 from behemoth.simulation.body import Brain
 from behemoth.simulation.cluster import Cluster
 from behemoth.state.decision import Decision
-from behemoth.state.effect import Close, Commit, CommitRef, Delete, Effect, Reject, Save, Start
+from behemoth.state.effect import Abort, Close, Commit, CommitRef, Delete, Effect, Evict, Reject, Replace, Save, Start
 from behemoth.state.evidence import (
     CommitsFound,
     Committed,
     Decided,
     Evidence,
+    GangFinished,
+    GangGone,
+    GangRestored,
+    GangUp,
     NodeJoined,
     NodeLost,
-    Progress,
     RestoreFailed,
     RunOpened,
+    SaveArmed,
+    SaveFailed,
+    SavePassed,
+    SaveStaged,
+    SaveWritten,
     TermBegan,
     Tick,
     WorkerFailed,
@@ -65,6 +73,117 @@ class SlotsAreInjective(Auditor):
 
     def after(self, cluster: Cluster, effect: Effect, *, is_applied: bool) -> None:
         assert len(set(cluster.slots)) == len(cluster.slots), f"a node holds two slots: {cluster.slots}"
+
+
+class EvictedBeforeReplaced(Auditor):
+    """An agent that was given up is ended before its slot is given away: no Evict comes after that Replace or Start."""
+
+    def watch(self, obs: Observation, effects: tuple[Effect, ...]) -> None:
+        left: set[NodeId] = set()
+        is_started = False
+        for effect in effects:
+            match effect:
+                case Replace():
+                    left.add(effect.node)
+                case Start():
+                    is_started = True
+                case Evict():
+                    assert effect.node not in left, f"{effect.node} was evicted after its slot was given away"
+                    assert not is_started, f"{effect.node} was evicted after the next attempt was started"
+                case _:
+                    pass
+
+
+@dataclass
+class SilentNodesAreLost(Auditor):
+    """An agent that has been late for the whole limit is given up, whatever becomes of the gang meanwhile."""
+
+    late_since_us: dict[NodeId, int] = field(default_factory=dict)
+    now_us: int = 0
+
+    def brain(self, brain: Brain) -> Brain:
+        def fold(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
+            self.hear(evidence, now_us)
+            return brain.fold(obs, evidence, now_us)
+
+        return Brain(fold=fold, decide=brain.decide)
+
+    def hear(self, evidence: Evidence, now_us: int) -> None:
+        match evidence:
+            case TermBegan():
+                self.late_since_us = {}
+            case NodeJoined():
+                others = (name for name in self.late_since_us if name != evidence.node)
+                self.late_since_us = dict.fromkeys(others, now_us)
+            case Tick():
+                listed = {late.node for late in evidence.late}
+                self.late_since_us = {name: self.late_since_us.get(name, now_us) for name in sorted(listed)}
+            case _:
+                pass
+
+    def watch(self, obs: Observation, effects: tuple[Effect, ...]) -> None:
+        """Silence counts anew from a start and from an agent's return; what was decided is seen with this turn."""
+        if any(isinstance(effect, Start) for effect in effects):
+            self.late_since_us = dict.fromkeys(self.late_since_us, obs.now_us)
+        if obs.outcome is not None:
+            return
+        for name, since_us in self.late_since_us.items():
+            is_over = obs.now_us >= since_us + obs.config.heartbeat_limit_us
+            assert not is_over or obs.nodes[name].state != "present", f"{name} is silent since {since_us} and counts"
+
+
+@dataclass
+class OldFactsChangeNothing(Auditor):
+    """What is told of an attempt that was replaced, or of a save that is over, is as good as nothing told."""
+
+    attempt: int = 0
+    save: WriteId | None = None
+    given_up: set[WriteId] = field(default_factory=set)
+    num_old: int = 0
+
+    def brain(self, brain: Brain) -> Brain:
+        def fold(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
+            after = brain.fold(obs, evidence, now_us)
+            if obs is not None and self.is_old(evidence):
+                self.num_old += 1
+                late = evidence.late if isinstance(evidence, Tick) else None
+                nothing = RunOpened(config=obs.config) if late is None else Tick(late=late)
+                assert after == brain.fold(obs, nothing, now_us), f"attempt {self.attempt} heard of {evidence}"
+            self.hear(evidence)
+            return after
+
+        return Brain(fold=fold, decide=brain.decide)
+
+    def is_old(self, evidence: Evidence) -> bool:
+        match evidence:
+            case WorkerFailed() | RestoreFailed() | GangUp() | GangRestored() | GangGone() | GangFinished():
+                return evidence.attempt < self.attempt
+            case Tick(progress=progress):
+                return progress is not None and progress.attempt < self.attempt
+            case SavePassed() | SaveArmed() | SaveStaged() | SaveWritten() | SaveFailed():
+                return evidence.write_id != self.save
+            case Committed():
+                return evidence.commit.write_id not in (self.save, *self.given_up)
+            case _:
+                return False
+
+    def hear(self, evidence: Evidence) -> None:
+        """The latest save stays ours after its commit: a coordinator that dies may have to hear of that again."""
+        if isinstance(evidence, Decided):
+            for effect in evidence.effects:
+                self.note(effect)
+
+    def note(self, effect: Effect) -> None:
+        match effect:
+            case Start():
+                self.attempt = effect.fence.attempt
+            case Save():
+                self.save = effect.write_id
+            case Abort():
+                self.save = None
+                self.given_up.add(effect.write_id)
+            case _:
+                pass
 
 
 @dataclass
@@ -226,14 +345,34 @@ class NothingCommittedIsLost(Auditor):
         assert cluster.store.lost == [], f"the newest commit was deleted: {cluster.store.lost}"
 
 
+PROGRAM_CAUSES = frozenset({"signal", "exit", "restore", "ended", "hang"})
+"""What counts against `max_failures`: lost nodes, lost coordinators and the operator's wishes do not."""
+PATIENCE_FACTOR = 3
+"""So many times `max_failures` a program may die of something else each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How one attempt ended. `is_stuck`: it had made no step."""
+
+    cause: str
+    rank: int | None
+    signature: str
+    step: int
+    is_stuck: bool
+
+    def is_again(self, former: Failure) -> bool:
+        is_alike = self.rank == former.rank or (self.signature != "" and self.signature == former.signature)
+        return self.is_stuck or self.step >= former.step or (self.cause == former.cause and is_alike)
+
+
 @dataclass
 class NeverStopsWhatCanGoOn(Auditor):
-    """A run fails only after max_failures attempts without progress, or when nodes were short for the whole wait."""
+    """A run fails only after max_failures failures of the program that look like one, or three times as many of any
+    kind, without progress; or when nodes were short for the whole wait; or when its last save failed that often."""
 
-    attempt: int = 0
-    has_failed: bool = False
-    progress_attempt: int = 1
-    best_step: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    failed_at_best: int = -1
     present: dict[NodeId, int] = field(default_factory=dict)
     short_since_us: int | None = None
     config_slots: int = 0
@@ -245,7 +384,46 @@ class NeverStopsWhatCanGoOn(Auditor):
             self.hear(evidence, now_us)
             return brain.fold(obs, evidence, now_us)
 
-        return Brain(fold=fold, decide=brain.decide)
+        def decide(obs: Observation) -> Decision:
+            decision = brain.decide(obs)
+            self.judge(obs, decision.effects)
+            return decision
+
+        return Brain(fold=fold, decide=decide)
+
+    def judge(self, obs: Observation, effects: tuple[Effect, ...]) -> None:
+        """What the end of this attempt was, before the decision that answers it is folded and forgets it."""
+        rejected = {effect.commit for effect in effects if isinstance(effect, Reject)}
+        for effect in effects:
+            if isinstance(effect, Start) or (isinstance(effect, Close) and effect.outcome == "failed"):
+                self.count(obs, is_bare=rejected.issuperset(obs.commits))
+                return
+
+    def count(self, obs: Observation, *, is_bare: bool) -> None:
+        """`is_bare`: no commit is left to go back to, which makes even a bad one the program's failure."""
+        incident, progress = obs.incident, obs.progress
+        if incident is None or not (incident.cause in PROGRAM_CAUSES or (incident.cause == "corrupt" and is_bare)):
+            return
+        if obs.best_step > self.failed_at_best:
+            self.failed_at_best, self.failures = obs.best_step, []
+        failure = Failure(
+            cause=incident.cause,
+            rank=incident.rank,
+            signature=incident.signature,
+            step=progress.step if progress is not None else 0,
+            is_stuck=progress is None or progress.phase == "first_step",
+        )
+        self.failures.append(failure)
+
+    @property
+    def num_alike(self) -> int:
+        """How many of the latest failures looked like one."""
+        num = 1 if self.failures else 0
+        for failure, former in zip(self.failures[:0:-1], self.failures[-2::-1], strict=True):
+            if not failure.is_again(former):
+                break
+            num += 1
+        return num
 
     def hear(self, evidence: Evidence, now_us: int) -> None:
         match evidence:
@@ -253,14 +431,13 @@ class NeverStopsWhatCanGoOn(Auditor):
                 self.config_slots = evidence.config.num_slots
             case TermBegan():
                 self.present.clear()
+                self.failures.clear()
+                self.failed_at_best = -1
+                self.last_saves_failed = 0
             case NodeJoined():
                 self.present[evidence.node] = max(evidence.incarnation, self.present.get(evidence.node, 0))
             case NodeLost() if self.present.get(evidence.node) == evidence.incarnation:
                 del self.present[evidence.node]
-            case WorkerFailed() | RestoreFailed() if evidence.attempt == self.attempt:
-                self.has_failed = True
-            case Tick(progress=progress) if progress is not None:
-                self.hear_progress(progress)
             case _:
                 pass
         is_short = len(self.present) < self.config_slots
@@ -269,35 +446,31 @@ class NeverStopsWhatCanGoOn(Auditor):
         elif self.short_since_us is None:
             self.short_since_us = now_us
 
-    def hear_progress(self, progress: Progress) -> None:
-        """What is told of an attempt that was given up, or that failed already, comes too late to count."""
-        is_late = progress.attempt != self.attempt or self.has_failed
-        if not is_late and progress.step > self.best_step:
-            self.best_step, self.progress_attempt = progress.step, progress.attempt
-
     def watch(self, obs: Observation, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
-            if isinstance(effect, Start):
-                self.attempt, self.has_failed = effect.fence.attempt, False
             if isinstance(effect, Save) and effect.is_last:
                 self.last_saves_failed += 1
             if isinstance(effect, Close) and effect.outcome == "failed":
                 self.check(effect, obs)
 
     def check(self, close: Close, obs: Observation) -> None:
-        num_failed = obs.attempt - self.progress_attempt + 1
         waited_us = obs.now_us - (self.short_since_us if self.short_since_us is not None else obs.now_us)
         can_go_on = (
-            num_failed < obs.config.max_failures
+            self.num_alike < obs.config.max_failures
+            and len(self.failures) < PATIENCE_FACTOR * obs.config.max_failures
             and waited_us < obs.config.node_wait_us
             and self.last_saves_failed < obs.config.max_failures
         )
-        assert not can_go_on, f"stopped after {num_failed} attempts without progress: {close}"
+        told = f"{self.num_alike} alike of {len(self.failures)} failures without progress"
+        assert not can_go_on, f"stopped after {told}: {close}"
 
 
 def all_auditors() -> list[Auditor]:
     return [
         SlotsAreInjective(),
+        EvictedBeforeReplaced(),
+        SilentNodesAreLost(),
+        OldFactsChangeNothing(),
         OneAttemptActs(),
         AgainChangesNothing(),
         NothingIsSleptThrough(),

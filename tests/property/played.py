@@ -32,14 +32,23 @@ class Example:
     mishaps: Sequence[Mishap]
 
 
-def examples(*, with_asks: bool = False, max_failures: int = 3, max_mishaps: int = 12) -> st.SearchStrategy[Example]:
+def examples(
+    *,
+    with_asks: bool = False,
+    max_mishaps: int = 12,
+    configs: st.SearchStrategy[RunConfig] | None = None,
+    losses: st.SearchStrategy[Loss | None] | None = None,
+    mishaps: st.SearchStrategy[list[Mishap]] | None = None,
+) -> st.SearchStrategy[Example]:
+    """Any run through any history, unless a property needs its own kind of runs, channels or mishaps."""
+    anything = strategies.histories(with_asks=with_asks, max_mishaps=max_mishaps)
     return st.builds(
         Example,
-        config=strategies.run_configs(max_failures=max_failures),
+        config=configs if configs is not None else strategies.run_configs(),
         timing=strategies.timings(),
-        loss=strategies.losses(),
+        loss=losses if losses is not None else strategies.losses(),
         seed=st.integers(0, 2**16),
-        mishaps=strategies.histories(with_asks=with_asks, max_mishaps=max_mishaps),
+        mishaps=anything if mishaps is None else st.one_of(anything, mishaps),
     )
 
 

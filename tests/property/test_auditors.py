@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -14,23 +15,27 @@ from behemoth.reconcile.fold import fold
 from behemoth.reconcile.journal import audit as audit_journal
 from behemoth.reconcile.journal import decode_lines
 from behemoth.simulation.body import Brain
+from behemoth.simulation.channel import Loss
 from behemoth.simulation.history import Crash, Strike, Wait
 from behemoth.simulation.timing import Timing
 from behemoth.state.config import Cadence, HangFloors, RunConfig
 from behemoth.state.decision import Decision
-from behemoth.state.effect import Close, Effect, Place, Provision, Save, Start
-from behemoth.state.evidence import Evidence
+from behemoth.state.effect import Close, Effect, Evict, Place, Provision, Save, Start
+from behemoth.state.evidence import Evidence, Tick, WorkerFailed
 from behemoth.state.observation import Observation
 from property import audit
 from property.audit import (
     AgainChangesNothing,
     Auditor,
+    EvictedBeforeReplaced,
     IncrementalEqualsFullScan,
     LedgerCloses,
     NeverStopsWhatCanGoOn,
     NothingCommittedIsLost,
     NothingIsSleptThrough,
+    OldFactsChangeNothing,
     OneAttemptActs,
+    SilentNodesAreLost,
     SlotsAreInjective,
     all_auditors,
 )
@@ -127,6 +132,22 @@ def oversleep(obs: Observation) -> Decision:
     return msgspec.structs.replace(decision, wake_at_us=woken_us + 3_600 * SECOND_US)
 
 
+def evict_last(obs: Observation) -> Decision:
+    decision = decide(obs)
+    effects = sorted(decision.effects, key=lambda effect: isinstance(effect, Evict))
+    return msgspec.structs.replace(decision, effects=tuple(effects))
+
+
+def deaf_to_silence(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
+    return fold(obs, msgspec.structs.replace(evidence, late=()) if isinstance(evidence, Tick) else evidence, now_us)
+
+
+def believe_anything(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
+    if obs is not None and isinstance(evidence, WorkerFailed):
+        evidence = msgspec.structs.replace(evidence, attempt=obs.attempt)
+    return fold(obs, evidence, now_us)
+
+
 def forget_a_spare(obs: Observation | None, evidence: Evidence, now_us: int) -> Observation:
     folded = fold(obs, evidence, now_us)
     if NODES[2] not in folded.spares:
@@ -144,18 +165,38 @@ def test_no_auditor_objects_to_the_brain_as_it_is() -> None:
     ("auditor", "brain", "objection"),
     [
         (SlotsAreInjective(), altered(one_node_twice), "two slots"),
+        (EvictedBeforeReplaced(), Brain(decide=evict_last), "evicted after its slot"),
         (OneAttemptActs(), altered(from_the_former_attempt), "was refused"),
         (AgainChangesNothing(), Brain(decide=decide_over_and_over), "decided twice"),
         (NothingIsSleptThrough(), Brain(decide=oversleep), "slept through"),
         (IncrementalEqualsFullScan(), Brain(fold=forget_a_spare), "index spares"),
         (NothingCommittedIsLost(), altered(from_the_beginning), "does not restore"),
-        (NeverStopsWhatCanGoOn(), altered(give_up), "stopped after 1 attempts"),
+        (NeverStopsWhatCanGoOn(), altered(give_up), "stopped after 1 alike of 1 failures"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Auditor) else "",
 )
 def test_an_auditor_objects_to_a_brain_that_was_broken_for_it(auditor: Auditor, brain: Brain, objection: str) -> None:
     with pytest.raises((AssertionError, Internal), match=objection):
         play(EXAMPLE, auditor, brain=brain)
+
+
+def test_a_brain_that_hears_no_silence_is_found() -> None:
+    frozen = Strike(kind="freeze", order=0, repair_us=120 * SECOND_US)
+    mishaps = (Wait(for_us=20 * SECOND_US), frozen, Wait(for_us=20 * SECOND_US))
+    example = replace(EXAMPLE, mishaps=mishaps)
+    play(example, SilentNodesAreLost())
+    with pytest.raises(AssertionError, match="n0 is silent"):
+        play(example, SilentNodesAreLost(), brain=Brain(fold=deaf_to_silence))
+
+
+def test_a_brain_that_believes_what_is_told_of_an_attempt_that_is_over_is_found() -> None:
+    channel = Loss(drop=0.0, duplicate=0.0, delay=0.0, max_delay_us=SECOND_US, echo=0.9)
+    example = replace(EXAMPLE, loss=channel)
+    auditor = OldFactsChangeNothing()
+    play(example, auditor)
+    assert auditor.num_old > 10
+    with pytest.raises(AssertionError, match="heard of WorkerFailed"):
+        play(example, OldFactsChangeNothing(), brain=Brain(fold=believe_anything))
 
 
 def test_a_ledger_that_loses_a_microsecond_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,27 @@ from behemoth.reconcile.journal import audit, decode_lines, effects_of, encode_l
 from behemoth.state.config import RunConfig
 from behemoth.state.evidence import Decided, Evidence, RunOpened
 from behemoth.state.observation import Observation, indexes_of
-from behemoth.testing.strategies import decided, evidences, run_configs
+from behemoth.testing.strategies import (
+    bad_channels,
+    calms,
+    decided,
+    evidences,
+    run_configs,
+    shortages,
+    silences,
+    struggles,
+)
 from property.audit import (
     AgainChangesNothing,
+    EvictedBeforeReplaced,
     IncrementalEqualsFullScan,
     LedgerCloses,
     NeverStopsWhatCanGoOn,
     NothingCommittedIsLost,
+    NothingIsSleptThrough,
+    OldFactsChangeNothing,
     OneAttemptActs,
+    SilentNodesAreLost,
     SlotsAreInjective,
 )
 from property.played import SETTLE_US, Example, examples, history_of, play
@@ -33,7 +46,30 @@ from property.played import SETTLE_US, Example, examples, history_of, play
 
 @given(examples(with_asks=True))
 def test_no_node_ever_has_two_holders(example: Example) -> None:
-    play(example, SlotsAreInjective())
+    play(example, SlotsAreInjective(), EvictedBeforeReplaced())
+
+
+@given(examples(with_asks=True, mishaps=silences()))
+def test_nobody_stays_silent_for_longer_than_the_limit_and_is_still_counted_on(example: Example) -> None:
+    play(example, SilentNodesAreLost())
+
+
+@given(examples(with_asks=True, losses=bad_channels(), mishaps=struggles()))
+def test_what_is_told_of_an_attempt_or_a_save_that_is_over_changes_nothing(example: Example) -> None:
+    play(example, OldFactsChangeNothing())
+
+
+@settings(max_examples=360)
+@given(
+    examples(
+        with_asks=True,
+        configs=run_configs(total_steps=(25, 120), node_wait_s=(15, 900)),
+        losses=bad_channels(),
+        mishaps=st.one_of(shortages(), calms(), silences()),
+    )
+)
+def test_nothing_that_silence_brings_about_is_slept_through(example: Example) -> None:
+    play(example, NothingIsSleptThrough())
 
 
 @given(examples(with_asks=True))
@@ -47,7 +83,7 @@ def test_applying_and_deciding_again_changes_nothing(example: Example) -> None:
     play(example, AgainChangesNothing())
 
 
-@given(examples(max_failures=1_000))
+@given(examples(configs=run_configs(max_failures=1_000)))
 def test_when_faults_cease_the_run_settles_and_succeeds(example: Example) -> None:
     history = history_of(example)
     history.begin()
@@ -62,7 +98,7 @@ def test_when_faults_cease_the_run_settles_and_succeeds(example: Example) -> Non
     assert history.body.num_decided - decided_before < 2_000
 
 
-@given(examples())
+@given(examples(mishaps=struggles()))
 def test_a_run_that_can_go_on_is_never_stopped(example: Example) -> None:
     play(example, NeverStopsWhatCanGoOn())
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from behemoth.reconcile.journal import audit, decode_lines
+from behemoth.testing.strategies import run_configs
 from property.audit import all_auditors
 from property.played import SETTLE_US, Example, examples, history_of
 
@@ -40,7 +41,7 @@ def test_every_property_holds_with_wishes_of_the_operator(example: Example) -> N
 @pytest.mark.longer
 @pytest.mark.timeout(900)
 @_SEARCH
-@given(examples(max_failures=1_000, max_mishaps=25))
+@given(examples(configs=run_configs(max_failures=1_000), max_mishaps=25))
 def test_every_run_succeeds_in_the_end(example: Example) -> None:
     history = history_of(example)
     history.begin()
