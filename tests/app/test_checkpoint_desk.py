@@ -12,6 +12,7 @@ from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
+from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.state.evidence import Committed, Evidence, SaveFailed
 from behemoth.testing.faults import FaultyStore
@@ -105,6 +106,7 @@ class Refusing(FaultyStore):
 def test_a_store_that_was_exchanged_during_the_run_is_neither_committed_to_nor_cleaned() -> None:
     store, told = MemoryStore(), list[Evidence]()
     receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1, write_id="a1-1")
+    take(store, Owner.of_run(RunUid("theirs"), name="other", directory="/elsewhere"), url="/x")
     before = {info.key for info in store.list("")}
     desk = CheckpointDesk(
         store, run_name="run", run_uid=RunUid("mine"), url="/x", clock=ManualClock(now_us=1), tell=told.append
@@ -120,5 +122,5 @@ def test_a_store_that_was_exchanged_during_the_run_is_neither_committed_to_nor_c
     desk.close()
     (failed,) = told
     assert isinstance(failed, SaveFailed)
-    assert "expected it to be this run's" in failed.reason
+    assert "got that of run/other in /elsewhere" in failed.reason
     assert {info.key for info in store.list("")} == before

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.app.run_directory import RunDirectory, Term, existing
-from behemoth.app.start_run import claim
+from behemoth.app.start_run import claim, refuse_copy
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import Epoch
 from behemoth.spec.decode import decode_run
@@ -150,12 +150,34 @@ def test_a_directory_with_somebody_elses_files_is_refused_and_left_alone(tmp_pat
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_a_beginning_that_was_cut_off_before_the_identity_is_taken_up(tmp_path: Path) -> None:
-    for name in ("lock", "run.yaml", ".run.yaml.new"):
-        (tmp_path / name).write_text("half")
-    (tmp_path / "logs").mkdir()
+def test_a_beginning_that_was_cut_off_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    (tmp_path / ".identity.json.new").write_text("half")
     claim(run(), tmp_path).directory.close()
-    assert existing(tmp_path).identity() is not None
+    first = existing(tmp_path).identity()
+    (tmp_path / "run.yaml").unlink()  # as if killed between the identity and the document
+    claim(run(), tmp_path).directory.close()
+    assert (tmp_path / "run.yaml").exists()
+    assert existing(tmp_path).identity() != first
+
+
+def test_a_run_that_has_begun_keeps_its_identity_whatever_is_removed(tmp_path: Path) -> None:
+    claim(run(), tmp_path).directory.close()
+    (tmp_path / "evidence.jsonl").write_bytes(b"{}\n")
+    (tmp_path / "run.yaml").unlink()
+    with pytest.raises(FileNotFoundError):
+        claim(run(), tmp_path)
+
+
+def test_a_copy_of_a_directory_is_told_from_one_that_was_moved(tmp_path: Path) -> None:
+    place = claim(run(), tmp_path / "first")
+    place.directory.close()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    with pytest.raises(Conflict, match=r"got a copy of .*first"):
+        refuse_copy(place.identity, tmp_path / "copy", tmp_path / "first")
+    refuse_copy(place.identity, tmp_path / "first", tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    refuse_copy(place.identity, tmp_path / "moved", tmp_path / "first")
 
 
 def test_a_relative_store_means_where_the_run_began_wherever_it_is_resumed(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,6 +17,7 @@ from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, 
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.paths import commit_key, rejected_key
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, save, toy_layout, write_all_ranks
@@ -210,3 +213,20 @@ def test_a_receipt_of_another_version_or_with_a_wrong_crc_is_refused() -> None:
 def test_a_step_or_write_id_that_makes_no_key_is_refused(step: int, write_id: str) -> None:
     with pytest.raises(Invalid, match="expected a step of"):
         rejected_key(Step(step), WriteId(write_id))
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+def test_a_shard_that_was_taken_away_after_it_was_written_is_not_made_again_as_zeros(
+    tmp_path: Path, is_short: bool
+) -> None:
+    store, layout = LocalStore(tmp_path), toy_layout()
+    receipts = write_all_ranks(store, layout, logical_arrays(layout, 1), step=1)
+    (shard,) = tmp_path.glob("steps/*/model/norm/c/0")
+    if is_short:
+        os.truncate(shard, 7)
+    else:
+        shard.unlink()
+    with pytest.raises(Corrupt, match="'model/norm': expected the file of"):
+        commit_receipts(store, layout, receipts, step=1)
+    assert latest(store) is None
+    store.close()

@@ -39,7 +39,7 @@ def test_a_program_that_fails_at_import_is_stopped_with_its_error(tmp_path: Path
 def test_a_program_that_raises_at_the_same_step_thrice_is_stopped_with_its_last_line(tmp_path: Path) -> None:
     with unlucky(tmp_path, "fault.unlucky:raises_at_step_three") as stage:
         assert "ValueError: the third batch has a negative length" in failed(stage)
-        # An attempt that was seen a step further than those before it counts as progress, and two steps can be completed.
+        # An attempt that was seen a step further than those before it counts as progress: two steps can be completed.
         assert 3 <= len(stage.events("Starting")) <= 3 + 2
         assert "ValueError" in (stage.directory / "logs/attempt-0003/rank-00000.log").read_text()
         assert "hint:" in stage.told()
@@ -118,3 +118,13 @@ def test_ranks_of_two_nodes_that_declare_different_arrays_are_stopped_before_the
 def test_a_program_that_misuses_the_sdk_is_told_how(tmp_path: Path, entrypoint: str, told: str) -> None:
     with unlucky(tmp_path, f"fault.unlucky:{entrypoint}", failures=1) as stage:
         assert told in failed(stage)
+
+
+def test_a_program_with_a_loop_of_its_own_open_files_and_idle_pools_ends_as_any_python_program(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:left_open") as stage:
+        stage.environment["UNLUCKY_FOLDER"] = str(tmp_path)
+        stage.start()
+        assert stage.finish()["outcome"] == "succeeded"
+        assert stage.events("WorkerFailed", "Hung") == []
+        assert len(stage.events("Committed")) >= 2
+        assert [path.read_text() for path in tmp_path.glob("left-open-*")] == ["the last line\n"] * 2

@@ -9,7 +9,9 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -161,3 +163,34 @@ def saves_ahead() -> None:
 def joins_twice() -> None:
     join()
     join()
+
+
+def left_open() -> None:
+    """An idle pool, a file that nobody closes, and a loop that is left for one of the program's own."""
+    pool = ThreadPoolExecutor(2)
+    pool.submit(time.sleep, 0)
+    KEPT_POOLS.append(pool)
+    file = Path(os.environ["UNLUCKY_FOLDER"], f"left-open-{os.environ['RANK']}").open("w")  # noqa: SIM115
+    KEPT_FILES.append(file)
+    file.write("the last line\n")
+    run = join()
+    weight = np.zeros(8, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape)
+    first = run.restore(state)
+    for step in run.steps(first):
+        if step == first + 3:
+            break
+        run.fence()
+        weight += step
+        run.save(step, state)
+    for step in range(first + 3, (run.total_steps or 0) + 1):
+        time.sleep(0.01)
+        run.fence()
+        weight += step
+        run.report(step)
+        run.save(step, state)
+
+
+KEPT_POOLS: list[ThreadPoolExecutor] = []
+KEPT_FILES: list[TextIO] = []

@@ -18,7 +18,7 @@ from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.owner import require_own
+from behemoth.checkpoint.owner import refuse_other, require_own
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -57,6 +57,7 @@ class CheckpointDesk:
         A damaged record is rejected, or its step could never be committed again. So is what the journal calls
         `rejected`: the process may have died between that line and the store. Raises Invalid when the newest commit
         was written by a newer release: going on from an older one would fork the run."""
+        self._check_owner()
         intact: list[CommitRef] = []
         bad: list[commit_log.BadCommit] = []
         for found in commit_log.commits(self._store):
@@ -133,7 +134,9 @@ class CheckpointDesk:
             require_own(self._store, self._run_uid, url=self._url)
 
     def _clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
-        self._check_owner()
+        """Also where the object that says whose the store is has gone: saves that fail must not fill the disk."""
+        if self._run_uid is not None:
+            refuse_other(self._store, self._run_uid, url=self._url)
         execute(self._store, plan_gc(self._store, in_flight=in_flight))
 
     def _reject(self, ref: CommitRef, reason: str) -> None:
@@ -146,6 +149,7 @@ class CheckpointDesk:
         """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it."""
         if not self._to_reject:
             return
+        self._check_owner()
         for found in commit_log.commits(self._store):
             if found.step is not None and found.step in self._to_reject:
                 commit_log.reject(self._store, found, self._to_reject[found.step])

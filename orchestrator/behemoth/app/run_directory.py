@@ -28,7 +28,7 @@ from behemoth.base.ids import Epoch, RunUid
 
 SECRET_BYTES = 32
 
-_FIRST_NAMES = {"lock", "logs", "run.yaml", ".run.yaml.new", ".identity.json.new"}
+_FIRST_NAMES = {"lock", "logs", ".identity.json.new"}
 """What there may be before a directory has its identity."""
 
 T = TypeVar("T")
@@ -79,11 +79,12 @@ class RunDirectory:
         self._check_ours()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.logs.mkdir(exist_ok=True)
             if not os.access(self.logs, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)} for its folder logs")
-            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
+            self.close()
             raise refusal(self.path, "create the run directory", error) from error
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,6 +137,10 @@ class RunDirectory:
     def identity(self) -> Identity | None:
         """None in a fresh directory. Raises Corrupt when the file is not what was written."""
         return _read(self._identity, Identity)
+
+    def is_beginning(self) -> bool:
+        """Whether a start was cut off between identity and document: nothing has happened under that identity."""
+        return not self.document.exists() and not self.journal.exists()
 
     def found(self, name: str, store: str | None) -> Identity:
         """Makes this directory that of a new run, for ever; `store` as in `Identity`."""

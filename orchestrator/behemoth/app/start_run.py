@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from behemoth.app.run_directory import Identity, RunDirectory, Term
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Epoch, NodeId
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
@@ -58,13 +58,37 @@ def node_names(run: TrainingRun) -> list[NodeId]:
     return [NodeId(f"node-{number}") for number in range(run.nodes.count + run.nodes.spares)]
 
 
+def refuse_copy(identity: Identity, here: Path, first: Path) -> None:
+    """Raises Conflict when `here` is a copy of `first`, which is still there: both would act on one store as one run.
+
+    A directory that was moved is no copy: nothing is left where it was."""
+    if first == here or not _is_of(first, identity):
+        return
+    if os.path.samefile(first, here):
+        return
+    raise Conflict(
+        f"run directory {here}: expected the only one of run/{identity.name}, got a copy of {first}",
+        hint=f"go on with --dir {first}, or start a run of its own in an empty directory",
+        code="run-copied",
+    )
+
+
+def _is_of(directory: Path, identity: Identity) -> bool:
+    try:
+        found = RunDirectory(directory).identity()
+    except BehemothError:
+        return False
+    return found is not None and found.run_uid == identity.run_uid
+
+
 def _identify(run: TrainingRun, directory: RunDirectory, vet: Callable[[str], None]) -> Identity:
     identity = directory.identity()
-    if identity is None:
+    if identity is None or directory.is_beginning():
         store = _named_store(run)
         vet(store or _own_store(directory))
+        identity = directory.found(run.name, store)
         directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
-        return directory.found(run.name, store)
+        return identity
     former = decode_run(directory.document.read_bytes(), source=str(directory.document))
     changes = difference(former, run)
     if changes:

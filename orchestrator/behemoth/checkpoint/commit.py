@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from behemoth.base.errors import Corrupt
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
@@ -76,6 +77,7 @@ def commit(
 
 def _complete(store: ObjectStore, prefix: str, layout: Layout, proof: Proof) -> bytes:
     """Write what no rank could: ends of shared chunks, shard indexes, metadata; make it durable. Returns the index."""
+    _require_shards(store, prefix, layout)
     keys: list[str] = []
     tails: dict[int, list[Part]] = {position: [] for position in range(len(layout.arrays))}
     for shared in proof.shared:
@@ -98,6 +100,20 @@ def _complete(store: ObjectStore, prefix: str, layout: Layout, proof: Proof) -> 
         keys.append(key)
     seal_all(store, keys)
     return index
+
+
+def _require_shards(store: ObjectStore, prefix: str, layout: Layout) -> None:
+    """A shard that somebody has taken away since its ranks wrote it must not be made again as zeros."""
+    sizes = {info.key: info.size_bytes for info in store.list(prefix)}
+    for path, grid in zip(layout.paths, grids(layout), strict=True):
+        size_bytes = sizes.get(f"{prefix}/{path}/{grid.chunk_key}")
+        if size_bytes != grid.file_bytes:
+            got = "none" if size_bytes is None else f"one of {size_bytes} bytes"
+            raise Corrupt(
+                f"array {grid.spec.name!r}: expected the file of {grid.file_bytes} bytes that ranks wrote, got {got}",
+                hint="somebody else cleans up in this store",
+                code="shard-gone",
+            )
 
 
 def _tail(grid: Grid, chunk: int, data_crc: int, data_bytes: int) -> Part:

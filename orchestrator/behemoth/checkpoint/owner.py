@@ -95,7 +95,8 @@ def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
     if owner is None:
         raise Conflict(
             f"checkpoint store {url}: expected it to be this run's, got one that says nothing ({OWNER_KEY} is gone)",
-            hint="the store was removed or exchanged while the run was going on; start the same file again",
+            hint="it was removed or exchanged while the run was going on: put it back, or stop this run, remove what "
+            "is left of the store, and start again",
             code=OWNED,
         )
     if owner.run_uid != run_uid:

@@ -54,12 +54,19 @@ class _Session:
         self.reporter = Reporter(peer)
         self.saver: Saver | None = None
         self.is_standing = False
+        self.has_ended = False
 
     def enter(self, phase: WorkPhase) -> None:
         self.reporter.enter(phase, timeout_s=self.limit_s)
 
     def tell(self, message: object) -> None:
         self.peer.send(message, timeout_s=self.limit_s)
+
+    def tell_end(self) -> None:
+        """Tell once that no step is left, so that the end of this process is no fault."""
+        if not self.has_ended:
+            self.has_ended = True
+            self.tell(StepsEnded())
 
     def stand(self, step: Step) -> None:
         """Tell once that the rank has its state."""
@@ -148,12 +155,14 @@ class Run:
         for step in range(first + 1, limit + 1):
             self._begin_step()
             self._step = step
-            yield step
-            self._step = None
+            try:
+                yield step
+            finally:
+                self._step = None  # the program may leave the loop, and go on by itself
             if self._end_step(Step(step)):
                 break
         if self._session is not None:
-            self._session.tell(StepsEnded())
+            self._session.tell_end()
 
     def fence(self, *, updates: bool = True) -> None:
         """Call it once in every step, before the optimizer changes what was saved: blocks until the copy of an earlier
@@ -201,6 +210,8 @@ class Run:
         if not self._session.reporter.has_reported(completed):
             self.report(completed)
         self._session.saver.save(completed)
+        if self._session.saver.has_ended:
+            self._session.tell_end()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -121,7 +121,7 @@ class Saver:
         self._done(step)
         if self._has_update:
             self._has_update, self._updated_step = False, step
-        self.poll()
+        self.pass_step(Step(step - 1))  # a program without steps() passes them here
         if step >= self._total_steps:
             self._enter("save")
             self._save_last(step, started_ns)

@@ -28,7 +28,7 @@ from behemoth.app.journal_file import JournalFile
 from behemoth.app.lineage import require_lineage
 from behemoth.app.machines import Machines
 from behemoth.app.snapshot import Snapshot, snapshot
-from behemoth.app.start_run import RunPlace, begin_term, claim, node_names
+from behemoth.app.start_run import RunPlace, begin_term, claim, node_names, refuse_copy
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
@@ -96,7 +96,7 @@ class LocalRun:
             await asyncio.to_thread(_settle, place, store, history.observation)
             history = await self._lead(place, store, journal, history)
             self._is_over = True
-            await asyncio.to_thread(remove_rubbish, store)
+            await asyncio.to_thread(_clean_up, place, store)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
             cancelled = self._stop_reading.is_set
@@ -268,13 +268,22 @@ def _vet(store_url: str) -> None:
 def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> None:
     """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
     url, identity = place.store_url, place.identity
+    directory = place.directory.path.absolute()
     refuse_other(store, identity.run_uid, url=url)
+    owner = read_owner(store)
+    if owner is not None and identity.store is not None:  # a copy with its own store harms nobody
+        refuse_copy(identity, directory, Path(owner.directory))
     require_lineage(store, former, url=url)
-    if read_owner(store) is not None:  # rubbish of saves that were cut off may be what fills the disk
+    if owner is not None:  # rubbish of saves that were cut off may be what fills the disk
         remove_rubbish(store)
     probe(url)
-    directory = str(place.directory.path.absolute())
-    take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=directory), url=url)
+    take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=str(directory)), url=url)
+
+
+def _clean_up(place: RunPlace, store: ObjectStore) -> None:
+    """Raises Conflict when the place has become another run's meanwhile: its rubbish and its summary are not ours."""
+    refuse_other(store, place.identity.run_uid, url=place.store_url)
+    remove_rubbish(store)
 
 
 def _post(running: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:

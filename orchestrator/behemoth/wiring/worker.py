@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import gc
 import importlib
+import io
 import os
 import signal
 import socket
@@ -52,16 +54,21 @@ def _ended(job: Job) -> int:
 
 def _leave(code: int) -> NoReturn:
     """What Python does at the end of a program: wait for its threads, run exit handlers, write what is buffered."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
     try:
+        threading._shutdown()  # type: ignore[attr-defined]  # with the hooks that end the threads of idle pools
         atexit._run_exitfuncs()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or replaced by something else
-                stream.flush()
+        _flush_all()
         os._exit(code & 0xFF)
+
+
+def _flush_all() -> None:
+    """Standard output and error, and every file that the program left open; text first: it writes into buffers."""
+    left = gc.get_objects()
+    for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
+        for file in [sys.stdout, sys.stderr, *(one for one in left if type(one) is kind)]:
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or replaced by something else
+                file.flush()
 
 
 def _work(job: Job) -> int:
