@@ -2,13 +2,14 @@
 
 Going through the staging memory would copy each byte once more. The store process has opened the commit, checked its
 metadata, and says where the files are; here they are mapped, and each chunk is checked and copied into place block by
-block, while a block is in the core's cache: half the time of read(2) from the same pages. Nothing is written, and the
+block, while a block is in the core's cache: faster than read(2) from the same pages. Nothing is written, and the
 staging memory is left alone. Neighbours: `reader`, which fills staging memory from any store, `staging`, which copies
 out of that memory, and the SDK as the caller.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -30,6 +31,9 @@ BATCH_SPANS = 16
 """Chunks of one array that a thread reads through one mapping: 128 MiB at most."""
 MADV_POPULATE_READ = 22
 """Of madvise(2), since Linux 5.14; Python 3.11 does not name it."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Buffer], *, threads: int = 1) -> None:
@@ -103,15 +107,16 @@ def _mapped(path: str, grid: Grid) -> mmap.mmap:
 def _populate(mapped: mmap.mmap, start: int, num_bytes: int) -> None:
     """Bring these bytes in. A disk that cannot read them is an OSError here, and would be a SIGBUS at the first touch.
 
-    Kernels before 5.14 do not know how: an OSError too, since nobody may die of a bad disk.
+    Kernels before 5.14 do not know how: an OSError too, since nobody may die of a bad disk. Through ctypes, because
+    `mmap.madvise` holds the interpreter lock all the while: 0.1 s of 4 GiB in files of 64 MiB.
     """
     first = start - start % mmap.PAGESIZE
-    try:
-        mapped.madvise(MADV_POPULATE_READ, first, start + num_bytes - first)
-    except OSError as error:
-        if error.errno == errno.EFAULT:  # what the kernel calls an I/O error here
-            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-        raise
+    address = np.frombuffer(mapped, np.uint8).ctypes.data + first
+    if _libc.madvise(address, start + num_bytes - first, MADV_POPULATE_READ) == 0:
+        return
+    error = ctypes.get_errno()
+    number = errno.EIO if error == errno.EFAULT else error  # EFAULT is what the kernel calls an I/O error here
+    raise OSError(number, os.strerror(number))
 
 
 def _damaged(path: str, grid: Grid, chunk: int) -> Corrupt:
