@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
+from behemoth.checkpoint.framing import read_listed
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -171,14 +172,7 @@ def _read(store: ObjectStore, info: ObjectInfo) -> bytes | None:
     """None when the object went after it was listed."""
     if info.size_bytes > MAX_RECORD_BYTES:
         raise Corrupt(f"commit {info.key!r}: expected at most {MAX_RECORD_BYTES} bytes, got {info.size_bytes}")
-    if info.size_bytes == 0:
-        return b""
-    data = bytearray(info.size_bytes)
-    try:
-        store.read_into(info.key, offset_bytes=0, into=data)
-    except NotFound:
-        return None
-    return bytes(data)
+    return read_listed(store, info)
 
 
 def _rejected(store: ObjectStore) -> frozenset[str]:

@@ -118,12 +118,9 @@ class Grid:
             whole.reshape(-1, per_cut, behind)[:, -1, :] = self._tail * self._row_elements * self.spec.itemsize
         return whole
 
-    def meeting(self, box: Box, flat: Interval | None = None) -> Meeting:
-        """The chunks that a box which some rank holds meets; with `flat`, only within those elements of the box."""
-        start, stop = flat if flat is not None else (0, math.prod(end - begin for begin, end in box))
-        if start >= stop:
-            nothing = np.zeros(0, dtype=np.int64)
-            return Meeting(nothing, nothing, nothing, nothing)
+    def meeting(self, box: Box, flat: Interval) -> Meeting:
+        """The chunks that elements `flat` (at least one, in C order) of a box which some rank holds meet."""
+        start, stop = flat
         cut, row, size = self.cut_dim, self._row_elements, self.chunk_shape[self.cut_dim] if box else 1
         low, high = box[cut] if box else (0, 1)
         per_outer = (high - low) * row

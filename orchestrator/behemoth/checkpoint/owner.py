@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Invalid, Timeout, Unavailable
 from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
-from behemoth.checkpoint.framing import framed, unframed
+from behemoth.checkpoint.framing import framed, read_listed, unframed
 from behemoth.checkpoint.paths import OWNER, OWNER_KEY
 from behemoth.ports import ObjectInfo, ObjectStore
 
@@ -81,26 +81,24 @@ def read_owner(store: ObjectStore) -> Owner | None:
         raise Corrupt(f"{OWNER_KEY}: {error.message}", hint=hint, code=error.code) from error
 
 
-def refuse_other(store: ObjectStore, run_uid: RunUid | None, *, url: str) -> None:
-    """Raises Conflict when the store belongs to another run than this one (None: one that has yet to begin), and what
-    `read_owner` raises. Reads only."""
+def refuse_other(store: ObjectStore, run_uid: RunUid | None, *, url: str) -> Owner | None:
+    """What says whose the store is, if anything does. Raises Conflict when it belongs to another run than this one
+    (None: one that has yet to begin), and what `read_owner` raises. Reads only."""
     owner = read_owner(store)
     if owner is not None and owner.run_uid != run_uid:
         raise _owned_by(owner, url=url)
+    return owner
 
 
 def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
     """Raises Conflict unless the store still belongs to this run, which has taken it; asked before a leader writes."""
-    owner = read_owner(store)
-    if owner is None:
+    if refuse_other(store, run_uid, url=url) is None:
         raise Conflict(
             f"checkpoint store {url}: expected it to be this run's, got one that says nothing ({OWNER_KEY} is gone)",
             hint="it was removed or exchanged while the run was going on: put it back, or stop this run, remove what "
             "is left of the store, and start again",
             code=OWNED,
         )
-    if owner.run_uid != run_uid:
-        raise _owned_by(owner, url=url)
 
 
 def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
@@ -139,11 +137,4 @@ def _read(store: ObjectStore, info: ObjectInfo) -> bytes | None:
         raise Corrupt(
             f"{OWNER_KEY}: expected at most {MAX_OWNER_BYTES} bytes, got {info.size_bytes}", code="owner-rubbish"
         )
-    if info.size_bytes == 0:
-        return b""
-    data = bytearray(info.size_bytes)
-    try:
-        store.read_into(info.key, offset_bytes=0, into=data)
-    except NotFound:
-        return None
-    return bytes(data)
+    return read_listed(store, info)

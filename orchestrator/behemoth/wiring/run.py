@@ -33,7 +33,7 @@ from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Epoch, NodeId
-from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
+from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.ports import ObjectStore, Runtime
@@ -269,8 +269,7 @@ def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> 
     """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
     url, identity = place.store_url, place.identity
     directory = place.directory.path.absolute()
-    refuse_other(store, identity.run_uid, url=url)
-    owner = read_owner(store)
+    owner = refuse_other(store, identity.run_uid, url=url)
     if owner is not None and identity.store is not None:  # a copy with its own store harms nobody
         refuse_copy(identity, directory, Path(owner.directory))
     require_lineage(store, former, url=url)

@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
     """Returns the exit code of the fork server; a worker that was forked from it does not return."""
     fd, agent_pid = int(argv[0]), int(argv[1])
     tie_to_agent(agent_pid)
-    faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True, chain=False)  # imports may hang
+    # Imports may hang too. Workers inherit it, and what they have as standard error by then.
+    faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True, chain=False)
     # Imported before the first fork, so that a worker finds the SDK and what it needs warm; and once the tie holds,
     # since a process that is stopped while it imports must die with its agent too.
     importlib.import_module("behemoth.sdk")
@@ -75,7 +76,6 @@ def _work(job: Job) -> int:
     """Run the program."""
     if job.entrypoint is None:
         _execute(job.argv)
-    faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True, chain=False)
     faulthandler.enable(file=sys.stderr, all_threads=True)
     assert job.entrypoint is not None
     sys.argv = [job.entrypoint]
