@@ -5,11 +5,13 @@
 One process, one rank. Everybody saves the same float32 arrays, from and to the same warm buffers, and a save lasts from
 the call until bytes and names are durable (fsync of every file, then of every directory). Ours is stage, write and
 commit, with a real store process that writes while it is staged; its peers are synchronous. Restore reads into the
-same buffers: cold (everybody's pages dropped), cached (dropped, then read through twice), and just saved.
-There peers find their files in the page cache; ours restores from the node's memory, where the save has left its
-copy, and once more as if that memory were lost, which reads the disk since ours writes past the page cache. `read` is
-what the store process does for a restore, `unstage` what the rank does: a copy out of staging memory, or, when the
-files are cached, reading them itself. Ours checks every CRC on the way, DCP and safetensors have none;
+same buffers, in the three states that a run meets: just saved, cold (everybody's pages dropped), and again, right
+after the cold one. Just saved and again, peers find their files in the page cache, ours finds the node's memory, where
+save and cold restore have left a copy. Two more states are those of a node whose agent died with that memory while the
+page cache lived on: just saved, where ours reads the disk since it writes past the page cache, and cached, after the
+files were dropped and read through twice in one way for everybody. `read` is what the store process does for a
+restore, `unstage` what the rank does: a copy out of staging memory, or, when the files are cached, reading them
+itself. Ours checks every CRC on the way, DCP and safetensors have none;
 `safetensors+crc` has them added. `stage` is the part of our save that blocks training, beside a plain copy of the
 same bytes into the same warm memory. `cpu` is user + system seconds of all processes, which other load on the machine
 blurs less than wall time.
@@ -59,7 +61,10 @@ LAYER_SHAPES = {
 NUM_LAYERS = 16
 Shapes = Mapping[str, tuple[int, ...]]
 DAMAGE = np.uint32(0xDEADBEEF)
-JUST_SAVED, MEMORY_LOST = "just saved", "just saved, memory lost"
+JUST_SAVED, COLD, AGAIN = "just saved", "cold", "again"
+SAVED_LOST, CACHED_LOST = "agent lost, just saved", "agent lost, cached"
+STATES = (JUST_SAVED, COLD, AGAIN, SAVED_LOST, CACHED_LOST)
+RESTORE_METRICS = ("restore", "restore cpu")
 
 
 class Ours:
@@ -222,24 +227,33 @@ def _our_round(ours: Ours, arrays: Arrays, folder: Path) -> Mapping[str, float]:
     ours.copy()  # the peers before have pushed this memory out of caches and page tables
     saved = _with_cpu("save", ours.save, ours.cpu_s)
     copied = ours.copy()
-    remembered = _with_cpu(
-        "restore", lambda: _damaged_and_restored(arrays, lambda: ours.restore(is_remembered=True)), ours.cpu_s
-    )
-    restored = _restored(arrays, folder, lambda: ours.restore(is_remembered=False), ours.cpu_s)
+
+    def restored(state: str, *, is_remembered: bool) -> Mapping[str, float]:
+        return _restored(arrays, state, lambda: ours.restore(is_remembered=is_remembered), ours.cpu_s)
+
+    samples = {**saved, "copy": copied}
+    samples |= restored(JUST_SAVED, is_remembered=True)
+    samples |= restored(SAVED_LOST, is_remembered=False)
+    _each_file(folder, _drop)
+    samples |= restored(COLD, is_remembered=False)
+    samples |= restored(AGAIN, is_remembered=True)
+    _each_file(folder, _cache)
+    samples |= restored(CACHED_LOST, is_remembered=False)
     shutil.rmtree(folder)
-    lost = {f"{name}, {MEMORY_LOST}": restored.pop(f"{name}, {JUST_SAVED}") for name in remembered}
-    held = {f"{name}, {JUST_SAVED}": seconds for name, seconds in remembered.items()}
-    return {**saved, "copy": copied, **restored, **held, **lost}
+    return samples
 
 
 def _peer_round(peer: Peer, arrays: Arrays, root: Path) -> Callable[[], Mapping[str, float]]:
     def run() -> Mapping[str, float]:
         folder = root / peer.name
-        saved = _with_cpu("save", lambda: _timed("save", lambda: peer.save(arrays, folder)))
-        restored = _restored(arrays, folder, lambda: _timed("restore", lambda: peer.restore(arrays, folder)))
+        samples = dict(_with_cpu("save", lambda: _timed("save", lambda: peer.save(arrays, folder))))
+        for state, prepare in ((JUST_SAVED, None), (COLD, _drop), (AGAIN, None), (CACHED_LOST, _cache)):
+            if prepare is not None:
+                _each_file(folder, prepare)
+            samples |= _restored(arrays, state, lambda: _timed("restore", lambda: peer.restore(arrays, folder)))
         shutil.rmtree(folder)
-        just_saved = {name: restored[f"{name}, {JUST_SAVED}"] for name in ("restore", "restore cpu")}
-        return {**saved, **restored, **{f"{name}, {MEMORY_LOST}": value for name, value in just_saved.items()}}
+        just_saved = {f"{metric}, {SAVED_LOST}": samples[f"{metric}, {JUST_SAVED}"] for metric in RESTORE_METRICS}
+        return samples | just_saved
 
     return run
 
@@ -260,16 +274,10 @@ def _with_cpu(metric: str, work: Round, elsewhere_s: Callable[[], float] = lambd
 
 
 def _restored(
-    arrays: Arrays, folder: Path, restore: Round, elsewhere_s: Callable[[], float] = lambda: 0.0
+    arrays: Arrays, state: str, restore: Round, elsewhere_s: Callable[[], float] = lambda: 0.0
 ) -> dict[str, float]:
-    """Seconds of a restore from each state of the page cache."""
-    samples: dict[str, float] = {}
-    for state, prepare in ((JUST_SAVED, None), ("cold", _drop), ("cached", _cache)):
-        if prepare is not None:
-            _each_file(folder, prepare)
-        seconds = _with_cpu("restore", lambda: _damaged_and_restored(arrays, restore), elsewhere_s)
-        samples |= {f"{metric}, {state}": value for metric, value in seconds.items()}
-    return samples
+    seconds = _with_cpu("restore", lambda: _damaged_and_restored(arrays, restore), elsewhere_s)
+    return {f"{metric}, {state}": value for metric, value in seconds.items()}
 
 
 def _each_file(folder: Path, work: Callable[[int], None]) -> None:
@@ -312,11 +320,10 @@ def _damaged_and_restored(arrays: Arrays, restore: Callable[[], Mapping[str, flo
 def _rows(samples: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
     ours = samples["behemoth"]
     names = [name for name in samples if name != "behemoth"]
-    states = (JUST_SAVED, "cold", "cached", MEMORY_LOST)
-    metrics = ("save", "save cpu", *(f"{what}, {state}" for state in states for what in ("restore", "restore cpu")))
+    metrics = ("save", "save cpu", *(f"{metric}, {state}" for state in STATES for metric in RESTORE_METRICS))
     rows = [beside(metric, "s", ours[metric], name, samples[name][metric]) for metric in metrics for name in names]
     rows.append(beside("stage (blocks training)", "s", ours["stage"], "memcpy", ours["copy"]))
-    phases = ("write", "commit", *(f"{what}, {state}" for state in states for what in ("read", "unstage")))
+    phases = ("write", "commit", *(f"{what}, {state}" for state in STATES for what in ("read", "unstage")))
     return rows + [alone(f"  of which {phase}", "s", ours[phase]) for phase in phases]
 
 
