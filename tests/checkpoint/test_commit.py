@@ -15,7 +15,8 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotF
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
-from behemoth.checkpoint.paths import commit_key, rejected_key
+from behemoth.checkpoint.names import groups_of
+from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, FaultyStore, every_death
@@ -216,17 +217,30 @@ def test_a_step_or_write_id_that_makes_no_key_is_refused(step: int, write_id: st
 
 
 @pytest.mark.parametrize("is_short", [False, True])
-def test_a_shard_that_was_taken_away_after_it_was_written_is_not_made_again_as_zeros(
-    tmp_path: Path, is_short: bool
+@pytest.mark.parametrize("name", ["model/norm/c/0", "model/norm/zarr.json"])
+def test_what_was_taken_away_after_ranks_wrote_it_is_neither_made_again_as_zeros_nor_missed(
+    tmp_path: Path, name: str, is_short: bool
 ) -> None:
     store, layout = LocalStore(tmp_path), toy_layout()
     receipts = write_all_ranks(store, layout, logical_arrays(layout, 1), step=1)
-    (shard,) = tmp_path.glob("steps/*/model/norm/c/0")
+    (file,) = tmp_path.glob(f"steps/*/{name}")
     if is_short:
-        os.truncate(shard, 7)
+        os.truncate(file, 7)
     else:
-        shard.unlink()
-    with pytest.raises(Corrupt, match="'model/norm': expected the file of"):
+        file.unlink()
+    with pytest.raises(Corrupt, match=f"{name}: expected one of .* bytes that ranks wrote, got"):
         commit_receipts(store, layout, receipts, step=1)
     assert latest(store) is None
     store.close()
+
+
+def test_ranks_write_all_of_an_array_and_the_leader_adds_only_groups_and_index() -> None:
+    store, layout = MemoryStore(), toy_layout()
+    receipts = write_all_ranks(store, layout, logical_arrays(layout, 1), step=1)
+    of_ranks = {info.key for info in store.list("steps")}
+    commit_receipts(store, layout, receipts, step=1)
+    prefix = step_prefix(Step(1), WriteId("a1-1"))
+    of_leader = {info.key.removeprefix(f"{prefix}/") for info in store.list("steps")} - {
+        key.removeprefix(f"{prefix}/") for key in of_ranks
+    }
+    assert of_leader == {INDEX, METADATA, *(f"{group}/{METADATA}" for group in groups_of(layout.paths))}

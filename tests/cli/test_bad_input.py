@@ -66,6 +66,7 @@ def test_malformed_yaml_is_told_with_line_and_column(tmp_path: Path, capsys: pyt
     code, told = refused(capsys, "run", "bad.yaml")
     assert code == Exit.USAGE
     assert told.startswith("error: bad.yaml:3:")
+    assert "hint: look at that place and the line before" in told
     assert "code: yaml-syntax" in told
 
 

@@ -36,6 +36,7 @@ def test_a_malformed_text_is_refused_with_its_place(text: str | bytes, code: str
         read_document(text, source="f.yaml")
     assert error.value.code == code
     assert error.value.message.startswith(place)
+    assert error.value.hint or code not in ("yaml-syntax", "yaml-encoding")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ module trusts receipts and nothing else, and reads no array. Neighbours: `proof`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from behemoth.base.errors import Corrupt
 from behemoth.base.ids import Attempt, Step, WriteId
@@ -17,7 +17,7 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.freshness import check_fresh
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.paths import INDEX, step_prefix
+from behemoth.checkpoint.paths import INDEX, METADATA, step_prefix
 from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.writer import chunk_tail, seal_all
@@ -39,7 +39,8 @@ def commit(
     previous: CommitRecord | None,
     committed_us: int = 0,
 ) -> CommitRecord:
-    """Prove, complete and publish a write of which every rank has sealed its part. Blocks for small writes per array.
+    """Prove, complete and publish a write of which every rank has sealed its part. Blocks for a listing of the write
+    and a few small objects.
 
     `previous` is the newest commit, against which zeros and stale bytes are judged. `committed_us` is wall time, kept
     for people. Idempotent for one write id: a new leader may repeat it.
@@ -68,7 +69,6 @@ def commit(
             index_crc=crc32c(index),
             data_bytes=sum(array.num_bytes for array in layout.arrays),
             arrays=proof.arrays,
-            rank_prints=proof.rank_prints,
             held_prints=proof.held_prints,
             committed_us=committed_us,
         ),
@@ -76,41 +76,44 @@ def commit(
 
 
 def _complete(store: ObjectStore, prefix: str, layout: Layout, proof: Proof) -> bytes:
-    """Write what no rank could: ends of shared chunks, shard indexes, metadata; make it durable. Returns the index."""
-    _require_shards(store, prefix, layout)
-    keys: list[str] = []
-    tails: dict[int, list[Part]] = {position: [] for position in range(len(layout.arrays))}
-    for shared in proof.shared:
-        grid = grids(layout)[shared.array]
-        tails[shared.array].append(_tail(grid, shared.chunk, shared.data_crc, shared.data_bytes))
-    for position, grid in enumerate(grids(layout)):
-        key = f"{prefix}/{layout.paths[position]}/{grid.chunk_key}"
-        ending = Part(offset_bytes=grid.index_offset_bytes, buffers=[grid.index()])
-        store.write_parts(key, size_bytes=grid.file_bytes, parts=[*tails[position], ending])
-        keys.append(key)
+    """Write what no rank could: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
+    index."""
     objects = metadata_objects(layout)
+    of_arrays = {f"{path}/{METADATA}" for path in layout.paths}
+    _require_written(store, prefix, layout, {name: len(objects[name]) for name in of_arrays})
+    tails: dict[int, list[Part]] = {}
+    for shared in proof.shared:
+        tail = _tail(grids(layout)[shared.array], shared.chunk, shared.data_crc, shared.data_bytes)
+        tails.setdefault(shared.array, []).append(tail)
+    keys: list[str] = []
+    for position, parts in tails.items():
+        grid = grids(layout)[position]
+        keys.append(f"{prefix}/{layout.paths[position]}/{grid.chunk_key}")
+        store.write_parts(keys[-1], size_bytes=grid.file_bytes, parts=parts)
     index = CommitIndex(
         layout=layout,
         metadata=described(objects),
         content_crcs=tuple(array.content_crc for array in proof.arrays),
     ).encode()
-    for name, data in {**objects, INDEX: index}.items():
-        key = f"{prefix}/{name}"
-        store.write_parts(key, size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
-        keys.append(key)
+    groups = {name: data for name, data in objects.items() if name not in of_arrays}
+    for name, data in {**groups, INDEX: index}.items():
+        keys.append(f"{prefix}/{name}")
+        store.write_parts(keys[-1], size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
     seal_all(store, keys)
     return index
 
 
-def _require_shards(store: ObjectStore, prefix: str, layout: Layout) -> None:
-    """A shard that somebody has taken away since its ranks wrote it must not be made again as zeros."""
-    sizes = {info.key: info.size_bytes for info in store.list(prefix)}
-    for path, grid in zip(layout.paths, grids(layout), strict=True):
-        size_bytes = sizes.get(f"{prefix}/{path}/{grid.chunk_key}")
-        if size_bytes != grid.file_bytes:
-            got = "none" if size_bytes is None else f"one of {size_bytes} bytes"
+def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_bytes: Mapping[str, int]) -> None:
+    """What somebody has taken away since ranks wrote it must not be made again, a shard as zeros, nor be missed."""
+    shards = zip(layout.paths, grids(layout), strict=True)
+    expected_bytes = {f"{path}/{grid.chunk_key}": grid.file_bytes for path, grid in shards} | dict(metadata_bytes)
+    found_bytes = {info.key: info.size_bytes for info in store.list(prefix)}
+    for name, num_bytes in expected_bytes.items():
+        got_bytes = found_bytes.get(f"{prefix}/{name}")
+        if got_bytes != num_bytes:
+            got = "none" if got_bytes is None else f"one of {got_bytes} bytes"
             raise Corrupt(
-                f"array {grid.spec.name!r}: expected the file of {grid.file_bytes} bytes that ranks wrote, got {got}",
+                f"file {prefix}/{name}: expected one of {num_bytes} bytes that ranks wrote, got {got}",
                 hint="somebody else cleans up in this store",
                 code="shard-gone",
             )

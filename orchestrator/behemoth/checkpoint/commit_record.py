@@ -48,9 +48,8 @@ class CommitRecord:
 
     `index_bytes` and `index_crc` are of the `index` object, which covers all other metadata; `data_bytes` counts the
     arrays' own bytes. `held_prints` holds eight hex digits for each rank: the CRC-32C over the spans that it held of
-    arrays that are meant to move, all zeros when it held none; left out when no rank told. `rank_prints`, the same over
-    what it wrote of arrays that are no small state, is part of format 1.0, and nothing is judged by it any more.
-    `committed_us` is wall time, for people only.
+    arrays that are meant to move, all zeros when it held none; left out when no rank told. `committed_us` is wall time,
+    for people only.
     """
 
     format: FormatVersion
@@ -65,7 +64,6 @@ class CommitRecord:
     index_crc: int
     data_bytes: int
     arrays: tuple[ArraySummary, ...]
-    rank_prints: str
     committed_us: int
     held_prints: str | msgspec.UnsetType = msgspec.UNSET
 

@@ -99,11 +99,6 @@ def check_fresh(
         _log.warning("%d arrays did not change since step %d: %s", len(still), previous.step, still[:8])
 
 
-def is_small(name: str) -> bool:
-    """Whether the array is small state, which moves by itself."""
-    return name.startswith(SMALL_STATE)
-
-
 def _is_unchanged(rank: int, told: Freshness, previous: CommitRecord) -> bool:
     now = f"{told.held_crc:08x}"
     then = previous.held_prints if isinstance(previous.held_prints, str) else ""
@@ -116,4 +111,4 @@ def _told(receipt: Receipt) -> Freshness | None:
 
 def _movable(layout: Layout, frozen: Collection[int]) -> set[int]:
     names = enumerate(array.name for array in layout.arrays)
-    return {position for position, name in names if position not in frozen and not is_small(name)}
+    return {position for position, name in names if position not in frozen and not name.startswith(SMALL_STATE)}

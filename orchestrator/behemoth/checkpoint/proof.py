@@ -19,7 +19,7 @@ from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.crc import combine, crc32c
-from behemoth.checkpoint.freshness import held_prints, is_small
+from behemoth.checkpoint.freshness import held_prints
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import Receipt, WrittenSpan
@@ -42,7 +42,6 @@ class Proof:
 
     arrays: tuple[ArraySummary, ...]
     shared: tuple[SharedChunk, ...]
-    rank_prints: str
     held_prints: str | msgspec.UnsetType
 
 
@@ -69,12 +68,7 @@ def prove(
         raise Invalid(f"write {write_id!r} of step {step}: {rank}{fault.message}", code=fault.code)
     order = extents.order()
     summaries, shared = _summaries(layout, extents, order, spans)
-    return Proof(
-        arrays=summaries,
-        shared=shared,
-        rank_prints=_rank_prints(layout, by_rank),
-        held_prints=held_prints(layout, by_rank),
-    )
+    return Proof(arrays=summaries, shared=shared, held_prints=held_prints(layout, by_rank))
 
 
 def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
@@ -172,13 +166,3 @@ def _chunk_crcs(
             crc = combine(crc, int(crcs[row]), int(length[row]))
         combined[k] = crc
     return combined, several
-
-
-def _rank_prints(layout: Layout, receipts: Sequence[Receipt]) -> str:
-    is_movable = [not is_small(array.name) for array in layout.arrays]
-    prints = ["0" * 8] * layout.mesh.num_ranks
-    for receipt in receipts:
-        rows = sorted(span[:5] for span in receipt.spans if is_movable[span.array])
-        if rows:
-            prints[receipt.rank] = f"{crc32c(np.array(rows, dtype='<i8').tobytes()):08x}"
-    return "".join(prints)

@@ -1,8 +1,9 @@
 """Writes a rank's spans from its arena to storage, with a CRC for each: the background part of a save.
 
 It must not hold up training (it runs in the store process), must not decide anything (the plan did), and copies no
-payload: buffers go from the arena to the store. What several ranks share, a chunk's CRC and the index, is left to
-`commit`.
+payload: buffers go from the arena to the store. Whoever writes an array's last byte also writes its shard index and its
+zarr.json, which follow from the layout alone: left to the leader, that would be two small durable files for each of
+thousands of arrays while everybody waits. What several ranks share, a chunk's CRC, is left to `commit`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
 from behemoth.checkpoint.threads import run_all
@@ -120,20 +122,29 @@ class _Job:
         owned = [(span, crc) for span, crc in zip(batch, crcs, strict=True) if span.is_owned]
         if owned:
             self._store.write_parts(
-                self._key(batch[0].array), size_bytes=grid.file_bytes, parts=list(self._parts(grid, owned))
+                self._shard_key(batch[0].array), size_bytes=grid.file_bytes, parts=list(self._parts(grid, owned))
             )
+            if _ends_array(grid, owned[-1][0]):
+                key, data = self._metadata_key(batch[0].array), grid.zarr_json()
+                self._store.write_parts(key, size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
         return crcs
 
     def keys(self) -> list[str]:
         """Every object that the rank wrote to."""
-        return [self._key(array) for array in sorted({span.array for span in self._plan.spans if span.is_owned})]
+        owned = [span for span in self._plan.spans if span.is_owned]
+        ended = [span.array for span in owned if _ends_array(self._grids[span.array], span)]
+        shards = [self._shard_key(array) for array in sorted({span.array for span in owned})]
+        return shards + [self._metadata_key(array) for array in ended]
 
     def is_zero(self, span: Span, crc: int) -> bool:
         """Whether a span's bytes are all zero; read again only when the CRC says that they may be."""
         return crc == crc_of_zeros(span.length) and not np.frombuffer(self._payload(span), dtype=np.uint8).any()
 
-    def _key(self, array: int) -> str:
+    def _shard_key(self, array: int) -> str:
         return f"{self._prefix}/{self._paths[array]}/{self._grids[array].chunk_key}"
+
+    def _metadata_key(self, array: int) -> str:
+        return f"{self._prefix}/{self._paths[array]}/{METADATA}"
 
     def _payload(self, span: Span) -> memoryview:
         return self._data[span.arena_offset : span.arena_offset + span.length]
@@ -154,6 +165,13 @@ class _Job:
                 buffers.append(tail)
                 end += len(tail)
         yield Part(offset_bytes=start, buffers=buffers)
+        if _ends_array(grid, owned[-1][0]):
+            yield Part(offset_bytes=grid.index_offset_bytes, buffers=[grid.index()])
+
+
+def _ends_array(grid: Grid, span: Span) -> bool:
+    """Whether the span holds the array's last byte. Of all ranks' owned spans exactly one does."""
+    return span.chunk == grid.num_chunks - 1 and span.offset + span.length == grid.data_bytes(span.chunk)
 
 
 def seal_all(store: ObjectStore, keys: Sequence[str]) -> None:

@@ -19,6 +19,10 @@ from behemoth.spec.problem import InvalidRun, Mark, Problem
 MAX_TEXT_BYTES = 256 * 1024
 MAX_DEPTH = 16
 _LONGEST_NUMBER = 40
+_SYNTAX_HINT = (
+    "look at that place and the line before: indent with spaces, close brackets and quotes, and quote text that holds "
+    "`: ` or ` #`"
+)
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -65,10 +69,12 @@ def read_document(text: str | bytes, *, source: str) -> Document:
         at = error.problem_mark or error.context_mark
         mark = (at.line + 1, at.column + 1) if at else None
         reason = f"expected well-formed YAML, got: {error.problem or error.context}"
-        raise InvalidRun([Problem(path="", reason=reason, code="yaml-syntax", mark=mark)], source) from error
+        raise InvalidRun(
+            [Problem(path="", reason=reason, hint=_SYNTAX_HINT, code="yaml-syntax", mark=mark)], source
+        ) from error
     except yaml.YAMLError as error:
         reason = f"expected well-formed YAML, got: {' '.join(str(error).split())}"
-        raise InvalidRun([Problem(path="", reason=reason, code="yaml-syntax")], source) from error
+        raise InvalidRun([Problem(path="", reason=reason, hint=_SYNTAX_HINT, code="yaml-syntax")], source) from error
 
 
 def join_path(path: str, key: str) -> str:
@@ -89,7 +95,9 @@ def _decoded(text: str | bytes, source: str) -> str:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
-        raise InvalidRun([Problem(path="", reason=reason, code="yaml-encoding")], source) from error
+        raise InvalidRun(
+            [Problem(path="", reason=reason, hint="save the file as UTF-8", code="yaml-encoding")], source
+        ) from error
 
 
 class _Builder:
