@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from behemoth.base.ids import NodeId, Step, WriteId
+from behemoth.reconcile.incidents import plain_incident
 from behemoth.reconcile.ledger import Ledger, book, books
 from behemoth.simulation.body import Brain
 from behemoth.simulation.cluster import Cluster
@@ -402,6 +403,9 @@ class NeverStopsWhatCanGoOn(Auditor):
     def count(self, obs: Observation, *, is_bare: bool) -> None:
         """`is_bare`: no commit is left to go back to, which makes even a bad one the program's failure."""
         incident, progress = obs.incident, obs.progress
+        if incident is None and obs.gang == "finished" and obs.ending_step is None:
+            # Its last save is given up in this very decision: it ended without its last checkpoint.
+            incident = plain_incident(obs, "ended", "")
         if incident is None or not (incident.cause in PROGRAM_CAUSES or (incident.cause == "corrupt" and is_bare)):
             return
         if obs.best_step > self.failed_at_best:
