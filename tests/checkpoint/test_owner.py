@@ -62,8 +62,20 @@ def test_a_run_that_has_yet_to_begin_is_refused_a_store_of_any_other() -> None:
         refuse_other(owned(), None, url=URL)
 
 
-def test_a_run_whose_directory_was_moved_still_has_its_store() -> None:
-    take(owned(), replace(OURS, directory="/elsewhere"), url=URL)
+def test_a_run_whose_directory_was_moved_still_has_its_store_and_says_where_it_is_now() -> None:
+    store, moved = owned(), replace(OURS, directory="/elsewhere")
+    take(store, moved, url=URL)
+    assert read_owner(store) == moved
+
+
+def test_a_death_while_a_moved_run_says_so_leaves_the_store_to_its_next_start() -> None:
+    moved = replace(OURS, directory="/elsewhere")
+    for death in every_death(2):
+        store = owned()
+        with pytest.raises(Crash):
+            take(FaultyStore(store, death), moved, url=URL)
+        take(store, moved, url=URL)
+        assert read_owner(store) == moved
 
 
 def test_a_store_of_an_older_release_and_one_taken_over_on_purpose_belong_to_the_run_that_comes_first() -> None:

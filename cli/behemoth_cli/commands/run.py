@@ -126,7 +126,8 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
 
     Raises Conflict for a directory that somebody uses or that holds another run.
     """
-    if RunDirectory(place).identity() is None:
+    directory = RunDirectory(place)
+    if directory.identity() is None or directory.is_beginning():
         return None
     claimed = claim(training, place).directory
     try:
