@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -19,53 +17,19 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena, Snapshot
-from behemoth.checkpoint.commit_index import CommitIndex, metadata_objects
-from behemoth.checkpoint.commit_log import read_record
-from behemoth.checkpoint.commit_record import CommitRecord
-from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
+from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
+from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES, Layout
-from behemoth.checkpoint.paths import INDEX
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.threads import run_all
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
-from behemoth.state.effect import CommitRef
 
-DIRECT_BYTES = 1 << 20
-"""From here on a payload is read straight into place and its CRC by a second read; below, one read and a copy."""
+__all__ = ["Commit", "digest", "open_commit", "read_array", "read_rank"]
+
 BATCH_SPANS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """An opened checkpoint: its record is intact, and so is all of its metadata."""
-
-    record: CommitRecord
-    layout: Layout
-    index: CommitIndex
-
-    def shard_key(self, array: int) -> str:
-        """Key of the object that holds an array, counted in the layout's order."""
-        return f"{self.record.prefix}/{self.layout.paths[array]}/{grids(self.layout)[array].chunk_key}"
-
-
-def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
-    """Read and check the metadata: the record, the index against it, each zarr.json against the index.
-
-    Blocks for one small read per array. Raises NotFound when the commit is gone, Corrupt naming the file, Invalid for a
-    newer format.
-    """
-    record = read_record(store, ref)
-    index = CommitIndex.decode(_metadata(store, f"{record.prefix}/{INDEX}", record.index_bytes, record.index_crc))
-    if index.layout.digest != record.layout_digest or index.layout.mesh != record.mesh:
-        raise Corrupt(f"file {record.prefix}/{INDEX}: its layout is not that of the commit", code="index-layout")
-    # Keys only: a later minor version may say more in its zarr.json, and the CRC covers whatever that is.
-    if [one.key for one in index.metadata] != sorted(metadata_objects(index.layout)):
-        raise Corrupt(f"file {record.prefix}/{INDEX}: its metadata is not that of its layout", code="index-layout")
-    for one in index.metadata:
-        _metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
-    return Commit(record=record, layout=index.layout, index=index)
 
 
 def read_rank(
@@ -132,7 +96,7 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
     if target.nbytes != grid.spec.num_bytes or not target.flags.writeable:
         raise Invalid(f"array {name!r}: expected a writable buffer of {grid.spec.num_bytes} bytes, got {target.nbytes}")
     logical = target.reshape(*grid.spec.shape, grid.spec.itemsize)
-    reader = _ChunkReader(store, commit)
+    reader = ChunkReader(store, commit)
     crcs = np.empty(grid.num_chunks, dtype="<u4")
     for chunk in range(grid.num_chunks):
         payload, crcs[chunk] = reader.stride(position, chunk)
@@ -166,102 +130,20 @@ def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] 
     return total.hexdigest()
 
 
-class _ChunkReader:
-    """Chunks of one commit, checked, through a scratch buffer. Not thread-safe: one per thread."""
-
-    def __init__(self, store: ObjectStore, commit: Commit) -> None:
-        self._store = store
-        self._commit = commit
-        self._scratch = memoryview(bytearray(0))
-
-    def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
-        """A chunk's payload, padding included, and its CRC. Valid until the next call."""
-        grid = grids(self._commit.layout)[array]
-        raw = self._room(grid.payload_bytes + TRAILER_BYTES)
-        self._read(array, chunk, grid.chunk_offset_bytes(chunk), raw)
-        return raw[: grid.payload_bytes], self._checked(
-            array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes :]
-        )
-
-    def payload_into(self, array: int, chunk: int, into: memoryview) -> int:
-        """Read a payload straight into place; its CRC."""
-        grid = grids(self._commit.layout)[array]
-        start = grid.chunk_offset_bytes(chunk)
-        self._read(array, chunk, start, into)
-        tail = self._room(TRAILER_BYTES)
-        self._read(array, chunk, start + grid.payload_bytes, tail)
-        return self._checked(array, chunk, into, tail)
-
-    def stride(self, array: int, chunk: int) -> tuple[memoryview, int]:
-        """Like `payload`, and checks that padding and gap are zeros."""
-        grid = grids(self._commit.layout)[array]
-        raw = self._room(grid.stride_bytes)
-        self._read(array, chunk, grid.chunk_offset_bytes(chunk), raw)
-        end = grid.payload_bytes + TRAILER_BYTES
-        crc = self._checked(array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes : end])
-        for what, start, stop in (
-            ("padding", grid.data_bytes(chunk), grid.payload_bytes),
-            ("gap", end, grid.stride_bytes),
-        ):
-            if np.frombuffer(raw[start:stop], dtype=np.uint8).any():
-                raise Corrupt(f"{self._where(array, chunk)}: expected zeros in its {what}", code="chunk-gap")
-        return raw[: grid.payload_bytes], crc
-
-    def check_index(self, array: int) -> None:
-        """The shard's index must be the one that its shape gives."""
-        grid = grids(self._commit.layout)[array]
-        raw = self._room(grid.index_bytes)
-        self._read(array, -1, grid.index_offset_bytes, raw)
-        if raw != grid.index():
-            name, key = grid.spec.name, self._commit.shard_key(array)
-            raise Corrupt(f"array {name!r}, index of file {key}: not that of its shape", code="shard-index")
-
-    def _room(self, num_bytes: int) -> memoryview:
-        if len(self._scratch) < num_bytes:
-            self._scratch = memoryview(mmap.mmap(-1, num_bytes))  # from a page on: a disk can write into it
-        return self._scratch[:num_bytes]
-
-    def _read(self, array: int, chunk: int, offset_bytes: int, into: memoryview) -> None:
-        try:
-            self._store.read_into(self._commit.shard_key(array), offset_bytes=offset_bytes, into=into)
-        except NotFound as error:
-            raise Corrupt(f"{self._where(array, chunk)}: the file is missing", code="shard-missing") from error
-        except Corrupt as error:
-            raise Corrupt(f"{self._where(array, chunk)}: {error.message}", code="shard-short") from error
-
-    def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
-        crc, stored = crc32c(payload), int.from_bytes(tail, "little")
-        if crc != stored:
-            raise Corrupt(
-                f"{self._where(array, chunk)}: expected CRC-32C {stored:08x}, got {crc:08x} over {len(payload)} bytes",
-                hint="go back to an older checkpoint",
-                code="chunk-crc",
-            )
-        return crc
-
-    def _where(self, array: int, chunk: int) -> str:
-        name = self._commit.layout.arrays[array].name
-        part = "index" if chunk < 0 else f"chunk {chunk}"
-        return f"array {name!r}, {part}, file {self._commit.shard_key(array)}"
-
-
 class _RankRead:
-    """Reads spans on several threads; each thread has its own scratch buffer."""
+    """Reads spans on several threads."""
 
     def __init__(self, store: ObjectStore, commit: Commit, data: memoryview) -> None:
-        self._store = store
-        self._commit = commit
         self._data = data
         self._grids: Sequence[Grid] = grids(commit.layout)
-        self._own = threading.local()
+        self._readers = ChunkReaders(store, commit)
 
     def run(self, spans: Sequence[Span]) -> list[int]:
         """The CRC of each span, whose bytes are then in place."""
-        if not hasattr(self._own, "chunks"):
-            self._own.chunks = _ChunkReader(self._store, self._commit)
-        return [self._read(self._own.chunks, span) for span in spans]
+        chunks = self._readers.mine()
+        return [self._read(chunks, span) for span in spans]
 
-    def _read(self, chunks: _ChunkReader, span: Span) -> int:
+    def _read(self, chunks: ChunkReader, span: Span) -> int:
         target = self._data[span.arena_offset : span.arena_offset + span.length]
         is_whole = span.length == self._grids[span.array].payload_bytes
         if is_whole and span.length >= DIRECT_BYTES:
@@ -269,19 +151,6 @@ class _RankRead:
         payload, crc = chunks.payload(span.array, span.chunk)
         target[:] = payload[span.offset : span.offset + span.length]
         return crc if is_whole else crc32c(target)
-
-
-def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
-    data = bytearray(size_bytes)
-    try:
-        store.read_into(key, offset_bytes=0, into=data)
-    except NotFound as error:
-        raise Corrupt(f"file {key}: missing", code="metadata-missing") from error
-    except Corrupt as error:
-        raise Corrupt(f"file {key}: {error.message}", code="metadata-short") from error
-    if crc32c(data) != crc:
-        raise Corrupt(f"file {key}: expected CRC-32C {crc:08x}, got {crc32c(data):08x}", code="metadata-crc")
-    return bytes(data)
 
 
 def _mesh(mesh: Mesh) -> str:
