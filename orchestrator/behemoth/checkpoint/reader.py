@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +20,15 @@ from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkRea
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES, Layout
+from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.threads import run_all
+from behemoth.checkpoint.reshard import plan_resharding
+from behemoth.checkpoint.reshard_reader import read_resharded
+from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
-from behemoth.spec.mesh import Mesh
 
 __all__ = ["Commit", "digest", "open_commit", "read_array", "read_rank"]
-
-BATCH_SPANS = 64
 
 
 def read_rank(
@@ -41,45 +40,26 @@ def read_rank(
     generation: int,
     *,
     threads: int,
+    unread: Collection[str] = (),
+    unsaved: Collection[str] = (),
 ) -> Snapshot:
-    """Fill `generation` with all that the plan's rank holds, and seal it as a verified snapshot of the commit.
+    """Fill `generation` with all that the plan's rank of `layout` holds, and seal it as a verified snapshot.
 
-    Every chunk that a piece touches is read whole and checked. Raises Invalid for another model or mesh before the
-    arena is touched; Corrupt naming array, chunk and file. After an error the generation holds no snapshot.
+    The commit may lie on any mesh, shared in any way: what counts is that its arrays are those of `layout`, but for
+    `unread` and `unsaved` (see `matching`; of the latter the generation holds zeros). Every chunk that a piece touches
+    is read whole and checked. Raises Invalid for another model before the arena is touched; Corrupt naming array, chunk
+    and file. After an error the generation holds no snapshot.
     """
-    check_same_layout(commit, layout)
     record = commit.record
+    positions = saved_positions(commit.layout, layout, step=record.step, unread=unread, unsaved=unsaved)
     data = arena.begin(generation, record.write_id, record.step, plan.layout_digest)
-    job = _RankRead(store, commit, data)
-    batches = [plan.spans[at : at + BATCH_SPANS] for at in range(0, len(plan.spans), BATCH_SPANS)]
-    if len(plan.spans) < BATCH_SPANS * threads:
-        batches = [plan.spans[at : at + 1] for at in range(len(plan.spans))]
-    crcs = [crc for part in run_all(job.run, batches, threads=threads, name="ckpt-read") for crc in part]
+    if commit.layout.digest == layout.digest:
+        crcs = _read_spans(store, commit, plan, data, threads=threads)
+    else:
+        work = plan_resharding(commit.layout, plan, positions)
+        crcs = read_resharded(store, commit, plan, work, data, threads=threads)
     arena.record_crcs(generation, arena.seal(generation).sequence, crcs)
     return arena.snapshot(generation)
-
-
-def check_same_layout(commit: Commit, layout: Layout) -> None:
-    """Raises Invalid, saying what differs, unless the checkpoint was saved with this very layout."""
-    saved = commit.layout
-    if saved.digest == layout.digest:
-        return
-    if saved.mesh != layout.mesh:
-        raise Invalid(
-            f"checkpoint of step {commit.record.step}: expected the mesh of this run ({_mesh(layout.mesh)}), got one "
-            f"saved on {_mesh(saved.mesh)}: resharding is not supported yet",
-            hint="run on the mesh of the checkpoint, or start from scratch in another directory",
-            code="mesh-mismatch",
-        )
-    missing = sorted(layout.positions.keys() - saved.positions.keys())
-    extra = sorted(saved.positions.keys() - layout.positions.keys())
-    changed = sorted({one.name for one in set(saved.arrays) ^ set(layout.arrays)} - {*missing, *extra})
-    raise Invalid(
-        f"checkpoint of step {commit.record.step}: of another model: {len(missing)} arrays are missing {missing[:3]}, "
-        f"{len(extra)} are unknown {extra[:3]}, {len(changed)} differ {_changes(saved, layout, changed[:3])}".rstrip(),
-        hint="restore it with the program that saved it, or start from scratch in another directory",
-        code="model-mismatch",
-    )
 
 
 def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | None = None) -> npt.NDArray[np.generic]:
@@ -130,6 +110,13 @@ def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] 
     return total.hexdigest()
 
 
+def _read_spans(store: ObjectStore, commit: Commit, plan: RankPlan, data: memoryview, *, threads: int) -> list[int]:
+    """A plan of the commit's own layout: its spans are the chunks' own ranges. The CRC of each span."""
+    job = _RankRead(store, commit, data)
+    parts = run_all(job.run, batched(plan.spans, threads=threads), threads=threads, name="ckpt-read")
+    return [crc for part in parts for crc in part]
+
+
 class _RankRead:
     """Reads spans on several threads."""
 
@@ -151,18 +138,3 @@ class _RankRead:
         payload, crc = chunks.payload(span.array, span.chunk)
         target[:] = payload[span.offset : span.offset + span.length]
         return crc if is_whole else crc32c(target)
-
-
-def _mesh(mesh: Mesh) -> str:
-    sizes = [f"{field.name}={getattr(mesh, field.name)}" for field in fields(mesh) if getattr(mesh, field.name) > 1]
-    return " ".join(sizes) or "one rank"
-
-
-def _changes(saved: Layout, layout: Layout, names: Sequence[str]) -> str:
-    old = [saved.arrays[saved.positions[name]] for name in names]
-    new = [layout.arrays[layout.positions[name]] for name in names]
-    return "; ".join(
-        f"{one.name!r}: saved {one.dtype}{list(one.shape)}, this run has {two.dtype}{list(two.shape)}"
-        + ("" if (one.dtype, one.shape) != (two.dtype, two.shape) else " shared differently")
-        for one, two in zip(old, new, strict=True)
-    )
