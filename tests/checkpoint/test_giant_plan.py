@@ -1,8 +1,4 @@
-"""The reference Behemoth on 32,000 ranks: every byte has one writer, and no rank writes much more than another.
-
-Bytes of a parameter: a float32 master and two float32 moments, shared out flat over the replicas of each block, as a
-distributed optimizer holds them; weights are made from the master.
-"""
+"""The reference Behemoth on 32,000 ranks: every byte has one writer, and no rank writes much more than another."""
 
 from __future__ import annotations
 
@@ -11,42 +7,13 @@ import pytest
 
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Tensor, named_inventory
-
-MESH = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
-SLOTS = ("master", "exp_avg", "exp_avg_sq")
-
-
-def giant(mesh: Mesh = MESH) -> Layout:
-    inventory = named_inventory("behemoth-ref")
-    return Layout(
-        mesh=mesh,
-        arrays=tuple(
-            _spec(f"optim/{slot}/{tensor.name}", tensor, mesh, inventory.num_layers)
-            for tensor in inventory.tensors
-            for slot in SLOTS
-        ),
-    )
-
-
-def _spec(name: str, tensor: Tensor, mesh: Mesh, num_layers: int) -> ArraySpec:
-    packed = next((cut for cut in tensor.cuts if cut.num_packed > 1), None)
-    stages = {"first": 0, "last": mesh.pp - 1}
-    return ArraySpec(
-        name=name,
-        dtype="float32",
-        shape=tensor.shape,
-        dims=tuple((cut.dim, cut.axis) for cut in tensor.cuts),
-        packed=packed and (packed.dim, (tensor.shape[packed.dim] // packed.num_packed,) * packed.num_packed),
-        flat_over="edp" if tensor.is_expert else "dp",
-        stage=stages.get(tensor.stage, (tensor.layer or 0) * mesh.pp // num_layers),
-    )
+from checkpoint.giant_layout import MESH, giant
 
 
 def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
