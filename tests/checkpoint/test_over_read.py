@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.crc import TRAILER_BYTES
@@ -12,8 +13,11 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import open_commit, read_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.spec.mesh import Mesh
+from behemoth.testing.store import MemoryStore
+from checkpoint.checkpoint_rig import arena_of, logical_arrays, save, toy_layout
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chunks
 
 
@@ -38,6 +42,33 @@ def test_the_figures_are_those_of_all_ranks_plans(data: st.DataObject, old: Layo
         assert found.worst_alone == max([1.0, *(read / held for held, read in planned_of if held)])
         assert found.needed_bytes == sum(array.num_bytes for array in old.arrays)
         assert found.once_bytes == sum(grid.num_chunks * (grid.payload_bytes + TRAILER_BYTES) for grid in grids(old))
+
+
+class Metered(MemoryStore):
+    """Counts what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_bytes = 0
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+        self.read_bytes += memoryview(into).nbytes
+
+
+def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> None:
+    old = toy_layout()
+    new = Layout(mesh=Mesh(tp=3, dp=2, edp=6), arrays=old.arrays)
+    with small_chunks(64):
+        store = Metered()
+        opened = open_commit(store, save(store, old, logical_arrays(old, 1), step=1).ref)
+        store.read_bytes = 0
+        for rank in range(new.mesh.num_ranks):
+            plan = plan_rank(new, Rank(rank))
+            with arena_of(plan) as arena:
+                read_rank(store, opened, new, plan, arena, 0, threads=1)
+        found = over(old, new)
+        assert store.read_bytes == found.alone_bytes > found.held_bytes > found.needed_bytes
 
 
 def over(old: Layout, new: Layout, *, unread: tuple[str, ...] = ()) -> OverRead:
