@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint import reshard_reader
 from behemoth.checkpoint.boxes import flat_boxes
@@ -22,7 +22,7 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_rank
+from behemoth.checkpoint.reader import Commit, open_commit, read_box, read_rank
 from behemoth.checkpoint.records import rank_records_spec
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.ports import ObjectStore
@@ -254,3 +254,41 @@ def test_a_list_that_names_what_both_or_neither_has_is_refused(listed: dict[str,
     store, opened = saved(toy_layout())
     with pytest.raises(Invalid, match=text):
         restored(store, opened, other_layout(), 0, **listed)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), layout=layouts(), chunk_bytes=CHUNK_BYTES)
+def test_any_box_of_an_array_is_read_by_itself(data: st.DataObject, layout: Layout, chunk_bytes: int) -> None:
+    with small_chunks(chunk_bytes):
+        store, opened = saved(layout)
+        for name, whole in logical_arrays(layout, SEED).items():
+            ends = [sorted(data.draw(st.sets(st.integers(0, size), min_size=2, max_size=2))) for size in whole.shape]
+            box = [(low, high) for low, high in ends]
+            expected = whole[tuple(slice(low, high) for low, high in box)]
+            got = read_box(store, opened, name, box, threads=data.draw(st.sampled_from([1, 2])))
+            assert (got.dtype, got.shape, raw_bytes(got)) == (whole.dtype, expected.shape, raw_bytes(expected))
+
+
+def test_some_experts_are_read_without_a_look_at_the_others() -> None:
+    layout = Layout(
+        mesh=Mesh(ep=4, dp=4),
+        arrays=(ArraySpec(name="experts", dtype="bfloat16", shape=(8, 3, 5), dims=((0, "ep"),)),),
+    )
+    with small_chunks(30):
+        store, opened = saved(layout)
+        key, grid = opened.shard_key(0), grids(layout)[0]
+        for chunk in (2, 6):
+            store._objects[key][grid.chunk_offset_bytes(chunk)] ^= 1
+        got = read_box(store, opened, "experts", [(3, 6), (0, 3), (0, 5)])
+        assert raw_bytes(got) == raw_bytes(logical_arrays(layout, SEED)["experts"][3:6])
+        with pytest.raises(Corrupt, match=rf"'experts', chunk 2, file {key}"):
+            read_box(store, opened, "experts", [(2, 4), (0, 3), (0, 5)])
+
+
+@pytest.mark.parametrize("box", [[], [(0, 33), (0, 1)], [(0, 34)], [(-1, 3)], [(3, 3)]])
+def test_a_box_that_is_not_within_the_array_is_refused(box: list[tuple[int, int]]) -> None:
+    store, opened = saved(toy_layout())
+    with pytest.raises(Invalid, match=r"'model/norm': expected a box of \(start, stop\) within its shape \(33,\)"):
+        read_box(store, opened, "model/norm", box)
+    with pytest.raises(NotFound, match="no array 'model/nothing'"):
+        read_box(store, opened, "model/nothing", [(0, 1)])

@@ -1,7 +1,8 @@
-"""Reads a checkpoint back, into a rank's arena or as logical arrays, and believes no byte without its CRC.
+"""Reads a checkpoint back, into the arena of a rank of any mesh or as logical arrays; no byte without its CRC.
 
 It never falls back to another commit and never repairs: the caller decides what to do about Corrupt. A missing object
-is an error, never a fill value. Neighbours: `commit_log` finds commits, `arena` receives, `verify` looks at every bit.
+is an error, never a fill value. Neighbours: `opened` checks the metadata, `chunk_reader` and `reshard_reader` read,
+`verify` looks at every bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.boxes import Interval
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
@@ -23,12 +25,12 @@ from behemoth.checkpoint.layout import DTYPES, Layout
 from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.reshard import plan_resharding
-from behemoth.checkpoint.reshard_reader import read_resharded
+from behemoth.checkpoint.reshard import plan_box, plan_resharding
+from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
-__all__ = ["Commit", "digest", "open_commit", "read_array", "read_rank"]
+__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank"]
 
 
 def read_rank(
@@ -68,9 +70,7 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
     Every byte of the array's file is checked: chunk CRCs, padding, gaps, the index, and that the chunks are those that
     were committed. Raises NotFound for an unknown name, Invalid for an `into` of another size, Corrupt for the rest.
     """
-    position = commit.layout.positions.get(name)
-    if position is None:
-        raise NotFound(f"checkpoint of step {commit.record.step}: no array {name!r}", code="array-unknown")
+    position = _position(commit, name)
     grid = grids(commit.layout)[position]
     target = np.frombuffer(bytearray(grid.spec.num_bytes) if into is None else memoryview(into), dtype=np.uint8)
     if target.nbytes != grid.spec.num_bytes or not target.flags.writeable:
@@ -93,6 +93,29 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
     return target.view(DTYPES[grid.spec.dtype]).reshape(grid.spec.shape)
 
 
+def read_box(
+    store: ObjectStore, commit: Commit, name: str, box: Sequence[Interval], *, threads: int = 1
+) -> npt.NDArray[np.generic]:
+    """A part of a logical array, (start, stop) for each dim: some experts of a stack, some rows of what is too large.
+
+    Only chunks that the box meets are read, each whole and checked; memory is the box and a chunk per thread. Raises
+    NotFound for an unknown name, Invalid for a box that is empty or not within the array, Corrupt for the rest.
+    """
+    position = _position(commit, name)
+    grid = grids(commit.layout)[position]
+    shape = grid.spec.shape
+    if len(box) != len(shape) or not all(0 <= low < high <= size for (low, high), size in zip(box, shape, strict=True)):
+        raise Invalid(
+            f"array {name!r}: expected a box of (start, stop) within its shape {shape}, got {list(box)}",
+            code="array-box",
+        )
+    work = plan_box(grid, position, tuple(box))
+    (slab,) = work.slabs
+    area = np.empty(slab.nbytes, dtype=np.uint8)
+    read_slabs(store, commit, work, area, threads=threads)
+    return area.view(DTYPES[grid.spec.dtype]).reshape(slab.shape)
+
+
 def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] = lambda: False) -> str:
     """SHA-256, hex, of all arrays as read back from the store; the same for two runs exactly when their state is.
 
@@ -108,6 +131,13 @@ def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] 
         total.update(head.encode() + b"\n")
         total.update(read_array(store, commit, array.name).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
+
+
+def _position(commit: Commit, name: str) -> int:
+    position = commit.layout.positions.get(name)
+    if position is None:
+        raise NotFound(f"checkpoint of step {commit.record.step}: no array {name!r}", code="array-unknown")
+    return position
 
 
 def _read_spans(store: ObjectStore, commit: Commit, plan: RankPlan, data: memoryview, *, threads: int) -> list[int]:

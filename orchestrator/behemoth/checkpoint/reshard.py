@@ -85,6 +85,13 @@ def plan_resharding(saved: Layout, plan: RankPlan, positions: Sequence[int | Non
     return Resharding(slabs=tuple(slabs), reads=tuple(reads), blanks=tuple(blanks))
 
 
+def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
+    """Of one box of a saved array, counted in the saved layout's order, that begins with the area's first byte."""
+    meeting = _meeting(grid, box)
+    reads = [ChunkRead(array, chunk, [Copy(0, source, target)]) for chunk, source, target in meeting.commons]
+    return Resharding(slabs=(Slab(meeting.shape, grid.spec.itemsize, 0),), reads=tuple(reads), blanks=())
+
+
 def met_chunks(grid: Grid, box: Box, flat: Interval) -> set[int]:
     """The chunks of a saved array that elements `flat` of a box meet, counted in its C order."""
     return {chunk for part in flat_boxes(box, flat) for chunk in _chunks(grid, part)}

@@ -35,17 +35,21 @@ def read_resharded(
 
     What the checkpoint has nothing for is set to zeros. Raises Corrupt naming array, chunk and file.
     """
-    area = np.frombuffer(data, dtype=np.uint8)
-    for start, stop in work.blanks:
-        area[start:stop] = 0
-    reading = _Reading(store, commit, work.slabs, area)
-    run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
+    read_slabs(store, commit, work, np.frombuffer(data, dtype=np.uint8), threads=threads)
 
     def crcs(spans: Sequence[Span]) -> list[int]:
         return [crc32c(data[span.arena_offset : span.arena_offset + span.length]) for span in spans]
 
     parts = run_all(crcs, batched(plan.spans, threads=threads), threads=threads, name="ckpt-crc")
     return [crc for part in parts for crc in part]
+
+
+def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes, *, threads: int) -> None:
+    """Fill the slabs of `area`, and its blanks with zeros. Raises Corrupt naming array, chunk and file."""
+    for start, stop in work.blanks:
+        area[start:stop] = 0
+    reading = _Reading(store, commit, work.slabs, area)
+    run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
 
 
 class _Reading:
