@@ -88,6 +88,29 @@ def within(held: Held, shape: Sequence[int], flat: Interval) -> Interval:
     return _num_before(held.place, shape, flat[0]), _num_before(held.place, shape, flat[1])
 
 
+def flat_boxes(box: Box, flat: Interval) -> list[Box]:
+    """Elements [start, stop) of a box, in its C order, as boxes one behind the other, each whole in its C order. At
+    most 2 n - 1 for n dims."""
+    start, stop = flat
+    if start >= stop:
+        return []
+    if not box:
+        return [()]
+    (low, _), inner = box[0], box[1:]
+    per_index = math.prod(high - begin for begin, high in inner)
+    first, skip = divmod(start, per_index)
+    last, rest = divmod(stop, per_index)
+    if first == last:
+        return [((low + first, low + first + 1), *part) for part in flat_boxes(inner, (skip, rest))]
+    head = flat_boxes(inner, (skip, per_index)) if skip else []
+    whole = first + bool(skip)
+    found = [((low + first, low + first + 1), *part) for part in head]
+    if whole < last:
+        found.append(((low + whole, low + last), *inner))
+    tail = flat_boxes(inner, (0, rest))
+    return found + [((low + last, low + last + 1), *part) for part in tail]
+
+
 def _num_before(place: Box, shape: Sequence[int], flat: int) -> int:
     """Elements of the box at `place` that come before element `flat` of the local array."""
     sizes = [stop - start for start, stop in place]

@@ -4,12 +4,21 @@ GIL, so that threads help; nothing else of the engine starts one. Neighbours: `w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+BATCH_ITEMS = 64
+
+
+def batched(items: Sequence[_Item], *, threads: int) -> list[Sequence[_Item]]:
+    """The items for `run_all`, some at a time, since to hand over each costs more than many a one's work; each by
+    itself where they are too few to be shared out evenly."""
+    size = BATCH_ITEMS if len(items) >= BATCH_ITEMS * threads else 1
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str) -> list[_Result]:

@@ -159,7 +159,7 @@ class RestoreFailed(_Evidence, frozen=True, kw_only=True):
     reason: str
     is_corrupt: bool
     is_unfit: bool = False
-    """It is of another model or mesh, so that no attempt of this program can restore it."""
+    """It is of another model, so that no attempt of this program can restore it."""
 
 
 class SavePassed(_Evidence, frozen=True, kw_only=True):
