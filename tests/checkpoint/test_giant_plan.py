@@ -11,39 +11,19 @@ import pytest
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Tensor, named_inventory
+from behemoth.spec.model import named_inventory
+from behemoth.spec.recipe import Recipe
 
 MESH = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
-SLOTS = ("master", "exp_avg", "exp_avg_sq")
 
 
 def giant() -> Layout:
-    inventory = named_inventory("behemoth-ref")
-    return Layout(
-        mesh=MESH,
-        arrays=tuple(
-            _spec(f"optim/{slot}/{tensor.name}", tensor, inventory.num_layers)
-            for tensor in inventory.tensors
-            for slot in SLOTS
-        ),
-    )
-
-
-def _spec(name: str, tensor: Tensor, num_layers: int) -> ArraySpec:
-    packed = next((cut for cut in tensor.cuts if cut.num_packed > 1), None)
-    stages = {"first": 0, "last": MESH.pp - 1}
-    return ArraySpec(
-        name=name,
-        dtype="float32",
-        shape=tensor.shape,
-        dims=tuple((cut.dim, cut.axis) for cut in tensor.cuts),
-        packed=packed and (packed.dim, (tensor.shape[packed.dim] // packed.num_packed,) * packed.num_packed),
-        flat_over="edp" if tensor.is_expert else "dp",
-        stage=stages.get(tensor.stage, (tensor.layer or 0) * MESH.pp // num_layers),
-    )
+    """The default recipe: a float32 master and two float32 moments."""
+    return model_layout(named_inventory("behemoth-ref"), Recipe(), MESH)
 
 
 def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:

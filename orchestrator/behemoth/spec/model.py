@@ -167,13 +167,25 @@ def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
     weights_bytes = optimizer_bytes = 0
     num_layers, stage = inventory.num_layers, mesh.coordinate(rank, "pp")
     for tensor in inventory.tensors:
-        if _stage(tensor, num_layers, mesh.pp) != stage:
+        if stage_of(tensor, num_layers, mesh.pp) != stage:
             continue
         held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
         weights_bytes += held * WEIGHT_BYTES
         optimizer_bytes += -(-held // replicas) * OPTIMIZER_BYTES
     return RankBytes(weights_bytes=weights_bytes, optimizer_bytes=optimizer_bytes)
+
+
+def stage_of(tensor: Tensor, num_layers: int, num_stages: int) -> int:
+    """The pipeline stage that holds a tensor; layers in order, as evenly as whole ones allow."""
+    match tensor.stage:
+        case "first":
+            return 0
+        case "last":
+            return num_stages - 1
+        case "layer":
+            assert tensor.layer is not None
+            return tensor.layer * num_stages // num_layers
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -232,14 +244,3 @@ def _cut(rule: str, entry: _Entry, source: str) -> Cut:
 def _is_even(tensor: Tensor, mesh: Mesh, axis: Axis) -> bool:
     cuts = (cut for cut in tensor.cuts if cut.axis == axis)
     return all(tensor.shape[cut.dim] % (cut.num_packed * mesh.size(axis)) == 0 for cut in cuts)
-
-
-def _stage(tensor: Tensor, num_layers: int, num_stages: int) -> int:
-    match tensor.stage:
-        case "first":
-            return 0
-        case "last":
-            return num_stages - 1
-        case "layer":
-            assert tensor.layer is not None
-            return tensor.layer * num_stages // num_layers
