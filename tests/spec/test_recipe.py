@@ -7,7 +7,6 @@ import pytest
 from behemoth.base.errors import Invalid
 from behemoth.spec.decode import decode_document
 from behemoth.spec.document import difference, fingerprint
-from behemoth.spec.mesh import Mesh, parse_mesh
 from behemoth.spec.problem import InvalidRun
 from behemoth.spec.recipe import Recipe
 from spec.run_texts import document
@@ -42,15 +41,3 @@ def test_another_recipe_is_the_same_run() -> None:
     assert other.recipe.weights == "bfloat16"
     assert difference(plain, other) == []
     assert fingerprint(plain) == fingerprint(other)
-
-
-def test_a_mesh_is_read_from_text_with_the_defaults_of_a_run_file() -> None:
-    assert parse_mesh("tp=4, pp=2,dp=3") == Mesh(tp=4, pp=2, dp=3, edp=12)
-    assert parse_mesh("dp=4,ep=2,edp=2") == Mesh(dp=4, ep=2, edp=2)
-
-
-@pytest.mark.parametrize("text", ["", "tp", "tp=", "tp=x", "tp=4,tp=4", "xp=4", "tp=-1", "tp=99999999", "tp=4;pp=2"])
-def test_rubbish_is_no_mesh(text: str) -> None:
-    with pytest.raises(Invalid, match=r"--restore-mesh: expected each axis once") as caught:
-        parse_mesh(text, name="--restore-mesh")
-    assert "tp=4,pp=8" in caught.value.hint

@@ -113,4 +113,7 @@ def parse_mesh(text: str, *, name: str = "mesh") -> Mesh:
                 code="mesh-text",
             )
         sizes[axis] = int(number)
-    return Mesh(**{axis: size for axis, size in complete_axes(sizes).items() if isinstance(size, int)})
+    try:
+        return Mesh(**{axis: size for axis, size in complete_axes(sizes).items() if isinstance(size, int)})
+    except Invalid as error:
+        raise Invalid(f"{name}: {error.message}", hint=error.hint, code=error.code) from error
