@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
-from behemoth.spec.model import Inventory, ModelFile, NamedModel, decode_inventory, misfits, named_inventory
+from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
@@ -87,7 +88,7 @@ def inventory_of(run: TrainingRun) -> Inventory | None:
         case NamedModel(ref=ref):
             return named_inventory(ref)
         case ModelFile(inventory=path):
-            inventory = decode_inventory(read_file(Path(path)), source=path)
+            inventory = read_inventory(Path(path), read_file)
             require_fit(run, inventory)
             return inventory
 
