@@ -201,11 +201,11 @@ def read_run(path: Path) -> TrainingRun:
     return decode_run(read_file(path), source=str(path))
 
 
-def read_file(path: Path) -> bytes:
-    """Raises NotFound, Denied or Invalid naming the file."""
+def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """A file, or its beginning. Raises NotFound, Denied or Invalid naming it."""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES)  # what is longer is refused as too large by whoever decodes it
+            return file.read(max_bytes)  # what is longer is refused as too large by whoever decodes it
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -20,12 +20,13 @@ import typer
 
 from behemoth.app.events import Event
 from behemoth.app.history import read_history
+from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import claim
 from behemoth.app.summary import Summary
 from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
-from behemoth.spec.model import ModelFile, decode_inventory
+from behemoth.spec.model import ModelFile
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth.wiring.run import LocalRun, RunRequest
 from behemoth_cli.commands.at_once import forced_end
@@ -119,8 +120,7 @@ def load_run(file: Path) -> TrainingRun:
     """The run that a file describes, its model's inventory included. Raises Behemoth's errors."""
     training = read_run(file)
     if isinstance(training.model, ModelFile):
-        inventory = Path(training.model.inventory)
-        require_fit(training, decode_inventory(read_file(inventory), source=str(inventory)))
+        require_fit(training, read_inventory(Path(training.model.inventory), read_file))
     return training
 
 

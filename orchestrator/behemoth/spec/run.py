@@ -31,6 +31,7 @@ from behemoth.spec.field import (
 from behemoth.spec.mesh import Mesh, complete_axes
 from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, misfits, named_inventory
 from behemoth.spec.problem import InvalidRun, Problem
+from behemoth.spec.recipe import Recipe
 from behemoth.spec.workload import CommandWorkload, PythonWorkload, Workload
 
 API_VERSION = "behemoth.dev/v1alpha1"
@@ -290,6 +291,14 @@ class TrainingRun:
             kind=section(Mesh, complete=complete_axes),
         ),
     ] = Mesh()  # noqa: RUF009 - frozen
+    recipe: Annotated[
+        Recipe,
+        About(
+            doc="What is saved for each parameter, for `behemoth plan`. A run that trains saves what its program "
+            "declares, whatever stands here.",
+            kind=section(Recipe),
+        ),
+    ] = Recipe()  # noqa: RUF009 - frozen
     checkpoint: Annotated[
         Checkpoint, About(doc="Where checkpoints go, how often, and how long they stay.", kind=section(Checkpoint))
     ] = Checkpoint()
