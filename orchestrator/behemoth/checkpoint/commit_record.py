@@ -50,7 +50,7 @@ class CommitRecord:
     arrays' own bytes. `held_prints` holds eight hex digits for each rank: the CRC-32C over the spans that it held of
     arrays that are meant to move, all zeros when it held none; left out when no rank told. `rank_prints`, the same over
     what it wrote of arrays that are no small state, is part of format 1.0, and nothing is judged by it any more.
-    `committed_us` is wall time, for people only.
+    `committed_us` is wall time, for people and for the hours and days of retention.
     """
 
     format: FormatVersion
@@ -72,7 +72,9 @@ class CommitRecord:
     @property
     def ref(self) -> CommitRef:
         """Its name in commands and events."""
-        return CommitRef(step=self.step, write_id=self.write_id, size_bytes=self.data_bytes)
+        return CommitRef(
+            step=self.step, write_id=self.write_id, size_bytes=self.data_bytes, committed_us=self.committed_us
+        )
 
     @property
     def prefix(self) -> str:
