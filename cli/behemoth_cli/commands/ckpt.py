@@ -14,6 +14,7 @@ from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.checking import checked, told
+from behemoth_cli.commands.ckpt_diff import diff
 from behemoth_cli.commands.ckpt_gc import gc
 from behemoth_cli.commands.ckpt_pins import pin, unpin
 from behemoth_cli.commands.selection import Step, Threads, Where, all_found, chosen, intact, pins_of
@@ -95,5 +96,5 @@ def listing_of(place: Checkpoints) -> Listing:
     return checkpoint_listing(found, now_us=time.time_ns() // 1000)
 
 
-for verb in (pin, unpin, gc):
+for verb in (pin, unpin, gc, diff):
     app.command()(verb)
