@@ -17,6 +17,7 @@ from behemoth_cli.commands.checking import checked, told
 from behemoth_cli.commands.ckpt_diff import diff
 from behemoth_cli.commands.ckpt_gc import gc
 from behemoth_cli.commands.ckpt_pins import pin, unpin
+from behemoth_cli.commands.ckpt_scrub import scrub
 from behemoth_cli.commands.selection import Step, Threads, Where, all_found, chosen, intact, pins_of
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.table import Listing
@@ -96,5 +97,5 @@ def listing_of(place: Checkpoints) -> Listing:
     return checkpoint_listing(found, now_us=time.time_ns() // 1000)
 
 
-for verb in (pin, unpin, gc, diff):
+for verb in (pin, unpin, gc, diff, scrub):
     app.command()(verb)
