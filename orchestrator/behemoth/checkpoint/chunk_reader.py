@@ -78,6 +78,13 @@ class ChunkReader:
                 raise Corrupt(f"{self._where(array, chunk)}: expected zeros in its {what}", code="chunk-gap")
         return raw[: grid.payload_bytes], crc
 
+    def stored_crc(self, array: int, chunk: int) -> int:
+        """The CRC that stands beside a chunk; its payload is not read."""
+        grid = grids(self._commit.layout)[array]
+        tail = self._room(TRAILER_BYTES)
+        self._read(array, chunk, grid.chunk_offset_bytes(chunk) + grid.payload_bytes, tail)
+        return int.from_bytes(tail, "little")
+
     def check_index(self, array: int) -> None:
         """The shard's index must be the one that its shape gives."""
         grid = grids(self._commit.layout)[array]

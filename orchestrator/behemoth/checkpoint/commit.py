@@ -43,7 +43,7 @@ def commit(
     and a few small objects.
 
     `previous` is the newest commit, against which zeros and stale bytes are judged. `committed_us` is wall time, kept
-    for people. Idempotent for one write id: a new leader may repeat it.
+    for people and for retention. Idempotent for one write id: a new leader may repeat it.
 
     Raises Invalid, Conflict or Corrupt, naming array, rank and reason, before anything is written; later Conflict when
     another write has the step, and the store's errors. Without a return the previous commit stays the newest.

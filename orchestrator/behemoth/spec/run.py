@@ -120,7 +120,7 @@ Every: TypeAlias = EverySteps | EveryInterval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """Which committed checkpoints are kept."""
+    """Which committed checkpoints are kept: those that any of these names, and those that somebody has pinned."""
 
     keep_last: Annotated[
         int,
@@ -132,6 +132,20 @@ class Retention:
     every_steps: Annotated[
         int | None, About(doc="Checkpoints at multiples of this many steps are kept for ever.", kind=Integer(minimum=1))
     ] = None
+    hourly: Annotated[
+        int,
+        About(
+            doc="The newest checkpoint of each of this many hours is kept: the latest hours, in UTC, that have one.",
+            kind=Integer(minimum=0, maximum=100_000),
+        ),
+    ] = 0
+    daily: Annotated[
+        int,
+        About(
+            doc="The newest checkpoint of each of this many days is kept: the latest days, in UTC, that have one.",
+            kind=Integer(minimum=0, maximum=100_000),
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         require_ranges(self, name="retention")
@@ -157,7 +171,9 @@ class Checkpoint:
             kind=OneOf(sections=(section(EverySteps), section(EveryInterval))),
         ),
     ] = EveryInterval(interval=timedelta(minutes=5))
-    retention: Annotated[Retention, About(doc="Which checkpoints are kept.", kind=section(Retention))] = Retention()
+    retention: Annotated[
+        Retention, About(doc="Which checkpoints are kept, besides those that are pinned.", kind=section(Retention))
+    ] = Retention()
     threads: Annotated[
         int,
         About(doc="Threads per node that write, read and check checkpoints.", kind=Integer(minimum=1, maximum=256)),
