@@ -50,6 +50,7 @@ class CheckpointDesk:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-desk")
         self._previous: CommitRecord | None = None
         self._to_reject: dict[Step, str] = {}
+        self._to_delete: list[CommitRef] = []
         self._pinned: frozenset[WriteId] = frozenset()
         """As it was last told."""
 
@@ -82,8 +83,9 @@ class CheckpointDesk:
     def commit(
         self, *, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
     ) -> None:
-        """Proves coverage and commits; Committed or SaveFailed is told."""
+        """Proves coverage and commits; Committed or SaveFailed is told. Then deletes what could not be deleted before."""
         self._submit(lambda: self._commit(step, write_id, attempt, layout, receipts), f"commit of {write_id}")
+        self._submit(self._delete_owed, "retention")
 
     def give_up(self, write_id: WriteId, reason: str) -> None:
         """Tells that this write cannot be committed."""
@@ -161,8 +163,17 @@ class CheckpointDesk:
         self._to_reject.clear()
 
     def _delete(self, refs: Sequence[CommitRef]) -> None:
+        """What the store does not take now is owed: the brain asks once."""
+        self._to_delete += refs
+        self._delete_owed()
+
+    def _delete_owed(self) -> None:
+        if not self._to_delete:
+            return
         self._check_owner()
+        refs = self._to_delete
         spared = execute(self._store, plan_gc(self._store, drop=refs))
+        self._to_delete = []
         self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs if (ref.step, ref.write_id) not in spared)))
         if spared:
             self._tell_pins(is_news=True)
