@@ -83,7 +83,7 @@ class CheckpointDesk:
     def commit(
         self, *, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
     ) -> None:
-        """Proves coverage and commits; Committed or SaveFailed is told. Then deletes what could not be deleted before."""
+        """Proves coverage and commits; Committed or SaveFailed is told. Then deletes what failed to go before."""
         self._submit(lambda: self._commit(step, write_id, attempt, layout, receipts), f"commit of {write_id}")
         self._submit(self._delete_owed, "retention")
 
