@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -237,6 +239,23 @@ def test_json_is_taken_too() -> None:
 @pytest.mark.parametrize("name", MAP_NAMES)
 def test_the_maps_that_ship_are_readable(name: str) -> None:
     assert named_map(name).rules
+
+
+def test_the_map_of_the_documentation_is_readable_and_works() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "interop.md").read_text()
+    document = page.partition("```yaml\n")[2].partition("```")[0]
+    ours = numbered(
+        ("model/layers.0.attention.wqkv", (4, 8)),
+        ("model/layers.0.experts.0.w", (2,)),
+        ("model/layers.0.experts.1.w", (2,)),
+        ("optim/m/x", (1,)),
+    )
+    names = decode_map(document.encode(), source="interop.md").apply(ours)
+    attention = [f"model.layers.0.self_attn.{one}_proj.weight" for one in "qkv"]
+    assert {name: one.shape for name, one in names.items()} == {
+        **dict(zip(attention, [(4, 4), (2, 4), (2, 4)], strict=True)),
+        "model.layers.0.experts.w": (2, 2),
+    }
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
