@@ -9,15 +9,19 @@ import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from behemoth.checkpoint.commit_log import latest
+from behemoth.checkpoint.interop.export import Exported, ExportPlan, export
 from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
+from behemoth_cli.commands import ckpt_interop
 from cli.cli_rig import PROGRAM, behemoth, environment, small_run
 
 NEWEST = 40
@@ -108,6 +112,19 @@ def test_what_was_exported_is_imported_as_a_checkpoint_that_verifies(
     assert arrays_of(place / "store").keys() == {"stats/row_loss", "stats/trigrams"}
 
 
+def test_float8_with_scales_comes_back_through_the_map(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = arrays_of(place / "runs/small/checkpoints")["model/table"]
+    assert run(capsys, "export", "run/small", "--to", "out", "--map", "weights", "--dtype", "fp8")[0] == 0
+    code, _, err = run(capsys, "import", "out", "--to", "exact", "--map", "weights")
+    assert (code, err) == (0, "")
+    assert arrays_of(place / "exact").keys() == {"model/table", "model/table_scale"}
+    assert run(capsys, "import", "out", "--to", "store", "--map", "weights", "--dtype", "fp32")[0] == 0
+    (back,) = arrays_of(place / "store").values()
+    assert back.dtype == np.float32
+    scale = np.abs(table).max() / 448
+    assert (np.abs(back - table) <= np.maximum(np.abs(table) / 16, scale * 2.0**-10)).all()
+
+
 def test_a_single_file_is_imported_by_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     safetensors.numpy.save_file({"a": np.arange(5)}, "one.safetensors")
     safetensors.numpy.save_file({"b": np.arange(5)}, "two.safetensors")
@@ -149,6 +166,7 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("import", "one.safetensors", "--to", "full"), 1, "code: import-folder"),
         (("import", "one.safetensors", "--to", "run/small"), 1, "code: import-folder"),
         (("import", "one.safetensors", "--to", "runs/small/checkpoints"), 1, "code: import-owned"),
+        (("import", "one.safetensors", "--to", "store", "--dtype", "fp8"), 2, "hint: did you mean fp"),
         (("import", "bad.safetensors", "--to", "store"), 3, "code: safetensors-header"),
     ],
 )
@@ -176,6 +194,25 @@ def test_a_damaged_checkpoint_is_not_exported(trained: Path, place: Path, capsys
     code, _, err = run(capsys, "export", "run/small", "--to", "out")
     assert code == 3
     assert "array 'model/table', chunk 0, file steps/" in err
+    assert not list((place / "out").iterdir())
+
+
+def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_not_called_damaged(
+    trained: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "runs").unlink()
+    shutil.copytree(trained / "runs", place / "runs")
+    checkpoints = place / "runs/small/checkpoints"
+
+    def export_late(folder: ObjectStore, plan: ExportPlan, **how: Any) -> Exported:
+        (checkpoints / f"commits/{NEWEST:09d}.json").unlink()
+        shutil.rmtree(*(checkpoints / "steps").glob(f"{NEWEST:09d}-*"))
+        return export(folder, plan, **how)
+
+    monkeypatch.setattr(ckpt_interop, "export", export_late)
+    code, out, err = run(capsys, "export", "run/small", "--to", "out")
+    assert (code, out) == (102, "")
+    assert f"checkpoint/{NEWEST}: expected it to stay while it was read, got it deleted" in err
     assert not list((place / "out").iterdir())
 
 

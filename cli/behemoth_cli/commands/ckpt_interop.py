@@ -14,12 +14,13 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from behemoth.base.errors import Conflict, Invalid, NotFound
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step as StepId
 from behemoth.base.ids import WriteId
 from behemoth.base.units import parse_size
-from behemoth.checkpoint.interop.casts import converted
-from behemoth.checkpoint.interop.export import export, kept_files, plan_export
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.interop.casts import FLOAT8, converted, unscaled
+from behemoth.checkpoint.interop.export import ExportPlan, export, kept_files, plan_export
 from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
 from behemoth.checkpoint.interop.ingest import check_free, import_layout, import_tensors
 from behemoth.checkpoint.interop.map_file import MAP_NAMES, decode_map, named_map
@@ -28,6 +29,7 @@ from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.paths import COMMITS, REJECTED, STEPS
 from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.ports import ObjectStore
 from behemoth.storage.open import open_store, path_of
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.commands.selection import Step, Threads, Where, intact
@@ -39,6 +41,7 @@ from behemoth_cli.views.figures import work
 from behemoth_cli.views.interop import export_page, import_page, tensor_listing
 
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn"}
+_FULL = tuple(short for short, name in _PRECISIONS.items() if name != FLOAT8)
 _Result = TypeVar("_Result")
 
 MapOption = Annotated[
@@ -102,8 +105,7 @@ def export_checkpoint(
             if not form:
                 context.console.show(tensor_listing(tensors), form)
         else:
-            doing = f"exporting checkpoint/{number}"
-            kept = _watched(context.console, doing, lambda progress: export(folder, plan, progress=progress)).kept
+            kept = _export(context.console, store, commit, folder, plan)
         context.console.show(export_page(plan, step=number, folder=folder.root, kept=kept, is_done=not is_dry), form)
 
 
@@ -115,6 +117,14 @@ def import_checkpoint(
     ],
     step: Annotated[int, typer.Option("--step", metavar="N", min=0, help="The step that the checkpoint gets.")] = 0,
     name_map: MapOption = "",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(_FULL),
+            help="Precision of floating tensors; float8 ones are multiplied by their scales, NAME_scale.",
+            autocompletion=one_of(*_FULL),
+        ),
+    ] = "",
     select: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Tensors to import. Repeatable.")] = None,
     threads: Threads = 4,
     is_dry: DryRun = False,
@@ -123,11 +133,14 @@ def import_checkpoint(
     """Make a checkpoint out of safetensors files, with a map applied backwards."""
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
+    precision = _PRECISIONS[choose(dtype, _FULL, name="option --dtype")] if dtype else ""
     names = _map(name_map)
     folder, file = _source(source)
     _check_target(to)
     with closing(open_store(folder)) as given, closing(open_store(to)) as store:
         tensors = _selected(read_model(given, file=file, threads=threads).tensors, select or ())
+        if precision:
+            tensors = unscaled(tensors, precision)
         if names is not None:
             tensors = names.inverse().apply(tensors)
         layout = import_layout(tensors)
@@ -146,6 +159,24 @@ def import_checkpoint(
             )
             _watched(context.console, f"importing checkpoint/{step}", lambda progress: make(progress=progress))
         context.console.show(import_page(layout, step=step, source=source, url=store.root, write_id=write_id), form)
+
+
+def _export(
+    console: Console, store: ObjectStore, commit: Commit, folder: ObjectStore, plan: ExportPlan
+) -> tuple[str, ...]:
+    """Files that stood there already. A live run's retention may delete what is being read; that is no damage."""
+    step = commit.record.step
+    try:
+        doing = f"exporting checkpoint/{step}"
+        return _watched(console, doing, lambda progress: export(folder, plan, progress=progress)).kept
+    except Corrupt as error:
+        if commit.record.ref in commits(store):
+            raise
+        raise NotFound(
+            f"checkpoint/{step}: expected it to stay while it was read, got it deleted",
+            hint="retention gave it up: export the newest one",
+            code="checkpoint-gone",
+        ) from error
 
 
 def _watched(console: Console, doing: str, job: Callable[[Callable[[int, int], None]], _Result]) -> _Result:

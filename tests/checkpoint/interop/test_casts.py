@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.interop.casts import converted
+from behemoth.checkpoint.interop.casts import converted, unscaled
 from behemoth.checkpoint.interop.tensors import blocks, read_box
 from checkpoint.interop.tensor_trees import chunked, counted, read
 
@@ -107,3 +107,24 @@ def test_names_that_collide_and_unknown_precisions_are_refused() -> None:
         converted({"w": one, "w_scale": one}, "float8_e4m3fn")
     with pytest.raises(Invalid, match="got 'int8'"):
         converted({"w": one}, "int8")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_float8_comes_back_as_stored_times_scale(name: str, dtype: torch.dtype) -> None:
+    array = np.random.default_rng(3).normal(0, 3, (9, 5)).astype(np.float32)
+    made = converted({"w": chunked(array, (2, 5)), "n": chunked(array[0])}, "float8_e4m3fn")
+    stored = {key: torch.from_numpy(read(one).astype(np.float32)) for key, one in made.items()}
+    back = unscaled({**made, "count": chunked(np.ones(2, np.int64))}, name)
+    assert {key: one.dtype for key, one in back.items()} == {"w": name, "n": name, "count": "int64"}
+    assert read(back["w"]).tobytes() == bits((stored["w"] * stored["w_scale"]).to(dtype))
+    assert read(back["n"]).tobytes() == bits(stored["n"].to(dtype))
+
+
+def test_float8_without_a_scale_of_one_element_is_refused() -> None:
+    stored = chunked(np.ones((2, 2), ml_dtypes.float8_e5m2), dtype="float8_e5m2")
+    with pytest.raises(Invalid, match="'w': expected a scale of one floating element, 'w_scale', got none"):
+        unscaled({"w": stored}, "bfloat16")
+    with pytest.raises(Invalid, match=r"got float32\[2, 1\]"):
+        unscaled({"w": stored, "w_scale": chunked(np.ones((2, 1), np.float32))}, "bfloat16")
+    with pytest.raises(Invalid, match="got 'float8_e4m3fn'"):
+        unscaled({"w": stored}, "float8_e4m3fn")

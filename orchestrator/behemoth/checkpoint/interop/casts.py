@@ -1,4 +1,4 @@
-"""Changes of precision on the way out: master weights to what serves, rounded to nearest even as torch rounds.
+"""Changes of precision: master weights to what serves, rounded to nearest even as torch rounds, and float8 back.
 
 A float8 tensor gets one scale: value = stored * scale, with scale = largest magnitude / 448, so that the range is used
 and nothing overflows. Neighbours: `tensors`, `views`.
@@ -6,15 +6,16 @@ and nothing overflows. Neighbours: `tensors`, `views`.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box
-from behemoth.checkpoint.interop.tensors import Raw, Tensor, blocks, raw_dtype, read_box
+from behemoth.checkpoint.interop.tensors import Raw, Tensor, blocks, raw_dtype, read_box, whole
 from behemoth.checkpoint.layout import DTYPES
 
 FLOAT8 = "float8_e4m3fn"
@@ -25,6 +26,7 @@ SCALE_SUFFIX = "_scale"
 PRECISIONS = ("bfloat16", "float16", "float32", FLOAT8)
 """What floating tensors may be changed to."""
 _CHANGED = frozenset({"float64", "float32", "float16", "bfloat16"})
+_FLOAT8_DTYPES = frozenset({FLOAT8, "float8_e5m2"})
 _BLOCK_BYTES = 32 << 20
 
 
@@ -112,6 +114,26 @@ class Scaled:
         np.copyto(out, values.astype(DTYPES[FLOAT8]).view(raw_dtype(FLOAT8)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unscaled:
+    """The values of a float8 tensor with one scale: stored * scale, in `dtype`."""
+
+    inner: Tensor
+    scale: Tensor
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.inner.shape
+
+    def grain(self, dim: int) -> int:
+        return self.inner.grain(dim)
+
+    def read_into(self, box: Box, out: Raw) -> None:
+        values = _as_float32(self.inner, box) * _as_float32(self.scale, whole(self.scale)).reshape(())
+        np.copyto(out, values.astype(DTYPES[self.dtype]).view(raw_dtype(self.dtype)))
+
+
 def converted(
     tensors: Mapping[str, Tensor], dtype: str, *, is_unscaled: Callable[[str], bool] = lambda _: False
 ) -> dict[str, Tensor]:
@@ -121,8 +143,7 @@ def converted(
     beside it; the others become bfloat16. Raises Invalid for another dtype than those of PRECISIONS, and when a scale's
     name is taken.
     """
-    if dtype not in PRECISIONS:
-        raise Invalid(f"dtype: expected one of {', '.join(PRECISIONS)}, got {dtype!r}", code="export-dtype")
+    _check_precision(dtype, PRECISIONS)
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _CHANGED:
@@ -142,9 +163,43 @@ def converted(
     return found
 
 
+def unscaled(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The way back: floating tensors in `dtype`, those of float8 multiplied by their scales, which are gone then.
+
+    Raises Invalid for a float8 tensor without a scale of one element, whose values nobody can tell, and for a dtype
+    that is none of PRECISIONS or float8.
+    """
+    _check_precision(dtype, [name for name in PRECISIONS if name != FLOAT8])
+    scales = {name + SCALE_SUFFIX for name, tensor in tensors.items() if tensor.dtype in _FLOAT8_DTYPES}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype in _FLOAT8_DTYPES:
+            found[name] = Unscaled(inner=tensor, scale=_scale_of(name, tensors), dtype=dtype)
+        elif name not in scales:
+            found[name] = cast(tensor, dtype) if tensor.dtype in _CHANGED else tensor
+    return found
+
+
 def cast(tensor: Tensor, dtype: str) -> Tensor:
     """The tensor itself where it has the dtype already."""
     return tensor if tensor.dtype == dtype else Cast(inner=tensor, dtype=dtype)
+
+
+def _check_precision(dtype: str, known: Sequence[str]) -> None:
+    if dtype not in known:
+        raise Invalid(f"dtype: expected one of {', '.join(known)}, got {dtype!r}", code="precision")
+
+
+def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    scale = tensors.get(name + SCALE_SUFFIX)
+    if scale is None or math.prod(scale.shape) != 1 or scale.dtype not in _CHANGED:
+        got = "none" if scale is None else f"{scale.dtype}{list(scale.shape)}"
+        raise Invalid(
+            f"tensor {name!r}: expected a scale of one floating element, {name + SCALE_SUFFIX!r}, got {got}",
+            hint="import it as it is, without --dtype",
+            code="float8-scale",
+        )
+    return scale
 
 
 def _as_float32(tensor: Tensor, box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
