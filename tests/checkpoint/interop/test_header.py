@@ -112,6 +112,11 @@ def test_a_dtype_without_a_name_there_is_refused_on_the_way_out() -> None:
         encode_header([HeadTensor(name="c", dtype="complex128", shape=(1,), offset_bytes=0)], {})
 
 
+def test_a_tensor_that_is_called_like_the_metadata_is_refused() -> None:
+    with pytest.raises(Invalid, match="'__metadata__': expected another name"):
+        encode_header([HeadTensor(name="__metadata__", dtype="int8", shape=(1,), offset_bytes=0)], {})
+
+
 names = st.sampled_from(["a", "b", "__metadata__", "é", ""])
 numbers = st.sampled_from([-1, 0, 1, 2, 4, 8, 12, 1 << 62, 1 << 64, 1 << 200])
 entries = st.fixed_dictionaries(

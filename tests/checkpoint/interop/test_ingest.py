@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
@@ -181,6 +184,7 @@ def write_index(folder: Path, weight_map: object) -> None:
         ({"a": "one.safetensors", "z": "one.safetensors", "b": "one.safetensors"}, "tensor 'b': expected in one"),
         ({"a": "../one.safetensors"}, "expected a safetensors index"),
         ({"a": 3}, "expected a safetensors index"),
+        ({}, "expected a safetensors index"),
         ([], "expected a safetensors index"),
     ],
 )
@@ -207,6 +211,30 @@ def test_a_file_cut_anywhere_is_refused_before_its_data_is_read(tmp_path: Path) 
         file.write_bytes(whole[:size])
         with pytest.raises(Corrupt, match=r"model\.safetensors: expected"):
             read_model(LocalStore(tmp_path), threads=1)
+
+
+def test_a_flip_anywhere_in_a_head_is_corrupt_or_invalid_or_another_model(tmp_path: Path) -> None:
+    saved(tmp_path, MODEL)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    (head_bytes,) = struct.unpack("<Q", whole[:8])
+    refused = 0
+    for at in range(8 + head_bytes):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
+        try:
+            read_model(LocalStore(tmp_path), threads=1)
+        except (Corrupt, Invalid):
+            refused += 1
+    assert refused > head_bytes // 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=60) | st.text(alphabet='{}[]":weight_map,a1', max_size=40).map(str.encode))
+def test_rubbish_for_an_index_is_corrupt_and_nothing_else(data: bytes) -> None:
+    store = MemoryStore()
+    store.create("model.safetensors.index.json", data)
+    with pytest.raises(Corrupt):
+        read_model(store, threads=1)
 
 
 def test_an_empty_folder_has_no_model(tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int) -> 
 class _Index(msgspec.Struct, frozen=True):
     """Other fields, such as `metadata`, say nothing that the files do not."""
 
-    weight_map: dict[str, Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]]
+    weight_map: Annotated[
+        dict[str, Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]],
+        msgspec.Meta(min_length=1),
+    ]
 
 
 def _read_index(store: ObjectStore, key: str, size_bytes: int) -> dict[str, str]:

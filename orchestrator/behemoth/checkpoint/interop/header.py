@@ -63,8 +63,11 @@ class HeadTensor:
 
 def encode_header(tensors: Sequence[HeadTensor], metadata: Mapping[str, str]) -> bytes:
     """Length and JSON, padded with blanks so that data begins at a multiple of eight. Raises Invalid for a dtype that
-    the format does not know, and for a head that nobody would read."""
+    the format does not know, for the one name that is none there, and for a head that nobody would read."""
     entries: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
+    if any(tensor.name == METADATA for tensor in tensors):
+        hint = "rename it by a map"
+        raise Invalid(f"tensor {METADATA!r}: expected another name, got that of a file's metadata", hint=hint)
     for tensor in tensors:
         entries[tensor.name] = {
             "dtype": _name_of(tensor),
