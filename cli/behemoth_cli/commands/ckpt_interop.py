@@ -27,7 +27,7 @@ from behemoth.checkpoint.interop.map_file import MAP_NAMES, decode_map, named_ma
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
-from behemoth.checkpoint.paths import COMMITS, REJECTED, STEPS
+from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
 from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectStore
 from behemoth.storage.open import open_store, path_of
@@ -249,7 +249,7 @@ def _source(text: str) -> tuple[str, str | None]:
 def _check_target(text: str) -> None:
     """A store is made where nothing is; a folder of something else is no place for one."""
     path = Path(path_of(text))
-    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED))
+    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
     if text.startswith(PREFIX) or (path.exists() and not is_store and (not path.is_dir() or any(path.iterdir()))):
         raise Conflict(
             f"option --to: expected a checkpoint store, or a folder that is empty or not there, got {text}",

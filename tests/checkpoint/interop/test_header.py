@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.interop.header import (
     DTYPE_NAMES,
-    LENGTH_BYTES,
     MAX_HEADER_BYTES,
     HeadTensor,
     decode_header,
     decode_length,
     encode_header,
 )
+from behemoth.spec.safetensors_header import LENGTH_BYTES
 
 GOOD: dict[str, Any] = {
     "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},

@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 
 from behemoth.base.errors import Corrupt, Invalid, NotFound
-from behemoth.checkpoint.interop.header import LENGTH_BYTES, HeadTensor, decode_header, decode_length
+from behemoth.checkpoint.interop.header import HeadTensor, decode_header, decode_length
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.ports import ObjectStore
+from behemoth.spec.safetensors_header import LENGTH_BYTES
 
 INDEX_SUFFIX = ".safetensors.index.json"
 FILE_SUFFIX = ".safetensors"

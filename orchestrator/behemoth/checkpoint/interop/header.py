@@ -2,7 +2,8 @@
 
 What it says is believed only as a whole: every byte of the rest belongs to exactly one tensor, as the format demands
 (github.com/huggingface/safetensors, README, "Format"), so that nothing overlaps and nothing is hidden between.
-Neighbours: `export` writes heads, `foreign` reads them.
+Neighbours: `export` writes heads, `foreign` reads them; `spec.safetensors_header` takes shapes from them for plans and
+needs no file to be whole.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import msgspec
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid
 from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
+from behemoth.spec.safetensors_header import LENGTH_BYTES, METADATA
 
-LENGTH_BYTES = 8
 ALIGNMENT_BYTES = 8
 MAX_HEADER_BYTES = 25_000_000
 """Room for some 200,000 tensors. The safetensors library stops at 100 MB; parsed, that would take gigabytes."""
-METADATA = "__metadata__"
 
 DTYPE_NAMES: Mapping[str, str] = {
     "bool": "BOOL",
