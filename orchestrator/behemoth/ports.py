@@ -81,6 +81,20 @@ class CachesFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class MovesObjects(Protocol):
+    """A store in which a whole object can be given another name in one instant.
+
+    Not part of ObjectStore, because S3 cannot. Who writes files for other programs needs it, since those take whatever
+    has the right name for whole: it writes under another name first.
+    """
+
+    def move(self, source: str, target: str) -> None:
+        """Give a sealed object the name `target`, durably, and take `source` from it. After a crash it may have both
+        names. Raises NotFound, and Conflict when the target exists."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeGone:
     """The runtime's word that a node's agent has ended. `reason` is one sentence for people."""

@@ -16,6 +16,7 @@ from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.checking import checked, told
 from behemoth_cli.commands.ckpt_diff import diff
 from behemoth_cli.commands.ckpt_gc import gc
+from behemoth_cli.commands.ckpt_interop import export_checkpoint, import_checkpoint
 from behemoth_cli.commands.ckpt_pins import pin, unpin
 from behemoth_cli.commands.ckpt_scrub import scrub
 from behemoth_cli.commands.selection import Step, Threads, Where, all_found, chosen, intact, pins_of
@@ -28,7 +29,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.callback()
 def ckpt() -> None:
-    """Look at checkpoints, prove and compare them, and say which are kept."""
+    """Look at checkpoints, prove and compare them, say which are kept, take them to other formats and back."""
 
 
 @app.command("list")
@@ -99,3 +100,5 @@ def listing_of(place: Checkpoints) -> Listing:
 
 for verb in (pin, unpin, gc, diff, scrub):
     app.command()(verb)
+app.command("export")(export_checkpoint)
+app.command("import")(import_checkpoint)

@@ -120,6 +120,19 @@ class LocalStore:
         with named_errors(f"list {prefix or self._root}"):
             yield from _walk(self._path(segments), "".join(f"{segment}/" for segment in segments))
 
+    def move(self, source: str, target: str) -> None:
+        """See the port. By link(2), which never replaces anything."""
+        segments, to_segments = segments_of(source), segments_of(target)
+        path, to_path = self._path(segments), self._path(to_segments)
+        with named_errors(f"move {source} to {target}"):
+            self._link_new(target, path, to_path)
+            self._sync_folders(self._folders_above(to_segments))
+            _unlink(path)
+            self._files.forget(path)
+            folders = set(self._folders_above(segments))
+            self._remove_empty(folders)
+            self._sync_folders(folders, missing_ok=True)
+
     def delete(self, keys: Sequence[str]) -> None:
         """See the port. In the given order, and durable on return, so that what must go first has gone first."""
         folders: set[str] = set()
@@ -262,6 +275,14 @@ class LocalStore:
             finally:
                 _unlink(temp)
         raise Unavailable(f"create {key}: what was unfinished was cleared away {_NUM_TRIES} times")
+
+    def _link_new(self, key: str, path: str, to_path: str) -> None:
+        os.stat(path, follow_symlinks=False)  # so that a missing folder below is the target's
+        self._make_folder(os.path.dirname(to_path))
+        try:
+            os.link(path, to_path, follow_symlinks=False)
+        except FileExistsError as error:
+            raise Conflict(f"move to {key}: expected no such object, got one", code="exists") from error
 
     def _remove_empty(self, folders: set[str]) -> None:
         for folder in sorted(folders - {self._root}, key=len, reverse=True):

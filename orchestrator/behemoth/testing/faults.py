@@ -16,7 +16,7 @@ from typing import assert_never
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Unavailable
-from behemoth.ports import ObjectInfo, ObjectStore, Part
+from behemoth.ports import MovesObjects, ObjectInfo, ObjectStore, Part
 from behemoth.storage.positional import byte_view
 
 
@@ -33,7 +33,7 @@ class Die:
     """The process ends at write number `write` (from 0): every later call, reads too, finds it dead.
 
     In the middle: of the bytes of `write_parts`, or of the keys of `seal` and `delete`, the first half is done;
-    `create` is atomic and has done nothing."""
+    `create` and `move` are atomic and have done nothing."""
 
     write: int
     when: When
@@ -67,7 +67,7 @@ class FaultyStore:
 
     @property
     def num_writes(self) -> int:
-        """How many writes (`write_parts`, `seal`, `create`, `delete`) have begun."""
+        """How many writes (`write_parts`, `seal`, `create`, `move`, `delete`) have begun."""
         return self._num_writes
 
     def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
@@ -84,6 +84,12 @@ class FaultyStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         self._write(lambda: self._inner.delete(keys), lambda: self._inner.delete(keys[: len(keys) // 2]))
+
+    def move(self, source: str, target: str) -> None:
+        """As `create`, atomic. The inner store must be able to."""
+        assert isinstance(self._inner, MovesObjects)
+        inner = self._inner
+        self._write(lambda: inner.move(source, target), lambda: None)
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         self._refuse_if_dead()

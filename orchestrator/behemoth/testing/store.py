@@ -86,6 +86,20 @@ class MemoryStore:
                 self._objects.pop(key, None)
                 self._unsealed.discard(key)
 
+    def move(self, source: str, target: str) -> None:
+        segments_of(source)
+        segments_of(target)
+        with self._lock:
+            self._refuse_folder_clash(target)
+            if source not in self._objects:
+                raise NotFound(f"move {source}: no such object")
+            if target in self._objects:
+                raise Conflict(f"move to {target}: expected no such object, got one", code="exists")
+            self._objects[target] = self._objects.pop(source)
+            if source in self._unsealed:
+                self._unsealed.remove(source)
+                self._unsealed.add(target)
+
     def after_power_loss(self, *, seed: int) -> MemoryStore:
         """A new store as a power cut could leave it: each unsealed object is gone, zero, cut to half of its bytes, or
         whole, by a generator with this seed."""

@@ -1,0 +1,77 @@
+"""What an export or an import has done, or would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from behemoth_cli.out.table import Column, Listing, Page, Section
+from behemoth_cli.views.figures import size
+
+if TYPE_CHECKING:
+    from behemoth.checkpoint.interop.export import ExportPlan
+    from behemoth.checkpoint.interop.tensors import Tensor
+    from behemoth.checkpoint.layout import Layout
+
+
+def export_page(plan: ExportPlan, *, step: int, folder: str, kept: Sequence[str], is_done: bool) -> Page:
+    """`kept` are the files that an earlier try had left whole."""
+    what = f"{len(plan.files)} {'file' if len(plan.files) == 1 else 'files'} of {size(plan.size_bytes)}"
+    again = f", {len(kept)} of them there already" if kept else ""
+    verb = "exported" if is_done else "would be exported"
+    files = [
+        {"file": file.name, "numTensors": len(file.tensors), "sizeBytes": file.size_bytes, "isKept": file.name in kept}
+        for file in plan.files
+    ]
+    return Page(
+        kind="CheckpointExport",
+        name=f"checkpoint/{step}",
+        sections=(
+            Section(lines=(f"checkpoint/{step} {verb} to {folder}: {plan.num_tensors} tensors, {what}{again}",)),
+            Section(listing=_file_listing(files)),
+        ),
+        body={"step": step, "folder": folder, "isDone": is_done, "numTensors": plan.num_tensors, "files": files},
+    )
+
+
+def import_page(layout: Layout, *, step: int, source: str, url: str, write_id: str | None) -> Page:
+    """`write_id` is None for what was only looked at."""
+    num_bytes = sum(array.num_bytes for array in layout.arrays)
+    verb = "imported" if write_id is not None else "would be imported"
+    arrays: list[Mapping[str, object]] = [
+        {"name": array.name, "dtype": array.dtype, "shape": list(array.shape), "sizeBytes": array.num_bytes}
+        for array in layout.arrays
+    ]
+    line = f"checkpoint/{step} {verb} into {url} from {source}: {len(arrays)} arrays of {size(num_bytes)}"
+    return Page(
+        kind="CheckpointImport",
+        name=f"checkpoint/{step}",
+        sections=(Section(lines=(line,)),),
+        body={
+            "step": step,
+            "source": source,
+            "url": url,
+            "writeId": write_id,
+            "sizeBytes": num_bytes,
+            "arrays": arrays,
+        },
+    )
+
+
+def tensor_listing(tensors: Mapping[str, Tensor]) -> Listing:
+    """One row each, for a look before an export."""
+    return Listing(
+        kind="TensorList",
+        columns=(Column(name="tensor"), Column(name="dtype"), Column(name="shape")),
+        rows=tuple(
+            (name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar") for name, tensor in tensors.items()
+        ),
+    )
+
+
+def _file_listing(files: Sequence[Mapping[str, object]]) -> Listing:
+    return Listing(
+        kind="FileList",
+        columns=(Column(name="file"), Column(name="tensors", align="right"), Column(name="bytes", align="right")),
+        rows=tuple((str(file["file"]), str(file["numTensors"]), str(file["sizeBytes"])) for file in files),
+    )

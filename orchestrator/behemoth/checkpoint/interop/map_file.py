@@ -1,0 +1,136 @@
+"""The document of a name map: YAML or JSON, strict and versioned. Some ship with the package.
+
+Unknown fields are refused with their path, so that a misspelled step is not a step that is left out. Neighbours:
+`rules` (what a document means), `spec.text` (how YAML is read).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import Annotated, Literal
+
+import msgspec
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.interop.patterns import Pattern
+from behemoth.checkpoint.interop.rules import NameMap, Rule
+from behemoth.checkpoint.interop.steps import Concat, Permute, Split, Stack, Step, Unstack
+from behemoth.spec.text import read_document
+
+FORMAT = 1
+MAP_NAMES = ("weights", "llama4-hf", "tiny-moe-hf")
+"""The maps that ship with the package."""
+
+_Dim = Annotated[int, msgspec.Meta(ge=0, lt=32)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+
+
+def named_map(name: str) -> NameMap:
+    """A map that ships with the package. Raises Invalid for an unknown name."""
+    if name not in MAP_NAMES:
+        raise Invalid(f"map: expected one of {', '.join(MAP_NAMES)}, got {name!r}", code="unknown-map")
+    file = resources.files("behemoth.checkpoint.interop").joinpath("maps", f"{name}.yaml")
+    return decode_map(file.read_bytes(), source=f"map {name}")
+
+
+def decode_map(data: bytes, *, source: str) -> NameMap:
+    """Read a document of at most 256 KiB. Raises Invalid that names `source` and the place of what is wrong."""
+    try:
+        value = read_document(data, source=source).value
+    except Invalid as error:
+        raise Invalid(error.message, hint=error.hint, code="map-format") from error
+    try:
+        version = msgspec.convert(value, type=_Version).format
+        if version != FORMAT:
+            hint = "this map needs a newer behemoth"
+            raise Invalid(f"{source}: expected format {FORMAT}, got {version}", hint=hint, code="map-version")
+        document = msgspec.convert(value, type=_Document)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        raise Invalid(f"{source}: expected a name map, got: {text[:1].lower()}{text[1:]}", code="map-format") from error
+    try:
+        rules = tuple(_rule(entry) for entry in document.rules)
+        return NameMap(
+            rules=rules,
+            dropped=_patterns(document.drop.ours),
+            dropped_back=_patterns(document.drop.theirs),
+            drops_others=document.others == "drop",
+            unscaled=_patterns(document.unscaled),
+            digest=hashlib.sha256(data).hexdigest(),
+        )
+    except Invalid as error:
+        raise Invalid(f"{source}: {error.message}", hint=error.hint, code=error.code) from error
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dim: _Dim
+    sizes: Annotated[list[int | str], msgspec.Meta(min_length=2, max_length=4096)]
+
+
+class _Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dim: _Dim
+    over: _Name
+
+
+class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    permute: Annotated[list[_Dim], msgspec.Meta(max_length=32)] | None = None
+    split: _Part | None = None
+    concat: _Part | None = None
+    stack: _Over | None = None
+    unstack: _Over | None = None
+
+
+class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ours: _Name | list[_Name]
+    theirs: _Name | list[_Name]
+    steps: list[_Step] = []
+
+
+class _Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ours: list[_Name] = []
+    theirs: list[_Name] = []
+
+
+class _Version(msgspec.Struct, frozen=True):
+    format: int
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    rules: Annotated[list[_Rule], msgspec.Meta(min_length=1, max_length=10_000)]
+    about: str = ""
+    drop: _Drop = _Drop()
+    others: Literal["refuse", "drop"] = "refuse"
+    unscaled: list[_Name] = []
+
+
+def _rule(entry: _Rule) -> Rule:
+    return Rule(
+        sources=_patterns(entry.ours), targets=_patterns(entry.theirs), steps=tuple(_step(one) for one in entry.steps)
+    )
+
+
+def _patterns(texts: str | list[str]) -> tuple[Pattern, ...]:
+    return tuple(Pattern(text=text) for text in ([texts] if isinstance(texts, str) else texts))
+
+
+def _step(entry: _Step) -> Step:
+    given = [name for name in entry.__struct_fields__ if getattr(entry, name) is not None]
+    if len(given) != 1:
+        raise Invalid(
+            f"step: expected one of {', '.join(entry.__struct_fields__)}, got {' and '.join(given) or 'none'}",
+            code="map-step",
+        )
+    if entry.permute is not None:
+        if sorted(entry.permute) != list(range(len(entry.permute))):
+            raise Invalid(f"permute: expected each dim once, got {entry.permute}", code="map-permute")
+        return Permute(order=tuple(entry.permute))
+    if entry.split is not None:
+        return Split(dim=entry.split.dim, sizes=tuple(entry.split.sizes))
+    if entry.concat is not None:
+        return Concat(dim=entry.concat.dim, sizes=tuple(entry.concat.sizes))
+    if entry.stack is not None:
+        return Stack(dim=entry.stack.dim, over=entry.stack.over)
+    assert entry.unstack is not None
+    return Unstack(dim=entry.unstack.dim, over=entry.unstack.over)

@@ -1,0 +1,242 @@
+"""Safetensors files become checkpoints like any other, and files that are wrong become none."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit_log import commits, latest
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.interop import foreign, ingest
+from behemoth.checkpoint.interop.foreign import read_model
+from behemoth.checkpoint.interop.ingest import import_tensors
+from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.owner import Owner, take
+from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.verify import verify
+from behemoth.ports import ObjectStore
+from behemoth.storage.local import LocalStore
+from behemoth.testing.faults import Crash, FaultyStore, every_death
+from behemoth.testing.store import MemoryStore
+from checkpoint.interop.tensor_trees import chunked
+
+MODEL = {
+    "a.weight": torch.randn(5, 7).to(torch.bfloat16),
+    "a.weight_scale": torch.tensor(0.5),
+    "f8": torch.randn(4, 4).to(torch.float8_e4m3fn),
+    "flags": torch.tensor([True, False]),
+    "steps": torch.arange(3),
+}
+
+
+def made(store: ObjectStore, tensors: dict[str, Tensor], *, step: int = 5, write_id: str = "import-1") -> CommitRecord:
+    return import_tensors(store, tensors, run="import:x", step=Step(step), write_id=WriteId(write_id), committed_us=7)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def saved(folder: Path, model: dict[str, torch.Tensor], name: str = "model.safetensors") -> None:
+    safetensors.torch.save_file(model, folder / name)
+
+
+def test_a_file_of_the_library_becomes_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    saved(tmp_path, MODEL)
+    store = LocalStore(tmp_path / "store")
+    record = made(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
+    assert (record.step, record.run, record.committed_us) == (5, "import:x", 7)
+    assert latest(store) == record.ref
+    commit = open_commit(store, record.ref)
+    assert commit.layout.positions.keys() == MODEL.keys()
+    for name, tensor in MODEL.items():
+        array = read_array(store, commit, name)
+        assert (array.dtype.name, array.shape) == (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        assert array.tobytes() == bits(tensor), name
+    assert verify(store, record.ref, threads=1, deep=True).is_intact
+    store.close()
+
+
+def test_large_arrays_are_read_and_written_in_blocks_of_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 20 << 20)
+    array = np.random.default_rng(1).integers(0, 1 << 16, (5, 1300, 2048), dtype=np.uint16)
+    boxes = []
+    tensor = chunked(array, (1, 400, 2048))
+
+    class Watched:
+        dtype, shape = tensor.dtype, tensor.shape
+
+        def grain(self, dim: int) -> int:
+            return tensor.grain(dim)
+
+        def read_into(self, box: Any, out: Any) -> None:
+            boxes.append(out.nbytes)
+            tensor.read_into(box, out)
+
+    store = MemoryStore()
+    record = made(store, {"w": Watched()})
+    assert max(boxes) <= 20 << 20
+    assert len(boxes) < 5 * 2
+    assert read_array(store, open_commit(store, record.ref), "w").tobytes() == array.tobytes()
+    assert verify(store, record.ref, threads=1, deep=True).is_intact
+
+
+def test_chunks_of_a_foreign_tensor_cover_it_whatever_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"w": torch.arange(2 * 3 * 5 * 7, dtype=torch.int16).reshape(2, 3, 5, 7), "s": torch.tensor(3.0)}
+    saved(tmp_path, model)
+    for chunk_bytes in (1, 2, 14, 20, 71, 1000):
+        monkeypatch.setattr(foreign, "CHUNK_BYTES", chunk_bytes)
+        store = MemoryStore()
+        record = made(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
+        commit = open_commit(store, record.ref)
+        assert all(read_array(store, commit, name).tobytes() == bits(tensor) for name, tensor in model.items())
+
+
+def test_an_import_that_dies_at_any_write_leaves_no_checkpoint_or_a_whole_one() -> None:
+    tensors: dict[str, Tensor] = {
+        "a": chunked(np.arange(10, dtype=np.float32)),
+        "b": chunked(np.zeros((2, 2), ml_dtypes.bfloat16), dtype="bfloat16"),
+    }
+    counted = FaultyStore(MemoryStore())
+    made(counted, tensors)
+    for death in every_death(counted.num_writes):
+        inner = MemoryStore()
+        with pytest.raises(Crash):
+            made(FaultyStore(inner, death), tensors)
+        after = inner.after_power_loss(seed=death.write)
+        found = commits(after)
+        if not found:
+            made(after, tensors, write_id="import-2")
+            found = commits(after)
+        (one,) = found
+        assert verify(after, one, threads=1, deep=True).is_intact, death
+
+
+def test_an_import_that_fails_takes_away_what_it_wrote(tmp_path: Path) -> None:
+    class Broken:
+        dtype, shape = "float32", (4,)
+
+        def grain(self, dim: int) -> int:  # noqa: ARG002 (a Tensor's)
+            return 4
+
+        def read_into(self, box: Any, out: Any) -> None:  # noqa: ARG002 (a Tensor's)
+            raise Corrupt("tensor b: damaged")
+
+    store = LocalStore(tmp_path)
+    with pytest.raises(Corrupt, match="tensor b"):
+        made(store, {"a": chunked(np.arange(10, dtype=np.float32)), "b": Broken()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
+    tensors: dict[str, Tensor] = {"a": chunked(np.arange(3, dtype=np.float32))}
+    store = MemoryStore()
+    first = made(store, tensors)
+    with pytest.raises(Conflict, match="expected no checkpoint of step 5, got one"):
+        made(store, tensors, write_id="import-2")
+    assert latest(store) == first.ref
+    assert verify(store, first.ref, threads=1, deep=True).is_intact
+    owned = MemoryStore()
+    take(owned, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
+    with pytest.raises(Conflict, match="got that of run/big in /runs/big"):
+        made(owned, tensors)
+
+
+def test_a_tensor_without_elements_is_refused_by_name() -> None:
+    with pytest.raises(Invalid, match="array 'e': expected at most 32 sizes >= 1"):
+        made(MemoryStore(), {"e": chunked(np.zeros((0, 2), np.float32), (1, 2))})
+
+
+def test_several_files_need_their_index(tmp_path: Path) -> None:
+    saved(tmp_path, {"a": MODEL["steps"]}, "model-00001-of-00002.safetensors")
+    saved(tmp_path, {"b": MODEL["flags"]}, "model-00002-of-00002.safetensors")
+    folder = LocalStore(tmp_path)
+    with pytest.raises(Invalid, match="expected one file or an index that names several, got 2 files"):
+        read_model(folder, threads=1)
+    assert list(read_model(folder, file="model-00002-of-00002.safetensors", threads=1).tensors) == ["b"]
+    write_index(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
+    assert set(read_model(folder, threads=1).tensors) == {"a", "b"}
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "text"),
+    [
+        ({"a": "one.safetensors", "b": "gone.safetensors"}, "expected the file gone.safetensors beside it"),
+        ({"a": "one.safetensors"}, "tensor 'z': expected in no file, got it in one.safetensors"),
+        ({"a": "one.safetensors", "z": "one.safetensors", "b": "one.safetensors"}, "tensor 'b': expected in one"),
+        ({"a": "../one.safetensors"}, "expected a safetensors index"),
+        ({"a": 3}, "expected a safetensors index"),
+        ({}, "expected a safetensors index"),
+        ([], "expected a safetensors index"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path: Path, weight_map: object, text: str) -> None:
+    saved(tmp_path, {"a": MODEL["steps"], "z": MODEL["flags"]}, "one.safetensors")
+    write_index(tmp_path, weight_map)
+    with pytest.raises(Corrupt, match=text):
+        read_model(LocalStore(tmp_path), threads=1)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        saved(tmp_path, {"a": MODEL["steps"], name: MODEL["flags"]}, f"{name}.safetensors")
+    write_index(tmp_path, {"a": "one.safetensors", "one": "one.safetensors", "two": "two.safetensors"})
+    with pytest.raises(Corrupt, match=r"tensor 'a': expected in one file, got it in one.safetensors and two"):
+        read_model(LocalStore(tmp_path), threads=1)
+
+
+def test_a_file_cut_anywhere_is_refused_before_its_data_is_read(tmp_path: Path) -> None:
+    saved(tmp_path, MODEL)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for size in [*range(0, 64), *range(64, len(whole), 37), len(whole) - 1]:
+        file.write_bytes(whole[:size])
+        with pytest.raises(Corrupt, match=r"model\.safetensors: expected"):
+            read_model(LocalStore(tmp_path), threads=1)
+
+
+def test_a_flip_anywhere_in_a_head_is_corrupt_or_invalid_or_another_model(tmp_path: Path) -> None:
+    saved(tmp_path, MODEL)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    (head_bytes,) = struct.unpack("<Q", whole[:8])
+    refused = 0
+    for at in range(8 + head_bytes):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
+        try:
+            read_model(LocalStore(tmp_path), threads=1)
+        except (Corrupt, Invalid):
+            refused += 1
+    assert refused > head_bytes // 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=60) | st.text(alphabet='{}[]":weight_map,a1', max_size=40).map(str.encode))
+def test_rubbish_for_an_index_is_corrupt_and_nothing_else(data: bytes) -> None:
+    store = MemoryStore()
+    store.create("model.safetensors.index.json", data)
+    with pytest.raises(Corrupt):
+        read_model(store, threads=1)
+
+
+def test_an_empty_folder_has_no_model(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="expected safetensors files, got none"):
+        read_model(LocalStore(tmp_path), threads=1)

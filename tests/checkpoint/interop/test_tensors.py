@@ -1,0 +1,70 @@
+"""Lazy tensors give what numpy would: any box of any tree of views, and blocks that add up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.interop.tensors import Tensor, blocks, read_box, whole
+from behemoth.checkpoint.interop.views import Joined, Permuted, Stacked, unstack
+from checkpoint.interop.tensor_trees import chunked, counted, trees
+
+
+@settings(max_examples=200, deadline=None)
+@given(tree=trees(), data=st.data())
+def test_any_box_of_any_tree_of_views_is_what_numpy_gives(tree: tuple[Tensor, np.ndarray], data: st.DataObject) -> None:
+    tensor, array = tree
+    assert tensor.shape == array.shape
+    np.testing.assert_array_equal(read_box(tensor, whole(tensor)), array)
+    box = []
+    for size in array.shape:
+        start = data.draw(st.integers(0, size - 1))
+        box.append((start, data.draw(st.integers(start + 1, size))))
+    np.testing.assert_array_equal(read_box(tensor, tuple(box)), array[tuple(slice(*part) for part in box)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(tree=trees(), limit_bytes=st.integers(1, 200))
+def test_blocks_follow_one_another_in_c_order(tree: tuple[Tensor, np.ndarray], limit_bytes: int) -> None:
+    tensor, array = tree
+    data = [read_box(tensor, box).tobytes() for box in blocks(tensor, limit_bytes=limit_bytes)]
+    assert b"".join(data) == array.tobytes()
+    assert max(map(len, data)) <= max(limit_bytes, array.itemsize)
+
+
+def test_blocks_end_at_the_ends_of_chunks_where_they_can() -> None:
+    tensor = chunked(np.zeros((10, 4), np.uint16), (3, 4))
+    assert [box[0] for box in blocks(tensor, limit_bytes=8 * 7)] == [(0, 6), (6, 10)]
+    assert [box[0] for box in blocks(tensor, limit_bytes=8 * 2)] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+
+
+def test_a_long_row_is_cut() -> None:
+    tensor = chunked(np.zeros((2, 8), np.uint16))
+    assert list(blocks(tensor, limit_bytes=6, grain=lambda _: 1)) == [
+        ((row, row + 1), (start, min(start + 3, 8))) for row in range(2) for start in (0, 3, 6)
+    ]
+
+
+def test_a_read_touches_only_the_chunks_of_its_box() -> None:
+    tensor = chunked(np.arange(40, dtype=np.uint16).reshape(10, 4), (2, 4))
+    loaded = counted(tensor)
+    read_box(tensor, ((3, 6), (0, 1)))
+    assert loaded == [1, 2]
+
+
+def test_views_that_do_not_fit_are_refused() -> None:
+    small, other = chunked(np.zeros((2, 3), np.uint16)), chunked(np.zeros((2, 3), np.float32))
+    taller = chunked(np.zeros((3, 3), np.uint16))
+    for make, text in (
+        (lambda: Permuted(inner=small, order=(0, 0)), r"permute \[0, 0\]: expected each dim of shape \(2, 3\) once"),
+        (lambda: Joined(parts=(small, other), dim=0), r"expected parts like uint16\[2, 3\], got float32\[2, 3\]"),
+        (lambda: Joined(parts=(small, taller), dim=1), r"expected parts like uint16\[2, 3\], got uint16\[3, 3\]"),
+        (lambda: Joined(parts=(small, small), dim=2), "concat: expected a dim below 2, got 2"),
+        (lambda: Stacked(parts=(small, taller), dim=0), r"got uint16\[3, 3\]"),
+        (lambda: unstack(small, 2), "unstack: expected a dim below 2, got 2"),
+    ):
+        with pytest.raises(Invalid, match=text):
+            make()

@@ -1,0 +1,239 @@
+"""`behemoth ckpt export` and `import` on the checkpoint of a real run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from behemoth.checkpoint.commit_log import latest
+from behemoth.checkpoint.interop.export import Exported, ExportPlan, export
+from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.ports import ObjectStore
+from behemoth.storage.local import LocalStore
+from behemoth_cli import root
+from behemoth_cli.commands import ckpt_interop
+from cli.cli_rig import PROGRAM, behemoth, environment, small_run
+
+NEWEST = 40
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    ended = behemoth("run", small_run(folder, steps=NEWEST).name, "--runtime", "process", cwd=folder)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of its own; the run is only read."""
+    (tmp_path / "runs").symlink_to(trained / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arrays_of(store_path: Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint by our own reader."""
+    with closing(LocalStore(store_path)) as store:
+        newest = latest(store)
+        assert newest is not None
+        commit = open_commit(store, newest)
+        return {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
+
+
+def loaded(folder: Path) -> dict[str, np.ndarray]:
+    """All files by the safetensors library."""
+    found: dict[str, np.ndarray] = {}
+    for file in folder.glob("*.safetensors"):
+        found |= safetensors.numpy.load_file(file)
+    return found
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(
+        (one[name].dtype, one[name].shape, one[name].tobytes())
+        == (other[name].dtype, other[name].shape, other[name].tobytes())
+        for name in one
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = root.run(["ckpt", *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_a_checkpoint_of_a_run_is_exported_and_the_library_reads_every_tensor(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "export", "run/small", "--to", "out", "--max-file-size", "100KB")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"checkpoint/{NEWEST} exported to {place}/out: 5 tensors, 3 files of ")
+    assert same(loaded(place / "out"), arrays_of(place / "runs/small/checkpoints"))
+    assert json.loads((place / "out/model.safetensors.index.json").read_text())["weight_map"]["model/table"]
+
+
+def test_select_map_and_precision_are_applied(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = arrays_of(place / "runs/small/checkpoints")
+    wanted = ("--select", "model/*", "--select", "stats/row_loss")
+    assert run(capsys, "export", "run/small", "--to", "some", "--dtype", "fp16", *wanted)[0] == 0
+    assert same(
+        loaded(place / "some"), {name: arrays[name].astype(np.float16) for name in ("model/table", "stats/row_loss")}
+    )
+    Path("my.yaml").write_text(
+        "format: 1\nrules: [{ours: 'model/{x}', theirs: 'm.{x}.T', steps: [permute: [1, 0]]}]\n"
+        "drop: {ours: ['optim/{x*}', 'stats/{x*}', 'state/{x*}']}\n"
+    )
+    assert run(capsys, "export", "run/small", "--to", "turned", "--map", "my.yaml")[0] == 0
+    assert same(loaded(place / "turned"), {"m.table.T": np.ascontiguousarray(arrays["model/table"].T)})
+
+
+def test_what_was_exported_is_imported_as_a_checkpoint_that_verifies(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "export", "run/small", "--to", "out", "--max-file-size", "100KB")[0] == 0
+    code, out, _ = run(capsys, "import", "out", "--to", "store", "--step", "7")
+    assert (code, out.split(":")[0]) == (0, f"checkpoint/7 imported into {place}/store from out")
+    assert same(arrays_of(place / "store"), arrays_of(place / "runs/small/checkpoints"))
+    assert run(capsys, "verify", "store")[0] == 0
+    assert run(capsys, "import", "out", "--to", "store", "--step", "7")[0] == 1
+    assert run(capsys, "import", "out", "--to", "store", "--step", "8", "--select", "stats/*")[0] == 0
+    assert arrays_of(place / "store").keys() == {"stats/row_loss", "stats/trigrams"}
+
+
+def test_float8_with_scales_comes_back_through_the_map(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = arrays_of(place / "runs/small/checkpoints")["model/table"]
+    assert run(capsys, "export", "run/small", "--to", "out", "--map", "weights", "--dtype", "fp8")[0] == 0
+    code, _, err = run(capsys, "import", "out", "--to", "exact", "--map", "weights")
+    assert (code, err) == (0, "")
+    assert arrays_of(place / "exact").keys() == {"model/table", "model/table_scale"}
+    assert run(capsys, "import", "out", "--to", "store", "--map", "weights", "--dtype", "fp32")[0] == 0
+    (back,) = arrays_of(place / "store").values()
+    assert back.dtype == np.float32
+    scale = np.abs(table).max() / 448
+    assert (np.abs(back - table) <= np.maximum(np.abs(table) / 16, scale * 2.0**-10)).all()
+
+
+def test_a_single_file_is_imported_by_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    safetensors.numpy.save_file({"a": np.arange(5)}, "one.safetensors")
+    safetensors.numpy.save_file({"b": np.arange(5)}, "two.safetensors")
+    assert run(capsys, "import", "one.safetensors", "--to", "store")[0] == 0
+    assert arrays_of(place / "store").keys() == {"a"}
+    code, _, err = run(capsys, "import", ".", "--to", "other")
+    assert (code, "code: safetensors-index" in err) == (2, True)
+
+
+def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "export", "run/small", "--to", "out", "--map", "weights", "--dry-run")
+    assert code == 0
+    assert "table   float32  257x257" in out
+    assert f"checkpoint/{NEWEST} would be exported to {place}/out: 1 tensors, 1 file of " in out
+    code, out, _ = run(capsys, "export", "run/small", "--to", "out", "--dry-run", "-o", "json")
+    told = json.loads(out)
+    assert (told["kind"], told["isDone"], told["numTensors"]) == ("CheckpointExport", False, 5)
+    safetensors.numpy.save_file({"a": np.arange(5)}, "one.safetensors")
+    code, out, _ = run(capsys, "import", "one.safetensors", "--to", "store", "--dry-run", "-o", "json")
+    told = json.loads(out)
+    assert (code, told["kind"], told["writeId"]) == (0, "CheckpointImport", None)
+    assert told["arrays"] == [{"name": "a", "dtype": "int64", "shape": [5], "sizeBytes": 40}]
+    assert sorted(file.name for file in place.iterdir()) == ["one.safetensors", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("export", "run/small", "--to", "full"), 1, "code: export-folder"),
+        (("export", "run/small", "--to", "out", "--select", "modle/*"), 102, "hint: did you mean model/table?"),
+        (("export", "run/small", "--to", "out", "--map", "lama4-hf"), 102, "hint: did you mean llama4-hf?"),
+        (("export", "run/small", "--to", "out", "--map", "llama4-hf"), 2, "code: map-no-rule"),
+        (("export", "run/small", "--to", "out", "--dtype", "bf61"), 2, "hint: did you mean bf16?"),
+        (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got 0B"),
+        (("export", "run/small", "--to", "out", "--max-file-size", "5"), 2, "option --max-file-size: expected a size"),
+        (("export", "run/small", "--to", "out", "--step", "3"), 102, "code: checkpoint-not-found"),
+        (("import", "nothing", "--to", "store"), 102, "code: safetensors-not-found"),
+        (("import", "full", "--to", "store"), 102, "code: safetensors-not-found"),
+        (("import", "one.safetensors", "--to", "full"), 1, "code: import-folder"),
+        (("import", "one.safetensors", "--to", "run/small"), 1, "code: import-folder"),
+        (("import", "one.safetensors", "--to", "runs/small/checkpoints"), 1, "code: import-owned"),
+        (("import", "one.safetensors", "--to", "store", "--dtype", "fp8"), 2, "hint: did you mean fp"),
+        (("import", "bad.safetensors", "--to", "store"), 3, "code: safetensors-header"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_code_and_leaves_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    (place / "full").mkdir()
+    (place / "full/notes.txt").write_text("mine")
+    safetensors.numpy.save_file({"a": np.arange(5)}, "one.safetensors")
+    Path("bad.safetensors").write_bytes(Path("one.safetensors").read_bytes()[:-1])
+    got, out, err = run(capsys, *arguments)
+    assert (got, out) == (code, "")
+    assert text in err
+    assert not (place / "out").exists()
+    assert not (place / "store").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(trained: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "runs").unlink()
+    shutil.copytree(trained / "runs", place / "runs")
+    (shard,) = (place / "runs/small/checkpoints/steps").glob(f"{NEWEST:09d}-*/model/table/c/0/0")
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    code, _, err = run(capsys, "export", "run/small", "--to", "out")
+    assert code == 3
+    assert "array 'model/table', chunk 0, file steps/" in err
+    assert not list((place / "out").iterdir())
+
+
+def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_not_called_damaged(
+    trained: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "runs").unlink()
+    shutil.copytree(trained / "runs", place / "runs")
+    checkpoints = place / "runs/small/checkpoints"
+
+    def export_late(folder: ObjectStore, plan: ExportPlan, **how: Any) -> Exported:
+        (checkpoints / f"commits/{NEWEST:09d}.json").unlink()
+        shutil.rmtree(*(checkpoints / "steps").glob(f"{NEWEST:09d}-*"))
+        return export(folder, plan, **how)
+
+    monkeypatch.setattr(ckpt_interop, "export", export_late)
+    code, out, err = run(capsys, "export", "run/small", "--to", "out")
+    assert (code, out) == (102, "")
+    assert f"checkpoint/{NEWEST}: expected it to stay while it was read, got it deleted" in err
+    assert not list((place / "out").iterdir())
+
+
+def test_a_killed_export_leaves_no_half_file_and_goes_on(tmp_path: Path) -> None:
+    """Killed by SIGKILL while it writes; told again it keeps the whole files, and all is as if nothing had been."""
+    arrays = {f"w{number}": np.random.default_rng(number).normal(size=(512, 1024)) for number in range(24)}
+    safetensors.numpy.save_file(arrays, tmp_path / "big.safetensors")
+    assert behemoth("ckpt", "import", "big.safetensors", "--to", "store", cwd=tmp_path).code == 0
+    command = ["ckpt", "export", "store", "--to", "out", "--max-file-size", "4MB", "--threads", "1"]
+    killed = subprocess.Popen([PROGRAM, *command], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("*.safetensors"))) < 2 and killed.poll() is None:
+        assert time.monotonic() < deadline_s
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    whole = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.safetensors")}
+    assert 2 <= len(whole) < 24
+    assert all(arrays[name].tobytes() == array.tobytes() for name, array in loaded(tmp_path / "out").items())
+    assert not (tmp_path / "out/model.safetensors.index.json").exists()
+    ended = behemoth(*command, cwd=tmp_path)
+    assert (ended.code, f"{len(whole)} of them there already" in ended.out) == (0, True)
+    assert whole.items() <= {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}.items()
+    assert len(list((tmp_path / "out").iterdir())) == 24 + 1
+    assert same(loaded(tmp_path / "out"), arrays)
