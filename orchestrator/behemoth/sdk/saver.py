@@ -109,11 +109,11 @@ class Saver:
     def pass_step(self, step: Step) -> None:
         """`step` is behind the program: it can no longer be saved."""
         self._done(step)
+        self._passed = max(self._passed, step)  # first, so that nothing is promised that is behind
         self.poll()
         due = self._due
         if due is not None and due.step <= step:
             self._fail(due.write_id, f"the program went past step {step} without calling save for it")
-        self._passed = max(self._passed, step)
 
     def save(self, step: Step) -> None:
         """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
