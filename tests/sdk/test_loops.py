@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from behemoth.wire.session import Armed, Missed, Staged, StagingFailed
 from sdk.agent_end import Agent
 
@@ -11,6 +13,33 @@ def train(agent: Agent, step: int) -> None:
     agent.weight += 1
     agent.run.report(step)
     agent.run.save(step, agent.state)
+
+
+# What an agent hears of a loop of the program's own
+
+
+def test_an_own_loop_is_in_its_first_step_from_the_restore_on(agent: Agent) -> None:
+    assert agent.phases() == ["restore", "first_step"]
+
+
+def test_an_evaluation_within_the_first_step_leaves_it_the_first_step(agent: Agent) -> None:
+    for step in islice(agent.run.steps(0), 1):
+        with agent.run.phase("eval"):
+            pass
+        train(agent, step)
+        with agent.run.phase("eval"):
+            pass
+    assert agent.phases() == ["restore", "first_step", "eval", "first_step", "eval", "step"]
+
+
+def test_a_save_within_an_evaluation_leaves_it_an_evaluation(agent: Agent) -> None:
+    agent.call(2, "a1-1")
+    train(agent, 1)
+    agent.run.report(2)
+    with agent.run.phase("eval"):
+        agent.run.save(2, agent.state)
+    agent.next(Staged)
+    assert agent.phases()[-4:] == ["eval", "save", "eval", "step"]
 
 
 def test_an_own_loop_promises_no_save_of_a_step_that_it_has_passed(agent: Agent) -> None:

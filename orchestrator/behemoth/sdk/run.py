@@ -51,13 +51,10 @@ class _Session:
     def __init__(self, peer: Peer[ToWorker], assigned: Assigned) -> None:
         self.peer = peer
         self.limit_s = assigned.wait_limit_us / 1e6
-        self.reporter = Reporter(peer)
+        self.reporter = Reporter(peer, limit_s=self.limit_s)
         self.saver: Saver | None = None
         self.is_standing = False
         self.has_ended = False
-
-    def enter(self, phase: WorkPhase) -> None:
-        self.reporter.enter(phase, timeout_s=self.limit_s)
 
     def tell(self, message: object) -> None:
         self.peer.send(message, timeout_s=self.limit_s)
@@ -136,9 +133,10 @@ class Run:
             total_steps=self._place.total_steps or 0,
             wait_limit_s=self._session.limit_s,
             threads=ready.threads,
-            enter=self._session.enter,
+            within=self._session.reporter.within,
         )
         self._session.stand(ready.step)
+        self._session.reporter.enter("first_step")
         return ready.step
 
     def steps(self, first: int, total: int | None = None) -> Iterator[int]:
@@ -151,7 +149,7 @@ class Run:
             raise Invalid("steps: expected total=, since this process belongs to no run, got none")
         if self._session is not None:
             self._session.stand(Step(first))
-            self._session.enter("first_step")
+            self._session.reporter.enter("first_step")
         for step in range(first + 1, limit + 1):
             self._begin_step()
             self._step = step
@@ -215,7 +213,8 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Declare that the rank is, say, in `eval`: another hang limit holds until the block ends."""
+        """Declare that the rank is, say, in `eval`: another hang limit holds until the block ends, and then again that
+        of what the rank did before. The block's time counts for no step."""
         phases: tuple[WorkPhase, ...] = get_args(WorkPhase)
         declared = next((phase for phase in phases if phase == name), None)
         if declared is None:
@@ -223,11 +222,8 @@ class Run:
         if self._session is None:
             yield
             return
-        self._session.enter(declared)
-        try:
+        with self._session.reporter.within(declared):
             yield
-        finally:
-            self._session.enter("step")
 
     def _checked(self, what: str, step: Whole) -> Step:
         """State under the name of another step would be wrong for ever."""
@@ -262,7 +258,7 @@ class Run:
 
     def _restored(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
         """The state, from where the agent says; when it is damaged there, as the store process reads it."""
-        session.enter("restore")
+        session.reporter.enter("restore")
         ready, arena = self._fetch(session, bound)
         try:
             self._take_over(bound, arena, ready)
