@@ -1,11 +1,19 @@
-"""Loops that a program may have: that of `steps`, and one of its own."""
+"""Loops that a program may have: that of `steps`, also held by somebody else and left, and one of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import islice
 
-from behemoth.wire.session import Armed, Missed, Staged, StagingFailed
+import pytest
+
+from behemoth.base.errors import Conflict
+from behemoth.sdk import Run, State, join
+from behemoth.wire.session import Armed, Missed, Report, Staged, StagingFailed
 from sdk.agent_end import Agent
+
+Turns = tuple[Iterator[int], object]
+"""What the program loops over, and what still holds the iterator when it has left the loop."""
 
 
 def train(agent: Agent, step: int) -> None:
@@ -13,6 +21,19 @@ def train(agent: Agent, step: int) -> None:
     agent.weight += 1
     agent.run.report(step)
     agent.run.save(step, agent.state)
+
+
+def by_a_variable(steps: Iterator[int]) -> Turns:
+    return steps, steps
+
+
+def by_islice(steps: Iterator[int]) -> Turns:
+    return islice(steps, 3), steps
+
+
+def by_a_progress_bar(steps: Iterator[int]) -> Turns:
+    """As tqdm does: a generator around what its object keeps."""
+    return (step for step in steps), steps
 
 
 # What an agent hears of a loop of the program's own
@@ -52,3 +73,74 @@ def test_an_own_loop_promises_no_save_of_a_step_that_it_has_passed(agent: Agent)
     assert agent.next(Staged).write_id == "a1-2"
     assert [message.write_id for message in agent.heard if isinstance(message, Armed)] == ["a1-2"]
     assert not agent.has_said(StagingFailed)
+
+
+# When the loop of `steps` is left
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    return join()
+
+
+@pytest.mark.parametrize("hold", [by_a_variable, by_islice, by_a_progress_bar])
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_loop_that_is_left_while_somebody_holds_its_iterator_is_followed_by_one_of_the_programs_own(
+    agent: Agent, hold: Callable[[Iterator[int]], Turns], is_made: bool
+) -> None:
+    """`is_made`: the program leaves it after the last step that it asked for, not before making it."""
+    turns, held = hold(agent.run.steps(0))
+    for step in turns:
+        if step == 3 and not is_made:
+            break
+        train(agent, step)
+        if step == 3:
+            break
+    agent.call(5, "a1-1")
+    for step in range(4 if is_made else 3, 7):
+        train(agent, step)
+    assert agent.next(Staged).write_id == "a1-1"
+    told = [message.step for message in agent.heard if isinstance(message, Report)]
+    assert told == [1, 2, 3, 4, 5]
+    assert held is not None
+
+
+@pytest.mark.parametrize("hold", [by_a_variable, by_islice, by_a_progress_bar])
+def test_within_the_loop_another_step_than_its_own_is_refused(
+    alone: Run, hold: Callable[[Iterator[int]], Turns]
+) -> None:
+    state = State()
+    alone.restore(state)
+    turns, _ = hold(alone.steps(4, 9))
+    step = next(turns)
+    for wrong in (step - 1, step + 1):
+        with pytest.raises(Conflict, match=f"report: expected step 5, at which steps\\(\\) is, got {wrong}"):
+            alone.report(wrong)
+        with pytest.raises(Conflict, match=f"save: expected step 5, at which steps\\(\\) is, got {wrong}"):
+            alone.save(wrong, state)
+    alone.report(step)
+    with pytest.raises(Conflict, match="save: expected step 5") as caught:
+        alone.save(step + 1, state)
+    assert "report each step before its save" in caught.value.hint
+
+
+def test_a_program_that_counts_two_steps_per_turn_is_refused_the_next_turn(alone: Run) -> None:
+    turns = alone.steps(0, 9)
+    step = next(turns)
+    alone.report(step)
+    alone.report(step + 1)
+    with pytest.raises(Conflict, match="the loop that it left at step 1") as caught:
+        next(turns)
+    assert "one step per turn" in caught.value.hint
+
+
+def test_a_loop_that_was_left_may_be_followed_by_another_loop_of_steps(alone: Run) -> None:
+    former = alone.steps(0, 9)
+    alone.report(next(former))
+    alone.report(2)
+    later = alone.steps(2, 9)
+    assert next(later) == 3
+    del former
+    with pytest.raises(Conflict, match="expected step 3"):
+        alone.report(2)

@@ -24,6 +24,7 @@ from behemoth.sdk.place import Place, RankMesh, lone_place
 from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
 from behemoth.sdk.saver import Saver
 from behemoth.sdk.state import BoundState, State
+from behemoth.sdk.turn import Turn
 from behemoth.spec.mesh import Mesh
 from behemoth.state.config import WorkPhase
 from behemoth.wire.frames import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -79,7 +80,7 @@ class Run:
         self._place = place
         self._session = session
         self._bound: BoundState | None = None
-        self._step: int | None = None
+        self._turn = Turn()
 
     @property
     def rank(self) -> int:
@@ -142,7 +143,8 @@ class Run:
     def steps(self, first: int, total: int | None = None) -> Iterator[int]:
         """The steps to make after `first` completed ones: first + 1 .. total. Ends early when the run is suspended.
 
-        `total` is needed outside a run only. Raises Invalid when nobody says how many steps there are.
+        `total` is needed outside a run only. Raises Invalid when nobody says how many steps there are, and Conflict for
+        a program that left the loop, reported later steps, and comes back to it.
         """
         limit = self._place.total_steps if self._place.total_steps is not None else total
         if limit is None:
@@ -152,11 +154,8 @@ class Run:
             self._session.reporter.enter("first_step")
         for step in range(first + 1, limit + 1):
             self._begin_step()
-            self._step = step
-            try:
+            with self._turn.at(step):
                 yield step
-            finally:
-                self._step = None  # the program may leave the loop, and go on by itself
             if self._end_step(Step(step)):
                 break
         if self._session is not None:
@@ -180,10 +179,11 @@ class Run:
         Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, and
         Conflict for another step than `steps` is at.
         """
-        completed, count = self._checked("report", step), whole("report: tokens", tokens)
+        completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
         if count < 0:
             raise Invalid(f"report: expected tokens >= 0, got {count}", code="report-number")
         number = None if loss is None else real("report: loss", loss)
+        self._turn.note_report(completed)
         if self._session is not None:
             self._session.reporter.report(completed, loss=number, tokens=count)
             if self._session.saver is not None:
@@ -196,7 +196,8 @@ class Run:
         Raises Conflict for a State that was not given to `restore` and for another step than `steps` is at, Invalid for
         a step that is no whole number.
         """
-        completed = self._checked("save", step)
+        completed = Step(whole("save: step", step))
+        self._turn.check("save", completed)
         if self._bound is None or not self._bound.is_of(state):
             raise Conflict(
                 "save: expected the State that was given to restore, got another",
@@ -224,17 +225,6 @@ class Run:
             return
         with self._session.reporter.within(declared):
             yield
-
-    def _checked(self, what: str, step: Whole) -> Step:
-        """State under the name of another step would be wrong for ever."""
-        number = whole(f"{what}: step", step)
-        if self._step is not None and number != self._step:
-            raise Conflict(
-                f"{what}: expected step {self._step}, at which steps() is, got {number}",
-                hint="report and save the step that the loop is in",
-                code="step-mismatch",
-            )
-        return Step(number)
 
     def _begin_step(self) -> None:
         if self._session is not None:
