@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -9,7 +10,7 @@ import pytest
 
 from behemoth.base.errors import Conflict
 from behemoth.sdk import Run, State, join
-from behemoth.wire.session import Armed, Missed, Report, Staged, StagingFailed
+from behemoth.wire.session import Armed, Missed, Report, Staged, StagingFailed, StepsEnded
 from sdk.agent_end import Agent
 
 Turns = tuple[Iterator[int], object]
@@ -73,6 +74,52 @@ def test_an_own_loop_promises_no_save_of_a_step_that_it_has_passed(agent: Agent)
     assert agent.next(Staged).write_id == "a1-2"
     assert [message.write_id for message in agent.heard if isinstance(message, Armed)] == ["a1-2"]
     assert not agent.has_said(StagingFailed)
+
+
+# When it is over
+
+
+def test_an_own_loop_is_told_that_the_last_save_is_committed(agent: Agent) -> None:
+    agent.end(4)
+    done = []
+    for step in range(1, 101):
+        train(agent, step)
+        done.append(step)
+        if agent.run.should_stop:
+            break
+    assert done == [1, 2, 3, 4]
+    assert agent.has_said(StepsEnded)
+
+
+def test_an_own_loop_that_goes_on_after_the_last_save_is_ended_with_its_next_step(
+    agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent.end(2)
+    train(agent, 1)
+    train(agent, 2)
+    agent.run.report(2, loss=0.5)
+    agent.run.save(2, agent.state)
+    with caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as left:
+        train(agent, 3)
+    assert left.value.code == 0
+    assert "step 3 comes after the run's last save" in caplog.text
+    assert agent.next(StepsEnded)
+    assert not [message for message in agent.heard if isinstance(message, Report) and message.step > 2]
+
+
+def test_no_loop_of_steps_begins_after_the_last_save(agent: Agent) -> None:
+    agent.end(2)
+    for step in agent.run.steps(0, 50):
+        train(agent, step)
+    assert agent.run.should_stop
+    assert list(agent.run.steps(2)) == []
+
+
+def test_outside_a_run_nobody_stops_a_loop(alone: Run) -> None:
+    state = State()
+    alone.restore(state)
+    alone.save(1, state)
+    assert not alone.should_stop
 
 
 # When the loop of `steps` is left

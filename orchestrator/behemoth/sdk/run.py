@@ -8,6 +8,7 @@ machine that the agent has named.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import socket
 import sys
@@ -44,6 +45,8 @@ from behemoth.wire.session import (
 )
 
 JOIN_LIMIT_S = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 class _Session:
@@ -114,6 +117,13 @@ class Run:
         """How often the gang was started, from 1."""
         return self._place.attempt
 
+    @property
+    def should_stop(self) -> bool:
+        """For a loop of the program's own: True once the run's last save is committed, at its last step or where it is
+        suspended. It changes inside `save` only, at the same step on all ranks. Always False outside a run."""
+        saver = self._session.saver if self._session is not None else None
+        return saver is not None and saver.has_ended
+
     def restore(self, state: State) -> int:
         """Fill `state` with the checkpoint that the run goes on from, in place; the number of completed steps, 0 for a
         fresh beginning. Must be called once, by every rank, before the first step. Blocks until the state is there.
@@ -153,11 +163,12 @@ class Run:
             self._session.stand(Step(first))
             self._session.reporter.enter("first_step")
         for step in range(first + 1, limit + 1):
+            if self.should_stop:
+                break
             self._begin_step()
             with self._turn.at(step):
                 yield step
-            if self._end_step(Step(step)):
-                break
+            self._end_step(Step(step))
         if self._session is not None:
             self._session.tell_end()
 
@@ -176,8 +187,9 @@ class Run:
     def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
         """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
 
-        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, and
-        Conflict for another step than `steps` is at.
+        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, Conflict
+        for another step than `steps` is at, and SystemExit(0) for one that was made although `should_stop` was true:
+        nothing of it is kept, and everybody waits for this process to end.
         """
         completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
         if count < 0:
@@ -185,6 +197,7 @@ class Run:
         number = None if loss is None else real("report: loss", loss)
         self._turn.note_report(completed)
         if self._session is not None:
+            self._leave_if_over(self._session, completed)
             self._session.reporter.report(completed, loss=number, tokens=count)
             if self._session.saver is not None:
                 self._session.saver.note_done(completed)
@@ -209,7 +222,7 @@ class Run:
         if not self._session.reporter.has_reported(completed):
             self.report(completed)
         self._session.saver.save(completed)
-        if self._session.saver.has_ended:
+        if self.should_stop:
             self._session.tell_end()
 
     @contextmanager
@@ -226,25 +239,26 @@ class Run:
         with self._session.reporter.within(declared):
             yield
 
+    def _leave_if_over(self, session: _Session, step: Step) -> None:
+        if self.should_stop and not session.reporter.has_reported(step):
+            _log.warning("step %d comes after the run's last save: ended here; leave the loop at run.should_stop", step)
+            raise SystemExit(0)
+
     def _begin_step(self) -> None:
         if self._session is not None:
             if self._session.saver is not None:
                 self._session.saver.poll()
             self._session.reporter.begin_step()
 
-    def _end_step(self, step: Step) -> bool:
-        """True when the program shall make no further step."""
+    def _end_step(self, step: Step) -> None:
         session = self._session
         if session is None:
-            return False
+            return
         if not session.reporter.has_reported(step):
             self.report(step)
         session.reporter.flush()
-        if session.saver is None:
-            return False
-        if not session.saver.has_ended:
+        if session.saver is not None and not self.should_stop:
             session.saver.pass_step(step)
-        return session.saver.has_ended
 
     def _restored(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
         """The state, from where the agent says; when it is damaged there, as the store process reads it."""
