@@ -107,6 +107,14 @@ def test_an_own_loop_that_goes_on_after_the_last_save_is_ended_with_its_next_ste
     assert not [message for message in agent.heard if isinstance(message, Report) and message.step > 2]
 
 
+def test_after_the_last_save_a_rank_has_the_time_of_a_save_and_that_of_its_blocks(agent: Agent) -> None:
+    agent.end(1)
+    train(agent, 1)
+    with agent.run.phase("eval"):
+        pass
+    assert agent.phases()[-3:] == ["save", "eval", "save"]
+
+
 def test_no_loop_of_steps_begins_after_the_last_save(agent: Agent) -> None:
     agent.end(2)
     for step in agent.run.steps(0, 50):

@@ -64,9 +64,11 @@ class _Session:
         self.peer.send(message, timeout_s=self.limit_s)
 
     def tell_end(self) -> None:
-        """Tell once that no step is left, so that the end of this process is no fault."""
+        """Tell once that no step is left, so that the end of this process is no fault. What it still does may take the
+        time of a save, unless it declares another phase."""
         if not self.has_ended:
             self.has_ended = True
+            self.reporter.enter("save")
             self.tell(StepsEnded())
 
     def stand(self, step: Step) -> None:
