@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import signal
 import zipfile
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from fault.kill_stage import KillStage, spec, staged
 
 TESTS = str(Path(__file__).parents[1])
 RUN_FAILED = 100
+INTERRUPTED = 130
 
 
 def unlucky(folder: Path, entrypoint: str, **more: object) -> KillStage:
-    settings = {"failures": 3, **more}
-    text = spec(entrypoint=entrypoint, steps=20, step_ms=None, every=5, **settings)  # type: ignore[arg-type]
+    settings = {"steps": 20, "failures": 3, **more}
+    text = spec(entrypoint=entrypoint, step_ms=None, every=5, **settings)  # type: ignore[arg-type]
     return staged(folder, text, environment={"PYTHONPATH": TESTS})  # type: ignore[return-value]
 
 
@@ -143,10 +145,25 @@ def test_a_program_that_misuses_the_sdk_is_told_how(tmp_path: Path, entrypoint: 
 
 
 def test_a_program_with_a_loop_of_its_own_open_files_and_idle_pools_ends_as_any_python_program(tmp_path: Path) -> None:
-    with unlucky(tmp_path, "fault.unlucky:left_open") as stage:
+    with unlucky(tmp_path, "fault.unlucky:left_open", steps=100) as stage:
         stage.environment["UNLUCKY_FOLDER"] = str(tmp_path)
         stage.start()
         assert stage.finish()["outcome"] == "succeeded"
         assert stage.events("WorkerFailed", "Hung") == []
         assert len(stage.events("Committed")) >= 2
         assert [path.read_text() for path in tmp_path.glob("left-open-*")] == ["the last line\n"] * 2
+
+
+@pytest.mark.parametrize("program", ["stops_its_own_loop", "never_stops_its_own_loop"])
+def test_an_interrupted_program_with_a_loop_of_its_own_ends_with_the_save(tmp_path: Path, program: str) -> None:
+    """Not when its time for ending is over, which is longer than this test waits."""
+    with unlucky(tmp_path, f"fault.unlucky:{program}", steps=10_000, floors="save: 10m") as stage:
+        stage.start()
+        stage.until_event("Committed")
+        assert stage.process is not None
+        stage.process.send_signal(signal.SIGINT)
+        assert stage.wait() == INTERRUPTED, stage.told()
+        assert stage.summary()["outcome"] == "suspended"
+        assert stage.events("WorkerFailed", "Hung") == []
+        logs = [log.read_text() for log in (stage.directory / "logs").rglob("rank-*.log")]
+        assert any("comes after the run's last save" in log for log in logs) == (program == "never_stops_its_own_loop")

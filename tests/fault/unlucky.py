@@ -197,5 +197,28 @@ def left_open() -> None:
         run.save(step, state)
 
 
+def stops_its_own_loop() -> None:
+    loops_by_itself(lambda run: run.should_stop)
+
+
+def never_stops_its_own_loop() -> None:
+    loops_by_itself(lambda _: False)
+
+
+def loops_by_itself(is_over: Callable[[Run], bool]) -> None:
+    run = join()
+    weight = np.zeros(8, np.float32)
+    state = State()
+    state.array("weight", weight, shape=weight.shape)
+    for step in range(run.restore(state) + 1, (run.total_steps or 0) + 1):
+        time.sleep(0.05)
+        run.fence()
+        weight += step
+        run.report(step)
+        run.save(step, state)
+        if is_over(run):
+            break
+
+
 KEPT_POOLS: list[ThreadPoolExecutor] = []
 KEPT_FILES: list[TextIO] = []

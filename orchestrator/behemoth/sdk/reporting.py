@@ -6,6 +6,8 @@ When the socket is full, reports are merged until it takes one. The neighbour `r
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import SupportsFloat, SupportsInt, TypeAlias, TypeVar
 
 from behemoth.base.errors import Invalid
@@ -59,20 +61,30 @@ def _no_number(what: str, expected: str, value: object) -> Invalid:
 
 
 class Reporter:
-    """One per rank; used by the program's thread only."""
+    """One per rank; used by the program's thread only. `limit_s` bounds each wait for the agent."""
 
-    def __init__(self, peer: Peer[ToWorker]) -> None:
+    def __init__(self, peer: Peer[ToWorker], *, limit_s: float, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._peer = peer
+        self._limit_s = limit_s
+        self._now_ns = now_ns
         self._pending: Report | None = None
-        self._began_ns = time.monotonic_ns()
+        self._began_ns = now_ns()
         self._reported = Step(-1)
+        self._phase: WorkPhase = "restore"  # as the agent takes it once the rank has joined
+        self._blocks: list[WorkPhase] = []
 
     def begin_step(self) -> None:
-        self._began_ns = time.monotonic_ns()
+        """The next step begins only now: what was done since the last report belongs to none."""
+        self._began_ns = self._now_ns()
 
     def report(self, step: Step, *, loss: float | None, tokens: int) -> None:
-        """`step` is completed. Never blocks. The same step again only adds what was not told."""
-        took_us = (time.monotonic_ns() - self._began_ns) // 1000 if step != self._reported else 0
+        """`step` is completed, and the next one begins. Never blocks. The same step again adds what was not told."""
+        took_us = 0
+        if step != self._reported:
+            took_us = (self._now_ns() - self._began_ns) // 1000
+            self.begin_step()
+        if self._phase == "first_step":
+            self._phase = "step"  # as the agent takes it
         former = self._pending
         self._reported = step
         self._pending = Report(
@@ -91,9 +103,30 @@ class Reporter:
         if self._pending is not None and self._peer.try_send(self._pending):
             self._pending = None
 
-    def enter(self, phase: WorkPhase, *, timeout_s: float) -> None:
-        """What the rank does from now on; reports that wait go first."""
+    def enter(self, phase: WorkPhase) -> None:
+        """What the rank does from now on; a step in it begins now."""
+        self._phase = phase
+        self.begin_step()
+        self._tell(phase)
+
+    @contextmanager
+    def within(self, phase: WorkPhase) -> Iterator[None]:
+        """What the rank does in this block, and after it again what it did before. Blocks nest; their time is none of
+        the step's, since another hang limit holds for it."""
+        entered_ns = self._now_ns()
+        self._blocks.append(phase)
+        self._tell(phase)
+        try:
+            yield
+        finally:
+            self._blocks.pop()
+            if not self._blocks:
+                self._began_ns += self._now_ns() - max(self._began_ns, entered_ns)
+            self._tell(self._blocks[-1] if self._blocks else self._phase)
+
+    def _tell(self, phase: WorkPhase) -> None:
+        """Reports that wait go first."""
         if self._pending is not None:
-            self._peer.send(self._pending, timeout_s=timeout_s)
+            self._peer.send(self._pending, timeout_s=self._limit_s)
             self._pending = None
-        self._peer.send(InPhase(phase=phase), timeout_s=timeout_s)
+        self._peer.send(InPhase(phase=phase), timeout_s=self._limit_s)

@@ -8,6 +8,7 @@ machine that the agent has named.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ from behemoth.sdk.place import Place, RankMesh, lone_place
 from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
 from behemoth.sdk.saver import Saver
 from behemoth.sdk.state import BoundState, State
+from behemoth.sdk.turn import Turn
 from behemoth.spec.mesh import Mesh
 from behemoth.state.config import WorkPhase
 from behemoth.wire.frames import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -44,6 +46,8 @@ from behemoth.wire.session import (
 
 JOIN_LIMIT_S = 60.0
 
+_log = logging.getLogger(__name__)
+
 
 class _Session:
     """The rank's side of a real run."""
@@ -51,21 +55,20 @@ class _Session:
     def __init__(self, peer: Peer[ToWorker], assigned: Assigned) -> None:
         self.peer = peer
         self.limit_s = assigned.wait_limit_us / 1e6
-        self.reporter = Reporter(peer)
+        self.reporter = Reporter(peer, limit_s=self.limit_s)
         self.saver: Saver | None = None
         self.is_standing = False
         self.has_ended = False
-
-    def enter(self, phase: WorkPhase) -> None:
-        self.reporter.enter(phase, timeout_s=self.limit_s)
 
     def tell(self, message: object) -> None:
         self.peer.send(message, timeout_s=self.limit_s)
 
     def tell_end(self) -> None:
-        """Tell once that no step is left, so that the end of this process is no fault."""
+        """Tell once that no step is left, so that the end of this process is no fault. What it still does may take the
+        time of a save, unless it declares another phase."""
         if not self.has_ended:
             self.has_ended = True
+            self.reporter.enter("save")
             self.tell(StepsEnded())
 
     def stand(self, step: Step) -> None:
@@ -82,7 +85,7 @@ class Run:
         self._place = place
         self._session = session
         self._bound: BoundState | None = None
-        self._step: int | None = None
+        self._turn = Turn()
 
     @property
     def rank(self) -> int:
@@ -116,6 +119,13 @@ class Run:
         """How often the gang was started, from 1."""
         return self._place.attempt
 
+    @property
+    def should_stop(self) -> bool:
+        """For a loop of the program's own: True once the run's last save is committed, at its last step or where it is
+        suspended. It changes inside `save` only, at the same step on all ranks. Always False outside a run."""
+        saver = self._session.saver if self._session is not None else None
+        return saver is not None and saver.has_ended
+
     def restore(self, state: State) -> int:
         """Fill `state` with the checkpoint that the run goes on from, in place; the number of completed steps, 0 for a
         fresh beginning. Must be called once, by every rank, before the first step. Blocks until the state is there.
@@ -136,31 +146,31 @@ class Run:
             total_steps=self._place.total_steps or 0,
             wait_limit_s=self._session.limit_s,
             threads=ready.threads,
-            enter=self._session.enter,
+            within=self._session.reporter.within,
         )
         self._session.stand(ready.step)
+        self._session.reporter.enter("first_step")
         return ready.step
 
     def steps(self, first: int, total: int | None = None) -> Iterator[int]:
         """The steps to make after `first` completed ones: first + 1 .. total. Ends early when the run is suspended.
 
-        `total` is needed outside a run only. Raises Invalid when nobody says how many steps there are.
+        `total` is needed outside a run only. Raises Invalid when nobody says how many steps there are, and Conflict for
+        a program that left the loop, reported later steps, and comes back to it.
         """
         limit = self._place.total_steps if self._place.total_steps is not None else total
         if limit is None:
             raise Invalid("steps: expected total=, since this process belongs to no run, got none")
         if self._session is not None:
             self._session.stand(Step(first))
-            self._session.enter("first_step")
+            self._session.reporter.enter("first_step")
         for step in range(first + 1, limit + 1):
-            self._begin_step()
-            self._step = step
-            try:
-                yield step
-            finally:
-                self._step = None  # the program may leave the loop, and go on by itself
-            if self._end_step(Step(step)):
+            if self.should_stop:
                 break
+            self._begin_step()
+            with self._turn.at(step):
+                yield step
+            self._end_step(Step(step))
         if self._session is not None:
             self._session.tell_end()
 
@@ -179,14 +189,17 @@ class Run:
     def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
         """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
 
-        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, and
-        Conflict for another step than `steps` is at.
+        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, Conflict
+        for another step than `steps` is at, and SystemExit(0) for one that was made although `should_stop` was true:
+        nothing of it is kept, and everybody waits for this process to end.
         """
-        completed, count = self._checked("report", step), whole("report: tokens", tokens)
+        completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
         if count < 0:
             raise Invalid(f"report: expected tokens >= 0, got {count}", code="report-number")
         number = None if loss is None else real("report: loss", loss)
+        self._turn.note_report(completed)
         if self._session is not None:
+            self._leave_if_over(self._session, completed)
             self._session.reporter.report(completed, loss=number, tokens=count)
             if self._session.saver is not None:
                 self._session.saver.note_done(completed)
@@ -198,7 +211,8 @@ class Run:
         Raises Conflict for a State that was not given to `restore` and for another step than `steps` is at, Invalid for
         a step that is no whole number.
         """
-        completed = self._checked("save", step)
+        completed = Step(whole("save: step", step))
+        self._turn.check("save", completed)
         if self._bound is None or not self._bound.is_of(state):
             raise Conflict(
                 "save: expected the State that was given to restore, got another",
@@ -210,12 +224,13 @@ class Run:
         if not self._session.reporter.has_reported(completed):
             self.report(completed)
         self._session.saver.save(completed)
-        if self._session.saver.has_ended:
+        if self.should_stop:
             self._session.tell_end()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Declare that the rank is, say, in `eval`: another hang limit holds until the block ends."""
+        """Declare that the rank is, say, in `eval`: another hang limit holds until the block ends, and then again that
+        of what the rank did before. The block's time counts for no step."""
         phases: tuple[WorkPhase, ...] = get_args(WorkPhase)
         declared = next((phase for phase in phases if phase == name), None)
         if declared is None:
@@ -223,22 +238,13 @@ class Run:
         if self._session is None:
             yield
             return
-        self._session.enter(declared)
-        try:
+        with self._session.reporter.within(declared):
             yield
-        finally:
-            self._session.enter("step")
 
-    def _checked(self, what: str, step: Whole) -> Step:
-        """State under the name of another step would be wrong for ever."""
-        number = whole(f"{what}: step", step)
-        if self._step is not None and number != self._step:
-            raise Conflict(
-                f"{what}: expected step {self._step}, at which steps() is, got {number}",
-                hint="report and save the step that the loop is in",
-                code="step-mismatch",
-            )
-        return Step(number)
+    def _leave_if_over(self, session: _Session, step: Step) -> None:
+        if self.should_stop and not session.reporter.has_reported(step):
+            _log.warning("step %d comes after the run's last save: ended here; leave the loop at run.should_stop", step)
+            raise SystemExit(0)
 
     def _begin_step(self) -> None:
         if self._session is not None:
@@ -246,23 +252,19 @@ class Run:
                 self._session.saver.poll()
             self._session.reporter.begin_step()
 
-    def _end_step(self, step: Step) -> bool:
-        """True when the program shall make no further step."""
+    def _end_step(self, step: Step) -> None:
         session = self._session
         if session is None:
-            return False
+            return
         if not session.reporter.has_reported(step):
             self.report(step)
         session.reporter.flush()
-        if session.saver is None:
-            return False
-        if not session.saver.has_ended:
+        if session.saver is not None and not self.should_stop:
             session.saver.pass_step(step)
-        return session.saver.has_ended
 
     def _restored(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
         """The state, from where the agent says; when it is damaged there, as the store process reads it."""
-        session.enter("restore")
+        session.reporter.enter("restore")
         ready, arena = self._fetch(session, bound)
         try:
             self._take_over(bound, arena, ready)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -80,7 +81,7 @@ class Saver:
         total_steps: int,
         wait_limit_s: float,
         threads: int,
-        enter: Callable[[WorkPhase], None],
+        within: Callable[[WorkPhase], AbstractContextManager[None]],
     ) -> None:
         self._peer = peer
         self._bound = bound
@@ -88,7 +89,7 @@ class Saver:
         self._total_steps = total_steps
         self._wait_limit_s = wait_limit_s
         self._threads = threads
-        self._enter = enter
+        self._within = within
         self._passed = first
         self._has_update = False
         self._updated_step = first
@@ -109,11 +110,11 @@ class Saver:
     def pass_step(self, step: Step) -> None:
         """`step` is behind the program: it can no longer be saved."""
         self._done(step)
+        self._passed = max(self._passed, step)  # first, so that nothing is promised that is behind
         self.poll()
         due = self._due
         if due is not None and due.step <= step:
             self._fail(due.write_id, f"the program went past step {step} without calling save for it")
-        self._passed = max(self._passed, step)
 
     def save(self, step: Step) -> None:
         """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
@@ -122,18 +123,14 @@ class Saver:
         if self._has_update:
             self._has_update, self._updated_step = False, step
         self.pass_step(Step(step - 1))  # a program without steps() passes them here
-        if step >= self._total_steps:
-            self._enter("save")
-            self._save_last(step, started_ns)
+        due, is_end = self._due, step >= self._total_steps
+        if not is_end and (due is None or due.step != step):
             return
-        if self._due is None or self._due.step != step:
-            return
-        self._enter("save")
-        if self._due.is_last:
-            self._save_last(step, started_ns)
-        else:
-            self._save_in_passing(step, started_ns)
-        self._enter("step")
+        with self._within("save"):
+            if is_end or (due is not None and due.is_last):
+                self._save_last(step, started_ns)
+            else:
+                self._save_in_passing(step, started_ns)
 
     def fence(self, *, is_update: bool = True) -> None:
         """Until the copy that `save` began is complete. `is_update`: the state is about to change."""

@@ -211,9 +211,9 @@ class HangFloor:
         minutes=2
     )
     restore: Annotated[timedelta, About(doc="While state is restored.", kind=_FLOOR)] = timedelta(minutes=10)
-    first_step: Annotated[timedelta, About(doc="The first step of an attempt, which may compile.", kind=_FLOOR)] = (
-        timedelta(minutes=5)
-    )
+    first_step: Annotated[
+        timedelta, About(doc="The first step of an attempt, from the restore on; it may compile.", kind=_FLOOR)
+    ] = timedelta(minutes=5)
     step: Annotated[timedelta, About(doc="Any later step.", kind=_FLOOR)] = timedelta(minutes=1)
     eval: Annotated[timedelta, About(doc="An evaluation.", kind=_FLOOR)] = timedelta(minutes=30)
     save: Annotated[timedelta, About(doc="The blocking part of a save.", kind=_FLOOR)] = timedelta(minutes=2)
