@@ -27,6 +27,7 @@ from behemoth.wire.session import (
     Declare,
     FromWorker,
     Grant,
+    InPhase,
     Peer,
     Ready,
     Report,
@@ -78,9 +79,13 @@ class Agent:
         Arena.format(self._fd, plan_rank(Layout.decode(self.declared.layout), Rank(0))).close()
         send_with(self._sock, encode_frame(Ready(step=Step(0), generation=None)), [self._fd])
 
-    def call(self, step: int, write_id: str, generation: int = 0) -> None:
-        """Announces a save in passing, and grants it memory."""
+    def call(self, step: int, write_id: str, generation: int | None = 0) -> None:
+        """Announces a save in passing, and grants it memory; None: nothing is free."""
         self.peer.send(SaveDue(step=Step(step), write_id=WriteId(write_id), is_last=False), timeout_s=LIMIT_S)
+        if generation is not None:
+            self.grant(write_id, generation)
+
+    def grant(self, write_id: str, generation: int) -> None:
         self.peer.send(Grant(write_id=WriteId(write_id), generation=generation), timeout_s=LIMIT_S)
 
     def next(self, kind: type[M]) -> M:
@@ -175,6 +180,31 @@ def test_training_and_saving_go_on_after_a_save_that_was_not_fenced(large: Agent
     for number in (5, 6, 7):
         step(large, number)
     assert large.next(Staged).write_id == "a1-2"
+
+
+def test_a_save_without_free_memory_is_given_up_and_training_and_saving_go_on(agent: Agent) -> None:
+    agent.call(3, "a1-1", generation=None)
+    step(agent, 3)
+    failed = agent.next(StagingFailed)
+    assert failed.write_id == "a1-1"
+    assert "no half of the staging memory is free at step 3" in failed.reason
+    agent.grant("a1-1", 0)  # too late
+    agent.call(6, "a1-2", generation=1)
+    for number in (4, 5, 6):
+        step(agent, number)
+    staged = agent.next(Staged)
+    assert (staged.write_id, staged.generation) == ("a1-2", 1)
+
+
+def test_a_save_takes_memory_that_comes_free_in_a_moment(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "MEMORY_WAIT_S", LIMIT_S)
+    agent.call(3, "a1-1", generation=None)
+    training = threading.Thread(target=step, args=(agent, 3), name="rank")
+    training.start()
+    assert agent.next(InPhase).phase == "save"
+    agent.grant("a1-1", 1)
+    assert agent.next(Staged).generation == 1
+    training.join(LIMIT_S)
 
 
 def test_a_step_that_only_gathers_gradients_fences_without_announcing_an_update(large: Agent) -> None:

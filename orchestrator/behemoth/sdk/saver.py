@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
-from behemoth.base.errors import BehemothError, Internal, Invalid
+from behemoth.base.errors import BehemothError, Internal, Invalid, Timeout
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.staging import CAN_BE_FOLLOWED, Stager
@@ -40,6 +41,9 @@ from behemoth.wire.session import (
 INLINE_BYTES = 64 << 20
 """States up to this size are copied inside `save` (about 10 ms); larger ones by a thread until `fence`, and written out
 meanwhile."""
+
+MEMORY_WAIT_S = 0.5
+"""Longest wait of a save in passing for staging memory; less than any hang limit may be (1 s)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -166,11 +170,14 @@ class Saver:
         self._seal(copying)
 
     def _save_in_passing(self, step: Step, started_ns: int) -> None:
-        while self._due is not None and self._generation is None:
-            self._wait("a free half of the staging memory")
-        if self._due is None or self._generation is None:
+        self._wait_for_memory()
+        due, generation = self._due, self._generation
+        if due is None:
             return
-        copying = self._begin(step, self._due.write_id, self._generation)
+        if generation is None:
+            self._fail(due.write_id, _no_memory(step))
+            return
+        copying = self._begin(step, due.write_id, generation)
         if copying is None:
             return
         if self._bound.num_bytes > INLINE_BYTES:
@@ -182,6 +189,15 @@ class Saver:
         copying.run()
         copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
         self._seal(copying)
+
+    def _wait_for_memory(self) -> None:
+        """Until a half is granted, for a moment only. One is free at the call of a save, unless the write of an earlier
+        save, which was given up, still reads it. That ends soon, or storage hangs, which training must not wait for."""
+        deadline_s = time.monotonic() + MEMORY_WAIT_S
+        with suppress(Timeout):
+            while self._due is not None and self._generation is None:
+                left_s = deadline_s - time.monotonic()
+                self._hear(self._peer.receive(timeout_s=left_s, what="a free half of the staging memory"))
 
     def _save_last(self, step: Step, started_ns: int) -> None:
         """Wait for the word that everybody is here, save, and wait for the commit; a write that is given up is followed
@@ -308,6 +324,13 @@ class Saver:
 
     def _tell(self, message: object) -> None:
         self._peer.send(message, timeout_s=self._wait_limit_s)
+
+
+def _no_memory(step: Step) -> str:
+    return (
+        f"no half of the staging memory is free at step {step}: expected the writes of earlier saves to have ended, "
+        "got one that was given up and still goes on; the store of this node is slow or hangs"
+    )
 
 
 def _unfenced(step: Step, done_step: Step) -> str:

@@ -180,7 +180,8 @@ class SaveDue(_Message, frozen=True, kw_only=True):
 
 
 class Grant(_Message, frozen=True, kw_only=True):
-    """Copy into this generation for this write. Without it `save` waits: back-pressure."""
+    """Copy into this generation for this write. Without it `save` waits: for as long as it takes at a last save, for a
+    moment at any other, which is then given up."""
 
     write_id: WriteId
     generation: int
