@@ -78,10 +78,11 @@ def on_progress(obs: Observation, told: Progress) -> Observation:
 
 def _is_older(told: Progress, last: Progress) -> bool:
     """Steps decide. Times do only among equal steps: where the word of the restore was late or lost, `last` began
-    when the first step was heard of, which may be later than what that step and its phase say of themselves."""
+    when the first step was heard of, which may be later than what that step and its phase say of themselves. The time
+    of hearing comes first: another rank may decide now, whose phase began earlier."""
     if told.step != last.step:
         return told.step < last.step
-    return told.at_us < last.at_us or told.phase_since_us < last.phase_since_us
+    return (told.at_us, told.phase_since_us) < (last.at_us, last.phase_since_us)
 
 
 def _restored_by(obs: Observation) -> GangRestored:
