@@ -183,7 +183,7 @@ class Gang:
 
     def beat(self, *, port: int) -> Beat:
         beat = beat_of(
-            [member for member in self._members if not member.has_ended_steps] or self._members,
+            self._members,
             self.attempt,
             floors=self._parts.setup.hang_floors,
             port=port,
