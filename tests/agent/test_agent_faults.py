@@ -17,6 +17,7 @@ import pytest
 from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.sdk.saver import MEMORY_WAIT_S
 from behemoth.storage.page_cache import cached_bytes
 from behemoth.wire.messages import (
     AbortSave,
@@ -255,7 +256,7 @@ def test_a_store_process_that_hangs_costs_saves_but_no_step(tmp_path: Path) -> N
         assert broken.write_id == starved.write_id
         assert re.search(r"rank \d: no half of the staging memory is free at step", broken.reason)
         here.send(AbortSave(fence=here.fence(1), write_id=starved.write_id, reason=broken.reason))
-        await here.wait_for(Beat, lambda beat: beat.step > starved.step)
+        await here.wait_for(Beat, lambda beat: beat.step > starved.step and beat.stall_us >= MEMORY_WAIT_S * 1e6)
         os.kill(store, signal.SIGCONT)
         saved = await here.save(starved.step + 120, "a1-4", 1)
         assert held_in_memory(here, Rank(0))[-1] == saved.write_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -29,12 +30,15 @@ from behemoth.wire.session import (
     Grant,
     InPhase,
     Peer,
+    Proceed,
     Ready,
     Report,
     SaveDue,
+    SaveOff,
     Staged,
     Staging,
     StagingFailed,
+    Stalled,
     send_with,
 )
 
@@ -205,6 +209,42 @@ def test_a_save_takes_memory_that_comes_free_in_a_moment(agent: Agent, monkeypat
     agent.grant("a1-1", 1)
     assert agent.next(Staged).generation == 1
     training.join(LIMIT_S)
+
+
+def test_time_blocked_for_a_save_that_fails_is_told(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "MEMORY_WAIT_S", 0.05)
+    agent.call(3, "a1-1", generation=None)
+    step(agent, 3)
+    assert agent.next(Stalled).stall_us >= 50_000
+    assert agent.has_said(StagingFailed)
+
+
+def test_time_blocked_for_a_last_save_that_is_given_up_is_told(agent: Agent) -> None:
+    agent.peer.send(SaveDue(step=Step(3), write_id=WriteId("a1-1"), is_last=True), timeout_s=LIMIT_S)
+    agent.grant("a1-1", 0)
+    training = threading.Thread(target=step, args=(agent, 3), name="rank")
+    training.start()
+    assert agent.next(InPhase).phase == "save"
+    began_ns = time.monotonic_ns()
+    agent.peer.send(Proceed(write_id=WriteId("a1-1")), timeout_s=LIMIT_S)
+    agent.next(Staged)
+    waited_us = (time.monotonic_ns() - began_ns) // 1000
+    agent.peer.send(SaveOff(write_id=WriteId("a1-1"), reason="no commit in time"), timeout_s=LIMIT_S)
+    assert agent.next(Stalled).stall_us >= waited_us
+    assert agent.next(InPhase).phase == "step"
+    training.join(LIMIT_S)
+    step(agent, 4)
+    assert not agent.run._session.saver.has_ended  # type: ignore[union-attr]
+
+
+def test_a_copy_in_the_background_stalls_training_twice(large: Agent) -> None:
+    large.call(3, "a1-1")
+    step(large, 3)
+    large.next(Stalled)
+    assert not large.has_said(Staged)
+    large.run.fence()
+    large.next(Staged)
+    large.next(Stalled)
 
 
 def test_a_step_that_only_gathers_gradients_fences_without_announcing_an_update(large: Agent) -> None:

@@ -62,6 +62,7 @@ from behemoth.wire.session import (
     Staged,
     Staging,
     StagingFailed,
+    Stalled,
     Standing,
     StepsEnded,
 )
@@ -305,6 +306,8 @@ class Gang:
                 member.enter(message.phase, _now_us())
             case Armed() | Missed() | Staging() | Staged() | StagingFailed():
                 self._parts.saves.take(member, message)
+            case Stalled():
+                member.stall_us += message.stall_us
             case StepsEnded():
                 member.has_ended_steps = True
             case _:

@@ -35,6 +35,7 @@ from behemoth.wire.session import (
     Staged,
     Staging,
     StagingFailed,
+    Stalled,
     ToWorker,
 )
 
@@ -57,7 +58,6 @@ class _Copying:
     generation: int
     stager: Stager
     thread: threading.Thread | None
-    stall_us: int
     error: Exception | None = None
     done_step: Step | None = None
 
@@ -121,22 +121,21 @@ class Saver:
 
     def save(self, step: Step) -> None:
         """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
-        started_ns = time.monotonic_ns()
         self._done(step)
         if self._has_update:
             self._has_update, self._updated_step = False, step
         self.pass_step(Step(step - 1))  # a program without steps() passes them here
         if step >= self._total_steps:
             self._enter("save")
-            self._save_last(step, started_ns)
+            self._save_last(step)
             return
         if self._due is None or self._due.step != step:
             return
         self._enter("save")
         if self._due.is_last:
-            self._save_last(step, started_ns)
+            self._save_last(step)
         else:
-            self._save_in_passing(step, started_ns)
+            self._save_in_passing(step)
         self._enter("step")
 
     def fence(self, *, is_update: bool = True) -> None:
@@ -166,10 +165,15 @@ class Saver:
             copying.thread.join(self._wait_limit_s)
             if copying.thread.is_alive():
                 raise Internal(f"save {copying.write_id}: the copy did not end within {self._wait_limit_s} s")
-        copying.stall_us += (time.monotonic_ns() - started_ns) // 1000
         self._seal(copying)
+        self._tell_stall(started_ns)
 
-    def _save_in_passing(self, step: Step, started_ns: int) -> None:
+    def _save_in_passing(self, step: Step) -> None:
+        started_ns = time.monotonic_ns()
+        self._stage(step)
+        self._tell_stall(started_ns)
+
+    def _stage(self, step: Step) -> None:
         self._wait_for_memory()
         due, generation = self._due, self._generation
         if due is None:
@@ -184,10 +188,8 @@ class Saver:
             copying.thread = threading.Thread(target=copying.run, name="behemoth-copy", daemon=True)
             copying.thread.start()
             self._copying = copying
-            copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
             return
         copying.run()
-        copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
         self._seal(copying)
 
     def _wait_for_memory(self) -> None:
@@ -199,7 +201,12 @@ class Saver:
                 left_s = deadline_s - time.monotonic()
                 self._hear(self._peer.receive(timeout_s=left_s, what="a free half of the staging memory"))
 
-    def _save_last(self, step: Step, started_ns: int) -> None:
+    def _save_last(self, step: Step) -> None:
+        started_ns = time.monotonic_ns()
+        self._save_until_committed(step)
+        self._tell_stall(started_ns)
+
+    def _save_until_committed(self, step: Step) -> None:
         """Wait for the word that everybody is here, save, and wait for the commit; a write that is given up is followed
         by another at the same step, or, before the run's end, by more training."""
         is_end = step >= self._total_steps
@@ -212,14 +219,13 @@ class Saver:
             elif self._generation is None or (due.is_last and not self._may_proceed):
                 self._wait("the word to go through with the last save")
             else:
-                self._stage_last(step, due.write_id, self._generation, started_ns)
+                self._stage_last(step, due.write_id, self._generation)
 
-    def _stage_last(self, step: Step, write_id: WriteId, generation: int, started_ns: int) -> None:
+    def _stage_last(self, step: Step, write_id: WriteId, generation: int) -> None:
         copying = self._begin(step, write_id, generation)
         if copying is None:
             return
         copying.run()
-        copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
         staged = self._seal(copying)
         while staged and self._due is None and write_id not in (self._safe, self._off):
             self._wait("the commit of the last save")
@@ -259,7 +265,6 @@ class Saver:
             generation=generation,
             stager=stager,
             thread=None,
-            stall_us=0,
         )
 
     def _seal(self, copying: _Copying) -> bool:
@@ -276,7 +281,6 @@ class Saver:
             Staged(
                 write_id=copying.write_id,
                 generation=copying.generation,
-                stall_us=copying.stall_us,
                 updated_step=copying.updated_step,
             )
         )
@@ -318,6 +322,10 @@ class Saver:
     def _forget(self, write_id: WriteId) -> None:
         if self._due is not None and self._due.write_id == write_id:
             self._due, self._generation, self._may_proceed = None, None, False
+
+    def _tell_stall(self, started_ns: int) -> None:
+        """Whatever became of the save: the program did not train meanwhile."""
+        self._tell(Stalled(stall_us=(time.monotonic_ns() - started_ns) // 1000))
 
     def _wait(self, what: str) -> None:
         self._hear(self._peer.receive(timeout_s=self._wait_limit_s, what=what))
