@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHES := cli simulate coordinator checkpoint_local recover
+BENCHES := cli simulate coordinator checkpoint_local reshard plan recover
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test longer check bench clean

@@ -37,10 +37,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """A place with checkpoints: the store's URL, and the name of the run when one was named."""
+    """A place with checkpoints: the store's URL, and the name of the run and its directory when one was named."""
 
     url: str
     run: str
+    directory: Path | None = None
 
 
 def chosen_format(text: str, *allowed: Format) -> Format:
@@ -177,7 +178,7 @@ def find_checkpoints(text: str) -> Checkpoints:
         identity = directory.identity()
         if identity is not None:
             run = read_run(directory.document)
-            return Checkpoints(url=store_root(run, directory, identity), run=identity.name)
+            return Checkpoints(url=store_root(run, directory, identity), run=identity.name, directory=directory.path)
     path = Path(path_of(text))
     if text.startswith(PREFIX) or not path.is_dir():
         raise NotFound(
@@ -201,11 +202,11 @@ def read_run(path: Path) -> TrainingRun:
     return decode_run(read_file(path), source=str(path))
 
 
-def read_file(path: Path) -> bytes:
-    """Raises NotFound, Denied or Invalid naming the file."""
+def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """A file, or its beginning. Raises NotFound, Denied or Invalid naming it."""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES)  # what is longer is refused as too large by whoever decodes it
+            return file.read(max_bytes)  # what is longer is refused as too large by whoever decodes it
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -40,6 +40,29 @@ def train() -> None:
     print("done", flush=True)
 
 
+def train_split() -> None:
+    """Holds columns of a matrix over tp, and a share of its moments flat over dp. Both follow from the step alone, so
+    that ranks of any mesh can tell whether what they got back is theirs."""
+    run = join()
+    matrix = np.arange(60.0).reshape(5, 12)
+    columns = np.split(matrix, run.mesh.tp, axis=1)[run.mesh.coordinate("tp")]
+    share = np.split(matrix.reshape(-1), run.mesh.dp)[run.mesh.coordinate("dp")]
+    weight, moment = np.zeros_like(columns), np.zeros_like(share)
+    state = State()
+    state.array("weight", weight, shape=matrix.shape, dims={1: "tp"})
+    state.array("moment", moment, shape=matrix.shape, flat_over="dp")
+    state.rank_record(get=lambda: run.rank, set=lambda value: print("rank record", value, flush=True))
+    first = run.restore(state)
+    is_right = np.array_equal(weight, first * columns) and np.array_equal(moment, first * share)
+    print(f"restored {first} {is_right}", flush=True)
+    for step in run.steps(first):
+        time.sleep(0.005)
+        run.fence()
+        weight += columns
+        moment += share
+        run.save(step, state)
+
+
 def train_big() -> None:
     """Holds more than is copied inside `save`, so that a thread copies until the fence."""
     run = join()

@@ -1,4 +1,4 @@
-"""How long the store process keeps a rank's memory mapped."""
+"""How long the store process keeps a rank's memory mapped, and which files it lets a rank read itself."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import os
 import socket
 from pathlib import Path
 
-from behemoth.agent.storeserver import _StoreServer
+import pytest
+
+from behemoth.agent import storeserver
+from behemoth.agent.storeserver import _files, _StoreServer
 from behemoth.agent.storewire import STORE_ORDERS, OpenStore
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import open_commit
 from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.session import Peer
+from checkpoint.saved_checkpoint import save, small_layout
 
 RANKS = 4
 
@@ -44,3 +50,19 @@ def test_memory_that_the_agent_has_replaced_does_not_stay_mapped() -> None:
     assert sorted(mapped_memories()) == ["store-test-3", "store-test-4"]
     mine.close()
     other.close()
+
+
+def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storeserver, "FILES_BYTES", 0)
+    store, layout = LocalStore(tmp_path), small_layout()
+    record = save(store, layout, step=3, write_id="a1-1")
+    assert record is not None
+    opened = open_commit(store, record.ref)
+    for path in (one for one in tmp_path.rglob("*") if one.is_file()):
+        path.read_bytes()  # now the page cache has it
+    other = Layout(mesh=Mesh(), arrays=layout.arrays)
+    assert _files(store, opened, layout, plan_rank(layout, Rank(0))) == str(tmp_path / record.prefix)
+    assert _files(store, opened, other, plan_rank(other, Rank(0))) is None
+    store.close()

@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 from typing_extensions import Buffer
 
-from behemoth.app.checkpoint_desk import CheckpointDesk
+from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.base.clock import ManualClock
-from behemoth.base.errors import Invalid, Unavailable
+from behemoth.base.errors import Conflict, Invalid, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
+from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
-from behemoth.state.evidence import Committed, Evidence, SaveFailed
-from behemoth.testing.faults import FaultyStore
+from behemoth.checkpoint.pins import pin, unpin
+from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
+from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
 
@@ -101,6 +103,104 @@ class Refusing(FaultyStore):
         if self.is_refusing:
             raise Unavailable(f"create {key}: no space left on device", code="no-space")
         super().create(key, data)
+
+
+def pins_told(told: list[Evidence]) -> list[tuple[WriteId, ...]]:
+    return [one.write_ids for one in told if isinstance(one, Pinned)]
+
+
+def test_retention_leaves_pinned_commits_alone_and_says_so() -> None:
+    store, told = MemoryStore(), list[Evidence]()
+    refs = [
+        save(store, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}").ref for step in range(4)
+    ]
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    desk.survey()
+    pin(store, refs[1], reason="", at_us=0)
+    desk.delete(refs[:2])
+    desk.close()
+    deleted = [one.write_ids for one in told if isinstance(one, Deleted)]
+    assert (deleted, pins_told(told)) == ([("a1-0",)], [(), ("a1-1",)])
+    assert [one.step for one in commits(store)] == [1, 2, 3]
+
+
+def test_a_store_that_became_another_runs_is_neither_surveyed_nor_are_its_checkpoints_rejected_or_deleted() -> None:
+    store, told = MemoryStore(), list[Evidence]()
+    refs = [
+        save(store, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}").ref for step in range(4)
+    ]
+    take(store, Owner.of_run(RunUid("theirs"), name="run", directory="/theirs"), url="s")
+    before = [info.key for info in store.list("")]
+    desk = CheckpointDesk(
+        store, run_name="run", run_uid=RunUid("ours"), url="s", clock=ManualClock(now_us=1), tell=told.append
+    )
+    with pytest.raises(Conflict, match="/theirs"):
+        desk.survey()
+    desk.delete(refs[:2])
+    desk.reject(refs[3], "damaged")
+    desk.clean(lambda: ())
+    desk.close()
+    assert (told, [info.key for info in store.list("")]) == ([], before)
+
+
+def test_a_deletion_that_failed_is_done_after_the_next_commit() -> None:
+    inner, told = MemoryStore(), list[Evidence]()
+    refs = [
+        save(inner, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}").ref for step in range(4)
+    ]
+    store = FaultyStore(inner, Fail(write=0, when=When.BEFORE, error=Unavailable("try later", hint="wait")))
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    desk.survey()
+    desk.delete(refs[:2])
+    receipts = write_all_ranks(inner, LAYOUT, logical_arrays(LAYOUT, 9), step=9, write_id="a2-9", attempt=2)
+    desk.commit(
+        step=Step(9),
+        write_id=WriteId("a2-9"),
+        attempt=Attempt(2),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    assert [type(one).__name__ for one in told if not isinstance(one, Pinned)] == ["Committed", "Deleted"]
+    assert [one.step for one in commits(inner)] == [2, 3, 9]
+
+
+def test_a_pin_that_was_taken_away_is_told_with_the_next_commit() -> None:
+    store, told = MemoryStore(), list[Evidence]()
+    first = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1, write_id="a1-1")
+    pin(store, first.ref, reason="", at_us=0)
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    desk.survey()
+    unpin(store, first.step, first.write_id)
+    for step in (2, 3):
+        arrays = logical_arrays(LAYOUT, step)
+        receipts = write_all_ranks(store, LAYOUT, arrays, step=step, write_id=f"a1-{step}")
+        desk.commit(
+            step=Step(step),
+            write_id=WriteId(f"a1-{step}"),
+            attempt=Attempt(1),
+            layout=LAYOUT.encode(),
+            receipts=[receipt.encode() for receipt in receipts],
+        )
+    desk.close()
+    assert pins_told(told) == [("a1-1",), ()]
+
+
+def test_pins_that_cannot_be_read_stop_deletions_and_not_the_run() -> None:
+    store, told = MemoryStore(), list[Evidence]()
+    refs = [
+        save(store, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}").ref for step in range(3)
+    ]
+    write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 9), step=9, write_id="a1-9")
+    store.create("pins/keep step 0 please", b"")
+    before = {info.key for info in store.list("")}
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    assert [one.step for one in desk.survey()[0]] == [0, 1, 2]
+    desk.delete(refs[:1])
+    desk.close()
+    remove_rubbish(store)
+    assert told == []
+    assert {info.key for info in store.list("")} == before
 
 
 def test_a_store_that_was_exchanged_during_the_run_is_neither_committed_to_nor_cleaned() -> None:

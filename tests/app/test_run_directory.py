@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.app.run_directory import RunDirectory, Term, existing
-from behemoth.app.start_run import claim, refuse_copy
+from behemoth.app.start_run import RunPlace, claim, refuse_copy
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import Epoch
 from behemoth.spec.decode import decode_run
@@ -34,6 +34,14 @@ spec:
 
 def run(store: str = "") -> TrainingRun:
     return decode_run(TEXT + (f"  checkpoint: {{store: {store}}}\n" if store else ""))
+
+
+def begin(training: TrainingRun, path: Path) -> RunPlace:
+    """A run whose journal has a line."""
+    place = claim(training, path)
+    place.directory.journal.write_bytes(b"{}\n")
+    place.directory.close()
+    return place
 
 
 def test_a_second_process_is_refused_while_the_first_holds_the_directory(tmp_path: Path) -> None:
@@ -67,7 +75,7 @@ def test_the_same_run_may_come_back_and_keeps_its_identity(tmp_path: Path) -> No
 
 
 def test_a_changed_run_on_an_old_directory_is_refused_naming_the_field_and_releases_the_lock(tmp_path: Path) -> None:
-    claim(run(), tmp_path / "r").directory.close()
+    begin(run(), tmp_path / "r")
     changed = decode_run(TEXT.replace("steps: 10", "steps: 20"))
     with pytest.raises(Invalid, match=r"spec\.workload\.steps: 10 -> 20"):
         claim(changed, tmp_path / "r")
@@ -75,7 +83,7 @@ def test_a_changed_run_on_an_old_directory_is_refused_naming_the_field_and_relea
 
 
 def test_other_drills_do_not_make_it_another_run(tmp_path: Path) -> None:
-    claim(run(), tmp_path / "r").directory.close()
+    begin(run(), tmp_path / "r")
     drilled = dataclasses.replace(run(), drill=(parse_fault("kill rank 1 at step 5"),))
     claim(drilled, tmp_path / "r").directory.close()
 
@@ -133,7 +141,7 @@ def test_a_new_term_leaves_no_summary_of_the_one_before(tmp_path: Path) -> None:
 
 def test_the_environment_of_a_workload_is_for_its_owner_only_and_never_told(tmp_path: Path) -> None:
     text = TEXT.replace("steps: 10}", "steps: 10, environment: {TOKEN: %s}}")
-    claim(decode_run(text % "hunter2"), tmp_path / "r").directory.close()
+    begin(decode_run(text % "hunter2"), tmp_path / "r")
     assert stat.S_IMODE((tmp_path / "r" / "run.yaml").stat().st_mode) == 0o600
     for changed, told in ((text % "hunter3", "TOKEN: another value"), (TEXT, "TOKEN: present -> absent")):
         with pytest.raises(Invalid, match=told) as caught:
@@ -158,15 +166,31 @@ def test_a_beginning_that_was_cut_off_is_taken_up(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").unlink()  # as if killed between the identity and the document
     claim(run(), tmp_path).directory.close()
     assert (tmp_path / "run.yaml").exists()
-    assert existing(tmp_path).identity() != first
+    assert existing(tmp_path).identity() == first  # it may have taken its store already
+
+
+def test_a_start_that_came_to_nothing_leaves_the_directory_to_a_corrected_file(tmp_path: Path) -> None:
+    first = claim(run("typo"), tmp_path / "r")
+    first.directory.close()
+    (tmp_path / "r" / "evidence.jsonl").touch()  # opened, and then something prevented the start
+    told: list[tuple[str, str | None]] = []
+    second = claim(run("right"), tmp_path / "r", vet=lambda url, run_uid: told.append((url, run_uid)))
+    second.directory.close()
+    assert told == [(second.store_url, first.identity.run_uid)]
+    assert second.identity.run_uid == first.identity.run_uid
+    assert (second.store_url, first.store_url) == tuple(
+        str(Path(name, "small").absolute()) for name in ("right", "typo")
+    )
 
 
 def test_a_run_that_has_begun_keeps_its_identity_whatever_is_removed(tmp_path: Path) -> None:
-    claim(run(), tmp_path).directory.close()
-    (tmp_path / "evidence.jsonl").write_bytes(b"{}\n")
+    begin(run(), tmp_path)
     (tmp_path / "run.yaml").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        NotFound, match=r"run\.yaml: expected the run as it was first started, got no such file"
+    ) as caught:
         claim(run(), tmp_path)
+    assert "put it back" in caught.value.hint
 
 
 def test_a_copy_of_a_directory_is_told_from_one_that_was_moved(tmp_path: Path) -> None:
@@ -187,8 +211,7 @@ def test_a_relative_store_means_where_the_run_began_wherever_it_is_resumed(
     for folder in (began, tmp_path / "later"):
         folder.mkdir()
         monkeypatch.chdir(folder)
-        place = claim(run("ckpts"), tmp_path / "r")
-        place.directory.close()
+        place = begin(run("ckpts"), tmp_path / "r")
         assert place.store_url == str(began / "ckpts" / "small")
 
 
@@ -204,7 +227,7 @@ def test_a_directory_of_a_release_that_kept_no_store_is_read_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    claim(run("ckpts"), tmp_path / "r").directory.close()
+    begin(run("ckpts"), tmp_path / "r")
     (tmp_path / "r" / "identity.json").write_text('{"format":1,"run_uid":"0123456789abcdef","name":"small"}\n')
     place = claim(run("ckpts"), tmp_path / "r")
     place.directory.close()
@@ -212,12 +235,12 @@ def test_a_directory_of_a_release_that_kept_no_store_is_read_as_before(
 
 
 def test_a_store_that_is_refused_leaves_a_fresh_directory_free_for_a_corrected_file(tmp_path: Path) -> None:
-    def refuse(url: str) -> None:
+    def refuse(url: str, _run_uid: object) -> None:
         raise Conflict(f"{url}: expected nobody's, got another's")
 
     with pytest.raises(Conflict, match="taken/small"):
         claim(run(str(tmp_path / "taken")), tmp_path / "r", vet=refuse)
-    claim(run(str(tmp_path / "free")), tmp_path / "r").directory.close()
+    begin(run(str(tmp_path / "free")), tmp_path / "r")
     claim(run(str(tmp_path / "free")), tmp_path / "r", vet=refuse).directory.close()
 
 

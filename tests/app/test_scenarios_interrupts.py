@@ -12,6 +12,7 @@ import pytest
 from fault.kill_stage import KillStage, spec, staged, undisturbed
 
 INTERRUPTED, NOT_FINISHED = 130, 101
+HANGING = str(Path(__file__).parents[1] / "fault" / "hanging")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,23 @@ def test_an_interrupt_during_a_recovery_ends_resumable(tmp_path: Path, digest: o
         stage.until_event("WorkerFailed")
         interrupt(stage)
         assert stage.wait(20) == INTERRUPTED, stage.told()
+        expect_the_same_end(stage, digest)
+
+
+def test_a_second_interrupt_ends_the_command_though_the_store_hangs_in_a_commit(tmp_path: Path, digest: object) -> None:
+    flag = tmp_path / "hang"
+    with staged(tmp_path, spec(), environment={"PYTHONPATH": HANGING, "BEHEMOTH_HANG": str(flag)}) as stage:
+        stage.start()
+        stage.until_event("Committed")
+        flag.touch()
+        num_committed = len(stage.events("Committed"))
+        interrupt(stage)
+        stage.until(lambda: flag.with_name("hanging").exists(), "a commit that hangs", 20)
+        interrupt(stage)
+        assert stage.wait(40) == INTERRUPTED, stage.told()
+        assert "left without waiting" in stage.told()
+        flag.unlink()
+        assert len(stage.events("Committed")) <= num_committed + 1
         expect_the_same_end(stage, digest)
 
 

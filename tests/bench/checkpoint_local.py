@@ -33,6 +33,7 @@ from typing import TypeVar
 import numpy as np
 from bench_table import Round, Row, alone, alternate, arguments, beside, show
 from checkpoint_peers import Arrays, Peer, peers
+from page_states import cache, drop, each_file
 
 from behemoth.agent.child import Child
 from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, Source, Write, Written
@@ -234,10 +235,10 @@ def _our_round(ours: Ours, arrays: Arrays, folder: Path) -> Mapping[str, float]:
     samples = {**saved, "copy": copied}
     samples |= restored(JUST_SAVED, is_remembered=True)
     samples |= restored(SAVED_LOST, is_remembered=False)
-    _each_file(folder, _drop)
+    each_file(folder, drop)
     samples |= restored(COLD, is_remembered=False)
     samples |= restored(AGAIN, is_remembered=True)
-    _each_file(folder, _cache)
+    each_file(folder, cache)
     samples |= restored(CACHED_LOST, is_remembered=False)
     shutil.rmtree(folder)
     return samples
@@ -247,9 +248,9 @@ def _peer_round(peer: Peer, arrays: Arrays, root: Path) -> Callable[[], Mapping[
     def run() -> Mapping[str, float]:
         folder = root / peer.name
         samples = dict(_with_cpu("save", lambda: _timed("save", lambda: peer.save(arrays, folder))))
-        for state, prepare in ((JUST_SAVED, None), (COLD, _drop), (AGAIN, None), (CACHED_LOST, _cache)):
+        for state, prepare in ((JUST_SAVED, None), (COLD, drop), (AGAIN, None), (CACHED_LOST, cache)):
             if prepare is not None:
-                _each_file(folder, prepare)
+                each_file(folder, prepare)
             samples |= _restored(arrays, state, lambda: _timed("restore", lambda: peer.restore(arrays, folder)))
         shutil.rmtree(folder)
         just_saved = {f"{metric}, {SAVED_LOST}": samples[f"{metric}, {JUST_SAVED}"] for metric in RESTORE_METRICS}
@@ -278,31 +279,6 @@ def _restored(
 ) -> dict[str, float]:
     seconds = _with_cpu("restore", lambda: _damaged_and_restored(arrays, restore), elsewhere_s)
     return {f"{metric}, {state}": value for metric, value in seconds.items()}
-
-
-def _each_file(folder: Path, work: Callable[[int], None]) -> None:
-    for path in (one for one in folder.rglob("*") if one.is_file()):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            work(fd)
-        finally:
-            os.close(fd)
-
-
-def _drop(fd: int) -> None:
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _cache(fd: int) -> None:
-    """Into the page cache in one way for everybody: pages that a mapped read has brought in are smaller and slower, and
-    the second read of a page pays for its place among the active ones.
-    """
-    _drop(fd)
-    block = bytearray(8 << 20)
-    for _ in range(2):
-        os.lseek(fd, 0, os.SEEK_SET)
-        while os.readv(fd, [block]):
-            pass
 
 
 def _damaged_and_restored(arrays: Arrays, restore: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:

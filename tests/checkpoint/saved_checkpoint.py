@@ -37,7 +37,14 @@ def big_layout() -> Layout:
 
 
 def save(
-    store: ObjectStore, layout: Layout, *, step: int, write_id: str, seed: int | None = None, publish: bool = True
+    store: ObjectStore,
+    layout: Layout,
+    *,
+    step: int,
+    write_id: str,
+    seed: int | None = None,
+    publish: bool = True,
+    committed_us: int = 0,
 ) -> CommitRecord | None:
     """Save bytes from a seed (by default the step) by every rank, and commit unless told not to."""
     receipts = [_write(store, layout, rank, step, write_id, seed) for rank in range(layout.mesh.num_ranks)]
@@ -52,6 +59,7 @@ def save(
         attempt=ATTEMPT,
         receipts=receipts,
         previous=None,
+        committed_us=committed_us,
     )
 
 

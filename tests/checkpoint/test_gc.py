@@ -71,8 +71,8 @@ def test_a_plan_tells_how_much_it_frees_and_changes_nothing() -> None:
     before = list(store.list(""))
     plan = plan_gc(store, in_flight=())
     assert list(store.list("")) == before
-    assert plan.num_bytes == sum(info.size_bytes for info in store.list("steps/000000040-a1-40")) > 0
-    assert plan.commit_keys == ()
+    assert plan.objects == tuple(store.list("steps/000000040-a1-40")) != ()
+    assert plan.commits == ()
 
 
 def test_a_write_that_begins_and_one_that_commits_while_gc_plans_are_kept() -> None:
@@ -89,10 +89,19 @@ def test_a_write_that_begins_and_one_that_commits_while_gc_plans_are_kept() -> N
     assert all_intact(store)
 
 
-def test_the_newest_commit_is_never_dropped() -> None:
+@pytest.mark.parametrize("step", [20, 30])
+def test_one_of_the_newest_two_commits_is_never_dropped(step: int) -> None:
     store = three_commits_and_a_failed_save()
-    with pytest.raises(Invalid, match="expected commits older than step 30, got the newest itself"):
-        plan_gc(store, drop=[name(10, "a1-10"), name(30, "a1-30")])
+    with pytest.raises(Invalid, match=f"expected commits older than the newest 2, got that of step {step}"):
+        plan_gc(store, drop=[name(10, "a1-10"), name(step, f"a1-{step}")])
+
+
+def test_a_damaged_commit_does_not_count_among_the_newest_two() -> None:
+    store = three_commits_and_a_failed_save()
+    store.delete(["commits/000000030.json"])
+    store.create("commits/000000030.json", b"rubbish")
+    with pytest.raises(Invalid, match="got that of step 10"):
+        plan_gc(store, drop=[name(10, "a1-10")])
 
 
 def test_a_name_of_another_write_of_the_step_does_not_drop_the_commit() -> None:
@@ -131,14 +140,16 @@ def test_what_gc_does_not_recognise_it_leaves_alone() -> None:
 
 def test_leftovers_of_the_store_go_too_but_only_when_cleaning(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    for step in (10, 20):
+    for step in (5, 10, 20):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     (tmp_path / "commits" / f"{TEMP_PREFIX}12").write_bytes(b"half a record")
     (tmp_path / "steps" / "000000030-a1-30" / "w" / "c").mkdir(parents=True)
     (tmp_path / "lost+found").mkdir()
-    assert plan_gc(store, drop=[name(10, "a1-10")]).leftovers == ()
+    assert plan_gc(store, drop=[name(5, "a1-5")]).leftovers == ()
     execute(store, plan_gc(store, in_flight=()))
-    assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == ["000000010.json", "000000020.json"]
+    assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == [
+        f"{step:09d}.json" for step in (5, 10, 20)
+    ]
     assert not (tmp_path / "steps" / "000000030-a1-30").exists()
     assert (tmp_path / "lost+found").exists()
     assert all_intact(store)
@@ -147,7 +158,7 @@ def test_leftovers_of_the_store_go_too_but_only_when_cleaning(tmp_path: Path) ->
 
 def test_an_empty_store_has_nothing_to_collect() -> None:
     plan = plan_gc(MemoryStore(), in_flight=())
-    assert (plan.commit_keys, plan.object_keys, plan.leftovers, plan.num_bytes) == ((), (), (), 0)
+    assert (plan.commits, plan.objects, plan.leftovers, plan.stale_marks) == ((), (), (), ())
 
 
 def _deaths() -> tuple[Die, ...]:

@@ -1,49 +1,19 @@
-"""The reference Behemoth on 32,000 ranks: every byte has one writer, and no rank writes much more than another.
-
-Bytes of a parameter: a float32 master and two float32 moments, shared out flat over the replicas of each block, as a
-distributed optimizer holds them; weights are made from the master.
-"""
+"""The reference Behemoth on 32,000 ranks: every byte has one writer, and no rank writes much more than another."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from behemoth.base.ids import Rank
+from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Tensor, named_inventory
-
-MESH = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
-SLOTS = ("master", "exp_avg", "exp_avg_sq")
-
-
-def giant() -> Layout:
-    inventory = named_inventory("behemoth-ref")
-    return Layout(
-        mesh=MESH,
-        arrays=tuple(
-            _spec(f"optim/{slot}/{tensor.name}", tensor, inventory.num_layers)
-            for tensor in inventory.tensors
-            for slot in SLOTS
-        ),
-    )
-
-
-def _spec(name: str, tensor: Tensor, num_layers: int) -> ArraySpec:
-    packed = next((cut for cut in tensor.cuts if cut.num_packed > 1), None)
-    stages = {"first": 0, "last": MESH.pp - 1}
-    return ArraySpec(
-        name=name,
-        dtype="float32",
-        shape=tensor.shape,
-        dims=tuple((cut.dim, cut.axis) for cut in tensor.cuts),
-        packed=packed and (packed.dim, (tensor.shape[packed.dim] // packed.num_packed,) * packed.num_packed),
-        flat_over="edp" if tensor.is_expert else "dp",
-        stage=stages.get(tensor.stage, (tensor.layer or 0) * MESH.pp // num_layers),
-    )
+from checkpoint.giant_layout import MESH, giant
 
 
 def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
@@ -53,6 +23,19 @@ def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
     mean = sum(array.num_bytes for array in layout.arrays) / MESH.num_ranks
     assert max(written) <= 1.02 * mean
     assert sum(len(grid.zarr_json()) for grid in grids(layout)) <= 8_000_000
+
+
+def test_a_restore_with_fewer_replicas_plans_what_its_rank_meets_and_the_fleet_reads_each_chunk_once() -> None:
+    """From 32,000 ranks to 30,720: 20 replicas of each stage fewer."""
+    saved, layout = giant(), giant(Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120))
+    positions = saved_positions(saved, layout, step=Step(1))
+    plan = plan_rank(layout, Rank(4711))
+    work = plan_resharding(saved, plan, positions)
+    assert sum(slab.nbytes for slab in work.slabs) == sum(piece.nbytes for piece in plan.pieces)
+    assert len(work.reads) < sum(grid.num_chunks for grid in grids(saved)) / 1000
+    figures = over_read(saved, layout, positions, ranks=range(0, layout.mesh.num_ranks, 997))
+    assert figures.needed_bytes == 2_015_461_958_144 * 12
+    assert figures.once <= 1.1
 
 
 @pytest.mark.longer

@@ -13,7 +13,8 @@ from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.checkpoint.paths import OWNER_KEY
-from behemoth.checkpoint.verify import verify, verify_owner
+from behemoth.checkpoint.verify import verify
+from behemoth.checkpoint.verify_store import verify_store
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, Die, FaultyStore, every_death, lost_answer
@@ -62,8 +63,20 @@ def test_a_run_that_has_yet_to_begin_is_refused_a_store_of_any_other() -> None:
         refuse_other(owned(), None, url=URL)
 
 
-def test_a_run_whose_directory_was_moved_still_has_its_store() -> None:
-    take(owned(), replace(OURS, directory="/elsewhere"), url=URL)
+def test_a_run_whose_directory_was_moved_still_has_its_store_and_says_where_it_is_now() -> None:
+    store, moved = owned(), replace(OURS, directory="/elsewhere")
+    take(store, moved, url=URL)
+    assert read_owner(store) == moved
+
+
+def test_a_death_while_a_moved_run_says_so_leaves_the_store_to_its_next_start() -> None:
+    moved = replace(OURS, directory="/elsewhere")
+    for death in every_death(2):
+        store = owned()
+        with pytest.raises(Crash):
+            take(FaultyStore(store, death), moved, url=URL)
+        take(store, moved, url=URL)
+        assert read_owner(store) == moved
 
 
 def test_a_store_of_an_older_release_and_one_taken_over_on_purpose_belong_to_the_run_that_comes_first() -> None:
@@ -129,7 +142,7 @@ def test_every_flipped_bit_and_every_cut_is_refused_and_named() -> None:
             with pytest.raises(Corrupt, match=OWNER_KEY) as caught:
                 attempt()
             assert OWNER_KEY in caught.value.hint
-        (problem,) = verify_owner(store)
+        (problem,) = verify_store(store)
         assert (problem.kind, problem.object_key) == ("owner", OWNER_KEY)
 
 
@@ -142,21 +155,22 @@ def test_a_store_of_a_newer_release_is_left_alone() -> None:
 
 def test_what_lies_beside_the_owner_is_named() -> None:
     store = owned()
-    assert verify_owner(store) == ()
-    assert verify_owner(MemoryStore()) == ()
+    assert verify_store(store) == ()
+    assert verify_store(MemoryStore()) == ()
     store.create("owner/notes.txt", b"mine")
-    (problem,) = verify_owner(store)
+    (problem,) = verify_store(store)
     assert (problem.kind, problem.object_key) == ("extra", "owner/notes.txt")
 
 
 @pytest.mark.parametrize("deep", [True, False])
 def test_neither_gc_nor_a_check_of_a_checkpoint_takes_it_for_rubbish(deep: bool) -> None:
     store: ObjectStore = owned()
-    for step in (10, 20):
+    for step in (5, 10, 20):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     save(store, small_layout(), step=30, write_id="a1-30", publish=False)
     plan = plan_gc(store, drop=[commits(store)[0]], in_flight=())
-    assert not [key for key in (*plan.commit_keys, *plan.object_keys, *plan.leftovers) if key.startswith("owner")]
+    keys = [*(info.key for info in plan.objects), *plan.leftovers, *plan.stale_marks]
+    assert not [key for key in keys if key.startswith("owner")]
     execute(store, plan)
     assert read_owner(store) == OURS
     assert all(verify(store, one, threads=1, deep=deep).is_intact for one in commits(store))

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
@@ -20,15 +19,13 @@ from behemoth.checkpoint.plan import ALIGNMENT_BYTES, plan_rank, prove_coverage
 from behemoth.checkpoint.sharing import kinds
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import toy_layout
-from checkpoint.test_save_restore import clear_caches, layouts
+from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
 
 
 @settings(max_examples=150, deadline=None)
-@given(layout=layouts(), chunk_bytes=st.sampled_from([16, 64, 300, 8 << 20]))
+@given(layout=layouts(), chunk_bytes=CHUNK_BYTES)
 def test_every_byte_has_exactly_one_writer(layout: Layout, chunk_bytes: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid_module, "MAX_CHUNK_BYTES", chunk_bytes)
-        clear_caches()
+    with small_chunks(chunk_bytes, poor_bytes=grid_module.POOR_CHUNK_BYTES):
         prove_coverage(layout)
         # The same by brute force, without the interval arithmetic.
         counts = [np.zeros(grid.file_bytes, dtype=np.uint8) for grid in grids(layout)]
@@ -43,7 +40,6 @@ def test_every_byte_has_exactly_one_writer(layout: Layout, chunk_bytes: int) -> 
             assert (count == expected).all()
             assert grid.all_data_bytes().tolist() == [grid.data_bytes(k) for k in range(grid.num_chunks)]
             assert int(grid.all_data_bytes().sum()) == grid.spec.num_bytes
-    clear_caches()
 
 
 def test_spans_lie_within_their_piece_and_pieces_are_aligned() -> None:

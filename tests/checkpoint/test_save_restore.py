@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
-from behemoth.checkpoint import grid as grid_module
 from behemoth.checkpoint.commit import commits, latest
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
@@ -36,6 +35,7 @@ from checkpoint.checkpoint_rig import (
     unstaged,
     write_all_ranks,
 )
+from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -105,55 +105,10 @@ def test_the_digest_is_the_documented_one() -> None:
     assert digest(store, opened) == hashlib.sha256(b'["b","int16",[2]]\n\x01\x00\x02\x00').hexdigest()
 
 
-AXES = {"dense": ("tp", "dp", "pp"), "expert": ("etp", "ep", "edp", "pp")}
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> Layout:
-    tp, dp, pp = draw(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])))
-    ep = draw(st.sampled_from([size for size in (1, 2, 3, 4) if (tp * dp) % size == 0]))
-    mesh = Mesh(tp=tp, dp=dp, pp=pp, ep=ep, edp=tp * dp // ep)
-    arrays = [draw(array_specs(f"a{index}", mesh)) for index in range(draw(st.integers(1, 4)))]
-    return Layout(mesh=mesh, arrays=tuple(arrays))
-
-
-@st.composite
-def array_specs(draw: st.DrawFn, name: str, mesh: Mesh) -> ArraySpec:
-    axes = list(draw(st.permutations(AXES[draw(st.sampled_from(sorted(AXES)))])))
-    shape = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
-    dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
-    for dim, axis in dims:
-        if draw(st.booleans()):  # an even split
-            shape[dim] *= mesh.size(axis)
-    packed = None
-    if dims and draw(st.booleans()):
-        dim = draw(st.sampled_from([one for one, _ in dims]))
-        parts = [shape[dim]] * 2 if draw(st.booleans()) else draw(st.lists(st.integers(1, 9), min_size=2, max_size=3))
-        shape[dim], packed = sum(parts), (dim, tuple(parts))
-    has_pp = "pp" not in axes
-    flat_over = axes.pop() if axes and draw(st.booleans()) else None
-    flat_rows = flat_over is not None and bool(shape) and draw(st.booleans())
-    stage = draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp and flat_over != "pp" else None
-    dtype = draw(st.sampled_from(["uint8", "bfloat16", "float32", "complex128"]))
-    return ArraySpec(
-        name=name,
-        dtype=dtype,
-        shape=tuple(shape),
-        dims=dims,
-        packed=packed,
-        flat_over=flat_over,
-        flat_rows=flat_rows,
-        stage=stage,
-    )
-
-
 @settings(max_examples=80, deadline=None)
-@given(layout=layouts(), chunk_bytes=st.sampled_from([16, 64, 300, 8 << 20]), seed=st.integers(0, 99))
+@given(layout=layouts(), chunk_bytes=CHUNK_BYTES, seed=st.integers(0, 99))
 def test_random_worlds_with_tiny_chunks_come_back_whole(layout: Layout, chunk_bytes: int, seed: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid_module, "MAX_CHUNK_BYTES", chunk_bytes)
-        patch.setattr(grid_module, "POOR_CHUNK_BYTES", max(16, chunk_bytes // 2))
-        clear_caches()
+    with small_chunks(chunk_bytes):
         store, arrays = MemoryStore(), logical_arrays(layout, seed)
         save(store, layout, arrays, step=1, order_seed=seed)
         newest = latest(store)
@@ -163,18 +118,6 @@ def test_random_worlds_with_tiny_chunks_come_back_whole(layout: Layout, chunk_by
             assert raw_bytes(read_array(store, opened, name)) == raw_bytes(array)
         for rank in range(layout.mesh.num_ranks):
             assert restored(store, layout, rank) == local_bytes(layout, rank, seed)
-    clear_caches()
-
-
-def clear_caches() -> None:
-    from behemoth.checkpoint import plan, sharing
-
-    grid_module.grids.cache_clear()
-    grid_module._cut.cache_clear()
-    grid_module._cut_uneven.cache_clear()
-    sharing.kinds.cache_clear()
-    sharing.owners.cache_clear()
-    plan.plan_rank.cache_clear()
 
 
 def test_a_crash_at_any_write_leaves_a_whole_checkpoint_the_newest() -> None:
@@ -279,17 +222,16 @@ def test_a_damaged_shard_is_named_with_array_chunk_and_file(damage: str) -> None
         assert arena.held() == ()
 
 
-def test_another_mesh_or_model_is_refused_before_the_arena_is_touched() -> None:
+def test_another_model_is_refused_before_the_arena_is_touched() -> None:
     layout, store = toy_layout(), MemoryStore()
     opened = open_commit(store, save(store, layout, logical_arrays(layout, 1), step=1).ref)
-    wider = Layout(mesh=Mesh(tp=2, dp=1, ep=2), arrays=layout.arrays)
-    other = Layout(
-        mesh=layout.mesh,
-        arrays=(*layout.arrays[1:], ArraySpec(name="model/new", dtype="int8", shape=(1,))),
-    )
+    new = ArraySpec(name="model/new", dtype="int8", shape=(1,))
+    wider = ArraySpec(name="model/norm", dtype="float32", shape=(34,))
+    other = Layout(mesh=Mesh(), arrays=(*layout.arrays[1:], new))
+    resized = Layout(mesh=Mesh(), arrays=tuple(wider if array.name == wider.name else array for array in layout.arrays))
     for wanted, text in (
-        (wider, r"mesh of this run \(tp=2 ep=2\), got one saved on tp=2 dp=2 ep=2 edp=2: resharding is not supported"),
-        (other, r"1 arrays are missing \['model/new'\], 1 are unknown \['model/dense'\]"),
+        (other, r"1 arrays are missing \['model/new'\], 1 are unknown \['model/dense'\], 0 differ"),
+        (resized, r"0 are unknown \[\], 1 differ 'model/norm': saved float32\[33\], this run has float32\[34\]"),
     ):
         plan = plan_rank(wanted, Rank(0))
         with arena_of(plan) as arena:

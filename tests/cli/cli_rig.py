@@ -15,7 +15,12 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+
+from behemoth_cli.out.console import Console, Format
+from behemoth_cli.out.table import Listing, Page
+from behemoth_cli.out.terminal import print_rich
 
 GOLDEN = Path(__file__).parent / "golden"
 PROGRAM = str(Path(sys.executable).with_name("behemoth"))
@@ -85,6 +90,20 @@ def matches_golden(text: str, name: str) -> None:
     if os.environ.get("BEHEMOTH_UPDATE_GOLDEN"):
         file.write_text(text)
     assert text == file.read_text()
+
+
+def piped(shown: Page | Listing, form: Format = "") -> str:
+    """What a pipe gets."""
+    out = StringIO()
+    Console(out, StringIO(), environment={}).show(shown, form)
+    return out.getvalue()
+
+
+def on_screen(shown: Page | Listing, width: int) -> str:
+    """What a terminal of this width gets."""
+    out = StringIO()
+    print_rich(out, shown, is_wide=False, color=True, width=width)
+    return out.getvalue()
 
 
 def wait_for(is_true: Callable[[], bool], *, limit_s: float = 30.0) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.paths import commit_key, step_prefix
 from behemoth.checkpoint.verify import Report
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
+from behemoth.storage.local import LocalStore
 from behemoth_cli import root
-from behemoth_cli.commands import ckpt as ckpt_command
+from behemoth_cli.commands import checking
 from cli.cli_rig import behemoth, on_terminal, small_run
 
 NEWEST = 80
@@ -196,10 +199,9 @@ def test_of_a_damaged_record_no_bytes_are_told(place: Path, capsys: pytest.Captu
 def test_a_rejected_checkpoint_is_listed_with_the_reason(
     place: Path, older: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (place / "rejected").mkdir()
-    marker = {"step": NEWEST, "write_id": "x", "reason": "a chunk was damaged"}
-    (folder,) = (place / "steps").glob(f"{NEWEST:09d}-*")
-    (place / "rejected" / f"{folder.name}.json").write_text(json.dumps(marker))
+    with closing(LocalStore(place)) as store:
+        (newest,) = [one for one in commits(store) if one.step == NEWEST]
+        reject(store, newest, "a chunk was damaged")
     assert root.run(["ckpt", "list", "run/small", "-o", "json"]) == 0
     items = json.loads(capsys.readouterr().out)["items"]
     assert [(item["step"], item["state"], item["reason"]) for item in items] == [
@@ -236,14 +238,15 @@ def test_a_terminal_gets_the_same_rows(trained: Path) -> None:
 def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_left_out(
     place: Path, older: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ckpt_command.verify
+    whole = checking.verify
 
     def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
         if commit.step == older:
-            execute(store, plan_gc(store, drop=[commit]))
+            store.delete([commit_key(commit.step)])
+            store.delete([info.key for info in store.list(step_prefix(commit.step, commit.write_id))])
         return whole(store, commit, **how)
 
-    monkeypatch.setattr(ckpt_command, "verify", verify_late)
+    monkeypatch.setattr(checking, "verify", verify_late)
     code, told = verify(capsys, str(place))
     assert code == 0
     assert f"checkpoint/{older}" not in told

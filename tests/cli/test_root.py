@@ -164,7 +164,8 @@ def test_completion_scripts_ask_the_program(shell: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("words", "position", "expected"), [("behemoth ck", 1, {"ckpt"}), ("behemoth ckpt ", 2, {"list", "show", "verify"})]
+    ("words", "position", "expected"),
+    [("behemoth ck", 1, {"ckpt"}), ("behemoth ckpt s", 2, {"show", "scrub"})],
 )
 def test_the_shell_is_told_what_may_come_next(tmp_path: Path, words: str, position: int, expected: set[str]) -> None:
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(position), root.COMPLETE_VARIABLE: "complete_bash"}

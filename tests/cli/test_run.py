@@ -229,3 +229,15 @@ def _processes_with(word: str) -> list[int]:
         if is_ours and int(path.parent.name) != os.getpid():
             found.append(int(path.parent.name))
     return found
+
+
+def test_a_start_that_was_refused_leaves_its_directory_to_a_corrected_file(tmp_path: Path) -> None:
+    file = small_run(tmp_path, steps=5)
+    text = yaml.safe_load(file.read_text())
+    wrong = {**text["spec"], "checkpoint": {**text["spec"].get("checkpoint", {}), "store": "/proc/no-such-store"}}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({**text, "spec": wrong}))
+    refused = behemoth("run", "wrong.yaml", "--runtime", "process", cwd=tmp_path)
+    assert refused.code not in (0, 100), refused.err
+    assert "\nhint: " in refused.err
+    corrected = behemoth("run", file.name, "--runtime", "process", cwd=tmp_path)
+    assert corrected.code == 0, corrected.err

@@ -22,9 +22,8 @@ from behemoth.spec.schema import explain
 from behemoth.state.effect import CommitRef
 from behemoth.state.observation import Observation
 from behemoth.state.status import RunStatus
-from behemoth_cli.out.console import Console, Format
-from behemoth_cli.out.table import Listing, Page, one_line
-from behemoth_cli.out.terminal import print_rich
+from behemoth_cli.out.console import Console
+from behemoth_cli.out.table import one_line
 from behemoth_cli.views import figures
 from behemoth_cli.views.events import event_line
 from behemoth_cli.views.fields import field_page
@@ -32,7 +31,7 @@ from behemoth_cli.views.live import Pace, live_frame, paced
 from behemoth_cli.views.plan import plan_page
 from behemoth_cli.views.status import Look, run_listing, state_of, status_page
 from behemoth_cli.views.summary import ledger_listing, summary_page
-from cli.cli_rig import NUMPY_RUN, matches_golden
+from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
 from reconcile.player import Player
 
 OPENED_US = 1_800_000_000_000_000
@@ -187,18 +186,6 @@ def names_in(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [*value, *(name for entry in value.values() for name in names_in(entry))]
     return [name for entry in value for name in names_in(entry)] if isinstance(value, list | tuple) else []
-
-
-def piped(shown: Page | Listing, form: Format = "") -> str:
-    out = StringIO()
-    Console(out, StringIO(), environment={}).show(shown, form)
-    return out.getvalue()
-
-
-def on_screen(shown: Page | Listing, width: int) -> str:
-    out = StringIO()
-    print_rich(out, shown, is_wide=False, color=True, width=width)
-    return out.getvalue()
 
 
 def test_the_summary_for_a_pipe_a_terminal_and_a_script() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,26 @@ def test_what_libraries_print_at_the_end_of_an_interpreter_is_not_taken_for_the_
         assert not any("leaked 1 instance" in log for log in logs)
         assert (tmp_path / "handler-ran").exists()
         assert (tmp_path / "joined").exists()
+
+
+def test_a_thread_that_never_ends_does_not_hide_why_its_program_failed(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:raises_beside_a_thread_that_never_ends", failures=1) as stage:
+        assert "RuntimeError: the tokenizer is missing" in failed(stage)
+        assert stage.events("Hung") == []
+
+
+def test_files_that_a_program_opens_at_import_or_leaves_open_are_whole(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky_files:leaves_files") as stage:
+        stage.environment["UNLUCKY_FOLDER"] = str(tmp_path)
+        stage.start()
+        assert stage.finish()["outcome"] == "succeeded", stage.told()
+        at_import = "".join(path.read_text() for path in tmp_path.glob("at-import-*"))
+        assert sorted(at_import.splitlines()) == ["rank 0", "rank 1"]
+        for rank in range(2):
+            assert gzip.decompress((tmp_path / f"packed-{rank}.gz").read_bytes()) == b"the last line\n"
+            with zipfile.ZipFile(tmp_path / f"archive-{rank}.zip") as archive:
+                assert archive.read("member") == b"the last member\n"
+        assert list(tmp_path.glob("temporary-*")) == []
 
 
 def test_a_program_that_leaves_early_is_not_taken_for_done(tmp_path: Path) -> None:

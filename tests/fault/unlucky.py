@@ -102,6 +102,11 @@ def raises_among_chatty_libraries() -> None:
     raise RuntimeError("the dataset is missing")
 
 
+def raises_beside_a_thread_that_never_ends() -> None:
+    threading.Thread(target=sleeps_for_ever).start()
+    raise RuntimeError("the tokenizer is missing")
+
+
 def leaves_early() -> None:
     """Exits with 0 although steps are left."""
 

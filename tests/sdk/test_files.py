@@ -26,7 +26,7 @@ from behemoth.sdk.files import read_files
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from checkpoint.checkpoint_rig import local_arrays, logical_arrays, out_buffers, raw_bytes, save, toy_layout
-from checkpoint.test_save_restore import clear_caches, layouts
+from checkpoint.random_layouts import layouts, small_chunks
 
 PREFIX = step_prefix(Step(3), WriteId("a1-1"))
 
@@ -147,15 +147,11 @@ def test_a_buffer_of_another_size_is_refused_before_anything_is_read(store: Loca
 @settings(max_examples=60, deadline=None)
 @given(layout=layouts(), chunk_bytes=st.sampled_from([16, 64, 300]), seed=st.integers(0, 99))
 def test_random_worlds_are_read_from_their_files(layout: Layout, chunk_bytes: int, seed: int) -> None:
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(grid_module, "MAX_CHUNK_BYTES", chunk_bytes)
-        patch.setattr(grid_module, "POOR_CHUNK_BYTES", max(16, chunk_bytes // 2))
+    with small_chunks(chunk_bytes), pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(staging, "CHECKED_BYTES", 5)
-        clear_caches()
         store, arrays = LocalStore(folder), logical_arrays(layout, seed)
         save(store, layout, arrays, step=3)
         for rank in range(layout.mesh.num_ranks):
             local = local_arrays(layout, rank, arrays)
             assert filled(store, layout, rank) == {name: raw_bytes(array) for name, array in local.items()}
         store.close()
-    clear_caches()

@@ -32,7 +32,8 @@ def test_a_run_with_nothing_but_what_is_required_gets_the_told_defaults() -> Non
     assert run.mesh == Mesh(dp=4, edp=4)
     assert run.model is None
     assert run.checkpoint.every == EveryInterval(interval=timedelta(minutes=5))
-    assert (run.checkpoint.store, run.checkpoint.retention.keep_last) == (None, 2)
+    kept = run.checkpoint.retention
+    assert (run.checkpoint.store, kept.keep_last, kept.every_steps, kept.hourly, kept.daily) == (None, 2, None, 0, 0)
     assert run.recovery.heartbeat_limit == timedelta(seconds=2.5)
     assert run.drill == ()
 

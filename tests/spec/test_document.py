@@ -24,7 +24,8 @@ _CHECKPOINTS = st.fixed_dictionaries(
     optional={
         "every": st.sampled_from([{"steps": 20}, {"interval": "90s"}]),
         "retention": st.fixed_dictionaries(
-            {"keep_last": st.integers(2, 9)}, optional={"every_steps": st.integers(1, 9)}
+            {"keep_last": st.integers(2, 9)},
+            optional={name: st.integers(1, 9) for name in ("every_steps", "hourly", "daily")},
         ),
         "store": st.sampled_from(["x/y", "/data", "file:///data"]),
         "save_limit": st.sampled_from(["30s", "1h30m", "1.5s"]),

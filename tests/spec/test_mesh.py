@@ -4,7 +4,7 @@ import pytest
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, complete_axes
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, complete_axes, parse_mesh
 
 MESH = Mesh(tp=2, cp=3, dp=2, pp=2, etp=3, ep=2, edp=2)
 
@@ -37,3 +37,20 @@ def test_dense_and_expert_axes_cover_the_same_ranks() -> None:
 def test_expert_replicas_are_filled_in_only_where_no_expert_axis_is_written() -> None:
     assert complete_axes({"tp": 2, "dp": 3, "pp": 5}) == {"tp": 2, "dp": 3, "pp": 5, "edp": 6}
     assert complete_axes({"dp": 4, "ep": 2}) == {"dp": 4, "ep": 2}
+
+
+def test_a_mesh_is_read_from_text_with_the_defaults_of_a_run_file() -> None:
+    assert parse_mesh("tp=4, pp=2,dp=3") == Mesh(tp=4, pp=2, dp=3, edp=12)
+    assert parse_mesh("dp=4,ep=2,edp=2") == Mesh(dp=4, ep=2, edp=2)
+
+
+@pytest.mark.parametrize("text", ["", "tp", "tp=", "tp=x", "tp=4,tp=4", "xp=4", "tp=-1", "tp=99999999", "tp=4;pp=2"])
+def test_rubbish_is_no_mesh(text: str) -> None:
+    with pytest.raises(Invalid, match=r"--restore-mesh: expected each axis once") as caught:
+        parse_mesh(text, name="--restore-mesh")
+    assert "tp=4,pp=8" in caught.value.hint
+
+
+def test_sizes_that_do_not_agree_are_refused_under_the_name_of_the_text() -> None:
+    with pytest.raises(Invalid, match=r"--restore-mesh: mesh: expected tp x cp x dp to equal .*, got 4 and 9"):
+        parse_mesh("tp=4,ep=3,edp=3", name="--restore-mesh")

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from behemoth.spec.model import Inventory, ModelFile, NamedModel, decode_inventory, named_inventory
+from behemoth.app.inventory_file import read_inventory
+from behemoth.base.errors import Invalid
+from behemoth.base.units import parse_size
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
+from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
 from behemoth.spec.run import TrainingRun, require_fit
-from behemoth_cli.commands.candidates import output_option
+from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
-from behemoth_cli.views.plan import plan_page
+from behemoth_cli.errors import nearest
+from behemoth_cli.out.console import Console
+from behemoth_cli.out.progress import Progress
+from behemoth_cli.views.figures import seconds
+from behemoth_cli.views.plan import axes_text, plan_page
+
+if TYPE_CHECKING:
+    from behemoth.checkpoint.forecast import Forecast, Rates
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+_TIERS = ("memory", "peer", "disk", "store")
 
 
 @app.command()
@@ -21,12 +34,50 @@ def plan(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The run file.")],
     output: Annotated[str, output_option("wide", "json", "yaml", help="wide and documents have one row a rank.")] = "",
+    restore_mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--restore-mesh",
+            metavar="AXES",
+            help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bandwidth",
+            metavar="TIER=RATE",
+            help="Bytes per second of a tier, such as disk=5GB/s; may be repeated. Assumed when left out: memory=7GB/s "
+            "for each rank, peer=10GB/s, disk=2GB/s and store=200MB/s for each node.",
+            autocompletion=one_of(*(f"{tier}=" for tier in _TIERS)),
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price",
+            metavar="USD",
+            min=0,
+            help="Price of a million requests; 5, the list price of Amazon S3, when left out.",
+        ),
+    ] = None,
 ) -> None:
-    """What a run file asks for: nodes, ranks, and bytes where the model's tensors are known. Starts nothing."""
+    """What a run file asks for: nodes, ranks, bytes, and what a save costs where the model's tensors are known. Starts
+    nothing."""
     form = chosen_format(output, "wide", "json", "yaml")
     context: Context = ctx.obj
     run = read_run(file)
-    context.console.show(plan_page(run, inventory_of(run), is_full=bool(form)), form)
+    inventory = inventory_of(run)
+    given = {"--restore-mesh": restore_mesh, "--bandwidth": bandwidth, "--price": price}
+    if inventory is None or not inventory.tensors:
+        _refuse_idle([name for name, value in given.items() if value not in (None, [])])
+        context.console.show(plan_page(run, inventory, is_full=bool(form)), form)
+        return
+    reader = run.mesh if restore_mesh is None else _reader(restore_mesh, inventory)
+    save = _forecast(context.console, run, inventory, reader, rates_of(bandwidth or [], price))
+    dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
+    page = plan_page(run, inventory, is_full=bool(form), save=save, reader=f"{dense}; experts {expert}")
+    context.console.show(page, form)
 
 
 def inventory_of(run: TrainingRun) -> Inventory | None:
@@ -37,6 +88,65 @@ def inventory_of(run: TrainingRun) -> Inventory | None:
         case NamedModel(ref=ref):
             return named_inventory(ref)
         case ModelFile(inventory=path):
-            inventory = decode_inventory(read_file(Path(path)), source=path)
+            inventory = read_inventory(Path(path), read_file)
             require_fit(run, inventory)
             return inventory
+
+
+def rates_of(bandwidths: list[str], price: float | None) -> Rates:
+    """Raises Invalid for a tier that there is none of, or that is given twice, and for what is no rate."""
+    from behemoth.checkpoint.forecast import Rates
+
+    given: dict[str, float] = {}
+    for text in bandwidths:
+        tier, _, rate = text.partition("=")
+        if tier not in _TIERS or f"{tier}_bytes_per_s" in given:
+            raise Invalid(
+                f"option --bandwidth: expected each of {', '.join(_TIERS)} once with its rate, got {text!r:.80}",
+                hint=nearest(tier, _TIERS) or "write it as disk=5GB/s",
+                code="bandwidth",
+            )
+        bytes_per_s = parse_size(rate.removesuffix("/s"), name=f"option --bandwidth {tier}")
+        if bytes_per_s == 0:
+            raise Invalid(f"option --bandwidth {tier}: expected a rate above 0, got {rate!r}", code="bandwidth")
+        given[f"{tier}_bytes_per_s"] = bytes_per_s
+    if price is not None:
+        given["usd_per_million_requests"] = price
+    return Rates(**given)
+
+
+def _refuse_idle(names: list[str]) -> None:
+    if names:
+        raise Invalid(
+            f"option {names[0]}: expected it with a model whose tensors are known, got a run file without one",
+            hint="set spec.model to a ref with tensors or to an inventory",
+            code="option-without-effect",
+        )
+
+
+def _reader(text: str, inventory: Inventory) -> Mesh:
+    mesh = parse_mesh(text, name="option --restore-mesh")
+    for axis, reason in misfits(inventory, mesh):
+        raise Invalid(f"option --restore-mesh: {axis}: {reason}", code="mesh-model")
+    return mesh
+
+
+def _forecast(console: Console, run: TrainingRun, inventory: Inventory, reader: Mesh, rates: Rates) -> Forecast:
+    from behemoth.checkpoint.forecast import forecast
+    from behemoth.checkpoint.model_layout import model_layout
+
+    progress = Progress(console, _progress_text)
+    try:
+        return forecast(
+            model_layout(inventory, run.recipe, run.mesh),
+            ranks_per_node=run.nodes.gpus_per_node,
+            rates=rates,
+            restored=model_layout(inventory, run.recipe, reader),
+            progress=progress.update,
+        )
+    finally:
+        progress.close()
+
+
+def _progress_text(done: int, total: int, elapsed_s: float) -> str:
+    return f"planning a save: {done} of {total} parts counted in {seconds(elapsed_s)}"

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,14 +20,16 @@ import typer
 
 from behemoth.app.events import Event
 from behemoth.app.history import read_history
+from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import claim
 from behemoth.app.summary import Summary
 from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
-from behemoth.spec.model import ModelFile, decode_inventory
+from behemoth.spec.model import ModelFile
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth.wiring.run import LocalRun, RunRequest
+from behemoth_cli.commands.at_once import forced_end
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import choose
@@ -47,6 +49,7 @@ _ENDINGS = {
     "cancelled": Exit.RUN_CANCELLED,
 }
 _STOPPING = "saving, then stopping at the next agreed step; once more stops at once"
+_FORCED = "something does not answer, probably the store: left without waiting; the same command resumes the run"
 _READING = "the run is over; its newest checkpoint is read back for the summary; once more leaves that out"
 
 Engine = Literal["embedded-ray", "joined-ray", "processes"]
@@ -108,7 +111,8 @@ def run(
         )
         local = LocalRun(request)
         teller.watch(local)
-        summary, interrupt = asyncio.run(supervise(local, teller))
+        with forced_end(teller.forced) as stop_in_time:
+            summary, interrupt = asyncio.run(supervise(local, teller, stop_in_time))
     return conclude(summary, interrupt, context.console, form, place)
 
 
@@ -116,8 +120,7 @@ def load_run(file: Path) -> TrainingRun:
     """The run that a file describes, its model's inventory included. Raises Behemoth's errors."""
     training = read_run(file)
     if isinstance(training.model, ModelFile):
-        inventory = Path(training.model.inventory)
-        require_fit(training, decode_inventory(read_file(inventory), source=str(inventory)))
+        require_fit(training, read_inventory(Path(training.model.inventory), read_file))
     return training
 
 
@@ -126,7 +129,8 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
 
     Raises Conflict for a directory that somebody uses or that holds another run.
     """
-    if RunDirectory(place).identity() is None:
+    directory = RunDirectory(place)
+    if directory.identity() is None or directory.is_beginning():
         return None
     claimed = claim(training, place).directory
     try:
@@ -170,6 +174,11 @@ class Teller:
     def note(self, text: str) -> None:
         self._narrator.line(text)
 
+    def forced(self) -> None:
+        """Said from another thread, as the last thing."""
+        self._narrator.line(_FORCED)
+        self._narrator.close()
+
     def look(self, local: LocalRun) -> None:
         """Paint how the run stands."""
         snapshot = local.snapshot() if self._is_live else None
@@ -178,8 +187,12 @@ class Teller:
             self._narrator.frame(live_frame(snapshot, self._pace, list(self._events), width=self._console.width))
 
 
-async def supervise(local: LocalRun, teller: Teller) -> tuple[Summary | None, signal.Signals | None]:
-    """Run to the end or to an interrupt: the summary, None when it was stopped at once, and the first signal."""
+async def supervise(
+    local: LocalRun, teller: Teller, stop_in_time: Callable[[], None]
+) -> tuple[Summary | None, signal.Signals | None]:
+    """Run to the end or to an interrupt: the summary, None when it was stopped at once, and the first signal.
+
+    `stop_in_time` is called when it shall stop at once, so that nothing can hold that up."""
     loop = asyncio.get_running_loop()
     work = asyncio.create_task(local.run(), name="run")
     heard: list[signal.Signals] = []
@@ -192,6 +205,7 @@ async def supervise(local: LocalRun, teller: Teller) -> tuple[Summary | None, si
         local.interrupt()
         if not has_begun or len(heard) > 1:
             work.cancel()
+            stop_in_time()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupt, number)

@@ -30,6 +30,8 @@ class Found:
     state: State
     record: CommitRecord | None
     reason: str
+    pin: str | None = None
+    """Why somebody has pinned it; None when nobody has."""
     key: str = ""
     """The file, below the store's root, of what names no step."""
 
@@ -44,6 +46,7 @@ def checkpoint_listing(found: Sequence[Found], *, now_us: int) -> Listing:
             Column(name="age", align="right"),
             Column(name="size", align="right"),
             Column(name="arrays", align="right"),
+            Column(name="pinned"),
             Column(name="state"),
             Column(name="attempt", align="right", is_wide=True),
             Column(name="mesh", is_wide=True),
@@ -56,8 +59,8 @@ def checkpoint_listing(found: Sequence[Found], *, now_us: int) -> Listing:
     )
 
 
-def checkpoint_page(commit: Commit, digest: str | None) -> Page:
-    """Provenance, and every array. `digest` is given when it was computed."""
+def checkpoint_page(commit: Commit, digest: str | None, *, pin: str | None) -> Page:
+    """Provenance, and every array. `digest` is given when it was computed; `pin` as in `Found`."""
     record = commit.record
     pairs = [
         ("run", record.run),
@@ -69,6 +72,7 @@ def checkpoint_page(commit: Commit, digest: str | None) -> Page:
         ("format", f"{record.format.major}.{record.format.minor}"),
         ("layout", f"sha256:{record.layout_digest}"),
         ("folder", record.prefix),
+        ("pinned", "no" if pin is None else pin or "yes"),
     ]
     ends = (Section(lines=(f"digest: {digest}",)),) if digest is not None else ()
     return Page(
@@ -80,7 +84,13 @@ def checkpoint_page(commit: Commit, digest: str | None) -> Page:
             Section(title="Arrays", listing=_arrays(commit)),
             *ends,
         ),
-        body={**_record_item(record), "digest": digest, "arrays": _array_items(commit)},
+        body={
+            **_record_item(record),
+            "digest": digest,
+            "pinned": pin is not None,
+            "pinReason": pin or None,
+            "arrays": _array_items(commit),
+        },
     )
 
 
@@ -117,14 +127,16 @@ def mesh_text(mesh: Mesh) -> str:
 def _row(one: Found, now_us: int) -> tuple[str, ...]:
     record = one.record
     step = str(one.step) if one.step is not None else "-"
+    pinned = "yes" if one.pin is not None else "-"
     if record is None:
-        return (step, one.write_id or "-", "-", "-", "-", one.state, "-", "-", one_line(one.reason))
+        return (step, one.write_id or "-", "-", "-", "-", pinned, one.state, "-", "-", one_line(one.reason))
     return (
         step,
         one.write_id,
         age((now_us - record.committed_us) / 1e6),
         size(record.data_bytes),
         str(len(record.arrays)),
+        pinned,
         one.state,
         str(record.attempt),
         mesh_text(record.mesh),
@@ -134,7 +146,8 @@ def _row(one: Found, now_us: int) -> tuple[str, ...]:
 
 def _item(one: Found) -> dict[str, object]:
     known = _record_item(one.record) if one.record is not None else {"step": one.step, "writeId": one.write_id or None}
-    return {**known, "state": one.state, "reason": one.reason or None, "file": one.key or None}
+    pin = {"pinned": one.pin is not None, "pinReason": one.pin or None}
+    return {**known, "state": one.state, "reason": one.reason or None, "file": one.key or None, **pin}
 
 
 def _record_item(record: CommitRecord) -> dict[str, object]:

@@ -55,6 +55,14 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
+def work(what: str, done_bytes: int, total_bytes: int, elapsed_s: float) -> str:
+    """How far a long piece of work on bytes is: share, rate and the time that is left at that rate."""
+    pace = done_bytes / elapsed_s
+    left = seconds((total_bytes - done_bytes) / pace) if pace else "-"
+    share = percent(done_bytes, total_bytes)
+    return f"{what}: {size(done_bytes)} of {size(total_bytes)} ({share}), {rate(pace)}, ETA {left}"
+
+
 def count(value: float) -> str:
     """`950`, `12.3k`, `4.56M`."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from behemoth.base.ids import Rank
 from behemoth.base.units import format_duration
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, RankBytes, rank_bytes
 from behemoth.spec.run import EverySteps, TrainingRun
 from behemoth_cli.out.table import Column, Listing, Page, Section
 from behemoth_cli.views.figures import count, ranks, size
+from behemoth_cli.views.forecast import forecast_body, forecast_section
+
+if TYPE_CHECKING:
+    from behemoth.checkpoint.forecast import Forecast
 
 MAX_ROWS = 64
 """Ranks that are listed one by one; more are folded where they hold the same bytes."""
@@ -29,17 +34,29 @@ class PlannedRank:
     held: RankBytes | None
 
 
-def plan_page(run: TrainingRun, inventory: Inventory | None, *, is_full: bool) -> Page:
-    """`is_full`: one row for every rank, however many there are."""
+def plan_page(
+    run: TrainingRun, inventory: Inventory | None, *, is_full: bool, save: Forecast | None = None, reader: str = ""
+) -> Page:
+    """`is_full`: one row for every rank, however many there are. `save`: what one costs, where that is known; `reader`:
+    the mesh that restores it, in words."""
     planned = planned_ranks(run, inventory)
     one_by_one = is_full or len(planned) <= MAX_ROWS
     listing = _rank_listing(run, planned) if one_by_one else _folded_listing(planned)
     return Page(
         kind="Plan",
         name=f"run/{run.name}",
-        sections=(Section(pairs=_facts(run, inventory)), Section(title="Ranks", listing=listing)),
-        body=_body(run, inventory, planned),
+        sections=(
+            Section(pairs=_facts(run, inventory)),
+            *((forecast_section(save, reader),) if save is not None else ()),
+            Section(title="Ranks", listing=listing),
+        ),
+        body=_body(run, inventory, planned) | forecast_body(save),
     )
+
+
+def axes_text(mesh: Mesh, axes: Sequence[Axis]) -> str:
+    """`tp=8 x cp=1 x dp=500 x pp=8`."""
+    return " x ".join(f"{axis}={mesh.size(axis)}" for axis in axes)
 
 
 def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[PlannedRank]:
@@ -68,16 +85,12 @@ def _facts(run: TrainingRun, inventory: Inventory | None) -> tuple[tuple[str, st
         ("nodes", f"{nodes.count}, each with {nodes.gpus_per_node} ranks"),
         ("spares", str(nodes.spares)),
         ("ranks", str(nodes.num_ranks)),
-        ("dense mesh", _mesh(run, DENSE_AXES)),
-        ("expert mesh", _mesh(run, EXPERT_AXES)),
+        ("dense mesh", axes_text(run.mesh, DENSE_AXES)),
+        ("expert mesh", axes_text(run.mesh, EXPERT_AXES)),
         ("model", _model(run, inventory)),
         ("steps", str(run.workload.steps)),
         ("checkpoint", f"every {cadence}, in {run.checkpoint.store or 'the run directory'}"),
     )
-
-
-def _mesh(run: TrainingRun, axes: Sequence[Axis]) -> str:
-    return " x ".join(f"{axis}={run.mesh.size(axis)}" for axis in axes)
 
 
 def _model(run: TrainingRun, inventory: Inventory | None) -> str:

@@ -92,7 +92,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     reason: str
     is_corrupt: bool
     is_unfit: bool = False
-    """What the store holds is of another model or mesh."""
+    """What the store holds is of another model."""
 
 
 StoreReport: TypeAlias = Prepared | Written | Failed

@@ -19,10 +19,11 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import refuse_other, require_own
+from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
-from behemoth.state.evidence import Committed, Deleted, Evidence, SaveFailed
+from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ class CheckpointDesk:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-desk")
         self._previous: CommitRecord | None = None
         self._to_reject: dict[Step, str] = {}
+        self._to_delete: list[CommitRef] = []
+        self._pinned: frozenset[WriteId] = frozenset()
+        """As it was last told."""
 
     def survey(self, rejected: Collection[WriteId] = frozenset()) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
         """What the store holds: intact commits in step order, and those that cannot be used, with the reason. Blocks:
@@ -56,7 +60,7 @@ class CheckpointDesk:
 
         A damaged record is rejected, or its step could never be committed again. So is what the journal calls
         `rejected`: the process may have died between that line and the store. Raises Invalid when the newest commit
-        was written by a newer release: going on from an older one would fork the run."""
+        was written by a newer release: going on from an older one would fork the run. Pinned is told."""
         self._check_owner()
         intact: list[CommitRef] = []
         bad: list[commit_log.BadCommit] = []
@@ -73,13 +77,15 @@ class CheckpointDesk:
                 commit_log.reject(self._store, damaged, str(damaged.error))
         if intact:
             self._previous = commit_log.read_record(self._store, intact[-1])
+        self._tell_pins(is_news=True)
         return intact, bad
 
     def commit(
         self, *, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
     ) -> None:
-        """Proves coverage and commits; Committed or SaveFailed is told."""
+        """Proves coverage and commits; Committed or SaveFailed is told. Then deletes what failed to go before."""
         self._submit(lambda: self._commit(step, write_id, attempt, layout, receipts), f"commit of {write_id}")
+        self._submit(self._delete_owed, "retention")
 
     def give_up(self, write_id: WriteId, reason: str) -> None:
         """Tells that this write cannot be committed."""
@@ -90,7 +96,7 @@ class CheckpointDesk:
         self._submit(lambda: self._reject(ref, reason), f"rejection of {ref.write_id}")
 
     def delete(self, refs: Sequence[CommitRef]) -> None:
-        """Deletes these commits; Deleted is told."""
+        """Deletes these commits but those that are pinned; Deleted is told, and Pinned when there are such."""
         self._submit(lambda: self._delete(refs), "retention")
 
     def clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
@@ -127,6 +133,7 @@ class CheckpointDesk:
             return
         self._previous = record
         self._tell(Committed(commit=record.ref))
+        self._tell_pins(is_news=False)
 
     def _check_owner(self) -> None:
         """The directory may have been removed and be another run's by now: nothing of theirs is touched."""
@@ -156,9 +163,32 @@ class CheckpointDesk:
         self._to_reject.clear()
 
     def _delete(self, refs: Sequence[CommitRef]) -> None:
+        """What the store does not take now is owed: the brain asks once."""
+        self._to_delete += refs
+        self._delete_owed()
+
+    def _delete_owed(self) -> None:
+        if not self._to_delete:
+            return
         self._check_owner()
-        execute(self._store, plan_gc(self._store, drop=refs))
-        self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs)))
+        refs = self._to_delete
+        spared = execute(self._store, plan_gc(self._store, drop=refs))
+        self._to_delete = []
+        self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs if (ref.step, ref.write_id) not in spared)))
+        if spared:
+            self._tell_pins(is_news=True)
+
+    def _tell_pins(self, *, is_news: bool) -> None:
+        """What is pinned, when that has changed or the brain is known not to know. Pins that cannot be read are told
+        nobody: deletions ask the store again, and delete nothing then."""
+        try:
+            write_ids = frozenset(write_id for _, write_id in pinned_writes(self._store))
+        except BehemothError as error:
+            _log.error("pins cannot be read, so retention deletes nothing: %s; %s", error.message, error.hint)
+            return
+        if is_news or write_ids != self._pinned:
+            self._pinned = write_ids
+            self._tell(Pinned(write_ids=tuple(sorted(write_ids))))
 
     def _submit(self, work: Callable[[], object], what: str) -> None:
         def done(future: Future[object]) -> None:
@@ -170,5 +200,9 @@ class CheckpointDesk:
 
 
 def remove_rubbish(store: ObjectStore) -> None:
-    """Removes what writes left without a commit. Blocks; only while nobody writes."""
-    execute(store, plan_gc(store, in_flight=()))
+    """Removes what writes left without a commit. Blocks; only while nobody writes. Where pins cannot be read it removes
+    nothing: training does not wait for that."""
+    try:
+        execute(store, plan_gc(store, in_flight=()))
+    except Corrupt as error:
+        _log.error("clean-up left out: %s; %s", error.message, error.hint)

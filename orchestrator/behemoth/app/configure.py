@@ -30,6 +30,8 @@ def brain_config(run: TrainingRun, *, run_uid: RunUid, nodes: Sequence[NodeId]) 
         cadence=_cadence(run),
         keep_last=run.checkpoint.retention.keep_last,
         keep_every_steps=run.checkpoint.retention.every_steps,
+        keep_hourly=run.checkpoint.retention.hourly,
+        keep_daily=run.checkpoint.retention.daily,
         heartbeat_limit_us=to_us(recovery.heartbeat_limit),
         hang_floors=_floors(recovery.hang_floor),
         settle_us=to_us(SETTLE),

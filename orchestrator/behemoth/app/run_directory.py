@@ -139,14 +139,28 @@ class RunDirectory:
         return _read(self._identity, Identity)
 
     def is_beginning(self) -> bool:
-        """Whether a start was cut off between identity and document: nothing has happened under that identity."""
-        return not self.document.exists() and not self.journal.exists()
+        """Whether no start came as far as its first line in journal or events: nothing has happened here yet."""
+        return not any(path.exists() and path.stat().st_size for path in (self.journal, self.events))
 
-    def found(self, name: str, store: str | None) -> Identity:
-        """Makes this directory that of a new run, for ever; `store` as in `Identity`."""
-        identity = Identity(run_uid=RunUid(secrets.token_hex(8)), name=name, store=store)
+    def found(self, name: str, store: str | None, *, run_uid: RunUid | None = None) -> Identity:
+        """Makes this directory that of a run; `store` as in `Identity`. `run_uid`: of a start that came to nothing,
+        whose store it may have taken already."""
+        identity = Identity(run_uid=run_uid or RunUid(secrets.token_hex(8)), name=name, store=store)
         self._replace(self._identity, msgspec.json.encode(identity) + b"\n")
         return identity
+
+    def read_document(self) -> bytes:
+        """The run as it was first started. Raises NotFound when the file is gone, and `refusal`'s errors."""
+        try:
+            return self.document.read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"{self.document}: expected the run as it was first started, got no such file",
+                hint="put it back, or write into it what the run file says; or start in another directory with --dir",
+                code="run-document-gone",
+            ) from error
+        except OSError as error:
+            raise refusal(self.document, "read it", error) from error
 
     def term(self) -> Term | None:
         return _read(self._term, Term)

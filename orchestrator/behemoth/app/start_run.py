@@ -11,7 +11,7 @@ import yaml
 
 from behemoth.app.run_directory import Identity, RunDirectory, Term
 from behemoth.base.errors import BehemothError, Conflict, Invalid
-from behemoth.base.ids import Epoch, NodeId
+from behemoth.base.ids import Epoch, NodeId, RunUid
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
 from behemoth.spec.run import TrainingRun
@@ -26,12 +26,16 @@ class RunPlace:
     store_url: str
 
 
-def claim(run: TrainingRun, path: Path, *, vet: Callable[[str], None] = lambda _: None) -> RunPlace:
+Vet = Callable[[str, RunUid | None], None]
+
+
+def claim(run: TrainingRun, path: Path, *, vet: Vet = lambda _url, _run_uid: None) -> RunPlace:
     """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, and Invalid when it holds
     another run: the message then names each field that differs.
 
-    `vet` is told the store of a new run before anything binds a fresh directory to it; what it raises leaves the
-    directory free for a corrected run file. Without it every store will do, as for who only looks."""
+    `vet` is told the store of a run that has yet to begin, and the uid of a start that came to nothing, before anything
+    binds the directory to it; what it raises leaves the directory free for a corrected run file. Without it every store
+    will do, as for who only looks."""
     directory = RunDirectory(path)
     directory.open()
     try:
@@ -81,15 +85,16 @@ def _is_of(directory: Path, identity: Identity) -> bool:
     return found is not None and found.run_uid == identity.run_uid
 
 
-def _identify(run: TrainingRun, directory: RunDirectory, vet: Callable[[str], None]) -> Identity:
+def _identify(run: TrainingRun, directory: RunDirectory, vet: Vet) -> Identity:
     identity = directory.identity()
     if identity is None or directory.is_beginning():
         store = _named_store(run)
-        vet(store or _own_store(directory))
-        identity = directory.found(run.name, store)
+        run_uid = None if identity is None else identity.run_uid
+        vet(store or _own_store(directory), run_uid)
+        identity = directory.found(run.name, store, run_uid=run_uid)
         directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
         return identity
-    former = decode_run(directory.document.read_bytes(), source=str(directory.document))
+    former = decode_run(directory.read_document(), source=str(directory.document))
     changes = difference(former, run)
     if changes:
         listed = "; ".join(str(change) for change in changes[:8])

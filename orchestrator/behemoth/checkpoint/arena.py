@@ -102,8 +102,8 @@ class Arena:
 
     @staticmethod
     def size_bytes(plan: RankPlan) -> int:
-        """Size of the memfd for a plan: two generations, their tables and headers."""
-        return _data_offset(len(plan.spans), plan.data_bytes, NUM_GENERATIONS) - _generation_head_bytes(len(plan.spans))
+        """Size of the memfd for a plan."""
+        return arena_size_bytes(len(plan.spans), plan.data_bytes)
 
     @staticmethod
     def format(fd: int, plan: RankPlan) -> Arena:
@@ -373,6 +373,11 @@ class Arena:
         self._check(generation)
         start = _data_offset(self._num_spans, self.data_bytes, generation)
         return self._view[start : start + self.data_bytes]
+
+
+def arena_size_bytes(num_spans: int, data_bytes: int) -> int:
+    """Size of the memfd for a plan of so many spans and so much data: two generations, their tables and headers."""
+    return _data_offset(num_spans, data_bytes, NUM_GENERATIONS) - _generation_head_bytes(num_spans)
 
 
 def _is_whole(header: _Header | None) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from behemoth.checkpoint.layout import ArraySpec
@@ -75,17 +76,56 @@ def local_shape(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int
 def flat_range(spec: ArraySpec, shape: Sequence[int], num: int, index: int) -> Interval:
     """First and last + 1 element, in C order of a local array of `shape`, that holder `index` of `num` has; whole rows
     of dim 0 where the spec says so."""
-    num_elements = math.prod(shape)
-    if not spec.flat_rows or not shape:
-        return share_of(num_elements, num, index)
-    start, stop = share_of(shape[0], num, index)
-    row = num_elements // shape[0] if shape[0] else 0
-    return start * row, stop * row
+    return _flat_range(shape, num, index, is_rows=spec.flat_rows)
 
 
 def within(held: Held, shape: Sequence[int], flat: Interval) -> Interval:
     """The elements of a box, in its own C order, that a flat range of its local array of `shape` has."""
     return _num_before(held.place, shape, flat[0]), _num_before(held.place, shape, flat[1])
+
+
+def flat_boxes(box: Box, flat: Interval) -> list[Box]:
+    """Elements [start, stop) of a box, in its C order, as boxes one behind the other, each whole in its C order. At
+    most 2 n - 1 for n dims."""
+    start, stop = flat
+    if start >= stop:
+        return []
+    if not box:
+        return [()]
+    (low, _), inner = box[0], box[1:]
+    per_index = math.prod(high - begin for begin, high in inner)
+    first, skip = divmod(start, per_index)
+    last, rest = divmod(stop, per_index)
+    if first == last:
+        return [((low + first, low + first + 1), *part) for part in flat_boxes(inner, (skip, rest))]
+    head = flat_boxes(inner, (skip, per_index)) if skip else []
+    whole = first + bool(skip)
+    found = [((low + first, low + first + 1), *part) for part in head]
+    if whole < last:
+        found.append(((low + whole, low + last), *inner))
+    tail = flat_boxes(inner, (0, rest))
+    return found + [((low + last, low + last + 1), *part) for part in tail]
+
+
+def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) -> tuple[int, ...]:
+    """Where `within` cuts a box for each of `num` holders: the begin of each piece, then the end of the last."""
+    return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows)
+
+
+@lru_cache(maxsize=4096)
+def _piece_bounds(place: Box, shape: tuple[int, ...], num: int, *, is_rows: bool) -> tuple[int, ...]:
+    """Kept, because the boxes of a mesh lie alike in their local arrays."""
+    starts = (_flat_range(shape, num, index, is_rows=is_rows)[0] for index in range(num))
+    return tuple(_num_before(place, shape, at) for at in (*starts, math.prod(shape)))
+
+
+def _flat_range(shape: Sequence[int], num: int, index: int, *, is_rows: bool) -> Interval:
+    num_elements = math.prod(shape)
+    if not is_rows or not shape:
+        return share_of(num_elements, num, index)
+    start, stop = share_of(shape[0], num, index)
+    row = num_elements // shape[0] if shape[0] else 0
+    return start * row, stop * row
 
 
 def _num_before(place: Box, shape: Sequence[int], flat: int) -> int:

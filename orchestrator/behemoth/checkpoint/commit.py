@@ -43,7 +43,7 @@ def commit(
     and a few small objects.
 
     `previous` is the newest commit, against which zeros and stale bytes are judged. `committed_us` is wall time, kept
-    for people. Idempotent for one write id: a new leader may repeat it.
+    for people and for retention. Idempotent for one write id: a new leader may repeat it.
 
     Raises Invalid, Conflict or Corrupt, naming array, rank and reason, before anything is written; later Conflict when
     another write has the step, and the store's errors. Without a return the previous commit stays the newest.
@@ -104,7 +104,9 @@ def _complete(store: ObjectStore, prefix: str, layout: Layout, proof: Proof) -> 
 
 
 def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_bytes: Mapping[str, int]) -> None:
-    """What somebody has taken away since ranks wrote it must not be made again, a shard as zeros, nor be missed."""
+    """What somebody has taken away since ranks wrote it must not be missed, nor a shard be made again as zeros by the
+    leader's own writes into it. Names and sizes tell; that a rank itself made a file again is found by the first read,
+    whose CRCs do not fit."""
     shards = zip(layout.paths, grids(layout), strict=True)
     expected_bytes = {f"{path}/{grid.chunk_key}": grid.file_bytes for path, grid in shards} | dict(metadata_bytes)
     found_bytes = {info.key: info.size_bytes for info in store.list(prefix)}
@@ -114,7 +116,8 @@ def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_b
             got = "none" if got_bytes is None else f"one of {got_bytes} bytes"
             raise Corrupt(
                 f"file {prefix}/{name}: expected one of {num_bytes} bytes that ranks wrote, got {got}",
-                hint="somebody else cleans up in this store",
+                hint="something else deletes files in this store (a clean-up job, another user): stop it; the next "
+                "save writes everything anew",
                 code="shard-gone",
             )
 

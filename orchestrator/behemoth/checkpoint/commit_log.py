@@ -6,7 +6,6 @@ The listing is the truth; there is no pointer that could be ahead of it. Nothing
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotF
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.framing import read_listed
+from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -105,10 +105,9 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
         assert isinstance(commit, BadCommit)
         raise Invalid(f"reject: expected a commit of a step, got {commit.key!r}", code="reject-key")
     write_id = commit.write_id if isinstance(commit, CommitRef) else _UNREADABLE
-    marker = {"step": commit.step, "write_id": write_id, "reason": reason[:4096]}
     # A Conflict means: marked before, and the crash was between the two steps.
     with suppress(Conflict):
-        store.create(rejected_key(commit.step, write_id), json.dumps(marker, separators=(",", ":")).encode() + b"\n")
+        store.create(rejected_key(commit.step, write_id), Marker.of(commit.step, write_id, reason=reason).encode())
     store.delete([commit_key(commit.step)])
 
 

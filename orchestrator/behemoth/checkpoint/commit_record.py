@@ -49,7 +49,7 @@ class CommitRecord:
     `index_bytes` and `index_crc` are of the `index` object, which covers all other metadata; `data_bytes` counts the
     arrays' own bytes. `held_prints` holds eight hex digits for each rank: the CRC-32C over the spans that it held of
     arrays that are meant to move, all zeros when it held none; left out when no rank told. `committed_us` is wall time,
-    for people only.
+    for people and for the hours and days of retention.
     """
 
     format: FormatVersion
@@ -70,7 +70,9 @@ class CommitRecord:
     @property
     def ref(self) -> CommitRef:
         """Its name in commands and events."""
-        return CommitRef(step=self.step, write_id=self.write_id, size_bytes=self.data_bytes)
+        return CommitRef(
+            step=self.step, write_id=self.write_id, size_bytes=self.data_bytes, committed_us=self.committed_us
+        )
 
     @property
     def prefix(self) -> str:

@@ -2,20 +2,33 @@
 
 A commit must never name missing data, whatever is killed when. So the commit record goes first, and durably; only then
 the objects. A crash between the two leaves objects without a commit: garbage like that of a failed save, found by name
-the next time. What the plan does not recognise it leaves alone. Neighbours: `policy.retention` and `commit`.
+the next time. Before a record goes it is marked in `deleting/`, and the pins are read once more: `pins` says why. What
+the plan does not recognise it leaves alone. Neighbours: `policy.retention`, `pins` and `commit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits
-from behemoth.checkpoint.paths import STEPS, commit_key, step_prefix, write_of_key
+from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.paths import (
+    DELETING,
+    STEPS,
+    commit_key,
+    marker_key,
+    step_prefix,
+    write_of_key,
+    write_of_marker,
+)
+from behemoth.checkpoint.pins import pinned_writes
+from behemoth.policy.retention import MIN_KEPT
 from behemoth.ports import ObjectInfo, ObjectStore
 
 BATCH_KEYS = 1000
@@ -54,12 +67,18 @@ class KeepsLeftovers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
-    """What would be deleted, in this order. `num_bytes` counts the objects."""
+    """What would be deleted, in this order: commits, objects, leftovers, marks of deletions that were cut off.
+    `spared` was to be dropped and is pinned."""
 
-    commit_keys: tuple[str, ...]
-    object_keys: tuple[str, ...]
+    commits: tuple[Write, ...]
+    objects: tuple[ObjectInfo, ...]
     leftovers: tuple[str, ...]
-    num_bytes: int
+    stale_marks: tuple[str, ...]
+    spared: tuple[Write, ...]
+
+    def objects_without(self, spared: Collection[Write]) -> Iterator[ObjectInfo]:
+        """What goes when these writes were pinned after the plan was made."""
+        return (info for info in self.objects if write_of_key(info.key) not in spared)
 
 
 def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight: InFlight | None = None) -> GcPlan:
@@ -68,25 +87,30 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
 
     `in_flight` must name every write whose first byte may have been written by now. Passed as a function it is asked
     after the listing and before the commits are read, so that a write may begin or commit meanwhile; a collection is
-    safe only while no write begins. Data of a step whose commit record cannot be read is kept: a newer release may have
-    written it. Raises Invalid for an attempt to drop the newest intact commit.
+    safe only while no write begins. What is pinned is kept, its data even where its commit was taken back. Data of a
+    step whose commit record cannot be read is kept: a newer release may have written it. Raises Invalid for an attempt
+    to drop one of the newest two intact commits, and Corrupt as `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
     flying = set(in_flight() if callable(in_flight) else in_flight or ())
     found = commits(store)
     committed = {(one.step, one.write_id) for one in found if not isinstance(one, BadCommit)}
     unreadable = {one.step for one in found if isinstance(one, BadCommit) and one.step is not None}
-    dropped = {(name.step, name.write_id) for name in drop}
+    asked = {(name.step, name.write_id) for name in drop}
+    pinned = pinned_writes(store)
+    dropped = asked - pinned
     _refuse_newest(committed, dropped)
-    kept = committed | _named(listed, lambda write: write[0] in unreadable or write[1] in flying)
+    kept = committed | pinned | _named(listed, lambda write: write[0] in unreadable or write[1] in flying)
     garbage = list(_of(store, dropped))
     spared = {None, *kept, *dropped}
     garbage += [info for info in listed if write_of_key(info.key) not in spared]
+    marked = ((info.key, write_of_marker(info.key)) for info in store.list(DELETING))
     return GcPlan(
-        commit_keys=tuple(commit_key(step) for step, _ in sorted(committed & dropped)),
-        object_keys=tuple(info.key for info in garbage),
+        commits=tuple(sorted(committed & dropped)),
+        objects=tuple(garbage),
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
-        num_bytes=sum(info.size_bytes for info in garbage),
+        stale_marks=tuple(key for key, write in marked if write is not None and write not in committed & dropped),
+        spared=tuple(sorted(asked & pinned)),
     )
 
 
@@ -96,23 +120,42 @@ def _leftovers(store: ObjectStore) -> Iterator[str]:
     return (name for name in names if not name.endswith("/") or name.startswith(f"{STEPS}/"))
 
 
-def execute(store: ObjectStore, plan: GcPlan) -> None:
-    """Delete what the plan names. Idempotent; may be cut off anywhere and be planned again. Blocks for as long as the
-    store takes. The caller is the run's only leader: nobody else commits or deletes meanwhile."""
-    if plan.commit_keys:
-        store.delete(plan.commit_keys)
-    keys = iter(plan.object_keys)
+def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
+    """Delete what the plan names, but no commit that was pinned since; what pins have spared in all. Idempotent; may be
+    cut off anywhere and be planned again. Blocks for as long as the store takes. The caller is the run's only leader:
+    nobody else commits or deletes meanwhile."""
+    marks = [_mark(store, write) for write in plan.commits]
+    pinned = pinned_writes(store) if plan.commits else frozenset()
+    doomed = [commit_key(write[0]) for write in plan.commits if write not in pinned]
+    if doomed:
+        store.delete(doomed)
+    spared = pinned.intersection(plan.commits)
+    keys = (info.key for info in plan.objects_without(spared))
     while batch := list(islice(keys, BATCH_KEYS)):
         store.delete(batch)
     if plan.leftovers and isinstance(store, KeepsLeftovers):
         store.delete_leftovers(plan.leftovers)
+    if marks or plan.stale_marks:
+        store.delete([*marks, *plan.stale_marks])
+    return spared.union(plan.spared)
+
+
+def _mark(store: ObjectStore, write: Write) -> str:
+    """Say that this commit is about to go. One that stands already is that of a deletion which was cut off."""
+    key = marker_key(DELETING, *write)
+    with suppress(Conflict):
+        store.create(key, Marker.of(*write, reason="it is being deleted").encode())
+    return key
 
 
 def _refuse_newest(committed: Collection[Write], dropped: Collection[Write]) -> None:
-    newest = max(committed, default=None)
-    if newest is not None and newest in dropped:
-        hint = "the newest checkpoint is never deleted; one that is damaged is rejected instead"
-        raise Invalid(f"gc: expected commits older than step {newest[0]}, got the newest itself", hint=hint)
+    newest = sorted(committed)[-MIN_KEPT:]
+    for write in newest:
+        if write in dropped:
+            raise Invalid(
+                f"gc: expected commits older than the newest {len(newest)}, got that of step {write[0]}",
+                hint=f"the newest {MIN_KEPT} checkpoints are never deleted; one that is damaged is rejected instead",
+            )
 
 
 def _of(store: ObjectStore, writes: Collection[Write]) -> Iterator[ObjectInfo]:

@@ -231,7 +231,7 @@ def _chunk_shape(spec: ArraySpec, sizes: tuple[int, ...]) -> tuple[tuple[int, ..
     chunk = [1] * len(spec.shape)
     behind_bytes = spec.itemsize
     for dim in reversed(range(len(spec.shape))):
-        starts = _starts(spec, dim, num_of_dim.get(dim, 1))
+        starts = share_starts(spec, dim, num_of_dim.get(dim, 1))
         share = spec.shape[dim] // len(starts)
         is_even = starts == tuple(range(0, spec.shape[dim], share)) and share * len(starts) == spec.shape[dim]
         if not is_even:
@@ -245,7 +245,7 @@ def _chunk_shape(spec: ArraySpec, sizes: tuple[int, ...]) -> tuple[tuple[int, ..
     return tuple(chunk), 0
 
 
-def _starts(spec: ArraySpec, dim: int, num: int) -> tuple[int, ...]:
+def share_starts(spec: ArraySpec, dim: int, num: int) -> tuple[int, ...]:
     """Where the shares of a dim begin that are not empty: of `num` holders, in each of its parts."""
     shares = ((begin, share_of(size, num, index)) for begin, size in parts_of(spec, dim) for index in range(num))
     return tuple(begin + start for begin, (start, stop) in shares if start < stop)

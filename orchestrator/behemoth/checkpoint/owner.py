@@ -103,8 +103,15 @@ def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
 
 def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
     """Make the store this run's, or find that it is. Idempotent, durable on return. Raises Conflict when another run
-    was first, however close, and the store's errors."""
-    standing = read_owner(store) or _create(store, owner)
+    was first, however close, and the store's errors.
+
+    A run whose directory was moved says so here, or the place where it was would still count as the true one. Killed
+    between the two writes of that, it leaves a store that nobody owns, which the next start takes."""
+    standing = read_owner(store)
+    if standing is not None and standing.run_uid == owner.run_uid and standing.directory != owner.directory:
+        store.delete([OWNER_KEY])
+        standing = None
+    standing = standing or _create(store, owner)
     if standing.run_uid != owner.run_uid:
         raise _owned_by(standing, url=url)
 

@@ -10,6 +10,8 @@ from behemoth.base.ids import Step, WriteId
 COMMITS = "commits"
 STEPS = "steps"
 REJECTED = "rejected"
+PINS = "pins"
+DELETING = "deleting"
 INDEX = "index"
 METADATA = "zarr.json"
 OWNER = "owner"
@@ -19,6 +21,7 @@ MAX_STEP = 10**9 - 1  # nine digits, so that keys sort as steps do
 
 _WRITE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP_KEY = re.compile(rf"steps/(\d{{9}})-({_WRITE_ID.pattern})/.+")
+_MARKER_KEY = re.compile(rf"(?:{REJECTED}|{PINS}|{DELETING})/(\d{{9}})-({_WRITE_ID.pattern})\.json")
 _COMMIT_KEY = re.compile(r"commits/(\d{9})\.json")
 
 
@@ -32,9 +35,20 @@ def commit_key(step: Step) -> str:
     return f"{COMMITS}/{step:09d}.json"
 
 
+def marker_key(folder: str, step: Step, write_id: WriteId) -> str:
+    """The object in `rejected/`, `pins/` or `deleting/` that says something of one write."""
+    return f"{folder}/{_checked(step, write_id)}.json"
+
+
+def write_of_marker(key: str) -> tuple[Step, WriteId] | None:
+    """The write that a marker is about, or None when no marker of ours has such a key."""
+    match = _MARKER_KEY.fullmatch(key)
+    return None if match is None else (Step(int(match.group(1))), WriteId(match.group(2)))
+
+
 def rejected_key(step: Step, write_id: WriteId) -> str:
     """The marker that takes a commit back."""
-    return f"{REJECTED}/{_checked(step, write_id)}.json"
+    return marker_key(REJECTED, step, write_id)
 
 
 def step_of_commit(key: str) -> Step | None:

@@ -72,6 +72,11 @@ def decode_record(data: Buffer) -> Value:
     return value
 
 
+def is_blank(data: Buffer) -> bool:
+    """Whether there is no record: a rank has none in a checkpoint of another number of ranks."""
+    return not any(memoryview(data).cast("B"))
+
+
 def _check(value: object, path: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise Invalid(f"{path[:200]}: expected at most {MAX_DEPTH} levels", code="record-depth")

@@ -122,7 +122,7 @@ def owners(layout: Layout) -> tuple[Ints | None, ...]:
     places: dict[int, tuple[Kind, Ints, Ints]] = {}
     for kind in kinds(layout):
         if not kind.has_choice:  # it weighs before anything is chosen
-            loads[kind.sharing.holders[:, 0]] += _bytes_of_pieces(kind) * len(kind.positions)
+            loads[kind.sharing.holders[:, 0]] += bytes_of_pieces(kind) * len(kind.positions)
             tables.append(None)
             continue
         weights = _weights(kind)
@@ -134,7 +134,7 @@ def owners(layout: Layout) -> tuple[Ints | None, ...]:
     return tuple(tables)
 
 
-def _bytes_of_pieces(kind: Kind) -> Ints:
+def bytes_of_pieces(kind: Kind) -> Ints:
     """Bytes of each piece, for all at once: there may be as many as ranks."""
     spec, sizes = kind.grid.spec, kind.sharing.sizes
     shape: list[Ints] = [np.full((1,) * len(spec.dims), size, dtype=np.int64) for size in spec.shape]
@@ -154,14 +154,20 @@ def _bytes_of_pieces(kind: Kind) -> Ints:
     return np.broadcast_to(elements, sizes).reshape(-1) * spec.itemsize
 
 
-def _weights(kind: Kind) -> Ints:
-    """[pieces, units]: what each unit weighs; 0 where a piece has fewer units."""
+def bytes_of_units(kind: Kind) -> Ints:
+    """[pieces, units]: bytes of each unit; 0 where a piece has fewer units."""
     shares = [kind.share(piece) for piece in range(len(kind.sharing.holders))]
     elements = [np.concatenate([part.meeting.elements for part in share.parts] or [_NOTHING]) for share in shares]
-    weights = np.zeros((len(elements), max(map(len, elements))), dtype=np.int64)
-    for row, counts in zip(weights, elements, strict=True):
-        row[: len(counts)] = counts * kind.grid.spec.itemsize + SPAN_COST_BYTES
-    return weights
+    table = np.zeros((len(elements), max(map(len, elements))), dtype=np.int64)
+    for row, counts in zip(table, elements, strict=True):
+        row[: len(counts)] = counts * kind.grid.spec.itemsize
+    return table
+
+
+def _weights(kind: Kind) -> Ints:
+    """[pieces, units]: what each unit weighs when owners are chosen."""
+    table = bytes_of_units(kind)
+    return np.where(table > 0, table + SPAN_COST_BYTES, 0)
 
 
 def _choose_least_loaded(loads: Ints, holders: Ints, weights: Ints, chosen: Ints) -> None:

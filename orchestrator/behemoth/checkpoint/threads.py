@@ -4,12 +4,22 @@ GIL, so that threads help; nothing else of the engine starts one. Neighbours: `w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+BATCH_ITEMS = 64
+
+
+def batched(items: Sequence[_Item], *, threads: int) -> list[Sequence[_Item]]:
+    """The items for `run_all`, some at a time, since to hand over each costs more than many a one's work; each by
+    itself where they are too few to be shared out evenly."""
+    size = BATCH_ITEMS if len(items) >= BATCH_ITEMS * threads else 1
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str) -> list[_Result]:
@@ -27,3 +37,24 @@ def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads
         if error is not None:
             raise error
     return [future.result() for future in futures]
+
+
+def each_result(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str
+) -> Iterator[tuple[_Item, _Result]]:
+    """Each item with its result as soon as it has one, in any order; few are under way at a time, so that results need
+    no memory. After a first error nothing new is started, and it is raised once all that runs has ended."""
+    left = iter(items)
+    under_way: dict[Future[_Result], _Item] = {}
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name) as pool:
+        try:
+            while True:
+                for item in islice(left, 2 * threads - len(under_way)):
+                    under_way[pool.submit(work, item)] = item
+                if not under_way:
+                    return
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    yield under_way.pop(future), future.result()
+        finally:
+            for future in under_way:
+                future.cancel()  # does nothing to those that run or are done

@@ -2,8 +2,8 @@
 
 Covers every bit below the checkpoint's prefix and its commit record: the record has a CRC, it holds that of the index,
 the index those of all metadata, each chunk its own; the shards' indexes follow from the layout; gaps are zero; what is
-missing or extra shows in the listing. The object that says whose the store is has a CRC too. Never repairs and never
-writes. Neighbours: `reader` refuses at the first fault because a run waits, this one finds all of them.
+missing or extra shows in the listing. Never repairs and never writes. Neighbours: `verify_store` checks what lies
+beside the checkpoints; `reader` refuses at the first fault because a run waits, this one finds all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, grids
-from behemoth.checkpoint.owner import read_owner
-from behemoth.checkpoint.paths import INDEX, METADATA, OWNER, OWNER_KEY, commit_key
+from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -34,6 +33,7 @@ READ_BYTES = 8 << 20
 
 Kind = Literal[
     "owner",
+    "marker",
     "commit-record",
     "index",
     "metadata",
@@ -114,22 +114,6 @@ def verify(
     problems += [problem for one in found for problem in one.problems]
     problems += _check_contents(shards, found)
     return _report(commit.step, deep, problems, found, num_objects=len(listed) + 1)
-
-
-def verify_owner(store: ObjectStore) -> tuple[Problem, ...]:
-    """Check the object that says whose the store is, and that nothing lies beside it; a store without one is fine.
-
-    Like `verify`, reports and never raises what the store says of the object."""
-    problems = [
-        _problem("extra", info.key, 0, info.size_bytes, "expected no such object beside the store's owner, got one")
-        for info in store.list(OWNER)
-        if info.key != OWNER_KEY
-    ]
-    try:
-        read_owner(store)
-    except BehemothError as error:
-        problems.append(_problem("owner", OWNER_KEY, 0, 0, error.message))
-    return tuple(problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

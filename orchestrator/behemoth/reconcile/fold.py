@@ -136,7 +136,8 @@ def _fold_save(
     | ev.SaveWritten
     | ev.SaveFailed
     | ev.Committed
-    | ev.Deleted,
+    | ev.Deleted
+    | ev.Pinned,
 ) -> Observation:
     match evidence:
         case ev.CommitsFound():
@@ -155,6 +156,8 @@ def _fold_save(
             return saving.on_committed(obs, evidence)
         case ev.Deleted():
             return saving.on_deleted(obs, evidence)
+        case ev.Pinned():
+            return saving.on_pinned(obs, evidence)
         case _:
             assert_never(evidence)
 

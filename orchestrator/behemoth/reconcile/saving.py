@@ -20,12 +20,13 @@ from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.policy import cadence
-from behemoth.policy.retention import MIN_KEPT, Retention, expired
+from behemoth.policy.retention import MIN_KEPT, Dated, Retention, expired
 from behemoth.state.effect import Abort, Agree, Commit, CommitRef, Delete, Effect, Save
 from behemoth.state.evidence import (
     CommitsFound,
     Committed,
     Deleted,
+    Pinned,
     SaveArmed,
     SaveFailed,
     SavePassed,
@@ -126,8 +127,16 @@ def on_committed(obs: Observation, told: Committed) -> Observation:
 
 def _with_expired(obs: Observation) -> Observation:
     """Keep the index of what retention no longer wants."""
-    kept = Retention(keep_last=max(MIN_KEPT, obs.config.keep_last), every_steps=obs.config.keep_every_steps or None)
-    steps = set(expired((commit.step for commit in obs.commits), kept))
+    config = obs.config
+    kept = Retention(
+        keep_last=max(MIN_KEPT, config.keep_last),
+        every_steps=config.keep_every_steps or None,
+        hourly=max(0, config.keep_hourly),
+        daily=max(0, config.keep_daily),
+    )
+    dated = (Dated(step=commit.step, committed_us=commit.committed_us) for commit in obs.commits)
+    pinned = (commit.step for commit in obs.commits if commit.write_id in obs.pinned)
+    steps = set(expired(dated, kept, pinned=pinned))
     unwanted = (commit for commit in obs.commits if commit.step in steps and commit.write_id not in obs.deleting)
     return replace(obs, expired=tuple(unwanted))
 
@@ -138,6 +147,13 @@ def on_deleted(obs: Observation, told: Deleted) -> Observation:
         return obs
     commits = tuple(commit for commit in obs.commits if commit.write_id not in gone)
     return replace(obs, commits=commits, deleting=obs.deleting - gone)
+
+
+def on_pinned(obs: Observation, told: Pinned) -> Observation:
+    """The store's own word: what was to be deleted and is pinned is there and stays."""
+    pinned = frozenset(told.write_ids)
+    obs = replace(obs, pinned=pinned, deleting=obs.deleting - pinned)
+    return _with_expired(obs) if obs.are_commits_known else obs
 
 
 def elapse(obs: Observation) -> Observation:
@@ -259,7 +275,8 @@ def deletions(obs: Observation) -> tuple[Effect, ...]:
     if not obs.expired:
         return ()
     is_restoring = obs.gang in ("starting", "restoring")
-    unwanted = tuple(commit for commit in obs.expired if not (is_restoring and commit == obs.restore))
+    restored = obs.restore.write_id if obs.restore is not None and is_restoring else None
+    unwanted = tuple(commit for commit in obs.expired if commit.write_id != restored)
     return (Delete(fence=obs.fence, commits=unwanted),) if unwanted else ()
 
 

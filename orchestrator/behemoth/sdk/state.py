@@ -22,6 +22,7 @@ from behemoth.checkpoint.records import (
     Value,
     decode_record,
     encode_record,
+    is_blank,
     rank_records_spec,
     run_record_spec,
 )
@@ -127,7 +128,11 @@ class State:
     def rank_record(
         self, *, get: Callable[[], Value], set: Callable[[Value], None], capacity_bytes: int = RECORD_BYTES
     ) -> None:
-        """As `record`, with a value of its own for every rank: random number states."""
+        """As `record`, with a value of its own for every rank: random number states.
+
+        `set` is not called when the checkpoint was saved by another number of ranks: what each of them kept for itself
+        belongs to none of these, which begin as the program begins them.
+        """
         self._add_record(RANKS_ARRAY, get, set, capacity_bytes)
 
     def _add_record(
@@ -182,7 +187,9 @@ class BoundState:
 
     def read_records(self) -> None:
         """Give the restored values to the program."""
-        for record in self._state._records.values():
+        for name, record in self._state._records.items():
+            if name == RANKS_ARRAY and is_blank(record.memory.data):
+                continue
             record.set(decode_record(record.memory.tobytes()))
 
     def sources(self) -> dict[str, memoryview]:

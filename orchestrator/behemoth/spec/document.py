@@ -28,6 +28,7 @@ from behemoth.spec.field import (
 from behemoth.spec.run import API_VERSION, KIND, TrainingRun
 from behemoth.spec.text import join_path
 
+_NOT_TRAINED = ("drill", "recipe")
 _ENVIRONMENT = "spec.workload.environment."
 
 
@@ -58,8 +59,8 @@ def to_document(run: TrainingRun) -> dict[str, object]:
 
 
 def difference(old: TrainingRun, new: TrainingRun) -> list[Change]:
-    """Fields in which two runs differ, in the order of the schema. Drills are left out: they strike from outside, and
-    a run may be resumed with other ones."""
+    """Fields in which two runs differ, in the order of the schema. What does not change the training is left out, and a
+    run may be resumed with another: drills, which strike from outside, and the recipe, by which a save is planned."""
     before, after = _flat(_identity(old), ""), _flat(_identity(new), "")
     paths = [*before, *(path for path in after if path not in before)]
     changes = (Change(path=path, old=before.get(path), new=after.get(path)) for path in paths)
@@ -98,7 +99,7 @@ def _identity(run: TrainingRun) -> dict[str, object]:
     document = to_document(run)
     spec = document["spec"]
     assert isinstance(spec, dict)
-    return {**document, "spec": {name: value for name, value in spec.items() if name != "drill"}}
+    return {**document, "spec": {name: value for name, value in spec.items() if name not in _NOT_TRAINED}}
 
 
 def _flat(value: object, path: str) -> dict[str, object]:

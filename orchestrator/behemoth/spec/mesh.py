@@ -94,3 +94,26 @@ def complete_axes(sizes: Mapping[str, object]) -> Mapping[str, object]:
         size = sizes.get(axis, 1)
         edp *= size if isinstance(size, int) else 1
     return {**sizes, "edp": edp}
+
+
+def parse_mesh(text: str, *, name: str = "mesh") -> Mesh:
+    """Read sizes of axes such as `tp=4,pp=8,dp=500`; an axis that is left out has the default it has in a run file.
+
+    `name` opens the message of an error. Raises Invalid.
+    """
+    sizes: dict[str, int] = {}
+    axes = [field.name for field in fields(Mesh)]
+    for part in text.split(","):
+        axis, _, number = part.strip().partition("=")
+        is_size = number.isascii() and number.isdigit() and 1 <= len(number) <= 7
+        if axis not in axes or axis in sizes or not is_size:
+            raise Invalid(
+                f"{name}: expected each axis once with its size, got {part.strip()!r:.80}",
+                hint=f"write it as tp=4,pp=8,dp=500; axes: {', '.join(axes)}",
+                code="mesh-text",
+            )
+        sizes[axis] = int(number)
+    try:
+        return Mesh(**{axis: size for axis, size in complete_axes(sizes).items() if isinstance(size, int)})
+    except Invalid as error:
+        raise Invalid(f"{name}: {error.message}", hint=error.hint, code=error.code) from error

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ OPTIMIZER_BYTES = 12
 """fp32 master weight and two fp32 moments per parameter (AdamW), sharded over the replicas of a block."""
 
 Stage = Literal["first", "last", "layer"]
+Form = TypeVar("Form")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,8 @@ class ModelFile:
     inventory: Annotated[
         str,
         About(
-            doc="Path of a JSON file with the tensors of your own model, in the format of `docs/spec.md`.",
+            doc="Path of a file with the tensors of your own model: in the format of `docs/spec.md`, a config.json of "
+            "Llama 4, a model.safetensors.index.json with its files beside it, or one safetensors file.",
             kind=Text(what="a path", pattern=r"[^\0]+"),
         ),
     ]
@@ -113,6 +115,16 @@ class RankBytes:
     optimizer_bytes: int
 
 
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor, or one per layer where `layers` gives start, stop and step and the name has a `{}` for the number."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]], msgspec.Meta(max_length=8)]
+    shard: Annotated[str, msgspec.Meta(max_length=100)]
+    layers: tuple[int, int, int] | None = None
+    stage: Stage | None = None
+
+
 def named_inventory(name: str) -> Inventory:
     """The inventory of a model that ships with the package; read once. Raises Invalid for an unknown name."""
     if name not in MODEL_NAMES:
@@ -122,23 +134,33 @@ def named_inventory(name: str) -> Inventory:
 
 def decode_inventory(data: bytes, *, source: str) -> Inventory:
     """Read an inventory file. Raises Invalid that names `source` and the place of what is wrong."""
+    file = decode_model_json(data, _File, what="a model inventory", source=source)
+    if file.format != 1:
+        hint = "this file needs a newer behemoth"
+        raise Invalid(f"{source}: expected format 1, got {file.format}", hint=hint, code="inventory-format")
+    return inventory_of(file.tensors, num_experts=file.experts, source=source)
+
+
+def decode_model_json(data: bytes, form: type[Form], *, what: str, source: str) -> Form:
+    """A JSON file about a model. Raises Invalid that names `source` for one that is too large or no `what`."""
     if len(data) > MAX_INVENTORY_BYTES:
         expected = f"expected at most {MAX_INVENTORY_BYTES} bytes"
         raise Invalid(f"{source}: {expected}, got {len(data)}", code="inventory-size")
     try:
-        file = msgspec.json.decode(data, type=_File)
+        return msgspec.json.decode(data, type=form)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = f"{source}: expected a model inventory, got: {str(error)[:1].lower()}{str(error)[1:]}"
+        message = f"{source}: expected {what}, got: {str(error)[:1].lower()}{str(error)[1:]}"
         raise Invalid(message, code="inventory-format") from error
-    if file.format != 1:
-        hint = "this file needs a newer behemoth"
-        raise Invalid(f"{source}: expected format 1, got {file.format}", hint=hint, code="inventory-format")
-    tensors = tuple(tensor for entry in file.tensors for tensor in _tensors(entry, source))
+
+
+def inventory_of(entries: Iterable[TensorEntry], *, num_experts: int, source: str) -> Inventory:
+    """Raises Invalid that names `source` for an entry that cannot be, and for a tensor that comes twice."""
+    tensors = tuple(tensor for entry in entries for tensor in _tensors(entry, source))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         names = [tensor.name for tensor in tensors]
         twice = next(name for name in names if names.count(name) > 1)
         raise Invalid(f"{source}: expected each tensor once, got {twice} again", code="inventory-format")
-    return Inventory(num_experts=file.experts, tensors=tensors)
+    return Inventory(num_experts=num_experts, tensors=tensors)
 
 
 def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
@@ -167,7 +189,7 @@ def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
     weights_bytes = optimizer_bytes = 0
     num_layers, stage = inventory.num_layers, mesh.coordinate(rank, "pp")
     for tensor in inventory.tensors:
-        if _stage(tensor, num_layers, mesh.pp) != stage:
+        if stage_of(tensor, num_layers, mesh.pp) != stage:
             continue
         held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
@@ -176,20 +198,22 @@ def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
     return RankBytes(weights_bytes=weights_bytes, optimizer_bytes=optimizer_bytes)
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor, or one per layer where `layers` gives start, stop and step and the name has a `{}` for the number."""
-
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
-    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]], msgspec.Meta(max_length=8)]
-    shard: Annotated[str, msgspec.Meta(max_length=100)]
-    layers: tuple[int, int, int] | None = None
-    stage: Stage | None = None
+def stage_of(tensor: Tensor, num_layers: int, num_stages: int) -> int:
+    """The pipeline stage that holds a tensor; layers in order, as evenly as whole ones allow."""
+    match tensor.stage:
+        case "first":
+            return 0
+        case "last":
+            return num_stages - 1
+        case "layer":
+            assert tensor.layer is not None
+            return tensor.layer * num_stages // num_layers
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
-    tensors: Annotated[list[_Entry], msgspec.Meta(max_length=100_000)]
+    tensors: Annotated[list[TensorEntry], msgspec.Meta(max_length=100_000)]
     about: str = ""
 
 
@@ -199,7 +223,7 @@ def _shipped(name: str) -> Inventory:
     return decode_inventory(file.read_bytes(), source=f"model {name}")
 
 
-def _tensors(entry: _Entry, source: str) -> Iterator[Tensor]:
+def _tensors(entry: TensorEntry, source: str) -> Iterator[Tensor]:
     shape, cuts = tuple(entry.shape), _cuts(entry, source)
     if entry.layers is None:
         yield Tensor(name=entry.name, shape=shape, cuts=cuts, stage=entry.stage or "first", layer=None)
@@ -213,14 +237,14 @@ def _tensors(entry: _Entry, source: str) -> Iterator[Tensor]:
         yield Tensor(name=name, shape=shape, cuts=cuts, stage=stage, layer=number if stage == "layer" else None)
 
 
-def _cuts(entry: _Entry, source: str) -> tuple[Cut, ...]:
+def _cuts(entry: TensorEntry, source: str) -> tuple[Cut, ...]:
     """`rep` is whole on every rank; `ep0,etp2_packed2` cuts dim 0 over ep, and both halves of dim 2 over etp."""
     if entry.shard == "rep":
         return ()
     return tuple(_cut(rule, entry, source) for rule in entry.shard.split(","))
 
 
-def _cut(rule: str, entry: _Entry, source: str) -> Cut:
+def _cut(rule: str, entry: TensorEntry, source: str) -> Cut:
     match = re.fullmatch(r"(tp|etp|ep)([0-7])(?:_packed([1-9][0-9]?))?", rule)
     axes: dict[str, Axis] = {"tp": "tp", "etp": "etp", "ep": "ep"}
     if match is None or int(match[2]) >= len(entry.shape) or entry.shape[int(match[2])] % int(match[3] or 1):
@@ -232,14 +256,3 @@ def _cut(rule: str, entry: _Entry, source: str) -> Cut:
 def _is_even(tensor: Tensor, mesh: Mesh, axis: Axis) -> bool:
     cuts = (cut for cut in tensor.cuts if cut.axis == axis)
     return all(tensor.shape[cut.dim] % (cut.num_packed * mesh.size(axis)) == 0 for cut in cuts)
-
-
-def _stage(tensor: Tensor, num_layers: int, num_stages: int) -> int:
-    match tensor.stage:
-        case "first":
-            return 0
-        case "last":
-            return num_stages - 1
-        case "layer":
-            assert tensor.layer is not None
-            return tensor.layer * num_stages // num_layers

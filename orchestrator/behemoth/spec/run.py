@@ -31,6 +31,7 @@ from behemoth.spec.field import (
 from behemoth.spec.mesh import Mesh, complete_axes
 from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, misfits, named_inventory
 from behemoth.spec.problem import InvalidRun, Problem
+from behemoth.spec.recipe import Recipe
 from behemoth.spec.workload import CommandWorkload, PythonWorkload, Workload
 
 API_VERSION = "behemoth.dev/v1alpha1"
@@ -119,7 +120,7 @@ Every: TypeAlias = EverySteps | EveryInterval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """Which committed checkpoints are kept."""
+    """Which committed checkpoints are kept: those that any of these names, and those that somebody has pinned."""
 
     keep_last: Annotated[
         int,
@@ -131,6 +132,20 @@ class Retention:
     every_steps: Annotated[
         int | None, About(doc="Checkpoints at multiples of this many steps are kept for ever.", kind=Integer(minimum=1))
     ] = None
+    hourly: Annotated[
+        int,
+        About(
+            doc="The newest checkpoint of each of this many hours is kept: the latest hours, in UTC, that have one.",
+            kind=Integer(minimum=0, maximum=100_000),
+        ),
+    ] = 0
+    daily: Annotated[
+        int,
+        About(
+            doc="The newest checkpoint of each of this many days is kept: the latest days, in UTC, that have one.",
+            kind=Integer(minimum=0, maximum=100_000),
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         require_ranges(self, name="retention")
@@ -156,7 +171,9 @@ class Checkpoint:
             kind=OneOf(sections=(section(EverySteps), section(EveryInterval))),
         ),
     ] = EveryInterval(interval=timedelta(minutes=5))
-    retention: Annotated[Retention, About(doc="Which checkpoints are kept.", kind=section(Retention))] = Retention()
+    retention: Annotated[
+        Retention, About(doc="Which checkpoints are kept, besides those that are pinned.", kind=section(Retention))
+    ] = Retention()
     threads: Annotated[
         int,
         About(doc="Threads per node that write, read and check checkpoints.", kind=Integer(minimum=1, maximum=256)),
@@ -297,6 +314,14 @@ class TrainingRun:
             kind=section(Mesh, complete=complete_axes),
         ),
     ] = Mesh()  # noqa: RUF009 - frozen
+    recipe: Annotated[
+        Recipe,
+        About(
+            doc="What is saved for each parameter, for `behemoth plan`. A run that trains saves what its program "
+            "declares, whatever stands here.",
+            kind=section(Recipe),
+        ),
+    ] = Recipe()  # noqa: RUF009 - frozen
     checkpoint: Annotated[
         Checkpoint, About(doc="Where checkpoints go, how often, and how long they stay.", kind=section(Checkpoint))
     ] = Checkpoint()

@@ -46,6 +46,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     cadence: Cadence
     keep_last: int
     keep_every_steps: int | None
+    keep_hourly: int = 0
+    """Like `keep_daily` 0, none, in journals of releases that did not know it."""
+    keep_daily: int = 0
     heartbeat_limit_us: int
     """Silence after which an agent counts as lost."""
     hang_floors: HangFloors

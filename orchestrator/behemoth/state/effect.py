@@ -17,11 +17,13 @@ Outcome = Literal["succeeded", "failed", "suspended", "cancelled"]
 
 
 class CommitRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Names one committed checkpoint."""
+    """Names one committed checkpoint. `committed_us` is the time in its record, by the clock of who committed it: a
+    label for people and for retention, compared with no other clock; 0 where nobody told, as in older journals."""
 
     step: Step
     write_id: WriteId
     size_bytes: int
+    committed_us: int = 0
 
 
 class _Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):

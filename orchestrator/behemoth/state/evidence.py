@@ -159,7 +159,7 @@ class RestoreFailed(_Evidence, frozen=True, kw_only=True):
     reason: str
     is_corrupt: bool
     is_unfit: bool = False
-    """It is of another model or mesh, so that no attempt of this program can restore it."""
+    """It is of another model, so that no attempt of this program can restore it."""
 
 
 class SavePassed(_Evidence, frozen=True, kw_only=True):
@@ -210,6 +210,12 @@ class Deleted(_Evidence, frozen=True, kw_only=True):
     write_ids: tuple[WriteId, ...]
 
 
+class Pinned(_Evidence, frozen=True, kw_only=True):
+    """These writes, and no others, are pinned in the store: retention leaves their commits alone."""
+
+    write_ids: tuple[WriteId, ...]
+
+
 class Asked(_Evidence, frozen=True, kw_only=True):
     """The operator's wish. `suspend` saves and leaves the run resumable; `stop` saves, then ends it as cancelled."""
 
@@ -244,6 +250,7 @@ Evidence: TypeAlias = (
     | SaveFailed
     | Committed
     | Deleted
+    | Pinned
     | Asked
     | Decided
 )

@@ -192,6 +192,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     expired: tuple[CommitRef, ...] = ()
     """Index: what retention no longer wants and nobody was told to delete."""
     deleting: frozenset[WriteId] = frozenset()
+    pinned: frozenset[WriteId] = frozenset()
+    """What somebody has pinned in the store, as it was last read there."""
     restore: CommitRef | None = None
     """What the present attempt restored."""
 

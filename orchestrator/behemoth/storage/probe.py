@@ -28,7 +28,7 @@ def probe(root: str | os.PathLike[str]) -> None:
     Raises Invalid (`incoherent-store`) when the directory cannot hold checkpoints, Denied, Unavailable.
     """
     with named_errors(f"probe {os.fspath(root)}"):
-        os.makedirs(root, exist_ok=True)
+        _make_folder(root)
         with _temp_names(root, 2) as (first, second):
             _two_writers(first)
             _one_winner(first, second)
@@ -40,6 +40,18 @@ def probe(root: str | os.PathLike[str]) -> None:
                 hint="check owner and mode of the folder",
                 code="store-denied",
             )
+
+
+def _make_folder(root: str | os.PathLike[str]) -> None:
+    """Raises Invalid where a file, or a file system that makes no folders, stands in the way."""
+    try:
+        os.makedirs(root, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise Invalid(
+            f"checkpoint directory {os.fspath(root)}: expected a folder that can be made, got {error.strerror}",
+            hint="name another folder as the store, or mount the file system that belongs there",
+            code="store-folder",
+        ) from error
 
 
 def _closed_folders(root: str | os.PathLike[str]) -> Iterator[str]:

@@ -46,6 +46,7 @@ from behemoth.state.evidence import (
     Late,
     NodeJoined,
     NodeLost,
+    Pinned,
     Progress,
     ProvisionFailed,
     RestoreFailed,
@@ -325,6 +326,7 @@ def evidences() -> st.SearchStrategy[Evidence]:
         st.builds(SaveFailed, write_id=_write_ids, reason=_reasons),
         st.builds(Committed, commit=_commits),
         st.builds(Deleted, write_ids=st.lists(_write_ids, max_size=2).map(tuple)),
+        st.builds(Pinned, write_ids=st.lists(_write_ids, max_size=2).map(tuple)),
         st.builds(Asked, request=st.sampled_from(["suspend", "stop", "resume"])),
     )
 

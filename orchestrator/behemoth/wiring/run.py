@@ -32,7 +32,7 @@ from behemoth.app.start_run import RunPlace, begin_term, claim, node_names, refu
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Epoch, NodeId
+from behemoth.base.ids import Epoch, NodeId, RunUid
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
@@ -259,10 +259,10 @@ def _nodes(run: TrainingRun, found: Sequence[NodeId]) -> list[NodeId]:
     return list(found[:wanted])
 
 
-def _vet(store_url: str) -> None:
+def _vet(store_url: str, run_uid: RunUid | None) -> None:
     """Raises Conflict when the store of a run that has yet to begin belongs to another."""
     with contextlib.closing(open_store(store_url)) as store:
-        refuse_other(store, None, url=store_url)
+        refuse_other(store, run_uid, url=store_url)
 
 
 def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> None:

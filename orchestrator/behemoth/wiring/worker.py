@@ -1,27 +1,21 @@
 """The fork server's process and, after a fork, the worker's: `python -m behemoth.wiring.worker FD AGENT_PID`.
 
 Started by the agent only. A worker unwinds the server's frames before it calls the program, so that tracebacks, exit
-handlers and exit codes are those of any Python program. It then leaves without taking the interpreter apart: libraries
-print into that (nanobind its leaks), and what a worker prints last is taken for the reason of its end.
+handlers and exit codes are those of any Python program. The neighbour is `ending`, which ends it.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import faulthandler
-import gc
 import importlib
-import io
 import os
 import signal
 import socket
 import sys
-import threading
-from typing import NoReturn
 
 from behemoth.agent.forkserver import Job, serve, tie_to_agent
 from behemoth.wire.session import DUMP_SIGNAL
+from behemoth.wiring.ending import leave
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +29,7 @@ def main(argv: list[str]) -> int:
     importlib.import_module("behemoth.sdk")
     job = serve(socket.socket(fileno=fd), agent_pid=agent_pid)
     if job is not None:
-        _leave(_ended(job))
+        leave(_ended(job))
     return 0
 
 
@@ -51,25 +45,6 @@ def _ended(job: Job) -> int:
     except BaseException:  # noqa: BLE001  # the edge of a process: told as Python tells it
         sys.excepthook(*sys.exc_info())
         return 1
-
-
-def _leave(code: int) -> NoReturn:
-    """What Python does at the end of a program: wait for its threads, run exit handlers, write what is buffered."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # with the hooks that end the threads of idle pools
-        atexit._run_exitfuncs()
-    finally:
-        _flush_all()
-        os._exit(code & 0xFF)
-
-
-def _flush_all() -> None:
-    """Standard output and error, and every file that the program left open; text first: it writes into buffers."""
-    left = gc.get_objects()
-    for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
-        for file in [sys.stdout, sys.stderr, *(one for one in left if type(one) is kind)]:
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or replaced by something else
-                file.flush()
 
 
 def _work(job: Job) -> int:

@@ -1,0 +1,49 @@
+"""How `behemoth ckpt verify` and `scrub` read checkpoints back, and how they tell what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from behemoth.checkpoint.commit_log import BadCommit
+from behemoth.checkpoint.verify import Problem, Report, verify
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+from behemoth_cli.commands.selection import found_of, still_there
+from behemoth_cli.context import Checkpoints
+from behemoth_cli.exits import Exit
+from behemoth_cli.out.console import Console, Format
+from behemoth_cli.out.progress import Progress
+from behemoth_cli.views.checkpoints import Found, verify_page
+from behemoth_cli.views.figures import work
+
+Checked = Sequence[tuple[Found, Report]]
+
+
+def checked(
+    store: ObjectStore, commits: Sequence[CommitRef | BadCommit], console: Console, *, threads: int, deep: bool
+) -> Checked:
+    """A report for each that is still there when it was read; of the others a note."""
+    reports = [(found_of(store, one), _verified(store, one, console, threads, deep)) for one in commits]
+    kept = [(found, report) for found, report in reports if report.is_intact or still_there(store, found)]
+    for found, _ in reports:
+        if not any(found is one for one, _ in kept):
+            console.note(f"checkpoint/{found.step} was deleted while it was read: left out")
+    return kept
+
+
+def told(reports: Checked, of_store: Sequence[Problem], console: Console, place: Checkpoints, form: Format) -> Exit:
+    """Shows them; the exit code that they mean."""
+    console.show(verify_page(reports, of_store), form)
+    for found, _ in reports:
+        if found.state == "foreign":
+            console.note(f"hint: remove {place.url}/{found.key}, or move it elsewhere, if nobody needs it there")
+    return Exit.UNHEALTHY if of_store or not all(report.is_intact for _, report in reports) else Exit.OK
+
+
+def _verified(store: ObjectStore, commit: CommitRef | BadCommit, console: Console, threads: int, deep: bool) -> Report:
+    progress = Progress(console, partial(work, f"verifying checkpoint/{commit.step}"))
+    try:
+        return verify(store, commit, threads=threads, deep=deep, progress=progress.update)
+    finally:
+        progress.close()

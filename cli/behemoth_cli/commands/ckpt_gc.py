@@ -1,0 +1,102 @@
+"""`behemoth ckpt gc`: what retention gives up, told first, deleted only with --execute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from behemoth.app.clean_store import plan_clean
+from behemoth.app.run_directory import RunDirectory
+from behemoth.app.store_lock import directory_of, leading
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.gc import execute
+from behemoth.checkpoint.owner import read_owner
+from behemoth.policy.retention import Retention
+from behemoth.ports import ObjectStore
+from behemoth.storage.open import open_store, path_of
+from behemoth_cli.commands.candidates import output_option
+from behemoth_cli.commands.selection import Where, name_of
+from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints, lock_holder, read_run
+from behemoth_cli.out.console import Console
+from behemoth_cli.views.care import clean_page
+
+
+def gc(
+    ctx: typer.Context,
+    where: Where,
+    keep_last: Annotated[
+        int | None, typer.Option("--keep-last", metavar="N", min=2, help="Keep the newest N checkpoints.")
+    ] = None,
+    every_steps: Annotated[
+        int | None, typer.Option("--every-steps", metavar="K", min=1, help="Keep those at multiples of K steps.")
+    ] = None,
+    hourly: Annotated[
+        int | None,
+        typer.Option("--hourly", metavar="H", min=0, help="Keep the newest of each of the last H hours that have one."),
+    ] = None,
+    daily: Annotated[
+        int | None,
+        typer.Option("--daily", metavar="D", min=0, help="Keep the newest of each of the last D days that have one."),
+    ] = None,
+    does_execute: Annotated[bool, typer.Option("--execute", help="Delete; without it only the plan is told.")] = False,
+    output: Annotated[str, output_option("json", "yaml")] = "",
+) -> None:
+    """Tell which checkpoints may go, and why the others stay; delete them with --execute.
+
+    What an option does not say is as in the run's file, where WHERE names a run. Deletes only while no run is alive on
+    the store; then also what writes left that were never committed. Never the newest two, never a pinned one.
+    """
+    form = chosen_format(output, "json", "yaml")
+    context: Context = ctx.obj
+    place = find_checkpoints(where)
+    retention = _retention(place, keep_last, every_steps, hourly, daily)
+    context.console.note(f"store {place.url}")
+    with closing(open_store(place.url)) as store, _held(store, place, context.console, does_execute) as is_alone:
+        plan = plan_clean(store, retention, takes_rubbish=is_alone)
+        spared = execute(store, plan.gc) if does_execute else frozenset()
+    now_us = time.time_ns() // 1000
+    context.console.show(clean_page(plan, is_executed=does_execute, spared=spared, now_us=now_us), form)
+    if not does_execute and (plan.gc.objects or plan.gc.commits):
+        context.console.note("hint: nothing was deleted; --execute does it")
+
+
+def _retention(
+    place: Checkpoints, keep_last: int | None, every_steps: int | None, hourly: int | None, daily: int | None
+) -> Retention:
+    """An option beats the run's file. Raises Invalid where neither says how many are kept."""
+    of_file = None if place.directory is None else read_run(RunDirectory(place.directory).document).checkpoint.retention
+    if keep_last is None and of_file is None:
+        raise Invalid(
+            f"{name_of(place)}: expected to be told how many checkpoints are kept, got no run and no --keep-last",
+            hint="name the run (run/NAME or its directory), or say --keep-last N",
+            code="retention-missing",
+        )
+    of_run = {} if of_file is None else asdict(of_file)
+    asked = {"keep_last": keep_last, "every_steps": every_steps, "hourly": hourly, "daily": daily}
+    return Retention(**{**of_run, **{name: number for name, number in asked.items() if number is not None}})
+
+
+@contextmanager
+def _held(store: ObjectStore, place: Checkpoints, console: Console, does_execute: bool) -> Iterator[bool]:
+    """Whether nobody can write there. To delete, the run is locked out; a plan only looks whether one is alive."""
+    own = [place.directory] if place.directory is not None else []
+    candidates = [*own, Path(path_of(place.url)).parent]
+    if does_execute:
+        with leading(store, url=place.url, candidates=candidates) as is_alone:
+            if not is_alone:
+                console.note("the store belongs to no run: what unfinished writes left there is not touched")
+            yield is_alone
+        return
+    owner = read_owner(store)
+    directory = None if owner is None else directory_of(owner, candidates)
+    is_alone = directory is not None and lock_holder(directory.path / "lock") is None
+    if owner is not None and not is_alone:
+        state = "is alive" if directory is not None else f"is not to be found at {owner.directory}"
+        console.note(f"run/{owner.name} {state}: --execute would be refused")
+    yield is_alone

@@ -1,0 +1,134 @@
+"""What the verbs of `behemoth ckpt` have in common: their arguments, and which checkpoints these mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
+from behemoth.checkpoint.commit_log import BadCommit, commits, read_record
+from behemoth.checkpoint.marker import Marker, read_marker
+from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
+from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.state.effect import CommitRef
+from behemoth_cli.commands.candidates import run_names
+from behemoth_cli.context import Checkpoints
+from behemoth_cli.views.checkpoints import Found, State
+
+_FOREIGN = "not a file of behemoth: a commit is called commits/<nine digits>.json"
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHERE",
+        help="run/NAME, a run directory, or the path or URL of a store.",
+        show_default=False,
+        autocompletion=run_names,
+    ),
+]
+Step = Annotated[int | None, typer.Option("--step", metavar="N", min=0, help="The checkpoint of this step.")]
+Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, max=256, help="Threads that read and check.")]
+
+
+def chosen(store: ObjectStore, place: Checkpoints, step: int | None) -> list[CommitRef | BadCommit]:
+    """All checkpoints, or that of `step`. Raises NotFound when there is none."""
+    all_commits = commits(store)
+    found = [one for one in all_commits if step is None or one.step == step]
+    if found:
+        return found
+    steps = ", ".join([str(one.step) for one in all_commits if one.step is not None][-8:])
+    wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+    raise NotFound(
+        f"{name_of(place)}: expected {wanted}, got none",
+        hint=f"there are checkpoints of step {steps}" if steps else "nothing was committed there yet",
+        code="checkpoint-not-found",
+    )
+
+
+def intact(store: ObjectStore, place: Checkpoints, step: int | None) -> CommitRef:
+    """The newest intact one, or that of `step`. Raises NotFound, or the error of a damaged record."""
+    one = [commit for commit in chosen(store, place, step) if step is not None or isinstance(commit, CommitRef)]
+    if not one:
+        raise Corrupt(
+            f"{name_of(place)}: expected an intact checkpoint, got damaged ones only",
+            hint=f"`behemoth ckpt verify {name_of(place)}` names the damage",
+            code="checkpoints-damaged",
+        )
+    newest = one[-1]
+    if isinstance(newest, BadCommit):
+        raise newest.error
+    return newest
+
+
+def name_of(place: Checkpoints) -> str:
+    """What people call it."""
+    return f"run/{place.run}" if place.run else place.url
+
+
+def found_of(store: ObjectStore, one: CommitRef | BadCommit, pin: str | None = None) -> Found:
+    """A commit as a row; `pin` as in `Found`."""
+    if isinstance(one, BadCommit):
+        if one.step is None:
+            return Found(step=None, write_id="", state="foreign", record=None, reason=_FOREIGN, key=one.key)
+        state = _bad_state(one.error)
+        return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message)
+    try:
+        record = read_record(store, one)
+    except BehemothError as error:
+        state = _bad_state(error)
+        return Found(step=one.step, write_id=one.write_id, state=state, record=None, reason=error.message, pin=pin)
+    return Found(step=one.step, write_id=one.write_id, state="ok", record=record, reason="", pin=pin)
+
+
+def all_found(store: ObjectStore) -> list[Found]:
+    """All checkpoints of a store by step, rejected ones among them, with their pins."""
+    pins = pins_of(store)
+    found = [found_of(store, one, _pin_of(one, pins)) for one in commits(store)]
+    found += _rejected(store, pins)
+    return sorted(found, key=lambda one: (-1 if one.step is None else one.step, one.state == "ok"))
+
+
+def pins_of(store: ObjectStore) -> dict[tuple[int, str], str]:
+    """Why each pinned write is pinned. One whose marker cannot be read is pinned all the same."""
+    listed = ((write_of_marker(info.key), info) for info in store.list(PINS))
+    return {write: _reason(store, info) for write, info in listed if write is not None}
+
+
+def still_there(store: ObjectStore, found: Found) -> bool:
+    """A live run's retention may delete what is being verified; that is no damage."""
+    return found.state != "ok" or any(
+        isinstance(one, CommitRef) and (one.step, one.write_id) == (found.step, found.write_id)
+        for one in commits(store)
+    )
+
+
+def _pin_of(one: CommitRef | BadCommit, pins: dict[tuple[int, str], str]) -> str | None:
+    return pins.get((one.step, one.write_id)) if isinstance(one, CommitRef) else None
+
+
+def _bad_state(error: BehemothError) -> State:
+    return "newer" if isinstance(error, Invalid) else "damaged"
+
+
+def _rejected(store: ObjectStore, pins: dict[tuple[int, str], str]) -> Iterator[Found]:
+    for info in store.list(REJECTED):
+        write = write_of_marker(info.key)
+        yield Found(
+            step=write[0] if write is not None else None,
+            write_id=write[1] if write is not None else "",
+            state="rejected",
+            record=None,
+            reason=_reason(store, info),
+            pin=pins.get(write) if write is not None else None,
+        )
+
+
+def _reason(store: ObjectStore, info: ObjectInfo) -> str:
+    """What a marker says; its name alone is what counts, so a damaged one tells of that."""
+    try:
+        marker: Marker | None = read_marker(store, info)
+    except BehemothError as error:
+        return error.message
+    return marker.reason if marker is not None else ""

@@ -1,0 +1,107 @@
+"""What gc would delete, or has deleted, and why the rest stays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from behemoth_cli.out.table import Column, Listing, Page, Section
+from behemoth_cli.views.figures import age, size
+
+if TYPE_CHECKING:
+    from behemoth.app.clean_store import CleanPlan, Judged
+    from behemoth.checkpoint.gc import Write
+    from behemoth.policy.retention import Retention
+
+
+def clean_page(plan: CleanPlan, *, is_executed: bool, spared: Collection[Write], now_us: int) -> Page:
+    """The policy, one row for each checkpoint, and what goes in all. `spared` was pinned after the plan was made."""
+    num_dropped = len(set(plan.gc.commits).difference(spared))
+    num_bytes = sum(info.size_bytes for info in plan.gc.objects_without(spared))
+    return Page(
+        kind="GcPlan",
+        sections=(
+            Section(lines=(f"keep {policy_text(plan.retention)}, and what is pinned",)),
+            Section(listing=_listing(plan, spared, now_us)),
+            Section(lines=(_total(plan, num_dropped, num_bytes, is_executed=is_executed),)),
+        ),
+        body={
+            "isExecuted": is_executed,
+            "retention": {
+                "keepLast": plan.retention.keep_last,
+                "everySteps": plan.retention.every_steps,
+                "hourly": plan.retention.hourly,
+                "daily": plan.retention.daily,
+            },
+            "checkpoints": [_item(one, spared) for one in plan.judged],
+            "unusable": [{"file": one.key, "reason": one.error.message} for one in plan.unusable],
+            "numDropped": num_dropped,
+            "numUnfinishedWrites": plan.num_unfinished,
+            "numLeftovers": len(plan.gc.leftovers),
+            "numBytes": num_bytes,
+        },
+    )
+
+
+def policy_text(retention: Retention) -> str:
+    """As one says it."""
+    parts = [f"the last {retention.keep_last}"]
+    if retention.every_steps is not None:
+        parts.append(f"every {retention.every_steps} steps")
+    parts += [f"{number} {name}" for name in ("hourly", "daily") if (number := getattr(retention, name))]
+    return ", ".join(parts)
+
+
+def _listing(plan: CleanPlan, spared: Collection[Write], now_us: int) -> Listing:
+    rows: list[tuple[str, ...]] = [
+        (
+            str(one.commit.step),
+            one.commit.write_id,
+            age((now_us - one.commit.committed_us) / 1e6),
+            size(one.commit.size_bytes),
+            "keep" if (reasons := _reasons(one, spared)) else "drop",
+            ", ".join(reasons) or "-",
+        )
+        for one in plan.judged
+    ]
+    rows += [
+        (str(one.step) if one.step is not None else "-", "-", "-", "-", "keep", f"unusable: {one.key}")
+        for one in plan.unusable
+    ]
+    return Listing(
+        kind="CheckpointList",
+        columns=(
+            Column(name="step", align="right"),
+            Column(name="write"),
+            Column(name="age", align="right"),
+            Column(name="size", align="right"),
+            Column(name="verdict"),
+            Column(name="because"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _reasons(one: Judged, spared: Collection[Write]) -> tuple[str, ...]:
+    return one.reasons or (("pinned",) if (one.commit.step, one.commit.write_id) in spared else ())
+
+
+def _total(plan: CleanPlan, num_dropped: int, num_bytes: int, *, is_executed: bool) -> str:
+    verb = "deleted" if is_executed else "would delete"
+    what = f"{num_dropped} of {len(plan.judged)} checkpoints"
+    if plan.num_unfinished:
+        writes = "write" if plan.num_unfinished == 1 else "writes"
+        what += f" and what {plan.num_unfinished} unfinished {writes} left"
+    return f"{verb} {what}: {size(num_bytes)}"
+
+
+def _item(one: Judged, spared: Collection[Write]) -> dict[str, object]:
+    reasons = _reasons(one, spared)
+    return {
+        "step": one.commit.step,
+        "writeId": one.commit.write_id,
+        "committedUs": one.commit.committed_us,
+        "sizeBytes": one.commit.size_bytes,
+        "isKept": bool(reasons),
+        "reasons": list(reasons),
+    }

@@ -1,0 +1,96 @@
+"""What a save of a run would cost, as a section of a page and as a document. `behemoth.checkpoint.forecast` counts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from behemoth_cli.out.table import Section
+from behemoth_cli.views.figures import count, percent, seconds, size
+
+if TYPE_CHECKING:
+    from behemoth.checkpoint.forecast import Forecast, Spread
+
+_NAMES = (
+    "bytes",
+    "bytes_per_rank",
+    "objects",
+    "parts",
+    "requests",
+    "requests_per_s",
+    "requests_per_s_per_prefix",
+    "price_usd",
+    "sent_per_rank",
+    "exchanged_bytes",
+    "files",
+    "spans",
+    "metadata_bytes",
+    "staging_bytes",
+    "seconds",
+    "over_read",
+    "over_read_alone",
+)
+
+
+def forecast_section(found: Forecast, reader: str) -> Section:
+    """`reader` is the mesh that restores, in words."""
+    spent = found.seconds
+    return Section(
+        title="A save",
+        pairs=(
+            ("data", f"{size(found.data_bytes)}, and {size(found.metadata_bytes)} of metadata"),
+            ("bytes per rank", _spread(found.bytes_per_rank)),
+            ("files", f"{found.num_files}, written in {count(found.num_spans)} spans"),
+            ("staging", f"{size(found.staging_bytes)} of memory on a node, for two generations"),
+            ("to memory", f"{seconds(spent['memory'])}, which is what blocks training"),
+            ("to a peer", seconds(spent["peer"])),
+            ("to disk", seconds(spent["disk"])),
+            ("to the store", f"{seconds(spent['store'])}, if it is object storage:"),
+            ("  objects", f"{found.num_objects}, of {count(found.num_parts)} parts"),
+            ("  requests", f"{count(found.num_requests)}, USD {found.price_usd:.2f}"),
+            ("  rate", _rate(found)),
+            ("  sent per rank", _spread(found.sent_per_rank)),
+            ("  exchanged", f"{size(found.exchanged_bytes)}, {percent(found.exchanged_bytes, found.data_bytes)}"),
+            ("restore on", reader),
+            (
+                "  over-read",
+                f"{found.over_read.once:.4f} x, {found.over_read.alone:.2f} x if each rank reads for itself",
+            ),
+        ),
+    )
+
+
+def forecast_body(found: Forecast | None) -> dict[str, object]:
+    """The same names whether or not there is something to tell."""
+    if found is None:
+        return dict.fromkeys(_NAMES)
+    values: tuple[object, ...] = (
+        found.data_bytes,
+        asdict(found.bytes_per_rank),
+        found.num_objects,
+        found.num_parts,
+        found.num_requests,
+        found.requests_per_s,
+        found.requests_per_s_per_prefix,
+        found.price_usd,
+        asdict(found.sent_per_rank),
+        found.exchanged_bytes,
+        found.num_files,
+        found.num_spans,
+        found.metadata_bytes,
+        found.staging_bytes,
+        dict(found.seconds),
+        found.over_read.once,
+        found.over_read.alone,
+    )
+    return dict(zip(_NAMES, values, strict=True))
+
+
+def _spread(spread: Spread) -> str:
+    of_mean = spread.max / spread.mean
+    return f"{size(spread.min)} .. {size(spread.max)}, mean {size(spread.mean)}; the largest is {of_mean:.3f} of it"
+
+
+def _rate(found: Forecast) -> str:
+    busiest = count(found.requests_per_s_per_prefix)
+    return f"{count(found.requests_per_s)} requests/s, {busiest} for the busiest array"

@@ -1,0 +1,58 @@
+"""What `ckpt gc` would delete from a store, and why it keeps the rest: retention, pins and rubbish put together.
+
+Plans only; `checkpoint.gc.execute` deletes. Neighbours: `policy.retention`, which judges, and `store_lock`, which
+keeps runs out meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.gc import GcPlan, plan_gc
+from behemoth.checkpoint.paths import write_of_key
+from behemoth.checkpoint.pins import pinned_writes
+from behemoth.policy.retention import Dated, Reason, Retention, verdicts
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One checkpoint, and why it stays: it goes when there is no reason. `size_bytes` are those of its arrays."""
+
+    commit: CommitRef
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanPlan:
+    """`judged` are the intact checkpoints, oldest first; `unusable` are records that cannot be read: they, and the data
+    of their steps, stay. `num_unfinished` counts the writes without a commit whose objects go."""
+
+    retention: Retention
+    judged: tuple[Judged, ...]
+    unusable: tuple[BadCommit, ...]
+    num_unfinished: int
+    gc: GcPlan
+
+
+def plan_clean(store: ObjectStore, retention: Retention, *, takes_rubbish: bool) -> CleanPlan:
+    """Reads only. `takes_rubbish`, what writes left that were never committed, is for when nobody can write. Raises
+    Corrupt as `pinned_writes` does."""
+    found = commits(store)
+    intact = [one for one in found if isinstance(one, CommitRef)]
+    pinned = pinned_writes(store)
+    dated = [Dated(step=ref.step, committed_us=ref.committed_us) for ref in intact]
+    steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
+    reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
+    drop = [ref for ref in intact if not reasons[ref.step]]
+    plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None)
+    writes = {write_of_key(info.key) for info in plan.objects} - {(ref.step, ref.write_id) for ref in drop}
+    return CleanPlan(
+        retention=retention,
+        judged=tuple(Judged(commit=ref, reasons=reasons[ref.step]) for ref in intact),
+        unusable=tuple(one for one in found if isinstance(one, BadCommit)),
+        num_unfinished=len(writes),
+        gc=plan,
+    )

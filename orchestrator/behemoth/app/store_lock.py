@@ -1,0 +1,60 @@
+"""Keeps runs out of a store while somebody else acts on it: a command may delete only where nobody leads.
+
+Whose a store is stands in the store, and whether that run is alive is told by the lock of its directory. So who wants
+to act takes that lock, as the run itself would. Where the directory cannot be found nobody can tell, and the answer
+is no. Neighbours: `checkpoint.owner`, `run_directory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from behemoth.app.run_directory import RunDirectory
+from behemoth.base.errors import BehemothError, Conflict
+from behemoth.checkpoint.owner import Owner, read_owner, require_own
+from behemoth.ports import ObjectStore
+
+
+def directory_of(owner: Owner, candidates: Iterable[Path]) -> RunDirectory | None:
+    """The directory of the run that owns a store: where the store says, or the first of `candidates` that is that run's
+    (it may have been moved). None when it is not there."""
+    for path in (*candidates, Path(owner.directory)):
+        directory = RunDirectory(path)
+        try:
+            identity = directory.identity()
+        except BehemothError:
+            continue
+        if identity is not None and identity.run_uid == owner.run_uid:
+            return directory
+    return None
+
+
+@contextmanager
+def leading(store: ObjectStore, *, url: str, candidates: Iterable[Path]) -> Iterator[bool]:
+    """While this lasts no run begins on the store or goes on there. False for a store that nobody owns: a run that is
+    just beginning there is not kept out.
+
+    Raises Conflict when the owner is alive, or its directory is not to be found; Corrupt when whose the store is cannot
+    be read.
+    """
+    owner = read_owner(store)
+    if owner is None:
+        yield False
+        return
+    directory = directory_of(owner, candidates)
+    if directory is None:
+        raise Conflict(
+            f"checkpoint store {url}: expected the directory of run/{owner.name} at {owner.directory}, got none: "
+            "nobody can tell whether that run is alive",
+            hint="name the run directory instead of the store if it was moved; if the run is over and its directory is "
+            "gone, remove owner/run.json from the store",
+            code="owner-unknown",
+        )
+    directory.open()
+    try:
+        require_own(store, owner.run_uid, url=url)
+        yield True
+    finally:
+        directory.close()

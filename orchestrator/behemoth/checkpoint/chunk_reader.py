@@ -1,0 +1,123 @@
+"""Reads chunks of an opened checkpoint, and believes no byte without its CRC.
+
+The one place that knows what damage of a chunk looks like and how it is called: array, chunk, file. Whoever reads
+arrays reads through it. Neighbours: `opened`, `grid` for the offsets, `reader` and `reshard_reader` as its callers.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+
+import numpy as np
+
+from behemoth.base.errors import Corrupt, NotFound
+from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.opened import Commit
+from behemoth.ports import ObjectStore
+
+DIRECT_BYTES = 1 << 20
+"""From here on a payload is read straight into place and its CRC by a second read; below, one read and a copy."""
+
+
+class ChunkReaders:
+    """A reader for each thread that asks."""
+
+    def __init__(self, store: ObjectStore, commit: Commit) -> None:
+        self._store = store
+        self._commit = commit
+        self._own = threading.local()
+
+    def mine(self) -> ChunkReader:
+        """Of the calling thread; it lasts as long as both."""
+        if not hasattr(self._own, "reader"):
+            self._own.reader = ChunkReader(self._store, self._commit)
+        reader: ChunkReader = self._own.reader
+        return reader
+
+
+class ChunkReader:
+    """Chunks of one commit, checked, through a scratch buffer. Not thread-safe: one per thread."""
+
+    def __init__(self, store: ObjectStore, commit: Commit) -> None:
+        self._store = store
+        self._commit = commit
+        self._scratch = memoryview(bytearray(0))
+
+    def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
+        """A chunk's payload, padding included, and its CRC. Valid until the next call."""
+        grid = grids(self._commit.layout)[array]
+        raw = self._room(grid.payload_bytes + TRAILER_BYTES)
+        self._read(array, chunk, grid.chunk_offset_bytes(chunk), raw)
+        return raw[: grid.payload_bytes], self._checked(
+            array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes :]
+        )
+
+    def payload_into(self, array: int, chunk: int, into: memoryview) -> int:
+        """Read a payload straight into place; its CRC."""
+        grid = grids(self._commit.layout)[array]
+        start = grid.chunk_offset_bytes(chunk)
+        self._read(array, chunk, start, into)
+        tail = self._room(TRAILER_BYTES)
+        self._read(array, chunk, start + grid.payload_bytes, tail)
+        return self._checked(array, chunk, into, tail)
+
+    def stride(self, array: int, chunk: int) -> tuple[memoryview, int]:
+        """Like `payload`, and checks that padding and gap are zeros."""
+        grid = grids(self._commit.layout)[array]
+        raw = self._room(grid.stride_bytes)
+        self._read(array, chunk, grid.chunk_offset_bytes(chunk), raw)
+        end = grid.payload_bytes + TRAILER_BYTES
+        crc = self._checked(array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes : end])
+        for what, start, stop in (
+            ("padding", grid.data_bytes(chunk), grid.payload_bytes),
+            ("gap", end, grid.stride_bytes),
+        ):
+            if np.frombuffer(raw[start:stop], dtype=np.uint8).any():
+                raise Corrupt(f"{self._where(array, chunk)}: expected zeros in its {what}", code="chunk-gap")
+        return raw[: grid.payload_bytes], crc
+
+    def stored_crc(self, array: int, chunk: int) -> int:
+        """The CRC that stands beside a chunk; its payload is not read."""
+        grid = grids(self._commit.layout)[array]
+        tail = self._room(TRAILER_BYTES)
+        self._read(array, chunk, grid.chunk_offset_bytes(chunk) + grid.payload_bytes, tail)
+        return int.from_bytes(tail, "little")
+
+    def check_index(self, array: int) -> None:
+        """The shard's index must be the one that its shape gives."""
+        grid = grids(self._commit.layout)[array]
+        raw = self._room(grid.index_bytes)
+        self._read(array, -1, grid.index_offset_bytes, raw)
+        if raw != grid.index():
+            name, key = grid.spec.name, self._commit.shard_key(array)
+            raise Corrupt(f"array {name!r}, index of file {key}: not that of its shape", code="shard-index")
+
+    def _room(self, num_bytes: int) -> memoryview:
+        if len(self._scratch) < num_bytes:
+            self._scratch = memoryview(mmap.mmap(-1, num_bytes))  # from a page on: a disk can write into it
+        return self._scratch[:num_bytes]
+
+    def _read(self, array: int, chunk: int, offset_bytes: int, into: memoryview) -> None:
+        try:
+            self._store.read_into(self._commit.shard_key(array), offset_bytes=offset_bytes, into=into)
+        except NotFound as error:
+            raise Corrupt(f"{self._where(array, chunk)}: the file is missing", code="shard-missing") from error
+        except Corrupt as error:
+            raise Corrupt(f"{self._where(array, chunk)}: {error.message}", code="shard-short") from error
+
+    def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
+        crc, stored = crc32c(payload), int.from_bytes(tail, "little")
+        if crc != stored:
+            raise Corrupt(
+                f"{self._where(array, chunk)}: expected CRC-32C {stored:08x}, got {crc:08x} over {len(payload)} bytes",
+                hint="go back to an older checkpoint",
+                code="chunk-crc",
+            )
+        return crc
+
+    def _where(self, array: int, chunk: int) -> str:
+        name = self._commit.layout.arrays[array].name
+        part = "index" if chunk < 0 else f"chunk {chunk}"
+        return f"array {name!r}, {part}, file {self._commit.shard_key(array)}"

@@ -1,0 +1,211 @@
+"""Which arrays of two checkpoints differ, and by how much; reads only what differs where both are cut alike.
+
+An array whose chunks have the same CRCs in both is the same: the index tells for the whole array, the CRC beside each
+chunk for the parts. What is left is read a chunk at a time on several threads, so that memory does not grow with the
+checkpoint. Damage raises: nobody can compare what cannot be read. Neighbours: `difference` counts, `chunk_reader`
+reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.base.errors import Corrupt
+from behemoth.checkpoint.chunk_reader import ChunkReader, ChunkReaders
+from behemoth.checkpoint.difference import NO_DIFFERENCE, Difference, difference
+from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.layout import DTYPES, ArraySpec
+from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.threads import each_result
+from behemoth.ports import ObjectStore
+
+JOB_BYTES = 64 << 20
+"""Payload that one job compares: the CRCs of so many chunks are read before the chunks that differ."""
+
+How = Literal["same", "changed", "retyped", "reshaped", "only-first", "only-second"]
+Progress = Callable[[int, int], None]
+"""Told bytes done and bytes to do, from the thread that called `diff`; bytes that need not be read count as done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two checkpoints, opened."""
+
+    store: ObjectStore
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayDiff:
+    """One array. `first` and `second` say what it is on either side; `difference` is there when it is `changed`."""
+
+    name: str
+    how: How
+    first: ArraySpec | None
+    second: ArraySpec | None
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """Chunks [first, last) of an array, by the grid of the first side."""
+
+    name: str
+    first: int
+    last: int
+    num_bytes: int
+
+
+def diff(first: Side, second: Side, *, threads: int, progress: Progress | None = None) -> tuple[ArrayDiff, ...]:
+    """Every array of either, by name. Blocks for reading what differs; holds about a chunk for each thread and side.
+
+    Equal means equal in every bit but for a collision of CRC-32C, where both are cut into the same chunks; elsewhere
+    every byte is compared. Raises Corrupt for damage and the stores' errors.
+    """
+    found = {name: _at_a_glance(first, second, name) for name in sorted(_names(first) | _names(second))}
+    work = _Work(first, second)
+    jobs = [job for name, one in found.items() if one.how == "changed" for job in work.jobs(name)]
+    total_bytes, done_bytes = sum(job.num_bytes for job in jobs), 0
+    told: dict[_Job, Difference] = {}
+    for job, result in each_result(work.run, jobs, threads=threads, name="ckpt-diff"):
+        told[job] = result
+        done_bytes += job.num_bytes
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+    sums = dict.fromkeys((job.name for job in jobs), NO_DIFFERENCE)
+    for job in jobs:  # in order, so that the sum of squares is the same each time
+        sums[job.name] += told[job]
+    return tuple(_measured(first, second, one, sums.get(name)) for name, one in found.items())
+
+
+def _names(side: Side) -> set[str]:
+    return set(side.commit.layout.positions)
+
+
+def _at_a_glance(first: Side, second: Side, name: str) -> ArrayDiff:
+    """By the two indexes alone. Everything that needs a look counts as changed."""
+    one, two = _spec(first, name), _spec(second, name)
+    return ArrayDiff(name=name, how=_how(first, second, one, two), first=one, second=two)
+
+
+def _how(first: Side, second: Side, one: ArraySpec | None, two: ArraySpec | None) -> How:
+    if one is None:
+        return "only-second"
+    if two is None:
+        return "only-first"
+    if one.dtype != two.dtype:
+        return "retyped"
+    if one.shape != two.shape:
+        return "reshaped"
+    is_same = _are_cut_alike(_grid(first, one.name), _grid(second, one.name)) and (
+        _content_crc(first, one.name) == _content_crc(second, one.name)
+    )
+    return "same" if is_same else "changed"
+
+
+def _measured(first: Side, second: Side, one: ArrayDiff, told: Difference | None) -> ArrayDiff:
+    """What the comparison found. Raises Corrupt when the indexes say that the contents differ, and the chunks do not:
+    one side's are not those that were committed."""
+    if told is None:
+        return one
+    if told.num_changed:
+        return replace(one, difference=told)
+    if _are_cut_alike(_grid(first, one.name), _grid(second, one.name)):
+        raise Corrupt(
+            f"array {one.name!r}: expected chunks that differ, as the indexes of both checkpoints say, got equal ones",
+            hint="`behemoth ckpt verify` tells which of the two is damaged",
+            code="array-content",
+        )
+    return replace(one, how="same")
+
+
+def _spec(side: Side, name: str) -> ArraySpec | None:
+    position = side.commit.layout.positions.get(name)
+    return None if position is None else side.commit.layout.arrays[position]
+
+
+def _grid(side: Side, name: str) -> Grid:
+    return grids(side.commit.layout)[side.commit.layout.positions[name]]
+
+
+def _content_crc(side: Side, name: str) -> int:
+    return side.commit.index.content_crcs[side.commit.layout.positions[name]]
+
+
+def _are_cut_alike(one: Grid, two: Grid) -> bool:
+    return one.chunk_shape == two.chunk_shape and one.spec.dtype == two.spec.dtype and one.spec.shape == two.spec.shape
+
+
+class _Work:
+    """The comparison itself; `run` is called on several threads."""
+
+    def __init__(self, first: Side, second: Side) -> None:
+        self._first, self._second = first, second
+        self._readers = ChunkReaders(first.store, first.commit), ChunkReaders(second.store, second.commit)
+
+    def jobs(self, name: str) -> Iterator[_Job]:
+        """All chunks of an array, some at a time."""
+        grid = _grid(self._first, name)
+        step = max(1, JOB_BYTES // grid.stride_bytes)
+        for start in range(0, grid.num_chunks, step):
+            last = min(start + step, grid.num_chunks)
+            yield _Job(name=name, first=start, last=last, num_bytes=(last - start) * grid.payload_bytes)
+
+    def run(self, job: _Job) -> Difference:
+        """Of the chunks of one job."""
+        grids_of = _grid(self._first, job.name), _grid(self._second, job.name)
+        chunks: Sequence[int] = range(job.first, job.last)
+        read: Callable[[str, int, tuple[slice, ...]], npt.NDArray[np.generic]] = self._rebuilt
+        if _are_cut_alike(*grids_of):
+            chunks, read = self._differing(job), self._counterpart
+        total = NO_DIFFERENCE
+        for chunk in chunks:
+            box = grids_of[0].chunk_box(chunk)
+            one = _elements(self._readers[0].mine(), self._first, job.name, chunk)
+            total += difference(one, read(job.name, chunk, box))
+        return total
+
+    def _differing(self, job: _Job) -> list[int]:
+        """The chunks whose CRCs differ, as they stand beside them; a chunk that is read is held to its CRC."""
+        mine, theirs = (readers.mine() for readers in self._readers)
+        at = [side.commit.layout.positions[job.name] for side in (self._first, self._second)]
+        chunks = range(job.first, job.last)
+        return [each for each in chunks if mine.stored_crc(at[0], each) != theirs.stored_crc(at[1], each)]
+
+    def _counterpart(self, name: str, chunk: int, _box: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        return _elements(self._readers[1].mine(), self._second, name, chunk)
+
+    def _rebuilt(self, name: str, _chunk: int, box: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        """The same part of the array out of the other side's chunks; each that it meets is read whole."""
+        grid = _grid(self._second, name)
+        part = np.empty([each.stop - each.start for each in box], DTYPES[grid.spec.dtype])
+        sizes = zip(box, grid.chunk_shape, strict=True)
+        met = [range(each.start // size, -(-each.stop // size)) for each, size in sizes]
+        for indexes in itertools.product(*met):
+            chunk = int(np.ravel_multi_index(indexes, grid.chunks_per_dim)) if indexes else 0
+            theirs = grid.chunk_box(chunk)
+            into, out_of = _common(box, theirs), _common(theirs, box)
+            part[into] = _elements(self._readers[1].mine(), self._second, name, chunk)[out_of]
+        return part
+
+
+def _elements(reader: ChunkReader, side: Side, name: str, chunk: int) -> npt.NDArray[np.generic]:
+    """A chunk's part of the array, without padding. Valid until the reader's next chunk."""
+    grid = _grid(side, name)
+    payload, _ = reader.payload(side.commit.layout.positions[name], chunk)
+    data = np.frombuffer(payload, np.uint8, count=grid.data_bytes(chunk)).view(DTYPES[grid.spec.dtype])
+    return data.reshape([part.stop - part.start for part in grid.chunk_box(chunk)])
+
+
+def _common(whole: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:
+    """What two boxes have in common, counted from the beginning of `whole`."""
+    return tuple(
+        slice(max(one.start, two.start) - one.start, min(one.stop, two.stop) - one.start)
+        for one, two in zip(whole, other, strict=True)
+    )

@@ -1,0 +1,175 @@
+"""What a save would cost: bytes, objects, requests, memory, seconds, money, from the layout and the rates of machines.
+
+Counts are sums of what the save itself computes (owners, grids, arenas, encoders of its metadata), none is estimated.
+Seconds are bytes by a rate that the caller gives: the slowest rank or node, nothing overlapped, nothing lost. Pure.
+Neighbours: `loads` (file systems), `uploads` (object storage), `over_read`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
+from behemoth.checkpoint.commit_record import FORMAT_MAJOR, FORMAT_MINOR, ArraySummary, CommitRecord, FormatVersion
+from behemoth.checkpoint.grid import Ints
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.loads import loads
+from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.over_read import OverRead, over_read
+from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
+
+Tier = Literal["memory", "peer", "disk", "store"]
+
+NUM_PHASES = 4
+_RECORDS = 2
+"""Objects beside the arrays and their zarr.json: the index and the commit."""
+_NO_STEP = Step(0)
+_WIDEST_CRC = 0xFFFFFFFF
+_REQUESTS_OF_A_PRICE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Bytes per second of each tier, and a price. The defaults are assumptions, to be replaced by what was measured."""
+
+    memory_bytes_per_s: float = 7e9
+    """Per rank: staging copies warm pages at 7 to 13 GB/s (checkpoint.md)."""
+    peer_bytes_per_s: float = 10e9
+    """Per node: four fifths of a link of 100 Gbit/s."""
+    disk_bytes_per_s: float = 2e9
+    """Per node: one NVMe drive that writes for long."""
+    store_bytes_per_s: float = 200e6
+    """Per node: 4,000 of them write the reference Behemoth in about 30 s."""
+    usd_per_million_requests: float = 5.0
+    """List price of PUT, COPY, POST and LIST requests of Amazon S3 Standard in us-east-1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Of one number over all ranks."""
+
+    min: int
+    mean: float
+    max: int
+
+    @staticmethod
+    def of(values: Ints) -> Spread:
+        return Spread(min=int(values.min()), mean=float(values.mean()), max=int(values.max()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """One save. Counts of objects, parts and requests are of object storage, data and metadata together; `num_files`
+    and `num_spans` of a file system."""
+
+    data_bytes: int
+    metadata_bytes: int
+    """Every zarr.json, the index and the commit record, as the save encodes them."""
+    bytes_per_rank: Spread
+    """What a rank writes on a file system."""
+    num_files: int
+    num_spans: int
+    """Byte ranges of files that one rank holds within a chunk; the unit of CRCs and receipts."""
+    staging_bytes: int
+    """Memory of the node with the most: the arenas of its ranks, two generations each."""
+    sent_per_rank: Spread
+    """What a rank uploads to object storage."""
+    num_objects: int
+    num_parts: int
+    num_requests: int
+    exchanged_bytes: int
+    """Handed from rank to rank before they are uploaded."""
+    seconds: dict[Tier, float]
+    requests_per_s: float
+    """Of all ranks, while the store's tier is written."""
+    requests_per_s_per_prefix: float
+    """Of the busiest prefix, when each array's folder is one."""
+    price_usd: float
+    over_read: OverRead
+
+    @property
+    def exchanged_share(self) -> float:
+        return self.exchanged_bytes / self.data_bytes
+
+
+def forecast(
+    layout: Layout,
+    *,
+    ranks_per_node: int,
+    rates: Rates,
+    restored: Layout,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Forecast:
+    """`restored`: the layout that reads the checkpoint. `progress` is told phases: done, of how many. Takes seconds."""
+    progress(0, NUM_PHASES)
+    of_files = loads(layout)
+    progress(1, NUM_PHASES)
+    uploads = plan_uploads(layout)
+    progress(2, NUM_PHASES)
+    documents = metadata_objects(layout)
+    num_records = len(documents) + _RECORDS
+    progress(3, NUM_PHASES)
+    read = over_read(layout, restored, saved_positions(layout, restored, step=_NO_STEP))
+    progress(4, NUM_PHASES)
+    num_requests = uploads.num_requests + num_records
+    seconds: dict[Tier, float] = {
+        "memory": int(of_files.data_bytes.max()) / rates.memory_bytes_per_s,
+        "peer": _most_per_node(of_files.data_bytes, ranks_per_node) / rates.peer_bytes_per_s,
+        "disk": _most_per_node(of_files.written_bytes, ranks_per_node) / rates.disk_bytes_per_s,
+        "store": _most_per_node(uploads.sent_bytes, ranks_per_node) / rates.store_bytes_per_s,
+    }
+    return Forecast(
+        data_bytes=sum(array.num_bytes for array in layout.arrays),
+        metadata_bytes=_metadata_bytes(layout, documents),
+        bytes_per_rank=Spread.of(of_files.written_bytes),
+        num_files=len(layout.arrays) + num_records,
+        num_spans=int(of_files.num_spans.sum()),
+        staging_bytes=_most_per_node(of_files.arena_bytes, ranks_per_node),
+        sent_per_rank=Spread.of(uploads.sent_bytes),
+        num_objects=uploads.num_objects + num_records,
+        num_parts=uploads.num_parts + num_records,
+        num_requests=num_requests,
+        exchanged_bytes=uploads.exchanged_bytes,
+        seconds=seconds,
+        requests_per_s=num_requests / seconds["store"],
+        requests_per_s_per_prefix=_busiest(uploads) / seconds["store"],
+        price_usd=num_requests / _REQUESTS_OF_A_PRICE * rates.usd_per_million_requests,
+        over_read=read,
+    )
+
+
+def _most_per_node(of_ranks: Ints, ranks_per_node: int) -> int:
+    starts = np.arange(0, len(of_ranks), ranks_per_node)
+    return int(np.add.reduceat(of_ranks, starts).max())
+
+
+def _busiest(uploads: UploadPlan) -> int:
+    return max(one.requests_per_array for one in uploads.uploads)
+
+
+def _metadata_bytes(layout: Layout, documents: dict[str, bytes]) -> int:
+    """Encoded as by a commit, with CRCs of full width; names of run and write are left empty."""
+    crcs = (_WIDEST_CRC,) * len(layout.arrays)
+    index = CommitIndex(layout=layout, metadata=described(documents), content_crcs=crcs).encode()
+    record = CommitRecord(
+        format=FormatVersion(major=FORMAT_MAJOR, minor=FORMAT_MINOR),
+        required_features=(),
+        run="",
+        step=_NO_STEP,
+        write_id=WriteId(""),
+        attempt=Attempt(1),
+        mesh=layout.mesh,
+        layout_digest=layout.digest,
+        index_bytes=len(index),
+        index_crc=_WIDEST_CRC,
+        data_bytes=sum(array.num_bytes for array in layout.arrays),
+        arrays=tuple(ArraySummary(name=array.name, content_crc=_WIDEST_CRC, is_zero=False) for array in layout.arrays),
+        committed_us=0,
+        held_prints="0" * (8 * layout.mesh.num_ranks),
+    )
+    return sum(map(len, documents.values())) + len(index) + len(record.encode())

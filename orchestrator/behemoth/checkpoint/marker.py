@@ -1,0 +1,109 @@
+"""Small objects that say something of one write: that it was rejected, is pinned, or is being deleted.
+
+The name alone counts, so that a damaged marker still does what it is there for: what is pinned stays, what was rejected
+is not restored. The contents tell people why and when; `verify` checks them to the bit. Neighbours: `commit_log`
+(rejections), `pins`, `gc` (deletions).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import msgspec
+
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
+from behemoth.checkpoint.framing import framed, read_listed, unframed
+from behemoth.checkpoint.paths import write_of_marker
+from behemoth.ports import ObjectInfo, ObjectStore
+
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+MAX_REASON_CHARACTERS = 4096
+MAX_MARKER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """`at_us` is wall time, for people; 0 when nobody told."""
+
+    format: FormatVersion
+    step: Step
+    write_id: WriteId
+    reason: str
+    at_us: int
+
+    @staticmethod
+    def of(step: Step, write_id: WriteId, *, reason: str, at_us: int = 0) -> Marker:
+        """In the format of this release; a long reason is cut."""
+        form = FormatVersion(major=FORMAT_MAJOR, minor=FORMAT_MINOR)
+        return Marker(format=form, step=step, write_id=write_id, reason=reason[:MAX_REASON_CHARACTERS], at_us=at_us)
+
+    def encode(self) -> bytes:
+        """One line: the record and the CRC-32C of its bytes."""
+        return framed(msgspec.json.encode(self))
+
+    @staticmethod
+    def decode(data: bytes) -> Marker:
+        """Raises Corrupt unless every bit is as written, Invalid for a format of a newer release.
+
+        Rejections of releases before 0.2 have no CRC: they must say what such a release would have written.
+        """
+        if data.startswith(b'{"step":'):
+            return _without_crc(data)
+        body = unframed(data, name="marker")
+        try:
+            form = msgspec.json.decode(body, type=_Format).format
+            if form.major != FORMAT_MAJOR:
+                raise Invalid(
+                    f"marker: expected format {FORMAT_MAJOR}.x, got {form.major}.{form.minor}",
+                    hint="a newer Behemoth wrote it: upgrade this one",
+                    code=FORMAT_UNKNOWN,
+                )
+            return msgspec.json.decode(body, type=Marker)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corrupt(f"marker record of {len(data)} bytes: {error}", code="marker-rubbish") from error
+
+
+def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:
+    """The marker that was listed, or None when it has gone since. Raises Corrupt for a damaged one, and for one that is
+    about another write than its name says, Invalid as `Marker.decode` does."""
+    if info.size_bytes > MAX_MARKER_BYTES:
+        raise Corrupt(
+            f"{info.key}: expected at most {MAX_MARKER_BYTES} bytes, got {info.size_bytes}", code="marker-rubbish"
+        )
+    data = read_listed(store, info)
+    if data is None:
+        return None
+    try:
+        marker = Marker.decode(data)
+    except (Corrupt, Invalid) as error:
+        raise type(error)(f"{info.key}: {error.message}", hint=error.hint, code=error.code) from error
+    named = write_of_marker(info.key)
+    if named != (marker.step, marker.write_id):
+        said = f"write {marker.write_id!r} of step {marker.step}"
+        raise Corrupt(f"{info.key}: expected to be about the write in its name, got {said}", code="marker-key")
+    return marker
+
+
+def _without_crc(data: bytes) -> Marker:
+    try:
+        old = msgspec.json.decode(data, type=_Old)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(f"marker record of {len(data)} bytes: {error}", code="marker-rubbish") from error
+    fields = {"step": old.step, "write_id": old.write_id, "reason": old.reason}
+    if json.dumps(fields, separators=(",", ":")).encode() + b"\n" != data:
+        raise Corrupt(f"marker record of {len(data)} bytes: not as it was written", code="marker-rubbish")
+    return Marker.of(old.step, old.write_id, reason=old.reason)
+
+
+class _Format(msgspec.Struct, kw_only=True):
+    format: FormatVersion
+
+
+class _Old(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    step: Step
+    write_id: WriteId
+    reason: str

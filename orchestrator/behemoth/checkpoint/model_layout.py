@@ -1,0 +1,105 @@
+"""The layout of a whole training state from values alone: the tensors of a model, a recipe, a mesh.
+
+What a program of that recipe would declare, so that a save of any size can be planned, measured and tested without
+the program. A program's small state (cursors, random number states) is not among it. Pure. Neighbours: `layout`, and
+`behemoth.spec.recipe` for what each slot means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.spec.mesh import Axis, Mesh
+from behemoth.spec.model import Cut, Inventory, Tensor, misfits, stage_of
+from behemoth.spec.recipe import Recipe
+
+WEIGHTS, SCALES, OPTIMIZER = "model", "scale", "optim"
+_MATRIX_DIMS = 2
+
+
+def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh) -> Layout:
+    """One array per tensor and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`, `optim/exp_avg_sq/T`.
+
+    Dense tensors are shared over dp (and whole on every coordinate of cp), experts over edp. Raises Invalid when the
+    mesh does not suit the model, and for an inventory without tensors.
+    """
+    if not inventory.tensors:
+        raise Invalid(
+            "model: expected an inventory with tensors, got one whose tensors come from the program",
+            code="model-tensors",
+        )
+    for axis, reason in misfits(inventory, mesh):
+        raise Invalid(f"mesh.{axis}: {reason}", code="mesh-model")
+    num_layers = inventory.num_layers
+    return Layout(
+        mesh=mesh,
+        arrays=tuple(
+            array
+            for tensor in inventory.tensors
+            for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp))
+        ),
+    )
+
+
+def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[ArraySpec]:
+    over: Axis = "edp" if tensor.is_expert else "dp"
+    flat_over = None if recipe.shares == "whole" else over
+    if recipe.weights != "none":
+        is_scaled = recipe.weights == "float8_e4m3fn" and len(tensor.shape) >= _MATRIX_DIMS
+        dtype = "bfloat16" if recipe.weights == "float8_e4m3fn" and not is_scaled else recipe.weights
+        weights_over = flat_over if recipe.shares == "rows" else None
+        yield _spec(f"{WEIGHTS}/{tensor.name}", dtype, tensor, stage, weights_over, recipe)
+        if is_scaled:
+            yield _scales(tensor, mesh, stage, recipe.scale_block)
+    slots = {
+        "master": "uint16" if recipe.master == "split" else recipe.master,
+        "exp_avg": recipe.exp_avg,
+        "exp_avg_sq": recipe.exp_avg_sq,
+    }
+    for slot, slot_dtype in slots.items():
+        if slot_dtype != "none":
+            yield _spec(f"{OPTIMIZER}/{slot}/{tensor.name}", slot_dtype, tensor, stage, flat_over, recipe)
+
+
+def _spec(name: str, dtype: str, tensor: Tensor, stage: int, flat_over: Axis | None, recipe: Recipe) -> ArraySpec:
+    return ArraySpec(
+        name=name,
+        dtype=dtype,
+        shape=tensor.shape,
+        dims=_dims(tensor.cuts),
+        packed=_packed(tensor.cuts, tensor.shape),
+        flat_over=flat_over,
+        flat_rows=flat_over is not None and recipe.shares == "rows",
+        stage=stage,
+    )
+
+
+def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: int) -> ArraySpec:
+    """A scale per block of the last two dims. It is cut as its matrix is where blocks end where shares do; where they
+    do not, neighbours need the same scale, and every one of them holds that whole dim."""
+    first_scaled = len(tensor.shape) - _MATRIX_DIMS
+    shape = tuple(-(-size // block) if dim >= first_scaled else size for dim, size in enumerate(tensor.shape))
+    cuts = tuple(
+        cut
+        for cut in tensor.cuts
+        if cut.dim < first_scaled or tensor.shape[cut.dim] % (cut.num_packed * mesh.size(cut.axis) * block) == 0
+    )
+    return ArraySpec(
+        name=f"{SCALES}/{tensor.name}",
+        dtype="float32",
+        shape=shape,
+        dims=_dims(cuts),
+        packed=_packed(cuts, shape),
+        stage=stage,
+    )
+
+
+def _dims(cuts: tuple[Cut, ...]) -> tuple[tuple[int, Axis], ...]:
+    return tuple((cut.dim, cut.axis) for cut in cuts)
+
+
+def _packed(cuts: tuple[Cut, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
+    cut = next((cut for cut in cuts if cut.num_packed > 1), None)
+    return None if cut is None else (cut.dim, (shape[cut.dim] // cut.num_packed,) * cut.num_packed)

@@ -1,0 +1,63 @@
+"""An opened checkpoint: its record, its index and every zarr.json, all of it checked before one array is read.
+
+It reads no payload; `chunk_reader` and `reader` do. Neighbours: `commit_log` finds commits, `commit_index` decodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from behemoth.base.errors import Corrupt, NotFound
+from behemoth.checkpoint.commit_index import CommitIndex, metadata_objects
+from behemoth.checkpoint.commit_log import read_record
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.paths import INDEX
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """An opened checkpoint: its record is intact, and so is all of its metadata."""
+
+    record: CommitRecord
+    layout: Layout
+    index: CommitIndex
+
+    def shard_key(self, array: int) -> str:
+        """Key of the object that holds an array, counted in the layout's order."""
+        return f"{self.record.prefix}/{self.layout.paths[array]}/{grids(self.layout)[array].chunk_key}"
+
+
+def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
+    """Read and check the metadata: the record, the index against it, each zarr.json against the index.
+
+    Blocks for one small read per array. Raises NotFound when the commit is gone, Corrupt naming the file, Invalid for a
+    newer format.
+    """
+    record = read_record(store, ref)
+    index = CommitIndex.decode(_metadata(store, f"{record.prefix}/{INDEX}", record.index_bytes, record.index_crc))
+    if index.layout.digest != record.layout_digest or index.layout.mesh != record.mesh:
+        raise Corrupt(f"file {record.prefix}/{INDEX}: its layout is not that of the commit", code="index-layout")
+    # Keys only: a later minor version may say more in its zarr.json, and the CRC covers whatever that is.
+    if [one.key for one in index.metadata] != sorted(metadata_objects(index.layout)):
+        raise Corrupt(f"file {record.prefix}/{INDEX}: its metadata is not that of its layout", code="index-layout")
+    for one in index.metadata:
+        _metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
+    return Commit(record=record, layout=index.layout, index=index)
+
+
+def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
+    data = bytearray(size_bytes)
+    try:
+        store.read_into(key, offset_bytes=0, into=data)
+    except NotFound as error:
+        raise Corrupt(f"file {key}: missing", code="metadata-missing") from error
+    except Corrupt as error:
+        raise Corrupt(f"file {key}: {error.message}", code="metadata-short") from error
+    if crc32c(data) != crc:
+        raise Corrupt(f"file {key}: expected CRC-32C {crc:08x}, got {crc32c(data):08x}", code="metadata-crc")
+    return bytes(data)

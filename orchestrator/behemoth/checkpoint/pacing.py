@@ -1,0 +1,67 @@
+"""A store whose reads keep to a rate of bytes, so that a check in the background leaves the bandwidth to the run.
+
+Only reads are paced; nothing here writes. Neighbour: `base.bucket`, which computes the waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from typing_extensions import Buffer
+
+from behemoth.base.bucket import TokenBucket
+from behemoth.base.errors import Conflict
+from behemoth.ports import ObjectInfo, ObjectStore, Part
+
+BURST_S = 0.1
+"""How much of a second's bytes may be read at once after a pause."""
+
+
+class PacedStore:
+    """Passes everything on to `inner`, reads at `bytes_per_s` by all threads together. Thread-safe.
+
+    `stop` ends every wait: a read that waits then raises Conflict. `wait` gets seconds, and returns early when `stop`
+    is set; it and `now` (seconds that never run backwards) are for tests.
+    """
+
+    def __init__(
+        self,
+        inner: ObjectStore,
+        *,
+        bytes_per_s: int,
+        stop: threading.Event,
+        now: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        self._inner = inner
+        self._bucket = TokenBucket(rate_per_s=bytes_per_s, burst=bytes_per_s * BURST_S)
+        self._lock = threading.Lock()
+        self._stop = stop
+        self._now = now
+        self._wait = wait if wait is not None else stop.wait
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        with self._lock:
+            wait_s = self._bucket.take(memoryview(into).nbytes, now_s=self._now())
+        if wait_s:
+            self._wait(wait_s)
+        if self._stop.is_set():
+            raise Conflict(f"read {key}: stopped", code="cancelled")
+        self._inner.read_into(key, offset_bytes=offset_bytes, into=into)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return self._inner.list(prefix)
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        self._inner.write_parts(key, size_bytes=size_bytes, parts=parts)
+
+    def seal(self, keys: Sequence[str]) -> None:
+        self._inner.seal(keys)
+
+    def create(self, key: str, data: Buffer) -> None:
+        self._inner.create(key, data)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._inner.delete(keys)

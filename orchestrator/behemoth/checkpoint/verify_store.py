@@ -1,0 +1,46 @@
+"""Checks the small objects of a store that lie beside its checkpoints: whose it is, rejections, pins, deletions.
+
+Each has a CRC of its own, and what else lies in their folders is named. Like `verify`, its neighbour, it reports and
+never raises what the store says of an object, repairs nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from behemoth.base.errors import BehemothError
+from behemoth.checkpoint.marker import read_marker
+from behemoth.checkpoint.owner import read_owner
+from behemoth.checkpoint.paths import DELETING, OWNER, OWNER_KEY, PINS, REJECTED, write_of_marker
+from behemoth.checkpoint.verify import Kind, Problem
+from behemoth.ports import ObjectInfo, ObjectStore
+
+
+def verify_store(store: ObjectStore) -> tuple[Problem, ...]:
+    """Blocks for a small read an object; a store without any is fine."""
+    return (*_check_owner(store), *_check_markers(store))
+
+
+def _check_owner(store: ObjectStore) -> Iterator[Problem]:
+    for info in store.list(OWNER):
+        if info.key != OWNER_KEY:
+            yield _problem("extra", info, "expected no such object beside the store's owner, got one")
+    try:
+        read_owner(store)
+    except BehemothError as error:
+        yield _problem("owner", ObjectInfo(key=OWNER_KEY, size_bytes=0), error.message)
+
+
+def _check_markers(store: ObjectStore) -> Iterator[Problem]:
+    for info in (info for folder in (REJECTED, PINS, DELETING) for info in store.list(folder)):
+        if write_of_marker(info.key) is None:
+            yield _problem("extra", info, "expected a name with the step and the write of a checkpoint, got another")
+            continue
+        try:
+            read_marker(store, info)
+        except BehemothError as error:
+            yield _problem("marker", info, error.message)
+
+
+def _problem(kind: Kind, info: ObjectInfo, message: str) -> Problem:
+    return Problem(kind=kind, object_key=info.key, offset_bytes=0, length_bytes=info.size_bytes, message=message)

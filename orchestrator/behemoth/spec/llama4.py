@@ -1,0 +1,118 @@
+"""The inventory of a Llama 4 from its Hugging Face `config.json`: the language model, without a vision tower.
+
+Names and shapes are those of transformers' `Llama4ForConditionalGeneration` (model_type llama4, names below
+`language_model.`) and `Llama4ForCausalLM` (llama4_text). Its q-k norm has no parameters; experts are stacked,
+[E, in, out], gate and up side by side. Pure. Neighbour: `tensor_names`, for how they are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+
+from behemoth.base.errors import Invalid
+from behemoth.spec.model import Inventory, decode_model_json, inventory_of
+from behemoth.spec.tensor_names import entry_of
+
+_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+_Layers = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+_Named = tuple[str, tuple[int, ...]]
+
+
+class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that shapes follow from; a configuration has many more. Defaults are those of transformers."""
+
+    hidden_size: _Size
+    intermediate_size: _Size
+    """Of an expert, and of the shared one."""
+    intermediate_size_mlp: _Size
+    """Of a layer without experts."""
+    num_hidden_layers: _Layers
+    num_attention_heads: _Size
+    num_local_experts: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    vocab_size: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
+    interleave_moe_layer_step: _Size = 1
+    moe_layers: list[Annotated[int, msgspec.Meta(ge=0, lt=10_000)]] | None = None
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    model_type: str
+    text_config: TextConfig | None = None
+    tie_word_embeddings: bool = False
+
+
+def decode_config(data: bytes, *, source: str) -> Inventory:
+    """Raises Invalid that names `source` for another model and for a configuration that lacks a size."""
+    what = "the config.json of a Llama 4"
+    config = decode_model_json(data, _Config, what=what, source=source)
+    match config.model_type:
+        case "llama4" if config.text_config is not None:
+            text, prefix = config.text_config, "language_model."
+        case "llama4_text":
+            text, prefix = decode_model_json(data, TextConfig, what=what, source=source), ""
+        case other:
+            got = "no text_config" if other == "llama4" else repr(other)
+            raise Invalid(
+                f"{source}: expected model_type llama4 with a text_config, or llama4_text, got {got}",
+                hint="name an inventory of your own, or the safetensors index of the model",
+                code="inventory-format",
+            )
+    is_tied = text.tie_word_embeddings or config.tie_word_embeddings
+    named = _tensors(text, prefix, is_tied=is_tied)
+    entries = [entry_of(name, shape) for name, shape in named]
+    return inventory_of(entries, num_experts=text.num_local_experts, source=source)
+
+
+def _tensors(text: TextConfig, prefix: str, *, is_tied: bool) -> Iterator[_Named]:
+    with_experts = text.moe_layers
+    if with_experts is None:
+        step = text.interleave_moe_layer_step
+        with_experts = list(range(step - 1, text.num_hidden_layers, step))
+    yield f"{prefix}model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
+    for layer in range(text.num_hidden_layers):
+        below = f"{prefix}model.layers.{layer}"
+        yield f"{below}.input_layernorm.weight", (text.hidden_size,)
+        yield f"{below}.post_attention_layernorm.weight", (text.hidden_size,)
+        yield from _attention(text, f"{below}.self_attn")
+        if layer in with_experts:
+            yield from _experts(text, f"{below}.feed_forward")
+        else:
+            yield from _mlp(text.hidden_size, text.intermediate_size_mlp, f"{below}.feed_forward")
+    yield f"{prefix}model.norm.weight", (text.hidden_size,)
+    if not is_tied:
+        yield f"{prefix}lm_head.weight", (text.vocab_size, text.hidden_size)
+
+
+def _attention(text: TextConfig, below: str) -> Iterator[_Named]:
+    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    queries = text.num_attention_heads * head
+    keys = (text.num_key_value_heads or text.num_attention_heads) * head
+    for name, rows, columns in (
+        ("q_proj", queries, text.hidden_size),
+        ("k_proj", keys, text.hidden_size),
+        ("v_proj", keys, text.hidden_size),
+        ("o_proj", text.hidden_size, queries),
+    ):
+        yield f"{below}.{name}.weight", (rows, columns)
+        if text.attention_bias:
+            yield f"{below}.{name}.bias", (rows,)
+
+
+def _experts(text: TextConfig, below: str) -> Iterator[_Named]:
+    num, outer, inner = text.num_local_experts, text.hidden_size, text.intermediate_size
+    yield f"{below}.router.weight", (num, outer)
+    yield f"{below}.experts.gate_up_proj", (num, outer, 2 * inner)
+    yield f"{below}.experts.down_proj", (num, inner, outer)
+    yield from _mlp(outer, inner, f"{below}.shared_expert")
+
+
+def _mlp(outer: int, inner: int, below: str) -> Iterator[_Named]:
+    yield f"{below}.gate_proj.weight", (inner, outer)
+    yield f"{below}.up_proj.weight", (inner, outer)
+    yield f"{below}.down_proj.weight", (outer, inner)

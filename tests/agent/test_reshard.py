@@ -1,0 +1,56 @@
+"""A gang of another mesh, on a new agent, goes on from what an earlier gang saved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.stage import setup_for, stage
+from behemoth.wire.messages import Beat, RanksRestored, RestoreFrom, Setup
+
+RECORD = "rank record"
+
+
+def setup_on(folder: Path, mesh: Mapping[str, int]) -> Setup:
+    setup = setup_for(folder, "train_split", ranks=mesh["tp"] * mesh["dp"])
+    return msgspec.structs.replace(setup, mesh={**mesh, "edp": mesh["tp"] * mesh["dp"]})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"tp": 2, "dp": 2}, {"tp": 3, "dp": 1}),
+        ({"tp": 1, "dp": 3}, {"tp": 2, "dp": 2}),
+        ({"tp": 4, "dp": 1}, {"tp": 1, "dp": 4}),
+    ],
+)
+def test_a_gang_of_another_mesh_gets_the_state_that_an_earlier_one_saved(
+    tmp_path: Path, first: Mapping[str, int], second: Mapping[str, int]
+) -> None:
+    async def save() -> RestoreFrom:
+        async with stage(tmp_path, setup_on(tmp_path, first)) as here:
+            here.start_gang(1)
+            await here.wait_for(Beat, lambda beat: beat.step >= 1)
+            return await here.save(30, "a1-1", 1)
+
+    async def restore(saved: RestoreFrom) -> None:
+        async with stage(tmp_path, setup_on(tmp_path, second)) as here:
+            here.start_gang(2, restore=saved)
+            restored = await here.wait_for(RanksRestored)
+            assert (restored.step, restored.num_from_memory) == (saved.step, 0)
+            num_ranks = second["tp"] * second["dp"]
+            for rank in range(num_ranks):
+                log = await here.logged(2, rank, "restored")
+                assert f"restored {saved.step} True" in log
+                assert (f"{RECORD} {rank}" in log) is (num_ranks == first["tp"] * first["dp"])
+            again = await here.save(saved.step + 60, "a2-2", 2)
+            here.start_gang(3, restore=again)
+            restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 3)
+            assert restored.num_from_memory == num_ranks
+            assert f"restored {again.step} True" in await here.logged(3, 0, "restored")
+
+    asyncio.run(restore(asyncio.run(save())))

@@ -1,0 +1,281 @@
+"""Restore on another mesh, beside torch DCP's resharding load; and over-read, by us and of the reference Behemoth.
+
+    .venv/bin/python tests/bench/reshard.py [--quick] [-o json] [--dir DIR] [--rounds N]
+
+Each case saves the same arrays once per contender on one mesh, ours by the checkpoint engine, DCP's by as many gloo
+processes as that mesh has ranks. Then one process per rank of the other mesh restores, again and again: DCP by
+`dcp.load` into DTensors of its mesh, ours by `open_commit`, `read_rank` into staging memory and `unstage` out of it, on
+one thread per rank. Both fill the very same buffers, which are damaged before and compared afterwards. A sample is wall
+time from the order to the last rank's answer. Ours checks the CRC of every byte on the way, DCP has none. Files are in
+the page cache (`cached`, brought there in one way for everybody) or not (`cold`). `bytes read` are the kernel's
+account of what all processes got from read(2), against what they hold. A new mesh needs new staging memory; `format`
+is that, once per rank and before the restore.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_table import Row, alone, alternate, arguments, beside, show
+from page_states import cache, drop, each_file
+from programs import reshard_scene as scene
+
+sys.path.append(str(Path(__file__).parents[1]))  # the giant layout is the tests' own
+
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.over_read import over_read
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.reshard import plan_resharding
+from behemoth.checkpoint.staging import stage
+from behemoth.checkpoint.writer import write_rank
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
+from checkpoint.giant_layout import giant, giant_weights
+
+NUM_LAYERS = 4
+STEP, WRITE_ID, ATTEMPT = Step(1), WriteId("a1-1"), Attempt(1)
+LIMIT_S = 120.0
+RANK_PROGRAM = Path(__file__).parent / "programs" / "reshard_rank.py"
+STATES = {"cached": cache, "cold": drop}
+CONTENDERS = ("behemoth", "torch-dcp")
+
+TRAINING_MESHES = {
+    "TP 8 -> 4": Mesh(tp=4, dp=1000, pp=8, ep=16, etp=2, edp=125),
+    "TP 8 -> 16": Mesh(tp=16, dp=250, pp=8, ep=16, etp=2, edp=125),
+    "PP 8 -> 4": Mesh(tp=8, dp=1000, pp=4, ep=16, etp=2, edp=250),
+    "PP 8 -> 16, ETP 2 -> 1": Mesh(tp=8, dp=250, pp=16, ep=16, etp=1, edp=125),
+    "EP 16 -> 8": Mesh(tp=8, dp=500, pp=8, ep=8, etp=2, edp=250),
+    "EP 16 -> 32, ETP 2 -> 1": Mesh(tp=8, dp=500, pp=8, ep=32, etp=1, edp=125),
+    "ETP 2 -> 1": Mesh(tp=8, dp=500, pp=8, ep=16, etp=1, edp=250),
+    "DP 500 -> 1000": Mesh(tp=8, dp=1000, pp=8, ep=16, etp=2, edp=250),
+    "DP 500 -> 480 (30,720 ranks)": Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120),
+}
+"""Of the reference Behemoth, from TP8 DP500 PP8, EP16 ETP2 EDP125: each axis halved and doubled as far as the others
+allow. EDP is odd, so DP cannot be halved alone."""
+READER_MESHES = {"weights to 64 ranks, TP8 EP8": Mesh(tp=8, dp=8, ep=8, edp=8), "weights to one host": Mesh()}
+
+
+class Gang:
+    """The processes of one case's new mesh, one per rank, until `close`."""
+
+    def __init__(self, case: scene.Case, num_layers: int, folder: Path) -> None:
+        self._ranks = _start("load", case.axis, case.ranks, num_layers, folder)
+        self.started = self._answers()
+
+    def order(self, what: str) -> list[dict[str, Any]]:
+        """Tell all ranks at once, and wait for the last one."""
+        for rank in self._ranks:
+            assert rank.stdin is not None
+            rank.stdin.write(what + "\n")
+            rank.stdin.flush()
+        return self._answers()
+
+    def close(self) -> None:
+        for rank in self._ranks:
+            assert rank.stdin is not None
+            rank.stdin.close()
+        _wait(self._ranks)
+
+    def _answers(self) -> list[dict[str, Any]]:
+        answers = []
+        for rank in self._ranks:
+            assert rank.stdout is not None
+            line = rank.stdout.readline()
+            if not line:
+                raise SystemExit(f"a rank ended with {rank.wait(LIMIT_S)} instead of an answer")
+            answers.append(json.loads(line))
+        return answers
+
+
+def main() -> int:
+    options = arguments(__doc__ or "", extend=_own_options)
+    num_layers = 1 if options.quick else NUM_LAYERS
+    num_rounds = options.rounds or (3 if options.quick else 15)
+    rows: list[Row] = []
+    for case in scene.CASES:
+        print(case.name, file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="behemoth-bench-", dir=options.dir) as folder:
+            rows += _measured(case, num_layers, Path(folder), num_rounds)
+    rows += _giant_rows(quick=options.quick)
+    num_bytes = sum(4 * rows_ * columns for rows_, columns in scene.shapes(num_layers).values())
+    notes = [
+        f"{num_bytes / 2**30:.2f} GiB in {len(scene.shapes(num_layers))} arrays, one process per rank, one thread each",
+        "a ratio below 1 means that ours is faster, or reads less",
+    ]
+    show("reshard", rows, options, notes=notes)
+    return 0
+
+
+def _own_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", default=None, help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--rounds", type=int, default=None, help="counted rounds of each case (default: 15, quick 3)")
+
+
+def _measured(case: scene.Case, num_layers: int, folder: Path, num_rounds: int) -> list[Row]:
+    _save_ours(case, num_layers, folder / "behemoth")
+    _wait(_start("save", case.axis, case.saved_ranks, num_layers, folder))
+    with ExitStack() as stack:
+        gang = Gang(case, num_layers, folder)
+        stack.callback(gang.close)
+        held_bytes = sum(one["held"] for one in gang.started)
+
+        def round_of(contender: str) -> Mapping[str, float]:
+            values: dict[str, float] = {}
+            for state, prepare in STATES.items():
+                each_file(folder / contender, prepare)
+                values |= {f"{metric}, {state}": value for metric, value in _load(gang, contender, held_bytes).items()}
+            return values
+
+        contenders = {name: lambda name=name: round_of(name) for name in CONTENDERS}
+        samples = alternate(contenders, num_rounds=num_rounds)
+        formats = [max(one["format"] for one in gang.started)]
+    return _rows(case, samples, formats)
+
+
+def _load(gang: Gang, contender: str, held_bytes: int) -> Mapping[str, float]:
+    gang.order("damage")
+    begin = time.perf_counter()
+    answers = gang.order(contender)
+    seconds = time.perf_counter() - begin
+    if not all(one["is_right"] for one in gang.order("check")):
+        raise SystemExit(f"{contender} did not bring back what was saved: the numbers would mean nothing")
+    parts = {phase: max(one[phase] for one in answers) for phase in ("read", "unstage") if phase in answers[0]}
+    return {"restore": seconds, "bytes": sum(one["bytes"] for one in answers) / held_bytes, **parts}
+
+
+def _rows(case: scene.Case, samples: Mapping[str, Mapping[str, list[float]]], formats: Sequence[float]) -> list[Row]:
+    ours, theirs = (samples[name] for name in CONTENDERS)
+    rows = []
+    for state in STATES:
+        metric = f"restore, {state}"
+        rows.append(beside(f"{case.name}, {state}", "s", ours[metric], "torch-dcp", theirs[metric]))
+        rows += [
+            alone(f"  of which {phase}, slowest rank", "s", ours[f"{phase}, {state}"]) for phase in ("read", "unstage")
+        ]
+    rows.append(beside("  bytes read / held", "", ours["bytes, cached"], "torch-dcp", theirs["bytes, cached"]))
+    rows.append(alone("  format, slowest rank", "s", formats))
+    return rows
+
+
+def _giant_rows(*, quick: bool) -> list[Row]:
+    """Calculated, not measured, but for the seconds of the plan of one rank."""
+    saved = giant()
+    rows: list[Row] = []
+    for name, mesh in TRAINING_MESHES.items():
+        layout = giant(mesh)
+        positions = saved_positions(saved, layout, step=STEP)
+        rows += _over_read_rows(name, saved, layout, positions, quick=quick)
+        rows.append(alone("  plan of one rank's reads", "s", _plan_s(saved, layout, positions)))
+    for name, mesh in READER_MESHES.items():
+        layout = giant_weights(mesh)
+        unread = saved.positions.keys() - layout.positions.keys()
+        positions = saved_positions(saved, layout, step=STEP, unread=unread)
+        rows += _over_read_rows(name, saved, layout, positions, quick=quick)
+    return rows
+
+
+def _over_read_rows(
+    name: str, saved: Layout, layout: Layout, positions: Sequence[int | None], *, quick: bool
+) -> list[Row]:
+    ranks = range(0, layout.mesh.num_ranks, 997) if quick else None
+    figures = over_read(saved, layout, positions, ranks=ranks)
+    return [
+        alone(f"Behemoth-ref, {name}: over-read, each chunk once", "", [figures.once]),
+        alone("  over-read, each rank for itself", "", [figures.alone]),
+    ]
+
+
+def _plan_s(saved: Layout, layout: Layout, positions: Sequence[int | None]) -> list[float]:
+    """Seconds of several ranks; what a layout is asked once has been asked before."""
+    seconds = []
+    for rank in np.linspace(0, layout.mesh.num_ranks - 1, 9).astype(int).tolist():
+        plan = plan_rank(layout, Rank(rank))
+        begin = time.perf_counter()
+        plan_resharding(saved, plan, positions)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def _save_ours(case: scene.Case, num_layers: int, root: Path) -> None:
+    """Every rank of the old mesh in turn."""
+    store, layout = LocalStore(root), scene.layout(case.axis, case.saved_ranks, num_layers)
+    receipts = [_write(store, case, layout, rank, num_layers) for rank in range(case.saved_ranks)]
+    commit(
+        store,
+        run="bench",
+        layout=layout,
+        step=STEP,
+        write_id=WRITE_ID,
+        attempt=ATTEMPT,
+        receipts=receipts,
+        previous=None,
+    )
+    store.close()
+
+
+def _write(store: LocalStore, case: scene.Case, layout: Layout, rank: int, num_layers: int) -> Receipt:
+    plan = plan_rank(layout, Rank(rank))
+    fd = os.memfd_create("bench-arena")
+    try:
+        arena = Arena.format(fd, plan)
+        taken = stage(arena, plan, scene.held(case.axis, case.saved_ranks, rank, num_layers), WRITE_ID, STEP)
+        receipt = write_rank(
+            store,
+            step_prefix(STEP, WRITE_ID),
+            layout,
+            plan,
+            arena,
+            taken.generation,
+            attempt=ATTEMPT,
+            threads=2,
+            cancelled=lambda: False,
+        )
+        arena.close()
+    finally:
+        os.close(fd)
+    return receipt
+
+
+def _start(mode: str, axis: str, world: int, num_layers: int, folder: Path) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join(filter(None, (str(RANK_PROGRAM.parents[1]), os.environ.get("PYTHONPATH"))))
+    return [
+        subprocess.Popen(
+            [sys.executable, str(RANK_PROGRAM), mode, axis, *map(str, (rank, world, port, num_layers)), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        for rank in range(world)
+    ]
+
+
+def _wait(ranks: Sequence[subprocess.Popen[str]]) -> None:
+    for rank in ranks:
+        if rank.wait(LIMIT_S):
+            raise SystemExit(f"a rank ended with exit code {rank.returncode}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Random layouts for property tests, and the same arrays shared in other ways; chunks of some bytes, so that even small
+arrays have many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from hypothesis import strategies as st
+
+from behemoth.checkpoint import grid, plan, sharing
+from behemoth.checkpoint.layout import ArraySpec, Layout, axis_size
+from behemoth.spec.mesh import Mesh
+
+AXES = {"dense": ("tp", "cp", "dp", "pp"), "expert": ("etp", "ep", "edp", "pp")}
+DTYPES = ("uint8", "float8_e5m2", "bfloat16", "float32", "complex128")
+CHUNK_BYTES = st.sampled_from([16, 64, 300, 8 << 20])
+
+
+@contextmanager
+def small_chunks(chunk_bytes: int, *, poor_bytes: int | None = None) -> Iterator[None]:
+    """Chunks of at most so many bytes, where a divisor allows it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "MAX_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(grid, "POOR_CHUNK_BYTES", poor_bytes or max(16, chunk_bytes // 2))
+        _clear_caches()
+        yield
+    _clear_caches()
+
+
+def _clear_caches() -> None:
+    grid.grids.cache_clear()
+    grid._cut.cache_clear()
+    grid._cut_uneven.cache_clear()
+    sharing.kinds.cache_clear()
+    sharing.owners.cache_clear()
+    plan.plan_rank.cache_clear()
+
+
+@st.composite
+def meshes(draw: st.DrawFn) -> Mesh:
+    tp, dp, pp = draw(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])))
+    cp = draw(st.sampled_from([1, 2])) if tp * dp * pp <= 8 else 1
+    per_stage = tp * cp * dp
+    ep = draw(st.sampled_from([size for size in (1, 2, 3, 4) if per_stage % size == 0]))
+    etp = draw(st.sampled_from([size for size in (1, 2) if per_stage // ep % size == 0]))
+    return Mesh(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep, etp=etp, edp=per_stage // ep // etp)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    mesh = draw(meshes())
+    arrays = [draw(array_specs(f"a{index}", mesh)) for index in range(draw(st.integers(1, 4)))]
+    return Layout(mesh=mesh, arrays=tuple(arrays))
+
+
+@st.composite
+def array_specs(draw: st.DrawFn, name: str, mesh: Mesh) -> ArraySpec:
+    """Of a shape that often fits how it is shared."""
+    shape = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
+    spec = draw(shared(ArraySpec(name=name, dtype=draw(st.sampled_from(DTYPES)), shape=tuple(shape)), mesh))
+    packed = spec.packed
+    for dim, axis in spec.dims:
+        if draw(st.booleans()):  # an even split, of packed parts too
+            size = axis_size(mesh, axis)
+            shape[dim] *= size
+            if packed is not None and packed[0] == dim:
+                packed = dim, tuple(part * size for part in packed[1])
+    return replace(spec, shape=tuple(shape), packed=packed)
+
+
+@st.composite
+def reshared(draw: st.DrawFn, layout: Layout) -> Layout:
+    """The same logical arrays on another mesh, each shared in another way."""
+    mesh = draw(meshes())
+    return Layout(mesh=mesh, arrays=tuple(draw(shared(array, mesh)) for array in layout.arrays))
+
+
+@st.composite
+def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
+    """The array, of the same name, type and shape, shared over axes of the dense or the expert mesh, or over ranks."""
+    shape = array.shape
+    kind = draw(st.sampled_from(["dense", "dense", "expert", "expert", "rank"]))
+    if kind == "rank":
+        dims = ((draw(st.integers(0, len(shape) - 1)), "rank"),) if shape else ()
+        return ArraySpec(name=array.name, dtype=array.dtype, shape=shape, dims=dims)
+    axes = list(draw(st.permutations(AXES[kind])))
+    dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
+    has_pp = "pp" not in axes
+    flat_over = axes.pop() if axes and draw(st.booleans()) else None
+    return ArraySpec(
+        name=array.name,
+        dtype=array.dtype,
+        shape=shape,
+        dims=dims,
+        packed=draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1])),
+        flat_over=flat_over,
+        flat_rows=flat_over is not None and bool(shape) and draw(st.booleans()),
+        stage=draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp and flat_over != "pp" else None,
+    )
+
+
+@st.composite
+def _packings(draw: st.DrawFn, shape: tuple[int, ...], dims: list[int]) -> tuple[int, tuple[int, ...]] | None:
+    if not dims or draw(st.booleans()):
+        return None
+    dim = draw(st.sampled_from(dims))
+    if shape[dim] % 2 == 0 and draw(st.booleans()):
+        return dim, (shape[dim] // 2, shape[dim] // 2)
+    ends = sorted(draw(st.sets(st.integers(1, shape[dim] - 1), min_size=1, max_size=2)))
+    begins = [0, *ends]
+    return dim, tuple(end - begin for begin, end in zip(begins, [*ends, shape[dim]], strict=True))

@@ -1,0 +1,86 @@
+"""What a forecast says of a save is what a save does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.forecast import Forecast, Rates, forecast
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import named_inventory
+from behemoth.spec.recipe import Recipe
+from behemoth.testing.store import MemoryStore
+from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout
+
+RATES = Rates(memory_bytes_per_s=10, peer_bytes_per_s=5, disk_bytes_per_s=2, store_bytes_per_s=1)
+
+
+def of(layout: Layout, *, ranks_per_node: int = 2, rates: Rates = RATES) -> Forecast:
+    return forecast(layout, ranks_per_node=ranks_per_node, rates=rates, restored=layout)
+
+
+def test_files_and_metadata_are_those_of_a_save() -> None:
+    layout, store = toy_layout(), MemoryStore()
+    save(store, layout, logical_arrays(layout, 1), step=1)
+    sizes = {one.key: one.size_bytes for one in store.list("")}
+    metadata = sum(size for key, size in sizes.items() if "/c" not in key.removeprefix("steps"))
+    found = of(layout)
+    assert found.num_files == len(sizes)
+    # Names of run and write are left empty, and CRCs are as wide as they may be.
+    assert abs(found.metadata_bytes - metadata) < 200
+
+
+def test_staging_is_that_of_the_fullest_node() -> None:
+    layout = toy_layout()
+    arenas = [Arena.size_bytes(plan_rank(layout, Rank(rank))) for rank in range(4)]
+    assert of(layout).staging_bytes == max(arenas[0] + arenas[1], arenas[2] + arenas[3])
+    assert of(layout, ranks_per_node=4).staging_bytes == sum(arenas)
+
+
+def test_seconds_are_those_of_the_slowest_rank_or_node() -> None:
+    layout = toy_layout()
+    plans = [plan_rank(layout, Rank(rank)) for rank in range(4)]
+    found = of(layout)
+    assert found.seconds["memory"] == max(plan.data_bytes for plan in plans) / 10
+    assert found.seconds["peer"] == max(one.data_bytes + two.data_bytes for one, two in (plans[:2], plans[2:])) / 5
+    assert (
+        found.seconds["disk"] == max(one.written_bytes + two.written_bytes for one, two in (plans[:2], plans[2:])) / 2
+    )
+    faster = of(layout, rates=replace(RATES, store_bytes_per_s=4))
+    assert found.seconds["store"] == 4 * faster.seconds["store"]
+    assert faster.requests_per_s == pytest.approx(4 * found.requests_per_s)
+
+
+def test_small_arrays_are_one_request_each_and_metadata_counts_too() -> None:
+    layout = toy_layout()
+    found = of(layout, rates=replace(RATES, usd_per_million_requests=1e6))
+    # One shard for each model-parallel block: tp or ep cuts two arrays in two, one rank's records lie in four.
+    num_shards = len(layout.arrays) + 3 * 1 + 3
+    num_metadata = found.num_files - len(layout.arrays)
+    assert found.num_objects == found.num_parts == found.num_requests == num_shards + num_metadata
+    assert found.price_usd == found.num_requests
+
+
+def test_the_reference_behemoth_keeps_its_bounds() -> None:
+    layout = model_layout(named_inventory("behemoth-ref"), Recipe(), Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125))
+    phases: list[tuple[int, int]] = []
+    found = forecast(
+        layout,
+        ranks_per_node=8,
+        rates=Rates(),
+        restored=layout,
+        progress=lambda done, total: phases.append((done, total)),
+    )
+    assert found.data_bytes == 24_185_543_497_728
+    assert found.bytes_per_rank.max <= 1.02 * found.bytes_per_rank.mean
+    assert found.metadata_bytes <= 8_000_000
+    assert found.num_requests <= 4_000_000
+    assert found.exchanged_share <= 0.08
+    assert found.over_read.once <= 1.1
+    assert phases == [(done, 4) for done in range(5)]

@@ -1,0 +1,100 @@
+"""Layouts that come out of recipes: which arrays, of which bytes, shared how."""
+
+from __future__ import annotations
+
+import pytest
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.plan import prove_coverage
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import decode_inventory, named_inventory
+from behemoth.spec.recipe import Recipe
+
+MESH = Mesh(tp=2, dp=4, pp=2, ep=2, etp=2, edp=2)
+TOY = decode_inventory(
+    b"""{"format": 1, "experts": 4, "tensors": [
+      {"name": "embed", "shape": [12, 8], "shard": "tp0"},
+      {"name": "l{}.norm", "shape": [8], "shard": "rep", "layers": [0, 4, 1]},
+      {"name": "l{}.gate_up", "shape": [4, 8, 24], "shard": "ep0,etp2_packed2", "layers": [0, 4, 1]},
+      {"name": "head", "shape": [12, 8], "shard": "tp0", "stage": "last"}]}""",
+    source="toy",
+)
+
+
+def by_name(layout: Layout) -> dict[str, ArraySpec]:
+    return {array.name: array for array in layout.arrays}
+
+
+def test_the_reference_recipe_saves_twelve_bytes_for_each_parameter() -> None:
+    layout = model_layout(named_inventory("behemoth-ref"), Recipe(), Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125))
+    assert len(layout.arrays) == 3 * 1613
+    assert sum(array.num_bytes for array in layout.arrays) == 12 * 2_015_461_958_144 == 24_185_543_497_728
+
+
+def test_slots_stages_and_packed_dims_follow_the_model() -> None:
+    arrays = by_name(model_layout(TOY, Recipe(weights="bfloat16"), MESH))
+    assert arrays["model/embed"] == ArraySpec(
+        name="model/embed", dtype="bfloat16", shape=(12, 8), dims=((0, "tp"),), stage=0
+    )
+    assert arrays["optim/exp_avg/l3.gate_up"] == ArraySpec(
+        name="optim/exp_avg/l3.gate_up",
+        dtype="float32",
+        shape=(4, 8, 24),
+        dims=((0, "ep"), (2, "etp")),
+        packed=(2, (12, 12)),
+        flat_over="edp",
+        stage=1,
+    )
+    assert [arrays[f"optim/master/{name}"].stage for name in ("l1.norm", "l2.norm", "head")] == [0, 1, 1]
+    assert arrays["optim/master/l1.norm"].flat_over == "dp"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bytes_per_parameter"),
+    [
+        (Recipe(), 12),
+        (Recipe(weights="bfloat16"), 14),
+        (Recipe(weights="bfloat16", master="split"), 12),
+        (Recipe(weights="float32", master="none", exp_avg_sq="none"), 8),
+        (Recipe(exp_avg="float8_e4m3fn", exp_avg_sq="float16", shares="whole"), 7),
+        (Recipe(weights="float32", master="none", exp_avg="bfloat16", exp_avg_sq="bfloat16", shares="rows"), 8),
+    ],
+)
+def test_bytes_of_a_parameter_are_those_of_the_slots(recipe: Recipe, bytes_per_parameter: int) -> None:
+    layout = model_layout(TOY, recipe, MESH)
+    assert sum(array.num_bytes for array in layout.arrays) == bytes_per_parameter * TOY.num_params
+    prove_coverage(layout)
+
+
+def test_rows_are_shared_of_weights_too_and_whole_replicas_of_nothing() -> None:
+    rows = model_layout(TOY, Recipe(weights="bfloat16", shares="rows"), MESH)
+    assert all(array.flat_rows and array.flat_over in ("dp", "edp") for array in rows.arrays)
+    whole = model_layout(TOY, Recipe(weights="bfloat16", shares="whole"), MESH)
+    assert all(array.flat_over is None for array in whole.arrays)
+
+
+def test_float8_matrices_have_a_scale_for_each_block_and_vectors_stay_bfloat16() -> None:
+    recipe = Recipe(weights="float8_e4m3fn", scale_block=3, master="none", exp_avg="none", exp_avg_sq="none")
+    arrays = by_name(model_layout(TOY, recipe, MESH))
+    assert arrays["model/l0.norm"].dtype == "bfloat16"
+    assert arrays["model/l0.gate_up"].dtype == "float8_e4m3fn"
+    # Shares of 6 columns are two blocks of 3; of 12 rows over tp, too. Rows of 8 are two blocks and a part.
+    assert (arrays["scale/l0.gate_up"].shape, arrays["scale/l0.gate_up"].packed) == ((4, 3, 8), (2, (4, 4)))
+    assert (arrays["scale/embed"].shape, arrays["scale/embed"].dims) == ((4, 3), ((0, "tp"),))
+    assert "scale/l0.norm" not in arrays
+
+
+def test_a_scale_whose_block_lies_on_two_ranks_is_whole_on_both() -> None:
+    recipe = Recipe(weights="float8_e4m3fn", scale_block=4)
+    arrays = by_name(model_layout(TOY, recipe, MESH))
+    assert (arrays["scale/embed"].shape, arrays["scale/embed"].dims) == ((3, 2), ())
+    assert (arrays["scale/l0.gate_up"].dims, arrays["scale/l0.gate_up"].packed) == (((0, "ep"),), None)
+
+
+def test_a_mesh_that_does_not_suit_the_model_and_a_model_without_tensors_are_refused() -> None:
+    with pytest.raises(Invalid, match=r"mesh.ep: expected a divisor of the model's 4 experts, got 8"):
+        model_layout(TOY, Recipe(), Mesh(dp=8, ep=8))
+    with pytest.raises(Invalid, match="an inventory with tensors"):
+        model_layout(named_inventory("tiny-moe"), Recipe(), Mesh())

@@ -1,0 +1,99 @@
+"""Over-read, beside the reads that ranks really plan."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typing_extensions import Buffer
+
+from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint.crc import TRAILER_BYTES
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.over_read import OverRead, over_read
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reshard import plan_resharding
+from behemoth.spec.mesh import Mesh
+from behemoth.testing.store import MemoryStore
+from checkpoint.checkpoint_rig import arena_of, logical_arrays, save, toy_layout
+from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chunks
+
+
+def planned(old: Layout, new: Layout, rank: int) -> tuple[int, int]:
+    """Bytes that a rank holds, and that it reads for itself."""
+    plan = plan_rank(new, Rank(rank))
+    work = plan_resharding(old, plan, saved_positions(old, new, step=Step(1)))
+    read_bytes = sum(grids(old)[read.array].payload_bytes + TRAILER_BYTES for read in work.reads)
+    return sum(piece.nbytes for piece in plan.pieces), read_bytes
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), old=layouts(), chunk_bytes=CHUNK_BYTES)
+def test_the_figures_are_those_of_all_ranks_plans(data: st.DataObject, old: Layout, chunk_bytes: int) -> None:
+    new = data.draw(reshared(old))
+    ranks = data.draw(st.lists(st.integers(0, new.mesh.num_ranks - 1), min_size=1, unique=True) | st.none())
+    with small_chunks(chunk_bytes):
+        found = over_read(old, new, saved_positions(old, new, step=Step(1)), ranks=ranks)
+        planned_of = [planned(old, new, rank) for rank in (range(new.mesh.num_ranks) if ranks is None else ranks)]
+        assert found.held_bytes == sum(held for held, _ in planned_of)
+        assert found.alone_bytes == sum(read for _, read in planned_of)
+        assert found.worst_alone == max([1.0, *(read / held for held, read in planned_of if held)])
+        assert found.needed_bytes == sum(array.num_bytes for array in old.arrays)
+        assert found.once_bytes == sum(grid.num_chunks * (grid.payload_bytes + TRAILER_BYTES) for grid in grids(old))
+
+
+class Metered(MemoryStore):
+    """Counts what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_bytes = 0
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+        self.read_bytes += memoryview(into).nbytes
+
+
+def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> None:
+    old = toy_layout()
+    new = Layout(mesh=Mesh(tp=3, dp=2, edp=6), arrays=old.arrays)
+    with small_chunks(64):
+        store = Metered()
+        opened = open_commit(store, save(store, old, logical_arrays(old, 1), step=1).ref)
+        store.read_bytes = 0
+        for rank in range(new.mesh.num_ranks):
+            plan = plan_rank(new, Rank(rank))
+            with arena_of(plan) as arena:
+                read_rank(store, opened, new, plan, arena, 0, threads=1)
+        found = over(old, new)
+        assert store.read_bytes == found.alone_bytes > found.held_bytes > found.needed_bytes
+
+
+def over(old: Layout, new: Layout, *, unread: tuple[str, ...] = ()) -> OverRead:
+    return over_read(old, new, saved_positions(old, new, step=Step(1), unread=unread))
+
+
+def test_a_column_cut_makes_each_rank_read_what_its_peers_need_and_the_fleet_nothing_twice() -> None:
+    old = Layout(
+        mesh=Mesh(tp=2, edp=2), arrays=(ArraySpec(name="w", dtype="float32", shape=(1024, 1024), dims=((1, "tp"),)),)
+    )
+    new = Layout(mesh=Mesh(tp=4, edp=4), arrays=old.arrays)
+    found = over(old, new)
+    assert round(found.once, 3) == 1.0
+    assert round(found.alone, 3) == round(found.worst_alone, 3) == 2.0
+
+
+def test_what_is_not_restored_is_not_counted() -> None:
+    weights = ArraySpec(name="w", dtype="int8", shape=(1000,))
+    old = Layout(mesh=Mesh(), arrays=(weights, ArraySpec(name="m", dtype="int8", shape=(5000,))))
+    found = over(old, Layout(mesh=Mesh(dp=2, edp=2), arrays=(weights,)), unread=("m",))
+    assert (found.needed_bytes, found.once_bytes) == (1000, 1004)
+    assert (found.held_bytes, found.alone_bytes) == (2000, 2008)
+
+
+def test_of_nothing_nothing_is_read() -> None:
+    array = ArraySpec(name="w", dtype="int8", shape=(10,))
+    found = over(Layout(mesh=Mesh(), arrays=(array,)), Layout(mesh=Mesh(), arrays=()), unread=("w",))
+    assert (found.once, found.alone, found.once_bytes) == (1.0, 1.0, 0)

@@ -1,0 +1,214 @@
+"""Pins: what is pinned stays, and a pin that was reported as set is never one on nothing."""
+
+from collections.abc import Callable
+
+import pytest
+from typing_extensions import Buffer
+
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, NotFound
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.pins import pin, pinned_writes, unpin
+from behemoth.checkpoint.verify import verify
+from behemoth.checkpoint.verify_store import verify_store
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+from behemoth.testing.faults import Crash, FaultyStore, every_death
+from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
+
+WRITE = (Step(10), WriteId("a1-10"))
+PIN = "pins/000000010-a1-10.json"
+
+
+def three_commits() -> MemoryStore:
+    store = MemoryStore()
+    for step in (10, 20, 30):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    return store
+
+
+def oldest(store: ObjectStore) -> CommitRef:
+    first = commits(store)[0]
+    assert isinstance(first, CommitRef)
+    return first
+
+
+def drop_oldest(store: ObjectStore) -> None:
+    execute(store, plan_gc(store, drop=[CommitRef(step=WRITE[0], write_id=WRITE[1], size_bytes=0)], in_flight=()))
+
+
+def stands(store: ObjectStore) -> bool:
+    """Whether the pinned checkpoint is there, and every bit of it is."""
+    found = [one for one in commits(store) if isinstance(one, CommitRef) and (one.step, one.write_id) == WRITE]
+    return any(verify(store, one, threads=1, deep=True).is_intact for one in found)
+
+
+def test_what_is_pinned_is_not_deleted_until_it_is_unpinned() -> None:
+    store = three_commits()
+    assert pin(store, oldest(store), reason="the paper's", at_us=7)
+    assert pinned_writes(store) == {WRITE}
+    drop_oldest(store)
+    assert stands(store)
+    assert pinned_writes(store) == {WRITE}
+    unpin(store, *WRITE)
+    drop_oldest(store)
+    assert not stands(store)
+    assert {info.key.split("/")[0] for info in store.list("")} == {"commits", "steps"}
+
+
+def test_to_pin_and_unpin_twice_is_fine() -> None:
+    store = three_commits()
+    assert pin(store, oldest(store), reason="first", at_us=1)
+    assert not pin(store, oldest(store), reason="second", at_us=2)
+    unpin(store, *WRITE)
+    unpin(store, *WRITE)
+    assert pinned_writes(store) == frozenset()
+
+
+def test_a_damaged_pin_keeps_its_checkpoint_and_is_named_by_verify() -> None:
+    store = three_commits()
+    pin(store, oldest(store), reason="the paper's", at_us=7)
+    for data in (b"", b"rubbish", Marker.of(Step(20), WriteId("a1-20"), reason="").encode()):
+        store.delete([PIN])
+        store.create(PIN, data)
+        drop_oldest(store)
+        assert stands(store)
+        (problem,) = verify_store(store)
+        assert (problem.kind, problem.object_key) == ("marker", PIN)
+
+
+@pytest.mark.parametrize("key", ["pins/000000010.json", "pins/notes.txt", "pins/10-a1-10.json", "pins/a/b"])
+def test_a_pin_whose_name_says_nothing_stops_every_deletion(key: str) -> None:
+    store = three_commits()
+    store.create(key, b"keep step 10, please")
+    before = list(store.list(""))
+    with pytest.raises(Corrupt, match=f"{key}: expected pins/<nine digits>-<write>.json"):
+        drop_oldest(store)
+    assert list(store.list("")) == before
+    (problem,) = verify_store(store)
+    assert (problem.kind, problem.object_key) == ("extra", key)
+
+
+def test_a_step_that_was_not_committed_cannot_be_pinned() -> None:
+    store = three_commits()
+    with pytest.raises(NotFound, match="commit of step 40"):
+        pin(store, CommitRef(step=Step(40), write_id=WriteId("a1-40"), size_bytes=0), reason="", at_us=0)
+    assert pinned_writes(store) == frozenset()
+
+
+def test_the_data_of_a_pinned_commit_that_was_rejected_stay_for_who_wants_to_save_something() -> None:
+    store = three_commits()
+    pin(store, oldest(store), reason="", at_us=0)
+    reject(store, oldest(store), "a chunk is damaged")
+    execute(store, plan_gc(store, in_flight=()))
+    assert list(store.list("steps/000000010-a1-10"))
+    unpin(store, *WRITE)
+    execute(store, plan_gc(store, in_flight=()))
+    assert not list(store.list("steps/000000010-a1-10"))
+
+
+class Between(FaultyStore):
+    """Does something else just before or after the write of this number: what another process does meanwhile."""
+
+    def __init__(self, inner: ObjectStore, number: int, meanwhile: Callable[[], object], *, is_after: bool) -> None:
+        super().__init__(inner)
+        self._number = number
+        self._meanwhile = meanwhile
+        self._is_after = is_after
+
+    def _write(self, whole: Callable[[], None], half: Callable[[], None]) -> None:
+        is_now = self.num_writes == self._number
+        if is_now and not self._is_after:
+            self._meanwhile()
+        super()._write(whole, half)
+        if is_now and self._is_after:
+            self._meanwhile()
+
+
+def _outcome(work: Callable[[], object]) -> BehemothError | None:
+    try:
+        work()
+    except BehemothError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+@pytest.mark.parametrize("number", range(5))
+def test_a_pin_at_any_moment_of_a_deletion_succeeds_on_a_checkpoint_that_stays_or_fails(
+    number: int, is_after: bool
+) -> None:
+    store, outcomes = three_commits(), []
+    ref = oldest(store)
+    meanwhile = Between(
+        store,
+        number,
+        lambda: outcomes.append(_outcome(lambda: pin(store, ref, reason="", at_us=0))),
+        is_after=is_after,
+    )
+    drop_oldest(meanwhile)
+    if not outcomes:  # the deletion has fewer writes
+        assert meanwhile.num_writes <= number
+        return
+    assert isinstance(outcomes[0], Conflict | NotFound | None)
+    assert stands(store) or outcomes[0] is not None
+    assert WRITE in pinned_writes(store) or not stands(store)
+    assert not list(store.list("deleting"))
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_deletion_at_any_moment_of_a_pin_leaves_no_success_on_nothing(is_after: bool) -> None:
+    store = three_commits()
+    ref = oldest(store)
+    meanwhile = Between(store, 0, lambda: drop_oldest(store), is_after=is_after)
+    failed = _outcome(lambda: pin(meanwhile, ref, reason="", at_us=0))
+    assert stands(store) == (failed is None)
+    assert (WRITE in pinned_writes(store)) == (failed is None)
+
+
+class Racing(FaultyStore):
+    """Has somebody else create something before the first listing of a folder."""
+
+    def __init__(self, inner: ObjectStore, folder: str, key: str, data: Buffer) -> None:
+        super().__init__(inner)
+        self._folder, self._key, self._data = folder, key, data
+
+    def list(self, prefix: str):  # type: ignore[no-untyped-def]
+        if prefix == self._folder and not list(self._inner.list(self._key.split("/")[0])):
+            self._inner.create(self._key, self._data)
+        return super().list(prefix)
+
+
+def test_a_pin_that_meets_a_mark_of_a_deletion_reports_no_success_but_holds() -> None:
+    store = three_commits()
+    mark = "deleting/000000010-a1-10.json"
+    racing = Racing(store, "deleting", mark, Marker.of(*WRITE, reason="").encode())
+    with pytest.raises(Conflict, match="got one that is marked as being deleted") as caught:
+        pin(racing, oldest(store), reason="", at_us=0)
+    assert mark in caught.value.hint
+    execute(store, plan_gc(store, drop=[oldest(store)]))  # the next leader, after that deletion was cut off
+    assert stands(store)
+    assert not list(store.list("deleting"))
+    assert not pin(store, oldest(store), reason="", at_us=0)
+
+
+def _deaths() -> list[object]:
+    store = FaultyStore(three_commits())
+    pin(store, oldest(store), reason="", at_us=0)
+    return list(every_death(store.num_writes))
+
+
+@pytest.mark.parametrize("death", _deaths(), ids=str)
+def test_a_crash_while_pinning_leaves_a_pin_or_none_and_the_checkpoint(death: object) -> None:
+    store = three_commits()
+    dying = FaultyStore(store, death)  # type: ignore[arg-type]
+    with pytest.raises(Crash):
+        pin(dying, oldest(store), reason="", at_us=0)
+    assert pinned_writes(store) in (frozenset(), {WRITE})
+    assert stands(store)
+    pin(store, oldest(store), reason="", at_us=0)
+    drop_oldest(store)
+    assert stands(store)

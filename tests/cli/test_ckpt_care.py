@@ -1,0 +1,284 @@
+"""`behemoth ckpt pin`, `unpin` and `gc`, on a store that a run owns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from behemoth.app.clean_store import plan_clean
+from behemoth.app.run_directory import RunDirectory
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.owner import Owner, take
+from behemoth.checkpoint.verify import verify
+from behemoth.policy.retention import HOUR_US, Retention
+from behemoth.spec.decode import decode_run
+from behemoth.spec.document import to_document
+from behemoth.storage.local import LocalStore
+from behemoth.testing.store import MemoryStore
+from behemoth_cli import root
+from behemoth_cli.views.care import clean_page
+from checkpoint.saved_checkpoint import save, small_layout
+from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
+
+STEPS = (10, 20, 30, 40, 50)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDirectory]:
+    """The directory of a run that nobody leads, with five checkpoints an hour apart and what a sixth left."""
+    monkeypatch.chdir(tmp_path)
+    directory = RunDirectory(tmp_path / "runs" / "small")
+    directory.open()
+    identity = directory.found("small", None)
+    text = NUMPY_RUN.read_text().replace("      steps: 20\n", "      steps: 20\n    retention: {keep_last: 3}\n")
+    directory.write_document(yaml.safe_dump(to_document(decode_run(text.encode(), source="run.yaml"))))
+    directory.close()
+    with closing(LocalStore(directory.checkpoints)) as store:
+        owner = Owner.of_run(identity.run_uid, name="small", directory=str(directory.path))
+        take(store, owner, url=str(directory.checkpoints))
+        for number, step in enumerate(STEPS):
+            save(store, small_layout(), step=step, write_id=f"a1-{step}", committed_us=number * HOUR_US)
+        save(store, small_layout(), step=60, write_id="a1-60", publish=False)
+    yield directory
+    directory.close()
+
+
+def ckpt(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = root.run(["ckpt", *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def steps_of(directory: RunDirectory) -> list[int]:
+    with closing(LocalStore(directory.checkpoints)) as store:
+        found = commits(store)
+        assert all(verify(store, one, threads=1, deep=True).is_intact for one in found)
+        return [int(one.step) for one in found if one.step is not None]
+
+
+def files_of(directory: RunDirectory) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in directory.checkpoints.rglob("*") if file.is_file()}
+
+
+def verdicts(text: str) -> dict[int, list[str]]:
+    return {one["step"]: one["reasons"] for one in json.loads(text)["checkpoints"]}
+
+
+def test_gc_tells_its_plan_by_the_runs_own_file_and_deletes_nothing(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(directory)
+    code, text, noted = ckpt(capsys, "gc", "run/small", "-o", "json")
+    plan = json.loads(text)
+    assert code == 0
+    assert plan["retention"] == {"keepLast": 3, "everySteps": None, "hourly": 0, "daily": 0}
+    assert verdicts(text) == {10: [], 20: [], 30: ["last"], 40: ["last"], 50: ["last"]}
+    assert (plan["numDropped"], plan["numUnfinishedWrites"], plan["isExecuted"]) == (2, 1, False)
+    assert plan["numBytes"] == sum(
+        len(data) for name, data in before.items() for step in (10, 20, 60) if f"/{step:09d}-" in name
+    )
+    assert "--execute" in noted
+    assert files_of(directory) == before
+
+
+def test_gc_with_execute_deletes_what_its_plan_said_and_what_unfinished_writes_left(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text, noted = ckpt(capsys, "gc", "run/small", "--execute")
+    assert code == 0
+    assert text.splitlines()[-1].startswith("deleted 2 of 5 checkpoints and what 1 unfinished write left: ")
+    assert "--execute" not in noted
+    assert steps_of(directory) == [30, 40, 50]
+    assert not [name for name in files_of(directory) if any(f"/{step:09d}-" in name for step in (10, 20, 60))]
+    code, text, _ = ckpt(capsys, "gc", "run/small", "--execute")
+    assert text.splitlines()[-1] == "deleted 0 of 3 checkpoints: 0 B"
+
+
+@pytest.mark.usefixtures("directory")
+def test_an_option_beats_the_file_and_leaves_the_rest_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    text = ckpt(capsys, "gc", "run/small", "--hourly", "4", "--every-steps", "40", "-o", "json")[1]
+    assert verdicts(text) == {
+        10: [],
+        20: ["hourly"],
+        30: ["last", "hourly"],
+        40: ["last", "milestone", "hourly"],
+        50: ["last", "hourly"],
+    }
+    text = ckpt(capsys, "gc", "run/small", "--keep-last", "2", "--daily", "9", "-o", "json")[1]
+    assert verdicts(text) == {10: [], 20: [], 30: [], 40: ["last"], 50: ["last", "daily"]}
+
+
+def test_a_pinned_checkpoint_survives_gc_until_it_is_unpinned(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ckpt(capsys, "pin", "run/small", "--step", "10", "--reason", "the paper's")[:2] == (
+        0,
+        "checkpoint/10 pinned\n",
+    )
+    assert ckpt(capsys, "pin", "run/small", "--step", "10")[1] == "checkpoint/10 was pinned already\n"
+    items = json.loads(ckpt(capsys, "list", "run/small", "-o", "json")[1])["items"]
+    assert [(item["step"], item["pinned"], item["pinReason"]) for item in items][:2] == [
+        (10, True, "the paper's"),
+        (20, False, None),
+    ]
+    shown = ckpt(capsys, "show", "run/small", "--step", "10")[1]
+    assert "\npinned:    the paper's\n" in shown
+    assert "\npinned:    no\n" in ckpt(capsys, "show", "run/small", "--step", "20")[1]
+    ckpt(capsys, "gc", "run/small", "--execute")
+    assert steps_of(directory) == [10, 30, 40, 50]
+    assert ckpt(capsys, "unpin", "run/small", "--step", "10")[:2] == (0, "checkpoint/10 unpinned\n")
+    ckpt(capsys, "gc", "run/small", "--execute")
+    assert steps_of(directory) == [30, 40, 50]
+
+
+def test_a_dry_run_of_pin_and_unpin_changes_nothing(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(directory)
+    assert ckpt(capsys, "pin", "run/small", "--step", "10", "--dry-run")[1] == "checkpoint/10 would be pinned\n"
+    assert files_of(directory) == before
+    ckpt(capsys, "pin", "run/small", "--step", "10")
+    pinned = files_of(directory)
+    assert ckpt(capsys, "unpin", "run/small", "--step", "10", "--dry-run")[1] == "checkpoint/10 would be unpinned\n"
+    assert files_of(directory) == pinned != before
+
+
+def test_what_is_not_there_or_not_pinned_is_not_found(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, told = ckpt(capsys, "pin", "run/small", "--step", "15")
+    assert (code, "there are checkpoints of step 10, 20, 30, 40, 50" in told) == (102, True)
+    code, _, told = ckpt(capsys, "unpin", "run/small", "--step", "10")
+    assert (code, "nothing is pinned there" in told) == (102, True)
+    ckpt(capsys, "pin", "run/small", "--step", "20")
+    assert "pinned are step 20" in ckpt(capsys, "unpin", "run/small", "--step", "10")[2]
+    assert not (directory.checkpoints / "pins" / "000000010-a1-10.json").exists()
+
+
+def test_a_damaged_pin_keeps_its_checkpoint_and_is_damage_to_verify(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt(capsys, "pin", "run/small", "--step", "10")
+    file = directory.checkpoints / "pins" / "000000010-a1-10.json"
+    whole = file.read_bytes()
+    for byte in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[byte] ^= 1
+        file.write_bytes(flipped)
+        code, text, _ = ckpt(capsys, "verify", "run/small", "--fast", "--step", "50")
+        assert (code, "pins/000000010-a1-10.json" in text) == (3, True), byte
+    assert "yes" in ckpt(capsys, "list", "run/small")[1].splitlines()[1]
+    ckpt(capsys, "gc", "run/small", "--execute")
+    assert steps_of(directory) == [10, 30, 40, 50]
+
+
+@pytest.mark.parametrize("where", ["run/small", "runs/small", "runs/small/checkpoints"])
+def test_nothing_is_deleted_while_the_run_is_alive_and_the_plan_says_so(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    before = files_of(directory)
+    directory.open()
+    code, _, told = ckpt(capsys, "gc", where, "--keep-last", "2", "--execute")
+    assert (code, "code: run-locked" in told) == (1, True)
+    code, text, told = ckpt(capsys, "gc", where, "--keep-last", "2", "-o", "json")
+    assert (code, json.loads(text)["numUnfinishedWrites"]) == (0, 0)
+    assert "run/small is alive: --execute would be refused" in told
+    assert files_of(directory) == before
+    directory.close()
+    assert ckpt(capsys, "gc", where, "--keep-last", "2", "--execute")[0] == 0
+    assert steps_of(directory) == [40, 50]
+
+
+def test_while_gc_deletes_no_run_can_begin(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from behemoth_cli.commands import ckpt_gc
+
+    locked: list[int] = []
+    whole = ckpt_gc.execute
+
+    def watched(*plan: Any) -> Any:
+        locked.append(root.run(["run", str(NUMPY_RUN), "--dir", str(directory.path), "--runtime", "process"]))
+        return whole(*plan)
+
+    monkeypatch.setattr(ckpt_gc, "execute", watched)
+    assert ckpt(capsys, "gc", "run/small", "--execute")[0] == 0
+    assert locked == [1]
+
+
+def test_of_a_run_that_is_not_to_be_found_nobody_can_tell_whether_it_is_alive(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "elsewhere" / "store"
+    shutil.copytree(directory.checkpoints, store)
+    shutil.rmtree(directory.path)
+    code, _, told = ckpt(capsys, "gc", str(store), "--keep-last", "2", "--execute")
+    assert (code, "code: owner-unknown" in told) == (1, True)
+    assert "is not to be found at" in ckpt(capsys, "gc", str(store), "--keep-last", "2")[2]
+    (store / "owner" / "run.json").unlink()
+    code, _, told = ckpt(capsys, "gc", str(store), "--keep-last", "2", "--execute")
+    assert (code, "belongs to no run" in told) == (0, True)
+    assert (store / "steps" / "000000060-a1-60").exists()  # whose else could be writing it
+    assert sorted(file.name for file in (store / "commits").iterdir()) == ["000000040.json", "000000050.json"]
+
+
+def test_a_run_directory_that_was_moved_is_still_the_owners(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    directory.path.rename(moved)
+    assert ckpt(capsys, "gc", str(moved / "checkpoints"), "--keep-last", "2", "--execute")[0] == 0
+    assert steps_of(RunDirectory(moved)) == [40, 50]
+
+
+def test_without_a_run_somebody_has_to_say_how_many_are_kept(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, told = ckpt(capsys, "gc", str(directory.checkpoints))
+    assert (code, "code: retention-missing" in told) == (2, True)
+    assert ckpt(capsys, "gc", str(directory.checkpoints), "--keep-last", "1")[0] == 2
+
+
+def test_a_record_that_cannot_be_read_is_kept_and_said(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory.checkpoints / "commits" / "000000010.json").write_bytes(b"rubbish")
+    text = ckpt(capsys, "gc", "run/small", "--execute")[1]
+    assert "  10  -" in text
+    assert "keep     unusable: commits/000000010.json" in text
+    assert (directory.checkpoints / "steps" / "000000010-a1-10").exists()
+    assert not (directory.checkpoints / "steps" / "000000020-a1-20").exists()
+
+
+def test_the_plan_for_a_pipe_a_terminal_and_a_script() -> None:
+    store = MemoryStore()
+    for number, step in enumerate(STEPS):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}", committed_us=number * HOUR_US)
+    save(store, small_layout(), step=60, write_id="a1-60", publish=False)
+    store.create("pins/000000010-a1-10.json", Marker.of(Step(10), WriteId("a1-10"), reason="").encode())
+    store.create("commits/000000005.json", b"rubbish")
+    plan = plan_clean(store, Retention(keep_last=2, every_steps=25, hourly=2), takes_rubbish=True)
+    page = clean_page(plan, is_executed=False, spared=(), now_us=5 * HOUR_US)
+    matches_golden(piped(page), "gc.txt")
+    matches_golden(on_screen(page, 90), "gc.terminal.txt")
+    matches_golden(piped(page, "json"), "gc.json")
+
+
+def test_what_was_pinned_after_the_plan_counts_as_kept() -> None:
+    store = MemoryStore()
+    for step in STEPS:
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    plan = plan_clean(store, Retention(keep_last=3), takes_rubbish=True)
+    spared = {(Step(10), WriteId("a1-10"))}
+    body = clean_page(plan, is_executed=True, spared=spared, now_us=0).body
+    assert (body["numDropped"], verdicts(json.dumps(body))[10]) == (1, ["pinned"])
+    assert body["numBytes"] == sum(info.size_bytes for info in store.list("steps/000000020-a1-20"))

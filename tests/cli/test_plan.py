@@ -1,0 +1,120 @@
+"""`behemoth plan`: what a save costs, on a page and as a document, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from behemoth.checkpoint.loads import loads
+from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.uploads import plan_uploads
+from behemoth.spec.decode import decode_run
+from behemoth.spec.model import named_inventory
+from behemoth_cli import root
+from behemoth_cli.exits import Exit
+from cli.cli_rig import NUMPY_RUN, matches_golden
+from cli.test_bad_input import refused
+
+BEHEMOTH_RUN = NUMPY_RUN.with_name("behemoth.yaml")
+NAMES = ("bytes_per_rank", "objects", "parts", "requests", "metadata_bytes", "staging_bytes", "seconds", "over_read")
+
+
+def scout_run(folder: Path) -> Path:
+    file = folder / "scout.yaml"
+    text = NUMPY_RUN.read_text().replace("count: 2", "count: 32").replace("gpus_per_node: 1", "gpus_per_node: 8")
+    mesh = "  model: {ref: scout}\n  mesh: {tp: 8, pp: 2, dp: 16, etp: 1, ep: 16, edp: 8}\n"
+    file.write_text(text.replace("  mesh:\n    dp: 2\n", mesh))
+    return file
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert root.run(["plan", "-f", *arguments]) == Exit.OK
+    return capsys.readouterr().out
+
+
+def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(told(capsys, *arguments, "-o", "json"))
+    return found
+
+
+def test_a_plan_says_what_a_save_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matches_golden(told(capsys, str(scout_run(tmp_path))), "plan.save.txt")
+
+
+def test_a_document_has_the_numbers_of_the_save_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = scout_run(tmp_path)
+    run = decode_run(file.read_bytes())
+    layout = model_layout(named_inventory("scout"), run.recipe, run.mesh)
+    written, uploads = loads(layout).written_bytes, plan_uploads(layout)
+    found = document(capsys, str(file))
+    assert found["bytes_per_rank"] == {"min": written.min(), "mean": written.mean(), "max": written.max()}
+    num_metadata = found["files"] - len(layout.arrays)  # type: ignore[operator]
+    assert found["objects"] == uploads.num_objects + num_metadata
+    assert found["requests"] == uploads.num_requests + num_metadata
+    assert set(found["seconds"]) == {"memory", "peer", "disk", "store"}  # type: ignore[call-overload]
+    assert len(found["ranks"]) == 256  # type: ignore[arg-type]
+
+
+def test_a_document_of_the_reference_behemoth_has_every_name(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, str(BEHEMOTH_RUN))
+    assert found["bytes"] == 12 * 2_015_461_958_144
+    assert [name for name in NAMES if found.get(name) is None] == []
+    assert found["numRanks"] == 32_000
+
+
+def test_rates_prices_and_the_mesh_that_restores_are_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(scout_run(tmp_path))
+    plain = document(capsys, file)
+    other = document(
+        capsys,
+        file,
+        "--bandwidth",
+        "disk=4GB/s",
+        "--bandwidth",
+        "store=100MB",
+        "--price",
+        "10",
+        "--restore-mesh",
+        "ep=8,tp=8",
+    )
+    assert other["seconds"]["disk"] == plain["seconds"]["disk"] / 2  # type: ignore[index]
+    assert other["seconds"]["store"] == plain["seconds"]["store"] * 2  # type: ignore[index]
+    assert other["seconds"]["memory"] == plain["seconds"]["memory"]  # type: ignore[index]
+    assert other["price_usd"] == 2 * plain["price_usd"]  # type: ignore[operator]
+    assert other["requests_per_s"] == plain["requests_per_s"] / 2  # type: ignore[operator]
+    assert other["over_read_alone"] < plain["over_read_alone"]  # type: ignore[operator]
+
+
+def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, str(NUMPY_RUN))
+    assert {name: found[name] for name in NAMES} == dict.fromkeys(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (["--restore-mesh", "tp=5"], "--restore-mesh: tp: expected a divisor of 202048"),
+        (["--restore-mesh", "tp"], "--restore-mesh: expected each axis once with its size, got 'tp'"),
+        (["--bandwidth", "dsk=1GB"], "hint: did you mean disk?"),
+        (["--bandwidth", "disk=1GB", "--bandwidth", "disk=2GB"], "expected each of memory, peer, disk, store once"),
+        (["--bandwidth", "disk=5"], "got '5' without a unit"),
+        (["--bandwidth", "disk=0B"], "disk: expected a rate above 0"),
+        (["--price", "-1"], "--price"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str], expected: str
+) -> None:
+    code, message = refused(capsys, "plan", "-f", str(scout_run(tmp_path)), *option)
+    assert code == Exit.USAGE
+    assert expected in message
+
+
+@pytest.mark.parametrize("option", [["--restore-mesh", "dp=2"], ["--bandwidth", "disk=1GB"], ["--price", "0"]])
+def test_an_option_without_effect_is_refused(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
+    code, message = refused(capsys, "plan", "-f", str(NUMPY_RUN), *option)
+    assert (code, "expected it with a model whose tensors are known" in message) == (Exit.USAGE, True)

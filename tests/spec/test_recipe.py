@@ -1,0 +1,43 @@
+"""What a recipe takes and refuses, and that planning does not change what a run is."""
+
+from __future__ import annotations
+
+import pytest
+
+from behemoth.base.errors import Invalid
+from behemoth.spec.decode import decode_document
+from behemoth.spec.document import difference, fingerprint
+from behemoth.spec.problem import InvalidRun
+from behemoth.spec.recipe import Recipe
+from spec.run_texts import document
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"weights": "none", "master": "none"}, "weights or a master, got none of both"),
+        ({"weights": "float32", "master": "split"}, "split beside bfloat16 weights, got it beside float32"),
+        ({"weights": "int4"}, "recipe.weights: expected one of none, float32"),
+        ({"scale_block": 0}, "recipe.scale_block: expected an integer from 1"),
+        ({"shares": "columns"}, "expected one of flat, rows, whole"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_a_recipe_in_a_run_file_is_refused_at_its_field() -> None:
+    with pytest.raises(InvalidRun, match=r"spec\.recipe\.master: expected split beside bfloat16") as caught:
+        decode_document(document(recipe={"master": "split"}))
+    assert [problem.path for problem in caught.value.problems] == ["spec.recipe.master"]
+    with pytest.raises(InvalidRun, match=r"spec\.recipe\.weigths"):
+        decode_document(document(recipe={"weigths": "bfloat16"}))
+
+
+def test_another_recipe_is_the_same_run() -> None:
+    plain = decode_document(document())
+    other = decode_document(document(recipe={"weights": "bfloat16"}))
+    assert other.recipe.weights == "bfloat16"
+    assert difference(plain, other) == []
+    assert fingerprint(plain) == fingerprint(other)
