@@ -17,6 +17,7 @@ import pytest
 from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.sdk.saver import MEMORY_WAIT_S
 from behemoth.storage.page_cache import cached_bytes
 from behemoth.wire.messages import (
     AbortSave,
@@ -238,6 +239,33 @@ def written_bytes(here: Stage) -> int:
     """On disk, not just as the size of a sparse file."""
     files = (path for path in (here.folder / "checkpoints").rglob("*") if path.is_file())
     return sum(path.stat().st_blocks * 512 for path in files)
+
+
+def test_a_store_process_that_hangs_costs_saves_but_no_step(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step >= 1)
+        saved = await here.save(30, "a1-1", 1)
+        (store,) = [pid for pid in descendants(here.agents["n0"].pid) if b"wiring.store" in command_line(pid)]
+        os.kill(store, signal.SIGSTOP)
+        hung = await here.announce(saved.step + 60, "a1-2", 1)
+        await here.wait_for(SaveReached, lambda told: told.write_id == hung.write_id and told.stage == "staged")
+        here.send(AbortSave(fence=here.fence(1), write_id=hung.write_id, reason="no commit in time"))
+        starved = await here.announce(hung.step + 60, "a1-3", 1)
+        broken = await here.wait_for(SaveBroken)
+        assert broken.write_id == starved.write_id
+        assert re.search(r"rank \d: no half of the staging memory is free at step", broken.reason)
+        here.send(AbortSave(fence=here.fence(1), write_id=starved.write_id, reason=broken.reason))
+        await here.wait_for(Beat, lambda beat: beat.step > starved.step and beat.stall_us >= MEMORY_WAIT_S * 1e6)
+        os.kill(store, signal.SIGCONT)
+        saved = await here.save(starved.step + 120, "a1-4", 1)
+        assert held_in_memory(here, Rank(0))[-1] == saved.write_id
+
+    play(tmp_path, scene)
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_last_save_that_is_given_up_is_made_again_at_the_same_step(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
@@ -100,6 +101,23 @@ def test_a_hung_rank_leaves_its_stack_in_its_log(tmp_path: Path) -> None:
     assert (int(str(hung["at_us"])) - int(str(drill["at_us"]))) / 1e6 > 1.5
     logs = "".join(path.read_text(errors="replace") for path in (stage.directory / "logs").rglob("rank-00000.log"))
     assert re.search(r'File ".*counter\.py", line \d+ in main', logs), logs[-2000:]
+
+
+def test_storage_that_hangs_costs_saves_but_never_training(tmp_path: Path) -> None:
+    text = spec(steps=500, checkpoint="every: {steps: 20}, save_limit: 1s", recovery="hang_floor: {save: 1s}")
+    with staged(tmp_path, text, arguments=PROCESSES) as stage:
+        stage.start()
+        stage.until_event("Committed", 2)
+        for store in stage.living("store"):
+            os.kill(store.pid, signal.SIGSTOP)
+        stage.until_event("SaveFailed", 2)
+        assert "no half of the staging memory is free" in str(stage.events("SaveFailed")[-1]["message"])
+        for store in stage.living("store"):
+            os.kill(store.pid, signal.SIGCONT)
+        stage.until_event("Committed", len(stage.events("Committed")) + 1)
+        assert stage.finish()["faults"] == []
+        assert stage.events("Hung") == []
+        stage.expect_no_process()
 
 
 @pytest.fixture

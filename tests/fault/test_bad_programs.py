@@ -115,6 +115,25 @@ def test_a_program_that_announces_updates_but_saves_a_stale_copy_is_told_what_it
         assert "run.fence(updates=False)" in reason
 
 
+def test_an_evaluation_after_the_last_step_may_take_the_time_of_an_evaluation(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:evaluates_at_the_end", floors="save: 1s, eval: 30s") as stage:
+        stage.environment["UNLUCKY_FOLDER"] = str(tmp_path)
+        stage.start()
+        assert stage.finish()["reason"] == "all 20 steps are done and committed", stage.told()
+        assert stage.events("Stopping") == []
+        assert len(list(tmp_path.glob("score-*"))) == 2
+
+
+def test_an_evaluation_that_no_phase_declares_is_cut_off_after_the_last_step_and_told(tmp_path: Path) -> None:
+    with unlucky(tmp_path, "fault.unlucky:evaluates_at_the_end_without_a_word", floors="save: 1s") as stage:
+        stage.environment["UNLUCKY_FOLDER"] = str(tmp_path)
+        stage.start()
+        assert "what the workers still did after step 20 was cut off" in str(stage.finish()["reason"])
+        (stopping,) = stage.events("Stopping")
+        assert "no sign of an end for 1 s in phase save" in str(stopping["message"])
+        assert list(tmp_path.glob("score-*")) == []
+
+
 @pytest.mark.timeout(120)
 def test_a_worker_that_prints_a_gigabyte_fills_no_disk_and_holds_up_nobody(tmp_path: Path) -> None:
     with unlucky(tmp_path, "fault.unlucky:prints_a_gigabyte") as stage:

@@ -102,3 +102,30 @@ def test_a_node_that_is_not_up_yet_sets_the_phase_whatever_others_may_take() -> 
     told = board.progress()
     assert told is not None
     assert told.phase == "restore"
+
+
+def test_a_node_whose_workers_have_ended_does_not_speak_for_those_that_still_work() -> None:
+    """Both have saved the end; of the two phases the save's may take longer."""
+    board = board_of(Attempt(1), [A, B])
+    board.note(A, beat(3, phase="save", age_us=90), 100)
+    board.note(B, beat(3, phase="step", age_us=10), 100)
+    board.finished(A, Attempt(0))
+    told = board.progress()
+    assert told is not None
+    assert told.phase == "save"
+    board.finished(A, Attempt(1))
+    told = board.progress()
+    assert told is not None
+    assert (told.phase, told.phase_since_us) == ("step", 90)
+
+
+def test_a_second_evaluation_is_told_even_when_no_beat_fell_between_the_two() -> None:
+    board = board_of(Attempt(1), [A])
+    board.note(A, beat(3, phase="eval", age_us=50), 100)
+    assert board.progress() is not None
+    board.note(A, beat(3, phase="eval", age_us=150), 200)
+    assert board.progress() is None
+    board.note(A, beat(3, phase="eval", age_us=50), 300)
+    told = board.progress()
+    assert told is not None
+    assert (told.at_us, told.phase_since_us) == (300, 250)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, Epoch
-from behemoth.state.config import Cadence
+from behemoth.state.config import Cadence, WorkPhase
 from behemoth.state.effect import Abort, Close, Commit, Evict, Place, Provision, Save, Start, Stop
 from behemoth.state.evidence import Asked, GangFinished, SaveFailed, SaveWritten, TermBegan
-from reconcile.player import Player, S, ref, training
+from reconcile.player import FLOORS, Player, S, ref, training
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,78 @@ def test_a_wish_saves_at_a_near_step_and_then_closes(request_: str, outcome: str
     player.tell(GangFinished(attempt=Attempt(1)))
     assert player.one(Close).outcome == outcome
     assert player.phase == ("suspended", reason)
+
+
+def saved_the_end() -> Player:
+    """All steps are committed, and the workers still live. Floors: 60 s for a save, 600 s for an evaluation."""
+    player = training(total_steps=10, hang_floors=replace(FLOORS, eval_us=600 * S))
+    player.commit()
+    assert not player.has(Close)
+    return player
+
+
+def test_work_after_the_last_step_is_judged_by_the_phase_that_it_declares() -> None:
+    player = saved_the_end()
+    player.rest(50 * S)
+    player.reach(10, phase="eval")
+    player.rest(590 * S)
+    assert not player.has(Close)
+    player.reach(10, phase="eval")
+    player.rest(590 * S)
+    assert not player.has(Close)
+    player.reach(10, phase="step")
+    player.rest(50 * S)
+    assert not player.has(Close)
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert player.one(Close).reason == "all 10 steps are done and committed"
+    assert not player.has(Stop)
+
+
+@pytest.mark.parametrize(("phase", "limit_s"), [("save", 60), ("step", 60), ("eval", 600)])
+def test_workers_that_do_not_end_are_ended_and_the_run_says_so(phase: WorkPhase, limit_s: int) -> None:
+    player = saved_the_end()
+    player.reach(10, phase=phase)
+    player.rest((limit_s - 1) * S)
+    assert not player.has(Close)
+    player.rest(S)
+    cut = f"what the workers still did after step 10 was cut off: no sign of an end for {limit_s} s in phase {phase}"
+    assert player.one(Close).outcome == "succeeded"
+    assert player.one(Close).reason == f"all 10 steps are done and committed, but {cut}"
+    assert player.one(Stop).reason == player.one(Close).reason
+    assert player.one(Stop).dump_stacks
+
+
+def test_workers_that_are_ended_because_one_of_them_failed_after_the_last_step_are_told_with_that() -> None:
+    player = saved_the_end()
+    player.fail(exit_code=1, lines="ValueError: no test set")
+    assert player.one(Close).outcome == "succeeded"
+    assert "was cut off: rank 0" in player.one(Close).reason
+    assert "no test set" in player.one(Close).reason
+
+
+def test_a_suspended_run_gives_its_workers_the_time_of_the_phase_that_they_declare() -> None:
+    player = training()
+    player.tell(Asked(request="suspend"))
+    player.commit()
+    player.reach(player.obs.commits[-1].step, phase="eval")
+    player.rest(59 * S)
+    assert not player.has(Close)
+    player.rest(S)
+    assert player.one(Close).outcome == "suspended"
+    assert "in phase eval" in player.one(Close).reason
+
+
+def test_workers_that_evaluate_outlive_a_coordinator() -> None:
+    player = training(total_steps=10, rejoin_us=60 * S)
+    player.commit()
+    player.reach(10, phase="eval")
+    player.begin(*player.obs.commits, epoch=2)
+    assert not player.has(Close)
+    player.join("abc", attempt=1)
+    player.rest(50 * S)
+    assert not player.has(Close)
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert player.one(Close).reason == "all 10 steps are done and committed"
 
 
 def test_a_wish_without_a_training_gang_closes_directly() -> None:

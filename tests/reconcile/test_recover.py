@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, NodeId, WriteId
 from behemoth.state.effect import Abort, Close, Commit, Evict, Provision, Reject, Replace, Start, Stop
@@ -455,3 +456,17 @@ def test_a_program_that_no_attempt_can_restore_ends_the_run_at_once(is_new: bool
     assert close.outcome == "failed"
     assert "other arrays" in close.reason
     assert not [effect for effect in effects if isinstance(effect, Start)]
+
+
+def test_an_evaluation_that_began_before_the_last_rank_finished_its_step_is_heard_of() -> None:
+    """The step was told with the phase of the rank that finished it last; the floors are 10 and 60 s."""
+    player = training()
+    player.reach(5)
+    told = player.obs.progress
+    assert told is not None
+    evaluating = replace(told, at_us=told.at_us + S, phase="eval", phase_since_us=told.phase_since_us - S // 10)
+    player.tell(Tick(progress=evaluating))
+    player.rest(50 * S)
+    assert not player.has(Start)
+    player.rest(10 * S)
+    assert "(eval)" in player.one(Start).reason

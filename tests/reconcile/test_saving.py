@@ -156,6 +156,30 @@ def test_workers_that_die_after_the_last_save_is_in_memory_are_not_missed() -> N
     assert player.one(Close).outcome == "succeeded"
 
 
+def test_a_last_save_that_storage_takes_its_time_for_is_no_hang_before_its_own_limit() -> None:
+    """The limit of a save is 600 s here, that of ranks without progress 60 s."""
+    player = training(total_steps=Step(10), save_limit_us=600 * S)
+    player.reach(10, phase="save")
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=player.save.write_id))
+    player.rest(590 * S)
+    assert player.obs.incident is None
+    player.rest(10 * S)
+    assert "no commit within 600 s" in player.one(Abort).reason
+    assert player.one(Save).is_last
+    player.rest(59 * S)
+    assert player.obs.incident is None
+    player.commit()
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert player.one(Close).outcome == "succeeded"
+
+
+def test_ranks_that_do_not_stage_a_last_save_hang_as_in_any_phase() -> None:
+    player = training(total_steps=Step(10), save_limit_us=600 * S)
+    player.reach(10, phase="save")
+    player.rest(60 * S)
+    assert player.one(Start).dump_stacks
+
+
 def test_a_last_save_lost_after_the_workers_ended_is_made_again() -> None:
     player = training(total_steps=Step(10))
     write_id = player.save.write_id

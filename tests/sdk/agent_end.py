@@ -74,9 +74,13 @@ class Agent:
         Arena.format(self._fd, plan_rank(Layout.decode(self.declared.layout), Rank(0))).close()
         send_with(self._sock, encode_frame(Ready(step=Step(0), generation=None)), [self._fd])
 
-    def call(self, step: int, write_id: str, generation: int = 0) -> None:
-        """Announces a save in passing, and grants it memory."""
+    def call(self, step: int, write_id: str, generation: int | None = 0) -> None:
+        """Announces a save in passing, and grants it memory; None: nothing is free."""
         self.peer.send(SaveDue(step=Step(step), write_id=WriteId(write_id), is_last=False), timeout_s=LIMIT_S)
+        if generation is not None:
+            self.grant(write_id, generation)
+
+    def grant(self, write_id: str, generation: int) -> None:
         self.peer.send(Grant(write_id=WriteId(write_id), generation=generation), timeout_s=LIMIT_S)
 
     def end(self, step: int, write_id: str = "a1-last") -> None:
@@ -93,6 +97,11 @@ class Agent:
             self.heard.append(message)
             if isinstance(message, kind):
                 return message
+
+    def until_phase(self, phase: str) -> None:
+        """Wait for the word that the rank has entered it."""
+        while self.next(InPhase).phase != phase:
+            pass
 
     def has_said(self, *kinds: type) -> bool:
         while (message := self.peer.poll()) is not None:

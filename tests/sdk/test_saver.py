@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from behemoth.base.errors import Conflict
+from behemoth.base.ids import Step, WriteId
 from behemoth.sdk import State, saver
-from behemoth.wire.session import Armed, Report, Staged, Staging, StagingFailed
-from sdk.agent_end import Agent
+from behemoth.wire.session import (
+    Armed,
+    InPhase,
+    Proceed,
+    Report,
+    SaveDue,
+    SaveOff,
+    Staged,
+    Staging,
+    StagingFailed,
+    Stalled,
+)
+from sdk.agent_end import LIMIT_S, Agent
 
 
 @pytest.fixture
@@ -78,6 +91,67 @@ def test_training_and_saving_go_on_after_a_save_that_was_not_fenced(large: Agent
     for number in (5, 6, 7):
         step(large, number)
     assert large.next(Staged).write_id == "a1-2"
+
+
+def test_a_save_without_free_memory_is_given_up_and_training_and_saving_go_on(agent: Agent) -> None:
+    agent.call(3, "a1-1", generation=None)
+    step(agent, 3)
+    failed = agent.next(StagingFailed)
+    assert failed.write_id == "a1-1"
+    assert "no half of the staging memory is free at step 3" in failed.reason
+    agent.grant("a1-1", 0)  # too late
+    agent.call(6, "a1-2", generation=1)
+    for number in (4, 5, 6):
+        step(agent, number)
+    staged = agent.next(Staged)
+    assert (staged.write_id, staged.generation) == ("a1-2", 1)
+
+
+def test_a_save_takes_memory_that_comes_free_in_a_moment(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "MEMORY_WAIT_S", LIMIT_S)
+    agent.call(3, "a1-1", generation=None)
+    training = threading.Thread(target=step, args=(agent, 3), name="rank")
+    training.start()
+    agent.until_phase("save")
+    agent.grant("a1-1", 1)
+    assert agent.next(Staged).generation == 1
+    training.join(LIMIT_S)
+
+
+def test_time_blocked_for_a_save_that_fails_is_told(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "MEMORY_WAIT_S", 0.05)
+    agent.call(3, "a1-1", generation=None)
+    step(agent, 3)
+    assert agent.next(Stalled).stall_us >= 50_000
+    assert agent.has_said(StagingFailed)
+
+
+def test_time_blocked_for_a_last_save_that_is_given_up_is_told(agent: Agent) -> None:
+    agent.peer.send(SaveDue(step=Step(3), write_id=WriteId("a1-1"), is_last=True), timeout_s=LIMIT_S)
+    agent.grant("a1-1", 0)
+    training = threading.Thread(target=step, args=(agent, 3), name="rank")
+    training.start()
+    agent.until_phase("save")
+    began_ns = time.monotonic_ns()
+    agent.peer.send(Proceed(write_id=WriteId("a1-1")), timeout_s=LIMIT_S)
+    agent.next(Staged)
+    waited_us = (time.monotonic_ns() - began_ns) // 1000
+    agent.peer.send(SaveOff(write_id=WriteId("a1-1"), reason="no commit in time"), timeout_s=LIMIT_S)
+    assert agent.next(Stalled).stall_us >= waited_us
+    assert agent.next(InPhase).phase == "step"
+    training.join(LIMIT_S)
+    step(agent, 4)
+    assert not agent.run._session.saver.has_ended  # type: ignore[union-attr]
+
+
+def test_a_copy_in_the_background_stalls_training_twice(large: Agent) -> None:
+    large.call(3, "a1-1")
+    step(large, 3)
+    large.next(Stalled)
+    assert not large.has_said(Staged)
+    large.run.fence()
+    large.next(Staged)
+    large.next(Stalled)
 
 
 def test_a_step_that_only_gathers_gradients_fences_without_announcing_an_update(large: Agent) -> None:

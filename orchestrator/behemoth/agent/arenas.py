@@ -29,7 +29,8 @@ class Generation:
     state: Literal["free", "granted", "staged", "committed"] = "free"
     write_id: WriteId | None = None
     is_read: bool = False
-    """The store process is writing it out: whatever becomes of the write, it is not given out before that has ended."""
+    """The store process is writing it out: whatever becomes of the write, it is not given out before that has ended. A
+    process that hangs in it is ended (`storelink`), so that even then it comes back."""
 
     def free(self) -> None:
         self.state, self.write_id = "free", None

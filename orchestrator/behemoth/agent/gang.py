@@ -62,6 +62,7 @@ from behemoth.wire.session import (
     Staged,
     Staging,
     StagingFailed,
+    Stalled,
     Standing,
     StepsEnded,
 )
@@ -183,7 +184,7 @@ class Gang:
 
     def beat(self, *, port: int) -> Beat:
         beat = beat_of(
-            [member for member in self._members if not member.has_ended_steps] or self._members,
+            self._members,
             self.attempt,
             floors=self._parts.setup.hang_floors,
             port=port,
@@ -305,6 +306,8 @@ class Gang:
                 member.enter(message.phase, _now_us())
             case Armed() | Missed() | Staging() | Staged() | StagingFailed():
                 self._parts.saves.take(member, message)
+            case Stalled():
+                member.stall_us += message.stall_us
             case StepsEnded():
                 member.has_ended_steps = True
             case _:

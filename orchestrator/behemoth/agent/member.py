@@ -67,9 +67,11 @@ def beat_of(
     last_slowest_us: int,
     now_us: int,
 ) -> Beat:
-    """How far this node is. The slowest rank counts: the least step, then `hang.laggard_key`. `last_slowest_us`
-    stands in when no step was completed since the last beat."""
-    laggard = min(members, key=lambda one: (one.step, laggard_key(one.phase, one.phase_since_us, floors=floors)))
+    """How far this node is. The slowest rank counts: the least step, then `hang.laggard_key`; of ranks without steps
+    left, those that still run. `last_slowest_us` stands in when no step was completed since the last beat."""
+    stepping = [member for member in members if not member.has_ended_steps]
+    working = stepping or [member for member in members if not member.is_gone] or members
+    laggard = min(working, key=lambda one: (one.step, laggard_key(one.phase, one.phase_since_us, floors=floors)))
     losses = [member.loss for member in members if member.loss is not None]
     return Beat(
         attempt=attempt,

@@ -149,8 +149,6 @@ class Saves:
     def take(self, member: Member, message: Armed | Missed | Staging | Staged | StagingFailed) -> None:
         """What a worker says of a save; of one that is over it says nothing new."""
         save = self._saves.get(message.write_id)
-        if isinstance(message, Staged):
-            member.stall_us += message.stall_us
         if save is None or save.broken:
             return
         match message:

@@ -1,7 +1,13 @@
 """The agent's end of its store process, which does all checkpoint I/O so that the agent's loop only talks and beats.
 
 A store process that dies costs the writes in flight (training goes on) and nothing else: preparations are sent again
-to its successor.
+to its successor. One that hangs is ended for that: it leaves an order that was given up unanswered for longer than a
+limit.
+
+Memory is safe meanwhile. An order is answered only when the process can touch no memory any more: by itself when the
+job has ended, or here once the socket is at its end, which the kernel closes after every thread has left its last
+system call. So a half is not filled again while a hung write may still send its bytes to the store. Nor could those
+ever be committed: they go to paths that belong to the one write, whose receipt the dead process will not give.
 """
 
 from __future__ import annotations
@@ -33,6 +39,8 @@ from behemoth.base.ids import Attempt, Step, WriteId
 _PREPARE_TRIES = 3
 _RESTART_PAUSE_S = 1.0
 _LOST = "the store process died"
+ANSWER_LIMIT_S = 30.0
+"""For an order that was given up: time to end a batch or an fsync on slow storage."""
 
 Answer: TypeAlias = "asyncio.Future[StoreReport]"
 _log = logging.getLogger(__name__)
@@ -41,13 +49,17 @@ _log = logging.getLogger(__name__)
 class StoreLink:
     """Owns the store process from `start` to `close`."""
 
-    def __init__(self, *, environment: Mapping[str, str], opening: OpenStore) -> None:
+    def __init__(
+        self, *, environment: Mapping[str, str], opening: OpenStore, answer_limit_s: float = ANSWER_LIMIT_S
+    ) -> None:
         self._environment = environment
         self._opening = opening
+        self._answer_limit_s = answer_limit_s
         self._numbers = itertools.count(1)
         self._child: Child | None = None
         self._channel: Channel[StoreReport] | None = None
         self._answers: dict[int, Answer] = {}
+        self._given_up: dict[int, asyncio.TimerHandle] = {}
         self._restart: asyncio.TimerHandle | None = None
         self._has_answered = False
 
@@ -67,6 +79,7 @@ class StoreLink:
         """Ends the store process by force: what it was writing is not committed and therefore rubbish."""
         if self._restart is not None:
             self._restart.cancel()
+        self._forget_given_up()
         if self._channel is not None:
             self._channel.close()
         if self._child is not None:
@@ -131,9 +144,10 @@ class StoreLink:
         return answer
 
     def cancel(self, job: int) -> None:
-        """Ask for the write to be given up; it is answered all the same."""
+        """Ask for the write to be given up; it is answered all the same, by force if need be."""
         if self._channel is not None and job in self._answers:
             self._channel.send(Cancel(job=job))
+            self._give_up(job)
 
     async def _ask(self, order: Prepare | Write, memory: RankMemory) -> StoreReport:
         if self._channel is None:
@@ -143,11 +157,34 @@ class StoreLink:
         self._channel.send(order, (memory.fd,))
         try:
             return await answer
+        except asyncio.CancelledError:
+            if answer.cancelled():  # nobody waits for it, but a process that hangs in it would fail the next one too
+                self._give_up(order.job)
+            raise
         finally:
             self._answers.pop(order.job, None)
 
+    def _give_up(self, job: int) -> None:
+        """From now on the process has a limited time to answer this order."""
+        if job not in self._given_up and self._child is not None:
+            loop = asyncio.get_running_loop()
+            self._given_up[job] = loop.call_later(self._answer_limit_s, self._end_hung, self._child)
+
+    def _end_hung(self, child: Child) -> None:
+        """The end of its socket tells the rest. A process that the kernel keeps in a call has it open until then."""
+        _log.warning("store process: no answer for %g s to an order that was given up; ending it", self._answer_limit_s)
+        child.end()
+
+    def _forget_given_up(self) -> None:
+        for timer in self._given_up.values():
+            timer.cancel()
+        self._given_up.clear()
+
     def _take(self, report: StoreReport) -> None:
         self._has_answered = True
+        timer = self._given_up.pop(report.job, None)
+        if timer is not None:
+            timer.cancel()
         answer = self._answers.pop(report.job, None)
         if answer is not None and not answer.done():
             answer.set_result(report)
@@ -157,6 +194,7 @@ class StoreLink:
         if self._child is not None:
             self._child.kill()
         self._channel, self._child = None, None
+        self._forget_given_up()
         for job, answer in self._answers.items():
             if not answer.done():
                 answer.set_result(Failed(job=job, reason=_LOST, is_corrupt=False))

@@ -37,6 +37,7 @@ class ProgressBoard:
         self._num_silent = len(self._beats)
         self._slowest_step_us = 0
         self._told: Progress | None = None
+        self._finished: set[NodeId] = set()
 
     def note(self, node: NodeId, beat: Beat, now_us: int) -> None:
         """Beats of other attempts and of nodes outside the gang say nothing about this one."""
@@ -47,6 +48,11 @@ class ProgressBoard:
         self._beats[node] = beat
         self._heard_us[node] = now_us
         self._slowest_step_us = max(self._slowest_step_us, beat.slowest_step_us)
+
+    def finished(self, node: NodeId, attempt: Attempt) -> None:
+        """Its workers have ended as they should: what they did last says nothing about those that still work."""
+        if attempt == self._attempt:
+            self._finished.add(node)
 
     def is_first_step_due(self) -> bool:
         """True when the gang has completed a step and no Progress has told of any yet."""
@@ -62,7 +68,7 @@ class ProgressBoard:
         step = min(beat.step for beat in beats.values())
         behind = [node for node, beat in beats.items() if beat.step == step]
         laggard = min(
-            behind,
+            [node for node in behind if node not in self._finished] or behind,
             key=lambda node: laggard_key(
                 beats[node].phase, self._phase_since_us(node, beats[node]), floors=self._floors
             ),
@@ -98,6 +104,9 @@ class ProgressBoard:
 
 
 def _is_same(told: Progress, news: Progress) -> bool:
+    """An evaluation that began after what was told is another one; to return to phase `step` is no step."""
+    if news.phase == "eval" and news.phase_since_us > told.at_us:
+        return False
     return (told.step, told.furthest_step, told.phase, told.stall_us) == (
         news.step,
         news.furthest_step,

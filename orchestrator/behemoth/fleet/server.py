@@ -302,6 +302,8 @@ class Fleet:
             case Beat():
                 self._beat(link, report)
             case RanksUp() | RanksRestored() | RanksGone() | RanksFinished():
+                if isinstance(report, RanksFinished) and self._board is not None:
+                    self._board.finished(link.node, report.attempt)
                 self._tell(self._gang.count(link.node, report) if self._gang is not None else None)
             case SaveReached() | ReceiptBatch():
                 save = self._saves.get(report.write_id)

@@ -11,9 +11,11 @@ from immutables import Map
 from msgspec.structs import replace
 
 from behemoth.base.ids import Epoch, NodeId
+from behemoth.policy import hang
 from behemoth.policy.failure import is_hopeless
 from behemoth.reconcile.gang import is_saving_the_end, is_settled, tally_with
 from behemoth.reconcile.incidents import open_incident, plain_incident
+from behemoth.state.config import WorkPhase
 from behemoth.state.effect import Close, Effect, Outcome, Stop
 from behemoth.state.evidence import Asked, TermBegan
 from behemoth.state.observation import Node, Observation, Tally, indexes_of
@@ -95,11 +97,24 @@ def closings(obs: Observation) -> tuple[Effect, ...]:
     if verdict is None:
         return ()
     outcome, reason = verdict
-    close = Close(fence=obs.fence, outcome=outcome, reason=reason)
     if not obs.is_gang_active:
-        return (close,)
+        return (Close(fence=obs.fence, outcome=outcome, reason=reason),)
+    cut = _cut(obs)
+    if cut is not None:
+        reason = f"{reason}, but {cut}"
     is_hang = obs.incident is not None and obs.incident.cause == "hang"
-    return (Stop(fence=obs.fence, reason=reason, dump_stacks=is_hang), close)
+    stop = Stop(fence=obs.fence, reason=reason, dump_stacks=is_hang or _is_overdue(obs))
+    return (stop, Close(fence=obs.fence, outcome=outcome, reason=reason))
+
+
+def _cut(obs: Observation) -> str | None:
+    """Why workers that have saved the end are ended by force, in whatever work they still do; None for others."""
+    if obs.ending_step is None:
+        return None
+    cut = f"what the workers still did after step {obs.ending_step} was cut off"
+    if obs.incident is not None:
+        return f"{cut}: {obs.incident.reason}"
+    return f"{cut}: no sign of an end for {_exit_limit_us(obs) / 1e6:g} s in phase {_phase(obs)}"
 
 
 def _success(obs: Observation) -> tuple[Outcome, str] | None:
@@ -109,13 +124,29 @@ def _success(obs: Observation) -> tuple[Outcome, str] | None:
 
 
 def _is_ending(obs: Observation) -> bool:
-    """Whether the workers are on their way out after the last save; they are given the time of a save for it."""
+    """Whether the workers are on their way out after the last save: they may evaluate or export before they end."""
     is_leaving = obs.gang == "training" and obs.incident is None and obs.ending_step is not None
-    return is_leaving and not obs.unknown and obs.now_us < exit_deadline_us(obs)
+    return is_leaving and (bool(obs.unknown) or not _is_overdue(obs))
+
+
+def _is_overdue(obs: Observation) -> bool:
+    return obs.ending_step is not None and obs.now_us >= exit_deadline_us(obs)
 
 
 def exit_deadline_us(obs: Observation) -> int:
-    return max(obs.ended_us, obs.watch_us) + obs.config.hang_floors.save_us
+    """After the last save workers make no step: what they tell is the phase that they are in, and when it changed."""
+    since_us = obs.progress.at_us if obs.progress is not None else 0
+    return max(obs.ended_us, obs.watch_us, since_us) + _exit_limit_us(obs)
+
+
+def _exit_limit_us(obs: Observation) -> int:
+    """That of the phase which they declare, and in any at least the time of a save."""
+    floors = obs.config.hang_floors
+    return max(floors.save_us, hang.limit_us(_phase(obs), floors=floors, p99_us=obs.step_times.p99_us))
+
+
+def _phase(obs: Observation) -> WorkPhase:
+    return obs.progress.phase if obs.progress is not None else "save"
 
 
 def _wish(obs: Observation) -> tuple[Outcome, str] | None:

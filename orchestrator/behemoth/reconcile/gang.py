@@ -23,7 +23,7 @@ from behemoth.state.evidence import (
     WorkerFailed,
 )
 from behemoth.state.fence import Fence
-from behemoth.state.observation import GangState, Incident, Observation, Tally, with_node
+from behemoth.state.observation import GangState, Incident, Observation, SaveInFlight, Tally, with_node
 
 _PACE_WEIGHT = 4
 
@@ -78,10 +78,11 @@ def on_progress(obs: Observation, told: Progress) -> Observation:
 
 def _is_older(told: Progress, last: Progress) -> bool:
     """Steps decide. Times do only among equal steps: where the word of the restore was late or lost, `last` began
-    when the first step was heard of, which may be later than what that step and its phase say of themselves."""
+    when the first step was heard of, which may be later than what that step and its phase say of themselves. The time
+    of hearing comes first: another rank may decide now, whose phase began earlier."""
     if told.step != last.step:
         return told.step < last.step
-    return told.at_us < last.at_us or told.phase_since_us < last.phase_since_us
+    return (told.at_us, told.phase_since_us) < (last.at_us, last.phase_since_us)
 
 
 def _restored_by(obs: Observation) -> GangRestored:
@@ -181,9 +182,24 @@ def hang_deadline_us(obs: Observation) -> int | None:
         case "restoring":
             return since_us + hang.limit_us("restore", floors=floors, p99_us=p99_us)
         case "training" if obs.progress is not None and obs.ending_step is None:
-            return hang.deadline_us(obs.progress, watch_us=since_us, floors=floors, p99_us=p99_us)
+            return _training_deadline_us(obs, obs.progress)
         case _:
             return None
+
+
+def _training_deadline_us(obs: Observation, progress: Progress) -> int:
+    """Ranks that have staged a last save wait for storage: for as long as the save may take, and once more from the
+    time at which it was given up."""
+    floors, p99_us = obs.config.hang_floors, obs.step_times.p99_us
+    since_us = max(obs.gang_since_us, obs.watch_us)
+    if progress.phase == "save":
+        since_us = max(since_us, obs.saved_us)
+    due_us = hang.deadline_us(progress, watch_us=since_us, floors=floors, p99_us=p99_us)
+    save = obs.save
+    if progress.phase != "save" or save is None or save.reached_us is None or not is_last_staged(save):
+        return due_us
+    limit_us = obs.config.save_limit_us + hang.limit_us("save", floors=floors, p99_us=p99_us)
+    return max(due_us, save.reached_us + limit_us)
 
 
 def _note_shortage(obs: Observation) -> Observation:
@@ -256,8 +272,11 @@ def starts(obs: Observation) -> tuple[Effect, ...]:
 
 def is_saving_the_end(obs: Observation) -> bool:
     """Whether the last save is in memory everywhere: then the workers are no longer needed, whatever became of them."""
-    save = obs.save
-    return save is not None and save.is_last and save.doom is None and save.state in ("staged", "written", "committing")
+    return obs.save is not None and obs.save.doom is None and is_last_staged(obs.save)
+
+
+def is_last_staged(save: SaveInFlight) -> bool:
+    return save.is_last and save.state in ("staged", "written", "committing")
 
 
 def _start_reason(obs: Observation, restore: CommitRef | None) -> str:

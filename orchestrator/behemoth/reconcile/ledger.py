@@ -6,7 +6,8 @@ since it last booked. No bucket is a remainder: each span is booked for what hap
 - `useful`: to the completion of steps that no earlier attempt had completed.
 - `recomputed`: from restored to the former best step; a span that crosses it is split along the line of steps. And
   work behind the last reported step that a fault destroyed: it is done again too.
-- `checkpoint_stall`: what ranks spent blocked in saves, taken out of the two above, and the wait for the last save.
+- `checkpoint_stall`: what ranks spent blocked in saves, committed or given up, taken out of the two above; and the wait
+  for the last save.
 - `detect`: from the last sign of health before the fault (see `FaultRow.at_us`) to the first decision about it.
 - `restart`: from the decision to every worker up; `restore`: from there to every rank restored.
 - `idle`: before the first gang was up, while nodes were waited for, while the run was closed, and while nobody led it.

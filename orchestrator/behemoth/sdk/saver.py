@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import assert_never
 
-from behemoth.base.errors import BehemothError, Internal, Invalid
+from behemoth.base.errors import BehemothError, Internal, Invalid, Timeout
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.staging import CAN_BE_FOLLOWED, Stager
@@ -35,12 +35,16 @@ from behemoth.wire.session import (
     Staged,
     Staging,
     StagingFailed,
+    Stalled,
     ToWorker,
 )
 
 INLINE_BYTES = 64 << 20
 """States up to this size are copied inside `save` (about 10 ms); larger ones by a thread until `fence`, and written out
 meanwhile."""
+
+MEMORY_WAIT_S = 0.5
+"""Longest wait of a save in passing for staging memory; less than any hang limit may be (1 s)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +58,6 @@ class _Copying:
     generation: int
     stager: Stager
     thread: threading.Thread | None
-    stall_us: int
     error: Exception | None = None
     done_step: Step | None = None
 
@@ -118,7 +121,6 @@ class Saver:
 
     def save(self, step: Step) -> None:
         """Copy the state if it is due at `step`. Blocks for the copy, and at the last step until the save is safe."""
-        started_ns = time.monotonic_ns()
         self._done(step)
         if self._has_update:
             self._has_update, self._updated_step = False, step
@@ -128,9 +130,9 @@ class Saver:
             return
         with self._within("save"):
             if is_end or (due is not None and due.is_last):
-                self._save_last(step, started_ns)
+                self._save_last(step)
             else:
-                self._save_in_passing(step, started_ns)
+                self._save_in_passing(step)
 
     def fence(self, *, is_update: bool = True) -> None:
         """Until the copy that `save` began is complete. `is_update`: the state is about to change."""
@@ -159,28 +161,48 @@ class Saver:
             copying.thread.join(self._wait_limit_s)
             if copying.thread.is_alive():
                 raise Internal(f"save {copying.write_id}: the copy did not end within {self._wait_limit_s} s")
-        copying.stall_us += (time.monotonic_ns() - started_ns) // 1000
         self._seal(copying)
+        self._tell_stall(started_ns)
 
-    def _save_in_passing(self, step: Step, started_ns: int) -> None:
-        while self._due is not None and self._generation is None:
-            self._wait("a free half of the staging memory")
-        if self._due is None or self._generation is None:
+    def _save_in_passing(self, step: Step) -> None:
+        started_ns = time.monotonic_ns()
+        self._stage(step)
+        self._tell_stall(started_ns)
+
+    def _stage(self, step: Step) -> None:
+        self._wait_for_memory()
+        due, generation = self._due, self._generation
+        if due is None:
             return
-        copying = self._begin(step, self._due.write_id, self._generation)
+        if generation is None:
+            self._fail(due.write_id, _no_memory(step))
+            return
+        copying = self._begin(step, due.write_id, generation)
         if copying is None:
             return
         if self._bound.num_bytes > INLINE_BYTES:
             copying.thread = threading.Thread(target=copying.run, name="behemoth-copy", daemon=True)
             copying.thread.start()
             self._copying = copying
-            copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
             return
         copying.run()
-        copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
         self._seal(copying)
 
-    def _save_last(self, step: Step, started_ns: int) -> None:
+    def _wait_for_memory(self) -> None:
+        """Until a half is granted, for a moment only. One is free at the call of a save, unless the write of an earlier
+        save, which was given up, still reads it. That ends soon, or storage hangs, which training must not wait for."""
+        deadline_s = time.monotonic() + MEMORY_WAIT_S
+        with suppress(Timeout):
+            while self._due is not None and self._generation is None:
+                left_s = deadline_s - time.monotonic()
+                self._hear(self._peer.receive(timeout_s=left_s, what="a free half of the staging memory"))
+
+    def _save_last(self, step: Step) -> None:
+        started_ns = time.monotonic_ns()
+        self._save_until_committed(step)
+        self._tell_stall(started_ns)
+
+    def _save_until_committed(self, step: Step) -> None:
         """Wait for the word that everybody is here, save, and wait for the commit; a write that is given up is followed
         by another at the same step, or, before the run's end, by more training."""
         is_end = step >= self._total_steps
@@ -193,14 +215,13 @@ class Saver:
             elif self._generation is None or (due.is_last and not self._may_proceed):
                 self._wait("the word to go through with the last save")
             else:
-                self._stage_last(step, due.write_id, self._generation, started_ns)
+                self._stage_last(step, due.write_id, self._generation)
 
-    def _stage_last(self, step: Step, write_id: WriteId, generation: int, started_ns: int) -> None:
+    def _stage_last(self, step: Step, write_id: WriteId, generation: int) -> None:
         copying = self._begin(step, write_id, generation)
         if copying is None:
             return
         copying.run()
-        copying.stall_us = (time.monotonic_ns() - started_ns) // 1000
         staged = self._seal(copying)
         while staged and self._due is None and write_id not in (self._safe, self._off):
             self._wait("the commit of the last save")
@@ -240,7 +261,6 @@ class Saver:
             generation=generation,
             stager=stager,
             thread=None,
-            stall_us=0,
         )
 
     def _seal(self, copying: _Copying) -> bool:
@@ -257,7 +277,6 @@ class Saver:
             Staged(
                 write_id=copying.write_id,
                 generation=copying.generation,
-                stall_us=copying.stall_us,
                 updated_step=copying.updated_step,
             )
         )
@@ -300,11 +319,22 @@ class Saver:
         if self._due is not None and self._due.write_id == write_id:
             self._due, self._generation, self._may_proceed = None, None, False
 
+    def _tell_stall(self, started_ns: int) -> None:
+        """Whatever became of the save: the program did not train meanwhile."""
+        self._tell(Stalled(stall_us=(time.monotonic_ns() - started_ns) // 1000))
+
     def _wait(self, what: str) -> None:
         self._hear(self._peer.receive(timeout_s=self._wait_limit_s, what=what))
 
     def _tell(self, message: object) -> None:
         self._peer.send(message, timeout_s=self._wait_limit_s)
+
+
+def _no_memory(step: Step) -> str:
+    return (
+        f"no half of the staging memory is free at step {step}: expected the writes of earlier saves to have ended, "
+        "got one that was given up and still goes on; the store of this node is slow or hangs"
+    )
 
 
 def _unfenced(step: Step, done_step: Step) -> str:

@@ -34,8 +34,6 @@ class Timing:
     exit_report_us: int = 50_000
     loss_report_us: int = 500_000
     """From a machine's end to NodeLost (closed sockets and the reconnect time)."""
-    peer_report_us: int = 200_000
-    """From a holder's end to the first peer whose collective fails."""
     beat_us: int = 1_000_000
     report_us: int = 10_000_000
     """Longest time between two reports of progress while the gang makes steps."""

@@ -15,8 +15,6 @@ from typing import TypeAlias, assert_never
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank, Step
 
-MAX_FAULTS = 1000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillRank:

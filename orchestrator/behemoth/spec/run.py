@@ -216,7 +216,14 @@ class HangFloor:
     ] = timedelta(minutes=5)
     step: Annotated[timedelta, About(doc="Any later step.", kind=_FLOOR)] = timedelta(minutes=1)
     eval: Annotated[timedelta, About(doc="An evaluation.", kind=_FLOOR)] = timedelta(minutes=30)
-    save: Annotated[timedelta, About(doc="The blocking part of a save.", kind=_FLOOR)] = timedelta(minutes=2)
+    save: Annotated[
+        timedelta,
+        About(
+            doc="The blocking part of a save; and what a program still does after its last one, unless it declares "
+            "a phase that may take longer.",
+            kind=_FLOOR,
+        ),
+    ] = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,12 +116,11 @@ class Staging(_Message, frozen=True, kw_only=True):
 
 
 class Staged(_Message, frozen=True, kw_only=True):
-    """The copy is complete and sealed in `generation`; training was blocked for `stall_us`. `updated_step` is the last
-    step in which the program announced an update, the restored one when it announced none yet."""
+    """The copy is complete and sealed in `generation`. `updated_step` is the last step in which the program announced
+    an update, the restored one when it announced none yet."""
 
     write_id: WriteId
     generation: int
-    stall_us: int
     updated_step: Step | None = None
 
 
@@ -132,12 +131,29 @@ class StagingFailed(_Message, frozen=True, kw_only=True):
     reason: str
 
 
+class Stalled(_Message, frozen=True, kw_only=True):
+    """Training was blocked in a save for `stall_us`, told at the end of that time, whatever became of the save."""
+
+    stall_us: int
+
+
 class StepsEnded(_Message, frozen=True, kw_only=True):
     """The rank makes no further step: an exit code of 0 is in order from now on."""
 
 
 FromWorker: TypeAlias = (
-    Join | Declare | Standing | Report | InPhase | Armed | Missed | Staging | Staged | StagingFailed | StepsEnded
+    Join
+    | Declare
+    | Standing
+    | Report
+    | InPhase
+    | Armed
+    | Missed
+    | Staging
+    | Staged
+    | StagingFailed
+    | Stalled
+    | StepsEnded
 )
 
 
@@ -180,7 +196,8 @@ class SaveDue(_Message, frozen=True, kw_only=True):
 
 
 class Grant(_Message, frozen=True, kw_only=True):
-    """Copy into this generation for this write. Without it `save` waits: back-pressure."""
+    """Copy into this generation for this write. Without it `save` waits: for as long as it takes at a last save, for a
+    moment at any other, which is then given up."""
 
     write_id: WriteId
     generation: int
