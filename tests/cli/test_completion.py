@@ -35,7 +35,7 @@ CASES: list[tuple[str, set[str]]] = [
     ("completion ", {"bash", "zsh", "fish"}),
     ("help ", {"exit-codes"}),
     ("pl", {"plan"}),
-    ("ckpt ", {"list", "show", "verify"}),
+    ("ckpt s", {"show", "scrub"}),
 ]
 
 
