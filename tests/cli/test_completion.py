@@ -38,6 +38,7 @@ CASES: list[tuple[str, set[str]]] = [
     ("ckpt ", {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "export", "import"}),
     ("ckpt export large --map l", {"llama4-hf"}),
     ("ckpt export large --dtype bf", {"bf16"}),
+    ("ckpt s", {"show", "scrub"}),
 ]
 
 

@@ -49,7 +49,7 @@ class Marker:
     def decode(data: bytes) -> Marker:
         """Raises Corrupt unless every bit is as written, Invalid for a format of a newer release.
 
-        Rejections of releases before 0.2 have no CRC: they must say what such a release would have written.
+        Rejections of the first release have no CRC: they must have the form in which it wrote them.
         """
         if data.startswith(b'{"step":'):
             return _without_crc(data)

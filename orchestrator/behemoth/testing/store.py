@@ -100,6 +100,14 @@ class MemoryStore:
                 self._unsealed.remove(source)
                 self._unsealed.add(target)
 
+    def copy(self) -> MemoryStore:
+        """A store of its own with the same objects, as a process that was killed leaves them."""
+        after = MemoryStore()
+        with self._lock:
+            after._objects = {key: data[:] for key, data in self._objects.items()}
+            after._unsealed = set(self._unsealed)
+        return after
+
     def after_power_loss(self, *, seed: int) -> MemoryStore:
         """A new store as a power cut could leave it: each unsealed object is gone, zero, cut to half of its bytes, or
         whole, by a generator with this seed."""

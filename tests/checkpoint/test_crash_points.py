@@ -1,0 +1,112 @@
+"""Killed at any write of saves, commits, pins and clean-ups, every checkpoint that was committed and kept restores.
+
+Two searches: every write of some histories, exhaustively; and a state machine against a model, where hypothesis looks
+for the shortest history that breaks a promise.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from behemoth.ports import ObjectStore
+from behemoth.testing.faults import Crash, Die, FaultyStore, When
+from behemoth.testing.store import MemoryStore
+from checkpoint.crash_script import (
+    Book,
+    check,
+    collect,
+    crash_everywhere,
+    pin_one,
+    recover,
+    reject_newest,
+    save_next,
+    unpin_one,
+)
+
+NUM_CRASHES = 10_000
+
+
+def test_every_crash_of_a_history_keeps_what_was_promised() -> None:
+    assert crash_everywhere(1, num_moves=12) > 250
+
+
+@pytest.mark.longer
+@pytest.mark.timeout(900)
+def test_ten_thousand_crashes_keep_what_was_promised() -> None:
+    num_crashes, seed = 0, 100
+    while num_crashes < NUM_CRASHES:
+        num_crashes += crash_everywhere(seed, num_moves=24)
+        seed += 1
+
+
+DEATHS = st.none() | st.builds(Die, write=st.integers(0, 25), when=st.sampled_from(When))
+SEEDS = st.integers(0, 99)
+Move = Callable[[ObjectStore, Book, random.Random], None]
+
+
+class OneStore(RuleBasedStateMachine):
+    """Each rule is one move, which may die at one of its writes, or live where it has fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = MemoryStore()
+        self.book = Book()
+
+    @initialize(num_saves=st.integers(0, 4))
+    def begin(self, num_saves: int) -> None:
+        for number in range(num_saves):
+            save_next(self.store, self.book, random.Random(number))
+
+    @rule(death=DEATHS, seed=SEEDS)
+    def save(self, death: Die | None, seed: int) -> None:
+        self._move(save_next, death, seed)
+
+    @rule(death=DEATHS, seed=SEEDS)
+    def collect(self, death: Die | None, seed: int) -> None:
+        self._move(collect, death, seed)
+
+    @rule(death=DEATHS, seed=SEEDS)
+    def pin(self, death: Die | None, seed: int) -> None:
+        self._move(pin_one, death, seed)
+
+    @rule(death=DEATHS, seed=SEEDS)
+    def unpin(self, death: Die | None, seed: int) -> None:
+        self._move(unpin_one, death, seed)
+
+    @rule(death=DEATHS, seed=SEEDS)
+    def reject(self, death: Die | None, seed: int) -> None:
+        self._move(reject_newest, death, seed)
+
+    @rule(seed=SEEDS)
+    def lose_power(self, seed: int) -> None:
+        """Between two moves: what has returned is durable."""
+        self.store = self.store.after_power_loss(seed=seed)
+
+    @rule()
+    def lead_anew(self) -> None:
+        recover(self.store, self.book)
+
+    @invariant()
+    def every_promise_holds(self) -> None:
+        check(self.store, self.book)
+
+    def _move(self, move: Move, death: Die | None, seed: int) -> None:
+        if death is None:
+            move(self.store, self.book, random.Random(seed))
+            return
+        try:
+            move(FaultyStore(self.store, death), self.book, random.Random(seed))
+        except Crash:
+            if seed % 2:
+                self.store = self.store.after_power_loss(seed=seed)
+            self.book.adopt(check(self.store, self.book))
+
+
+OneStore.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestOneStore = OneStore.TestCase
