@@ -2,22 +2,25 @@
 
 A CRC covers a chunk, so a chunk is read whole however little of it is needed. Two ways to count: each chunk once for
 the whole fleet, whose ranks pass it on to each other, and each rank for itself, as `reader` does. Neighbours:
-`reshard`, which says what one rank reads, and `sharing`, which says how many ranks hold the same.
+`reshard`, which says what one rank reads, and `loads`, which counts writes in the same columns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from behemoth.checkpoint.boxes import Box, piece_bounds
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.reshard import met_chunks
-from behemoth.checkpoint.sharing import Kind, Share, kinds
+from behemoth.checkpoint.loads import Cell, cells, num_flat
+from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,20 +55,20 @@ def over_read(
 ) -> OverRead:
     """Of a restore on `layout` from a checkpoint on `saved`; `positions` as `matching` tells them.
 
-    `ranks` are those to count for the ranks' own figures, by default all. O(chunks that pieces meet), over all pieces
-    of each kind of array that these ranks hold: some seconds for 32,000 ranks of the reference Behemoth.
+    `ranks` are those to count for the ranks' own figures, by default all. O(chunks that pieces meet), in columns: a
+    second for 32,000 ranks of the reference Behemoth.
     """
     of_saved = grids(saved)
     chosen = np.arange(layout.mesh.num_ranks) if ranks is None else np.array(ranks, dtype=np.int64)
     held, alone = np.zeros((2, len(chosen)), dtype=np.int64)
-    known: dict[object, tuple[int, int]] = {}
     wanted = [of_saved[position] for position in positions if position is not None]
     for kind in kinds(layout):
-        pieces, of_rank = np.unique(kind.sharing.piece_of_rank[chosen], return_inverse=True)
+        pieces = kind.sharing.piece_of_rank[chosen]
+        holds = pieces >= 0
+        held_bytes = bytes_of_pieces(kind)
         for grid, num_arrays in _saved_grids(kind, of_saved, positions):
-            counts = np.array([_counted(kind, grid, int(piece), known) for piece in pieces], dtype=np.int64)
-            held += num_arrays * counts[of_rank, 0]
-            alone += num_arrays * counts[of_rank, 1]
+            held[holds] += num_arrays * held_bytes[pieces[holds]]
+            alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid)[pieces[holds]]
     return OverRead(
         needed_bytes=sum(grid.spec.num_bytes for grid in wanted),
         once_bytes=sum(grid.num_chunks * _chunk_bytes(grid) for grid in wanted),
@@ -86,21 +89,68 @@ def _saved_grids(kind: Kind, of_saved: Sequence[Grid], positions: Sequence[int |
     return [(alike[0], len(alike)) for alike in found.values()]
 
 
-def _counted(kind: Kind, grid: Grid, piece: int, known: dict[object, tuple[int, int]]) -> tuple[int, int]:
-    """Bytes that a piece has, and that its holder reads for it. Stages share what they have in common."""
-    if piece < 0:
-        return 0, 0
-    spec, coordinates = kind.grid.spec, kind.sharing.coordinates(piece)
-    cut = (spec.shape, spec.itemsize, spec.dims, spec.packed, spec.flat_over, spec.flat_rows)
-    key = (cut, coordinates, grid.chunk_shape)
-    if key not in known:
-        share = kind.share(piece)
-        known[key] = (share.num_elements * spec.itemsize, len(_met(grid, share)) * _chunk_bytes(grid))
-    return known[key]
+def _num_met(kind: Kind, grid: Grid) -> Ints:
+    """How many chunks each piece meets."""
+    return np.concatenate([_num_met_of_cell(kind, grid, cell) for cell in cells(kind)])
 
 
-def _met(grid: Grid, share: Share) -> set[int]:
-    return {chunk for part in share.parts for chunk in met_chunks(grid, part.held.box, part.flat)}
+def _num_met_of_cell(kind: Kind, grid: Grid, cell: Cell) -> Ints:
+    num = num_flat(kind)
+    bounds = [piece_bounds(kind.grid.spec, part, cell.shape, num) for part in cell.parts]
+    if not cell.parts:
+        return np.zeros(num, dtype=np.int64)
+    if len(cell.parts) == 1:
+        return _num_met_alike(_shifted(cell.parts[0].box, grid.chunk_shape), grid.chunk_shape, bounds[0])
+    met = [
+        _met(part.box, grid.chunk_shape, grid.chunks_per_dim, of_part)
+        for part, of_part in zip(cell.parts, bounds, strict=True)
+    ]
+    return _per_piece(np.concatenate(met), num)
+
+
+def _shifted(box: Box, chunk_shape: tuple[int, ...]) -> Box:
+    """Towards the origin by whole chunks: boxes that lie alike towards the chunks meet equally many."""
+    bases = (low - low % size for (low, _), size in zip(box, chunk_shape, strict=True))
+    return tuple((low - base, high - base) for (low, high), base in zip(box, bases, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _num_met_alike(box: Box, chunk_shape: tuple[int, ...], bounds: tuple[int, ...]) -> Ints:
+    chunks_per_dim = tuple(-(-high // size) for (_, high), size in zip(box, chunk_shape, strict=True))
+    return _per_piece(_met(box, chunk_shape, chunks_per_dim, bounds), len(bounds) - 1)
+
+
+def _per_piece(met: Ints, num: int) -> Ints:
+    """[num]: chunks that a piece meets with any of its parts count once."""
+    return np.bincount(np.unique(met, axis=0)[:, 0], minlength=num).astype(np.int64)
+
+
+def _met(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], bounds: tuple[int, ...]) -> Ints:
+    """[pairs, 2]: a piece and a chunk that have an element of the box in common; `bounds` cut the box into pieces."""
+    starts, chunks = _segments(box, chunk_shape, chunks_per_dim)
+    edges = np.array(bounds, dtype=np.int64)
+    cuts = np.unique(np.concatenate([starts, edges[:-1]]))
+    cuts = cuts[cuts < edges[-1]]
+    piece = np.searchsorted(edges, cuts, side="right") - 1
+    return np.stack([piece, chunks[np.searchsorted(starts, cuts, side="right") - 1]], axis=1)
+
+
+def _segments(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...]) -> tuple[Ints, Ints]:
+    """Where, in C order of the box, another chunk begins, and the number of that chunk."""
+    spans = [(low // size, -(-high // size)) for (low, high), size in zip(box, chunk_shape, strict=True)]
+    cut = max((dim for dim, (first, last) in enumerate(spans) if last - first > 1), default=0)
+    starts, chunks = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    for dim, ((low, high), size) in enumerate(zip(box, chunk_shape, strict=True)):
+        row = math.prod(stop - start for start, stop in box[dim + 1 :])
+        if dim < cut:
+            at = np.arange(low, high, dtype=np.int64)
+        elif dim == cut:
+            at = np.maximum(np.arange(*spans[dim], dtype=np.int64) * size, low)
+        else:
+            at = np.array([low], dtype=np.int64)  # the box lies within one chunk from here on
+        starts = (starts[:, None] + (at - low) * row).reshape(-1)
+        chunks = (chunks[:, None] * chunks_per_dim[dim] + at // size).reshape(-1)
+    return starts, chunks
 
 
 def _chunk_bytes(grid: Grid) -> int:

@@ -92,11 +92,6 @@ def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
     return Resharding(slabs=(Slab(meeting.shape, grid.spec.itemsize, 0),), reads=tuple(reads), blanks=())
 
 
-def met_chunks(grid: Grid, box: Box, flat: Interval) -> set[int]:
-    """The chunks of a saved array that elements `flat` of a box meet, counted in its C order."""
-    return {chunk for part in flat_boxes(box, flat) for chunk in _chunks(grid, part)}
-
-
 class _Meeting(NamedTuple):
     """A slab of a piece, and what it has in common with each chunk that it meets."""
 
