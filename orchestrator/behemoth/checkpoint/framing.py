@@ -1,7 +1,7 @@
 """One line of JSON around a record and the CRC-32C of its bytes: readable to operators, exact to the bit.
 
 A truncated, edited or flipped record must never pass for one, so the line has one form only and anything else is
-damage. What the record says is its owner's business. Neighbours: `commit_record` and `owner`, the two that use it.
+damage. What the record says is its owner's business. Neighbours: `commit_record` and `versioned`, which use it.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ import msgspec
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
-from behemoth.checkpoint.framing import framed, read_listed, unframed
+from behemoth.checkpoint.commit_record import FormatVersion
+from behemoth.checkpoint.framing import framed, read_listed
 from behemoth.checkpoint.paths import write_of_marker
+from behemoth.checkpoint.versioned import decode_versioned
 from behemoth.ports import ObjectInfo, ObjectStore
 
 FORMAT_MAJOR = 1
@@ -53,18 +54,7 @@ class Marker:
         """
         if data.startswith(b'{"step":'):
             return _without_crc(data)
-        body = unframed(data, name="marker")
-        try:
-            form = msgspec.json.decode(body, type=_Format).format
-            if form.major != FORMAT_MAJOR:
-                raise Invalid(
-                    f"marker: expected format {FORMAT_MAJOR}.x, got {form.major}.{form.minor}",
-                    hint="a newer Behemoth wrote it: upgrade this one",
-                    code=FORMAT_UNKNOWN,
-                )
-            return msgspec.json.decode(body, type=Marker)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Corrupt(f"marker record of {len(data)} bytes: {error}", code="marker-rubbish") from error
+        return decode_versioned(data, Marker, name="marker", major=FORMAT_MAJOR)
 
 
 def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:
@@ -97,10 +87,6 @@ def _without_crc(data: bytes) -> Marker:
     if json.dumps(fields, separators=(",", ":")).encode() + b"\n" != data:
         raise Corrupt(f"marker record of {len(data)} bytes: not as it was written", code="marker-rubbish")
     return Marker.of(old.step, old.write_id, reason=old.reason)
-
-
-class _Format(msgspec.Struct, kw_only=True):
-    format: FormatVersion
 
 
 class _Old(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, Timeout, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import RunUid
-from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
-from behemoth.checkpoint.framing import framed, read_listed, unframed
+from behemoth.checkpoint.commit_record import FormatVersion
+from behemoth.checkpoint.framing import framed, read_listed
 from behemoth.checkpoint.paths import OWNER, OWNER_KEY
+from behemoth.checkpoint.versioned import decode_versioned
 from behemoth.ports import ObjectInfo, ObjectStore
 
 FORMAT_MAJOR = 1
@@ -49,22 +50,7 @@ class Owner:
     @staticmethod
     def decode(data: bytes) -> Owner:
         """Raises Corrupt unless every bit is as written, Invalid for a format of a newer release."""
-        body = unframed(data, name="owner")
-        try:
-            form = msgspec.json.decode(body, type=_Format).format
-            if form.major != FORMAT_MAJOR:
-                raise Invalid(
-                    f"owner of a store: expected format {FORMAT_MAJOR}.x, got {form.major}.{form.minor}",
-                    hint="a newer Behemoth wrote it: upgrade this one",
-                    code=FORMAT_UNKNOWN,
-                )
-            return msgspec.json.decode(body, type=Owner)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Corrupt(f"owner record of {len(data)} bytes: {error}", code="owner-rubbish") from error
-
-
-class _Format(msgspec.Struct, kw_only=True):
-    format: FormatVersion
+        return decode_versioned(data, Owner, name="owner", major=FORMAT_MAJOR)
 
 
 def read_owner(store: ObjectStore) -> Owner | None:
