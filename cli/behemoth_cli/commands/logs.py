@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
@@ -206,23 +206,30 @@ class _Followed:
         return [line.decode(errors="replace").rstrip("\r") for line in found]
 
     def _new_bytes(self) -> Iterator[bytes]:
-        """First what is left of the file that was rotated away, then the present one."""
-        older = self._path.with_name(self._path.name + ".1")
-        for path in (older, self._path):
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:
-                continue
-            with file:
-                yield self._read(file, is_older=path is older)
+        """First what is left of the file that was rotated away, then the present one, which is opened before the other
+        is looked for: what is rotated in between is then still in hand."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                yield self._rest_of_older(inode)
+                self._inode, self._offset = inode, 0
+            file.seek(self._offset)
+            data = file.read()
+            self._offset += len(data)
+            yield data
 
-    def _read(self, file: BinaryIO, *, is_older: bool) -> bytes:
-        inode = os.fstat(file.fileno()).st_ino
-        if is_older and self._inode not in (0, inode):
+    def _rest_of_older(self, newer_inode: int) -> bytes:
+        try:
+            file = self._path.with_name(self._path.name + ".1").open("rb")
+        except FileNotFoundError:
             return b""
-        if inode != self._inode:
-            self._inode, self._offset = inode, 0
-        file.seek(self._offset)
-        data = file.read()
-        self._offset += len(data)
-        return data
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode == newer_inode:
+                return b""
+            file.seek(self._offset if inode == self._inode else 0)
+            return file.read()
