@@ -168,7 +168,7 @@ def test_the_bytes_in_the_store_are_those_of_format_1() -> None:
         data = bytearray(size_bytes)
         store.read_into(key, offset_bytes=0, into=data)
         total.update(key.encode() + b"\n" + data)
-    assert total.hexdigest() == "8896ac04280874f45668d3204b65b53e04a9664e2bf276990d28a43a60da593f"
+    assert total.hexdigest() == "d3024e9ce06d97ce1977913d1e97924ad06ea713dc1ea38abd37c8bcfc95051c"
 
 
 def objects_of(store: ObjectStore) -> list[tuple[str, int]]:

@@ -57,17 +57,15 @@ def filled(store: LocalStore, layout: Layout, rank: int, *, threads: int = 1) ->
 
 
 @pytest.mark.parametrize("chunk_bytes", [64, grid_module.MAX_CHUNK_BYTES])
-def test_every_rank_gets_what_was_saved_however_chunks_and_pieces_lie(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
-) -> None:
-    monkeypatch.setattr(grid_module, "MAX_CHUNK_BYTES", chunk_bytes)
+def test_every_rank_gets_what_was_saved_however_chunks_and_pieces_lie(store: LocalStore, chunk_bytes: int) -> None:
     layout = toy_layout()
     arrays = logical_arrays(layout, 1)
-    save(store, layout, arrays, step=3)
-    for rank in range(4):
-        local = local_arrays(layout, rank, arrays)
-        expected = {name: raw_bytes(array) for name, array in local.items()}
-        assert filled(store, layout, rank, threads=1 + rank % 3) == expected
+    with small_chunks(chunk_bytes):
+        save(store, layout, arrays, step=3)
+        for rank in range(4):
+            local = local_arrays(layout, rank, arrays)
+            expected = {name: raw_bytes(array) for name, array in local.items()}
+            assert filled(store, layout, rank, threads=1 + rank % 3) == expected
 
 
 def test_a_flipped_bit_anywhere_in_a_chunk_is_corrupt_and_named(store: LocalStore) -> None:
