@@ -110,6 +110,16 @@ def test_the_data_of_a_pinned_commit_that_was_rejected_stay_for_who_wants_to_sav
     assert not list(store.list("steps/000000010-a1-10"))
 
 
+def test_to_pin_again_what_is_rejected_at_that_moment_leaves_the_first_pin() -> None:
+    store = three_commits()
+    first = oldest(store)
+    pin(store, first, reason="", at_us=0)
+    again = Between(store, 0, lambda: reject(store, first, "a chunk is damaged"), is_after=False)
+    with pytest.raises(NotFound):
+        pin(again, first, reason="", at_us=0)
+    assert pinned_writes(store) == {WRITE}
+
+
 class Between(FaultyStore):
     """Does something else just before or after the write of this number: what another process does meanwhile."""
 

@@ -14,10 +14,11 @@ import yaml
 
 from behemoth.app.clean_store import plan_clean
 from behemoth.app.run_directory import RunDirectory
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import Owner, take
+from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import HOUR_US, Retention
 from behemoth.spec.decode import decode_run
@@ -213,6 +214,21 @@ def test_while_gc_deletes_no_run_can_begin(
     monkeypatch.setattr(ckpt_gc, "execute", watched)
     assert ckpt(capsys, "gc", "run/small", "--execute")[0] == 0
     assert locked == [1]
+
+
+def test_a_run_whose_store_was_taken_over_has_no_say_in_what_is_kept(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(LocalStore(directory.checkpoints)) as store:
+        store.delete([OWNER_KEY])
+        take(store, Owner.of_run(RunUid("another"), name="small", directory="/elsewhere/runs/small"), url="s")
+    before = files_of(directory)
+    for how in ([], ["--execute"]):
+        code, _, told = ckpt(capsys, "gc", "run/small", *how)
+        assert code == 1
+        assert "got that of run/small in /elsewhere/runs/small" in told
+        assert "code: store-owned" in told
+    assert files_of(directory) == before
 
 
 def test_of_a_run_that_is_not_to_be_found_nobody_can_tell_whether_it_is_alive(

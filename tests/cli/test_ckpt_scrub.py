@@ -95,9 +95,14 @@ def test_what_makes_no_sense_is_refused(
     assert (code, what in told) == (2, True)
 
 
-def test_an_empty_store_has_nothing_to_scrub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_in_which_nothing_is_left_is_not_called_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be a file system that is not mounted any more."""
     (tmp_path / "commits").mkdir()
-    assert scrub(capsys, str(tmp_path))[0] == 0
+    code, text, told = scrub(capsys, str(tmp_path))
+    assert (code, text) == (102, "")
+    assert "expected a checkpoint, got none" in told
 
 
 @pytest.mark.parametrize(("how", "awaited"), [(("--rate", "1B"), "store "), (("--every", "6h"), "the next round")])

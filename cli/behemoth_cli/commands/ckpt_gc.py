@@ -14,9 +14,9 @@ import typer
 from behemoth.app.clean_store import plan_clean
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import directory_of, leading
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.checkpoint.gc import execute
-from behemoth.checkpoint.owner import read_owner
+from behemoth.checkpoint.owner import OWNED, read_owner
 from behemoth.policy.retention import Retention
 from behemoth.ports import ObjectStore
 from behemoth.storage.open import open_store, path_of
@@ -57,6 +57,8 @@ def gc(
     place = find_checkpoints(where)
     retention = _retention(place, keep_last, every_steps, hourly, daily)
     context.console.note(f"store {place.url}")
+    with closing(open_store(place.url)) as store:
+        _require_owner(store, place)
     with closing(open_store(place.url)) as store, _held(store, place, context.console, does_execute) as is_alone:
         plan = plan_clean(store, retention, takes_rubbish=is_alone)
         spared = execute(store, plan.gc) if does_execute else frozenset()
@@ -80,6 +82,19 @@ def _retention(
     of_run = {} if of_file is None else asdict(of_file)
     asked = {"keep_last": keep_last, "every_steps": every_steps, "hourly": hourly, "daily": daily}
     return Retention(**{**of_run, **{name: number for name, number in asked.items() if number is not None}})
+
+
+def _require_owner(store: ObjectStore, place: Checkpoints) -> None:
+    """A run whose store another one took over has no say in what is kept there. Raises Conflict."""
+    identity = None if place.directory is None else RunDirectory(place.directory).identity()
+    owner = read_owner(store)
+    if identity is not None and owner is not None and owner.run_uid != identity.run_uid:
+        raise Conflict(
+            f"checkpoint store {place.url}: expected it to be that of the run in {place.directory}, got that of "
+            f"run/{owner.name} in {owner.directory}",
+            hint=f"it was taken over: name {owner.directory}",
+            code=OWNED,
+        )
 
 
 @contextmanager

@@ -241,8 +241,11 @@ def _source(text: str) -> tuple[str, str | None]:
     if path.name.endswith(FILE_SUFFIX) and path.is_file():
         return str(path.parent), path.name
     if not path.is_dir():
-        hint = "name a folder with safetensors files, or one such file"
-        raise NotFound(f"{text}: expected a folder, got none of that name", hint=hint, code="safetensors-not-found")
+        hint = f"name a folder with safetensors files, or one file of a name that ends in {FILE_SUFFIX}"
+        got = "another file" if path.exists() else "none of that name"
+        raise NotFound(
+            f"{text}: expected a folder, or a {FILE_SUFFIX} file, got {got}", hint=hint, code="safetensors-not-found"
+        )
     return str(path), None
 
 

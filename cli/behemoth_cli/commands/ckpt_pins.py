@@ -40,6 +40,8 @@ def pin(
             return
         is_new = pins.pin(store, ref, reason=reason, at_us=time.time_ns() // 1000)
     context.console.lines([f"checkpoint/{step} {'pinned' if is_new else 'was pinned already'}"])
+    if reason and not is_new:
+        context.console.note("hint: the reason that it was pinned for stays; unpin it first to give another")
 
 
 def unpin(ctx: typer.Context, where: Where, step: StepToPin, dry_run: DryRun = False) -> None:

@@ -21,7 +21,7 @@ from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.checking import checked, told
-from behemoth_cli.commands.selection import Threads, Where
+from behemoth_cli.commands.selection import Threads, Where, chosen
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.console import Format
@@ -81,11 +81,13 @@ def _interval(every: str, once: bool) -> timedelta | None:
 def _round(
     context: Context, place: Checkpoints, bytes_per_s: int, stop: threading.Event, threads: int, form: Format
 ) -> Exit:
-    """What is there now, newest first: that is what a restore would want."""
+    """What is there now, newest first: that is what a restore would want. Raises NotFound where nothing is: a store
+    that is not mounted is not whole."""
     with closing(open_store(place.url)) as store:
         paced = PacedStore(store, bytes_per_s=bytes_per_s, stop=stop)
-        reports = checked(paced, list(reversed(commits(store))), context.console, threads=threads, deep=True)
         of_store = verify_store(store)
+        found = [] if of_store and not commits(store) else chosen(store, place, None)
+        reports = checked(paced, list(reversed(found)), context.console, threads=threads, deep=True)
     return told(reports, of_store, context.console, place, form)
 
 

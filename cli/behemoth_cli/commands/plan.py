@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,6 +112,8 @@ def rates_of(bandwidths: list[str], price: float | None) -> Rates:
             raise Invalid(f"option --bandwidth {tier}: expected a rate above 0, got {rate!r}", code="bandwidth")
         given[f"{tier}_bytes_per_s"] = bytes_per_s
     if price is not None:
+        if not math.isfinite(price):
+            raise Invalid(f"option --price: expected a number of USD, got {price}", code="out-of-range")
         given["usd_per_million_requests"] = price
     return Rates(**given)
 

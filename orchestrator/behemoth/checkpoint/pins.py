@@ -58,7 +58,8 @@ def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
     try:
         read_record(store, ref)
     except NotFound as error:
-        store.delete([key])
+        if is_new:  # one that stood already keeps the data of a commit that was rejected
+            store.delete([key])
         raise NotFound(
             f"checkpoint of step {ref.step}: expected it to stay while it was pinned, got it deleted meanwhile",
             hint="retention was faster; pin one that is kept",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import io
 import os
@@ -23,6 +24,9 @@ from typing import NoReturn
 FAILED_LIMIT_S = 10
 """How long threads and exit handlers of a program that failed may take: its peers wait for the reason."""
 
+NATIVE_LIMIT_S = 5
+"""How much longer until what hangs in native code is ended, with its stacks in the log."""
+
 _FLUSHED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 """In this order: text is written into buffers."""
 
@@ -33,6 +37,8 @@ def leave(code: int) -> NoReturn:
     if code != 0:
         signal.signal(signal.SIGALRM, lambda _number, _frame: _exit(code))
         signal.alarm(FAILED_LIMIT_S)
+        # An exit handler that hangs in native code lets no handler of a signal run: this needs no interpreter.
+        faulthandler.dump_traceback_later(FAILED_LIMIT_S + NATIVE_LIMIT_S, exit=True, file=sys.stderr)
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # with the hooks that end the threads of idle pools
         atexit._run_exitfuncs()

@@ -32,7 +32,7 @@ from behemoth.app.start_run import RunPlace, begin_term, claim, node_names, refu
 from behemoth.app.summary import Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Epoch, NodeId, RunUid
+from behemoth.base.ids import Epoch, NodeId, RunUid, Step
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
@@ -179,6 +179,8 @@ class LocalRun:
                 body.resume(former)
             self._loop.tell(TermBegan(epoch=self._epoch))
             intact, bad = await asyncio.to_thread(desk.survey, former.rejected if former is not None else ())
+            if former is None and intact:
+                _require_within(request.run, intact[-1].step)
             if not intact:  # the mount may have gone since the first look
                 await asyncio.to_thread(require_lineage, store, former, url=place.store_url)
             going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
@@ -257,6 +259,17 @@ def _nodes(run: TrainingRun, found: Sequence[NodeId]) -> list[NodeId]:
             code="too-few-nodes",
         )
     return list(found[:wanted])
+
+
+def _require_within(run: TrainingRun, newest: Step) -> None:
+    """A store that was taken over may be further than this run goes: it would end at once, and have trained nothing."""
+    if newest > run.workload.steps:
+        raise Invalid(
+            f"spec.workload.steps: expected at least {newest}, the step of the store's newest checkpoint, got "
+            f"{run.workload.steps}",
+            hint="raise it, or name another store",
+            code="beyond-the-end",
+        )
 
 
 def _vet(store_url: str, run_uid: RunUid | None) -> None:

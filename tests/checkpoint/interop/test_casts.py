@@ -84,6 +84,13 @@ def test_a_tensor_of_zeros_has_the_scale_one() -> None:
     assert not read(made["w"]).astype(np.float32).any()
 
 
+def test_values_too_small_for_a_scale_of_their_own_become_no_nan() -> None:
+    values = np.array([[1e-45, 0.0], [2e-44, -1e-44]], np.float32)
+    made = converted({"w": chunked(values)}, "float8_e4m3fn")
+    assert read(made["w_scale"]) == np.finfo(np.float32).tiny
+    assert np.isfinite(read(made["w"]).astype(np.float32)).all()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_no_scale_can_hold_is_refused_by_name(bad: float) -> None:
     made = converted({"w": chunked(np.array([[1, bad]], np.float32))}, "float8_e4m3fn")

@@ -87,7 +87,9 @@ class Scale:
                 hint="export it as bfloat16, or look at what the run has learned",
                 code="float8-range",
             )
-        return np.float32(largest / FLOAT8_MAX) if largest else np.float32(1)
+        if not largest:
+            return np.float32(1)
+        return np.maximum(np.float32(largest / FLOAT8_MAX), np.finfo(np.float32).tiny)  # no scale of 0: 0 / 0 is NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

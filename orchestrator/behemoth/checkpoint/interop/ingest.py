@@ -75,9 +75,9 @@ def import_tensors(
 ) -> CommitRecord:
     """Write and commit `tensors` as the checkpoint of `step`. Blocks for reading them all.
 
-    Cut off, it leaves no checkpoint, and objects below the write's own prefix that gc knows as rubbish; called again,
-    with another `write_id`, it starts over. After an error it has removed them. Raises what `check_free` and
-    `import_layout` do, and the errors of the tensors' sources.
+    Cut off, it leaves no checkpoint, and objects below the write's own prefix, which a run that takes the store
+    removes; called again, with another `write_id`, it starts over. After an error it has removed them. Raises what
+    `check_free` and `import_layout` do, and the errors of the tensors' sources.
     """
     layout = import_layout(tensors)
     check_free(store, step)
@@ -102,6 +102,7 @@ def import_tensors(
             layout_digest=layout.digest,
             spans=tuple(spans),
         )
+        check_free(store, step)  # a run may have taken the store since
         return commit(
             store,
             run=run,
