@@ -209,6 +209,24 @@ def test_a_run_goes_on_from_the_checkpoints_of_another_mesh_to_the_same_end(tmp_
         stage.expect_no_process()
 
 
+def test_a_run_that_ends_before_the_newest_checkpoint_of_its_store_is_refused_and_may_be_corrected(
+    tmp_path: Path,
+) -> None:
+    store = f"store: {tmp_path / 'shared'}"
+    with staged(tmp_path / "first", spec(steps=40, checkpoint=store)) as stage:
+        stage.start()
+        stage.finish()
+    before = taken_over(tmp_path / "shared" / "kills")
+    with staged(tmp_path / "second", spec(steps=20, checkpoint=store)) as stage:
+        stage.start()
+        assert stage.wait() == BAD_INPUT
+        assert "spec.workload.steps: expected at least 40" in stage.told()
+        assert checkpoints_in(tmp_path / "shared" / "kills") == before
+        stage.text = spec(steps=60, checkpoint=store)
+        stage.start()
+        assert stage.finish()["outcome"] == "succeeded"
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

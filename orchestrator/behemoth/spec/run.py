@@ -249,7 +249,7 @@ class Recovery:
         int,
         About(
             doc="After this many failures of the same kind in a row without one more completed step, or three times "
-            "as many of any kind, the run stops and says why. A checkpoint of another model or mesh stops it at once.",
+            "as many of any kind, the run stops and says why. A checkpoint of another model stops it at once.",
             kind=Integer(minimum=1, maximum=1000),
         ),
     ] = 3
