@@ -89,7 +89,7 @@ class Scale:
             )
         if not largest:
             return np.float32(1)
-        return np.maximum(np.float32(largest / FLOAT8_MAX), np.finfo(np.float32).tiny)  # no scale of 0: 0 / 0 is NaN
+        return np.float32(max(largest / FLOAT8_MAX, np.finfo(np.float32).tiny))  # no scale of 0: 0 / 0 is NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
