@@ -59,9 +59,9 @@ def gc(
     context.console.note(f"store {place.url}")
     with closing(open_store(place.url)) as store:
         _require_owner(store, place)
-    with closing(open_store(place.url)) as store, _held(store, place, context.console, does_execute) as is_alone:
-        plan = plan_clean(store, retention, takes_rubbish=is_alone)
-        spared = execute(store, plan.gc) if does_execute else frozenset()
+        with _held(store, place, context.console, does_execute) as is_alone:
+            plan = plan_clean(store, retention, takes_rubbish=is_alone)
+            spared = execute(store, plan.gc) if does_execute else frozenset()
     now_us = time.time_ns() // 1000
     context.console.show(clean_page(plan, is_executed=does_execute, spared=spared, now_us=now_us), form)
     if not does_execute and (plan.gc.objects or plan.gc.commits):

@@ -138,6 +138,14 @@ class RunDirectory:
         """None in a fresh directory. Raises Corrupt when the file is not what was written."""
         return _read(self._identity, Identity)
 
+    def is_of(self, run_uid: RunUid) -> bool:
+        """Whether that run is here; no for an identity that cannot be read."""
+        try:
+            identity = self.identity()
+        except BehemothError:
+            return False
+        return identity is not None and identity.run_uid == run_uid
+
     def is_beginning(self) -> bool:
         """Whether no start came as far as its first line in journal or events: nothing has happened here yet."""
         return not any(path.exists() and path.stat().st_size for path in (self.journal, self.events))

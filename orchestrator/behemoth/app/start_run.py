@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from behemoth.app.run_directory import Identity, RunDirectory, Term
-from behemoth.base.errors import BehemothError, Conflict, Invalid
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Epoch, NodeId, RunUid
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
@@ -66,7 +66,7 @@ def refuse_copy(identity: Identity, here: Path, first: Path) -> None:
     """Raises Conflict when `here` is a copy of `first`, which is still there: both would act on one store as one run.
 
     A directory that was moved is no copy: nothing is left where it was."""
-    if first == here or not _is_of(first, identity):
+    if first == here or not RunDirectory(first).is_of(identity.run_uid):
         return
     if os.path.samefile(first, here):
         return
@@ -75,14 +75,6 @@ def refuse_copy(identity: Identity, here: Path, first: Path) -> None:
         hint=f"go on with --dir {first}, or start a run of its own in an empty directory",
         code="run-copied",
     )
-
-
-def _is_of(directory: Path, identity: Identity) -> bool:
-    try:
-        found = RunDirectory(directory).identity()
-    except BehemothError:
-        return False
-    return found is not None and found.run_uid == identity.run_uid
 
 
 def _identify(run: TrainingRun, directory: RunDirectory, vet: Vet) -> Identity:

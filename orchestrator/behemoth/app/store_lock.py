@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from behemoth.app.run_directory import RunDirectory
-from behemoth.base.errors import BehemothError, Conflict
+from behemoth.base.errors import Conflict
 from behemoth.checkpoint.owner import Owner, read_owner, require_own
 from behemoth.ports import ObjectStore
 
@@ -20,15 +20,8 @@ from behemoth.ports import ObjectStore
 def directory_of(owner: Owner, candidates: Iterable[Path]) -> RunDirectory | None:
     """The directory of the run that owns a store: where the store says, or the first of `candidates` that is that run's
     (it may have been moved). None when it is not there."""
-    for path in (*candidates, Path(owner.directory)):
-        directory = RunDirectory(path)
-        try:
-            identity = directory.identity()
-        except BehemothError:
-            continue
-        if identity is not None and identity.run_uid == owner.run_uid:
-            return directory
-    return None
+    directories = (RunDirectory(path) for path in (*candidates, Path(owner.directory)))
+    return next((directory for directory in directories if directory.is_of(owner.run_uid)), None)
 
 
 @contextmanager
