@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.reader import digest, open_commit
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import open_store
@@ -86,7 +85,7 @@ def verify_checkpoints(
     with closing(open_store(place.url)) as store:
         of_store = verify_store(store)
         # Damage is told even where nothing was committed.
-        wanted = [] if of_store and step is None and not commits(store) else chosen(store, place, step)
+        wanted = chosen(store, place, step, may_be_none=bool(of_store) and step is None)
         reports = checked(store, wanted, context.console, threads=threads, deep=not fast)
     return told(reports, of_store, context.console, place, form)
 

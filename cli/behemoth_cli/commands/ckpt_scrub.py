@@ -15,7 +15,6 @@ import typer
 
 from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_duration, parse_size
-from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.pacing import PacedStore
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import open_store
@@ -86,7 +85,7 @@ def _round(
     with closing(open_store(place.url)) as store:
         paced = PacedStore(store, bytes_per_s=bytes_per_s, stop=stop)
         of_store = verify_store(store)
-        found = [] if of_store and not commits(store) else chosen(store, place, None)
+        found = chosen(store, place, None, may_be_none=bool(of_store))
         reports = checked(paced, list(reversed(found)), context.console, threads=threads, deep=True)
     return told(reports, of_store, context.console, place, form)
 

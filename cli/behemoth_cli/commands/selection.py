@@ -32,11 +32,13 @@ Step = Annotated[int | None, typer.Option("--step", metavar="N", min=0, help="Th
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, max=256, help="Threads that read and check.")]
 
 
-def chosen(store: ObjectStore, place: Checkpoints, step: int | None) -> list[CommitRef | BadCommit]:
-    """All checkpoints, or that of `step`. Raises NotFound when there is none."""
+def chosen(
+    store: ObjectStore, place: Checkpoints, step: int | None, *, may_be_none: bool = False
+) -> list[CommitRef | BadCommit]:
+    """All checkpoints, or that of `step`. Raises NotFound when there is none, unless that `may_be_none`."""
     all_commits = commits(store)
     found = [one for one in all_commits if step is None or one.step == step]
-    if found:
+    if found or may_be_none:
         return found
     steps = ", ".join([str(one.step) for one in all_commits if one.step is not None][-8:])
     wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
