@@ -1,13 +1,18 @@
 """Killed at any write of saves, commits, pins and clean-ups, every checkpoint that was committed and kept restores.
 
-Two searches: every write of some histories, exhaustively; and a state machine against a model, where hypothesis looks
-for the shortest history that breaks a promise.
+Three searches: every write of some histories, exhaustively, in a simulated store; real kills, at random moments, of a
+process that writes to a directory; and a state machine against a model, where hypothesis looks for the shortest history
+that breaks a promise.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -30,6 +35,7 @@ from checkpoint.crash_script import (
 )
 
 NUM_CRASHES = 10_000
+TESTS = Path(__file__).parent.parent
 
 
 def test_every_crash_of_a_history_keeps_what_was_promised() -> None:
@@ -43,6 +49,32 @@ def test_ten_thousand_crashes_keep_what_was_promised() -> None:
     while num_crashes < NUM_CRASHES:
         num_crashes += crash_everywhere(seed, num_moves=24)
         seed += 1
+
+
+def test_real_kills_of_a_process_keep_what_was_promised(tmp_path: Path) -> None:
+    assert kill_players(tmp_path, seed=1, num_kills=12) >= 6
+
+
+@pytest.mark.longer
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(10))
+def test_five_hundred_real_kills_keep_what_was_promised(tmp_path: Path, seed: int) -> None:
+    assert kill_players(tmp_path, seed=100 + seed, num_kills=50) >= 40
+
+
+def kill_players(folder: Path, *, seed: int, num_kills: int) -> int:
+    """How many kills struck after the first write of the killed process, and before its end."""
+    command = [
+        sys.executable,
+        str(TESTS / "checkpoint" / "killed_histories.py"),
+        str(folder),
+        str(seed),
+        str(num_kills),
+    ]
+    path = os.pathsep.join([str(TESTS), *sys.path])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
 
 
 DEATHS = st.none() | st.builds(Die, write=st.integers(0, 25), when=st.sampled_from(When))
