@@ -7,10 +7,12 @@ index, the index covers each zarr.json, and chunk CRCs cover the rest. No I/O. N
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.commit_record import MAX_INDEX_BYTES
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids, group_json
 from behemoth.checkpoint.layout import Layout
@@ -18,6 +20,10 @@ from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import METADATA
 
 FORMAT_VERSION = 1
+MAX_METADATA_BYTES = 1 << 20
+"""Of one zarr.json."""
+
+_Crc = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +31,8 @@ class MetadataObject:
     """A zarr.json: its key below the step's prefix, size and CRC-32C."""
 
     key: str
-    size_bytes: int
-    crc: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_METADATA_BYTES)]
+    crc: _Crc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,7 @@ class CommitIndex:
 
     layout: Layout
     metadata: tuple[MetadataObject, ...]
-    content_crcs: tuple[int, ...]
+    content_crcs: tuple[_Crc, ...]
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(
@@ -49,7 +55,9 @@ class CommitIndex:
 
     @staticmethod
     def decode(data: bytes) -> CommitIndex:
-        """Raises Corrupt for what is no index, Invalid for one of a newer release."""
+        """Raises Corrupt for what is no index, or not one of its own layout, Invalid for one of a newer release."""
+        if len(data) > MAX_INDEX_BYTES:
+            raise Corrupt(f"index: expected at most {MAX_INDEX_BYTES} bytes, got {len(data)}", code="index-size")
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -61,6 +69,10 @@ class CommitIndex:
                 code="format-unknown",
             )
         layout = Layout.decode(document.layout)
+        # Keys only: a later minor version may say more in its zarr.json, and the CRC covers whatever that is.
+        keys = [one.key for one in document.metadata]
+        if keys != _metadata_keys(layout) or len(document.content_crcs) != len(layout.arrays):
+            raise Corrupt(f"index of {len(data)} bytes: its metadata is not that of its layout", code="index-layout")
         return CommitIndex(layout=layout, metadata=document.metadata, content_crcs=document.content_crcs)
 
 
@@ -70,6 +82,12 @@ def metadata_objects(layout: Layout) -> dict[str, bytes]:
     objects |= {f"{group}/{METADATA}": group_json() for group in groups_of(layout.paths)}
     objects |= {f"{path}/{METADATA}": grid.zarr_json() for path, grid in zip(layout.paths, grids(layout), strict=True)}
     return objects
+
+
+def _metadata_keys(layout: Layout) -> list[str]:
+    """Of `metadata_objects`, sorted."""
+    folders = [*groups_of(layout.paths), *layout.paths]
+    return sorted([METADATA, *(f"{folder}/{METADATA}" for folder in folders)])
 
 
 def described(objects: dict[str, bytes]) -> tuple[MetadataObject, ...]:
@@ -83,4 +101,4 @@ class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     version: int
     layout: bytes
     metadata: tuple[MetadataObject, ...]
-    content_crcs: tuple[int, ...]
+    content_crcs: tuple[_Crc, ...]

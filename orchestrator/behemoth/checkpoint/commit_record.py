@@ -7,6 +7,7 @@ Neighbours: `commit` makes it, `commit_log` finds it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,8 @@ FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 KNOWN_FEATURES: frozenset[str] = frozenset()
 MAX_RECORD_BYTES = 64 << 20
+MAX_INDEX_BYTES = 64 << 20
+"""Of the object `index`; that of 2 trillion parameters has 5 MB."""
 FORMAT_UNKNOWN = "format-unknown"
 """Code of the error for what only a newer release can read."""
 
@@ -60,7 +63,7 @@ class CommitRecord:
     attempt: int
     mesh: Mesh
     layout_digest: str
-    index_bytes: int
+    index_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_INDEX_BYTES)]
     index_crc: int
     data_bytes: int
     arrays: tuple[ArraySummary, ...]

@@ -27,6 +27,8 @@ SplitAxis = Axis | Literal["rank"]
 FORMAT_VERSION = 1
 MAX_LAYOUT_BYTES = 256 << 20
 MAX_DIMS = 32  # numpy and zarr stop there or soon after
+MAX_SIZE = 1 << 46
+"""Of one dim, exclusive: divisors of larger ones would take too much time and memory."""
 
 _NUMPY_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 DTYPES: Mapping[str, np.dtype[np.generic]] = {
@@ -75,10 +77,10 @@ class ArraySpec:
         self._check_packed()
 
     def _check_shape(self) -> None:
-        sizes_ok = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in self.shape)
+        sizes_ok = all(type(size) is int and 1 <= size < MAX_SIZE for size in self.shape)
         if not sizes_ok or len(self.shape) > MAX_DIMS:
             raise Invalid(
-                f"array {self.name!r}: expected at most {MAX_DIMS} sizes >= 1, got shape {self.shape!r}",
+                f"array {self.name!r}: expected at most {MAX_DIMS} sizes of 1 .. 2^46 - 1, got shape {self.shape!r}",
                 hint="an array without elements has nothing to save: leave it out",
                 code="array-shape",
             )

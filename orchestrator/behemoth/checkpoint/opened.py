@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from behemoth.base.errors import Corrupt, NotFound
-from behemoth.checkpoint.commit_index import CommitIndex, metadata_objects
+from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import crc32c
@@ -17,6 +17,9 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import INDEX
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
+
+METADATA_MISSING = "metadata-missing"
+"""Code of the error for an index or zarr.json that is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +42,22 @@ def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
     newer format.
     """
     record = read_record(store, ref)
-    index = CommitIndex.decode(_metadata(store, f"{record.prefix}/{INDEX}", record.index_bytes, record.index_crc))
-    if index.layout.digest != record.layout_digest or index.layout.mesh != record.mesh:
-        raise Corrupt(f"file {record.prefix}/{INDEX}: its layout is not that of the commit", code="index-layout")
-    # Keys only: a later minor version may say more in its zarr.json, and the CRC covers whatever that is.
-    if [one.key for one in index.metadata] != sorted(metadata_objects(index.layout)):
-        raise Corrupt(f"file {record.prefix}/{INDEX}: its metadata is not that of its layout", code="index-layout")
+    index = read_index(store, record)
     for one in index.metadata:
         _metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
     return Commit(record=record, layout=index.layout, index=index)
+
+
+def read_index(store: ObjectStore, record: CommitRecord) -> CommitIndex:
+    """The index that a commit names. Raises Corrupt when it is missing, not as written, or not the commit's own."""
+    key = f"{record.prefix}/{INDEX}"
+    index = CommitIndex.decode(_metadata(store, key, record.index_bytes, record.index_crc))
+    if index.layout.digest != record.layout_digest or index.layout.mesh != record.mesh:
+        raise Corrupt(f"file {key}: its layout is not that of the commit", code="index-layout")
+    arrays = zip(index.layout.arrays, index.content_crcs, strict=True)
+    if [(one.name, one.content_crc) for one in record.arrays] != [(array.name, crc) for array, crc in arrays]:
+        raise Corrupt(f"file {key}: its arrays are not those of the commit", code="index-layout")
+    return index
 
 
 def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
@@ -55,7 +65,7 @@ def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
     try:
         store.read_into(key, offset_bytes=0, into=data)
     except NotFound as error:
-        raise Corrupt(f"file {key}: missing", code="metadata-missing") from error
+        raise Corrupt(f"file {key}: missing", code=METADATA_MISSING) from error
     except Corrupt as error:
         raise Corrupt(f"file {key}: {error.message}", code="metadata-short") from error
     if crc32c(data) != crc:

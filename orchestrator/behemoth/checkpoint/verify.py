@@ -24,6 +24,7 @@ from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, grids
+from behemoth.checkpoint.opened import METADATA_MISSING, read_index
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -153,18 +154,11 @@ def _of_record(key: str, error: BehemothError) -> Problem:
 
 def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem]) -> CommitIndex | None:
     """The index, or None with the reason in `problems`: without it nobody knows what else to look at."""
-    key = f"{record.prefix}/{INDEX}"
-    problem = _check_bytes(store, key, record.index_bytes, record.index_crc, kind="index")
-    if problem is None:
-        data = bytearray(record.index_bytes)
-        try:
-            store.read_into(key, offset_bytes=0, into=data)
-            return CommitIndex.decode(bytes(data))
-        except BehemothError as error:
-            problem = Problem(
-                kind="index", object_key=key, offset_bytes=0, length_bytes=len(data), message=error.message
-            )
-    problems.append(problem)
+    try:
+        return read_index(store, record)
+    except BehemothError as error:
+        kind: Kind = "missing" if error.code == METADATA_MISSING else "index"
+        problems.append(_problem(kind, f"{record.prefix}/{INDEX}", 0, record.index_bytes, error.message))
     return None
 
 

@@ -157,7 +157,7 @@ def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
 
 
 def test_a_tensor_without_elements_is_refused_by_name() -> None:
-    with pytest.raises(Invalid, match="array 'e': expected at most 32 sizes >= 1"):
+    with pytest.raises(Invalid, match="array 'e': expected at most 32 sizes of 1"):
         made(MemoryStore(), {"e": chunked(np.zeros((0, 2), np.float32), (1, 2))})
 
 
