@@ -12,7 +12,12 @@ from typing import Protocol, runtime_checkable
 
 from typing_extensions import Buffer
 
-from behemoth.base.ids import NodeId
+from behemoth.base.ids import NodeId, UploadId
+
+MIN_PART_BYTES = 5 << 20
+"""Of every part of an upload but the last (Amazon S3 user guide, "Multipart upload limits")."""
+MAX_PARTS = 10_000
+"""Of one upload; same source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,23 +36,37 @@ class ObjectInfo:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReceipt:
+    """What the store answered to one part of an upload; `complete_upload` wants all of them."""
+
+    number: int
+    """From 1."""
+    etag: str
+    """The store's own word for these bytes, opaque."""
+    crc: int
+    """CRC-32C."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnfinishedUpload:
+    """What a listing tells of one upload."""
+
+    key: str
+    upload_id: UploadId
+    age_s: float
+    """Since it was begun, by the store's own clock alone."""
+
+
 class ObjectStore(Protocol):
     """Where checkpoints lie. Keys are `/`-separated relative paths without `.`, `..` or empty segments.
 
-    Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely: many writers
-    fill one object at known offsets and somebody seals it; small objects are created if absent; reads are ranged and
-    land in the caller's buffers. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied,
-    Unavailable, Corrupt, Conflict).
+    Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely, and all that
+    readers, the commit log and gc need: small objects are created if absent; reads are ranged and land in the caller's
+    buffers. How large objects come to be differs: WritesRanges, UploadsParts. All methods block and are thread-safe;
+    errors are Behemoth's (NotFound, Denied, Unavailable, Corrupt, Conflict).
     """
-
-    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
-        """Write parts of an object whose final size is known. Several processes may do so at once on disjoint
-        ranges. Idempotent. Nothing is promised durable before `seal`."""
-        ...
-
-    def seal(self, keys: Sequence[str]) -> None:
-        """Make what this process wrote under `keys` durable (fsync of files and their directories)."""
-        ...
 
     def create(self, key: str, data: Buffer) -> None:
         """Create a small object, whole and durable, only if absent. Raises Conflict when it exists: never a partial
@@ -59,11 +78,74 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below `prefix` (a key segment boundary), in key order, unfinished ones included."""
+        """Every object below `prefix` (a key segment boundary), in key order, unsealed ones included."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; missing ones are fine. Empty folders go with their last object."""
+        """Remove objects, in this order, durably; missing ones are fine. Empty folders go with their last object."""
+        ...
+
+
+@runtime_checkable
+class WritesRanges(ObjectStore, Protocol):
+    """A store in which many writers fill one object at known offsets, and somebody seals it: files.
+
+    Not part of ObjectStore, because an object of S3 appears whole or not at all.
+    """
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        """Write parts of an object whose final size is known. Several processes may do so at once on disjoint
+        ranges. Idempotent. Nothing is promised durable before `seal`."""
+        ...
+
+    def seal(self, keys: Sequence[str]) -> None:
+        """Make what this process wrote under `keys` durable (fsync of files and their directories)."""
+        ...
+
+
+@runtime_checkable
+class UploadsParts(ObjectStore, Protocol):
+    """A store in which many uploaders send numbered parts of one object, and somebody completes it: S3.
+
+    Not part of ObjectStore, because files need none of it. The upload id is all that a process must be told to take
+    part, so uploader and completer may be different ones, and a lost completer has a successor. Nothing is visible
+    before completion; an upload that nobody completes or aborts is kept, and paid for, until somebody aborts it.
+    """
+
+    def begin_upload(self, key: str) -> UploadId:
+        """Begin an upload of an object. Any number may be under way for one key; the first to complete has it."""
+        ...
+
+    def upload_part(
+        self, key: str, upload_id: UploadId, *, number: int, buffers: Sequence[Buffer], crc: int
+    ) -> PartReceipt:
+        """Upload part `number`, from 1, as the concatenation of `buffers`, whose CRC-32C is `crc`; durable on return. A
+        part that is uploaded again is replaced.
+
+        Raises Invalid for a number, an amount of bytes or a buffer that cannot be, NotFound `upload-gone` when the
+        upload was completed or aborted, Corrupt when the store received something else than `crc` says.
+        """
+        ...
+
+    def complete_upload(self, key: str, upload_id: UploadId, *, parts: Sequence[PartReceipt], crc: int) -> None:
+        """Make one object of parts 1 .. n, only if absent; `crc` is the CRC-32C of the whole. The upload is gone
+        afterwards. Idempotent: an object that has exactly these bytes already is one that an earlier call, or another
+        completer, has made.
+
+        Raises Invalid for parts that are not 1 .. n or are too small (MIN_PART_BYTES, the last one apart), Conflict
+        `exists` when an object of other bytes stands there, Conflict `upload-part` when a part was replaced since its
+        receipt, NotFound `upload-gone`, Corrupt when the parts do not add up to `crc`. The upload is left to the caller
+        then, who goes on or aborts.
+        """
+        ...
+
+    def abort_upload(self, key: str, upload_id: UploadId) -> None:
+        """End an upload and drop its parts; one that is gone is fine. A part that arrives meanwhile may be kept, so who
+        cannot be sure that all uploaders have ended looks at `list_uploads` again later."""
+        ...
+
+    def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """Uploads of keys below `prefix` that were neither completed nor aborted, in key order."""
         ...
 
 

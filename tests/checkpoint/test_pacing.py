@@ -10,7 +10,8 @@ from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.pacing import BURST_S, PacedStore
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
-from behemoth.testing.store import MemoryStore, StoreContract
+from behemoth.testing.objects import ObjectContract
+from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
 
 
@@ -58,7 +59,7 @@ def _expect_conflict(store: ObjectStore) -> None:
         store.read_into("a", offset_bytes=0, into=bytearray(1000))
 
 
-class TestPacedStore(StoreContract):
+class TestPacedStore(ObjectContract):
     """It is a store like any other."""
 
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every ObjectStore under the one contract."""
+"""Every store that ranges are written to under the one contract."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore
-from behemoth.testing.store import MemoryStore, StoreContract
+from behemoth.testing.ranges import RangeContract
+from behemoth.testing.store import MemoryStore
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(RangeContract):
     @pytest.fixture
     def store(self) -> ObjectStore:
         return MemoryStore()
@@ -20,7 +21,7 @@ class TestMemoryStore(StoreContract):
         return store
 
 
-class TestLocalStore(StoreContract):
+class TestLocalStore(RangeContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[ObjectStore]:
         self._root = tmp_path / "root"

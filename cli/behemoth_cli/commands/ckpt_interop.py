@@ -29,7 +29,7 @@ from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
 from behemoth.checkpoint.reader import Commit, open_commit
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectStore, WritesRanges
 from behemoth.storage.open import open_store, path_of
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.commands.selection import Step, Threads, Where, intact
@@ -162,7 +162,7 @@ def import_checkpoint(
 
 
 def _export(
-    console: Console, store: ObjectStore, commit: Commit, folder: ObjectStore, plan: ExportPlan
+    console: Console, store: ObjectStore, commit: Commit, folder: WritesRanges, plan: ExportPlan
 ) -> tuple[str, ...]:
     """Files that stood there already. A live run's retention may delete what is being read; that is no damage."""
     step = commit.record.step

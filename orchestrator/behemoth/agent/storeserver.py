@@ -38,7 +38,7 @@ from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import CachesFiles, ObjectStore
+from behemoth.ports import CachesFiles, ObjectStore, WritesRanges
 from behemoth.state.effect import CommitRef
 from behemoth.wire.session import Peer
 
@@ -52,7 +52,7 @@ _IDLE_S = 3600.0
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
-def serve_store(sock: socket.socket, open_store: Callable[[str], ObjectStore]) -> None:
+def serve_store(sock: socket.socket, open_store: Callable[[str], WritesRanges]) -> None:
     """Obey until the agent is gone. What is being written then is not committed, hence rubbish: nobody waits."""
     server: _StoreServer | None = None
     peer = Peer(sock, STORE_ORDERS)
@@ -72,11 +72,11 @@ def serve_store(sock: socket.socket, open_store: Callable[[str], ObjectStore]) -
 class _StoreServer:
     """Reads orders on one thread and works on others; answers are sent one at a time."""
 
-    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], ObjectStore]) -> None:
+    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], WritesRanges]) -> None:
         self._peer = peer
         self._opening = opening
         self._open_store = open_store
-        self._store: ObjectStore | None = None
+        self._store: WritesRanges | None = None
         self._lock = threading.Lock()
         # A rank may restore while its last save is still being written.
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
@@ -176,7 +176,7 @@ class _StoreServer:
                 del self._arenas[next(iter(self._arenas))]
         return arena
 
-    def _opened(self) -> ObjectStore:
+    def _opened(self) -> WritesRanges:
         with self._lock:
             if self._store is None:
                 self._store = self._open_store(self._opening.url)

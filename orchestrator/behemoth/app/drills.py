@@ -21,7 +21,7 @@ from behemoth.app import node_processes
 from behemoth.base.errors import BehemothError, NotFound
 from behemoth.base.ids import NodeId, Rank, RunUid, Slot
 from behemoth.checkpoint.commit_log import latest, read_record
-from behemoth.ports import ObjectStore, Part
+from behemoth.ports import Part, WritesRanges
 from behemoth.spec.drill import (
     CorruptNewestCheckpoint,
     Fault,
@@ -49,7 +49,7 @@ class Drills:
         faults: Sequence[Fault],
         *,
         run_uid: RunUid,
-        store: ObjectStore,
+        store: WritesRanges,
         ledger: Path,
         announce: Callable[[str, NodeId | None], None],
     ) -> None:

@@ -8,6 +8,8 @@ RunUid = NewType("RunUid", str)
 NodeId = NewType("NodeId", str)
 WriteId = NewType("WriteId", str)
 """Names one try of one save, unique for ever: `a<attempt>-<counter>` within a run, chosen by the brain."""
+UploadId = NewType("UploadId", str)
+"""Names one multipart upload of one object; chosen by the object store, opaque."""
 
 Rank = NewType("Rank", int)
 """A worker process, 0 .. world size - 1."""

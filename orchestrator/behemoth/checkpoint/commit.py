@@ -21,14 +21,14 @@ from behemoth.checkpoint.paths import INDEX, METADATA, step_prefix
 from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.writer import chunk_tail, seal_all
-from behemoth.ports import ObjectStore, Part
+from behemoth.ports import ObjectStore, Part, WritesRanges
 from behemoth.state.effect import CommitRef
 
 __all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "latest", "read_record", "reject"]
 
 
 def commit(
-    store: ObjectStore,
+    store: WritesRanges,
     *,
     run: str,
     layout: Layout,
@@ -75,7 +75,7 @@ def commit(
     )
 
 
-def _complete(store: ObjectStore, prefix: str, layout: Layout, proof: Proof) -> bytes:
+def _complete(store: WritesRanges, prefix: str, layout: Layout, proof: Proof) -> bytes:
     """Write what no rank could: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
     index."""
     objects = metadata_objects(layout)

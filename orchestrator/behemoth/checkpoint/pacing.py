@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
-from behemoth.ports import ObjectInfo, ObjectStore, Part
+from behemoth.ports import ObjectInfo, ObjectStore
 
 BURST_S = 0.1
 """How much of a second's bytes may be read at once after a pause."""
@@ -53,12 +53,6 @@ class PacedStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._inner.list(prefix)
-
-    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
-        self._inner.write_parts(key, size_bytes=size_bytes, parts=parts)
-
-    def seal(self, keys: Sequence[str]) -> None:
-        self._inner.seal(keys)
 
     def create(self, key: str, data: Buffer) -> None:
         self._inner.create(key, data)

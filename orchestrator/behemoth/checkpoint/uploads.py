@@ -25,13 +25,10 @@ from behemoth.checkpoint.grid import Ints, share_starts
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import cells, num_flat
 from behemoth.checkpoint.sharing import Kind, kinds
+from behemoth.ports import MAX_PARTS, MIN_PART_BYTES
 
-MIN_PART_BYTES = 5 << 20
-"""Of every part but the last (Amazon S3 user guide, "Multipart upload limits")."""
 MAX_PART_BYTES = 4 << 30
 """Of 5 GiB: CRCs and index need some of it."""
-MAX_PARTS = 10_000
-"""Of one object; same source."""
 SINGLE_BYTES = 8 << 20
 """An object below this is one request: it would have one part, and creating and completing an upload cost two more."""
 

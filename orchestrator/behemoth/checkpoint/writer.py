@@ -27,7 +27,7 @@ from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.zeros import crc_of_zeros
-from behemoth.ports import ObjectStore, Part
+from behemoth.ports import Part, WritesRanges
 
 BATCH_BYTES = 32 << 20
 """One call of the store: large enough to drown its cost, small enough to share a shard among threads."""
@@ -37,7 +37,7 @@ SEAL_THREADS = 4
 
 
 def write_rank(
-    store: ObjectStore,
+    store: WritesRanges,
     prefix: str,
     layout: Layout,
     plan: RankPlan,
@@ -95,7 +95,7 @@ class _Job:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: WritesRanges,
         prefix: str,
         layout: Layout,
         plan: RankPlan,
@@ -174,7 +174,7 @@ def _ends_array(grid: Grid, span: Span) -> bool:
     return span.chunk == grid.num_chunks - 1 and span.offset + span.length == grid.data_bytes(span.chunk)
 
 
-def seal_all(store: ObjectStore, keys: Sequence[str]) -> None:
+def seal_all(store: WritesRanges, keys: Sequence[str]) -> None:
     """Make objects durable, several at a time."""
     share = max(1, -(-len(keys) // SEAL_THREADS))
     shares = [keys[at : at + share] for at in range(0, len(keys), share)]

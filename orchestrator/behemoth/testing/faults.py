@@ -1,8 +1,8 @@
 """A store that breaks at a chosen write: dies before, in the middle of or after it, or gives a wrong answer once.
 
 What it does depends on the plan only, never on time or chance: a test runs once without faults, reads `num_writes`,
-and then breaks each of them in turn. Must not repair anything. The neighbour is `store`, whose suite it passes when
-the plan is empty.
+and then breaks each of them in turn. Must not repair anything. The neighbours are the suites, which
+it passes when the plan is empty.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Unavailable
-from behemoth.ports import MovesObjects, ObjectInfo, ObjectStore, Part
+from behemoth.base.ids import UploadId
+from behemoth.ports import (
+    MovesObjects,
+    ObjectInfo,
+    ObjectStore,
+    Part,
+    PartReceipt,
+    UnfinishedUpload,
+    UploadsParts,
+    WritesRanges,
+)
 from behemoth.storage.positional import byte_view
 
 
@@ -33,7 +43,7 @@ class Die:
     """The process ends at write number `write` (from 0): every later call, reads too, finds it dead.
 
     In the middle: of the bytes of `write_parts`, or of the keys of `seal` and `delete`, the first half is done;
-    `create` and `move` are atomic and have done nothing."""
+    every other write is atomic and has done nothing."""
 
     write: int
     when: When
@@ -55,7 +65,10 @@ class Crash(BaseException):
     """The process is dead. No Exception, so that no handler of the code under test survives its own death."""
 
 
-class FaultyStore:
+_T = TypeVar("_T")
+
+
+class FaultyObjects:
     """Passes calls on to `inner`, and breaks as `plan` says. Writes are counted in the order in which they begin."""
 
     def __init__(self, inner: ObjectStore, *plan: Fault) -> None:
@@ -67,29 +80,14 @@ class FaultyStore:
 
     @property
     def num_writes(self) -> int:
-        """How many writes (`write_parts`, `seal`, `create`, `move`, `delete`) have begun."""
+        """How many writes, which are all calls but those that read and list, have begun."""
         return self._num_writes
 
-    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
-        self._write(
-            lambda: self._inner.write_parts(key, size_bytes=size_bytes, parts=parts),
-            lambda: self._inner.write_parts(key, size_bytes=size_bytes, parts=_first_half(parts)),
-        )
-
-    def seal(self, keys: Sequence[str]) -> None:
-        self._write(lambda: self._inner.seal(keys), lambda: self._inner.seal(keys[: len(keys) // 2]))
-
     def create(self, key: str, data: Buffer) -> None:
-        self._write(lambda: self._inner.create(key, data), lambda: None)
+        self._write(lambda: self._inner.create(key, data), _nothing)
 
     def delete(self, keys: Sequence[str]) -> None:
         self._write(lambda: self._inner.delete(keys), lambda: self._inner.delete(keys[: len(keys) // 2]))
-
-    def move(self, source: str, target: str) -> None:
-        """As `create`, atomic. The inner store must be able to."""
-        assert isinstance(self._inner, MovesObjects)
-        inner = self._inner
-        self._write(lambda: inner.move(source, target), lambda: None)
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         self._refuse_if_dead()
@@ -99,11 +97,10 @@ class FaultyStore:
         self._refuse_if_dead()
         return self._inner.list(prefix)
 
-    def _write(self, whole: Callable[[], None], half: Callable[[], None]) -> None:
+    def _write(self, whole: Callable[[], _T], half: Callable[[], object]) -> _T:
         fault = self._next_fault()
         if fault is None:
-            whole()
-            return
+            return whole()
         match fault.when:
             case When.BEFORE:
                 pass
@@ -134,6 +131,56 @@ class FaultyStore:
             raise Crash("the process is dead")
 
 
+class FaultyStore(FaultyObjects):
+    """One with files in it. The inner store must be able to move objects where that is asked for."""
+
+    def __init__(self, inner: WritesRanges, *plan: Fault) -> None:
+        super().__init__(inner, *plan)
+        self._files = inner
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        self._write(
+            lambda: self._files.write_parts(key, size_bytes=size_bytes, parts=parts),
+            lambda: self._files.write_parts(key, size_bytes=size_bytes, parts=_first_half(parts)),
+        )
+
+    def seal(self, keys: Sequence[str]) -> None:
+        self._write(lambda: self._files.seal(keys), lambda: self._files.seal(keys[: len(keys) // 2]))
+
+    def move(self, source: str, target: str) -> None:
+        inner = self._files
+        assert isinstance(inner, MovesObjects)
+        self._write(lambda: inner.move(source, target), _nothing)
+
+
+class FaultyBucket(FaultyObjects):
+    """One that takes uploads."""
+
+    def __init__(self, inner: UploadsParts, *plan: Fault) -> None:
+        super().__init__(inner, *plan)
+        self._bucket = inner
+
+    def begin_upload(self, key: str) -> UploadId:
+        return self._write(lambda: self._bucket.begin_upload(key), _nothing)
+
+    def upload_part(
+        self, key: str, upload_id: UploadId, *, number: int, buffers: Sequence[Buffer], crc: int
+    ) -> PartReceipt:
+        return self._write(
+            lambda: self._bucket.upload_part(key, upload_id, number=number, buffers=buffers, crc=crc), _nothing
+        )
+
+    def complete_upload(self, key: str, upload_id: UploadId, *, parts: Sequence[PartReceipt], crc: int) -> None:
+        self._write(lambda: self._bucket.complete_upload(key, upload_id, parts=parts, crc=crc), _nothing)
+
+    def abort_upload(self, key: str, upload_id: UploadId) -> None:
+        self._write(lambda: self._bucket.abort_upload(key, upload_id), _nothing)
+
+    def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        self._refuse_if_dead()
+        return self._bucket.list_uploads(prefix)
+
+
 def every_death(num_writes: int) -> tuple[Die, ...]:
     """Each way to die at each of the first `num_writes` writes."""
     return tuple(Die(write=write, when=when) for write in range(num_writes) for when in When)
@@ -142,6 +189,10 @@ def every_death(num_writes: int) -> tuple[Die, ...]:
 def lost_answer(write: int) -> Fail:
     """Write number `write` is done, and the caller is told that nobody knows."""
     return Fail(write=write, when=When.AFTER, error=Unavailable("connection reset", hint="try again"))
+
+
+def _nothing() -> None:
+    """The half of an atomic write."""
 
 
 def _first_half(parts: Sequence[Part]) -> list[Part]:

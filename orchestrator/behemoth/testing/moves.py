@@ -1,4 +1,4 @@
-"""What every store that moves objects must do, as a suite to inherit from. The neighbour is `store`, for the rest."""
+"""What every store that moves objects must do, as a suite to inherit from. The neighbour is `ranges`, for the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from behemoth.ports import MovesObjects, ObjectInfo, Part
 
 
 class MoveContract(ABC):
-    """Inherit, name the class Test..., implement `store` (a fixture: an empty ObjectStore that moves objects)."""
+    """Inherit, name the class Test..., implement `store` (a fixture: an empty WritesRanges that moves objects)."""
 
     @pytest.fixture
     @abstractmethod

@@ -36,7 +36,7 @@ from behemoth.base.ids import Epoch, NodeId, RunUid, Step
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
-from behemoth.ports import ObjectStore, Runtime
+from behemoth.ports import ObjectStore, Runtime, WritesRanges
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.rayrt.runtime import embed_ray, join_ray
 from behemoth.reconcile.loop import Loop
@@ -136,7 +136,7 @@ class LocalRun:
             connected=fleet.connected(),
         )
 
-    async def _lead(self, place: RunPlace, store: ObjectStore, journal: JournalFile, history: History) -> History:
+    async def _lead(self, place: RunPlace, store: WritesRanges, journal: JournalFile, history: History) -> History:
         """One term: from the journal of the former one to the end of the loop."""
         request = self._request
         async with contextlib.AsyncExitStack() as stack:
@@ -214,7 +214,7 @@ class LocalRun:
         self._address = f"{'127.0.0.1' if is_local else _own_address()}:{port}"
         return self._fleet
 
-    def _open_drills(self, place: RunPlace, store: ObjectStore, events: EventLog) -> Drills:
+    def _open_drills(self, place: RunPlace, store: WritesRanges, events: EventLog) -> Drills:
         running = asyncio.get_running_loop()
         drills = Drills(
             self._request.faults,

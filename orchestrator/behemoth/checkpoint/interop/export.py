@@ -17,7 +17,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotF
 from behemoth.checkpoint.interop.header import HeadTensor, encode_header
 from behemoth.checkpoint.interop.tensors import Tensor, blocks, num_bytes, read_box
 from behemoth.checkpoint.layout import DTYPES
-from behemoth.ports import MovesObjects, ObjectStore, Part
+from behemoth.ports import MovesObjects, ObjectStore, Part, WritesRanges
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -114,7 +114,7 @@ def kept_files(store: ObjectStore, plan: ExportPlan) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def export(store: ObjectStore, plan: ExportPlan, *, progress: Progress | None = None) -> Exported:
+def export(store: WritesRanges, plan: ExportPlan, *, progress: Progress | None = None) -> Exported:
     """Write the plan's files to the top of `store`. Blocks for reading all tensors, some twice (float8).
 
     Cut off anywhere, it may be called again with the same plan and goes on; a file counts as whole by its head, which
@@ -196,7 +196,7 @@ def _own_folder(store: ObjectStore) -> Iterator[str]:
         raise
 
 
-def _write(store: ObjectStore, key: str, file: FilePlan) -> Iterator[int]:
+def _write(store: WritesRanges, key: str, file: FilePlan) -> Iterator[int]:
     """Write and seal a file; yields bytes as they are written."""
     _put(store, key, file, 0, [file.header])
     yield len(file.header)
@@ -212,7 +212,7 @@ def _write(store: ObjectStore, key: str, file: FilePlan) -> Iterator[int]:
 
 
 def _put(
-    store: ObjectStore, key: str, file: FilePlan, offset_bytes: int, buffers: Sequence[bytes | memoryview]
+    store: WritesRanges, key: str, file: FilePlan, offset_bytes: int, buffers: Sequence[bytes | memoryview]
 ) -> None:
     store.write_parts(key, size_bytes=file.size_bytes, parts=[Part(offset_bytes=offset_bytes, buffers=buffers)])
 

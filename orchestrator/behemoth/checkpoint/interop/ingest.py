@@ -27,7 +27,7 @@ from behemoth.checkpoint.paths import METADATA, step_prefix
 from behemoth.checkpoint.receipt import Receipt, WrittenSpan
 from behemoth.checkpoint.writer import chunk_tail, seal_all
 from behemoth.checkpoint.zeros import crc_of_zeros
-from behemoth.ports import ObjectStore, Part
+from behemoth.ports import ObjectStore, Part, WritesRanges
 from behemoth.spec.mesh import Mesh
 
 BLOCK_BYTES = 64 << 20
@@ -64,7 +64,7 @@ def check_free(store: ObjectStore, step: Step) -> None:
 
 
 def import_tensors(
-    store: ObjectStore,
+    store: WritesRanges,
     tensors: Mapping[str, Tensor],
     *,
     run: str,
@@ -129,7 +129,7 @@ def _removed_on_failure(store: ObjectStore, step: Step, write_id: WriteId) -> It
 
 
 def _write_array(
-    store: ObjectStore, folder: str, position: int, grid: Grid, tensor: Tensor
+    store: WritesRanges, folder: str, position: int, grid: Grid, tensor: Tensor
 ) -> Iterator[list[WrittenSpan]]:
     """Write an array's chunks, a block at a time, and what follows from its shape; yields what was written of each
     block."""
