@@ -31,6 +31,7 @@ from behemoth.wire.messages import (
     EntrypointWork,
     GoAhead,
     Hello,
+    PeerPlace,
     ReceiptBatch,
     Report,
     RestoreFrom,
@@ -45,6 +46,7 @@ from behemoth.wire.messages import (
 LIMIT_S = 20.0
 _LEAD_STEPS = 60
 RUN = RunUid("run-1")
+PEER_KEY = "p" * 64
 TESTS = Path(__file__).parent.parent
 _REPORTS = msgspec.msgpack.Decoder(Report)
 R = TypeVar("R")
@@ -135,15 +137,17 @@ class Stage:
         return Fence(run_uid=RUN, epoch=Epoch(self.epoch if epoch is None else epoch), attempt=Attempt(attempt))
 
     def start_gang(self, attempt: int, *, restore: RestoreFrom | None = None, dump_stacks: bool = False) -> None:
-        first = next(report for node, report in reversed(self.heard) if isinstance(report, Hello) and node == "n0")
+        hellos = {node: report for node, report in self.heard if isinstance(report, Hello)}
+        first, nodes = hellos[NodeId("n0")], tuple(sorted(self.agents))
         self.send(
             StartGang(
                 fence=self.fence(attempt),
-                nodes=tuple(sorted(self.agents)),
+                nodes=nodes,
                 master_host=first.host,
                 master_port=first.rendezvous_port,
                 restore=restore,
                 dump_stacks=dump_stacks,
+                peers=tuple(PeerPlace(host=hellos[node].host, port=hellos[node].peer_port) for node in nodes),
             )
         )
 
@@ -287,6 +291,7 @@ def setup_for(
         ),
         coordinator_grace_us=grace_us,
         max_log_bytes=max_log_bytes,
+        peer_key=PEER_KEY,
     )
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
 from behemoth.agent import storeserver
-from behemoth.agent.storeserver import _files, _StoreServer
-from behemoth.agent.storewire import STORE_ORDERS, OpenStore
+from behemoth.agent.memories import Memories
+from behemoth.agent.storeserver import _files
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
-from behemoth.testing.store import MemoryStore
-from behemoth.wire.session import Peer
 from checkpoint.saved_checkpoint import save, small_layout
 
 RANKS = 4
@@ -36,20 +33,15 @@ def mapped_memories() -> list[str]:
 
 
 def test_memory_that_the_agent_has_replaced_does_not_stay_mapped() -> None:
-    mine, other = socket.socketpair()
-    server = _StoreServer(
-        Peer(mine, STORE_ORDERS), OpenStore(job=0, url="x", threads=1, num_ranks=2), lambda _url: MemoryStore()
-    )
+    memories = Memories(num_ranks=2)
     for turn, (rank, size) in enumerate([(0, 64), (1, 64), (0, 128), (2, 128), (3, 128)]):
         fd = os.memfd_create(f"store-test-{turn}", os.MFD_ALLOW_SEALING)
         plan = plan_rank(layout_of(size), Rank(rank))
-        arena = server._mapped(Rank(rank), fd, plan)
-        assert server._mapped(Rank(rank), fd, None) is arena
+        arena = memories.mapped(Rank(rank), fd, new=plan)
+        assert memories.mapped(Rank(rank), fd) is arena
         os.close(fd)
         del arena
     assert sorted(mapped_memories()) == ["store-test-3", "store-test-4"]
-    mine.close()
-    other.close()
 
 
 def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(

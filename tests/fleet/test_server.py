@@ -129,10 +129,10 @@ async def connect(scene: Scene) -> FakeAgent:
     return agent
 
 
-async def join(scene: Scene, node: NodeId) -> FakeAgent:
+async def join(scene: Scene, node: NodeId, **changes: object) -> FakeAgent:
     token = scene.fleet.expect(node, 1)
     agent = await connect(scene)
-    agent.say(hello(node, token))
+    agent.say(hello(node, token, **changes))
     assert isinstance(await agent.hear(), Welcome)
     assert await scene.next() == NodeJoined(node=node, incarnation=1, attempt=Attempt(0))
     return agent
@@ -327,6 +327,23 @@ def test_the_rank_table_names_the_first_nodes_port_and_a_late_comer_hears_it_too
         first.say(RanksUp(attempt=Attempt(1)))
         again.say(RanksUp(attempt=Attempt(1)))
         assert await scene.next() == GangUp(attempt=Attempt(1))
+
+    scene_test(work)
+
+
+def test_the_rank_table_tells_where_each_node_listens_for_its_peers() -> None:
+    async def work(scene: Scene) -> None:
+        first = await join(scene, A, peer_port=5001)
+        await join(scene, B, host="127.0.0.2", peer_port=5002)
+        fence = Fence(run_uid=RUN, epoch=Epoch(3), attempt=Attempt(1))
+        scene.fleet.start_gang(fence, [B, A, NodeId("not-there")], restore=None, dump_stacks=False)
+        table = await first.hear()
+        assert isinstance(table, StartGang)
+        assert [(place.host, place.port) for place in table.peers] == [
+            ("127.0.0.2", 5002),
+            ("127.0.0.1", 5001),
+            ("", 0),
+        ]
 
     scene_test(work)
 

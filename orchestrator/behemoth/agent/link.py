@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -30,11 +30,19 @@ _COMMANDS = msgspec.msgpack.Decoder(Command)
 _log = logging.getLogger(__name__)
 
 
+class Introduction(NamedTuple):
+    """The attempt that runs here (0: none), the reserved rendezvous port, and the port for peers."""
+
+    attempt: Attempt
+    rendezvous_port: int
+    peer_port: int
+
+
 class Listener(Protocol):
     """Who acts on what the link hears. Calls come from the event loop and must not block it."""
 
-    def introduction(self, host: str) -> tuple[Attempt, int]:
-        """The attempt that runs here (0: none) and the reserved rendezvous port; `host` is this node's address."""
+    def introduction(self, host: str) -> Introduction:
+        """What this node says of itself; `host` is its address."""
         ...
 
     def welcomed(self, welcome: Welcome) -> None:
@@ -107,7 +115,7 @@ class Link:
 
     async def _shake_hands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Welcome:
         host = str(writer.get_extra_info("sockname")[0])
-        attempt, port = self._listener.introduction(host)
+        here = self._listener.introduction(host)
         hello = Hello(
             major=frames.PROTOCOL_MAJOR,
             minor=frames.PROTOCOL_MINOR,
@@ -116,8 +124,9 @@ class Link:
             incarnation=self._settings.incarnation,
             token=self._settings.token,
             host=host,
-            rendezvous_port=port,
-            attempt=attempt,
+            rendezvous_port=here.rendezvous_port,
+            attempt=here.attempt,
+            peer_port=here.peer_port,
         )
         writer.write(frames.encode_frame(hello))
         await writer.drain()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import random
+import socket
 from collections.abc import Coroutine, Mapping
 from typing import assert_never
 
@@ -17,15 +18,16 @@ from behemoth.agent.arenas import Arenas
 from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited
 from behemoth.agent.gang import Gang, Parts
-from behemoth.agent.link import Link, jitter
+from behemoth.agent.link import Introduction, Link, jitter
 from behemoth.agent.member import idle_beat
 from behemoth.agent.output import Output
+from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.processes import adopt_orphans
 from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.saves import Saves
 from behemoth.agent.settings import AgentSettings
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import OpenStore
+from behemoth.agent.storewire import OpenStore, PeerService, SeePeers
 from behemoth.base.errors import Denied, Internal
 from behemoth.base.ids import Attempt, Epoch
 from behemoth.state.fence import Fence
@@ -72,6 +74,7 @@ class Agent:
         self._output = Output()
         self._arenas = Arenas()
         self._reservation: Reservation | None = None
+        self._for_peers: socket.socket | None = None
         self._seen = Fence(run_uid=settings.run_uid, epoch=Epoch(0), attempt=Attempt(0))
         self._parts: Parts | None = None
         self._gang: Gang | None = None
@@ -97,13 +100,19 @@ class Agent:
 
     # Listener
 
-    def introduction(self, host: str) -> tuple[Attempt, int]:
+    def introduction(self, host: str) -> Introduction:
         """See `link.Listener`."""
         if self._reservation is None:
             self._reservation = Reservation(host)
             self._reservation.renew()
-        has_workers = self._gang is not None and self._gang.has_workers
-        return (self._gang.attempt if self._gang is not None and has_workers else Attempt(0)), self._reservation.port
+        if self._for_peers is None:
+            self._for_peers = listen_for_peers(host)
+        gang = self._gang if self._gang is not None and self._gang.has_workers else None
+        return Introduction(
+            attempt=gang.attempt if gang is not None else Attempt(0),
+            rendezvous_port=self._reservation.port,
+            peer_port=self._for_peers.getsockname()[1],
+        )
 
     def welcomed(self, welcome: Welcome) -> None:
         """See `link.Listener`."""
@@ -207,6 +216,7 @@ class Agent:
         if self._settings.node not in command.nodes or parts is None:
             return
         slot = command.nodes.index(self._settings.node)
+        parts.store.see_peers(SeePeers(job=0, slot=slot, nodes=command.nodes, places=command.peers))
         if slot == 0 and self._reservation is not None:
             self._reservation.renew()  # lets go of the announced port, which rank 0 binds now
         self._gang = Gang(parts, command, slot)
@@ -227,7 +237,14 @@ class Agent:
         environment = {**self._environment, **setup.environment}
         store = StoreLink(
             environment=environment,
-            opening=OpenStore(job=0, url=setup.store_url, threads=setup.io_threads, num_ranks=setup.ranks_per_node),
+            opening=OpenStore(
+                job=0,
+                url=setup.store_url,
+                threads=setup.io_threads,
+                num_ranks=setup.ranks_per_node,
+                peers=self._peer_service(setup),
+            ),
+            for_peers=self._for_peers,
         )
         forks = ForkClient(
             environment=environment, modules=_modules(setup), keep=self._helper_pids, on_exit=self._exited
@@ -246,6 +263,11 @@ class Agent:
         forks.start()
         store.start()
         self._run(self._keep_beating(welcome.beat_interval_us / 1e6), "beat")
+
+    def _peer_service(self, setup: Setup) -> PeerService | None:
+        if not setup.peer_key:
+            return None
+        return PeerService(run_uid=self._settings.run_uid, node=self._settings.node, key=setup.peer_key)
 
     def _helper_pids(self) -> set[int]:
         assert self._parts is not None
@@ -326,6 +348,8 @@ class Agent:
         self._output.stop()
         if self._reservation is not None:
             self._reservation.release()
+        if self._for_peers is not None:
+            self._for_peers.close()
 
 
 def _modules(setup: Setup) -> tuple[str, ...]:

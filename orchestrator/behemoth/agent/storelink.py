@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -28,6 +29,7 @@ from behemoth.agent.storewire import (
     OpenStore,
     Prepare,
     Prepared,
+    SeePeers,
     Source,
     StoreReport,
     Write,
@@ -50,10 +52,18 @@ class StoreLink:
     """Owns the store process from `start` to `close`."""
 
     def __init__(
-        self, *, environment: Mapping[str, str], opening: OpenStore, answer_limit_s: float = ANSWER_LIMIT_S
+        self,
+        *,
+        environment: Mapping[str, str],
+        opening: OpenStore,
+        for_peers: socket.socket | None = None,
+        answer_limit_s: float = ANSWER_LIMIT_S,
     ) -> None:
+        """`for_peers` is the listening socket that goes with `opening.peers`; the caller closes it."""
         self._environment = environment
         self._opening = opening
+        self._for_peers = for_peers if opening.peers is not None else None
+        self._peers: SeePeers | None = None
         self._answer_limit_s = answer_limit_s
         self._numbers = itertools.count(1)
         self._child: Child | None = None
@@ -73,7 +83,15 @@ class StoreLink:
         self._child = Child.start("behemoth.wiring.store", environment=self._environment, own_session=False)
         self._channel = Channel(self._child.sock, STORE_REPORTS, on_message=self._take, on_end=self._lost)
         self._channel.open()
-        self._channel.send(self._opening)
+        self._channel.send(self._opening, [self._for_peers.fileno()] if self._for_peers is not None else [])
+        if self._peers is not None:
+            self._channel.send(self._peers)
+
+    def see_peers(self, peers: SeePeers) -> None:
+        """The gang as it is from now on, for this store process and its successors."""
+        self._peers = peers
+        if self._channel is not None:
+            self._channel.send(peers)
 
     def close(self) -> None:
         """Ends the store process by force: what it was writing is not committed and therefore rubbish."""

@@ -7,7 +7,6 @@ agent's end, and `behemoth.checkpoint`, which does the work.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import threading
@@ -16,6 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import assert_never
 
+from behemoth.agent.memories import Memories
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.identity import PeerIdentity
+from behemoth.agent.peers.server import PeerServer
+from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import (
     STORE_ORDERS,
     Cancel,
@@ -23,6 +27,7 @@ from behemoth.agent.storewire import (
     OpenStore,
     Prepare,
     Prepared,
+    SeePeers,
     Source,
     StoreOrder,
     StoreReport,
@@ -49,7 +54,6 @@ NUM_PROBES = 64
 """How many chunks of a rank, evenly spread, are asked for in the page cache: to ask for all takes a while."""
 _SEND_LIMIT_S = 30.0
 _IDLE_S = 3600.0
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def serve_store(sock: socket.socket, open_store: Callable[[str], WritesRanges]) -> None:
@@ -65,6 +69,7 @@ def serve_store(sock: socket.socket, open_store: Callable[[str], WritesRanges]) 
             return
         if isinstance(order, OpenStore):
             server = _StoreServer(peer, order, open_store)
+            server.open_to_peers()
         elif server is not None:
             server.obey(order)
 
@@ -82,13 +87,26 @@ class _StoreServer:
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
         self._threads = max(1, opening.threads // opening.num_ranks)
         self._cancelled: set[int] = set()
-        # By rank: the memory's inode and its mapping. Mapping gigabytes for each job would take longer than the job.
-        self._arenas: dict[Rank, tuple[int, Arena]] = {}
+        self._peers = PeerTable()
+        self._client: PeerClient | None = None
+        self._memories = Memories(num_ranks=opening.num_ranks)
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._preparing: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
 
-    def obey(self, order: Prepare | Write | Cancel) -> None:
+    def open_to_peers(self) -> None:
+        """From now on other nodes are answered, if the agent wants that."""
+        service = self._opening.peers
+        if service is None:
+            return
+        me = PeerIdentity(run_uid=service.run_uid, node=service.node, key=service.key)
+        listener = socket.socket(fileno=self._peer.take_descriptor())
+        self._client = PeerClient(me)
+        PeerServer(listener, me, self._memories.handlers()).start()
+
+    def obey(self, order: SeePeers | Prepare | Write | Cancel) -> None:
         match order:
+            case SeePeers():
+                self._peers.see(order)
             case Prepare() | Write():
                 self._pool.submit(self._work, order, self._peer.take_descriptor())
             case Cancel():
@@ -120,7 +138,7 @@ class _StoreServer:
 
     def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout, plan = _plan(order.layout, order)
-        arena = self._mapped(order.rank, fd, plan if order.is_new else None)
+        arena = self._memories.mapped(order.rank, fd, new=plan if order.is_new else None)
         source = order.source
         if source is None:
             return Prepared(job=order.job, generation=None, origin="nothing")
@@ -141,7 +159,7 @@ class _StoreServer:
             step_prefix(order.step, order.write_id),
             layout,
             plan,
-            self._mapped(order.rank, fd, None),
+            self._memories.mapped(order.rank, fd),
             order.generation,
             attempt=order.attempt,
             threads=self._threads,
@@ -156,25 +174,6 @@ class _StoreServer:
                 f"{order.generation}, got {receipt.write_id} of step {receipt.step}"
             )
         return Written(job=order.job, receipt=receipt.encode())
-
-    def _mapped(self, rank: Rank, fd: int, new: RankPlan | None) -> Arena:
-        """The rank's memory, mapped once for all jobs; `new`: to be formatted for this plan if it never was.
-
-        Memory that the agent has replaced is unmapped when the last job that uses it ends.
-        """
-        inode = os.fstat(fd).st_ino
-        with self._lock:
-            known = self._arenas.get(rank)
-        if known is not None and known[0] == inode:
-            return known[1]
-        with self._lock:
-            self._arenas.pop(rank, None)
-        arena = Arena.open(fd) if new is None else _formatted(fd, new)
-        with self._lock:
-            self._arenas[rank] = (inode, arena)
-            while len(self._arenas) > self._opening.num_ranks:  # the node's ranks are other ones now
-                del self._arenas[next(iter(self._arenas))]
-        return arena
 
     def _opened(self) -> WritesRanges:
         with self._lock:
@@ -200,15 +199,6 @@ def _files(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -
 def _plan(encoded: bytes, order: Prepare | Write) -> tuple[Layout, RankPlan]:
     layout = Layout.decode(encoded)
     return layout, plan_rank(layout, order.rank)
-
-
-def _formatted(fd: int, plan: RankPlan) -> Arena:
-    """Format new memory, once: afterwards its size is fixed, since a worker that shrank it would end us by SIGBUS."""
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
-        return Arena.open(fd)
-    arena = Arena.format(fd, plan)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return arena
 
 
 def _holds(arena: Arena, source: Source, generation: int) -> bool:

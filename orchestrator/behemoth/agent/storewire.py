@@ -10,7 +10,8 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Step, WriteId
+from behemoth.wire.messages import PeerPlace
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -30,12 +31,31 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     must_read: bool = False
 
 
+class PeerService(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this node is to its peers. `key` is a secret."""
+
+    run_uid: RunUid
+    node: NodeId
+    key: str
+
+
 class OpenStore(_Message, frozen=True, kw_only=True):
-    """First order; not answered. `threads` bounds the threads of all jobs together."""
+    """First order; not answered. `threads` bounds the threads of all jobs together. With `peers` it carries the
+    descriptor of a socket that listens for them."""
 
     url: str
     threads: int
     num_ranks: int
+    peers: PeerService | None = None
+
+
+class SeePeers(_Message, frozen=True, kw_only=True):
+    """The gang as it is now, and this node's slot in it; not answered."""
+
+    slot: int
+    nodes: tuple[NodeId, ...]
+    places: tuple[PeerPlace, ...]
+    """By slot, as `nodes`."""
 
 
 class Prepare(_Message, frozen=True, kw_only=True):
@@ -68,7 +88,7 @@ class Cancel(_Message, frozen=True, kw_only=True):
     """Give up the write of `job`; it is answered all the same."""
 
 
-StoreOrder: TypeAlias = OpenStore | Prepare | Write | Cancel
+StoreOrder: TypeAlias = OpenStore | SeePeers | Prepare | Write | Cancel
 
 
 class Prepared(_Message, frozen=True, kw_only=True):

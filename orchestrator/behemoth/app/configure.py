@@ -42,7 +42,7 @@ def brain_config(run: TrainingRun, *, run_uid: RunUid, nodes: Sequence[NodeId]) 
     )
 
 
-def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str) -> Setup:
+def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str) -> Setup:
     """What agents are told at their handshake."""
     work = run.workload
     return Setup(
@@ -59,6 +59,7 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str) -> Setup:
         hang_floors=_floors(run.recovery.hang_floor),
         coordinator_grace_us=to_us(run.recovery.coordinator_grace),
         max_log_bytes=MAX_LOG_BYTES,
+        peer_key=peer_key,
     )
 
 

@@ -279,6 +279,11 @@ class Arena:
         self.snapshot(generation)
         return self._data(generation)
 
+    def data_offset_bytes(self, generation: int) -> int:
+        """Where the data area of `generation` begins in the memfd, for who sends it from there."""
+        self._check(generation)
+        return _data_offset(self._num_spans, self.data_bytes, generation)
+
     def record_crcs(self, generation: int, sequence: int, crcs: Sequence[int]) -> None:
         """Keep the CRC of every span, in plan order, and call the snapshot verified. Raises Invalid on a wrong count,
         Conflict when the snapshot is not the one of this sequence any more."""
@@ -370,8 +375,7 @@ class Arena:
         return _data_offset(self._num_spans, self.data_bytes, generation) - _generation_head_bytes(self._num_spans)
 
     def _data(self, generation: int) -> memoryview:
-        self._check(generation)
-        start = _data_offset(self._num_spans, self.data_bytes, generation)
+        start = self.data_offset_bytes(generation)
         return self._view[start : start + self.data_bytes]
 
 

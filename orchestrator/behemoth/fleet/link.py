@@ -20,6 +20,7 @@ class Link:
         incarnation: int,
         host: str,
         rendezvous_port: int,
+        peer_port: int,
         writer: asyncio.StreamWriter,
         heard_us: int,
     ) -> None:
@@ -27,6 +28,7 @@ class Link:
         self.incarnation = incarnation
         self.host = host
         self.rendezvous_port = rendezvous_port
+        self.peer_port = peer_port
         self.heard_us = heard_us
         self._writer = writer
 

@@ -35,6 +35,7 @@ from behemoth.wire.messages import (
     GoAhead,
     Hello,
     Leave,
+    PeerPlace,
     RanksFinished,
     RanksGone,
     RanksRestored,
@@ -169,8 +170,13 @@ class Fleet:
             master_port=first.rendezvous_port,
             restore=restore,
             dump_stacks=dump_stacks,
+            peers=tuple(self._place(node) for node in nodes),
         )
         self._stand(table)
+
+    def _place(self, node: NodeId) -> PeerPlace:
+        link = self._links.get(node)
+        return PeerPlace(host="", port=0) if link is None else PeerPlace(host=link.host, port=link.peer_port)
 
     def adopt_gang(self, attempt: Attempt, nodes: Sequence[NodeId]) -> None:
         """Counts reports of this attempt from now on; its workers may already run under a former coordinator."""
@@ -240,7 +246,15 @@ class Fleet:
             writer.write(frames.encode_frame(hello))
             await writer.drain()
             raise Denied(f"handshake: {hello.reason}", code=hello.code)
-        link = Link(hello.node, hello.incarnation, hello.host, hello.rendezvous_port, writer, self._clock.now_us())
+        link = Link(
+            hello.node,
+            hello.incarnation,
+            hello.host,
+            hello.rendezvous_port,
+            hello.peer_port,
+            writer,
+            self._clock.now_us(),
+        )
         former = self._links.pop(hello.node, None)
         if former is not None:
             former.cut()

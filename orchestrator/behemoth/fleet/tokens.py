@@ -22,6 +22,10 @@ class Tokens:
         """64 hexadecimal digits."""
         return hmac.new(self._secret, f"{node}\0{incarnation}".encode(), hashlib.sha256).hexdigest()
 
+    def peer_key(self) -> str:
+        """What nodes of the run prove themselves to each other with: the same for all, and no token of any node."""
+        return hmac.new(self._secret, b"peers", hashlib.sha256).hexdigest()
+
     def is_valid(self, token: str, node: NodeId, incarnation: int) -> bool:
         """Compared in constant time."""
         return hmac.compare_digest(token.encode(), self.mint(node, incarnation).encode())

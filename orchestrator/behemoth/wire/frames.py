@@ -16,7 +16,7 @@ from behemoth.base.errors import Corrupt, Unavailable
 
 PROTOCOL_MAJOR = 1
 """Peers of different majors refuse each other at the handshake."""
-PROTOCOL_MINOR = 0
+PROTOCOL_MINOR = 1
 """Additive: a peer ignores what it does not know of a higher minor."""
 
 MAX_FRAME_BYTES = 16 << 20

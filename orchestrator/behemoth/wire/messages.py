@@ -37,6 +37,8 @@ class Hello(_Message, frozen=True, kw_only=True):
     rendezvous_port: int
     """A port kept free on `host` for the next attempt's MASTER_PORT."""
     attempt: Attempt
+    peer_port: int = 0
+    """Where on `host` other nodes ask for what lies in this node's memory (`behemoth.wire.peers`); 0: nowhere."""
 
 
 class Beat(_Message, frozen=True, kw_only=True):
@@ -202,6 +204,8 @@ class Setup(_Message, frozen=True, kw_only=True):
     """How long workers go on without a coordinator; None: for ever."""
     max_log_bytes: int
     """Per rank and attempt; older output beyond it is dropped, never the newest."""
+    peer_key: str = ""
+    """What nodes of the run prove themselves to each other with; a secret. Empty: they do not talk."""
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
@@ -227,6 +231,13 @@ class RestoreFrom(_Message, frozen=True, kw_only=True):
     write_id: WriteId
 
 
+class PeerPlace(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Where a node listens for its peers; port 0: nowhere that anybody knows."""
+
+    host: str
+    port: int
+
+
 class StartGang(_Message, frozen=True, kw_only=True):
     """The rank table, sent to every agent alike: `nodes[slot]`. Agents in it end workers of older attempts by force and
     start their own; agents that are not in it end whatever they run. `dump_stacks`: the old workers hang, so their
@@ -238,6 +249,8 @@ class StartGang(_Message, frozen=True, kw_only=True):
     master_port: int
     restore: RestoreFrom | None
     dump_stacks: bool = False
+    peers: tuple[PeerPlace, ...] = ()
+    """By slot, as `nodes`."""
 
 
 class StopGang(_Message, frozen=True, kw_only=True):

@@ -199,7 +199,13 @@ class LocalRun:
         host = "127.0.0.1" if is_local else "0.0.0.0"
         keeps_agents = recovery.coordinator_grace.total_seconds() > 0
         self._epoch = Epoch(1 if former is None else former.epoch + 1)
-        setup = agent_setup(request.run, store_url=place.store_url, log_dir=str(place.directory.logs.absolute()))
+        tokens = Tokens(place.directory.secret())
+        setup = agent_setup(
+            request.run,
+            store_url=place.store_url,
+            log_dir=str(place.directory.logs.absolute()),
+            peer_key=tokens.peer_key(),
+        )
         settings = FleetSettings(
             run_uid=place.identity.run_uid,
             epoch=self._epoch,
@@ -208,7 +214,7 @@ class LocalRun:
             tick_interval_us=round(TICK_S * 1e6),
             reconnect_us=to_us(recovery.heartbeat_limit) if keeps_agents else 0,
         )
-        self._fleet = Fleet(settings, tokens=Tokens(place.directory.secret()), clock=self._clock, sink=self._tell)
+        self._fleet = Fleet(settings, tokens=tokens, clock=self._clock, sink=self._tell)
         port = await self._fleet.listen(host, former.port if former is not None and keeps_agents else 0)
         begin_term(place.directory, self._epoch, port)
         self._address = f"{'127.0.0.1' if is_local else _own_address()}:{port}"

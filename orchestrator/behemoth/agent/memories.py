@@ -1,0 +1,129 @@
+"""The arenas that the store process has mapped: for its own jobs, and for peers that ask for what lies in them.
+
+The agent owns the memory and may replace it at any time; here a mapping and a descriptor of one's own keep what is in
+use. Handlers read only: that a generation is filled anew meanwhile is told, never prevented. Neighbours: `storeserver`,
+and `peers.server`, which calls the handlers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from behemoth.agent.peers.server import FilePart, Handler, Reply
+from behemoth.base.errors import BehemothError, Invalid, NotFound
+from behemoth.base.ids import Rank, WriteId
+from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.plan import RankPlan
+from behemoth.wire.peers import AskBytes, AskSnapshot, BytesFound, SnapshotFound
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    """`fd` is this process's own descriptor of what `arena` maps."""
+
+    inode: int
+    fd: int
+    arena: Arena
+
+
+class Memories:
+    """Thread-safe. Mapping gigabytes for each job would take longer than the job, so a mapping is kept by rank."""
+
+    def __init__(self, *, num_ranks: int) -> None:
+        self._num_ranks = num_ranks
+        self._lock = threading.Lock()
+        self._own: dict[Rank, _Memory] = {}
+
+    def mapped(self, rank: Rank, fd: int, *, new: RankPlan | None = None) -> Arena:
+        """The rank's memory, mapped once for all jobs; `new`: to be formatted for this plan if it never was. The caller
+        keeps `fd`.
+
+        Memory that the agent has replaced is unmapped when the last job that uses it ends.
+        """
+        inode = os.fstat(fd).st_ino
+        with self._lock:
+            known = self._own.get(rank)
+        if known is not None and known.inode == inode:
+            return known.arena
+        if known is not None:
+            self._forget(rank)
+        arena = Arena.open(fd) if new is None else _formatted(fd, new)
+        with self._lock:
+            self._own[rank] = _Memory(inode=inode, fd=os.dup(fd), arena=arena)
+            surplus = list(self._own)[: -self._num_ranks]  # the node's ranks are other ones now
+        for old in surplus:
+            self._forget(old)
+        return arena
+
+    def handlers(self) -> Mapping[type, Handler]:
+        """For a `PeerServer`."""
+        return {AskSnapshot: self._snapshot, AskBytes: self._bytes}
+
+    def _forget(self, rank: Rank) -> None:
+        with self._lock:
+            memory = self._own.pop(rank, None)
+        if memory is not None:
+            os.close(memory.fd)
+
+    def _snapshot(self, asked: AskSnapshot) -> Reply:
+        with self._lock:
+            arena, snapshot = self._find(asked.rank, asked.write_id)[1:]
+        if snapshot.layout_digest != asked.layout_digest:
+            raise Invalid(
+                f"rank {asked.rank}, write {asked.write_id}: expected layout {asked.layout_digest[:12]}, got "
+                f"{snapshot.layout_digest[:12]}",
+                code="arena-layout",
+            )
+        crcs = arena.crcs(snapshot.generation)
+        return Reply(
+            answer=SnapshotFound(sequence=snapshot.sequence, step=snapshot.step, data_bytes=arena.data_bytes),
+            payload=(crcs.tobytes(),),
+            is_whole=partial(_is_held, arena, snapshot.generation, snapshot.sequence),
+        )
+
+    def _bytes(self, asked: AskBytes) -> Reply:
+        with self._lock:  # so that the descriptor is not closed before there is another
+            memory, arena, snapshot = self._find(asked.rank, asked.write_id, sequence=asked.sequence)
+            end = asked.offset_bytes + asked.length_bytes
+            if end > arena.data_bytes:
+                raise Invalid(
+                    f"rank {asked.rank}: expected a range within {arena.data_bytes} bytes, got one up to {end}",
+                    code="peer-range",
+                )
+            fd = os.dup(memory.fd)
+        offset_bytes = arena.data_offset_bytes(snapshot.generation) + asked.offset_bytes
+        return Reply(
+            answer=BytesFound(),
+            payload=FilePart(fd=fd, offset_bytes=offset_bytes, length_bytes=asked.length_bytes),
+            is_whole=partial(_is_held, arena, snapshot.generation, snapshot.sequence),
+        )
+
+    def _find(self, rank: Rank, write_id: WriteId, *, sequence: int | None = None) -> tuple[_Memory, Arena, Snapshot]:
+        memory = self._own.get(rank)
+        for snapshot in memory.arena.held() if memory is not None else ():
+            if memory is not None and snapshot.write_id == write_id and sequence in (None, snapshot.sequence):
+                return memory, memory.arena, snapshot
+        raise NotFound(f"memory of rank {rank}: no snapshot of write {write_id} is there", code="arena-empty")
+
+
+def _is_held(arena: Arena, generation: int, sequence: int) -> bool:
+    try:
+        return arena.sealed(generation, sequence) is not None
+    except BehemothError:
+        return False
+
+
+def _formatted(fd: int, plan: RankPlan) -> Arena:
+    """Format new memory, once: afterwards its size is fixed, since a worker that shrank it would end us by SIGBUS."""
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
+        return Arena.open(fd)
+    arena = Arena.format(fd, plan)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return arena

@@ -1,0 +1,141 @@
+"""Asks other nodes: connections are opened when they are needed and kept for the next question.
+
+A question is bounded in time, whatever the other end does, and any error is Behemoth's: the caller looks elsewhere. The
+neighbour is `server`, the other end.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from behemoth.agent.peers.identity import PeerAddress, PeerIdentity, enter
+from behemoth.agent.peers.sockets import PeerSocket, payload_limit_s
+from behemoth.base.errors import Conflict, Corrupt, Unavailable
+from behemoth.wire.peers import (
+    MAX_PEER_FRAME_BYTES,
+    PAYLOAD_ENDS,
+    PEER_ANSWERS,
+    PayloadEnd,
+    PeerAnswer,
+    PeerFailed,
+    PeerRequest,
+    error_of,
+)
+
+CONNECT_LIMIT_S = 5.0
+HANDSHAKE_LIMIT_S = 10.0
+"""A store process that has just died has a successor that accepts within this time."""
+ANSWER_LIMIT_S = 30.0
+MAX_IDLE = 64
+"""Connections that are kept open between questions."""
+
+A = TypeVar("A")
+
+
+class PeerClient:
+    """Thread-safe: each question has a connection to itself."""
+
+    def __init__(self, me: PeerIdentity, *, answer_limit_s: float = ANSWER_LIMIT_S) -> None:
+        self._me = me
+        self._answer_limit_s = answer_limit_s
+        self._lock = threading.Lock()
+        self._idle: list[tuple[PeerAddress, PeerSocket]] = []  # the longest idle first
+
+    def ask(
+        self, peer: PeerAddress, request: PeerRequest, answer_type: type[A], *, into: memoryview | None = None
+    ) -> A:
+        """The answer, with its payload in `into`, which it must fill exactly. Raises the error that the node told, or
+        Unavailable, Timeout, Corrupt; Conflict when the payload changed while it was sent. After an error `into` may
+        hold anything, and nobody writes to it any more."""
+        answer = self._asked(peer, request, into)
+        if isinstance(answer, PeerFailed):
+            raise error_of(answer, peer.node)
+        if not isinstance(answer, answer_type):
+            raise Corrupt(f"node {peer.node}: expected {answer_type.__name__}, got {type(answer).__name__}")
+        return answer
+
+    def close(self) -> None:
+        """Close what is idle."""
+        self._forget(lambda _: True)
+
+    def _asked(self, peer: PeerAddress, request: PeerRequest, into: memoryview | None) -> PeerAnswer:
+        link = self._take(peer)
+        if link is not None:
+            try:
+                return self._exchange(peer, link, request, into)
+            except Unavailable:  # the node closed what was idle, or has a new store process
+                self._forget(lambda known: known == peer)
+        return self._exchange(peer, self._connect(peer), request, into)
+
+    def _exchange(
+        self, peer: PeerAddress, link: PeerSocket, request: PeerRequest, into: memoryview | None
+    ) -> PeerAnswer:
+        """One question; afterwards the connection is idle, or closed with the error."""
+        try:
+            answer = self._answer(link, request, into)
+        except BaseException:
+            link.close()
+            raise
+        self._keep(peer, link)
+        return answer
+
+    def _answer(self, link: PeerSocket, request: PeerRequest, into: memoryview | None) -> PeerAnswer:
+        wanted = into.nbytes if into is not None else 0
+        deadline = time.monotonic() + payload_limit_s(self._answer_limit_s, wanted)
+        link.send(request, deadline=deadline)
+        answer: PeerAnswer = link.receive(PEER_ANSWERS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=deadline)
+        if isinstance(answer, PeerFailed) and answer.payload_bytes == 0:
+            return answer
+        if answer.payload_bytes != wanted:
+            raise Corrupt(
+                f"answer {type(answer).__name__}: expected {wanted} bytes behind it, got {answer.payload_bytes}",
+                code="peer-payload",
+            )
+        if into is not None and wanted:
+            link.receive_into(into.cast("B"), deadline=deadline)
+            end: PayloadEnd = link.receive(PAYLOAD_ENDS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=deadline)
+            if not end.is_whole:
+                raise Conflict("answer: what was asked for was replaced while it was sent", code="peer-replaced")
+        return answer
+
+    def _connect(self, peer: PeerAddress) -> PeerSocket:
+        try:
+            sock = socket.create_connection((peer.host, peer.port), timeout=CONNECT_LIMIT_S)
+        except OSError as error:
+            raise Unavailable(
+                f"node {peer.node}: cannot connect to {peer.host}:{peer.port}: {error.strerror or error}",
+                code="peer-unreachable",
+            ) from error
+        link = PeerSocket(sock)
+        try:
+            enter(link, self._me, peer.node, deadline=time.monotonic() + HANDSHAKE_LIMIT_S)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _take(self, peer: PeerAddress) -> PeerSocket | None:
+        with self._lock:
+            for index in reversed(range(len(self._idle))):
+                if self._idle[index][0] == peer:
+                    return self._idle.pop(index)[1]
+        return None
+
+    def _keep(self, peer: PeerAddress, link: PeerSocket) -> None:
+        with self._lock:
+            self._idle.append((peer, link))
+            surplus = self._idle[:-MAX_IDLE]
+            self._idle = self._idle[-MAX_IDLE:]
+        for _, old in surplus:
+            old.close()
+
+    def _forget(self, is_unwanted: Callable[[PeerAddress], bool]) -> None:
+        with self._lock:
+            gone = [link for peer, link in self._idle if is_unwanted(peer)]
+            self._idle = [(peer, link) for peer, link in self._idle if not is_unwanted(peer)]
+        for link in gone:
+            link.close()

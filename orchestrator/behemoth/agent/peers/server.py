@@ -1,0 +1,186 @@
+"""Answers this node's peers: one thread accepts, one per connection serves, and both are bounded.
+
+A connection first has to prove itself, within seconds and in small frames; when too many strangers knock, the longest
+waiting one goes. What a request means is the business of its handler; here an error becomes an answer. The neighbours
+are `client`, the other end, and `memories`, the first handlers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+from typing_extensions import Buffer
+
+from behemoth.agent.peers.identity import PeerIdentity, admit
+from behemoth.agent.peers.sockets import PeerSocket, payload_limit_s
+from behemoth.base.errors import BehemothError, Internal, Unavailable
+from behemoth.wire.peers import MAX_PEER_FRAME_BYTES, PEER_REQUESTS, PayloadEnd, PeerAnswer, failed
+
+MAX_STRANGERS = 64
+"""Connections that have not proved themselves yet."""
+MAX_CONNECTIONS = 256
+"""Connections of nodes of this run, each with a thread that mostly waits for a socket."""
+HANDSHAKE_LIMIT_S = 5.0
+ANSWER_LIMIT_S = 30.0
+"""For a message to leave; a payload has more, by its size."""
+IDLE_LIMIT_S = 60.0
+"""A connection on which nothing is asked for this long is closed; its owner opens another."""
+_JOIN_LIMIT_S = 5.0
+_ACCEPT_PAUSE_S = 0.1  # when no descriptor is left, say
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePart:
+    """Bytes of an open file, which goes to who sends it, with the descriptor."""
+
+    fd: int
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer and what follows it. `is_whole` is asked once the payload has left. The server fills in
+    `payload_bytes`, and closes the descriptor of a FilePart."""
+
+    answer: PeerAnswer
+    payload: FilePart | Sequence[Buffer] = ()
+    is_whole: Callable[[], bool] = lambda: True
+
+
+Handler: TypeAlias = Callable[[Any], Reply]
+"""Gets requests of one class; runs on the connection's thread and may block for as long as the client's limit allows.
+Raises Behemoth's errors, which the client raises again."""
+
+
+class PeerServer:
+    """Serves from `start` to `close` on a socket that listens already. Handlers are called from several threads."""
+
+    def __init__(self, listener: socket.socket, me: PeerIdentity, handlers: Mapping[type, Handler]) -> None:
+        self._listener = listener
+        self._me = me
+        self._handlers = handlers
+        self._lock = threading.Lock()
+        self._strangers: OrderedDict[PeerSocket, None] = OrderedDict()
+        self._known: set[PeerSocket] = set()
+        self._threads: set[threading.Thread] = set()
+        self._is_closing = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+        self._accepting = threading.Thread(target=self._accept, name="peer-accept", daemon=True)
+
+    def start(self) -> None:
+        self._accepting.start()
+
+    def close(self) -> None:
+        """Cut every connection and wait for the threads, for a few seconds at most."""
+        self._is_closing.set()
+        self._woken.close()
+        if self._accepting.is_alive():
+            self._accepting.join(_JOIN_LIMIT_S)
+        with self._lock:
+            links, threads = [*self._strangers, *self._known], list(self._threads)
+        for link in links:
+            link.cut()
+        for thread in threads:
+            thread.join(_JOIN_LIMIT_S)
+        self._listener.close()
+        self._wake.close()
+
+    def _accept(self) -> None:
+        # The agent keeps the socket for a successor of this process, so it cannot be shut down to end a wait.
+        self._listener.setblocking(False)
+        poller = select.poll()
+        poller.register(self._listener, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        while not self._is_closing.is_set():
+            poller.poll()
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                _log.warning("peer connections: %s", error.strerror)
+                self._is_closing.wait(_ACCEPT_PAUSE_S)
+                continue
+            self._begin(PeerSocket(sock))
+
+    def _begin(self, link: PeerSocket) -> None:
+        thread = threading.Thread(target=self._run, args=(link,), name="peer-serve", daemon=True)
+        with self._lock:
+            self._strangers[link] = None
+            self._threads.add(thread)
+            oldest = self._strangers.popitem(last=False)[0] if len(self._strangers) > MAX_STRANGERS else None
+        if oldest is not None:
+            oldest.cut()
+        thread.start()
+
+    def _run(self, link: PeerSocket) -> None:
+        """The supervisor of one connection: whatever a peer sends, only its own connection ends."""
+        try:
+            node = admit(link, self._me, deadline=time.monotonic() + HANDSHAKE_LIMIT_S)
+            self._know(link)
+            while not self._is_closing.is_set():
+                request = link.receive(
+                    PEER_REQUESTS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=time.monotonic() + IDLE_LIMIT_S
+                )
+                self._answer(link, request, node)
+        except BehemothError as error:
+            _log.debug("a peer's connection ended: %s", error)
+        except Exception:  # noqa: BLE001  # supervisor of a connection: the others go on
+            _log.exception("a peer's connection failed")
+        finally:
+            with self._lock:
+                self._strangers.pop(link, None)
+                self._known.discard(link)
+                self._threads.discard(threading.current_thread())
+            link.close()
+
+    def _know(self, link: PeerSocket) -> None:
+        with self._lock:
+            self._strangers.pop(link, None)
+            if len(self._known) >= MAX_CONNECTIONS:
+                raise Unavailable(f"peer connections: expected at most {MAX_CONNECTIONS}, got another one")
+            self._known.add(link)
+
+    def _answer(self, link: PeerSocket, request: object, node: str) -> None:
+        reply = self._reply(request, node)
+        part = reply.payload
+        try:
+            sizes = [part.length_bytes] if isinstance(part, FilePart) else [memoryview(one).nbytes for one in part]
+            answer = msgspec.structs.replace(reply.answer, payload_bytes=sum(sizes))
+            deadline = time.monotonic() + payload_limit_s(ANSWER_LIMIT_S, sum(sizes))
+            link.send(answer, deadline=deadline)
+            if isinstance(part, FilePart):
+                link.send_file(part.fd, part.offset_bytes, part.length_bytes, deadline=deadline)
+            else:
+                link.send_buffers(part, deadline=deadline)
+            if sum(sizes):
+                link.send(PayloadEnd(is_whole=reply.is_whole()), deadline=deadline)
+        finally:
+            if isinstance(part, FilePart):
+                os.close(part.fd)
+
+    def _reply(self, request: object, node: str) -> Reply:
+        handler = self._handlers.get(type(request))
+        try:
+            if handler is None:
+                raise Unavailable(f"request {type(request).__name__}: this node does not serve it", code="peer-request")
+            return handler(request)
+        except BehemothError as error:
+            return Reply(answer=failed(error))
+        except Exception as error:  # noqa: BLE001  # supervisor of a request: the peer must get an answer
+            _log.exception("request %s of node %s failed", type(request).__name__, node)
+            told = Internal(f"request {type(request).__name__}: {type(error).__name__}", code="peer-request")
+            return Reply(answer=failed(told))

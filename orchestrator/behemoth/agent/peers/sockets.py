@@ -1,0 +1,122 @@
+"""Frames and raw bytes over one blocking TCP connection; every wait ends by a deadline.
+
+Payloads are sent out of a file or a buffer and received straight into the caller's memory. What goes wrong is
+Unavailable (the connection is gone), Timeout, or Corrupt (the other end does not speak the protocol). The neighbours
+are `server` and `client`, which know what is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Timeout, Unavailable
+from behemoth.wire.frames import LENGTH_BYTES, check_length, decode_body, encode_frame
+
+SLOWEST_BYTES_PER_S = 1 << 20
+"""A payload that moves more slowly than this counts as stuck."""
+_MOST_SENT_BYTES = 1 << 30  # sendfile(2) moves at most about 2 GiB
+
+T = TypeVar("T")
+
+
+def payload_limit_s(limit_s: float, num_bytes: int) -> float:
+    """How long a payload may take when a short message may take `limit_s`."""
+    return limit_s + num_bytes / SLOWEST_BYTES_PER_S
+
+
+class PeerSocket:
+    """Owns `sock`, used by one thread. Deadlines are of `time.monotonic`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def cut(self) -> None:
+        """From any thread: whatever the owner waits for ends with Unavailable."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """By the thread that uses it. Idempotent."""
+        self._sock.close()
+
+    def send(self, message: object, *, deadline: float) -> None:
+        self.send_buffers([encode_frame(message)], deadline=deadline)
+
+    def receive(self, decoder: msgspec.msgpack.Decoder[T], *, limit_bytes: int, deadline: float) -> T:
+        """The next message. Raises Corrupt before anything larger than `limit_bytes` is allocated."""
+        head = bytearray(LENGTH_BYTES)
+        self.receive_into(memoryview(head), deadline=deadline)
+        length = int.from_bytes(head, "little")
+        check_length(length, limit_bytes)
+        body = bytearray(length)
+        self.receive_into(memoryview(body), deadline=deadline)
+        return decode_body(decoder, bytes(body))
+
+    def send_buffers(self, buffers: Sequence[Buffer], *, deadline: float) -> None:
+        for buffer in buffers:
+            left = memoryview(buffer).cast("B")
+            while left:
+                left = left[self._try_send(left, deadline) :]
+
+    def send_file(self, fd: int, offset_bytes: int, length_bytes: int, *, deadline: float) -> None:
+        """From a file's pages, without a copy through this process."""
+        end = offset_bytes + length_bytes
+        while offset_bytes < end:
+            offset_bytes += self._try_send_file(fd, offset_bytes, end - offset_bytes, deadline)
+
+    def receive_into(self, into: memoryview, *, deadline: float) -> None:
+        """Fill `into`. Raises Unavailable when the other end closes before that."""
+        while into:
+            try:
+                received = self._sock.recv_into(into)
+            except BlockingIOError:
+                self._wait(select.POLLIN, deadline, "receive")
+                continue
+            except OSError as error:
+                raise _broken(error) from error
+            if received == 0:
+                raise Unavailable("peer connection: expected more bytes, got its end", code="peer-closed")
+            into = into[received:]
+
+    def _try_send(self, left: memoryview, deadline: float) -> int:
+        try:
+            return self._sock.send(left, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            self._wait(select.POLLOUT, deadline, "send")
+            return 0
+        except OSError as error:
+            raise _broken(error) from error
+
+    def _try_send_file(self, fd: int, offset_bytes: int, length_bytes: int, deadline: float) -> int:
+        try:
+            sent = os.sendfile(self._sock.fileno(), fd, offset_bytes, min(length_bytes, _MOST_SENT_BYTES))
+        except BlockingIOError:
+            self._wait(select.POLLOUT, deadline, "send")
+            return 0
+        except OSError as error:
+            raise _broken(error) from error
+        if sent == 0:
+            raise Unavailable(f"peer connection: expected {length_bytes} more bytes in the file, got its end")
+        return sent
+
+    def _wait(self, events: int, deadline: float, what: str) -> None:
+        left_s = deadline - time.monotonic()
+        poller = select.poll()
+        poller.register(self._sock, events)
+        if left_s <= 0 or not poller.poll(left_s * 1000):
+            raise Timeout(f"peer connection: expected to {what} in time, got nothing done", code="peer-timeout")
+
+
+def _broken(error: OSError) -> Unavailable:
+    return Unavailable(f"peer connection: {error.strerror or error}", code="peer-closed")

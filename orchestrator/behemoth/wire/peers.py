@@ -1,0 +1,188 @@
+"""What the store processes of two nodes say to each other: a request up, an answer down, raw bytes behind the answer.
+
+The node that is asked speaks first. Each end then proves with an HMAC over both ends' random numbers that it has the
+run's peer key: the key itself never crosses the wire, and who finds another program behind an old port hears no proof.
+Values only; `behemoth.agent.peers` has both ends. The neighbour `messages` is the wire to the coordinator.
+
+A request of another kind is a class in `PeerRequest`, its answer one in `PeerAnswer`, and a handler at the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+from behemoth.base.errors import (
+    BehemothError,
+    Conflict,
+    Corrupt,
+    Denied,
+    Internal,
+    Invalid,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
+from behemoth.base.ids import NodeId, Rank, RunUid, WriteId
+
+MAX_PEER_FRAME_BYTES: Final = 1 << 20
+"""Of a request or an answer; payloads are not in frames."""
+MAX_GREETING_BYTES: Final = 4 << 10
+"""Of a frame until the handshake is done."""
+NONCE_BYTES: Final = 32
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
+Nonce: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Unknown fields of a higher minor version are ignored."""
+
+
+# Handshake
+
+
+class Greeting(_Message, frozen=True, kw_only=True):
+    """First frame, from the node that is asked."""
+
+    major: int
+    minor: int
+    nonce: Nonce
+
+
+class PeerHello(_Message, frozen=True, kw_only=True):
+    """Who asks, and that it has the key."""
+
+    major: int
+    minor: int
+    node: NodeId
+    nonce: Nonce
+    proof: bytes
+
+
+class PeerWelcome(_Message, frozen=True, kw_only=True):
+    """Who is asked, and that it has the key too."""
+
+    node: NodeId
+    proof: bytes
+
+
+class PeerRejected(_Message, frozen=True, kw_only=True):
+    """The connection ends: another protocol, another run, or a wrong proof."""
+
+    code: str
+    reason: str
+
+
+# Requests
+
+
+class AskSnapshot(_Message, frozen=True, kw_only=True):
+    """Is the verified snapshot of a write of this rank in this node's memory? SnapshotFound answers, and behind it the
+    CRC-32C of every span in plan order, 4 bytes each, little-endian."""
+
+    rank: Rank
+    write_id: WriteId
+    layout_digest: Name
+
+
+class AskBytes(_Message, frozen=True, kw_only=True):
+    """Bytes of a snapshot's data area. BytesFound answers, and behind it the bytes: to be believed only once their CRCs
+    are right, since the memory may be filled anew while they travel."""
+
+    rank: Rank
+    write_id: WriteId
+    sequence: Count
+    """As SnapshotFound told it: a later filling of the memory is another snapshot."""
+    offset_bytes: Count
+    length_bytes: Count
+
+
+PeerRequest: TypeAlias = AskSnapshot | AskBytes
+
+
+# Answers
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    payload_bytes: Count = 0
+    """How many raw bytes follow. Behind them, if there are any, comes a PayloadEnd."""
+
+
+class SnapshotFound(_Answer, frozen=True, kw_only=True):
+    """Answers AskSnapshot."""
+
+    sequence: Count
+    step: Count
+    data_bytes: Count
+
+
+class BytesFound(_Answer, frozen=True, kw_only=True):
+    """Answers AskBytes."""
+
+
+class PeerFailed(_Answer, frozen=True, kw_only=True):
+    """Answers any request: an error of ours, class and all."""
+
+    kind: Literal["Invalid", "NotFound", "Conflict", "Denied", "Unavailable", "Corrupt", "Timeout", "Internal"]
+    message: str
+    hint: str = ""
+    code: str = ""
+
+
+PeerAnswer: TypeAlias = SnapshotFound | BytesFound | PeerFailed
+
+
+class PayloadEnd(_Message, frozen=True, kw_only=True):
+    """`is_whole`: what was sent was still what was asked for when the last byte had left."""
+
+    is_whole: bool
+
+
+GREETINGS: Final = msgspec.msgpack.Decoder(Greeting)
+HELLOS: Final = msgspec.msgpack.Decoder(PeerHello)
+WELCOMES: Final = msgspec.msgpack.Decoder(PeerWelcome | PeerRejected)
+PEER_REQUESTS: Final = msgspec.msgpack.Decoder(PeerRequest)
+PEER_ANSWERS: Final = msgspec.msgpack.Decoder(PeerAnswer)
+PAYLOAD_ENDS: Final = msgspec.msgpack.Decoder(PayloadEnd)
+
+_MAX_TEXT: Final = 4096
+_KINDS: Final[dict[str, type[BehemothError]]] = {
+    kind.__name__: kind for kind in (Invalid, NotFound, Conflict, Denied, Unavailable, Corrupt, Timeout, Internal)
+}
+
+
+def fresh_nonce() -> bytes:
+    """For one connection."""
+    return secrets.token_bytes(NONCE_BYTES)
+
+
+def proof(
+    key: str, *, role: Literal["asks", "is asked"], run_uid: RunUid, node: NodeId, mine: bytes, other: bytes
+) -> bytes:
+    """What only who has the key can say: that `node` of the run is this end of the connection with these two nonces."""
+    said = msgspec.msgpack.encode((role, run_uid, node, mine, other))
+    return hmac.new(key.encode(), said, hashlib.sha256).digest()
+
+
+def is_proof(given: bytes, wanted: bytes) -> bool:
+    """Compared in constant time."""
+    return hmac.compare_digest(given, wanted)
+
+
+def failed(error: BehemothError) -> PeerFailed:
+    """An error as it travels."""
+    kind = next(one for one in type(error).__mro__ if one.__name__ in _KINDS or one is BehemothError)
+    name = kind.__name__ if kind is not BehemothError else "Internal"
+    told = {"message": error.message[:_MAX_TEXT], "hint": error.hint[:_MAX_TEXT], "code": error.code[:_MAX_TEXT]}
+    return msgspec.convert({"kind": name, **told}, PeerFailed)
+
+
+def error_of(told: PeerFailed, node: NodeId) -> BehemothError:
+    """The error that `node` told, to be raised here."""
+    return _KINDS[told.kind](f"node {node}: {told.message}", hint=told.hint, code=told.code)

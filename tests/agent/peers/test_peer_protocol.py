@@ -1,0 +1,346 @@
+"""One node asks another for what lies in its memory, over real sockets; liars and strangers on either side."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.peers.staged import KEY, LAYOUT, StagedRank, identity, staged_rank
+from behemoth.agent.memories import Memories
+from behemoth.agent.peers import server as server_module
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.identity import PeerAddress, PeerIdentity, admit
+from behemoth.agent.peers.listener import listen_for_peers
+from behemoth.agent.peers.server import Handler, PeerServer, Reply
+from behemoth.agent.peers.sockets import PeerSocket
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Timeout, Unavailable
+from behemoth.base.ids import NodeId, Rank, WriteId
+from behemoth.wire.frames import encode_frame
+from behemoth.wire.peers import (
+    AskBytes,
+    AskSnapshot,
+    BytesFound,
+    SnapshotFound,
+)
+
+ASKER = identity("n1")
+SHORT_S = 0.3
+
+
+@contextlib.contextmanager
+def serving(handlers: Mapping[type, Handler], me: PeerIdentity | None = None) -> Iterator[PeerAddress]:
+    listener = listen_for_peers("127.0.0.1")
+    server = PeerServer(listener, me or identity("n0"), handlers)
+    server.start()
+    try:
+        yield PeerAddress(node=NodeId("n0"), host="127.0.0.1", port=listener.getsockname()[1])
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def asking(me: PeerIdentity = ASKER, *, limit_s: float = 10.0) -> Iterator[PeerClient]:
+    client = PeerClient(me, answer_limit_s=limit_s)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[tuple[StagedRank, Memories]]:
+    memories = Memories(num_ranks=2)
+    rank = staged_rank(memories)
+    try:
+        yield rank, memories
+    finally:
+        rank.close()
+
+
+def ask_snapshot(write_id: str = "a1-1", *, rank: int = 0) -> AskSnapshot:
+    return AskSnapshot(rank=Rank(rank), write_id=WriteId(write_id), layout_digest=LAYOUT.digest)
+
+
+def ask_bytes(sequence: int, offset: int, length: int, write_id: str = "a1-1") -> AskBytes:
+    return AskBytes(
+        rank=Rank(0), write_id=WriteId(write_id), sequence=sequence, offset_bytes=offset, length_bytes=length
+    )
+
+
+def fetch(client: PeerClient, peer: PeerAddress, rank: StagedRank) -> bytes:
+    """The whole data area of the rank's snapshot, in three ranges, and its CRCs compared."""
+    table = memoryview(bytearray(4 * len(rank.plan.spans)))
+    found = client.ask(peer, ask_snapshot(), SnapshotFound, into=table)
+    assert bytes(table) == rank.arena.crcs(0).tobytes()
+    into = memoryview(bytearray(found.data_bytes))
+    third = found.data_bytes // 3
+    for start, stop in ((0, third), (third, 2 * third), (2 * third, found.data_bytes)):
+        client.ask(peer, ask_bytes(found.sequence, start, stop - start), BytesFound, into=into[start:stop])
+    return bytes(into)
+
+
+def test_a_snapshot_comes_straight_out_of_another_nodes_memory() -> None:
+    with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
+        content = rank.save(0, "a1-1", 7)
+        assert fetch(client, peer, rank) == content
+
+
+def test_what_is_not_there_is_told_by_the_class_of_the_error() -> None:
+    with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
+        rank.save(0, "a1-1", 7)
+        table = memoryview(bytearray(4 * len(rank.plan.spans)))
+        with pytest.raises(NotFound, match=r"node n0: memory of rank 0: no snapshot of write a9-9"):
+            client.ask(peer, ask_snapshot("a9-9"), SnapshotFound, into=table)
+        with pytest.raises(NotFound, match="memory of rank 1"):
+            client.ask(peer, ask_snapshot(rank=1), SnapshotFound, into=table)
+        wrong = AskSnapshot(rank=Rank(0), write_id=WriteId("a1-1"), layout_digest="f" * 64)
+        with pytest.raises(Invalid, match="expected layout ffff"):
+            client.ask(peer, wrong, SnapshotFound, into=table)
+        with pytest.raises(Invalid, match="expected a range within"):
+            client.ask(peer, ask_bytes(1, rank.arena.data_bytes - 10, 11), BytesFound, into=memoryview(bytearray(11)))
+
+
+def test_memory_that_was_filled_anew_is_another_snapshot() -> None:
+    with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
+        rank.save(0, "a1-1", 7)
+        table = memoryview(bytearray(4 * len(rank.plan.spans)))
+        found = client.ask(peer, ask_snapshot(), SnapshotFound, into=table)
+        rank.save(0, "a1-1", 7)
+        with pytest.raises(NotFound):
+            client.ask(peer, ask_bytes(found.sequence, 0, 10), BytesFound, into=memoryview(bytearray(10)))
+
+
+def test_memory_that_is_filled_anew_while_it_is_sent_is_no_answer() -> None:
+    with staged() as (rank, memories), asking() as client:
+        rank.save(0, "a1-1", 7)
+        handle = memories.handlers()[AskBytes]
+
+        def overtaken(request: AskBytes) -> Reply:
+            reply = handle(request)
+            rank.arena.begin(0, WriteId("a1-2"), rank.arena.snapshot(0).step, rank.plan.layout_digest)
+            return reply
+
+        with serving({AskBytes: overtaken}) as peer, pytest.raises(Conflict, match="replaced while it was sent"):
+            client.ask(peer, ask_bytes(1, 0, 4096), BytesFound, into=memoryview(bytearray(4096)))
+
+
+def test_memory_is_served_while_it_is_replaced_by_other_memory() -> None:
+    with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
+        rank.save(0, "a1-1", 7)
+        newer = staged_rank(memories)
+        content = newer.save(0, "a1-1", 8)
+        assert fetch(client, peer, newer) == content
+        newer.close()
+
+
+def test_an_error_of_a_handler_that_nobody_thought_of_is_told_by_its_class(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def breaks(_request: AskSnapshot) -> Reply:
+        raise KeyError("what only this node should see")
+
+    caplog.set_level(logging.CRITICAL)
+    with serving({AskSnapshot: breaks}) as peer, asking() as client:
+        for _ in range(2):  # the connection lives on
+            with pytest.raises(BehemothError, match=r"node n0: request AskSnapshot: KeyError$") as caught:
+                client.ask(peer, ask_snapshot(), SnapshotFound)
+            assert caught.value.code == "peer-request"
+
+
+def test_a_request_that_a_node_does_not_serve_is_refused() -> None:
+    with serving({}) as peer, asking() as client, pytest.raises(Unavailable, match="does not serve it"):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
+def test_a_node_without_the_key_is_denied_and_the_key_is_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with (
+        serving({}) as peer,
+        asking(identity("n1", key="wrong")) as client,
+        pytest.raises(Denied, match="got one without its key") as caught,
+    ):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+    told = f"{caught.value} {caught.value.hint} {caplog.text} {identity('n1')!r}"
+    assert KEY not in told
+    assert "wrong" not in told
+
+
+def test_a_node_of_another_run_is_denied() -> None:
+    with serving({}) as peer, asking(identity("n1", run_uid="run-2")) as client, pytest.raises(Denied):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
+def test_another_node_of_the_run_behind_an_old_port_is_not_taken_for_the_one_that_was_there() -> None:
+    with (
+        serving({}, identity("n7")) as peer,
+        asking() as client,
+        pytest.raises(Unavailable, match="node n0: another program listens at its port"),
+    ):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
+def test_a_node_that_is_gone_is_unavailable() -> None:
+    with serving({}) as peer:
+        pass
+    with asking() as client, pytest.raises(Unavailable, match="node n0: cannot connect"):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
+def test_a_connection_that_the_node_closed_meanwhile_is_opened_again() -> None:
+    handlers: Mapping[type, Handler] = {
+        AskSnapshot: lambda _: Reply(answer=SnapshotFound(sequence=1, step=2, data_bytes=3))
+    }
+    listener = listen_for_peers("127.0.0.1")
+    peer = PeerAddress(node=NodeId("n0"), host="127.0.0.1", port=listener.getsockname()[1])
+    with asking() as client:
+        for _ in range(2):  # the second is the successor of a store process that died
+            server = PeerServer(listener.dup(), identity("n0"), handlers)
+            server.start()
+            assert client.ask(peer, ask_snapshot(), SnapshotFound).data_bytes == 3
+            server.close()
+    listener.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    garbage=st.lists(
+        st.one_of(
+            st.binary(max_size=200),
+            st.binary(max_size=64).map(lambda body: struct.pack("<I", len(body)) + body),
+            st.integers(0, 2**32 - 1).map(lambda length: struct.pack("<I", length)),
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_a_stranger_sends_the_next_node_is_served(garbage: list[bytes]) -> None:
+    answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
+    with (
+        serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer,
+        asking() as client,
+        socket.create_connection((peer.host, peer.port), timeout=5) as stranger,
+    ):
+        with contextlib.suppress(OSError):
+            stranger.sendall(b"".join(garbage))
+        assert client.ask(peer, ask_snapshot(), SnapshotFound) == answer
+
+
+def test_strangers_that_knock_and_say_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_STRANGERS", 4)
+    answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
+    with serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer, asking() as client:
+        strangers = [socket.create_connection((peer.host, peer.port), timeout=5) for _ in range(20)]
+        assert client.ask(peer, ask_snapshot(), SnapshotFound) == answer
+        for stranger in strangers[:10]:  # these went for later ones
+            while stranger.recv(4096):
+                pass
+        for stranger in strangers:
+            stranger.close()
+
+
+def test_a_node_that_has_too_many_connections_says_so_by_closing_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 1)
+    answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
+    with serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer, asking() as first, asking() as second:
+        assert first.ask(peer, ask_snapshot(), SnapshotFound) == answer
+        with pytest.raises(Unavailable):
+            second.ask(peer, ask_snapshot(), SnapshotFound)
+        assert first.ask(peer, ask_snapshot(), SnapshotFound) == answer
+
+
+@contextlib.contextmanager
+def lying(lie: Callable[[socket.socket], None]) -> Iterator[PeerAddress]:
+    """A node that shakes hands properly, hears one request, and then does what `lie` does."""
+    listener = listen_for_peers("127.0.0.1")
+
+    def serve() -> None:
+        with contextlib.suppress(OSError, BehemothError):
+            sock, _ = listener.accept()
+            with sock:
+                link = PeerSocket(sock)
+                admit(link, identity("n0"), deadline=time.monotonic() + 5)
+                sock.setblocking(True)
+                sock.recv(4096)
+                lie(sock)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield PeerAddress(node=NodeId("n0"), host="127.0.0.1", port=listener.getsockname()[1])
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(said=st.binary(min_size=1, max_size=100).filter(lambda said: said[:4] != bytes(4)))
+def test_a_node_that_answers_rubbish_is_an_error_of_ours_within_the_limit(said: bytes) -> None:
+    with (
+        lying(lambda sock: sock.sendall(said)) as peer,
+        asking(limit_s=SHORT_S) as client,
+        pytest.raises((Corrupt, Unavailable, Timeout)),
+    ):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
+def test_a_length_that_no_answer_has_is_refused_before_it_takes_memory() -> None:
+    with (
+        lying(lambda sock: sock.sendall(b"\xff\xff\xff\xff")) as peer,
+        asking() as client,
+        pytest.raises(Corrupt, match="got a length of 4294967295"),
+    ):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
+@pytest.mark.parametrize("claimed", [5, 4097, 2**62])
+def test_a_payload_of_another_size_than_the_place_for_it_is_refused(claimed: int) -> None:
+    lie = encode_frame(BytesFound(payload_bytes=claimed))
+    with (
+        lying(lambda sock: sock.sendall(lie)) as peer,
+        asking() as client,
+        pytest.raises(Corrupt, match=f"expected 4096 bytes behind it, got {claimed}"),
+    ):
+        client.ask(peer, ask_bytes(1, 0, 4096), BytesFound, into=memoryview(bytearray(4096)))
+
+
+def test_a_node_that_dies_within_a_payload_is_unavailable() -> None:
+    lie = encode_frame(BytesFound(payload_bytes=4096)) + bytes(100)
+    with (
+        lying(lambda sock: sock.sendall(lie)) as peer,
+        asking() as client,
+        pytest.raises(Unavailable, match="got its end"),
+    ):
+        client.ask(peer, ask_bytes(1, 0, 4096), BytesFound, into=memoryview(bytearray(4096)))
+
+
+def test_a_node_that_says_nothing_costs_no_more_than_the_limit() -> None:
+    let_go = threading.Event()
+
+    def say_nothing(_sock: socket.socket) -> None:
+        let_go.wait(10)
+
+    with lying(say_nothing) as peer, asking(limit_s=SHORT_S) as client:
+        try:
+            with pytest.raises(Timeout):
+                client.ask(peer, ask_snapshot(), SnapshotFound)
+        finally:
+            let_go.set()
+
+
+def test_an_answer_to_another_question_is_corrupt() -> None:
+    with (
+        serving({AskSnapshot: lambda _: Reply(answer=BytesFound())}) as peer,
+        asking() as client,
+        pytest.raises(Corrupt, match="expected SnapshotFound, got BytesFound"),
+    ):
+        client.ask(peer, ask_snapshot(), SnapshotFound)
