@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from behemoth.base.errors import Corrupt, Invalid, NotFound
+from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.units import parse_size
-from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.interop.casts import converted
 from behemoth.checkpoint.interop.export import ExportPlan, export, kept_files, plan_export
 from behemoth.checkpoint.interop.rules import NameMap
@@ -31,7 +30,7 @@ from behemoth_cli.commands.interop_options import (
     selected,
     watched,
 )
-from behemoth_cli.commands.selection import Step, Threads, Where, intact
+from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.interop import export_page, tensor_listing
@@ -92,14 +91,9 @@ def _export(
     try:
         doing = f"exporting checkpoint/{step}"
         return watched(console, doing, lambda progress: export(folder, plan, progress=progress)).kept
-    except Corrupt as error:
-        if commit.record.ref in commits(store):
-            raise
-        raise NotFound(
-            f"checkpoint/{step}: expected it to stay while it was read, got it deleted",
-            hint="retention gave it up: export the newest one",
-            code="checkpoint-gone",
-        ) from error
+    except Corrupt:
+        require_still_there(store, commit.record)
+        raise
 
 
 def _file_size(text: str) -> int:
