@@ -138,7 +138,7 @@ def escaped(segment: str, reserved: tuple[str, ...]) -> str:
     if not segment:
         return "%-"
     text = "".join(letter if re.fullmatch(r"[A-Za-z0-9_.-]", letter) else percent(letter) for letter in segment)
-    if segment in (".", "..", "c", "zarr.json", *reserved) or segment.startswith("__"):
+    if segment in (".", "..", "c", "zarr.json", *reserved) or segment.startswith(("__", ".behemoth-tmp-")):
         return percent(segment[0]) + text[1:]
     return text
 

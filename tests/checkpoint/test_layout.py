@@ -35,7 +35,10 @@ from checkpoint.checkpoint_rig import toy_layout
         ({"flat_rows": True}, "flat_over and a shape with rows"),
         ({"name": ""}, "1 .. 1024 bytes"),
         ({"name": "a\nb"}, "printable"),
-        ({"name": "x" * 300}, "at most 240 bytes"),
+        ({"name": "a\0b"}, "printable"),
+        ({"name": "x" * 1025}, "1 .. 1024 bytes of printable text, got 1025 bytes"),
+        ({"name": "x" * 300}, "at most 240 bytes between two slashes, escaped, got 300 bytes"),
+        ({"name": "/".join(["é" * 40] * 4)}, "at most 900 bytes, escaped, got 963 bytes"),
     ],
 )
 def test_an_impossible_array_is_refused(fields: dict[str, object], text: str) -> None:
@@ -96,6 +99,7 @@ def test_troublesome_names_get_safe_paths_none_inside_another() -> None:
         "a//b",
         "a/",
         "__m",
+        ".behemoth-tmp-1",
         "é",
         "a b",
         "%2E",
@@ -108,6 +112,7 @@ def test_troublesome_names_get_safe_paths_none_inside_another() -> None:
     )
     for path in paths:
         assert all(segment not in ("", ".", "..", "c", "zarr.json") for segment in path.split("/"))
+        assert not any(segment.startswith(("__", ".behemoth-tmp-")) for segment in path.split("/"))
         assert not any(other.startswith(path + "/") for other in paths)
     assert not set(groups_of(paths)) & set(paths)
 

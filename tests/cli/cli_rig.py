@@ -26,6 +26,9 @@ GOLDEN = Path(__file__).parent / "golden"
 PROGRAM = str(Path(sys.executable).with_name("behemoth"))
 NUMPY_RUN = Path(__file__).parents[2] / "manifests" / "examples" / "numpy.yaml"
 LIMIT_S = 90
+TRAINED_STEPS = 80
+"""Of the run of the fixture `trained`. The last step is always saved; which one before it depends on how fast the
+machine is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

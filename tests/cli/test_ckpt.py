@@ -18,18 +18,8 @@ from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.commands import checking
-from cli.cli_rig import behemoth, on_terminal, small_run
-
-NEWEST = 80
-"""The last step is always saved; which one before it depends on how fast the machine is."""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    ended = behemoth("run", small_run(folder, steps=NEWEST).name, "--runtime", "process", cwd=folder)
-    assert ended.code == 0, ended.err
-    return folder
+from cli.cli_rig import TRAINED_STEPS as NEWEST
+from cli.cli_rig import on_terminal
 
 
 @pytest.fixture

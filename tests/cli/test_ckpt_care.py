@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from behemoth.app.clean_store import plan_clean
+from behemoth.app.import_lock import clearing, importing
 from behemoth.app.run_directory import RunDirectory
+from behemoth.base.errors import Conflict
 from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.marker import Marker
@@ -245,6 +247,34 @@ def test_of_a_run_that_is_not_to_be_found_nobody_can_tell_whether_it_is_alive(
     assert (code, "belongs to no run" in told) == (0, True)
     assert (store / "steps" / "000000060-a1-60").exists()  # whose else could be writing it
     assert sorted(file.name for file in (store / "commits").iterdir()) == ["000000040.json", "000000050.json"]
+
+
+def test_what_a_killed_import_left_goes_when_somebody_says_so_and_no_import_is_under_way(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "imports"
+    with closing(LocalStore(store)) as made:
+        for step in (1, 2):
+            save(made, small_layout(), step=step, write_id=f"import-{step}")
+        save(made, small_layout(), step=3, write_id="import-3", publish=False)
+    gc = ("gc", str(store), "--keep-last", "2")
+    code, text, told = ckpt(capsys, *gc, "--execute")
+    assert (code, text.splitlines()[-1]) == (0, "deleted 0 of 2 checkpoints: 0 B")
+    assert "hint: --unfinished takes what imports left" in told
+    with importing(store):
+        code, _, told = ckpt(capsys, *gc, "--unfinished", "--execute")
+        assert (code, "code: store-busy" in told) == (1, True)
+        with importing(store):  # two imports do not mind each other
+            pass
+    with clearing(store), pytest.raises(Conflict, match="expected nobody to clean up there"), importing(store):
+        pass
+    code, text, _ = ckpt(capsys, *gc, "--unfinished", "--execute")
+    assert code == 0
+    assert text.splitlines()[-1].startswith("deleted 0 of 2 checkpoints and what 1 unfinished write left: ")
+    assert sorted(folder.name for folder in (store / "steps").iterdir()) == ["000000001-import-1", "000000002-import-2"]
+    code, _, told = ckpt(capsys, "gc", "run/small", "--unfinished")
+    assert (code, "code: option-without-effect" in told) == (2, True)
+    assert steps_of(directory) == list(STEPS)
 
 
 def test_a_run_directory_that_was_moved_is_still_the_owners(

@@ -21,18 +21,9 @@ from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
-from behemoth_cli.commands import ckpt_interop
-from cli.cli_rig import PROGRAM, behemoth, environment, small_run
-
-NEWEST = 40
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    ended = behemoth("run", small_run(folder, steps=NEWEST).name, "--runtime", "process", cwd=folder)
-    assert ended.code == 0, ended.err
-    return folder
+from behemoth_cli.commands import ckpt_export
+from cli.cli_rig import PROGRAM, behemoth, environment
+from cli.cli_rig import TRAINED_STEPS as NEWEST
 
 
 @pytest.fixture
@@ -134,6 +125,17 @@ def test_a_single_file_is_imported_by_its_name(place: Path, capsys: pytest.Captu
     assert (code, "code: safetensors-index" in err) == (2, True)
 
 
+def test_names_that_are_no_good_as_paths_are_imported_under_their_own(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("..", "/", "a/../b", "a", "a/b", "index", "c/0", "zarr.json", ".behemoth-tmp-x", "é" * 40)
+    safetensors.numpy.save_file({name: np.full(3, number) for number, name in enumerate(names)}, "odd.safetensors")
+    assert run(capsys, "import", "odd.safetensors", "--to", "store")[0] == 0
+    assert same(arrays_of(place / "store"), {name: np.full(3, number) for number, name in enumerate(names)})
+    assert run(capsys, "verify", "store")[0] == 0
+    assert {file.name for file in place.iterdir()} == {"runs", "store", "odd.safetensors"}
+
+
 def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "export", "run/small", "--to", "out", "--map", "weights", "--dry-run")
     assert code == 0
@@ -154,6 +156,8 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
     ("arguments", "code", "text"),
     [
         (("export", "run/small", "--to", "full"), 1, "code: export-folder"),
+        (("export", "run/small", "--to", "a.file"), 1, "option --to a.file: expected a folder, got a file"),
+        (("export", "run/small", "--to", "a.file/out", "--dry-run"), 1, "got a path below the file "),
         (("export", "run/small", "--to", "out", "--select", "modle/*"), 102, "hint: did you mean model/table?"),
         (("export", "run/small", "--to", "out", "--map", "lama4-hf"), 102, "hint: did you mean llama4-hf?"),
         (("export", "run/small", "--to", "out", "--map", "llama4-hf"), 2, "code: map-no-rule"),
@@ -163,7 +167,10 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("export", "run/small", "--to", "out", "--step", "3"), 102, "code: checkpoint-not-found"),
         (("import", "nothing", "--to", "store"), 102, "code: safetensors-not-found"),
         (("import", "full", "--to", "store"), 102, "code: safetensors-not-found"),
-        (("import", "one.safetensors", "--to", "full"), 1, "code: import-folder"),
+        (("import", "one.safetensors", "--to", "full"), 1, "got a folder with other files"),
+        (("import", "one.safetensors", "--to", "a.file"), 1, "code: import-folder"),
+        (("import", "one.safetensors", "--to", "store", "--step", "1000000000"), 2, "less than or equal to 999999999"),
+        (("import", "odd.safetensors", "--to", "store", "--dry-run"), 2, "hint: rename it by a map"),
         (("import", "one.safetensors", "--to", "run/small"), 1, "code: import-folder"),
         (("import", "one.safetensors", "--to", "runs/small/checkpoints"), 1, "code: import-owned"),
         (("import", "one.safetensors", "--to", "store", "--dtype", "fp8"), 2, "hint: did you mean fp"),
@@ -175,6 +182,8 @@ def test_what_is_wrong_is_told_with_its_code_and_leaves_nothing(
 ) -> None:
     (place / "full").mkdir()
     (place / "full/notes.txt").write_text("mine")
+    (place / "a.file").touch()
+    safetensors.numpy.save_file({"a\nb": np.arange(5)}, "odd.safetensors")
     safetensors.numpy.save_file({"a": np.arange(5)}, "one.safetensors")
     Path("bad.safetensors").write_bytes(Path("one.safetensors").read_bytes()[:-1])
     got, out, err = run(capsys, *arguments)
@@ -209,7 +218,7 @@ def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_not_called_dama
         shutil.rmtree(*(checkpoints / "steps").glob(f"{NEWEST:09d}-*"))
         return export(folder, plan, **how)
 
-    monkeypatch.setattr(ckpt_interop, "export", export_late)
+    monkeypatch.setattr(ckpt_export, "export", export_late)
     code, out, err = run(capsys, "export", "run/small", "--to", "out")
     assert (code, out) == (102, "")
     assert f"checkpoint/{NEWEST}: expected it to stay while it was read, got it deleted" in err

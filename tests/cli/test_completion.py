@@ -35,7 +35,7 @@ CASES: list[tuple[str, set[str]]] = [
     ("completion ", {"bash", "zsh", "fish"}),
     ("help ", {"exit-codes"}),
     ("pl", {"plan"}),
-    ("ckpt ", {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "export", "import"}),
+    ("ckpt ", {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "rehearse", "export", "import"}),
     ("ckpt export large --map l", {"llama4-hf"}),
     ("ckpt export large --dtype bf", {"bf16"}),
     ("ckpt s", {"show", "scrub"}),

@@ -12,7 +12,8 @@ from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import NotFound
 from behemoth_cli import root
 from behemoth_cli.commands import logs as logs_command
-from behemoth_cli.commands.logs import LogStream, parse_ranks
+from behemoth_cli.commands.logs import LogStream
+from behemoth_cli.commands.rank_list import parse_ranks
 from behemoth_cli.views.logs import WINDOW, label_width, log_lines, merged
 from cli.cli_rig import NUMPY_RUN
 
@@ -54,7 +55,7 @@ def test_a_single_rank_needs_no_label() -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("", None), ("3", {3}), ("0-2,7", {0, 1, 2, 7}), ("1,1", {1})])
 def test_lists_of_ranks(text: str, expected: set[int] | None) -> None:
-    assert parse_ranks(text) == expected
+    assert parse_ranks(text, option="--rank") == expected
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.checking import checked, told
 from behemoth_cli.commands.ckpt_diff import diff
+from behemoth_cli.commands.ckpt_export import export_checkpoint
 from behemoth_cli.commands.ckpt_gc import gc
-from behemoth_cli.commands.ckpt_interop import export_checkpoint, import_checkpoint
+from behemoth_cli.commands.ckpt_import import import_checkpoint
 from behemoth_cli.commands.ckpt_pins import pin, unpin
+from behemoth_cli.commands.ckpt_rehearse import rehearse_restore
 from behemoth_cli.commands.ckpt_scrub import scrub
 from behemoth_cli.commands.selection import Step, Threads, Where, all_found, chosen, intact, pins_of
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
@@ -101,3 +103,4 @@ for verb in (pin, unpin, gc, diff, scrub):
     app.command()(verb)
 app.command("export")(export_checkpoint)
 app.command("import")(import_checkpoint)
+app.command("rehearse")(rehearse_restore)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from behemoth.app.clean_store import plan_clean
+from behemoth.app.import_lock import clearing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import directory_of, leading
 from behemoth.base.errors import Conflict, Invalid
@@ -44,6 +45,10 @@ def gc(
         int | None,
         typer.Option("--daily", metavar="D", min=0, help="Keep the newest of each of the last D days that have one."),
     ] = None,
+    takes_unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="In a store that no run owns: also what imports left that were cut off."),
+    ] = False,
     does_execute: Annotated[bool, typer.Option("--execute", help="Delete; without it only the plan is told.")] = False,
     output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
@@ -59,7 +64,7 @@ def gc(
     context.console.note(f"store {place.url}")
     with closing(open_store(place.url)) as store:
         _require_owner(store, place)
-        with _held(store, place, context.console, does_execute) as is_alone:
+        with _held(store, place, context.console, does_execute, takes_unfinished) as is_alone:
             plan = plan_clean(store, retention, takes_rubbish=is_alone)
             spared = execute(store, plan.gc) if does_execute else frozenset()
     now_us = time.time_ns() // 1000
@@ -98,20 +103,42 @@ def _require_owner(store: ObjectStore, place: Checkpoints) -> None:
 
 
 @contextmanager
-def _held(store: ObjectStore, place: Checkpoints, console: Console, does_execute: bool) -> Iterator[bool]:
+def _held(
+    store: ObjectStore, place: Checkpoints, console: Console, does_execute: bool, takes_unfinished: bool
+) -> Iterator[bool]:
     """Whether nobody can write there. To delete, the run is locked out; a plan only looks whether one is alive."""
     own = [place.directory] if place.directory is not None else []
     candidates = [*own, Path(path_of(place.url)).parent]
+    owner = read_owner(store)
+    if owner is None:
+        with _held_of_nobody(place, console, takes_unfinished):
+            yield takes_unfinished
+        return
+    if takes_unfinished:
+        raise Invalid(
+            f"option --unfinished: expected a store that no run owns, got that of run/{owner.name}",
+            hint="leave it out: what unfinished writes left in a run's store goes anyway",
+            code="option-without-effect",
+        )
     if does_execute:
         with leading(store, url=place.url, candidates=candidates) as is_alone:
-            if not is_alone:
-                console.note("the store belongs to no run: what unfinished writes left there is not touched")
             yield is_alone
         return
-    owner = read_owner(store)
-    directory = None if owner is None else directory_of(owner, candidates)
+    directory = directory_of(owner, candidates)
     is_alone = directory is not None and lock_holder(directory.path / "lock") is None
-    if owner is not None and not is_alone:
+    if not is_alone:
         state = "is alive" if directory is not None else f"is not to be found at {owner.directory}"
         console.note(f"run/{owner.name} {state}: --execute would be refused")
     yield is_alone
+
+
+@contextmanager
+def _held_of_nobody(place: Checkpoints, console: Console, takes_unfinished: bool) -> Iterator[None]:
+    """What is not committed may be an import that is under way; somebody has to say that it is not meant to end."""
+    if takes_unfinished:
+        with clearing(Path(path_of(place.url))):
+            yield
+        return
+    console.note("the store belongs to no run: what unfinished writes left there is not touched")
+    console.note("hint: --unfinished takes what imports left that were cut off")
+    yield

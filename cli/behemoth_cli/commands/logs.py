@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from behemoth.app.run_directory import RunDirectory
-from behemoth.base.errors import Invalid, NotFound
+from behemoth.base.errors import NotFound
 from behemoth_cli.commands.candidates import run_names
+from behemoth_cli.commands.rank_list import parse_ranks
 from behemoth_cli.context import Context, find_run, lock_holder, read_run
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.logs import label_width, last, log_lines, merged
@@ -45,7 +46,7 @@ def logs(
 ) -> None:
     """Output of the ranks. What several ranks print alike is shown once, with the list of the ranks."""
     context: Context = ctx.obj
-    wanted = parse_ranks(rank)
+    wanted = parse_ranks(rank, option="--rank")
     directory = find_run(run, context.console)
     stream = awaited(directory, wanted, attempt, context.console) if follow else LogStream(directory, wanted, attempt)
     if stream is None:
@@ -131,21 +132,6 @@ class LogStream:
             return
         self._followed = {number: self._followed.get(number) or _Followed(path) for number, path in files.items()}
         self._width = max(self._width, label_width(list(files)))
-
-
-def parse_ranks(text: str) -> frozenset[int] | None:
-    """`0-3,7` as a set; None for an empty text, which stands for all. Raises Invalid."""
-    if not text:
-        return None
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"([0-9]{1,7})(?:-([0-9]{1,7}))?", part.strip())
-        first, end = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if end < first:
-            hint = "write ranks as 0-3,7"
-            raise Invalid(f"option --rank: expected a list of ranks, got {text!r}", hint=hint, code="rank-list")
-        found.update(range(first, end + 1))
-    return frozenset(found)
 
 
 def _is_live(directory: RunDirectory) -> bool:

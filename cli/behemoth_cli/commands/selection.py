@@ -9,6 +9,7 @@ import typer
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.commit_log import BadCommit, commits, read_record
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import Marker, read_marker
 from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
 from behemoth.ports import ObjectInfo, ObjectStore
@@ -104,6 +105,16 @@ def still_there(store: ObjectStore, found: Found) -> bool:
         isinstance(one, CommitRef) and (one.step, one.write_id) == (found.step, found.write_id)
         for one in commits(store)
     )
+
+
+def require_still_there(store: ObjectStore, record: CommitRecord) -> None:
+    """What was damaged when it was read may have been deleted meanwhile. Raises NotFound then."""
+    if record.ref not in commits(store):
+        raise NotFound(
+            f"checkpoint/{record.step}: expected it to stay while it was read, got it deleted",
+            hint="retention gave it up: take the newest one",
+            code="checkpoint-gone",
+        )
 
 
 def _pin_of(one: CommitRef | BadCommit, pins: dict[tuple[int, str], str]) -> str | None:

@@ -12,9 +12,12 @@ from behemoth.base.errors import Invalid
 
 MAX_NAME_BYTES = 1024
 MAX_SEGMENT_BYTES = 240  # file systems take 255
+MAX_PATH_BYTES = 900
+"""Of an escaped name: what a key of 1,024 bytes, S3's limit, leaves beside the step, the write id and chunk numbers."""
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
 _RESERVED_SEGMENTS = frozenset({".", "..", "c", "zarr.json"})  # `c` holds the chunks of a zarr array
+_RESERVED_BEGINNINGS = ("__", ".behemoth-tmp-")  # zarr v3's own names; unfinished files of a store
 _RESERVED_AT_TOP = frozenset({"index"})  # our own metadata
 _EMPTY_SEGMENT = "%-"
 _IS_PREFIX = "%."  # no escaped character gives these two: `%` itself becomes %25
@@ -24,16 +27,20 @@ def checked_name(name: str) -> str:
     """Raises Invalid for a name that no escape can carry."""
     num_bytes = len(name.encode("utf-8", errors="replace")) if isinstance(name, str) else 0
     if not 1 <= num_bytes <= MAX_NAME_BYTES or not name.isprintable():
-        raise Invalid(
-            f"array name: expected 1 .. {MAX_NAME_BYTES} bytes of printable text, got {name!r:.80}", code="array-name"
-        )
-    if any(len(_escaped(segment)) > MAX_SEGMENT_BYTES for segment in name.split("/")):
-        raise Invalid(
-            f"array name {name!r:.80}: expected segments of at most {MAX_SEGMENT_BYTES} bytes when escaped",
-            hint="shorten the part between two slashes",
-            code="array-name",
-        )
+        got = f"{num_bytes} bytes: " if num_bytes > MAX_NAME_BYTES else ""
+        raise _unusable("array name", f"1 .. {MAX_NAME_BYTES} bytes of printable text", f"{got}{name!r:.80}")
+    longest = max(len(_escaped(segment)) for segment in name.split("/"))
+    if longest > MAX_SEGMENT_BYTES:
+        expected = f"at most {MAX_SEGMENT_BYTES} bytes between two slashes, escaped"
+        raise _unusable(f"array name {name!r:.80}", expected, f"{longest} bytes")
+    path_bytes = len(_path(name))
+    if path_bytes > MAX_PATH_BYTES:
+        raise _unusable(f"array name {name!r:.80}", f"at most {MAX_PATH_BYTES} bytes, escaped", f"{path_bytes} bytes")
     return name
+
+
+def _unusable(what: str, expected: str, got: str) -> Invalid:
+    return Invalid(f"{what}: expected {expected}, got {got}", hint="give it a shorter, plain name", code="array-name")
 
 
 def escaped_paths(names: Sequence[str]) -> tuple[str, ...]:
@@ -65,8 +72,7 @@ def _path(name: str) -> str:
 def _escaped(segment: str) -> str:
     if not segment:
         return _EMPTY_SEGMENT
-    # Zarr v3 reserves names that begin with two underscores.
-    if segment in _RESERVED_SEGMENTS or segment.startswith("__"):
+    if segment in _RESERVED_SEGMENTS or segment.startswith(_RESERVED_BEGINNINGS):
         return _percent(segment[0]) + "".join(_character(character) for character in segment[1:])
     return "".join(_character(character) for character in segment)
 

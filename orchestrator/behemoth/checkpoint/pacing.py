@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from typing_extensions import Buffer
 
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
-from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.checkpoint.passing import PassingStore
+from behemoth.ports import ObjectStore
 
 BURST_S = 0.1
 """How much of a second's bytes may be read at once after a pause."""
 
 
-class PacedStore:
-    """Passes everything on to `inner`, reads at `bytes_per_s` by all threads together. Thread-safe.
+class PacedStore(PassingStore):
+    """Reads from `inner` at `bytes_per_s` by all threads together. Thread-safe.
 
     `stop` ends every wait: a read that waits then raises Conflict. `wait` gets seconds, and returns early when `stop`
     is set; it and `now` (seconds that never run backwards) are for tests.
@@ -35,7 +36,7 @@ class PacedStore:
         now: Callable[[], float] = time.monotonic,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._bucket = TokenBucket(rate_per_s=bytes_per_s, burst=bytes_per_s * BURST_S)
         self._lock = threading.Lock()
         self._stop = stop
@@ -49,13 +50,4 @@ class PacedStore:
             self._wait(wait_s)
         if self._stop.is_set():
             raise Conflict(f"read {key}: stopped", code="cancelled")
-        self._inner.read_into(key, offset_bytes=offset_bytes, into=into)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._inner.list(prefix)
-
-    def create(self, key: str, data: Buffer) -> None:
-        self._inner.create(key, data)
-
-    def delete(self, keys: Sequence[str]) -> None:
-        self._inner.delete(keys)
+        super().read_into(key, offset_bytes=offset_bytes, into=into)

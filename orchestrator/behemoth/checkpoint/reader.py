@@ -30,7 +30,7 @@ from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
-__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank"]
+__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank", "read_rank_into"]
 
 
 def read_rank(
@@ -52,16 +52,27 @@ def read_rank(
     is read whole and checked. Raises Invalid for another model before the arena is touched; Corrupt naming array, chunk
     and file. After an error the generation holds no snapshot.
     """
-    record = commit.record
-    positions = saved_positions(commit.layout, layout, step=record.step, unread=unread, unsaved=unsaved)
-    data = arena.begin(generation, record.write_id, record.step, plan.layout_digest)
-    if commit.layout.digest == layout.digest:
-        crcs = _read_spans(store, commit, plan, data, threads=threads)
-    else:
-        work = plan_resharding(commit.layout, plan, positions)
-        crcs = read_resharded(store, commit, plan, work, data, threads=threads)
+    positions = _positions(commit, layout, unread=unread, unsaved=unsaved)
+    data = arena.begin(generation, commit.record.write_id, commit.record.step, plan.layout_digest)
+    crcs = _read_plan(store, commit, layout, plan, positions, data, threads=threads)
     arena.record_crcs(generation, arena.seal(generation).sequence, crcs)
     return arena.snapshot(generation)
+
+
+def read_rank_into(
+    store: ObjectStore,
+    commit: Commit,
+    layout: Layout,
+    plan: RankPlan,
+    data: memoryview,
+    *,
+    threads: int,
+    unread: Collection[str] = (),
+    unsaved: Collection[str] = (),
+) -> None:
+    """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least."""
+    positions = _positions(commit, layout, unread=unread, unsaved=unsaved)
+    _read_plan(store, commit, layout, plan, positions, data, threads=threads)
 
 
 def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | None = None) -> npt.NDArray[np.generic]:
@@ -131,6 +142,28 @@ def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] 
         total.update(head.encode() + b"\n")
         total.update(read_array(store, commit, array.name).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
+
+
+def _positions(
+    commit: Commit, layout: Layout, *, unread: Collection[str], unsaved: Collection[str]
+) -> tuple[int | None, ...]:
+    return saved_positions(commit.layout, layout, step=commit.record.step, unread=unread, unsaved=unsaved)
+
+
+def _read_plan(
+    store: ObjectStore,
+    commit: Commit,
+    layout: Layout,
+    plan: RankPlan,
+    positions: Sequence[int | None],
+    data: memoryview,
+    *,
+    threads: int,
+) -> list[int]:
+    """The CRC of each span, whose bytes are then in place."""
+    if commit.layout.digest == layout.digest:
+        return _read_spans(store, commit, plan, data, threads=threads)
+    return read_resharded(store, commit, plan, plan_resharding(commit.layout, plan, positions), data, threads=threads)
 
 
 def _position(commit: Commit, name: str) -> int:

@@ -137,7 +137,11 @@ def test_a_map_may_drop_all_others() -> None:
     ("rules", "ours", "text"),
     [
         (QKV, numbered(("other", (1,))), "tensor 'other': expected a rule of the map for it"),
-        (QKV, numbered(("layers.3.wqkv", (4, 7))), r"'layers.3.wqkv': split along dim 1: expected sizes that fill 7"),
+        (
+            QKV,
+            numbered(("layers.3.wqkv", (4, 7))),
+            "rule layers.{n}.wqkv -> .*: split along dim 1: expected sizes that fill 7",
+        ),
         (QKV, numbered(("layers.3.wqkv", (4,))), r"expected a dim below 1 of shape \[4\], got 1"),
         (EXPERTS, numbered(("e.0.7.gate", (2, 3))), "'e.0.7.up': expected it beside the others"),
         (
@@ -165,7 +169,7 @@ def test_a_map_may_drop_all_others() -> None:
         (
             "  - {ours: a, theirs: same}\n  - {ours: b, theirs: same}\n",
             numbered(("a", (1,)), ("b", (1,))),
-            "tensor 'same': expected one source, got two",
+            "tensor 'same': expected one source, got rule a -> same and rule b -> same",
         ),
     ],
 )
@@ -189,16 +193,22 @@ def test_parts_that_would_not_split_into_what_they_were_are_refused() -> None:
         ("format: 1\nrule: []\nrules: [{ours: a, theirs: b}]", "unknown field `rule`"),
         ("format: 1\nrules: [{ours: a, theirs: b, step: []}]", r"unknown field `step`.*\$.rules\[0\]"),
         ("format: 1\nrules: [{ours: a, theirs: b, steps: [turn: 1]}]", r"unknown field `turn`.*\$.rules\[0\].steps"),
-        ("format: 1\nrules: [{ours: a, theirs: b, steps: [{}]}]", "step: expected one of permute, .* got none"),
+        (
+            "format: 1\nrules: [{ours: a, theirs: b, steps: [{}]}]",
+            "rule a -> b: step: expected one of permute, .* got none",
+        ),
         (
             "format: 1\nrules: [{ours: a, theirs: b, steps: [{permute: [0], stack: {dim: 0, over: x}}]}]",
             "got permute and stack",
         ),
-        ("format: 1\nrules: [{ours: a, theirs: b, steps: [permute: [0, 2]]}]", "permute: expected each dim once"),
+        (
+            "format: 1\nrules: [{ours: a, theirs: b, steps: [permute: [0, 2]]}]",
+            "test.yaml: rule a -> b: permute: expected each dim once",
+        ),
         ("format: 1\nrules: [{ours: a, theirs: [b, c]}]", "expected steps that give 2 tensors, got 1"),
         (
             "format: 1\nrules: [{ours: a, theirs: [b, c], steps: [split: {dim: 0, sizes: [1, half]}]}]",
-            "size 'half': expected a number >= 1, 'rest' or 'dim N'",
+            "rule a -> b, c: size 'half': expected a number >= 1, 'rest' or 'dim N'",
         ),
         ("format: 1\nrules: [{ours: 'a{', theirs: b}]", "pattern 'a{': expected a name in which"),
         ("format: 1\nrules: [{ours: [], theirs: b}]", "rule nothing -> b: expected a name on each side"),

@@ -31,12 +31,10 @@ _BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cast:
-    """The nearest values of another floating type, ties to even. What exceeds its range becomes infinite, as in torch;
-    a NaN stays one."""
+class _Elementwise:
+    """Each element becomes another one in its place: shape and grain are those of the inner tensor."""
 
     inner: Tensor
-    dtype: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,6 +42,14 @@ class Cast:
 
     def grain(self, dim: int) -> int:
         return self.inner.grain(dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast(_Elementwise):
+    """The nearest values of another floating type, ties to even. What exceeds its range becomes infinite, as in torch;
+    a NaN stays one."""
+
+    dtype: str
 
     def read_into(self, box: Box, out: Raw) -> None:
         values = read_box(self.inner, box).view(DTYPES[self.inner.dtype])
@@ -93,22 +99,14 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scaled:
+class Scaled(_Elementwise):
     """float8_e4m3fn of value / scale."""
 
-    inner: Tensor
     scale: Scale
 
     @property
     def dtype(self) -> str:
         return FLOAT8
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
-
-    def grain(self, dim: int) -> int:
-        return self.inner.grain(dim)
 
     def read_into(self, box: Box, out: Raw) -> None:
         values = _as_float32(self.inner, box) / self.scale.value()
@@ -117,19 +115,11 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unscaled:
+class Unscaled(_Elementwise):
     """The values of a float8 tensor with one scale: stored * scale, in `dtype`."""
 
-    inner: Tensor
     scale: Tensor
     dtype: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.inner.shape
-
-    def grain(self, dim: int) -> int:
-        return self.inner.grain(dim)
 
     def read_into(self, box: Box, out: Raw) -> None:
         values = _as_float32(self.inner, box) * _as_float32(self.scale, whole(self.scale)).reshape(())

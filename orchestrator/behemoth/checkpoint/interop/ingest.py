@@ -42,7 +42,11 @@ def import_layout(tensors: Mapping[str, Tensor]) -> Layout:
     checkpoint cannot hold, and for no tensor at all."""
     if not tensors:
         raise Invalid("import: expected at least one tensor, got none", code="import-empty")
-    specs = (ArraySpec(name=name, dtype=tensor.dtype, shape=tensor.shape) for name, tensor in tensors.items())
+    try:
+        specs = [ArraySpec(name=name, dtype=tensor.dtype, shape=tensor.shape) for name, tensor in tensors.items()]
+    except Invalid as error:
+        hint = "rename it by a map" if error.code == "array-name" else error.hint
+        raise Invalid(f"import: {error.message}", hint=hint, code=error.code) from error
     return Layout(mesh=Mesh(), arrays=tuple(specs))
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.patterns import Pattern
-from behemoth.checkpoint.interop.rules import NameMap, Rule
+from behemoth.checkpoint.interop.rules import NameMap, Rule, rule_text
 from behemoth.checkpoint.interop.steps import Concat, Permute, Split, Stack, Step, Unstack
 from behemoth.spec.text import read_document
 
@@ -106,9 +106,13 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _rule(entry: _Rule) -> Rule:
-    return Rule(
-        sources=_patterns(entry.ours), targets=_patterns(entry.theirs), steps=tuple(_step(one) for one in entry.steps)
-    )
+    sources, targets = _patterns(entry.ours), _patterns(entry.theirs)
+    try:
+        steps = tuple(_step(one) for one in entry.steps)
+    except Invalid as error:
+        text = rule_text(sources, targets)
+        raise Invalid(f"{text}: {error.message}", hint=error.hint, code=error.code) from error
+    return Rule(sources=sources, targets=targets, steps=steps)
 
 
 def _patterns(texts: str | list[str]) -> tuple[Pattern, ...]:

@@ -31,10 +31,10 @@ class Rule:
         for step in self.steps:
             match step:
                 case Split():
-                    check_sizes(step.sizes)
+                    self._check_sizes(step)
                     num_names = self._required(num_names, 1, len(step.sizes), "split")
                 case Concat():
-                    check_sizes(step.sizes)
+                    self._check_sizes(step)
                     num_names = self._required(num_names, len(step.sizes), 1, "concat")
                 case Stack(over=over):
                     over_source = self._one_word(over_source or over_target, over)
@@ -51,8 +51,7 @@ class Rule:
     @property
     def text(self) -> str:
         """For messages."""
-        sides = (self.sources, self.targets)
-        return "rule " + " -> ".join(", ".join(pattern.text for pattern in side) or "nothing" for side in sides)
+        return rule_text(self.sources, self.targets)
 
     @property
     def over(self) -> str:
@@ -63,6 +62,12 @@ class Rule:
         """Targets become sources."""
         back = tuple(step.inverse() for step in reversed(self.steps))
         return Rule(sources=self.targets, targets=self.sources, steps=back)
+
+    def _check_sizes(self, step: Split | Concat) -> None:
+        try:
+            check_sizes(step.sizes)
+        except Invalid as error:
+            raise Invalid(f"{self.text}: {error.message}", hint=error.hint, code=error.code) from error
 
     def _required(self, got: int, expected: int, then: int, what: str) -> int:
         if got != expected:
@@ -127,11 +132,13 @@ class NameMap:
             group = groups.setdefault(key, _Group(rule=self.rules[number], words=words, members={}))
             group.members[column, _index_of(name, group.rule, index)] = tensor
         found: dict[str, Tensor] = {}
+        makers: dict[str, Rule] = {}
         for group in groups.values():
             for name, tensor in group.results():
                 if name in found:
-                    raise Invalid(f"tensor {name!r}: expected one source, got two", code="map-twice")
-                found[name] = tensor
+                    one, other = makers[name].text, group.rule.text
+                    raise Invalid(f"tensor {name!r}: expected one source, got {one} and {other}", code="map-twice")
+                found[name], makers[name] = tensor, group.rule
         return found
 
     def _rule_of(self, name: str) -> tuple[int, int, dict[str, str]] | None:
@@ -149,6 +156,13 @@ class NameMap:
         )
 
 
+def rule_text(sources: Sequence[Pattern], targets: Sequence[Pattern]) -> str:
+    """How messages call a rule."""
+    return "rule " + " -> ".join(
+        ", ".join(pattern.text for pattern in side) or "nothing" for side in (sources, targets)
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
     """What one application of a rule has: tensors by column of its sources and number in the stack."""
@@ -164,7 +178,8 @@ class _Group:
                 rows = step.apply(rows)
         except Invalid as error:
             name = self.rule.sources[0].fill({self.rule.over: "*", **self.words})
-            raise Invalid(f"tensor {name!r}: {error.message}", hint=error.hint, code=error.code) from error
+            message = f"tensor {name!r}, {self.rule.text}: {error.message}"
+            raise Invalid(message, hint=error.hint, code=error.code) from error
         over = next((step.over for step in self.rule.steps if isinstance(step, Unstack)), "")
         return [
             (pattern.fill({**self.words, over: str(number)}), tensor)

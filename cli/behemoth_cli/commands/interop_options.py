@@ -1,0 +1,102 @@
+"""What `behemoth ckpt export` and `import` have in common: options, and what these mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from behemoth.base.errors import Conflict, NotFound
+from behemoth.checkpoint.interop.casts import FLOAT8
+from behemoth.checkpoint.interop.map_file import MAP_NAMES, decode_map, named_map
+from behemoth.checkpoint.interop.rules import NameMap
+from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.storage.open import path_of
+from behemoth_cli.commands.candidates import one_of
+from behemoth_cli.context import read_file
+from behemoth_cli.errors import choose, nearest
+from behemoth_cli.out.console import Console
+from behemoth_cli.out.progress import Progress
+from behemoth_cli.views.figures import work
+
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": FLOAT8}
+PRECISIONS = tuple(_PRECISIONS)
+"""What an export takes for --dtype."""
+FULL_PRECISIONS = tuple(short for short, name in _PRECISIONS.items() if name != FLOAT8)
+"""What an import takes."""
+_Result = TypeVar("_Result")
+
+MapOption = Annotated[
+    str,
+    typer.Option(
+        "--map",
+        metavar="FILE|NAME",
+        help=f"How names and layouts change: {', '.join(MAP_NAMES)}, or a file. Without it they stay.",
+        autocompletion=one_of(*MAP_NAMES),
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Names to take, as 'model/*'; before the map. Repeatable."),
+]
+
+
+def dtype_option(*precisions: str, help: str) -> Any:
+    """The option `--dtype` of a verb that knows these."""
+    return typer.Option(metavar="|".join(precisions), help=help, autocompletion=one_of(*precisions))
+
+
+def precision_of(text: str, *known: str) -> str:
+    """The dtype that `--dtype` names, empty for none. Raises Invalid."""
+    return _PRECISIONS[choose(text, known, name="option --dtype")] if text else ""
+
+
+def map_of(text: str) -> NameMap | None:
+    """A map that ships with the package, or a file; a file of that very name is meant as ./NAME."""
+    if not text:
+        return None
+    if text in MAP_NAMES:
+        return named_map(text)
+    try:
+        return decode_map(read_file(Path(text)), source=text)
+    except NotFound as error:
+        hint = nearest(text, MAP_NAMES) or f"maps by name: {', '.join(MAP_NAMES)}"
+        raise NotFound(f"option --map: {error.message}", hint=hint, code="map-not-found") from error
+
+
+def selected(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> Mapping[str, Tensor]:
+    """What one of the patterns matches; all of it without any. A pattern that matches nothing is a slip."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in tensors):
+            raise NotFound(
+                f"option --select: expected {pattern!r} to match one of {len(tensors)} names, got none",
+                hint=nearest(pattern, tensors) or f"names here begin with {next(iter(tensors), 'nothing')}",
+                code="select-nothing",
+            )
+    if not patterns:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if any(fnmatchcase(name, one) for one in patterns)}
+
+
+def folder_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
+    """The path of `--to`, which need not be there. Raises Conflict where a file is in its way."""
+    path = Path(path_of(text))
+    standing = next(one for one in (path, *path.absolute().parents) if one.exists() or one.is_symlink())
+    if not standing.is_dir():
+        got = "a file" if standing == path else f"a path below the file {standing}"
+        raise Conflict(f"option --to {text}: expected {expected}, got {got}", hint=hint, code=code)
+    return path
+
+
+def watched(console: Console, doing: str, job: Callable[[Callable[[int, int], None]], _Result]) -> _Result:
+    """Does a job that tells bytes done and bytes to do."""
+    progress = Progress(console, partial(work, doing))
+    try:
+        return job(progress.update)
+    finally:
+        progress.close()

@@ -1,0 +1,46 @@
+"""Keeps gc away from what imports are writing into a store that no run owns.
+
+Such a store has no run directory whose lock would tell, so the lock is on the store's own folder, by the kernel: it
+goes with whoever is killed. It holds among processes of machines whose file system shares locks; a store that is no
+folder has none. Neighbour: `store_lock`, for stores that a run owns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from behemoth.base.errors import Conflict
+
+
+@contextmanager
+def importing(folder: Path) -> Iterator[None]:
+    """While this lasts nobody may `clear` the store in `folder`, which is made; others may import too. Raises Conflict
+    while somebody clears it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, fcntl.LOCK_SH, expected="nobody to clean up there", got="a gc that is under way"):
+        yield
+
+
+@contextmanager
+def clearing(folder: Path) -> Iterator[None]:
+    """While this lasts nobody may import into the store in `folder`. Raises Conflict while somebody does."""
+    with _locked(folder, fcntl.LOCK_EX, expected="nobody to import there", got="an import that is under way"):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "wait for it, or end it"
+            raise Conflict(f"store {folder}: expected {expected}, got {got}", hint=hint, code="store-busy") from error
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,66 @@
+"""The layout that a saved state has on another mesh, from the checkpoint alone: no program and no model is asked.
+
+Names, shapes and dtypes stay, and so does the axis over which each dim is cut; what changes is how many ranks share.
+Only stages must be guessed, because a checkpoint says which stage held an array and not which layer it is: names that
+differ in their first number alone are taken for layers, which the stages share evenly. Pure. Neighbours: `matching`,
+`model_layout`, which knows the layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.records import RANKS_ARRAY
+from behemoth.spec.mesh import Mesh
+
+_NUMBER = re.compile(r"\d+")
+
+
+def on_mesh(layout: Layout, mesh: Mesh) -> Layout:
+    """`layout` itself for its own mesh. The ranks' own records get a row for each rank of the new world."""
+    if mesh == layout.mesh:
+        return layout
+    stages = _stages(layout.arrays, layout.mesh.pp, mesh.pp)
+    arrays = (replace(array, stage=stage) for array, stage in zip(layout.arrays, stages, strict=True))
+    return Layout(mesh=mesh, arrays=tuple(_with_rows(array, mesh) for array in arrays))
+
+
+def _with_rows(array: ArraySpec, mesh: Mesh) -> ArraySpec:
+    return replace(array, shape=(mesh.num_ranks, *array.shape[1:])) if array.name == RANKS_ARRAY else array
+
+
+def _stages(arrays: Sequence[ArraySpec], num_old: int, num_new: int) -> list[int | None]:
+    """Stage s of P covers the part [s / P, (s + 1) / P) of the layers. What has no layers (an embedding), or has all
+    of them on one stage of several (a vision tower), stays whole: first, last, or in between."""
+    numbers: dict[str, dict[int, set[int]]] = {}
+    for array in arrays:
+        if array.stage is not None:
+            family, number = _layer(array.name)
+            numbers.setdefault(family, {}).setdefault(array.stage, set()).add(number)
+    order = {
+        (family, stage): {number: at for at, number in enumerate(sorted(of_stage))}
+        for family, of_family in numbers.items()
+        for stage, of_stage in of_family.items()
+        if len(of_family) > 1 or num_old == 1
+    }
+
+    def moved(array: ArraySpec) -> int | None:
+        if array.stage is None:
+            return None
+        family, number = _layer(array.name)
+        at = order.get((family, array.stage))
+        if at is None:
+            return num_new - 1 if array.stage == num_old - 1 else array.stage * num_new // num_old
+        # floor((stage + at / n) / num_old * num_new), in whole numbers
+        return (array.stage * len(at) + at[number]) * num_new // (len(at) * num_old)
+
+    return [moved(array) for array in arrays]
+
+
+def _layer(name: str) -> tuple[str, int]:
+    """What a layer is called, and its number; 0 for what has none."""
+    match = _NUMBER.search(name)
+    return (name, 0) if match is None else (name[: match.start()], int(match[0]))
