@@ -97,7 +97,7 @@ def breed() -> None:
         "print(p.pid, flush=True)"
     )
     orphan = subprocess.run([sys.executable, "-c", script, *sleeper], stdout=subprocess.PIPE, check=True, timeout=30)
-    print("pids", os.getpid(), child.pid, int(orphan.stdout), flush=True)
+    print(f"pids {os.getpid()} {child.pid} {int(orphan.stdout)}", flush=True)  # in one write
     train()
 
 
@@ -107,7 +107,7 @@ def leave_a_child() -> None:
         train()
         return
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print("pids", os.getpid(), child.pid, flush=True)
+    print(f"pids {os.getpid()} {child.pid}", flush=True)  # in one write
     sys.exit(3)
 
 
