@@ -109,7 +109,7 @@ def _held(store: ObjectStore, place: Checkpoints, console: Console, does_execute
             yield is_alone
         return
     owner = read_owner(store)
-    directory = None if owner is None else directory_of(owner, candidates)
+    directory = None if owner is None else directory_of(owner, candidates, root=place.url)
     is_alone = directory is not None and lock_holder(directory.path / "lock") is None
     if owner is not None and not is_alone:
         state = "is alive" if directory is not None else f"is not to be found at {owner.directory}"
