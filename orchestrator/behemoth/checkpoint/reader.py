@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,11 @@ from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena, Snapshot
 from behemoth.checkpoint.boxes import Interval
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES, Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.reshard import plan_box, plan_resharding
@@ -42,23 +43,22 @@ def read_rank(
     generation: int,
     *,
     threads: int,
-    unread: Collection[str] = (),
-    unsaved: Collection[str] = (),
+    intake: Intake = AS_SAVED,
 ) -> Snapshot:
     """Fill `generation` with all that the plan's rank of `layout` holds, and seal it as a verified snapshot.
 
-    The commit may lie on any mesh, shared in any way: what counts is that its arrays are those of `layout`, but for
-    `unread` and `unsaved` (see `matching`; of the latter the generation holds zeros). Every chunk that a piece touches
-    is read whole and checked. Raises Invalid for another model before the arena is touched; Corrupt naming array, chunk
-    and file. After an error the generation holds no snapshot.
+    The commit may lie on any mesh, shared in any way: what counts is that its arrays are those of `layout`, or that
+    `intake` says how they become them (of what it leaves out the generation holds zeros). Every chunk that a piece
+    touches is read whole and checked. Raises Invalid for another model before the arena is touched, and for values that
+    cannot be converted; Corrupt naming array, chunk and file. After an error the generation holds no snapshot.
     """
     record = commit.record
-    positions = saved_positions(commit.layout, layout, step=record.step, unread=unread, unsaved=unsaved)
+    found = origins(commit.layout, layout, step=record.step, intake=intake)
     data = arena.begin(generation, record.write_id, record.step, plan.layout_digest)
     if commit.layout.digest == layout.digest:
         crcs = _read_spans(store, commit, plan, data, threads=threads)
     else:
-        work = plan_resharding(commit.layout, plan, positions)
+        work = plan_resharding(commit.layout, layout, plan, found)
         crcs = read_resharded(store, commit, plan, work, data, threads=threads)
     arena.record_crcs(generation, arena.seal(generation).sequence, crcs)
     return arena.snapshot(generation)
