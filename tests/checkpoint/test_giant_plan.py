@@ -30,7 +30,7 @@ def test_a_restore_with_fewer_replicas_plans_what_its_rank_meets_and_the_fleet_r
     saved, layout = giant(), giant(Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120))
     positions = saved_positions(saved, layout, step=Step(1))
     plan = plan_rank(layout, Rank(4711))
-    work = plan_resharding(saved, plan, positions)
+    work = plan_resharding(saved, layout, plan, positions)
     assert sum(slab.nbytes for slab in work.slabs) == sum(piece.nbytes for piece in plan.pieces)
     assert len(work.reads) < sum(grid.num_chunks for grid in grids(saved)) / 1000
     figures = over_read(saved, layout, positions, ranks=range(0, layout.mesh.num_ranks, 997))

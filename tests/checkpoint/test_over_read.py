@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -24,7 +25,7 @@ from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chun
 def planned(old: Layout, new: Layout, rank: int) -> tuple[int, int]:
     """Bytes that a rank holds, and that it reads for itself."""
     plan = plan_rank(new, Rank(rank))
-    work = plan_resharding(old, plan, saved_positions(old, new, step=Step(1)))
+    work = plan_resharding(old, new, plan, saved_positions(old, new, step=Step(1)))
     read_bytes = sum(grids(old)[read.array].payload_bytes + TRAILER_BYTES for read in work.reads)
     return sum(piece.nbytes for piece in plan.pieces), read_bytes
 
@@ -71,8 +72,8 @@ def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> No
         assert store.read_bytes == found.alone_bytes > found.held_bytes > found.needed_bytes
 
 
-def over(old: Layout, new: Layout, *, unread: tuple[str, ...] = ()) -> OverRead:
-    return over_read(old, new, saved_positions(old, new, step=Step(1), unread=unread))
+def over(old: Layout, new: Layout, *, extra: tuple[str, ...] = ()) -> OverRead:
+    return over_read(old, new, saved_positions(old, new, step=Step(1), intake=Intake(extra=extra)))
 
 
 def test_a_column_cut_makes_each_rank_read_what_its_peers_need_and_the_fleet_nothing_twice() -> None:
@@ -88,12 +89,12 @@ def test_a_column_cut_makes_each_rank_read_what_its_peers_need_and_the_fleet_not
 def test_what_is_not_restored_is_not_counted() -> None:
     weights = ArraySpec(name="w", dtype="int8", shape=(1000,))
     old = Layout(mesh=Mesh(), arrays=(weights, ArraySpec(name="m", dtype="int8", shape=(5000,))))
-    found = over(old, Layout(mesh=Mesh(dp=2, edp=2), arrays=(weights,)), unread=("m",))
+    found = over(old, Layout(mesh=Mesh(dp=2, edp=2), arrays=(weights,)), extra=("m",))
     assert (found.needed_bytes, found.once_bytes) == (1000, 1004)
     assert (found.held_bytes, found.alone_bytes) == (2000, 2008)
 
 
 def test_of_nothing_nothing_is_read() -> None:
     array = ArraySpec(name="w", dtype="int8", shape=(10,))
-    found = over(Layout(mesh=Mesh(), arrays=(array,)), Layout(mesh=Mesh(), arrays=()), unread=("w",))
+    found = over(Layout(mesh=Mesh(), arrays=(array,)), Layout(mesh=Mesh(), arrays=()), extra=("w",))
     assert (found.once, found.alone, found.once_bytes) == (1.0, 1.0, 0)

@@ -17,6 +17,7 @@ from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint import reshard_reader
 from behemoth.checkpoint.boxes import flat_boxes
 from behemoth.checkpoint.chunk_reader import ChunkReader
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -46,13 +47,12 @@ def restored(
     rank: int,
     *,
     threads: int = 1,
-    unread: tuple[str, ...] = (),
-    unsaved: tuple[str, ...] = (),
+    intake: Intake = AS_SAVED,
 ) -> dict[str, bytes]:
     plan = plan_rank(layout, Rank(rank))
     with arena_of(plan) as arena:
         np.frombuffer(arena.filling(0), dtype=np.uint8)[:] = 0xEE  # what it held before must not show
-        snapshot = read_rank(store, opened, layout, plan, arena, 0, threads=threads, unread=unread, unsaved=unsaved)
+        snapshot = read_rank(store, opened, layout, plan, arena, 0, threads=threads, intake=intake)
         assert (snapshot.step, snapshot.write_id, snapshot.is_verified) == (5, "a1-1", True)
         data = arena.data(0)
         expected = [crc32c(data[span.arena_offset : span.arena_offset + span.length]) for span in plan.spans]
@@ -90,7 +90,7 @@ def test_a_rank_reads_each_chunk_that_it_needs_once_and_no_other(
         positions = saved_positions(old, new, step=Step(5))
         numbered = {array.name: np.arange(array.num_elements).reshape(array.shape) for array in old.arrays}
         for rank in range(new.mesh.num_ranks):
-            work = plan_resharding(old, plan_rank(new, Rank(rank)), positions)
+            work = plan_resharding(old, new, plan_rank(new, Rank(rank)), positions)
             read = [(one.array, one.chunk) for one in work.reads]
             needed = set()
             for name, local in local_arrays(new, rank, numbered).items():
@@ -131,7 +131,7 @@ def test_any_damaged_byte_of_a_chunk_that_is_read_is_named_and_leaves_no_snapsho
     with small_chunks(64):
         store, opened = saved(old)
         plan = plan_rank(new, Rank(1))
-        work = plan_resharding(old, plan, saved_positions(old, new, step=Step(5)))
+        work = plan_resharding(old, new, plan, saved_positions(old, new, step=Step(5)))
         assert {old.arrays[read.array].name for read in work.reads} == {array.name for array in old.arrays}
         with arena_of(plan) as arena:
             for read in work.reads:
@@ -223,11 +223,11 @@ OPTIMIZER = ("optim/dense", "optim/odd", "optim/one")
 def test_weights_come_back_alone_when_the_rest_is_listed() -> None:
     store, opened = saved(toy_layout())
     weights = Layout(mesh=Mesh(), arrays=tuple(one for one in toy_layout().arrays if one.name not in OPTIMIZER))
-    got = restored(store, opened, weights, 0, unread=OPTIMIZER)
+    got = restored(store, opened, weights, 0, intake=Intake(extra=OPTIMIZER))
     assert got == expected_on(weights, 0, of=toy_layout())
     for listed in ((), OPTIMIZER[:2]):
         with pytest.raises(Invalid, match=rf"{3 - len(listed)} are unknown .*'optim/one'"):
-            restored(store, opened, weights, 0, unread=listed)
+            restored(store, opened, weights, 0, intake=Intake(extra=listed))
 
 
 def test_an_array_that_the_checkpoint_lacks_is_zeros_when_it_is_listed() -> None:
@@ -235,7 +235,7 @@ def test_an_array_that_the_checkpoint_lacks_is_zeros_when_it_is_listed() -> None
     store, opened = saved(toy_layout())
     wider = Layout(mesh=Mesh(tp=2, edp=2), arrays=(*toy_layout().arrays, new))
     for rank in range(2):
-        got = restored(store, opened, wider, rank, unsaved=("model/bias",))
+        got = restored(store, opened, wider, rank, intake=Intake(missing=("model/bias",)))
         assert got.pop("model/bias") == bytes(12)
         assert got == expected_on(Layout(mesh=wider.mesh, arrays=toy_layout().arrays), rank)
     with pytest.raises(Invalid, match=r"1 arrays are missing \['model/bias'\]"):
@@ -243,17 +243,43 @@ def test_an_array_that_the_checkpoint_lacks_is_zeros_when_it_is_listed() -> None
 
 
 @pytest.mark.parametrize(
-    ("listed", "text"),
+    ("intake", "text"),
     [
-        ({"unread": ("optim/odd",)}, r"unread arrays that the checkpoint alone has, got \['optim/odd'\]"),
-        ({"unread": ("optim/od",)}, r"unread arrays that the checkpoint alone has, got \['optim/od'\]"),
-        ({"unsaved": ("model/norm",)}, r"unsaved arrays that the layout alone has, got \['model/norm'\]"),
+        (
+            Intake(extra=(*OPTIMIZER, "model/norm")),
+            r"extra .*that the checkpoint alone has, got \['model/norm'\]",
+        ),
+        (
+            Intake(extra=(*OPTIMIZER, "optim/od")),
+            r"extra .*that the checkpoint alone has, got \['optim/od'\]",
+        ),
+        (Intake(missing=("optim/odd",)), r"missing to name arrays that the layout alone has, got \['optim/odd'\]"),
+        (Intake(only=("model/*", "moel/*")), r"only to name arrays that either side has, got \['moel/\*'\]"),
     ],
 )
-def test_a_list_that_names_what_both_or_neither_has_is_refused(listed: dict[str, tuple[str, ...]], text: str) -> None:
+def test_a_pattern_that_names_nothing_of_its_kind_is_refused(intake: Intake, text: str) -> None:
     store, opened = saved(toy_layout())
+    weights = Layout(mesh=Mesh(), arrays=tuple(one for one in toy_layout().arrays if one.name not in OPTIMIZER))
     with pytest.raises(Invalid, match=text):
-        restored(store, opened, other_layout(), 0, **listed)
+        restored(store, opened, weights, 0, intake=intake)
+
+
+def test_only_leaves_out_the_rest_on_both_sides() -> None:
+    store, opened = saved(toy_layout())
+    kept = tuple(one for one in toy_layout().arrays if one.name != "optim/odd")
+    new = Layout(mesh=Mesh(), arrays=(*kept, ArraySpec(name="optim/new", dtype="int8", shape=(3,))))
+    got = restored(store, opened, new, 0, intake=Intake(only=("model/*",)))
+    expected = expected_on(Layout(mesh=Mesh(), arrays=kept), 0, of=toy_layout())
+    for name, data in got.items():
+        assert data == (expected[name] if name.startswith("model/") else bytes(len(data))), name
+    with pytest.raises(Invalid, match=r"1 arrays are missing \['optim/new'\]"):
+        restored(store, opened, new, 0, intake=Intake(only=("model/*", "optim/new")))
+
+
+def test_an_intake_says_nothing_about_a_checkpoint_of_the_same_arrays() -> None:
+    store, opened = saved(toy_layout())
+    intake = Intake(only=("model/*",), extra=("before/*",), missing=("later/*",))
+    assert restored(store, opened, other_layout(), 0, intake=intake) == expected_on(other_layout(), 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,69 +1,136 @@
 """Which array of a checkpoint is which of a layout, whatever mesh either lies on.
 
 An array is the same when name, shape and dtype are; how it is shared says nothing about what it is. What only one side
-has is an error unless the caller lists it: a state that came back in part, in silence, would train on. Pure.
-Neighbours: `layout`, `reshard`, which plans with the answer, and `reader`, which asks.
+has, or has in another way, is an error unless an `Intake` says what to do: a state that came back in part, or in
+another precision, in silence, would train on. Pure. Neighbours: `layout`, `conversion` (what may be said), `fitting`
+(whether a conversion fits), `reshard`, which plans with the answer, and `reader`, which asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
+from behemoth.checkpoint.conversion import AS_SAVED, Conversion, Intake, saved_names
+from behemoth.checkpoint.fitting import check_conversion
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.records import RANKS_ARRAY
 
+Origin: TypeAlias = int | Conversion | None
+"""Of an array that is wanted: its position in the checkpoint, what it is made of, or None where there is nothing."""
 
-def saved_positions(
-    saved: Layout, layout: Layout, *, step: Step, unread: Collection[str] = (), unsaved: Collection[str] = ()
-) -> tuple[int | None, ...]:
-    """For each array of `layout` its position in `saved`; None where the checkpoint has nothing to give.
 
-    `unread` lists the arrays of the checkpoint that `layout` leaves out (the optimizer's, for weights only), `unsaved`
-    those of `layout` that the checkpoint lacks; both exactly, so that a misspelt name is found. The ranks' own records
-    are nothing to give either when they are of another number of ranks. `step` is for the message.
+def origins(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SAVED) -> tuple[Origin, ...]:
+    """For each array of `layout` where it comes from. The ranks' own records come from nowhere when they are of another
+    number of ranks. `step` is for the messages.
 
-    Raises Invalid naming missing, unknown and changed arrays.
+    Raises Invalid naming missing, unknown and changed arrays, patterns that name nothing, and conversions that do not
+    fit.
     """
-    _check_listed(saved, layout, step, unread=unread, unsaved=unsaved)
-    positions = [saved.positions.get(array.name) for array in layout.arrays]
-    pairs = [
-        (saved.arrays[position], array)
-        for position, array in zip(positions, layout.arrays, strict=True)
-        if position is not None
+    if intake != AS_SAVED and not _has_own_arrays(saved, layout):
+        _check_intake(saved, layout, step, intake)
+    else:
+        intake = AS_SAVED
+    found = tuple(_origin(saved, array, intake) for array in layout.arrays)
+    _check_same_model(saved, layout, step, intake, found)
+    return found
+
+
+def saved_positions(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SAVED) -> tuple[int | None, ...]:
+    """As `origins`, of what is not converted; None for the rest too."""
+    found = origins(saved, layout, step=step, intake=intake)
+    return tuple(origin if isinstance(origin, int) else None for origin in found)
+
+
+def left_out(layout: Layout, found: Sequence[Origin]) -> tuple[int, ...]:
+    """The arrays, counted in the layout's order, for which there is nothing to give. `found` is what `origins` said."""
+    return tuple(at for at, origin in enumerate(found) if origin is None and layout.arrays[at].name != RANKS_ARRAY)
+
+
+def _origin(saved: Layout, array: ArraySpec, intake: Intake) -> Origin:
+    if array.name in intake.convert:
+        return intake.convert[array.name]
+    position = saved.positions.get(array.name)
+    if position is None or not _is_wanted(array.name, intake):
+        return None
+    return None if _is_of_other_ranks(saved.arrays[position], array) else position
+
+
+def _check_same_model(saved: Layout, layout: Layout, step: Step, intake: Intake, found: Sequence[Origin]) -> None:
+    read = {name for conversion in intake.convert.values() for name in saved_names(conversion)}
+    changed = [
+        (saved.arrays[origin], array)
+        for origin, array in zip(found, layout.arrays, strict=True)
+        if isinstance(origin, int) and not _is_same(saved.arrays[origin], array)
     ]
-    changed = [(old, new) for old, new in pairs if not _is_same(old, new) and not _is_of_other_ranks(old, new)]
-    missing = [name for name in layout.positions if name not in saved.positions and name not in unsaved]
-    unknown = [name for name in saved.positions if name not in layout.positions and name not in unread]
+    missing = [
+        array.name
+        for origin, array in zip(found, layout.arrays, strict=True)
+        if origin is None
+        and array.name not in saved.positions
+        and _is_wanted(array.name, intake)
+        and not _is_any(array.name, intake.missing)
+    ]
+    unknown = [
+        name
+        for name in saved.positions
+        if name not in layout.positions
+        and name not in read
+        and _is_wanted(name, intake)
+        and not _is_any(name, intake.extra)
+    ]
     if missing or unknown or changed:
         raise Invalid(
             f"checkpoint of step {step}: of another model: {len(missing)} arrays are missing {missing[:3]}, "
             f"{len(unknown)} are unknown {unknown[:3]}, {len(changed)} differ {_changes(changed[:3])}".rstrip(),
-            hint="restore it with the program that saved it, or start from scratch in another directory",
+            hint="restore it with the program that saved it, say what is extra, missing or to be converted, or start "
+            "from scratch in another directory",
             code="model-mismatch",
         )
-    other = {new.name for old, new in pairs if not _is_same(old, new)}
-    return tuple(
-        None if array.name in other else position for position, array in zip(positions, layout.arrays, strict=True)
+
+
+def _check_intake(saved: Layout, layout: Layout, step: Step, intake: Intake) -> None:
+    alone = saved.positions.keys() - layout.positions.keys()
+    lacking = layout.positions.keys() - saved.positions.keys()
+    _check_patterns("only", intake.only, saved.positions.keys() | layout.positions.keys(), "either side has", step)
+    _check_patterns("extra", intake.extra, alone, "the checkpoint alone has", step)
+    _check_patterns("missing", intake.missing, lacking, "the layout alone has", step)
+    for name, conversion in intake.convert.items():
+        position = layout.positions.get(name)
+        if position is None:
+            raise Invalid(
+                f"checkpoint of step {step}: expected to convert to arrays of the layout, got {name!r}",
+                code="arrays-listed",
+            )
+        check_conversion(saved, layout.arrays[position], conversion, step=step)
+
+
+def _check_patterns(what: str, patterns: Iterable[str], names: Collection[str], having: str, step: Step) -> None:
+    """A misspelt name must be found."""
+    wrong = sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names))
+    if wrong:
+        raise Invalid(
+            f"checkpoint of step {step}: expected {what} to name arrays that {having}, got {wrong[:3]}",
+            hint="names and patterns such as 'optim/*' are compared with whole names of arrays",
+            code="arrays-listed",
+        )
+
+
+def _has_own_arrays(saved: Layout, layout: Layout) -> bool:
+    return saved.positions.keys() == layout.positions.keys() and all(
+        _is_same(old, new) or _is_of_other_ranks(old, new) for old, new in zip(saved.arrays, layout.arrays, strict=True)
     )
 
 
-def _check_listed(
-    saved: Layout, layout: Layout, step: Step, *, unread: Collection[str], unsaved: Collection[str]
-) -> None:
-    for what, names, having, lacking in (
-        ("unread", unread, saved, layout),
-        ("unsaved", unsaved, layout, saved),
-    ):
-        wrong = sorted(name for name in names if name not in having.positions or name in lacking.positions)
-        if wrong:
-            side = "the checkpoint" if having is saved else "the layout"
-            raise Invalid(
-                f"checkpoint of step {step}: expected {what} arrays that {side} alone has, got {wrong[:3]}",
-                hint="list exactly the arrays that only one side has",
-                code="arrays-listed",
-            )
+def _is_wanted(name: str, intake: Intake) -> bool:
+    return not intake.only or _is_any(name, intake.only)
+
+
+def _is_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_same(old: ArraySpec, new: ArraySpec) -> bool:
@@ -72,7 +139,8 @@ def _is_same(old: ArraySpec, new: ArraySpec) -> bool:
 
 def _is_of_other_ranks(old: ArraySpec, new: ArraySpec) -> bool:
     """A rank's own record (its random states) means nothing to ranks of another world."""
-    return new.name == RANKS_ARRAY and old.dtype == new.dtype and old.shape[1:] == new.shape[1:]
+    is_resized = old.shape[:1] != new.shape[:1] and old.shape[1:] == new.shape[1:]
+    return new.name == RANKS_ARRAY and old.dtype == new.dtype and is_resized
 
 
 def _changes(changed: Sequence[tuple[ArraySpec, ArraySpec]]) -> str:

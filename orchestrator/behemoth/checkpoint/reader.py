@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,11 @@ from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena, Snapshot
 from behemoth.checkpoint.boxes import Interval
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES, Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.reshard import plan_box, plan_resharding
@@ -42,19 +43,18 @@ def read_rank(
     generation: int,
     *,
     threads: int,
-    unread: Collection[str] = (),
-    unsaved: Collection[str] = (),
+    intake: Intake = AS_SAVED,
 ) -> Snapshot:
     """Fill `generation` with all that the plan's rank of `layout` holds, and seal it as a verified snapshot.
 
-    The commit may lie on any mesh, shared in any way: what counts is that its arrays are those of `layout`, but for
-    `unread` and `unsaved` (see `matching`; of the latter the generation holds zeros). Every chunk that a piece touches
-    is read whole and checked. Raises Invalid for another model before the arena is touched; Corrupt naming array, chunk
-    and file. After an error the generation holds no snapshot.
+    The commit may lie on any mesh, shared in any way: what counts is that its arrays are those of `layout`, or that
+    `intake` says how they become them (of what it leaves out the generation holds zeros). Every chunk that a piece
+    touches is read whole and checked. Raises Invalid for another model before the arena is touched, and for values that
+    cannot be converted; Corrupt naming array, chunk and file. After an error the generation holds no snapshot.
     """
-    positions = _positions(commit, layout, unread=unread, unsaved=unsaved)
+    found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
     data = arena.begin(generation, commit.record.write_id, commit.record.step, plan.layout_digest)
-    crcs = _read_plan(store, commit, layout, plan, positions, data, threads=threads)
+    crcs = _read_plan(store, commit, layout, plan, found, data, threads=threads)
     arena.record_crcs(generation, arena.seal(generation).sequence, crcs)
     return arena.snapshot(generation)
 
@@ -67,12 +67,11 @@ def read_rank_into(
     data: memoryview,
     *,
     threads: int,
-    unread: Collection[str] = (),
-    unsaved: Collection[str] = (),
+    intake: Intake = AS_SAVED,
 ) -> None:
     """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least."""
-    positions = _positions(commit, layout, unread=unread, unsaved=unsaved)
-    _read_plan(store, commit, layout, plan, positions, data, threads=threads)
+    found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
+    _read_plan(store, commit, layout, plan, found, data, threads=threads)
 
 
 def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | None = None) -> npt.NDArray[np.generic]:
@@ -144,18 +143,12 @@ def digest(store: ObjectStore, commit: Commit, *, cancelled: Callable[[], bool] 
     return total.hexdigest()
 
 
-def _positions(
-    commit: Commit, layout: Layout, *, unread: Collection[str], unsaved: Collection[str]
-) -> tuple[int | None, ...]:
-    return saved_positions(commit.layout, layout, step=commit.record.step, unread=unread, unsaved=unsaved)
-
-
 def _read_plan(
     store: ObjectStore,
     commit: Commit,
     layout: Layout,
     plan: RankPlan,
-    positions: Sequence[int | None],
+    found: Sequence[Origin],
     data: memoryview,
     *,
     threads: int,
@@ -163,7 +156,8 @@ def _read_plan(
     """The CRC of each span, whose bytes are then in place."""
     if commit.layout.digest == layout.digest:
         return _read_spans(store, commit, plan, data, threads=threads)
-    return read_resharded(store, commit, plan, plan_resharding(commit.layout, plan, positions), data, threads=threads)
+    work = plan_resharding(commit.layout, layout, plan, found)
+    return read_resharded(store, commit, plan, work, data, threads=threads)
 
 
 def _position(commit: Commit, name: str) -> int:

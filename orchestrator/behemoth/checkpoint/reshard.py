@@ -3,20 +3,24 @@
 Both sides are boxes of the same logical array: a chunk is one, and what a rank holds is some, each in its own C order.
 So whatever mesh, cuts, packed dims or flat ranges either side has, they meet in boxes. Pure, for one rank, and in time
 that follows the chunks which that rank meets, not those of the checkpoint; nothing is asked of other ranks.
-Neighbours: `boxes` and `grid` (the geometry), `matching` (which array is which), `reshard_reader` (does it).
+Neighbours: `boxes` and `grid` (the geometry), `matching` (which array is which), `changes` (what is computed on the
+way), `reshard_reader` (does it).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
 from behemoth.checkpoint.boxes import Box, Interval, flat_boxes
+from behemoth.checkpoint.changes import Change, Scales
+from behemoth.checkpoint.conversion import Cast, Conversion, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.plan import Piece, RankPlan
 
 Part = tuple[slice, ...]
@@ -36,11 +40,13 @@ class Slab(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A box that a chunk and a slab have in common, as either sees it. `slab` counts in the plan."""
+    """A box that a chunk and a slab have in common, as either sees it. `slab` counts in the plan. Without a change the
+    elements are moved as they are."""
 
     slab: int
     source: Part
     target: Part
+    change: Change | None = None
 
 
 class ChunkRead(NamedTuple):
@@ -51,45 +57,146 @@ class ChunkRead(NamedTuple):
     copies: list[Copy]
 
 
+class ScaleFill(NamedTuple):
+    """A slab, counted in the plan, that holds the scales of a box of blocks."""
+
+    slab: int
+    scales: Scales
+    box: Box
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resharding:
-    """One rank's reads, each chunk once, in the order of arrays and chunks; together they fill every slab."""
+    """One rank's reads, each chunk once, in the order of arrays and chunks; together with `fills` they fill every
+    slab."""
 
     slabs: tuple[Slab, ...]
     reads: tuple[ChunkRead, ...]
-    blanks: tuple[Interval, ...]
+    blanks: tuple[Interval, ...] = ()
     """Bytes of the arena that the checkpoint has nothing for."""
+    scales: Mapping[Scales, Box] = field(default_factory=dict)
+    """The scales that must be known first, and of which blocks."""
+    fills: tuple[ScaleFill, ...] = ()
 
 
-def plan_resharding(saved: Layout, plan: RankPlan, positions: Sequence[int | None]) -> Resharding:
-    """`positions`: of each array of the plan's layout in `saved`, as `matching` tells them. O(chunks that are met)."""
-    of_saved = grids(saved)
-    known: dict[object, tuple[_Meeting, ...]] = {}
-    slabs: list[Slab] = []
-    blanks: list[Interval] = []
-    taken: dict[tuple[int, int], list[Copy]] = {}
+def plan_resharding(saved: Layout, layout: Layout, plan: RankPlan, found: Sequence[Origin]) -> Resharding:
+    """`found`: where each array of `layout`, the plan's own, comes from, as `matching.origins` tells. O(chunks that are
+    met)."""
+    draft = _Draft(saved)
     for piece in plan.pieces:
-        position = positions[piece.array]
-        if position is None:
-            blanks.append((piece.arena_offset, piece.arena_offset + piece.nbytes))
-            continue
-        grid = of_saved[position]
-        arena_offset = piece.arena_offset
-        for meeting in _meetings(grid, piece, known):
-            slab = Slab(meeting.shape, grid.spec.itemsize, arena_offset)
-            for chunk, source, target in meeting.commons:
-                taken.setdefault((position, chunk), []).append(Copy(len(slabs), source, target))
-            slabs.append(slab)
-            arena_offset += slab.nbytes
-    reads = [ChunkRead(array, chunk, copies) for (array, chunk), copies in sorted(taken.items())]
-    return Resharding(slabs=tuple(slabs), reads=tuple(reads), blanks=tuple(blanks))
+        origin = found[piece.array]
+        if origin is None:
+            draft.blanks.append((piece.arena_offset, piece.arena_offset + piece.nbytes))
+        elif isinstance(origin, int):
+            draft.copy(piece, origin)
+        else:
+            draft.convert(piece, layout.arrays[piece.array], origin)
+    return draft.done()
 
 
 def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
     """Of one box of a saved array, counted in the saved layout's order, that begins with the area's first byte."""
     meeting = _meeting(grid, box)
     reads = [ChunkRead(array, chunk, [Copy(0, source, target)]) for chunk, source, target in meeting.commons]
-    return Resharding(slabs=(Slab(meeting.shape, grid.spec.itemsize, 0),), reads=tuple(reads), blanks=())
+    return Resharding(slabs=(Slab(meeting.shape, grid.spec.itemsize, 0),), reads=tuple(reads))
+
+
+class _Draft:
+    """A plan while it is made."""
+
+    def __init__(self, saved: Layout) -> None:
+        self._saved = saved
+        self._grids = grids(saved)
+        self._known: dict[object, tuple[_Meeting, ...]] = {}
+        self._slabs: list[Slab] = []
+        self._taken: dict[tuple[int, int], list[Copy]] = {}
+        self._scales: dict[Scales, Box] = {}
+        self._fills: list[ScaleFill] = []
+        self.blanks: list[Interval] = []
+
+    def done(self) -> Resharding:
+        reads = [ChunkRead(array, chunk, copies) for (array, chunk), copies in sorted(self._taken.items())]
+        return Resharding(
+            slabs=tuple(self._slabs),
+            reads=tuple(reads),
+            blanks=tuple(self.blanks),
+            scales=self._scales,
+            fills=tuple(self._fills),
+        )
+
+    def copy(self, piece: Piece, position: int) -> None:
+        """The array at this position of the checkpoint, as it is."""
+        grid = self._grids[position]
+        arena_offset = piece.arena_offset
+        for meeting in _meetings(grid, piece, self._known):
+            slab = self._new_slab(meeting.shape, grid.spec.itemsize, arena_offset)
+            self._take(position, slab, meeting, None)
+            arena_offset += self._slabs[slab].nbytes
+
+    def convert(self, piece: Piece, wanted: ArraySpec, conversion: Conversion) -> None:
+        arena_offset = piece.arena_offset
+        for box in flat_boxes(piece.box, piece.flat):
+            slab = self._new_slab(tuple(high - low for low, high in box), wanted.itemsize, arena_offset)
+            arena_offset += self._slabs[slab].nbytes
+            if isinstance(conversion, ScalesOf):
+                self._fill(slab, box, conversion)
+                continue
+            values = tuple(self._saved.positions[name] for name in value_names(conversion))
+            scales = self._scales_of(conversion, wanted, values[0], box)
+            for position in values:
+                change = _change(conversion, self._saved.arrays[position], wanted, box, scales)
+                self._take(position, slab, _meeting(self._grids[position], _shifted(box, conversion)), change)
+
+    def _new_slab(self, shape: tuple[int, ...], itemsize: int, arena_offset: int) -> int:
+        self._slabs.append(Slab(shape, itemsize, arena_offset))
+        return len(self._slabs) - 1
+
+    def _take(self, position: int, slab: int, meeting: _Meeting, change: Change | None) -> None:
+        for chunk, source, target in meeting.commons:
+            self._taken.setdefault((position, chunk), []).append(Copy(slab, source, target, change))
+
+    def _fill(self, slab: int, box: Box, conversion: ScalesOf) -> None:
+        values = self._saved.positions[conversion.array]
+        scales = Scales(values, conversion.block, conversion.dtype)
+        if len(box) != len(conversion.block):  # one scale for all, in a shape of its own
+            box = ((0, 1),) * len(conversion.block)
+        self._need(scales, box)
+        self._fills.append(ScaleFill(slab, scales, box))
+
+    def _scales_of(self, conversion: Conversion, wanted: ArraySpec, values: int, box: Box) -> Scales | None:
+        if not isinstance(conversion, ScaledDown | ScaledUp):
+            return None
+        saved = None if conversion.scales is None else self._saved.positions[conversion.scales]
+        scales = Scales(values, conversion.block, wanted.dtype if saved is None else "", saved)
+        self._need(scales, scales.box(box))
+        return scales
+
+    def _need(self, scales: Scales, box: Box) -> None:
+        known = self._scales.get(scales, box)
+        self._scales[scales] = tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(known, box, strict=True))
+
+
+def _change(
+    conversion: Conversion, saved: ArraySpec, wanted: ArraySpec, box: Box, scales: Scales | None
+) -> Change | None:
+    """None where elements stay as they are."""
+    if isinstance(conversion, Cast) and saved.dtype == wanted.dtype:
+        return None
+    return Change(
+        conversion=conversion,
+        part=saved.name,
+        source=saved.dtype,
+        target=wanted.dtype,
+        low=tuple(low for low, _ in box),
+        scales=scales,
+    )
+
+
+def _shifted(box: Box, conversion: Conversion) -> Box:
+    """Where a box of the wanted array lies in the saved one."""
+    if not isinstance(conversion, Cast) or not conversion.begin:
+        return box
+    return tuple((low + begin, high + begin) for (low, high), begin in zip(box, conversion.begin, strict=True))
 
 
 class _Meeting(NamedTuple):

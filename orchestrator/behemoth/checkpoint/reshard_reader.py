@@ -1,31 +1,35 @@
 """Fills a rank's arena from a checkpoint of another layout, by a plan of `reshard`.
 
-Each chunk is read whole and checked, then what this rank holds of it is copied: no byte is believed before its CRC. Up
-to one chunk per thread is in memory beside the arena; a chunk that the rank holds as it is goes straight into place.
-Every rank reads for itself. Neighbours: `reader`, which decides that this is needed, and `chunk_reader`.
+Each chunk is read whole and checked, then what this rank holds of it is copied, or computed: no byte is believed before
+its CRC. Up to one chunk per thread is in memory beside the arena; a chunk that the rank holds as it is goes straight
+into place. Scales that are to be computed take a pass of their own before, over the blocks that this rank meets.
+Every rank reads for itself. Neighbours: `reader`, which decides that this is needed, `changes`, and `chunk_reader`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from types import EllipsisType
 
 import numpy as np
 import numpy.typing as npt
 
+from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, Slab
+from behemoth.checkpoint.precision import Floats, as_float32, scales_for
+from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, Slab, plan_box
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
 Bytes = npt.NDArray[np.uint8]
-Elements = npt.NDArray[np.void]
-"""Whatever they mean: bytes of one size that are moved together."""
 
 
 def read_resharded(
@@ -45,20 +49,86 @@ def read_resharded(
 
 
 def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes, *, threads: int) -> None:
-    """Fill the slabs of `area`, and its blanks with zeros. Raises Corrupt naming array, chunk and file."""
+    """Fill the slabs of `area`, and its blanks with zeros. Raises Corrupt naming array, chunk and file, Invalid naming
+    an array whose values cannot be converted."""
     for start, stop in work.blanks:
         area[start:stop] = 0
-    reading = _Reading(store, commit, work.slabs, area)
+    tables = {scales: _table(store, commit, scales, box, threads) for scales, box in work.scales.items()}
+    for fill in work.fills:
+        slab = work.slabs[fill.slab]
+        inside = tuple(
+            slice(low - begin, high - begin)
+            for (low, high), (begin, _) in zip(fill.box, tables[fill.scales].box, strict=True)
+        )
+        into = _elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
+        into[...] = tables[fill.scales].values[inside].reshape(slab.shape)
+    reading = _Reading(store, commit, work.slabs, area, tables)
     run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
+
+
+def _table(store: ObjectStore, commit: Commit, scales: Scales, box: Box, threads: int) -> ScaleTable:
+    """The scales of a box of blocks: those that were saved, or what the values of these blocks give."""
+    if scales.saved is None:
+        largest = _Largest(store, commit, scales, box).found(threads)
+        what = f"array {commit.layout.arrays[scales.values].name!r}"
+        return ScaleTable(scales=scales, box=box, values=scales_for(largest, scales.dtype, what=what))
+    grid = grids(commit.layout)[scales.saved]
+    has_dims = len(grid.spec.shape) == len(box)  # else it is one scale for all, in a shape of its own
+    work = plan_box(grid, scales.saved, box if has_dims else tuple((0, 1) for _ in grid.spec.shape))
+    area = np.empty(work.slabs[0].nbytes, dtype=np.uint8)
+    read_slabs(store, commit, work, area, threads=threads)
+    values = as_float32(area.view(DTYPES[grid.spec.dtype])).reshape([high - low for low, high in box])
+    return ScaleTable(scales=scales, box=box, values=values)
+
+
+class _Largest:
+    """Finds the largest magnitude in each block of a box of blocks, on several threads."""
+
+    def __init__(self, store: ObjectStore, commit: Commit, scales: Scales, box: Box) -> None:
+        self._readers = ChunkReaders(store, commit)
+        self._grid = grids(commit.layout)[scales.values]
+        self._scales = scales
+        self._box = box
+        self._largest: Floats = np.zeros([high - low for low, high in box], dtype=np.float32)
+        self._lock = threading.Lock()
+
+    def found(self, threads: int) -> Floats:
+        elements = self._scales.elements(self._box, self._grid.spec.shape)
+        work = plan_box(self._grid, self._scales.values, elements)
+        run_all(self._run, batched(work.reads, threads=threads), threads=threads, name="ckpt-scales")
+        return self._largest
+
+    def _run(self, reads: Sequence[ChunkRead]) -> None:
+        chunks, spec = self._readers.mine(), self._grid.spec
+        for read in reads:
+            payload, _ = chunks.payload(read.array, read.chunk)
+            chunk = _elements(np.frombuffer(payload, dtype=np.uint8), self._grid.chunk_shape, spec.itemsize)
+            begins = [part.start for part in self._grid.chunk_box(read.chunk)]
+            for copy in read.copies:
+                begin = tuple(start + part.start for start, part in zip(begins, copy.source, strict=True))
+                self._merge(*largest_of_blocks(_part(chunk, copy.source).view(DTYPES[spec.dtype]), begin, self._scales))
+
+    def _merge(self, box: Box, largest: Floats) -> None:
+        place = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, self._box, strict=True))
+        with self._lock:
+            self._largest[place] = np.maximum(self._largest[place], largest)
 
 
 class _Reading:
     """Reads chunks on several threads; no two of them write to the same bytes."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, slabs: Sequence[Slab], area: Bytes) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        commit: Commit,
+        slabs: Sequence[Slab],
+        area: Bytes,
+        tables: Mapping[Scales, ScaleTable],
+    ) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grids = grids(commit.layout)
         self._slabs = [_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
+        self._tables = tables
 
     def run(self, reads: Sequence[ChunkRead]) -> None:
         chunks = self._readers.mine()
@@ -69,14 +139,18 @@ class _Reading:
         grid = self._grids[read.array]
         targets = [_part(self._slabs[copy.slab], copy.target) for copy in read.copies]
         first = targets[0]
-        is_whole = len(targets) == 1 and first.nbytes == grid.payload_bytes and first.flags.c_contiguous
+        is_moved = len(targets) == 1 and read.copies[0].change is None
+        is_whole = is_moved and first.nbytes == grid.payload_bytes and first.flags.c_contiguous
         if is_whole and first.nbytes >= DIRECT_BYTES:
             chunks.payload_into(read.array, read.chunk, first.reshape(-1).view(np.uint8).data)
             return
         payload, _ = chunks.payload(read.array, read.chunk)
         chunk = _elements(np.frombuffer(payload, dtype=np.uint8), grid.chunk_shape, grid.spec.itemsize)
         for copy, target in zip(read.copies, targets, strict=True):
-            np.copyto(target, _part(chunk, copy.source))
+            if copy.change is None:
+                np.copyto(target, _part(chunk, copy.source))
+            else:
+                copy.change.apply(_part(chunk, copy.source), target, copy.target, self._tables)
 
 
 def _elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:

@@ -17,16 +17,14 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, blocks, raw_dtype, read_box, whole
 from behemoth.checkpoint.layout import DTYPES
+from behemoth.checkpoint.precision import FLOAT8S, Floats, as_float32, round_into, scale_down, scales_for
 
 FLOAT8 = "float8_e4m3fn"
-FLOAT8_MAX = 448.0
-"""Largest finite value of float8_e4m3fn (OCP 8-bit floating point specification 1.0, table 2)."""
 SCALE_SUFFIX = "_scale"
 """Of the tensor with a float8 tensor's scale: `weight` and `weight_scale`, as compressed-tensors names them."""
 PRECISIONS = ("bfloat16", "float16", "float32", FLOAT8)
 """What floating tensors may be changed to."""
 _CHANGED = frozenset({"float64", "float32", "float16", "bfloat16"})
-_FLOAT8_DTYPES = frozenset({FLOAT8, "float8_e5m2"})
 _BLOCK_BYTES = 32 << 20
 
 
@@ -53,8 +51,7 @@ class Cast(_Elementwise):
 
     def read_into(self, box: Box, out: Raw) -> None:
         values = read_box(self.inner, box).view(DTYPES[self.inner.dtype])
-        with np.errstate(over="ignore"):
-            np.copyto(out, values.astype(DTYPES[self.dtype]).view(raw_dtype(self.dtype)))
+        round_into(out.view(DTYPES[self.dtype]), values, what=f"tensor of shape {list(self.shape)}")
 
 
 class Scale:
@@ -87,15 +84,7 @@ class Scale:
         for box in blocks(self._inner, limit_bytes=_BLOCK_BYTES):
             values = _as_float32(self._inner, box)
             largest = np.maximum(largest, np.maximum(values.max(), -values.min()))
-        if not np.isfinite(largest):
-            raise Invalid(
-                f"tensor {self._name!r}: expected finite values to store as {FLOAT8}, got {largest}",
-                hint="export it as bfloat16, or look at what the run has learned",
-                code="float8-range",
-            )
-        if not largest:
-            return np.float32(1)
-        return np.float32(max(largest / FLOAT8_MAX, np.finfo(np.float32).tiny))  # no scale of 0: 0 / 0 is NaN
+        return np.float32(scales_for(np.array([largest]), FLOAT8, what=f"tensor {self._name!r}")[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +98,8 @@ class Scaled(_Elementwise):
         return FLOAT8
 
     def read_into(self, box: Box, out: Raw) -> None:
-        values = _as_float32(self.inner, box) / self.scale.value()
-        np.clip(values, -FLOAT8_MAX, FLOAT8_MAX, out=values)  # the quotient of the largest may round above it
-        np.copyto(out, values.astype(DTYPES[FLOAT8]).view(raw_dtype(FLOAT8)))
+        values = scale_down(_as_float32(self.inner, box), np.array(self.scale.value()), FLOAT8)
+        np.copyto(out, values.view(raw_dtype(FLOAT8)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +111,7 @@ class Unscaled(_Elementwise):
 
     def read_into(self, box: Box, out: Raw) -> None:
         values = _as_float32(self.inner, box) * _as_float32(self.scale, whole(self.scale)).reshape(())
-        np.copyto(out, values.astype(DTYPES[self.dtype]).view(raw_dtype(self.dtype)))
+        round_into(out.view(DTYPES[self.dtype]), values, what=f"tensor of shape {list(self.shape)}")
 
 
 def converted(
@@ -162,10 +150,10 @@ def unscaled(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     that is none of PRECISIONS or float8.
     """
     _check_precision(dtype, [name for name in PRECISIONS if name != FLOAT8])
-    scales = {name + SCALE_SUFFIX for name, tensor in tensors.items() if tensor.dtype in _FLOAT8_DTYPES}
+    scales = {name + SCALE_SUFFIX for name, tensor in tensors.items() if tensor.dtype in FLOAT8S}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.dtype in _FLOAT8_DTYPES:
+        if tensor.dtype in FLOAT8S:
             found[name] = Unscaled(inner=tensor, scale=_scale_of(name, tensors), dtype=dtype)
         elif name not in scales:
             found[name] = cast(tensor, dtype) if tensor.dtype in _CHANGED else tensor
@@ -194,5 +182,5 @@ def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return scale
 
 
-def _as_float32(tensor: Tensor, box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return read_box(tensor, box).view(DTYPES[tensor.dtype]).astype(np.float32)
+def _as_float32(tensor: Tensor, box: Box) -> Floats:
+    return as_float32(read_box(tensor, box).view(DTYPES[tensor.dtype]))

@@ -1,0 +1,138 @@
+"""What is computed on the way from a chunk into place when a restore converts, and the scales that it needs first.
+
+Elementwise, so that whatever boxes a chunk and a rank have in common, the result is that of the whole logical array,
+bit for bit. Only scales span more than an element: they are found before, over whole blocks, however little of a block
+the rank holds. Pure computation on memory. Neighbours: `conversion` (what is asked for), `precision` (the rounding),
+`reshard` (plans these), `reshard_reader` (runs them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.conversion import Conversion, HighBits, Joined, LowBits, ScaledDown, ScaledUp
+from behemoth.checkpoint.layout import DTYPES
+from behemoth.checkpoint.precision import Floats, Values, as_float32, round_into, scale_down
+
+Elements = npt.NDArray[np.void]
+"""Whatever they mean: bytes of one size that are moved together."""
+_HALVES = np.dtype([("low", "<u2"), ("high", "<u2")])
+_BLOCK_ELEMENTS = 1 << 18
+"""Converted at once where scales are needed, so that a few intermediate arrays of them need little memory."""
+
+
+class Scales(NamedTuple):
+    """Which scales: those of a saved array of values, one for each `block` of its elements per dim.
+
+    `saved` is the position of the array in the checkpoint that holds them; None: to be computed for type `dtype` from
+    the values at position `values`.
+    """
+
+    values: int
+    block: tuple[int, ...]
+    dtype: str
+    saved: int | None = None
+
+    def box(self, elements: Box) -> Box:
+        """Of blocks: those that a box of elements meets."""
+        return tuple((low // size, -(-high // size)) for (low, high), size in zip(elements, self.block, strict=True))
+
+    def elements(self, blocks: Box, shape: tuple[int, ...]) -> Box:
+        """All elements of these blocks."""
+        return tuple(
+            (low * per_scale, min(high * per_scale, size))
+            for (low, high), per_scale, size in zip(blocks, self.block, shape, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleTable:
+    """Scales of a box of blocks."""
+
+    scales: Scales
+    box: Box
+    values: Floats
+    """In the shape of the box."""
+
+    def over(self, begin: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
+        """The scale of each element of the box that begins there; with one block, a single number."""
+        rows = [
+            (start + np.arange(size)) // per_scale - low
+            for start, size, per_scale, (low, _) in zip(begin, shape, self.scales.block, self.box, strict=True)
+        ]
+        if all(row[0] == row[-1] for row in rows):
+            rows = [row[:1] for row in rows]
+        found: Floats = self.values[np.ix_(*rows)] if rows else self.values
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What turns elements of one saved array into those of a slab."""
+
+    conversion: Conversion
+    part: str
+    """The saved array, by name: `Joined` has two."""
+    source: str
+    target: str
+    """Types of `DTYPES`."""
+    low: tuple[int, ...]
+    """Index in the logical array of the slab's first element."""
+    scales: Scales | None = None
+
+    def apply(
+        self, source: Elements, target: Elements, place: tuple[slice, ...], tables: Mapping[Scales, ScaleTable]
+    ) -> None:
+        """Fill `target`, which lies at `place` within the slab. Raises Invalid for what cannot be converted."""
+        values = source.view(DTYPES[self.source])
+        match self.conversion:
+            case Joined(high=high):
+                halves = target.view(_HALVES)
+                halves["high" if self.part == high else "low"][...] = source.view("<u2")
+            case HighBits() | LowBits():
+                half = "high" if isinstance(self.conversion, HighBits) else "low"
+                target.view("<u2")[...] = as_float32(values).view(_HALVES)[half]
+            case ScaledDown() | ScaledUp():
+                assert self.scales is not None
+                self._scale(values, target.view(DTYPES[self.target]), place, tables[self.scales])
+            case _:
+                round_into(target.view(DTYPES[self.target]), values, what=f"array {self.part!r}")
+
+    def _scale(self, values: Values, target: Values, place: tuple[slice, ...], table: ScaleTable) -> None:
+        begin = tuple(low + part.start for low, part in zip(self.low, place, strict=True))
+        for at, rows in _row_blocks(values.shape):
+            some, into = as_float32(values[rows]), target[rows]
+            scales = table.over((begin[0] + at, *begin[1:]) if begin else begin, some.shape)
+            if isinstance(self.conversion, ScaledDown):
+                into[...] = scale_down(some, scales, self.target)
+            else:
+                round_into(into, some * scales, what=f"array {self.part!r}")
+
+
+def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) -> tuple[Box, Floats]:
+    """The blocks that a box of values, which begins at this index, meets, and the largest magnitude in each; NaN where
+    one is NaN."""
+    box = scales.box(tuple((start, start + size) for start, size in zip(begin, values.shape, strict=True)))
+    largest: npt.NDArray[Any] = np.abs(as_float32(values))
+    for dim, (start, size, (low, high)) in enumerate(zip(begin, scales.block, box, strict=True)):
+        cuts = np.maximum(np.arange(low, high) * size - start, 0)
+        largest = np.maximum.reduceat(largest, cuts, axis=dim)
+    return box, largest
+
+
+def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, slice | EllipsisType]]:
+    """Some rows of dim 0 at a time, and the first of them; all at once of what has no dims."""
+    if not shape:
+        yield 0, ...
+        return
+    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    for at in range(0, shape[0], rows):
+        yield at, slice(at, at + rows)

@@ -1,0 +1,132 @@
+"""What a restore makes of a checkpoint whose arrays are not quite those that are wanted: values, from a program or a
+recipe.
+
+Nothing is converted, left out or left unread unless it stands here. Values only; they travel from the program to the
+store process. Neighbours: `matching` holds them against a checkpoint, `reshard` plans, `changes` computes,
+`recipe_change` derives them from two recipes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from behemoth.base.errors import Corrupt
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+_Names = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1 << 20)]
+_Sizes = tuple[Annotated[int, msgspec.Meta(ge=1)], ...]
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    pass
+
+
+class Cast(_Value, frozen=True, kw_only=True):
+    """The saved array's values, the nearest of the wanted floating type; of any type where that stays as it is.
+
+    With `begin` a part of it: that which begins at this index and has the wanted shape (experts 3 to 5 of a stack).
+    """
+
+    array: _Name
+    begin: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+
+
+class ScaledDown(_Value, frozen=True, kw_only=True):
+    """float8 of value / scale; a scale spans a block of so many elements per dim (a larger one spans the whole dim).
+
+    `scales` names a saved array of them, of shape ceil(size / block) per dim; without it they are computed: the largest
+    magnitude of the block / the largest of the wanted type.
+    """
+
+    array: _Name
+    block: _Sizes
+    scales: _Name | None = None
+
+
+class ScalesOf(_Value, frozen=True, kw_only=True):
+    """The scales that `ScaledDown` to `dtype` computes for the same array and block, float32."""
+
+    array: _Name
+    block: _Sizes
+    dtype: str = "float8_e4m3fn"
+
+
+class ScaledUp(_Value, frozen=True, kw_only=True):
+    """Saved float8 value * saved scale, computed in float32, the nearest of the wanted type."""
+
+    array: _Name
+    scales: _Name
+    block: _Sizes
+
+
+class Joined(_Value, frozen=True, kw_only=True):
+    """float32 from its high 16 bits (bfloat16) and its low 16 bits (uint16), each a saved array."""
+
+    high: _Name
+    low: _Name
+
+
+class HighBits(_Value, frozen=True, kw_only=True):
+    """The high 16 bits of the values as float32: bfloat16, cut off and not rounded."""
+
+    array: _Name
+
+
+class LowBits(_Value, frozen=True, kw_only=True):
+    """The low 16 bits of the values as float32: uint16, what `HighBits` cuts off."""
+
+    array: _Name
+
+
+Conversion: TypeAlias = Cast | ScaledDown | ScalesOf | ScaledUp | Joined | HighBits | LowBits
+
+
+class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a checkpoint of other arrays comes into a layout. `convert` names arrays of the layout; the rest are shell
+    patterns of names.
+
+    `only`: everything else is left out, on both sides. `extra`: arrays of the checkpoint that are not read. `missing`:
+    arrays of the layout that the checkpoint lacks. A checkpoint that has the layout's own arrays, no more and no less,
+    needs none of this and comes back as it is: a run that goes on from its own checkpoint says the same as at its
+    beginning.
+    """
+
+    convert: dict[_Name, Conversion] = {}
+    only: _Names = ()
+    extra: _Names = ()
+    missing: _Names = ()
+
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @staticmethod
+    def decode(data: bytes) -> Intake:
+        """Raises Corrupt for what is none."""
+        try:
+            return msgspec.msgpack.decode(data, type=Intake)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corrupt(f"intake: expected a msgpack document, got {error}", code="intake-rubbish") from error
+
+
+AS_SAVED = Intake()
+
+
+def value_names(conversion: Conversion) -> tuple[str, ...]:
+    """The arrays of the checkpoint whose values it takes."""
+    return (conversion.high, conversion.low) if isinstance(conversion, Joined) else (conversion.array,)
+
+
+def saved_names(conversion: Conversion) -> tuple[str, ...]:
+    """The arrays of the checkpoint that it reads: values and scales."""
+    match conversion:
+        case ScaledDown(scales=str(scales)) | ScaledUp(scales=scales):
+            return *value_names(conversion), scales
+        case _:
+            return value_names(conversion)
+
+
+def num_blocks(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """How many scales there are, per dim."""
+    return tuple(-(-size // per_scale) for size, per_scale in zip(shape, block, strict=True))

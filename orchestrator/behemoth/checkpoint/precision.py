@@ -1,0 +1,70 @@
+"""How numbers change their precision: one rule for restores, exports and imports.
+
+Nearest value, ties to even, as torch and ml_dtypes round; a NaN stays one. What exceeds a type with infinities becomes
+infinite. float8_e4m3fn has none, and there torch gives the largest value where ml_dtypes gives NaN: neither happens in
+silence here. Pure functions on numpy arrays. Neighbours: `conversion` (what is asked for), `interop.casts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.layout import DTYPES
+
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
+"""Types between which values may be cast. float8_e8m0fnu holds powers of two only: scales, no values."""
+LARGEST: Mapping[str, float] = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+"""Largest finite value of the float8 types that hold values (OCP 8-bit floating point specification 1.0, table 2)."""
+FLOAT8S = frozenset(LARGEST)
+
+Floats = npt.NDArray[np.float32]
+Values = npt.NDArray[Any]
+"""Of a type of `DTYPES`, also those of ml_dtypes."""
+
+
+def round_into(target: Values, values: Values, *, what: str) -> None:
+    """Fill `target` with its type's nearest values. Raises Invalid that begins with `what` for values that
+    float8_e4m3fn lacks."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(target, values, casting="unsafe")
+    if target.dtype == DTYPES["float8_e4m3fn"] and values.dtype != target.dtype:
+        lost = np.isnan(target) & ~np.isnan(values)
+        if lost.any():
+            raise Invalid(
+                f"{what}: expected values that float8_e4m3fn has, at most {LARGEST['float8_e4m3fn']:g}, got "
+                f"{float(values[lost][0]):g}",
+                hint="convert it with a scale",
+                code="float8-range",
+            )
+
+
+def scales_for(largest: Floats, dtype: str, *, what: str) -> Floats:
+    """The scale for each largest magnitude, so that value / scale uses all of the range of `dtype`; 1 for zero.
+
+    Raises Invalid that begins with `what` for NaN and infinity, which no scale can hold.
+    """
+    if not np.isfinite(largest).all():
+        raise Invalid(
+            f"{what}: expected finite values to store as {dtype}, got {largest[~np.isfinite(largest)][0]}",
+            hint="keep it as bfloat16, or look at what the run has learned",
+            code="float8-range",
+        )
+    tiny = np.finfo(np.float32).tiny  # no scale of 0: 0 / 0 is NaN
+    scales = np.maximum(largest / np.float32(LARGEST[dtype]), tiny).astype(np.float32)
+    return np.where(largest == 0, np.float32(1), scales).astype(np.float32)
+
+
+def scale_down(values: Floats, scales: Floats, dtype: str) -> Values:
+    """value / scale in float32, rounded to `dtype`. Clipped, since the quotient of the largest may round above it."""
+    most = np.float32(LARGEST[dtype])
+    return np.asarray(np.clip(values / scales, -most, most)).astype(DTYPES[dtype])
+
+
+def as_float32(values: Values) -> Floats:
+    """A copy in float32."""
+    return values.astype(np.float32)
