@@ -14,7 +14,7 @@ import numpy.typing as npt
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import CommitRecord, commit
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
@@ -26,11 +26,12 @@ from behemoth.spec.mesh import Mesh
 Logical = Mapping[str, npt.NDArray[np.generic]]
 
 
-def toy_layout(**flags: bool) -> Layout:
+def toy_layout(sharding: Sharding = "array", **flags: bool) -> Layout:
     """Four ranks; every way of sharing: replicated, split inside, stacked experts, flat with a short and an uneven
     tail, a single stage, one slice per rank, no dims."""
     return Layout(
         mesh=Mesh(tp=2, dp=2, pp=1, etp=1, ep=2, edp=2),
+        sharding=sharding,
         arrays=(
             ArraySpec(name="model/norm", dtype="float32", shape=(33,)),
             ArraySpec(name="model/dense", dtype="bfloat16", shape=(6, 10), dims=((1, "tp"),)),

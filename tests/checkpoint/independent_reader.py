@@ -43,7 +43,8 @@ def is_committed(root: Path, step: int) -> bool:
 def read_checkpoint(root: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays by name."""
     commit = unframed((root / f"commits/{step:09d}.json").read_bytes())
-    if commit["format"]["major"] != 1 or commit["required_features"] or commit["step"] != step:
+    is_known = set(commit["required_features"]) <= {"box-shards"}
+    if commit["format"]["major"] != 1 or not is_known or commit["step"] != step:
         raise ValueError(f"commit of step {step}: another format or step")
     folder = root / f"steps/{step:09d}-{commit['write_id']}"
     index = read_index(folder, commit)
@@ -82,15 +83,22 @@ def read_array(folder: Path, array: dict[str, Any], content_crc: int) -> np.ndar
     stride = payload_bytes + 4
     if payload_bytes >= 1 << 20:
         stride = -(-stride // 4096) * 4096
-    num_chunks = math.prod(grid)
-    data = folder.joinpath("c", *["0"] * len(shape)).read_bytes()
-    if len(data) != num_chunks * (stride + 16) + 4:
-        raise ValueError(f"{folder}: a shard of {len(data)} bytes")
-    check_shard_index(data[num_chunks * stride :], num_chunks, stride, payload_bytes)
+    outer = meta["chunk_grid"]["configuration"]["chunk_shape"]
+    shard = [full // size for full, size in zip(outer, inner, strict=True)]
+    shards = read_shards(folder, [count // width for count, width in zip(grid, shard, strict=True)])
+    num_slots = math.prod(shard)
+    for data in shards.values():
+        if len(data) != num_slots * (stride + 16) + 4:
+            raise ValueError(f"{folder}: a shard of {len(data)} bytes")
+        check_shard_index(data[num_slots * stride :], num_slots, stride, payload_bytes)
     whole = np.empty(shape, dtype)
     crcs = b""
     for number, at in enumerate(itertools.product(*(range(count) for count in grid))):
-        chunk = data[number * stride : (number + 1) * stride]
+        data = shards[tuple(i // width for i, width in zip(at, shard, strict=True))]
+        slot = 0
+        for i, width in zip(at, shard, strict=True):
+            slot = slot * width + i % width
+        chunk = data[slot * stride : (slot + 1) * stride]
         payload, crc, gap = chunk[:payload_bytes], chunk[payload_bytes : payload_bytes + 4], chunk[payload_bytes + 4 :]
         box = tuple(slice(i * size, min((i + 1) * size, full)) for i, size, full in zip(at, inner, shape, strict=True))
         sizes = [part.stop - part.start for part in box]
@@ -102,6 +110,12 @@ def read_array(folder: Path, array: dict[str, Any], content_crc: int) -> np.ndar
     if crc32c(crcs) != content_crc:
         raise ValueError(f"{folder}: chunks of another write")
     return whole
+
+
+def read_shards(folder: Path, counts: list[int]) -> dict[tuple[int, ...], bytes]:
+    """By their places in the grid of shards."""
+    places = itertools.product(*(range(count) for count in counts))
+    return {place: folder.joinpath("c", *map(str, place)).read_bytes() for place in places}
 
 
 def check_shard_index(data: bytes, num_chunks: int, stride: int, payload_bytes: int) -> None:

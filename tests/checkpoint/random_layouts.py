@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import strategies as st
 
-from behemoth.checkpoint import grid, plan, sharing
-from behemoth.checkpoint.layout import ArraySpec, Layout, axis_size
+from behemoth.checkpoint import cuts, grid, plan, sharing
+from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, axis_size
 from behemoth.spec.mesh import Mesh
 
 AXES = {"dense": ("tp", "cp", "dp", "pp"), "expert": ("etp", "ep", "edp", "pp")}
 DTYPES = ("uint8", "float8_e5m2", "bfloat16", "float32", "complex128")
+SHARDINGS: st.SearchStrategy[Sharding] = st.sampled_from(["array", "box"])
 CHUNK_BYTES = st.sampled_from([16, 64, 300, 8 << 20])
 
 
@@ -23,8 +24,10 @@ CHUNK_BYTES = st.sampled_from([16, 64, 300, 8 << 20])
 def small_chunks(chunk_bytes: int, *, poor_bytes: int | None = None) -> Iterator[None]:
     """Chunks of at most so many bytes, where a divisor allows it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid, "MAX_CHUNK_BYTES", chunk_bytes)
-        patch.setattr(grid, "POOR_CHUNK_BYTES", poor_bytes or max(16, chunk_bytes // 2))
+        poor_bytes = poor_bytes or max(16, chunk_bytes // 2)
+        patch.setattr(cuts, "MAX_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(cuts, "POOR_CHUNK_BYTES", poor_bytes)
+        patch.setattr(grid, "ALIGNED_BYTES", poor_bytes)
         _clear_caches()
         yield
     _clear_caches()
@@ -32,8 +35,8 @@ def small_chunks(chunk_bytes: int, *, poor_bytes: int | None = None) -> Iterator
 
 def _clear_caches() -> None:
     grid.grids.cache_clear()
-    grid._cut.cache_clear()
-    grid._cut_uneven.cache_clear()
+    cuts._cut.cache_clear()
+    cuts._cut_uneven.cache_clear()
     sharing.kinds.cache_clear()
     sharing.owners.cache_clear()
     plan.plan_rank.cache_clear()
@@ -53,7 +56,7 @@ def meshes(draw: st.DrawFn) -> Mesh:
 def layouts(draw: st.DrawFn) -> Layout:
     mesh = draw(meshes())
     arrays = [draw(array_specs(f"a{index}", mesh)) for index in range(draw(st.integers(1, 4)))]
-    return Layout(mesh=mesh, arrays=tuple(arrays))
+    return Layout(mesh=mesh, arrays=tuple(arrays), sharding=draw(SHARDINGS))
 
 
 @st.composite
@@ -75,7 +78,8 @@ def array_specs(draw: st.DrawFn, name: str, mesh: Mesh) -> ArraySpec:
 def reshared(draw: st.DrawFn, layout: Layout) -> Layout:
     """The same logical arrays on another mesh, each shared in another way."""
     mesh = draw(meshes())
-    return Layout(mesh=mesh, arrays=tuple(draw(shared(array, mesh)) for array in layout.arrays))
+    arrays = tuple(draw(shared(array, mesh)) for array in layout.arrays)
+    return Layout(mesh=mesh, arrays=arrays, sharding=draw(SHARDINGS))
 
 
 @st.composite

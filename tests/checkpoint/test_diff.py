@@ -168,7 +168,7 @@ def test_however_the_two_were_cut_the_difference_is_that_of_the_logical_arrays(
 
 def flip(side: Side, offset_bytes: int) -> None:
     """One bit in the shard of the first array."""
-    key = side.commit.shard_key(0)
+    key = side.commit.shard_key(0, 0)
     size_bytes = next(info.size_bytes for info in side.store.list(key.rpartition("/")[0]) if info.key == key)
     data = bytearray(size_bytes)
     side.store.read_into(key, offset_bytes=0, into=data)
@@ -188,7 +188,7 @@ def test_damage_in_a_chunk_that_is_read_is_an_error_and_no_difference() -> None:
 
 def test_a_missing_file_is_damage_that_names_the_array() -> None:
     second = saved(LAYOUT, logical_arrays(LAYOUT, 2))
-    second.store.delete([second.commit.shard_key(0)])
+    second.store.delete([second.commit.shard_key(0, 0)])
     with pytest.raises(Corrupt, match=f"array '{LAYOUT.arrays[0].name}', chunk 0, file .*: the file is missing"):
         diff(saved(LAYOUT, logical_arrays(LAYOUT, 1)), second, threads=2)
 
@@ -198,7 +198,7 @@ def test_chunks_that_are_not_those_of_their_index_are_damage_and_not_equal() -> 
     name = LAYOUT.arrays[0].name
     after[name] = logical_arrays(LAYOUT, 2)[name]
     first, second = saved(LAYOUT, before), saved(LAYOUT, after)
-    key = first.commit.shard_key(0)
+    key = first.commit.shard_key(0, 0)
     (info,) = [info for info in first.store.list("steps") if info.key == key]
     data = bytearray(info.size_bytes)
     first.store.read_into(key, offset_bytes=0, into=data)

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.storage.local import LocalStore
 from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
@@ -30,7 +30,7 @@ assert not [name for name in sys.modules if name.startswith("behemoth")]
 """
 
 
-def layout_of_all_dtypes() -> Layout:
+def layout_of_all_dtypes(sharding: Sharding) -> Layout:
     """Every dtype; a large array with many chunks split inside; a padded one; every way of sharing of the toy."""
     toy = toy_layout()
     extra = [ArraySpec(name=f"dtype/{name}", dtype=name, shape=(4, 3), dims=((0, "dp"),)) for name in DTYPES]
@@ -60,13 +60,15 @@ def layout_of_all_dtypes() -> Layout:
     ]
     extra.append(ArraySpec(name="names", dtype="uint8", shape=(1,)))
     extra.append(ArraySpec(name="names/../c/__x/index é", dtype="uint8", shape=(1,)))
-    return Layout(mesh=toy.mesh, arrays=(*toy.arrays, *extra))
+    return Layout(mesh=toy.mesh, arrays=(*toy.arrays, *extra), sharding=sharding)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layout, dict[str, np.ndarray]]:
+@pytest.fixture(scope="module", params=["array", "box"])
+def saved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Layout, dict[str, np.ndarray]]:
     root = tmp_path_factory.mktemp("run")
-    layout = layout_of_all_dtypes()
+    layout = layout_of_all_dtypes(request.param)
     arrays = logical_arrays(layout, 3)
     arrays["dtype/bool"] = arrays["dtype/int8"] % 2 == 0
     store = LocalStore(str(root))

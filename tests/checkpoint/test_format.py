@@ -24,7 +24,7 @@ from behemoth.checkpoint.commit_log import commits, latest, reject
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.checkpoint.records import encode_record, run_record_spec
@@ -35,10 +35,15 @@ from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
 from checkpoint.independent_reader import newest, read_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden" / "format-1.0"
+GOLDENS: dict[Sharding, Path] = {
+    "array": Path(__file__).parent / "golden" / "format-1.0",
+    "box": Path(__file__).parent / "golden" / "format-1.1",
+}
+GOLDEN = GOLDENS["array"]
+each_golden = pytest.mark.parametrize("sharding", list(GOLDENS))
 
 
-def golden_layout() -> Layout:
+def golden_layout(sharding: Sharding = "array") -> Layout:
     """Two ranks: a padded chunk, columns, experts, flat ranges, names that are no paths, a record."""
     arrays = [
         ArraySpec(name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),)),
@@ -52,7 +57,7 @@ def golden_layout() -> Layout:
         ArraySpec(name="state/flags", dtype="bool", shape=(3,)),
         run_record_spec(64),
     ]
-    return Layout(mesh=Mesh(tp=2, ep=2), arrays=tuple(arrays))
+    return Layout(mesh=Mesh(tp=2, ep=2), arrays=tuple(arrays), sharding=sharding)
 
 
 def golden_arrays() -> dict[str, np.ndarray]:
@@ -66,9 +71,9 @@ def golden_arrays() -> dict[str, np.ndarray]:
     return {**arrays, "state/run": np.frombuffer(record, np.uint8)}
 
 
-def write_golden(root: Path) -> None:
+def write_golden(root: Path, sharding: Sharding) -> None:
     """What the engine makes of it, twice: the second time the commit is taken back."""
-    layout = golden_layout()
+    layout = golden_layout(sharding)
     with closing(LocalStore(root)) as store:
         take(store, Owner.of_run("0123456789abcdef", name="golden", directory="/runs/golden"), url="golden")
         for step in (120, 121):
@@ -90,16 +95,19 @@ def same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     )
 
 
-def test_the_engine_still_writes_the_golden_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    write_golden(tmp_path)
+@each_golden
+def test_the_engine_still_writes_the_golden_checkpoint_bit_for_bit(tmp_path: Path, sharding: Sharding) -> None:
+    write_golden(tmp_path, sharding)
+    golden = GOLDENS[sharding]
     if os.environ.get("BEHEMOTH_UPDATE_GOLDEN"):
-        shutil.rmtree(GOLDEN, ignore_errors=True)
-        shutil.copytree(tmp_path, GOLDEN)
-    assert files_of(tmp_path) == files_of(GOLDEN)
+        shutil.rmtree(golden, ignore_errors=True)
+        shutil.copytree(tmp_path, golden)
+    assert files_of(tmp_path) == files_of(golden)
 
 
-def test_the_engine_still_reads_it() -> None:
-    with closing(LocalStore(GOLDEN)) as store:
+@each_golden
+def test_the_engine_still_reads_it(sharding: Sharding) -> None:
+    with closing(LocalStore(GOLDENS[sharding])) as store:
         ref = latest(store)
         assert ref is not None
         assert commits(store) == [ref]
@@ -129,18 +137,37 @@ def test_the_independent_reader_imports_nothing_but_the_standard_library_and_num
     assert {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"numpy"}
 
 
-def test_the_independent_reader_reads_it() -> None:
-    assert newest(GOLDEN) == 120
-    assert same_bits(read_checkpoint(GOLDEN, 120), golden_arrays())
+@each_golden
+def test_the_independent_reader_reads_it(sharding: Sharding) -> None:
+    assert newest(GOLDENS[sharding]) == 120
+    assert same_bits(read_checkpoint(GOLDENS[sharding], 120), golden_arrays())
 
 
-def test_the_independent_reader_finds_flips_in_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_release_would_refuse_a_checkpoint_whose_arrays_are_several_objects() -> None:
+    """It knows no feature, and says that a newer one wrote it."""
+    record = json.loads(unframed((GOLDENS["box"] / "commits/000000120.json").read_bytes(), name="commit"))
+    assert (record["format"], record["required_features"]) == ({"major": 1, "minor": 1}, ["box-shards"])
+    folder = GOLDENS["box"] / "steps/000000120-a1-1/model/columns"
+    assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()) == [
+        "c/0/0",
+        "c/0/1",
+        "zarr.json",
+    ]
+
+
+@each_golden
+def test_the_independent_reader_finds_flips_in_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: Sharding
+) -> None:
     """With our CRC: its own, bit by bit, is too slow for so many."""
     monkeypatch.setattr(independent_reader, "crc32c", crc32c)
     root = tmp_path / "copy"
-    shutil.copytree(GOLDEN, root)
+    shutil.copytree(GOLDENS[sharding], root)
     names = [name for name in files_of(root) if name.startswith(("commits/", "steps/"))]
-    assert len(names) == 1 + 1 + 2 * len(golden_layout().arrays) + 9  # commit, index, arrays, groups
+    num_shards = sum(grid.num_shards for grid in grids(golden_layout(sharding)))
+    num_arrays = len(golden_layout().arrays)
+    assert num_shards == {"array": num_arrays, "box": num_arrays + 5}[sharding]
+    assert len(names) == 1 + 1 + num_arrays + num_shards + 9  # commit, index, arrays, shards, groups
     for name in names:
         whole = (root / name).read_bytes()
         for at in range(0, len(whole), max(1, len(whole) // 30)):

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from behemoth.base.errors import Corrupt, Invalid
-from behemoth.checkpoint.grid import MAX_CHUNK_BYTES, grids
+from behemoth.checkpoint.cuts import MAX_CHUNK_BYTES
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.names import escaped_paths, groups_of
 from behemoth.spec.mesh import Mesh

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint import grid as grid_module
+from behemoth.checkpoint import cuts
 from behemoth.checkpoint import plan as plan_module
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.grid import grids
@@ -25,18 +25,18 @@ from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
 @settings(max_examples=150, deadline=None)
 @given(layout=layouts(), chunk_bytes=CHUNK_BYTES)
 def test_every_byte_has_exactly_one_writer(layout: Layout, chunk_bytes: int) -> None:
-    with small_chunks(chunk_bytes, poor_bytes=grid_module.POOR_CHUNK_BYTES):
+    with small_chunks(chunk_bytes, poor_bytes=cuts.POOR_CHUNK_BYTES):
         prove_coverage(layout)
         # The same by brute force, without the interval arithmetic.
-        counts = [np.zeros(grid.file_bytes, dtype=np.uint8) for grid in grids(layout)]
+        counts = [np.zeros((grid.num_shards, grid.file_bytes), dtype=np.uint8) for grid in grids(layout)]
         for rank in range(layout.mesh.num_ranks):
             for span in plan_rank(layout, Rank(rank)).writes:
-                counts[span.array][span.shard_offset : span.shard_offset + span.length] += 1
+                counts[span.array][span.shard, span.shard_offset : span.shard_offset + span.length] += 1
         for grid, count in zip(grids(layout), counts, strict=True):
             expected = np.zeros_like(count)
             for chunk in range(grid.num_chunks):
                 start = grid.chunk_offset_bytes(chunk)
-                expected[start : start + grid.data_bytes(chunk)] = 1
+                expected[grid.place(chunk)[0], start : start + grid.data_bytes(chunk)] = 1
             assert (count == expected).all()
             assert grid.all_data_bytes().tolist() == [grid.data_bytes(k) for k in range(grid.num_chunks)]
             assert int(grid.all_data_bytes().sum()) == grid.spec.num_bytes

@@ -76,7 +76,7 @@ def test_some_ranks_are_restored_alone_and_progress_ends_at_all() -> None:
 def test_a_damaged_chunk_is_told_by_the_ranks_that_need_it_and_by_no_other() -> None:
     store, commit = saved()
     array = commit.layout.positions["model/dense"]
-    key = commit.shard_key(array)
+    key = commit.shard_key(array, 0)
     data = bytearray(1)
     store.read_into(key, offset_bytes=2, into=data)
     data[0] ^= 1
@@ -105,7 +105,7 @@ def test_a_store_that_does_not_answer_is_no_damage() -> None:
 
 def test_a_missing_file_is_damage() -> None:
     store, commit = saved()
-    store.delete([commit.shard_key(0)])
+    store.delete([commit.shard_key(0, 0)])
     with pytest.raises(NotFound):
-        store.read_into(commit.shard_key(0), offset_bytes=0, into=bytearray(1))
+        store.read_into(commit.shard_key(0, 0), offset_bytes=0, into=bytearray(1))
     assert not rehearsed(store, commit, commit.layout).is_intact

@@ -135,7 +135,7 @@ def test_any_damaged_byte_of_a_chunk_that_is_read_is_named_and_leaves_no_snapsho
         assert {old.arrays[read.array].name for read in work.reads} == {array.name for array in old.arrays}
         with arena_of(plan) as arena:
             for read in work.reads:
-                grid, key = grids(old)[read.array], opened.shard_key(read.array)
+                grid, key = grids(old)[read.array], opened.shard_key(read.array, 0)
                 name = re.escape(grid.spec.name)
                 begin = grid.chunk_offset_bytes(read.chunk)
                 for at in range(begin, begin + grid.payload_bytes + TRAILER_BYTES):
@@ -149,7 +149,7 @@ def test_any_damaged_byte_of_a_chunk_that_is_read_is_named_and_leaves_no_snapsho
 
 def test_what_is_missing_in_the_store_is_corrupt() -> None:
     store, opened = saved(toy_layout())
-    store.delete([opened.shard_key(opened.layout.positions["optim/odd"])])
+    store.delete([opened.shard_key(opened.layout.positions["optim/odd"], 0)])
     with pytest.raises(Corrupt, match=r"'optim/odd', chunk 0, file .*: the file is missing"):
         restored(store, opened, other_layout(), 0)
 
@@ -302,7 +302,7 @@ def test_some_experts_are_read_without_a_look_at_the_others() -> None:
     )
     with small_chunks(30):
         store, opened = saved(layout)
-        key, grid = opened.shard_key(0), grids(layout)[0]
+        key, grid = opened.shard_key(0, 0), grids(layout)[0]
         for chunk in (2, 6):
             store._objects[key][grid.chunk_offset_bytes(chunk)] ^= 1
         got = read_box(store, opened, "experts", [(3, 6), (0, 3), (0, 5)])

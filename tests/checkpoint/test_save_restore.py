@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.commit import commits, latest
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
 from behemoth.ports import ObjectStore
@@ -120,8 +120,9 @@ def test_random_worlds_with_tiny_chunks_come_back_whole(layout: Layout, chunk_by
             assert restored(store, layout, rank) == local_bytes(layout, rank, seed)
 
 
-def test_a_crash_at_any_write_leaves_a_whole_checkpoint_the_newest() -> None:
-    layout = toy_layout()
+@pytest.mark.parametrize("sharding", ["array", "box"])
+def test_a_crash_at_any_write_leaves_a_whole_checkpoint_the_newest(sharding: Sharding) -> None:
+    layout = toy_layout(sharding)
     first, second = logical_arrays(layout, 1), logical_arrays(layout, 2)
 
     def attempt(store: ObjectStore) -> None:
@@ -190,8 +191,9 @@ def damage_is_found(store: ObjectStore) -> bool:
     return False
 
 
-def test_a_flipped_bit_anywhere_is_found() -> None:
-    layout = toy_layout()
+@pytest.mark.parametrize("sharding", ["array", "box"])
+def test_a_flipped_bit_anywhere_is_found(sharding: Sharding) -> None:
+    layout = toy_layout(sharding)
     store = MemoryStore()
     save(store, layout, logical_arrays(layout, 1), step=1)
     assert not damage_is_found(store)
@@ -208,7 +210,7 @@ def test_a_damaged_shard_is_named_with_array_chunk_and_file(damage: str) -> None
     layout, store = toy_layout(), MemoryStore()
     ref = save(store, layout, logical_arrays(layout, 1), step=1).ref
     opened = open_commit(store, ref)
-    key = opened.shard_key(layout.positions["model/norm"])
+    key = opened.shard_key(layout.positions["model/norm"], 0)
     if damage == "missing":
         store.delete([key])
     elif damage == "zero":

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.checkpoint import grid as grid_module
-from behemoth.checkpoint import staging
+from behemoth.checkpoint import cuts, staging
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -46,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[LocalStore]:
 
 def shard(store: LocalStore, layout: Layout, name: str) -> Path:
     at = layout.positions[name]
-    return Path(store.root, PREFIX, layout.paths[at], grids(layout)[at].chunk_key)
+    return Path(store.root, PREFIX, layout.paths[at], grids(layout)[at].shard_key(0))
 
 
 def filled(store: LocalStore, layout: Layout, rank: int, *, threads: int = 1) -> dict[str, bytes]:
@@ -56,7 +55,7 @@ def filled(store: LocalStore, layout: Layout, rank: int, *, threads: int = 1) ->
     return {name: array.tobytes() for name, array in out.items()}
 
 
-@pytest.mark.parametrize("chunk_bytes", [64, grid_module.MAX_CHUNK_BYTES])
+@pytest.mark.parametrize("chunk_bytes", [64, cuts.MAX_CHUNK_BYTES])
 def test_every_rank_gets_what_was_saved_however_chunks_and_pieces_lie(store: LocalStore, chunk_bytes: int) -> None:
     layout = toy_layout()
     arrays = logical_arrays(layout, 1)

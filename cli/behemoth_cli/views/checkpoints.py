@@ -200,7 +200,7 @@ def _array_items(commit: Commit) -> list[dict[str, object]]:
             "shape": list(array.shape),
             "sizeBytes": array.num_bytes,
             "numElements": math.prod(array.shape),
-            "file": commit.shard_key(position),
+            "files": commit.shard_keys(position),
         }
         for position, array in enumerate(commit.layout.arrays)
     ]

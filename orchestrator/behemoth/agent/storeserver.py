@@ -192,7 +192,8 @@ def _files(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -
     ranges = []
     for span in plan.spans[:: -(-len(plan.spans) // NUM_PROBES)]:
         grid = grids(layout)[span.array]
-        ranges.append((commit.shard_key(span.array), grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
+        key = commit.shard_key(span.array, span.shard)
+        ranges.append((key, grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
     return store.cached_folder(commit.record.prefix, ranges)
 
 

@@ -85,14 +85,16 @@ class ChunkReader:
         self._read(array, chunk, grid.chunk_offset_bytes(chunk) + grid.payload_bytes, tail)
         return int.from_bytes(tail, "little")
 
-    def check_index(self, array: int) -> None:
-        """The shard's index must be the one that its shape gives."""
+    def check_indexes(self, array: int) -> None:
+        """The index of each shard must be the one that its shape gives."""
         grid = grids(self._commit.layout)[array]
         raw = self._room(grid.index_bytes)
-        self._read(array, -1, grid.index_offset_bytes, raw)
-        if raw != grid.index():
-            name, key = grid.spec.name, self._commit.shard_key(array)
-            raise Corrupt(f"array {name!r}, index of file {key}: not that of its shape", code="shard-index")
+        for key in self._commit.shard_keys(array):
+            self._read_at(key, f"array {grid.spec.name!r}, index, file {key}", grid.index_offset_bytes, raw)
+            if raw != grid.index():
+                raise Corrupt(
+                    f"array {grid.spec.name!r}, index of file {key}: not that of its shape", code="shard-index"
+                )
 
     def _room(self, num_bytes: int) -> memoryview:
         if len(self._scratch) < num_bytes:
@@ -100,12 +102,15 @@ class ChunkReader:
         return self._scratch[:num_bytes]
 
     def _read(self, array: int, chunk: int, offset_bytes: int, into: memoryview) -> None:
+        self._read_at(self._commit.shard_of(array, chunk), self._where(array, chunk), offset_bytes, into)
+
+    def _read_at(self, key: str, where: str, offset_bytes: int, into: memoryview) -> None:
         try:
-            self._store.read_into(self._commit.shard_key(array), offset_bytes=offset_bytes, into=into)
+            self._store.read_into(key, offset_bytes=offset_bytes, into=into)
         except NotFound as error:
-            raise Corrupt(f"{self._where(array, chunk)}: the file is missing", code="shard-missing") from error
+            raise Corrupt(f"{where}: the file is missing", code="shard-missing") from error
         except Corrupt as error:
-            raise Corrupt(f"{self._where(array, chunk)}: {error.message}", code="shard-short") from error
+            raise Corrupt(f"{where}: {error.message}", code="shard-short") from error
 
     def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
         crc, stored = crc32c(payload), int.from_bytes(tail, "little")
@@ -119,5 +124,4 @@ class ChunkReader:
 
     def _where(self, array: int, chunk: int) -> str:
         name = self._commit.layout.arrays[array].name
-        part = "index" if chunk < 0 else f"chunk {chunk}"
-        return f"array {name!r}, {part}, file {self._commit.shard_key(array)}"
+        return f"array {name!r}, chunk {chunk}, file {self._commit.shard_of(array, chunk)}"

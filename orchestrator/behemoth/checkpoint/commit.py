@@ -12,7 +12,7 @@ from behemoth.base.errors import Corrupt
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
-from behemoth.checkpoint.commit_record import FORMAT_MAJOR, FORMAT_MINOR, CommitRecord, FormatVersion
+from behemoth.checkpoint.commit_record import CommitRecord, format_of
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.freshness import check_fresh
 from behemoth.checkpoint.grid import Grid, grids
@@ -54,11 +54,12 @@ def commit(
         check_zeros(layout, proof, previous)
         check_fresh(layout, proof.arrays, receipts, previous)
     index = _complete(store, prefix, layout, proof)
+    form, features = format_of(layout)
     return publish(
         store,
         CommitRecord(
-            format=FormatVersion(major=FORMAT_MAJOR, minor=FORMAT_MINOR),
-            required_features=(),
+            format=form,
+            required_features=features,
             run=run,
             step=step,
             write_id=write_id,
@@ -81,14 +82,15 @@ def _complete(store: WritesRanges, prefix: str, layout: Layout, proof: Proof) ->
     objects = metadata_objects(layout)
     of_arrays = {f"{path}/{METADATA}" for path in layout.paths}
     _require_written(store, prefix, layout, {name: len(objects[name]) for name in of_arrays})
-    tails: dict[int, list[Part]] = {}
+    tails: dict[tuple[int, int], list[Part]] = {}
     for shared in proof.shared:
-        tail = _tail(grids(layout)[shared.array], shared.chunk, shared.data_crc, shared.data_bytes)
-        tails.setdefault(shared.array, []).append(tail)
+        grid = grids(layout)[shared.array]
+        tail = _tail(grid, shared.chunk, shared.data_crc, shared.data_bytes)
+        tails.setdefault((shared.array, grid.place(shared.chunk)[0]), []).append(tail)
     keys: list[str] = []
-    for position, parts in tails.items():
+    for (position, shard), parts in tails.items():
         grid = grids(layout)[position]
-        keys.append(f"{prefix}/{layout.paths[position]}/{grid.chunk_key}")
+        keys.append(f"{prefix}/{layout.paths[position]}/{grid.shard_key(shard)}")
         store.write_parts(keys[-1], size_bytes=grid.file_bytes, parts=parts)
     index = CommitIndex(
         layout=layout,
@@ -107,8 +109,9 @@ def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_b
     """What somebody has taken away since ranks wrote it must not be missed, nor a shard be made again as zeros by the
     leader's own writes into it. Names and sizes tell; that a rank itself made a file again is found by the first read,
     whose CRCs do not fit."""
-    shards = zip(layout.paths, grids(layout), strict=True)
-    expected_bytes = {f"{path}/{grid.chunk_key}": grid.file_bytes for path, grid in shards} | dict(metadata_bytes)
+    of_arrays = zip(layout.paths, grids(layout), strict=True)
+    shards = {f"{path}/{key}": grid.file_bytes for path, grid in of_arrays for key in grid.shard_keys}
+    expected_bytes = shards | dict(metadata_bytes)
     found_bytes = {info.key: info.size_bytes for info in store.list(prefix)}
     for name, num_bytes in expected_bytes.items():
         got_bytes = found_bytes.get(f"{prefix}/{name}")

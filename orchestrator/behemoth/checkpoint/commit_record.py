@@ -14,13 +14,15 @@ import msgspec
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.framing import framed, unframed
+from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.spec.mesh import Mesh
 from behemoth.state.effect import CommitRef
 
 FORMAT_MAJOR = 1
-FORMAT_MINOR = 0
-KNOWN_FEATURES: frozenset[str] = frozenset()
+BOX_SHARDS = "box-shards"
+"""Feature of format 1.1: an array is several objects (`Layout.sharding`)."""
+KNOWN_FEATURES = frozenset({BOX_SHARDS})
 MAX_RECORD_BYTES = 64 << 20
 MAX_INDEX_BYTES = 64 << 20
 """Of the object `index`; that of 2 trillion parameters has 5 MB."""
@@ -34,6 +36,13 @@ class FormatVersion:
 
     major: int
     minor: int
+
+
+def format_of(layout: Layout) -> tuple[FormatVersion, tuple[str, ...]]:
+    """The oldest format that has what a layout needs, and the features that its readers must know."""
+    if layout.sharding == "array":
+        return FormatVersion(major=FORMAT_MAJOR, minor=0), ()
+    return FormatVersion(major=FORMAT_MAJOR, minor=1), (BOX_SHARDS,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
-from behemoth.checkpoint.commit_record import FORMAT_MAJOR, FORMAT_MINOR, ArraySummary, CommitRecord, FormatVersion
-from behemoth.checkpoint.grid import Ints
+from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord, format_of
+from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.matching import saved_positions
@@ -127,7 +127,7 @@ def forecast(
         data_bytes=sum(array.num_bytes for array in layout.arrays),
         metadata_bytes=_metadata_bytes(layout, documents),
         bytes_per_rank=Spread.of(of_files.written_bytes),
-        num_files=len(layout.arrays) + num_records,
+        num_files=sum(grid.num_shards for grid in grids(layout)) + num_records,
         num_spans=int(of_files.num_spans.sum()),
         staging_bytes=_most_per_node(of_files.arena_bytes, ranks_per_node),
         sent_per_rank=Spread.of(uploads.sent_bytes),
@@ -155,10 +155,11 @@ def _busiest(uploads: UploadPlan) -> int:
 def _metadata_bytes(layout: Layout, documents: dict[str, bytes]) -> int:
     """Encoded as by a commit, with CRCs of full width; names of run and write are left empty."""
     crcs = (_WIDEST_CRC,) * len(layout.arrays)
+    form, features = format_of(layout)
     index = CommitIndex(layout=layout, metadata=described(documents), content_crcs=crcs).encode()
     record = CommitRecord(
-        format=FormatVersion(major=FORMAT_MAJOR, minor=FORMAT_MINOR),
-        required_features=(),
+        format=form,
+        required_features=features,
         run="",
         step=_NO_STEP,
         write_id=WriteId(""),

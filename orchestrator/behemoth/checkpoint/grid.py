@@ -1,10 +1,8 @@
-"""Where every byte of an array lies in its file: closed forms of the layout, so that ranks write without talking.
+"""Where every byte of an array lies in its objects: closed forms of the layout, so that ranks write without talking.
 
-An array is one Zarr v3 `sharding_indexed` object: chunk k at k * stride, its CRC-32C behind it, the index at the end. A
-chunk has the shape (1, .., 1, c, full, .., full), where a full dim is the array's own or the share that every rank has
-of it. So whatever box of the array a rank holds meets a chunk in one contiguous range, and a flat range of the box
-does. Where the sizes have fitting divisors, c is one, and each chunk belongs to one box; it never follows the
-boundaries of a flat range. Only the dim that c cuts may be padded, and padding is the tail of a chunk.
+An array is one Zarr v3 `sharding_indexed` object, or several that tile it: the chunk in slot s of a shard at
+s * stride, its CRC-32C behind it, the index at the end. `cuts` says what is a chunk and what a shard: a box that a rank
+holds meets a chunk in one contiguous range. Only the dim that chunks cut may be padded, as the tail of a chunk.
 The module computes and does no I/O. Neighbours: `boxes` (what a rank holds), `plan` (who writes what).
 """
 
@@ -14,23 +12,23 @@ import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box, Interval, parts_of, share_of
+from behemoth.checkpoint.boxes import Box, Interval
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c, trailer
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.cuts import box_shard_shape, chunk_shape
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 
-MAX_CHUNK_BYTES = 8 << 20
-"""Payload of a chunk where the divisors of a block allow it."""
-POOR_CHUNK_BYTES = MAX_CHUNK_BYTES // 8
-"""Below this a divisor is not worth its chunks: an unsplit dim is padded instead, a split one gets larger chunks."""
 PAGE_BYTES = 4096
+ALIGNED_BYTES = 1 << 20
+"""Chunks with payloads from here on begin at pages."""
 INDEX_ENTRY_BYTES = 16
 
 Ints = npt.NDArray[np.int64]
+_Chunks = TypeVar("_Chunks", int, Ints)
 
 
 class Meeting(NamedTuple):
@@ -46,11 +44,14 @@ class Meeting(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The save grid of one array. Sizes in elements unless they say bytes; chunks count in C order of their grid."""
+    """The save grid of one array. Sizes in elements unless they say bytes; chunks and shards count in C order of their
+    grids, and slots, the places of a shard's chunks, in C order within it. All shards are alike."""
 
     spec: ArraySpec
     chunk_shape: tuple[int, ...]
     chunks_per_dim: tuple[int, ...]
+    shard_shape: tuple[int, ...]
+    """In chunks; it divides `chunks_per_dim`."""
     cut_dim: int
     """The dim along which chunks cut; before it a chunk has one index, behind it whole shares."""
 
@@ -65,9 +66,9 @@ class Grid:
 
     @property
     def stride_bytes(self) -> int:
-        """Distance of two chunks: payload and CRC; from 1 MiB on, rounded up to pages so that reads are aligned."""
+        """Distance of two chunks: payload and CRC; large ones rounded up to pages so that reads are aligned."""
         exact = self.payload_bytes + TRAILER_BYTES
-        return exact if self.payload_bytes < POOR_CHUNK_BYTES else -(-exact // PAGE_BYTES) * PAGE_BYTES
+        return exact if self.payload_bytes < ALIGNED_BYTES else -(-exact // PAGE_BYTES) * PAGE_BYTES
 
     @property
     def gap_bytes(self) -> int:
@@ -75,30 +76,74 @@ class Grid:
         return self.stride_bytes - self.payload_bytes - TRAILER_BYTES
 
     @property
+    def shards_per_dim(self) -> tuple[int, ...]:
+        return tuple(num // width for num, width in zip(self.chunks_per_dim, self.shard_shape, strict=True))
+
+    @property
+    def num_shards(self) -> int:
+        return math.prod(self.shards_per_dim)
+
+    @property
+    def num_slots(self) -> int:
+        """Chunks of a shard."""
+        return math.prod(self.shard_shape)
+
+    @property
     def index_offset_bytes(self) -> int:
-        return self.num_chunks * self.stride_bytes
+        """Where a shard's index begins."""
+        return self.num_slots * self.stride_bytes
 
     @property
     def index_bytes(self) -> int:
-        return self.num_chunks * INDEX_ENTRY_BYTES + TRAILER_BYTES
+        """Of a shard."""
+        return self.num_slots * INDEX_ENTRY_BYTES + TRAILER_BYTES
 
     @property
     def file_bytes(self) -> int:
+        """Of a shard."""
         return self.index_offset_bytes + self.index_bytes
 
+    def shard_key(self, shard: int) -> str:
+        """Key of a shard below the array's folder: `c/0/0`, or `c` for an array without dims."""
+        return "/".join(["c", *(str(index) for index in _indexes(shard, self.shards_per_dim))])
+
     @property
-    def chunk_key(self) -> str:
-        """Key of the shard object below the array's folder: `c/0/0`, or `c` for an array without dims."""
-        return "/".join(["c", *("0" for _ in self.spec.shape)])
+    def shard_keys(self) -> list[str]:
+        """Of all shards, in order."""
+        return [self.shard_key(shard) for shard in range(self.num_shards)]
+
+    def place(self, chunk: _Chunks) -> tuple[_Chunks, _Chunks]:
+        """The shard in which a chunk lies, and its slot there; of many chunks as columns."""
+        if self.num_shards == 1:
+            return chunk * 0, chunk
+        shard, slot, rest = chunk * 0, chunk * 0, chunk
+        for dim, (width, num_shards) in enumerate(zip(self.shard_shape, self.shards_per_dim, strict=True)):
+            weight = self._chunk_weight(dim)
+            index, rest = rest // weight, rest % weight
+            shard, slot = shard * num_shards + index // width, slot * width + index % width
+        return shard, slot
+
+    def chunks_of(self, shard: int) -> Ints:
+        """The chunks of a shard, in order of their slots."""
+        slots = np.arange(self.num_slots, dtype=np.int64)
+        if self.num_shards == 1:
+            return slots
+        begins = (at * width for at, width in zip(_indexes(shard, self.shards_per_dim), self.shard_shape, strict=True))
+        within = np.unravel_index(slots, self.shard_shape)
+        indexes = tuple(begin + index for begin, index in zip(begins, within, strict=True))
+        return np.ravel_multi_index(indexes, self.chunks_per_dim).astype(np.int64)
 
     def chunk_offset_bytes(self, chunk: int) -> int:
-        return chunk * self.stride_bytes
+        """Where a chunk begins in its shard."""
+        return self.place(chunk)[1] * self.stride_bytes
 
     def chunk_box(self, chunk: int) -> tuple[slice, ...]:
         """The part of the logical array that a chunk holds, without padding."""
         return tuple(
             slice(index * size, min((index + 1) * size, full))
-            for index, size, full in zip(self._chunk_indexes(chunk), self.chunk_shape, self.spec.shape, strict=True)
+            for index, size, full in zip(
+                _indexes(chunk, self.chunks_per_dim), self.chunk_shape, self.spec.shape, strict=True
+            )
         )
 
     def data_bytes(self, chunk: int) -> int:
@@ -158,16 +203,16 @@ class Grid:
         return math.prod(self.chunks_per_dim[dim + 1 :])
 
     def index(self) -> bytes:
-        """The shard's index: (offset, size) of every chunk as little-endian u64, then its CRC-32C."""
-        entries = np.empty((self.num_chunks, 2), dtype="<u8")
-        entries[:, 0] = np.arange(self.num_chunks, dtype=np.uint64) * np.uint64(self.stride_bytes)
+        """A shard's index: (offset, size) of every slot as little-endian u64, then its CRC-32C."""
+        entries = np.empty((self.num_slots, 2), dtype="<u8")
+        entries[:, 0] = np.arange(self.num_slots, dtype=np.uint64) * np.uint64(self.stride_bytes)
         entries[:, 1] = self.payload_bytes + TRAILER_BYTES
         body = entries.tobytes()
         return body + trailer(crc32c(body))
 
     def zarr_json(self) -> bytes:
         """The array's metadata (Zarr v3 core specification; `sharding_indexed`: ZEP 2), compact."""
-        shard = [per_dim * size for per_dim, size in zip(self.chunks_per_dim, self.chunk_shape, strict=True)]
+        shard = [width * size for width, size in zip(self.shard_shape, self.chunk_shape, strict=True)]
         inner = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
         sharding = {
             "chunk_shape": list(self.chunk_shape),
@@ -199,14 +244,14 @@ class Grid:
         """Indexes of the cut dim in the last chunk along it when that is padded, else 0."""
         return self.spec.shape[self.cut_dim] % self.chunk_shape[self.cut_dim] if self.spec.shape else 0
 
-    def _chunk_indexes(self, chunk: int) -> tuple[int, ...]:
-        return tuple(int(index) for index in np.unravel_index(chunk, self.chunks_per_dim)) if self.spec.shape else ()
-
 
 @lru_cache(maxsize=16)
 def grids(layout: Layout) -> tuple[Grid, ...]:
     """The grid of every array, in the layout's order."""
-    return tuple(_grid(array, tuple(layout.axis_size(axis) for _, axis in array.dims)) for array in layout.arrays)
+    return tuple(
+        _grid(array, tuple(layout.axis_size(axis) for _, axis in array.dims), layout.sharding)
+        for array in layout.arrays
+    )
 
 
 def group_json() -> bytes:
@@ -214,72 +259,22 @@ def group_json() -> bytes:
     return _compact({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def _grid(spec: ArraySpec, sizes: tuple[int, ...]) -> Grid:
+def _grid(spec: ArraySpec, sizes: tuple[int, ...], sharding: Sharding) -> Grid:
     """`sizes`: of the axes of the split dims."""
-    chunk_shape, cut_dim = _chunk_shape(spec, sizes)
+    chunk, cut_dim = chunk_shape(spec, sizes)
+    chunks_per_dim = tuple(-(-full // size) for full, size in zip(spec.shape, chunk, strict=True))
     return Grid(
         spec=spec,
-        chunk_shape=chunk_shape,
-        chunks_per_dim=tuple(-(-full // size) for full, size in zip(spec.shape, chunk_shape, strict=True)),
+        chunk_shape=chunk,
+        chunks_per_dim=chunks_per_dim,
+        shard_shape=box_shard_shape(spec, sizes, chunk) if sharding == "box" else chunks_per_dim,
         cut_dim=cut_dim,
     )
 
 
-def _chunk_shape(spec: ArraySpec, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """The chunk's shape, and the dim that it cuts: whole shares from the last dim on, while they fit and are equal."""
-    num_of_dim = {dim: num for (dim, _), num in zip(spec.dims, sizes, strict=True)}
-    chunk = [1] * len(spec.shape)
-    behind_bytes = spec.itemsize
-    for dim in reversed(range(len(spec.shape))):
-        starts = share_starts(spec, dim, num_of_dim.get(dim, 1))
-        share = spec.shape[dim] // len(starts)
-        is_even = starts == tuple(range(0, spec.shape[dim], share)) and share * len(starts) == spec.shape[dim]
-        if not is_even:
-            chunk[dim] = _cut_uneven(spec.shape[dim], math.gcd(*starts), behind_bytes)
-            return tuple(chunk), dim
-        if behind_bytes * share > MAX_CHUNK_BYTES:
-            chunk[dim] = _cut(share, behind_bytes, is_split=dim in num_of_dim)
-            return tuple(chunk), dim
-        chunk[dim] = share
-        behind_bytes *= share
-    return tuple(chunk), 0
-
-
-def share_starts(spec: ArraySpec, dim: int, num: int) -> tuple[int, ...]:
-    """Where the shares of a dim begin that are not empty: of `num` holders, in each of its parts."""
-    shares = ((begin, share_of(size, num, index)) for begin, size in parts_of(spec, dim) for index in range(num))
-    return tuple(begin + start for begin, (start, stop) in shares if start < stop)
-
-
-@lru_cache(maxsize=4096)
-def _cut_uneven(size: int, step: int, behind_bytes: int) -> int:
-    """Rows of `behind_bytes` per chunk where shares differ and begin at multiples of `step`: a divisor of that if one
-    is worth its chunks, so that a chunk has one holder, else what fits."""
-    most = max(1, MAX_CHUNK_BYTES // behind_bytes)
-    fitting = max(count for count in _divisors(step) if count <= most)
-    if fitting * behind_bytes >= min(POOR_CHUNK_BYTES, size * behind_bytes // 2):
-        return fitting
-    return -(-size // -(-size // most))
-
-
-@lru_cache(maxsize=4096)
-def _cut(size: int, behind_bytes: int, *, is_split: bool) -> int:
-    """Rows of `behind_bytes` per chunk, of `size` rows."""
-    most = max(1, MAX_CHUNK_BYTES // behind_bytes)
-    divisors = _divisors(size)
-    fitting = max(count for count in divisors if count <= most)
-    if fitting * behind_bytes >= POOR_CHUNK_BYTES:
-        return fitting
-    if is_split:
-        return min(count for count in divisors if count > most)
-    return -(-size // -(-size // most))
-
-
-def _divisors(size: int) -> list[int]:
-    small = np.arange(1, math.isqrt(size) + 1, dtype=np.int64)
-    small = small[size % small == 0]
-    divisors: list[int] = np.concatenate([small, size // small]).tolist()
-    return divisors
+def _indexes(number: int, per_dim: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the `number`-th in C order of a grid."""
+    return tuple(int(index) for index in np.unravel_index(number, per_dim)) if per_dim else ()
 
 
 def _fill_value(dtype: str) -> object:

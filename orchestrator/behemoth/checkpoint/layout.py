@@ -24,6 +24,10 @@ from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 SplitAxis = Axis | Literal["rank"]
 """A mesh axis, or `rank`: one slice for every rank of the world (random number states)."""
 
+Sharding = Literal["array", "box"]
+"""What one object holds: a whole array, or a box of it that a rank holds, in which that rank's flat range is contiguous
+(`cuts`)."""
+
 FORMAT_VERSION = 1
 MAX_LAYOUT_BYTES = 256 << 20
 MAX_DIMS = 32  # numpy and zarr stop there or soon after
@@ -153,12 +157,22 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """All arrays of a checkpoint in name order, and the mesh they lie on. Not slotted: derived values are cached."""
+    """All arrays of a checkpoint in name order, and the mesh they lie on. Not slotted: derived values are cached.
+
+    `sharding` tells how they are put into objects. Where a range of an object can be written, one for each array is
+    enough, so that is the default; object storage takes whole parts, which suit one rank only in boxes.
+    """
 
     mesh: Mesh
     arrays: tuple[ArraySpec, ...]
+    sharding: Sharding = "array"
 
     def __post_init__(self) -> None:
+        if self.sharding not in get_args(Sharding):
+            raise Invalid(
+                f"layout: expected sharding {' or '.join(get_args(Sharding))}, got {self.sharding!r}",
+                code="layout-sharding",
+            )
         object.__setattr__(self, "arrays", tuple(sorted(self.arrays, key=lambda array: array.name)))
         for first, second in zip(self.arrays, self.arrays[1:], strict=False):
             if first.name == second.name:
@@ -182,7 +196,10 @@ class Layout:
     @cached_property
     def encoded(self) -> bytes:
         arrays = [_as_first_written(array) for array in self.arrays]
-        return msgspec.msgpack.encode({"version": FORMAT_VERSION, "mesh": self.mesh, "arrays": arrays})
+        document: dict[str, object] = {"version": FORMAT_VERSION, "mesh": self.mesh, "arrays": arrays}
+        if self.sharding != "array":  # of format 1.1: left out where it says nothing, so that digests stay
+            document["sharding"] = self.sharding
+        return msgspec.msgpack.encode(document)
 
     @cached_property
     def digest(self) -> str:
@@ -205,7 +222,7 @@ class Layout:
             version = msgspec.msgpack.decode(data, type=_Version).version
             if version == FORMAT_VERSION:
                 document = msgspec.msgpack.decode(data, type=_Document)
-                return Layout(mesh=document.mesh, arrays=document.arrays)
+                return Layout(mesh=document.mesh, arrays=document.arrays, sharding=document.sharding)
         except Invalid:
             raise
         except (msgspec.DecodeError, ValueError, TypeError) as error:
@@ -239,6 +256,7 @@ class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     version: int
     mesh: Mesh
     arrays: tuple[ArraySpec, ...]
+    sharding: Sharding = "array"
 
 
 def axis_size(mesh: Mesh, axis: SplitAxis) -> int:

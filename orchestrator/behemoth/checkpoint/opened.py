@@ -30,9 +30,25 @@ class Commit:
     layout: Layout
     index: CommitIndex
 
-    def shard_key(self, array: int) -> str:
-        """Key of the object that holds an array, counted in the layout's order."""
-        return f"{self.record.prefix}/{self.layout.paths[array]}/{grids(self.layout)[array].chunk_key}"
+    def shard_key(self, array: int, shard: int) -> str:
+        """Key of an object of an array, counted in the layout's order."""
+        return f"{self._folder(array)}/{grids(self.layout)[array].shard_key(shard)}"
+
+    def shard_keys(self, array: int) -> list[str]:
+        """Keys of all objects of an array, in order of its shards."""
+        return [f"{self._folder(array)}/{key}" for key in grids(self.layout)[array].shard_keys]
+
+    def shard_of(self, array: int, chunk: int) -> str:
+        """Key of the object in which a chunk lies."""
+        return self.shard_key(array, grids(self.layout)[array].place(chunk)[0])
+
+    def files(self, array: int) -> str:
+        """All objects of an array, for people."""
+        keys = self.shard_keys(array)
+        return f"file {keys[0]}" if len(keys) == 1 else f"{len(keys)} files below {self._folder(array)}"
+
+    def _folder(self, array: int) -> str:
+        return f"{self.record.prefix}/{self.layout.paths[array]}"
 
 
 def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:

@@ -44,7 +44,8 @@ class Piece(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The part of a piece within one chunk. Offsets and lengths in bytes; `offset` counts from the chunk's start.
+    """The part of a piece within one chunk. Offsets and lengths in bytes; `offset` counts from the chunk's start,
+    `shard_offset` from that of its shard.
 
     Named tuples, because a plan has as many of them as chunks.
     """
@@ -54,6 +55,7 @@ class Span(NamedTuple):
     offset: int
     length: int
     arena_offset: int
+    shard: int
     shard_offset: int
     is_owned: bool
     piece: int
@@ -142,11 +144,12 @@ class _Part(NamedTuple):
     lengths: list[int]
     within: list[int]
     """Where the spans begin in the piece."""
-    in_file: list[int]
+    shards: list[int]
+    in_shard: list[int]
 
     def spans(self, array: int, piece: int, arena_offset: int, is_owned: Iterator[bool]) -> list[Span]:
         arena = [arena_offset + within for within in self.within]
-        columns = (self.chunks, self.offsets, self.lengths, arena, self.in_file, is_owned)
+        columns = (self.chunks, self.offsets, self.lengths, arena, self.shards, self.in_shard, is_owned)
         return [Span._make(row) for row in zip(repeat(array), *columns, repeat(piece))]
 
 
@@ -163,6 +166,7 @@ def _part(kind: Kind, share: Share, part: Part) -> _Part:
     start, stop = part.flat
     nbytes = (stop - start) * itemsize
     offsets = part.meeting.offsets * itemsize
+    shards, slots = kind.grid.place(part.meeting.chunks)
     return _Part(
         box=part.held.box,
         flat=part.flat,
@@ -174,7 +178,8 @@ def _part(kind: Kind, share: Share, part: Part) -> _Part:
         offsets=offsets.tolist(),
         lengths=(part.meeting.elements * itemsize).tolist(),
         within=((part.meeting.first - start) * itemsize).tolist(),
-        in_file=(part.meeting.chunks * stride + offsets).tolist(),
+        shards=shards.tolist(),
+        in_shard=(slots * stride + offsets).tolist(),
     )
 
 
@@ -190,7 +195,8 @@ def _empty_part(kind: Kind, share: Share) -> _Part:
         offsets=[],
         lengths=[],
         within=[],
-        in_file=[],
+        shards=[],
+        in_shard=[],
     )
 
 

@@ -77,7 +77,7 @@ def read_rank_into(
 def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | None = None) -> npt.NDArray[np.generic]:
     """One whole logical array, of its own dtype (ml_dtypes' for bfloat16 and float8), in `into` when that is given.
 
-    Every byte of the array's file is checked: chunk CRCs, padding, gaps, the index, and that the chunks are those that
+    Every byte of the array's files is checked: chunk CRCs, padding, gaps, indexes, and that the chunks are those that
     were committed. Raises NotFound for an unknown name, Invalid for an `into` of another size, Corrupt for the rest.
     """
     position = _position(commit, name)
@@ -96,10 +96,10 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
         logical[box] = data.reshape(*sizes, grid.spec.itemsize)
     if crc32c(crcs.tobytes()) != commit.index.content_crcs[position]:
         raise Corrupt(
-            f"array {name!r}, file {commit.shard_key(position)}: whole, but not what was committed",
+            f"array {name!r}, {commit.files(position)}: whole, but not what was committed",
             code="array-content",
         )
-    reader.check_index(position)
+    reader.check_indexes(position)
     return target.view(DTYPES[grid.spec.dtype]).reshape(grid.spec.shape)
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box, Held, Interval, piece_bounds
-from behemoth.checkpoint.grid import Ints, share_starts
+from behemoth.checkpoint.cuts import share_starts
+from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import cells, num_flat
 from behemoth.checkpoint.sharing import Kind, kinds

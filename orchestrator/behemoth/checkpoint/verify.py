@@ -23,7 +23,7 @@ from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
-from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, grids
+from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints, grids
 from behemoth.checkpoint.opened import METADATA_MISSING, read_index
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.ports import ObjectStore
@@ -113,22 +113,26 @@ def verify(
     shards = [shard for shard in _shards(record, index) if listed.get(shard.key) == shard.grid.file_bytes]
     found = list(_Check(store, shards, deep=deep).run(max(1, threads), progress))
     problems += [problem for one in found for problem in one.problems]
-    problems += _check_contents(shards, found)
+    problems += _check_contents(record, index, shards, found)
     return _report(commit.step, deep, problems, found, num_objects=len(listed) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
+    """One object of an array, which counts in the layout's order. `chunks`: those of its slots."""
+
     key: str
+    array: int
     grid: Grid
-    content_crc: int
+    chunks: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What one job found out. `crcs` are those of its chunks, as the content CRC counts them."""
+    """What one job found out. `crcs` are those of its slots, from `first` on, as the content CRC counts them."""
 
     shard: int
+    first: int
     crcs: npt.NDArray[np.uint32]
     problems: tuple[Problem, ...]
     num_bytes: int
@@ -178,8 +182,8 @@ def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int, *, kin
 
 def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str, int]) -> list[Problem]:
     """Every object there, of its size, and no other."""
-    shards = {shard.key: shard.grid for shard in _shards(record, index)}
-    sizes = {key: grid.file_bytes for key, grid in shards.items()}
+    shards = {shard.key: shard for shard in _shards(record, index)}
+    sizes = {key: shard.grid.file_bytes for key, shard in shards.items()}
     sizes |= {f"{record.prefix}/{one.key}": one.size_bytes for one in index.metadata}
     sizes[f"{record.prefix}/{INDEX}"] = record.index_bytes
     problems = [
@@ -188,7 +192,7 @@ def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str
         if key in listed and listed[key] != size
     ]
     for key in sorted(shards.keys() - listed.keys()):
-        grid = shards[key]
+        grid = shards[key].grid
         message = f"array {grid.spec.name!r}: expected an object of {grid.file_bytes} bytes, got none"
         problems.append(_problem("missing", key, 0, grid.file_bytes, message, grid))
     for key in sorted(listed.keys() - sizes.keys()):
@@ -197,10 +201,13 @@ def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str
     return problems
 
 
-def _of_size(key: str, expected_bytes: int, got_bytes: int, grid: Grid | None) -> Problem:
+def _of_size(key: str, expected_bytes: int, got_bytes: int, shard: _Shard | None) -> Problem:
     low, high = sorted((expected_bytes, got_bytes))
     message = f"expected {expected_bytes} bytes, got {got_bytes} bytes"
-    chunk = low // grid.stride_bytes if grid is not None and low < grid.index_offset_bytes else None
+    if shard is None:
+        return _problem("size", key, low, high - low, message)
+    grid = shard.grid
+    chunk = int(shard.chunks[low // grid.stride_bytes]) if low < grid.index_offset_bytes else None
     return _problem("size", key, low, high - low, message, grid, chunk)
 
 
@@ -216,10 +223,13 @@ def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex
 
 
 def _shards(record: CommitRecord, index: CommitIndex) -> list[_Shard]:
-    layout = index.layout
-    rows = zip(layout.paths, grids(layout), index.content_crcs, strict=True)
+    arrays = enumerate(zip(index.layout.paths, grids(index.layout), strict=True))
     return [
-        _Shard(key=f"{record.prefix}/{path}/{grid.chunk_key}", grid=grid, content_crc=crc) for path, grid, crc in rows
+        _Shard(
+            key=f"{record.prefix}/{path}/{grid.shard_key(shard)}", array=array, grid=grid, chunks=grid.chunks_of(shard)
+        )
+        for array, (path, grid) in arrays
+        for shard in range(grid.num_shards)
     ]
 
 
@@ -265,12 +275,12 @@ class _Check:
             pool.shutdown(cancel_futures=True)
 
     def _jobs(self) -> Iterator[tuple[int, int, int, int]]:
-        """Shard, first chunk, last chunk + 1, bytes to read; the index of a shard goes with its first chunks."""
+        """Shard, first slot, last slot + 1, bytes to read; the index of a shard goes with its first slots."""
         for position, shard in enumerate(self._shards):
             grid = shard.grid
             step = max(1, READ_BYTES // grid.stride_bytes)
-            for first in range(0, grid.num_chunks, step):
-                last = min(first + step, grid.num_chunks)
+            for first in range(0, grid.num_slots, step):
+                last = min(first + step, grid.num_slots)
                 each = grid.stride_bytes if self._deep else TRAILER_BYTES
                 yield position, first, last, (last - first) * each + (grid.index_bytes if first == 0 else 0)
 
@@ -290,7 +300,7 @@ class _Check:
             crcs = check(self._store, shard, first, last, buffer, problems)
         finally:
             self._buffers.put(buffer)
-        return _Found(shard=position, crcs=crcs, problems=tuple(problems), num_bytes=num_bytes)
+        return _Found(shard=position, first=first, crcs=crcs, problems=tuple(problems), num_bytes=num_bytes)
 
 
 def _check_shard_index(store: ObjectStore, shard: _Shard) -> list[Problem]:
@@ -307,7 +317,7 @@ def _check_shard_index(store: ObjectStore, shard: _Shard) -> list[Problem]:
     message = f"array {grid.spec.name!r}: {len(differ)} bytes of the shard's index are not those that the layout gives"
     offset_bytes = grid.index_offset_bytes + differ[0]
     entry = differ[0] // INDEX_ENTRY_BYTES
-    chunk = entry if entry < grid.num_chunks else None
+    chunk = int(shard.chunks[entry]) if entry < grid.num_slots else None
     return [_problem("shard-index", shard.key, offset_bytes, differ[-1] - differ[0] + 1, message, grid, chunk)]
 
 
@@ -329,9 +339,9 @@ def _deep(
     return crcs
 
 
-def _check_chunk(shard: _Shard, number: int, chunk: npt.NDArray[np.uint8], crc: int) -> Iterator[Problem]:
-    grid = shard.grid
-    offset_bytes = number * grid.stride_bytes
+def _check_chunk(shard: _Shard, slot: int, chunk: npt.NDArray[np.uint8], crc: int) -> Iterator[Problem]:
+    grid, number = shard.grid, int(shard.chunks[slot])
+    offset_bytes = slot * grid.stride_bytes
     name = f"array {grid.spec.name!r}, chunk {number}"
     covered_bytes = grid.payload_bytes + TRAILER_BYTES
     stored = int.from_bytes(chunk[grid.payload_bytes : covered_bytes].tobytes(), "little")
@@ -365,22 +375,29 @@ def _trailers(
 def _unreadable(shard: _Shard, first: int, last: int, error: BehemothError) -> Problem:
     grid = shard.grid
     length_bytes = (last - first) * grid.stride_bytes
-    chunk = first if last - first == 1 else None
+    chunk = int(shard.chunks[first]) if last - first == 1 else None
     return _problem("unreadable", shard.key, first * grid.stride_bytes, length_bytes, error.message, grid, chunk)
 
 
-def _check_contents(shards: Sequence[_Shard], found: Sequence[_Found]) -> Iterator[Problem]:
-    """Chunks that are whole but not those of this commit: the CRC over all CRCs tells. Says nothing of arrays in which
-    a damaged chunk was found already."""
-    of_shard: dict[int, list[_Found]] = {}
+def _check_contents(
+    record: CommitRecord, index: CommitIndex, shards: Sequence[_Shard], found: Sequence[_Found]
+) -> Iterator[Problem]:
+    """Chunks that are whole but not those of this commit: the CRC over all CRCs tells. Says nothing of arrays of which
+    an object is missing or a chunk was found damaged already."""
+    of_array: dict[int, list[_Found]] = {}
     for one in found:
-        of_shard.setdefault(one.shard, []).append(one)
-    for position, parts in of_shard.items():
-        shard = shards[position]
-        if any(problem.kind in ("chunk", "unreadable") for part in parts for problem in part.problems):
+        of_array.setdefault(shards[one.shard].array, []).append(one)
+    for array, parts in of_array.items():
+        grid = shards[parts[0].shard].grid
+        is_damaged = any(problem.kind in ("chunk", "unreadable") for part in parts for problem in part.problems)
+        if is_damaged or sum(len(part.crcs) for part in parts) < grid.num_chunks:
             continue
-        crc = crc32c(np.concatenate([part.crcs for part in parts]).astype("<u4").tobytes())
-        if crc != shard.content_crc:
-            expected = f"expected CRC-32C {shard.content_crc:08x} over the CRCs of all chunks, got {crc:08x}"
-            message = f"array {shard.grid.spec.name!r}: {expected}: chunks of another checkpoint, or damaged CRCs"
-            yield _problem("content", shard.key, 0, shard.grid.index_offset_bytes, message, shard.grid)
+        crcs = np.empty(grid.num_chunks, "<u4")
+        for part in parts:
+            crcs[shards[part.shard].chunks[part.first : part.first + len(part.crcs)]] = part.crcs
+        crc, expected = crc32c(crcs.tobytes()), index.content_crcs[array]
+        if crc != expected:
+            told = f"expected CRC-32C {expected:08x} over the CRCs of all chunks, got {crc:08x}"
+            message = f"array {grid.spec.name!r}: {told}: chunks of another checkpoint, or damaged CRCs"
+            key = f"{record.prefix}/{index.layout.paths[array]}" if grid.num_shards > 1 else shards[parts[0].shard].key
+            yield _problem("content", key, 0, grid.num_shards * grid.index_offset_bytes, message, grid)

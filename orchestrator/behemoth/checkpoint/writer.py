@@ -1,9 +1,10 @@
 """Writes a rank's spans from its arena to storage, with a CRC for each: the background part of a save.
 
 It must not hold up training (it runs in the store process), must not decide anything (the plan did), and copies no
-payload: buffers go from the arena to the store. Whoever writes an array's last byte also writes its shard index and its
-zarr.json, which follow from the layout alone: left to the leader, that would be two small durable files for each of
-thousands of arrays while everybody waits. What several ranks share, a chunk's CRC, is left to `commit`.
+payload: buffers go from the arena to the store. Whoever writes a shard's last byte also writes its index, and with the
+array's last byte its zarr.json, which follow from the layout alone: left to the leader, that would be two small durable
+files for each of thousands of arrays while everybody waits. What several ranks share, a chunk's CRC, is left to
+`commit`.
 """
 
 from __future__ import annotations
@@ -121,9 +122,9 @@ class _Job:
         crcs = [crc32c(self._payload(span)) for span in batch]
         owned = [(span, crc) for span, crc in zip(batch, crcs, strict=True) if span.is_owned]
         if owned:
-            self._store.write_parts(
-                self._shard_key(batch[0].array), size_bytes=grid.file_bytes, parts=list(self._parts(grid, owned))
-            )
+            for shard, of_shard in _by_shard(owned).items():
+                key = self._shard_key(batch[0].array, shard)
+                self._store.write_parts(key, size_bytes=grid.file_bytes, parts=list(self._parts(grid, of_shard)))
             if _ends_array(grid, owned[-1][0]):
                 key, data = self._metadata_key(batch[0].array), grid.zarr_json()
                 self._store.write_parts(key, size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
@@ -133,15 +134,15 @@ class _Job:
         """Every object that the rank wrote to."""
         owned = [span for span in self._plan.spans if span.is_owned]
         ended = [span.array for span in owned if _ends_array(self._grids[span.array], span)]
-        shards = [self._shard_key(array) for array in sorted({span.array for span in owned})]
+        shards = [self._shard_key(*each) for each in sorted({(span.array, span.shard) for span in owned})]
         return shards + [self._metadata_key(array) for array in ended]
 
     def is_zero(self, span: Span, crc: int) -> bool:
         """Whether a span's bytes are all zero; read again only when the CRC says that they may be."""
         return crc == crc_of_zeros(span.length) and not np.frombuffer(self._payload(span), dtype=np.uint8).any()
 
-    def _shard_key(self, array: int) -> str:
-        return f"{self._prefix}/{self._paths[array]}/{self._grids[array].chunk_key}"
+    def _shard_key(self, array: int, shard: int) -> str:
+        return f"{self._prefix}/{self._paths[array]}/{self._grids[array].shard_key(shard)}"
 
     def _metadata_key(self, array: int) -> str:
         return f"{self._prefix}/{self._paths[array]}/{METADATA}"
@@ -150,7 +151,7 @@ class _Job:
         return self._data[span.arena_offset : span.arena_offset + span.length]
 
     def _parts(self, grid: Grid, owned: Sequence[tuple[Span, int]]) -> Iterator[Part]:
-        """Neighbours in the file become one part."""
+        """Of one shard. Neighbours in it become one part."""
         buffers: list[Buffer] = []
         start = end = -1
         for span, crc in owned:
@@ -165,13 +166,27 @@ class _Job:
                 buffers.append(tail)
                 end += len(tail)
         yield Part(offset_bytes=start, buffers=buffers)
-        if _ends_array(grid, owned[-1][0]):
+        if _ends_shard(grid, owned[-1][0]):
             yield Part(offset_bytes=grid.index_offset_bytes, buffers=[grid.index()])
+
+
+def _by_shard(owned: Sequence[tuple[Span, int]]) -> dict[int, list[tuple[Span, int]]]:
+    """Spans of one array, in their order."""
+    shards: dict[int, list[tuple[Span, int]]] = {}
+    for span, crc in owned:
+        shards.setdefault(span.shard, []).append((span, crc))
+    return shards
 
 
 def _ends_array(grid: Grid, span: Span) -> bool:
     """Whether the span holds the array's last byte. Of all ranks' owned spans exactly one does."""
     return span.chunk == grid.num_chunks - 1 and span.offset + span.length == grid.data_bytes(span.chunk)
+
+
+def _ends_shard(grid: Grid, span: Span) -> bool:
+    """The same of its shard's last byte."""
+    end_bytes = (grid.num_slots - 1) * grid.stride_bytes + grid.data_bytes(span.chunk)
+    return span.shard_offset + span.length == end_bytes
 
 
 def seal_all(store: WritesRanges, keys: Sequence[str]) -> None:

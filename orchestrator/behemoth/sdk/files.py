@@ -28,7 +28,7 @@ from behemoth.checkpoint.staging import copied_crc, matched
 from behemoth.checkpoint.threads import run_all
 
 BATCH_SPANS = 16
-"""Chunks of one array that a thread reads through one mapping: 128 MiB at most."""
+"""Chunks of one shard that a thread reads through one mapping: 128 MiB at most."""
 MADV_POPULATE_READ = 22
 """Of madvise(2), since Linux 5.14; Python 3.11 does not name it."""
 
@@ -48,9 +48,9 @@ def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str,
 
 
 def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """The spans in their order, some of one array at a time."""
-    for _, of_array in groupby(spans, key=lambda span: span.array):
-        whole = list(of_array)
+    """The spans in their order, some of one shard at a time."""
+    for _, of_shard in groupby(spans, key=lambda span: (span.array, span.shard)):
+        whole = list(of_shard)
         yield from (whole[at : at + BATCH_SPANS] for at in range(0, len(whole), BATCH_SPANS))
 
 
@@ -65,7 +65,8 @@ class _FilesRead:
 
     def run(self, spans: Sequence[Span]) -> None:
         grid = self._grids[spans[0].array]
-        path = os.path.join(self._folder, self._layout.paths[spans[0].array], grid.chunk_key)
+        key = grid.shard_key(spans[0].shard)
+        path = os.path.join(self._folder, self._layout.paths[spans[0].array], key)
         try:
             mapped = _mapped(path, grid)
             for span in spans:

@@ -145,7 +145,7 @@ def test_a_flipped_bit_of_the_source_stops_the_export_and_no_file_of_it_gets_its
     store, layout = MemoryStore(), toy_layout()
     commit = opened(store, layout, logical_arrays(layout, 1))
     for position, array in enumerate(layout.arrays):
-        key = commit.shard_key(position)
+        key = commit.shard_key(position, 0)
         for at in range(0, store_size(store, key) - 4, 7):
             if at in index_bytes(commit, position):
                 continue
@@ -179,7 +179,7 @@ def test_a_chunk_of_another_write_is_found_although_its_own_crc_is_right() -> No
     commit = opened(store, layout, logical_arrays(layout, 1))
     other = MemoryStore()
     opened(other, layout, logical_arrays(layout, 2))
-    key = commit.shard_key(layout.positions["model/dense"])
+    key = commit.shard_key(layout.positions["model/dense"], 0)
     store._objects[key] = other._objects[key]
     with pytest.raises(Corrupt, match=r"'model/dense', the CRCs beside its chunks, .*not those that were committed"):
         export(MemoryStore(), plan_export(stored_tensors(store, commit, threads=1), max_file_bytes=300, metadata={}))

@@ -33,6 +33,9 @@ from behemoth.spec.mesh import Mesh
 BLOCK_BYTES = 64 << 20
 """Bytes of an array that are held at a time."""
 
+_SHARD = 0
+"""On one rank an array is one shard."""
+
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do."""
 
@@ -97,7 +100,7 @@ def import_tensors(
                 done += sum(span.length for span in written)
                 if progress is not None:
                     progress(done, total)
-            seal_all(store, [f"{folder}/{grid.chunk_key}", f"{folder}/{METADATA}"])
+            seal_all(store, [f"{folder}/{grid.shard_key(_SHARD)}", f"{folder}/{METADATA}"])
         receipt = Receipt(
             rank=Rank(0),
             attempt=Attempt(1),
@@ -137,7 +140,7 @@ def _write_array(
 ) -> Iterator[list[WrittenSpan]]:
     """Write an array's chunks, a block at a time, and what follows from its shape; yields what was written of each
     block."""
-    key, metadata = f"{folder}/{grid.chunk_key}", grid.zarr_json()
+    key, metadata = f"{folder}/{grid.shard_key(_SHARD)}", grid.zarr_json()
     store.write_parts(
         f"{folder}/{METADATA}", size_bytes=len(metadata), parts=[Part(offset_bytes=0, buffers=[metadata])]
     )

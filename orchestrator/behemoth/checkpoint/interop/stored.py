@@ -70,9 +70,9 @@ class _Array:
             return self._crcs
 
     def _not_committed(self) -> Corrupt:
-        name, key = self.commit.layout.arrays[self.position].name, self.commit.shard_key(self.position)
+        name, files = self.commit.layout.arrays[self.position].name, self.commit.files(self.position)
         return Corrupt(
-            f"array {name!r}, the CRCs beside its chunks, file {key}: not those that were committed",
+            f"array {name!r}, the CRCs beside its chunks, {files}: not those that were committed",
             hint="`behemoth ckpt verify` names all damage; go back to an older checkpoint",
             code="array-content",
         )

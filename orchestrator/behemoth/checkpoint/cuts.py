@@ -1,0 +1,108 @@
+"""Where an array is cut: into chunks, the unit of CRCs, and into shards of whole chunks, the objects of a store.
+
+A chunk has the shape (1, .., 1, c, full, .., full), where a full dim is the array's own or the share that every rank
+has of it. So whatever box of the array a rank holds meets a chunk in one contiguous range, and a flat range of the box
+does. Where the sizes have fitting divisors, c is one, and each chunk belongs to one box; it never follows the
+boundaries of a flat range. Pure arithmetic on shapes. Neighbour: `grid`, which places chunks in their objects.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from behemoth.checkpoint.boxes import parts_of, share_of
+from behemoth.checkpoint.layout import ArraySpec
+
+MAX_CHUNK_BYTES = 8 << 20
+"""Payload of a chunk where the divisors of a block allow it."""
+POOR_CHUNK_BYTES = MAX_CHUNK_BYTES // 8
+"""Below this a divisor is not worth its chunks: an unsplit dim is padded instead, a split one gets larger chunks."""
+MAX_SHARDS_PER_SHARE = 4
+"""Along a dim whose shares differ. Each is an object, which costs a request at least: where shares have no better
+common measure, several boxes lie in one shard instead."""
+
+_Shape = tuple[int, ...]
+
+
+def chunk_shape(spec: ArraySpec, sizes: _Shape) -> tuple[_Shape, int]:
+    """The chunk's shape, and the dim that it cuts: whole shares from the last dim on, while they fit and are equal.
+    `sizes`: of the axes of the split dims."""
+    num_of_dim = _num_of_dim(spec, sizes)
+    chunk = [1] * len(spec.shape)
+    behind_bytes = spec.itemsize
+    for dim in reversed(range(len(spec.shape))):
+        starts = share_starts(spec, dim, num_of_dim.get(dim, 1))
+        share = spec.shape[dim] // len(starts)
+        is_even = starts == tuple(range(0, spec.shape[dim], share)) and share * len(starts) == spec.shape[dim]
+        if not is_even:
+            chunk[dim] = _cut_uneven(spec.shape[dim], math.gcd(*starts), behind_bytes)
+            return tuple(chunk), dim
+        if behind_bytes * share > MAX_CHUNK_BYTES:
+            chunk[dim] = _cut(share, behind_bytes, is_split=dim in num_of_dim)
+            return tuple(chunk), dim
+        chunk[dim] = share
+        behind_bytes *= share
+    return tuple(chunk), 0
+
+
+def box_shard_shape(spec: ArraySpec, sizes: _Shape, chunk: _Shape) -> _Shape:
+    """Chunks of a shard along each dim, so that shards tile the array and each lies within one box of one rank.
+
+    Where the shares of a dim have no common measure that also measures the dim and is worth its objects, shards are not
+    cut along it. `chunk`: the shape that `chunk_shape` gives.
+    """
+    num_of_dim = _num_of_dim(spec, sizes)
+    return tuple(
+        _shard_width(size, share_starts(spec, dim, num_of_dim.get(dim, 1)), chunk[dim])
+        for dim, size in enumerate(spec.shape)
+    )
+
+
+def _shard_width(size: int, starts: _Shape, chunk: int) -> int:
+    width = math.gcd(*starts, size)
+    is_cut = width % chunk == 0 and size // width <= MAX_SHARDS_PER_SHARE * len(starts)
+    return width // chunk if is_cut else -(-size // chunk)
+
+
+def _num_of_dim(spec: ArraySpec, sizes: _Shape) -> dict[int, int]:
+    return {dim: num for (dim, _), num in zip(spec.dims, sizes, strict=True)}
+
+
+def share_starts(spec: ArraySpec, dim: int, num: int) -> _Shape:
+    """Where the shares of a dim begin that are not empty: of `num` holders, in each of its parts."""
+    shares = ((begin, share_of(size, num, index)) for begin, size in parts_of(spec, dim) for index in range(num))
+    return tuple(begin + start for begin, (start, stop) in shares if start < stop)
+
+
+@lru_cache(maxsize=4096)
+def _cut_uneven(size: int, step: int, behind_bytes: int) -> int:
+    """Rows of `behind_bytes` per chunk where shares differ and begin at multiples of `step`: a divisor of that if one
+    is worth its chunks, so that a chunk has one holder, else what fits."""
+    most = max(1, MAX_CHUNK_BYTES // behind_bytes)
+    fitting = max(count for count in _divisors(step) if count <= most)
+    if fitting * behind_bytes >= min(POOR_CHUNK_BYTES, size * behind_bytes // 2):
+        return fitting
+    return -(-size // -(-size // most))
+
+
+@lru_cache(maxsize=4096)
+def _cut(size: int, behind_bytes: int, *, is_split: bool) -> int:
+    """Rows of `behind_bytes` per chunk, of `size` rows."""
+    most = max(1, MAX_CHUNK_BYTES // behind_bytes)
+    divisors = _divisors(size)
+    fitting = max(count for count in divisors if count <= most)
+    if fitting * behind_bytes >= POOR_CHUNK_BYTES:
+        return fitting
+    if is_split:
+        return min(count for count in divisors if count > most)
+    return -(-size // -(-size // most))
+
+
+def _divisors(size: int) -> list[int]:
+    small = np.arange(1, math.isqrt(size) + 1, dtype=np.int64)
+    small = small[size % small == 0]
+    divisors: list[int] = np.concatenate([small, size // small]).tolist()
+    return divisors
