@@ -90,6 +90,18 @@ def test_select_map_and_precision_are_applied(place: Path, capsys: pytest.Captur
     assert same(loaded(place / "turned"), {"m.table.T": np.ascontiguousarray(arrays["model/table"].T)})
 
 
+def test_a_size_of_a_map_is_given_on_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = arrays_of(place / "runs/small/checkpoints")["model/table"]
+    Path("my.yaml").write_text(
+        "format: 1\nothers: drop\nsizes: {parts: 2}\n"
+        "rules: [{ours: 'model/{x}', theirs: '{x}', steps: [unflatten: {dim: 0, sizes: [parts, rest]}]}]\n"
+    )
+    code, _, err = run(capsys, "export", "run/small", "--to", "out", "--map", "my.yaml")
+    assert (code, "got [parts (2), rest]" in err) == (2, True)
+    assert run(capsys, "export", "run/small", "--to", "out", "--map", "my.yaml", "--size", "parts=257")[0] == 0
+    assert same(loaded(place / "out"), {"table": table.reshape(257, 1, 257)})
+
+
 def test_what_was_exported_is_imported_as_a_checkpoint_that_verifies(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +173,17 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("export", "run/small", "--to", "out", "--select", "modle/*"), 102, "hint: did you mean model/table?"),
         (("export", "run/small", "--to", "out", "--map", "lama4-hf"), 102, "hint: did you mean llama4-hf?"),
         (("export", "run/small", "--to", "out", "--map", "llama4-hf"), 2, "code: map-no-rule"),
+        (
+            ("export", "run/small", "--to", "out", "--map", "llama4-meta", "--size", "head=x"),
+            2,
+            "option --size: expected",
+        ),
+        (
+            ("export", "run/small", "--to", "out", "--map", "weights", "--size", "head=2"),
+            2,
+            "since the map names none, and",
+        ),
+        (("export", "run/small", "--to", "out", "--size", "head=2"), 2, "code: option-without-effect"),
         (("export", "run/small", "--to", "out", "--dtype", "bf61"), 2, "hint: did you mean bf16?"),
         (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got 0B"),
         (("export", "run/small", "--to", "out", "--max-file-size", "5"), 2, "option --max-file-size: expected a size"),

@@ -23,6 +23,7 @@ from behemoth_cli.commands.interop_options import (
     DryRun,
     MapOption,
     Select,
+    SizeOption,
     dtype_option,
     folder_to_be,
     map_of,
@@ -44,6 +45,7 @@ def export_checkpoint(
     to: Annotated[str, typer.Option("--to", metavar="DIR", help="A new or empty folder.", show_default=False)],
     step: Step = None,
     name_map: MapOption = "",
+    size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*PRECISIONS, help=_DTYPE_HELP)] = "",
     max_file_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Bytes of tensors in a file; a larger tensor has one of its own.")
@@ -62,7 +64,7 @@ def export_checkpoint(
     context: Context = ctx.obj
     max_file_bytes = _file_size(max_file_size)
     precision = precision_of(dtype, *PRECISIONS)
-    names = map_of(name_map)
+    names = map_of(name_map, size or ())
     folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
     place = find_checkpoints(where)
     with closing(open_store(place.url)) as store, closing(open_store(to)) as folder:

@@ -25,6 +25,7 @@ from behemoth_cli.commands.interop_options import (
     DryRun,
     MapOption,
     Select,
+    SizeOption,
     dtype_option,
     folder_to_be,
     map_of,
@@ -51,6 +52,7 @@ def import_checkpoint(
         int, typer.Option("--step", metavar="N", min=0, max=MAX_STEP, help="The step that the checkpoint gets.")
     ] = 0,
     name_map: MapOption = "",
+    size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*FULL_PRECISIONS, help=_DTYPE_HELP)] = "",
     select: Select = None,
     threads: Threads = 4,
@@ -61,7 +63,7 @@ def import_checkpoint(
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
     precision = precision_of(dtype, *FULL_PRECISIONS)
-    names = map_of(name_map)
+    names = map_of(name_map, size or ())
     folder, file = _source(source)
     _check_target(to)
     with closing(open_store(folder)) as given, closing(open_store(to)) as store:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from behemoth.base.errors import Conflict, NotFound
+from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.map_file import MAP_NAMES, decode_map, named_map
 from behemoth.checkpoint.interop.rules import NameMap
@@ -39,6 +39,10 @@ MapOption = Annotated[
         autocompletion=one_of(*MAP_NAMES),
     ),
 ]
+SizeOption = Annotated[
+    list[str] | None,
+    typer.Option("--size", metavar="NAME=N", help="A size that the map names, such as experts=16. Repeatable."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")]
 Select = Annotated[
     list[str] | None,
@@ -56,17 +60,30 @@ def precision_of(text: str, *known: str) -> str:
     return _PRECISIONS[choose(text, known, name="option --dtype")] if text else ""
 
 
-def map_of(text: str) -> NameMap | None:
-    """A map that ships with the package, or a file; a file of that very name is meant as ./NAME."""
+def map_of(text: str, sizes: Sequence[str]) -> NameMap | None:
+    """A map that ships with the package, or a file; a file of that very name is meant as ./NAME. `sizes` are those of
+    `--size`."""
+    given = dict(_size(one) for one in sizes)
     if not text:
+        if given:
+            raise Invalid("option --size: expected it with --map, got it alone", code="option-without-effect")
         return None
     if text in MAP_NAMES:
-        return named_map(text)
+        return named_map(text, given)
     try:
-        return decode_map(read_file(Path(text)), source=text)
+        return decode_map(read_file(Path(text)), source=text, sizes=given)
     except NotFound as error:
         hint = nearest(text, MAP_NAMES) or f"maps by name: {', '.join(MAP_NAMES)}"
         raise NotFound(f"option --map: {error.message}", hint=hint, code="map-not-found") from error
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not (name and number.isascii() and number.isdigit() and len(number) < 16):
+        raise Invalid(
+            f"option --size: expected a name and a number, such as experts=16, got {text!r}", code="map-sizes"
+        )
+    return name, int(number)
 
 
 def selected(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> Mapping[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
+from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype, read_box, whole
 from behemoth.checkpoint.interop.views import Joined, Permuted, Sliced, Stacked, unstack
 from behemoth.checkpoint.layout import DTYPES
@@ -70,7 +71,7 @@ def grown(draw: st.DrawFn, tensor: Tensor, array: np.ndarray) -> tuple[Tensor, n
     if not array.ndim:
         return tensor, array
     dim = draw(st.integers(0, array.ndim - 1))
-    match draw(st.sampled_from(["permute", "slice", "pick", "join", "stack"])):
+    match draw(st.sampled_from(["permute", "slice", "pick", "join", "stack", "flatten", "unflatten"])):
         case "permute":
             order = tuple(draw(st.permutations(range(array.ndim))))
             return Permuted(inner=tensor, order=order), array.transpose(order)
@@ -81,10 +82,18 @@ def grown(draw: st.DrawFn, tensor: Tensor, array: np.ndarray) -> tuple[Tensor, n
         case "pick":
             index = draw(st.integers(0, array.shape[dim] - 1))
             return unstack(tensor, dim)[index], np.asarray(array.take(index, axis=dim))
+        case "flatten":
+            num_dims = draw(st.integers(1, array.ndim - dim))
+            shape = (*array.shape[:dim], -1, *array.shape[dim + num_dims :])
+            return Flattened(inner=tensor, dim=dim, num_dims=num_dims), array.reshape(shape)
+        case "unflatten":
+            outer = draw(st.sampled_from([size for size in range(1, 9) if array.shape[dim] % size == 0]))
+            sizes = draw(st.sampled_from([(outer, array.shape[dim] // outer), (1, outer, array.shape[dim] // outer)]))
+            shape = (*array.shape[:dim], *sizes, *array.shape[dim + 1 :])
+            return Unflattened(inner=tensor, dim=dim, sizes=sizes), array.reshape(shape)
         case "join":
-            shape = list(array.shape)
-            shape[dim] = draw(st.integers(1, 4))
-            other, other_array = draw(leaves(tuple(shape)))
+            wide = (*array.shape[:dim], draw(st.integers(1, 4)), *array.shape[dim + 1 :])
+            other, other_array = draw(leaves(wide))
             return Joined(parts=(tensor, other), dim=dim), np.concatenate([array, other_array], axis=dim)
         case _:
             other, other_array = draw(leaves(array.shape))

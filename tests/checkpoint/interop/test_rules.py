@@ -117,6 +117,87 @@ def test_random_chains_of_steps_come_back(data: st.DataObject) -> None:
     assert same(arrays(names.inverse().apply(names.apply(ours))), arrays(ours))
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_random_reshapes_come_back_and_are_what_numpy_gives(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    before, behind = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
+    shape = (*range(2, 2 + before), int(np.prod(sizes)), *range(3, 3 + behind))
+    ours = numbered(("a", shape), ("b", shape))
+    told = [*sizes]
+    told[data.draw(st.integers(0, len(sizes) - 1))] = data.draw(st.sampled_from(["rest", "named"]))
+    named = next((size for size, text in zip(sizes, told, strict=True) if text == "named"), 1)
+    names = the_map(
+        f"  - {{ours: '{{x}}', theirs: 't{{x}}', steps: [unflatten: {{dim: {before}, sizes: {told}}}]}}",
+        f"sizes: {{named: {named}}}",
+    )
+    made = names.apply(ours)
+    wide = (*shape[:before], *sizes, *shape[before + 1 :])
+    assert same(arrays(made), {f"t{name}": array.reshape(wide) for name, array in arrays(ours).items()})
+    assert same(arrays(names.inverse().apply(made)), arrays(ours))
+
+
+GROUPS = """
+  - {ours: "l.{n}.norm", theirs: "moe.{n}.norm", beside: "l.{n}.router"}
+  - {ours: "l.{n}.norm", theirs: "dense.{n}.norm"}
+  - {ours: "l.{n}.router", theirs: "r.{n}"}
+  - {ours: "l.{n}.w", theirs: "w.{n}", steps: [flatten: {dim: 0, sizes: [experts, rest]}]}
+"""
+EXPERT_SIZE = 'sizes: {experts: {ours: {name: "l.{n}.router", dim: 0}, theirs: {name: "r.{n}", dim: 0}}}'
+
+
+def test_a_rule_may_ask_for_a_neighbour_and_a_size_for_another_tensor() -> None:
+    ours = numbered(("l.0.norm", (3,)), ("l.1.norm", (3,)), ("l.1.router", (5, 2)), ("l.1.w", (5, 4)))
+    names = the_map(GROUPS, EXPERT_SIZE)
+    made = names.apply(ours)
+    assert {name: tensor.shape for name, tensor in made.items()} == {
+        "dense.0.norm": (3,),
+        "moe.1.norm": (3,),
+        "r.1": (5, 2),
+        "w.1": (20,),
+    }
+    assert same(arrays(names.inverse().apply(made)), arrays(ours))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "text"),
+    [
+        (
+            [("w.1", (20,))],
+            r"rule w.\{n\} -> l.\{n\}.w: unflatten: expected a tensor that tells the size 'experts', got",
+        ),
+        (
+            [("w.1", (20,)), ("r.1", (3, 2))],
+            r"expected sizes that fill 20 elements of shape \[20\], got \[experts \(3\), r",
+        ),
+        ([("r.1", (3, 2)), ("r.2", (5, 2))], "expected the same of all tensors, got 3 of 'r.1' and 5 of 'r.2'"),
+        ([("r.1", ())], r"expected a dim 0 of tensor 'r.1', got shape \[\]"),
+    ],
+)
+def test_a_size_that_cannot_be_told_is_refused(theirs: list[tuple[str, tuple[int, ...]]], text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        the_map(GROUPS, EXPERT_SIZE).inverse().apply(numbered(*theirs))
+
+
+def test_parts_that_would_not_unflatten_into_what_they_were_are_refused() -> None:
+    with pytest.raises(
+        Invalid, match=r"rule l.* -> w.*: flatten from dim 0 on: expected dims of \[5, 4\], got \[2, 10\]"
+    ):
+        the_map(GROUPS, EXPERT_SIZE).apply(numbered(("l.1.router", (5, 2)), ("l.1.w", (2, 10))))
+
+
+def test_a_size_that_is_given_beats_that_of_the_map_and_counts_in_its_digest() -> None:
+    document = f"format: 1\nrules:\n{GROUPS}\n{EXPERT_SIZE}".encode()
+    plain, given_size = (decode_map(document, source="x", sizes=sizes) for sizes in (None, {"experts": 5}))
+    made = given_size.inverse().apply(numbered(("w.1", (20,))))
+    assert {name: tensor.shape for name, tensor in made.items()} == {"l.1.w": (5, 4)}
+    assert plain.digest != given_size.digest
+    with pytest.raises(Invalid, match="size: expected one of experts, and at least 1, got heads"):
+        decode_map(document, source="x", sizes={"heads": 5})
+    with pytest.raises(Invalid, match="expected none, since the map names none"):
+        named_map("weights", {"heads": 5})
+
+
 def test_the_first_rule_that_matches_counts_and_what_is_dropped_is_left_out() -> None:
     names = the_map(
         '  - {ours: a.special, theirs: one}\n  - {ours: "{all*}", theirs: "rest.{all*}"}',
@@ -208,7 +289,7 @@ def test_parts_that_would_not_split_into_what_they_were_are_refused() -> None:
         ("format: 1\nrules: [{ours: a, theirs: [b, c]}]", "expected steps that give 2 tensors, got 1"),
         (
             "format: 1\nrules: [{ours: a, theirs: [b, c], steps: [split: {dim: 0, sizes: [1, half]}]}]",
-            "rule a -> b, c: size 'half': expected a number >= 1, 'rest' or 'dim N'",
+            "rule a -> b, c: size 'half': expected a number >= 1, 'rest', 'dim N' or a name under sizes",
         ),
         ("format: 1\nrules: [{ours: 'a{', theirs: b}]", "pattern 'a{': expected a name in which"),
         ("format: 1\nrules: [{ours: [], theirs: b}]", "rule nothing -> b: expected a name on each side"),
@@ -220,6 +301,16 @@ def test_parts_that_would_not_split_into_what_they_were_are_refused() -> None:
             "format: 1\nrules: [{ours: 'a{x}', theirs: 'b{y}', "
             "steps: [stack: {dim: 0, over: x}, unstack: {dim: 0, over: y}]}]",
             "expected one stack or unstack",
+        ),
+        (
+            "format: 1\nrules: [{ours: a, theirs: b, steps: [flatten: {dim: 0, sizes: [heads, rest]}]}]",
+            "rule a -> b: size 'heads': expected a number >= 1, 'rest', 'dim N' or a name under sizes",
+        ),
+        ("format: 1\nrules: [{ours: a, theirs: b}]\nsizes: {rest: 1}", "size 'rest': expected a name of a-z"),
+        ("format: 1\nrules: [{ours: a, theirs: b}]\nsizes: {x: 0}", r">= 1.*\$.sizes"),
+        (
+            "format: 1\nrules: [{ours: a, theirs: b, beside: 'c{x}'}]",
+            r"expected words of \[\] in 'c\{x\}', got \['x'\]",
         ),
         ("format: 1\nformat: 1", "test.yaml"),
         ("- 1", "expected `object`"),
@@ -269,5 +360,7 @@ def test_the_map_of_the_documentation_is_readable_and_works() -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(Invalid, match="expected one of weights, llama4-hf, tiny-moe-hf, got 'llama5'"):
+    with pytest.raises(
+        Invalid, match="expected one of weights, llama4-hf, llama4-meta, llama4-megatron, tiny-moe-hf, got 'llama5'"
+    ):
         named_map("llama5")

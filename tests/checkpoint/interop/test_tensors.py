@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
+from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
 from behemoth.checkpoint.interop.tensors import Tensor, blocks, read_box, whole
 from behemoth.checkpoint.interop.views import Joined, Permuted, Stacked, unstack
 from checkpoint.interop.tensor_trees import chunked, counted, trees
@@ -55,6 +56,21 @@ def test_a_read_touches_only_the_chunks_of_its_box() -> None:
     assert loaded == [1, 2]
 
 
+def test_a_reshaped_tensor_is_read_by_what_it_needs_and_in_place() -> None:
+    """Experts one behind another, as [E x D, F]: rows of two of three experts touch those two alone."""
+    stacked = chunked(np.arange(3 * 4 * 2, dtype=np.uint16).reshape(3, 4, 2), (1, 4, 2))
+    flat = Flattened(inner=stacked, dim=0, num_dims=2)
+    assert (flat.grain(0), flat.grain(1)) == (4, 2)
+    loaded = counted(stacked)
+    np.testing.assert_array_equal(read_box(flat, ((6, 11), (0, 2))).reshape(-1), np.arange(12, 22))
+    assert loaded == [1, 2]
+    back = Unflattened(inner=flat, dim=0, sizes=(3, 4))
+    assert [back.grain(dim) for dim in range(3)] == [1, 4, 2]
+    loaded.clear()
+    np.testing.assert_array_equal(read_box(back, ((1, 2), (0, 4), (0, 2))).reshape(-1), np.arange(8, 16))
+    assert loaded == [1]
+
+
 def test_views_that_do_not_fit_are_refused() -> None:
     small, other = chunked(np.zeros((2, 3), np.uint16)), chunked(np.zeros((2, 3), np.float32))
     taller = chunked(np.zeros((3, 3), np.uint16))
@@ -65,6 +81,11 @@ def test_views_that_do_not_fit_are_refused() -> None:
         (lambda: Joined(parts=(small, small), dim=2), "concat: expected a dim below 2, got 2"),
         (lambda: Stacked(parts=(small, taller), dim=0), r"got uint16\[3, 3\]"),
         (lambda: unstack(small, 2), "unstack: expected a dim below 2, got 2"),
+        (
+            lambda: Flattened(inner=small, dim=1, num_dims=2),
+            r"expected dims below 2 of shape \[2, 3\], got 2 from 1 on",
+        ),
+        (lambda: Unflattened(inner=small, dim=1, sizes=(2, 2)), r"expected sizes whose product .* got \[2, 2\]"),
     ):
         with pytest.raises(Invalid, match=text):
             make()

@@ -7,6 +7,7 @@ Unknown fields are refused with their path, so that a misspelled step is not a s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated, Literal
 
@@ -15,27 +16,29 @@ import msgspec
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.patterns import Pattern
 from behemoth.checkpoint.interop.rules import NameMap, Rule, rule_text
-from behemoth.checkpoint.interop.steps import Concat, Permute, Split, Stack, Step, Unstack
+from behemoth.checkpoint.interop.sizes import NamedSize, Place, is_size_name
+from behemoth.checkpoint.interop.steps import Concat, Flatten, Permute, Split, Stack, Step, Unflatten, Unstack
 from behemoth.spec.text import read_document
 
 FORMAT = 1
-MAP_NAMES = ("weights", "llama4-hf", "tiny-moe-hf")
+MAP_NAMES = ("weights", "llama4-hf", "llama4-meta", "llama4-megatron", "tiny-moe-hf")
 """The maps that ship with the package."""
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, lt=32)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 
-def named_map(name: str) -> NameMap:
-    """A map that ships with the package. Raises Invalid for an unknown name."""
+def named_map(name: str, sizes: Mapping[str, int] | None = None) -> NameMap:
+    """A map that ships with the package; `sizes` as in `decode_map`. Raises Invalid for an unknown name."""
     if name not in MAP_NAMES:
         raise Invalid(f"map: expected one of {', '.join(MAP_NAMES)}, got {name!r}", code="unknown-map")
     file = resources.files("behemoth.checkpoint.interop").joinpath("maps", f"{name}.yaml")
-    return decode_map(file.read_bytes(), source=f"map {name}")
+    return decode_map(file.read_bytes(), source=f"map {name}", sizes=sizes)
 
 
-def decode_map(data: bytes, *, source: str) -> NameMap:
-    """Read a document of at most 256 KiB. Raises Invalid that names `source` and the place of what is wrong."""
+def decode_map(data: bytes, *, source: str, sizes: Mapping[str, int] | None = None) -> NameMap:
+    """Read a document of at most 256 KiB. `sizes` beat those that it names. Raises Invalid that names `source` and the
+    place of what is wrong."""
     try:
         value = read_document(data, source=source).value
     except Invalid as error:
@@ -57,7 +60,8 @@ def decode_map(data: bytes, *, source: str) -> NameMap:
             dropped_back=_patterns(document.drop.theirs),
             drops_others=document.others == "drop",
             unscaled=_patterns(document.unscaled),
-            digest=hashlib.sha256(data).hexdigest(),
+            sizes=_sizes(document.sizes, sizes or {}),
+            digest=_digest(data, sizes or {}),
         )
     except Invalid as error:
         raise Invalid(f"{source}: {error.message}", hint=error.hint, code=error.code) from error
@@ -73,23 +77,41 @@ class _Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     over: _Name
 
 
+class _Dims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dim: _Dim
+    sizes: Annotated[list[int | str], msgspec.Meta(min_length=1, max_length=32)]
+
+
 class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     permute: Annotated[list[_Dim], msgspec.Meta(max_length=32)] | None = None
     split: _Part | None = None
     concat: _Part | None = None
     stack: _Over | None = None
     unstack: _Over | None = None
+    unflatten: _Dims | None = None
+    flatten: _Dims | None = None
 
 
 class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ours: _Name | list[_Name]
     theirs: _Name | list[_Name]
     steps: list[_Step] = []
+    beside: _Name | None = None
 
 
 class _Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ours: list[_Name] = []
     theirs: list[_Name] = []
+
+
+class _Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: _Name
+    dim: _Dim
+
+
+class _Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ours: _Place
+    theirs: _Place
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -103,6 +125,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop: _Drop = _Drop()
     others: Literal["refuse", "drop"] = "refuse"
     unscaled: list[_Name] = []
+    sizes: dict[str, Annotated[int, msgspec.Meta(ge=1)] | _Measured] = {}
 
 
 def _rule(entry: _Rule) -> Rule:
@@ -112,7 +135,36 @@ def _rule(entry: _Rule) -> Rule:
     except Invalid as error:
         text = rule_text(sources, targets)
         raise Invalid(f"{text}: {error.message}", hint=error.hint, code=error.code) from error
-    return Rule(sources=sources, targets=targets, steps=steps)
+    beside = None if entry.beside is None else Pattern(text=entry.beside)
+    return Rule(sources=sources, targets=targets, steps=steps, beside=beside)
+
+
+def _sizes(entries: Mapping[str, int | _Measured], given: Mapping[str, int]) -> tuple[NamedSize, ...]:
+    for name in entries:
+        if not is_size_name(name):
+            raise Invalid(f"size {name!r}: expected a name of a-z, 0-9 and _ other than 'rest'", code="map-sizes")
+    for name, value in given.items():
+        if name not in entries or value < 1:
+            expected = f"one of {', '.join(entries)}" if entries else "none, since the map names none"
+            got = name if name not in entries else f"{name}={value}"
+            raise Invalid(f"size: expected {expected}, and at least 1, got {got}", code="map-sizes")
+    return tuple(_size(name, given.get(name, entry)) for name, entry in entries.items())
+
+
+def _size(name: str, entry: int | _Measured) -> NamedSize:
+    if isinstance(entry, int):
+        return NamedSize(name=name, value=entry)
+    return NamedSize(name=name, source=_place(entry.ours), target=_place(entry.theirs))
+
+
+def _place(entry: _Place) -> Place:
+    return Place(pattern=Pattern(text=entry.name), dim=entry.dim)
+
+
+def _digest(data: bytes, sizes: Mapping[str, int]) -> str:
+    """Of the document, and of the sizes that were given beside it, if any."""
+    told = "".join(f"\n{name}={value}" for name, value in sorted(sizes.items()))
+    return hashlib.sha256(data + told.encode()).hexdigest()
 
 
 def _patterns(texts: str | list[str]) -> tuple[Pattern, ...]:
@@ -136,5 +188,9 @@ def _step(entry: _Step) -> Step:
         return Concat(dim=entry.concat.dim, sizes=tuple(entry.concat.sizes))
     if entry.stack is not None:
         return Stack(dim=entry.stack.dim, over=entry.stack.over)
-    assert entry.unstack is not None
-    return Unstack(dim=entry.unstack.dim, over=entry.unstack.over)
+    if entry.unstack is not None:
+        return Unstack(dim=entry.unstack.dim, over=entry.unstack.over)
+    if entry.unflatten is not None:
+        return Unflatten(dim=entry.unflatten.dim, sizes=tuple(entry.unflatten.sizes))
+    assert entry.flatten is not None
+    return Flatten(dim=entry.flatten.dim, sizes=tuple(entry.flatten.sizes))

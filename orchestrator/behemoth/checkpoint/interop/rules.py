@@ -2,27 +2,33 @@
 
 A map is a value and pure; applied, it gives lazy tensors and reads nothing. Nothing is guessed: an array without a
 rule, a rule that finds only some of its arrays, and two arrays for one name are errors. Neighbours: `map_file` (the
-document), `steps` (the changes of layout), `patterns`.
+document), `steps` (the changes of layout), `sizes`, `patterns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.patterns import Pattern
-from behemoth.checkpoint.interop.steps import Concat, Rows, Split, Stack, Step, Unstack, check_sizes
+from behemoth.checkpoint.interop.sizes import Named, NamedSize, check_sizes, measured
+from behemoth.checkpoint.interop.steps import Concat, Rows, Split, Stack, Step, Unstack, sizes_of
 from behemoth.checkpoint.interop.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """All tensors that match `sources` with the same words become those of `targets`, changed by `steps` in order."""
+    """All tensors that match `sources` with the same words become those of `targets`, changed by `steps` in order.
+
+    With `beside` only where there is a tensor of that name, with the same words, too; `beside_back` is that of the
+    other direction."""
 
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
     steps: tuple[Step, ...] = ()
+    beside: Pattern | None = None
+    beside_back: Pattern | None = None
 
     def __post_init__(self) -> None:
         if not self.sources or not self.targets:
@@ -31,10 +37,8 @@ class Rule:
         for step in self.steps:
             match step:
                 case Split():
-                    self._check_sizes(step)
                     num_names = self._required(num_names, 1, len(step.sizes), "split")
                 case Concat():
-                    self._check_sizes(step)
                     num_names = self._required(num_names, len(step.sizes), 1, "concat")
                 case Stack(over=over):
                     over_source = self._one_word(over_source or over_target, over)
@@ -61,11 +65,19 @@ class Rule:
     def inverse(self) -> Rule:
         """Targets become sources."""
         back = tuple(step.inverse() for step in reversed(self.steps))
-        return Rule(sources=self.targets, targets=self.sources, steps=back)
+        return Rule(
+            sources=self.targets,
+            targets=self.sources,
+            steps=back,
+            beside=self.beside_back,
+            beside_back=self.beside,
+        )
 
-    def _check_sizes(self, step: Split | Concat) -> None:
+    def check_sizes(self, names: Collection[str]) -> None:
+        """Raises Invalid for a size that says nothing; `names` are those of the map."""
         try:
-            check_sizes(step.sizes)
+            for step in self.steps:
+                check_sizes(sizes_of(step), names)
         except Invalid as error:
             raise Invalid(f"{self.text}: {error.message}", hint=error.hint, code=error.code) from error
 
@@ -90,20 +102,33 @@ class Rule:
                         f"{pattern.text!r}, got {sorted(pattern.fields)}",
                         code="map-words",
                     )
+        for beside in (self.beside, self.beside_back):
+            if beside is not None and not beside.fields <= common:
+                raise Invalid(
+                    f"{self.text}: expected words of {sorted(common)} in {beside.text!r}, got {sorted(beside.fields)}",
+                    code="map-words",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameMap:
     """Rules in order, of which the first that matches counts. What matches `dropped` is left out; `dropped_back` is
     that of the other direction. With `drops_others` so is, either way, what no rule matches. `unscaled` are target
-    names that stay bfloat16 in a float8 export. `digest` names the document that it came from."""
+    names that stay bfloat16 in a float8 export. `sizes` are those that steps name. `digest` names the document that it
+    came from."""
 
     rules: tuple[Rule, ...]
     dropped: tuple[Pattern, ...] = ()
     dropped_back: tuple[Pattern, ...] = ()
     drops_others: bool = False
     unscaled: tuple[Pattern, ...] = ()
+    sizes: tuple[NamedSize, ...] = ()
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        names = {size.name for size in self.sizes}
+        for rule in self.rules:
+            rule.check_sizes(names)
 
     def inverse(self) -> NameMap:
         """The way back."""
@@ -112,6 +137,7 @@ class NameMap:
             dropped=self.dropped_back,
             dropped_back=self.dropped,
             drops_others=self.drops_others,
+            sizes=tuple(size.inverse() for size in self.sizes),
             digest=self.digest,
         )
 
@@ -123,7 +149,7 @@ class NameMap:
         rule and tensor."""
         groups: dict[tuple[int, tuple[tuple[str, str], ...]], _Group] = {}
         for name, tensor in tensors.items():
-            match = None if _matches(self.dropped, name) else self._rule_of(name)
+            match = None if _matches(self.dropped, name) else self._rule_of(name, tensors)
             if match is None:
                 continue
             number, column, words = match
@@ -133,19 +159,20 @@ class NameMap:
             group.members[column, _index_of(name, group.rule, index)] = tensor
         found: dict[str, Tensor] = {}
         makers: dict[str, Rule] = {}
+        named = measured(self.sizes, tensors)
         for group in groups.values():
-            for name, tensor in group.results():
+            for name, tensor in group.results(named):
                 if name in found:
                     one, other = makers[name].text, group.rule.text
                     raise Invalid(f"tensor {name!r}: expected one source, got {one} and {other}", code="map-twice")
                 found[name], makers[name] = tensor, group.rule
         return found
 
-    def _rule_of(self, name: str) -> tuple[int, int, dict[str, str]] | None:
+    def _rule_of(self, name: str, names: Container[str]) -> tuple[int, int, dict[str, str]] | None:
         for number, rule in enumerate(self.rules):
             for column, pattern in enumerate(rule.sources):
                 words = pattern.match(name)
-                if words is not None:
+                if words is not None and (rule.beside is None or rule.beside.fill(words) in names):
                     return number, column, words
         if self.drops_others:
             return None
@@ -171,11 +198,11 @@ class _Group:
     words: dict[str, str]
     members: dict[tuple[int, int], Tensor]
 
-    def results(self) -> list[tuple[str, Tensor]]:
+    def results(self, named: Named) -> list[tuple[str, Tensor]]:
         rows = self._rows()
         try:
             for step in self.rule.steps:
-                rows = step.apply(rows)
+                rows = step.apply(rows, named)
         except Invalid as error:
             name = self.rule.sources[0].fill({self.rule.over: "*", **self.words})
             message = f"tensor {name!r}, {self.rule.text}: {error.message}"

@@ -1,6 +1,6 @@
 """Changes of layout that copy nothing: each turns a box of what is wanted into boxes of what there is.
 
-All of them keep boxes boxes, which is why there is no reshape. Neighbours: `tensors`, `rules`, which says what to do.
+All of them keep boxes boxes; `reshaped` has those that do not. Neighbours: `tensors`, `rules`, which says what to do.
 """
 
 from __future__ import annotations
