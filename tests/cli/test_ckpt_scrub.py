@@ -8,12 +8,18 @@ import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.verify import Report, verify
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
-from behemoth_cli.commands import ckpt_scrub
+from behemoth_cli.commands import checking, ckpt_scrub
 from checkpoint.saved_checkpoint import save, small_layout
 from cli.cli_rig import LIMIT_S, PROGRAM, environment
 
@@ -56,6 +62,38 @@ def test_damage_is_named_and_ends_with_code_3(place: Path, capsys: pytest.Captur
     found = json.loads(text)
     assert (code, found["isIntact"]) == (3, False)
     assert found["checkpoints"][1]["problems"][0]["tensor"] == "model/w"
+
+
+def test_what_retention_deletes_before_its_turn_is_left_out_with_a_note(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(LocalStore(place)) as store:
+        save(store, small_layout(), step=30, write_id="a1-30")
+
+    def verify_slowly(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
+        if commit.step == 30:
+            oldest = [one for one in commits(store) if one.step == 10 and isinstance(one, CommitRef)]
+            execute(store, plan_gc(store, drop=oldest))
+        return verify(store, commit, **how)
+
+    monkeypatch.setattr(checking, "verify", verify_slowly)
+    code, text, noted = scrub(capsys, str(place))
+    assert code == 0
+    assert [line.split(" (")[0] for line in text.splitlines()] == ["checkpoint/30 ok", "checkpoint/20 ok"]
+    assert "checkpoint/10 was deleted while it was read: left out" in noted
+
+
+def test_a_record_that_is_damaged_while_checkpoints_are_read_is_damage(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
+        (place / "commits" / "000000010.json").write_bytes(b"rubbish")
+        return verify(store, commit, **how)
+
+    monkeypatch.setattr(checking, "verify", verify_late)
+    code, text, _ = scrub(capsys, str(place))
+    assert code == 3
+    assert "checkpoint/10 damaged: 1 place" in text
 
 
 def test_on_a_schedule_rounds_follow_until_one_finds_damage(

@@ -24,7 +24,7 @@ def checked(
     store: ObjectStore, commits: Sequence[CommitRef | BadCommit], console: Console, *, threads: int, deep: bool
 ) -> Checked:
     """A report for each that is still there when it was read; of the others a note."""
-    reports = [(found_of(store, one), _verified(store, one, console, threads, deep)) for one in commits]
+    reports = [(found_of(one), _verified(store, one, console, threads, deep)) for one in commits]
     kept = [(found, report) for found, report in reports if report.is_intact or still_there(store, found)]
     for found, _ in reports:
         if not any(found is one for one, _ in kept):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
-from behemoth.checkpoint.commit_log import BadCommit, commits, read_record
+from behemoth.checkpoint.commit_log import BadCommit, commits, records
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import Marker, read_marker
 from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
@@ -70,25 +70,21 @@ def name_of(place: Checkpoints) -> str:
     return f"run/{place.run}" if place.run else place.url
 
 
-def found_of(store: ObjectStore, one: CommitRef | BadCommit, pin: str | None = None) -> Found:
-    """A commit as a row; `pin` as in `Found`."""
-    if isinstance(one, BadCommit):
-        if one.step is None:
-            return Found(step=None, write_id="", state="foreign", record=None, reason=_FOREIGN, key=one.key)
-        state = _bad_state(one.error)
-        return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message)
-    try:
-        record = read_record(store, one)
-    except BehemothError as error:
-        state = _bad_state(error)
-        return Found(step=one.step, write_id=one.write_id, state=state, record=None, reason=error.message, pin=pin)
-    return Found(step=one.step, write_id=one.write_id, state="ok", record=record, reason="", pin=pin)
+def found_of(one: CommitRecord | CommitRef | BadCommit, pin: str | None = None) -> Found:
+    """A commit as a row, as it was listed; `pin` as in `Found`."""
+    if not isinstance(one, BadCommit):
+        record = one if isinstance(one, CommitRecord) else None
+        return Found(step=one.step, write_id=one.write_id, state="ok", record=record, reason="", pin=pin)
+    if one.step is None:
+        return Found(step=None, write_id="", state="foreign", record=None, reason=_FOREIGN, key=one.key)
+    state: State = "newer" if isinstance(one.error, Invalid) else "damaged"
+    return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message)
 
 
 def all_found(store: ObjectStore) -> list[Found]:
     """All checkpoints of a store by step, rejected ones among them, with their pins."""
     pins = pins_of(store)
-    found = [found_of(store, one, _pin_of(one, pins)) for one in commits(store)]
+    found = [found_of(one, _pin_of(one, pins)) for one in records(store)]
     found += _rejected(store, pins)
     return sorted(found, key=lambda one: (-1 if one.step is None else one.step, one.state == "ok"))
 
@@ -100,9 +96,10 @@ def pins_of(store: ObjectStore) -> dict[tuple[int, str], str]:
 
 
 def still_there(store: ObjectStore, found: Found) -> bool:
-    """A live run's retention may delete what is being verified; that is no damage."""
+    """A live run's retention may delete what is being verified; that is no damage. A record that cannot be read any
+    more is there."""
     return found.state != "ok" or any(
-        isinstance(one, CommitRef) and (one.step, one.write_id) == (found.step, found.write_id)
+        one.step == found.step and (isinstance(one, BadCommit) or one.write_id == found.write_id)
         for one in commits(store)
     )
 
@@ -117,12 +114,8 @@ def require_still_there(store: ObjectStore, record: CommitRecord) -> None:
         )
 
 
-def _pin_of(one: CommitRef | BadCommit, pins: dict[tuple[int, str], str]) -> str | None:
-    return pins.get((one.step, one.write_id)) if isinstance(one, CommitRef) else None
-
-
-def _bad_state(error: BehemothError) -> State:
-    return "newer" if isinstance(error, Invalid) else "damaged"
+def _pin_of(one: CommitRecord | BadCommit, pins: dict[tuple[int, str], str]) -> str | None:
+    return pins.get((one.step, one.write_id)) if isinstance(one, CommitRecord) else None
 
 
 def _rejected(store: ObjectStore, pins: dict[tuple[int, str], str]) -> Iterator[Found]:

@@ -6,7 +6,7 @@ The listing is the truth; there is no pointer that could be ahead of it. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,9 +36,14 @@ class BadCommit:
 
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
     """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads."""
+    return [one if isinstance(one, BadCommit) else one.ref for one in records(store)]
+
+
+def records(store: ObjectStore) -> Iterator[CommitRecord | BadCommit]:
+    """As `commits`, each with its record as it was read: one at a time, since those of giant states have megabytes."""
     rejected = _rejected(store)
-    found = [_look(store, info) for info in store.list(COMMITS)]
-    return [one for one in found if one is not None and not _is_rejected(one, rejected)]
+    found = (_look(store, info) for info in store.list(COMMITS))
+    return (one for one in found if one is not None and not _is_rejected(one, rejected))
 
 
 def latest(store: ObjectStore) -> CommitRef | None:
@@ -52,8 +57,8 @@ def latest(store: ObjectStore) -> CommitRef | None:
         one = _look(store, info)
         if isinstance(one, BadCommit) and one.error.code == FORMAT_UNKNOWN:
             raise one.error
-        if isinstance(one, CommitRef) and not _is_rejected(one, rejected):
-            return one
+        if isinstance(one, CommitRecord) and not _is_rejected(one, rejected):
+            return one.ref
     return None
 
 
@@ -144,7 +149,7 @@ def _standing(store: ObjectStore, key: str) -> bytes | None:
     return None
 
 
-def _look(store: ObjectStore, info: ObjectInfo) -> CommitRef | BadCommit | None:
+def _look(store: ObjectStore, info: ObjectInfo) -> CommitRecord | BadCommit | None:
     step = step_of_commit(info.key)
     try:
         if step is None:
@@ -152,7 +157,7 @@ def _look(store: ObjectStore, info: ObjectInfo) -> CommitRef | BadCommit | None:
         data = _read(store, info)
         if data is None:
             return None
-        return _decoded(info.key, step, data).ref
+        return _decoded(info.key, step, data)
     except (Corrupt, Invalid) as error:
         return BadCommit(key=info.key, step=step, error=error)
 
@@ -178,5 +183,5 @@ def _rejected(store: ObjectStore) -> frozenset[str]:
     return frozenset(info.key for info in store.list(REJECTED))
 
 
-def _is_rejected(one: CommitRef | BadCommit, rejected: frozenset[str]) -> bool:
-    return isinstance(one, CommitRef) and rejected_key(one.step, one.write_id) in rejected
+def _is_rejected(one: CommitRecord | BadCommit, rejected: frozenset[str]) -> bool:
+    return isinstance(one, CommitRecord) and rejected_key(one.step, one.write_id) in rejected
