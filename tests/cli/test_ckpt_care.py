@@ -286,6 +286,40 @@ def test_a_run_directory_that_was_moved_is_still_the_owners(
     assert steps_of(RunDirectory(moved)) == [40, 50]
 
 
+def test_a_copy_of_a_live_runs_directory_deletes_nothing_from_the_runs_store(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity, store = directory.identity(), tmp_path / "elsewhere" / "small"
+    assert identity is not None
+    store.parent.mkdir()
+    directory.checkpoints.rename(store)
+    directory.found("small", str(store), run_uid=identity.run_uid)
+    copy = tmp_path / "copy"
+    shutil.copytree(directory.path, copy)
+    before = sorted(store.rglob("*"))
+    directory.open()
+    code, _, told = ckpt(capsys, "gc", str(copy), "--keep-last", "2", "--execute")
+    assert (code, "code: run-locked" in told) == (1, True)
+    assert sorted(store.rglob("*")) == before
+    assert "is alive: --execute would be refused" in ckpt(capsys, "gc", str(copy))[2]
+    directory.close()
+    assert ckpt(capsys, "gc", str(copy), "--keep-last", "2", "--execute")[0] == 0
+    assert sorted(file.name for file in (store / "commits").iterdir()) == ["000000040.json", "000000050.json"]
+
+
+def test_a_copy_that_has_a_store_within_is_cleaned_up_whatever_the_first_one_does(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = RunDirectory(tmp_path / "copy")
+    shutil.copytree(directory.path, copy.path)
+    directory.open()
+    assert ckpt(capsys, "gc", str(copy.path), "--keep-last", "2", "--execute")[0] == 0
+    assert (steps_of(copy), steps_of(directory)) == ([40, 50], list(STEPS))
+    copy.open()
+    code, _, told = ckpt(capsys, "gc", str(copy.checkpoints), "--keep-last", "2", "--execute")
+    assert (code, "code: run-locked" in told) == (1, True)
+
+
 def test_without_a_run_somebody_has_to_say_how_many_are_kept(
     directory: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:

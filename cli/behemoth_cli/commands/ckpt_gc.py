@@ -124,7 +124,7 @@ def _held(
         with leading(store, url=place.url, candidates=candidates) as is_alone:
             yield is_alone
         return
-    directory = directory_of(owner, candidates)
+    directory = directory_of(owner, candidates, root=place.url)
     is_alone = directory is not None and lock_holder(directory.path / "lock") is None
     if not is_alone:
         state = "is alive" if directory is not None else f"is not to be found at {owner.directory}"

@@ -146,6 +146,12 @@ class RunDirectory:
             return False
         return identity is not None and identity.run_uid == run_uid
 
+    def has_own_store(self, root: str) -> bool:
+        """Whether the store at this path is the one within the directory, which moves and is copied with it."""
+        identity = self.identity()
+        is_within = os.path.realpath(self.checkpoints) == os.path.realpath(root)
+        return identity is not None and identity.store is None and is_within
+
     def is_beginning(self) -> bool:
         """Whether no start came as far as its first line in journal or events: nothing has happened here yet."""
         return not any(path.exists() and path.stat().st_size for path in (self.journal, self.events))

@@ -17,17 +17,22 @@ from behemoth.checkpoint.owner import Owner, read_owner, require_own
 from behemoth.ports import ObjectStore
 
 
-def directory_of(owner: Owner, candidates: Iterable[Path]) -> RunDirectory | None:
-    """The directory of the run that owns a store: where the store says, or the first of `candidates` that is that run's
-    (it may have been moved). None when it is not there."""
-    directories = (RunDirectory(path) for path in (*candidates, Path(owner.directory)))
-    return next((directory for directory in directories if directory.is_of(owner.run_uid)), None)
+def directory_of(owner: Owner, candidates: Iterable[Path], *, root: str) -> RunDirectory | None:
+    """The directory of the run that owns the store at the path `root`. None when it is not there.
+
+    One that has the store within. Else where the store says, or, when the run has left that place, the first of
+    `candidates` that is that run's: it was moved. A copy of a directory has another lock than the run that is alive.
+    """
+    directories = [RunDirectory(path) for path in (Path(owner.directory), *candidates)]
+    found = [directory for directory in directories if directory.is_of(owner.run_uid)]
+    within = (directory for directory in found if directory.has_own_store(root))
+    return next(within, found[0] if found else None)
 
 
 @contextmanager
 def leading(store: ObjectStore, *, url: str, candidates: Iterable[Path]) -> Iterator[bool]:
-    """While this lasts no run begins on the store or goes on there. False for a store that nobody owns: a run that is
-    just beginning there is not kept out.
+    """While this lasts no run begins on the store, whose path is `url`, or goes on there. False for a store that nobody
+    owns: a run that is just beginning there is not kept out.
 
     Raises Conflict when the owner is alive, or its directory is not to be found; Corrupt when whose the store is cannot
     be read.
@@ -36,7 +41,7 @@ def leading(store: ObjectStore, *, url: str, candidates: Iterable[Path]) -> Iter
     if owner is None:
         yield False
         return
-    directory = directory_of(owner, candidates)
+    directory = directory_of(owner, candidates, root=url)
     if directory is None:
         raise Conflict(
             f"checkpoint store {url}: expected the directory of run/{owner.name} at {owner.directory}, got none: "
