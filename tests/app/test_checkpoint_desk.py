@@ -86,6 +86,30 @@ def test_a_rejection_that_the_store_did_not_take_is_made_up_for_before_the_step_
     assert committed == ["a2-2"]
 
 
+def test_after_a_rejection_a_commit_is_held_against_the_one_before_it() -> None:
+    told: list[Evidence] = []
+    store = MemoryStore()
+    for step in (1, 2):
+        newest = save(store, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}")
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    desk.survey()
+    desk.reject(newest.ref, "it did not restore")
+    arrays = logical_arrays(LAYOUT, 3)
+    arrays["model/dense"][:] = 0
+    receipts = write_all_ranks(store, LAYOUT, arrays, step=3, write_id="a2-3", attempt=2)
+    desk.commit(
+        step=Step(3),
+        write_id=WriteId("a2-3"),
+        attempt=Attempt(2),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    (failed,) = (one for one in told if isinstance(one, SaveFailed))
+    assert "'model/dense': all 60 elements are zero, unlike at step 1" in failed.reason
+    assert not any(isinstance(one, Committed) for one in told)
+
+
 class Refusing(FaultyStore):
     """Creates nothing while it refuses."""
 

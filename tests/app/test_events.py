@@ -136,9 +136,9 @@ def test_events_are_written_told_and_read_back(tmp_path: Path) -> None:
     assert read_events(tmp_path / "events.jsonl") == heard
 
 
-def test_a_line_that_a_crash_cut_off_is_left_out_and_does_not_spoil_the_next(tmp_path: Path) -> None:
+def test_lines_that_a_crash_cut_off_or_a_disk_spoilt_are_left_out_and_do_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"at_us":1,"lev')
+    path.write_bytes(b'{"at_us":1,"level":"\xff"}\n{"at_us":1,"lev')
     log = EventLog(path, clock=ManualClock(), listener=lambda _: None)
     log.open()
     events = play(log)

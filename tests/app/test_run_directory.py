@@ -123,9 +123,24 @@ def test_a_directory_without_a_run_is_not_found(tmp_path: Path) -> None:
         existing(tmp_path)
 
 
-def test_an_identity_that_was_changed_by_hand_is_corrupt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["", "store"])
+def test_a_path_that_is_no_text_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(Invalid, match="expected a path of UTF-8"):
+        claim(run(store), tmp_path / "r" if store else Path("r"))
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "rubbish", [b"[]", b'{"run_uid": "\xff", "name": "small"}', b'{"more": ' + b"[" * 5000 + b"]" * 5000 + b"}"]
+)
+def test_an_identity_that_was_changed_by_hand_is_corrupt(tmp_path: Path, rubbish: bytes) -> None:
     claim(run(), tmp_path / "r").directory.close()
-    (tmp_path / "r" / "identity.json").write_text("[]")
+    (tmp_path / "r" / "identity.json").write_bytes(rubbish)
     with pytest.raises(Corrupt, match=r"identity\.json"):
         claim(run(), tmp_path / "r")
 

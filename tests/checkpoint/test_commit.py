@@ -123,6 +123,7 @@ def test_a_rejected_commit_is_gone_at_once_whatever_dies_and_its_step_is_free() 
         with pytest.raises(NotFound):
             read_record(store, ref)
         save(store, LAYOUT, logical_arrays(LAYOUT, 3), step=2, write_id="a2-1")
+        reject(store, ref, "said a third time, when the step is another write's")
         assert [one.write_id for one in commits(store) if not isinstance(one, BadCommit)] == ["a1-1", "a2-1"]
 
 
@@ -152,6 +153,7 @@ def test_a_truncated_commit_is_listed_as_bad_and_never_the_latest(keep_bytes: in
         save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2)
     reject(store, bad, "truncated")
     save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2)
+    reject(store, bad, "truncated, said again when the step has a whole one")
     assert len(commits(store)) == 2
 
 

@@ -73,6 +73,13 @@ def test_an_infinity_is_infinitely_far_and_relatively_one(a: float, b: float) ->
     assert difference(floats(INF), floats(INF)) == NO_DIFFERENCE
 
 
+@pytest.mark.parametrize("other", [complex(INF, 2), complex(-INF, 1), complex(3, 1), complex(1, INF)])
+def test_a_complex_number_with_an_infinite_part_is_infinitely_far_from_another(other: complex) -> None:
+    one, two = np.array([complex(INF, 1), 1], np.complex64), np.array([other, 1], np.complex64)
+    for told in (difference(one, two), difference(two, one)):
+        assert (told.num_changed, told.max_abs, told.max_rel, told.l2) == (1, INF, 1.0, INF)
+
+
 @given(hnp.arrays(np.int64, 8), hnp.arrays(np.int64, 8))
 def test_whole_numbers_are_as_far_apart_as_exact_arithmetic_says(
     one: npt.NDArray[np.int64], two: npt.NDArray[np.int64]

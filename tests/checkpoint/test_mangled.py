@@ -78,6 +78,16 @@ def bounded() -> Iterator[None]:
     assert peak_bytes < MOST_BYTES
 
 
+@pytest.mark.parametrize("name", sorted(FRAMED))
+def test_a_document_that_is_nested_too_deeply_is_corrupt_with_a_checksum_and_without(name: str) -> None:
+    valid, decode = FRAMED[name]
+    body = unframed(valid, name=name)
+    deep = body[:-1] + b',"unheard_of":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    for data in (framed(deep), valid.replace(body, deep)):
+        with pytest.raises(Corrupt, match="recursion"):
+            decode(data)
+
+
 @pytest.mark.parametrize("name", sorted(ALL))
 @given(data=st.data())
 def test_mangled_bytes_are_an_error_for_operators(name: str, data: st.DataObject) -> None:

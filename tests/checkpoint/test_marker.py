@@ -69,6 +69,12 @@ def test_a_long_reason_is_cut() -> None:
     assert len(marker.encode()) < MAX_MARKER_BYTES
 
 
+def test_a_reason_with_bytes_that_are_no_text_is_written_all_the_same() -> None:
+    marker = Marker.of(Step(1), WriteId("a"), reason="file " + b"caf\xe9".decode(errors="surrogateescape"))
+    assert Marker.decode(marker.encode()).reason == "file caf\\udce9"
+    assert len(Marker.of(Step(1), WriteId("a"), reason="\udce9" * 100_000).encode()) < MAX_MARKER_BYTES
+
+
 def test_a_rejection_with_a_flipped_bit_is_named_and_still_counts() -> None:
     store = MemoryStore()
     save(store, small_layout(), step=10, write_id="a1-1")

@@ -17,6 +17,7 @@ from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
+from checkpoint.between import Between
 from checkpoint.saved_checkpoint import save, small_layout
 
 WRITE = (Step(10), WriteId("a1-10"))
@@ -118,24 +119,6 @@ def test_to_pin_again_what_is_rejected_at_that_moment_leaves_the_first_pin() -> 
     with pytest.raises(NotFound):
         pin(again, first, reason="", at_us=0)
     assert pinned_writes(store) == {WRITE}
-
-
-class Between(FaultyStore):
-    """Does something else just before or after the write of this number: what another process does meanwhile."""
-
-    def __init__(self, inner: ObjectStore, number: int, meanwhile: Callable[[], object], *, is_after: bool) -> None:
-        super().__init__(inner)
-        self._number = number
-        self._meanwhile = meanwhile
-        self._is_after = is_after
-
-    def _write(self, whole: Callable[[], None], half: Callable[[], None]) -> None:
-        is_now = self.num_writes == self._number
-        if is_now and not self._is_after:
-            self._meanwhile()
-        super()._write(whole, half)
-        if is_now and self._is_after:
-            self._meanwhile()
 
 
 def _outcome(work: Callable[[], object]) -> BehemothError | None:

@@ -24,6 +24,7 @@ from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import claim
 from behemoth.app.summary import Summary
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile
@@ -140,7 +141,7 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
             return None
         summary = msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
         return summary if summary.outcome == "succeeded" else None  # one of an earlier stop tells of an older state
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         # Cut off or of another release: the run writes it anew from what it finds.
         return None
     finally:

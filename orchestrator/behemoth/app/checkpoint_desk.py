@@ -75,8 +75,6 @@ class CheckpointDesk:
         for damaged in bad:
             if isinstance(damaged.error, Corrupt) and damaged.step is not None:
                 commit_log.reject(self._store, damaged, str(damaged.error))
-        if intact:
-            self._previous = commit_log.read_record(self._store, intact[-1])
         self._tell_pins(is_news=True)
         return intact, bad
 
@@ -123,7 +121,7 @@ class CheckpointDesk:
                 write_id=write_id,
                 attempt=attempt,
                 receipts=[Receipt.decode(receipt) for receipt in receipts],
-                previous=self._previous,
+                previous=self._newest(),
                 committed_us=self._clock.now_us(),
             )
         except BehemothError as error:
@@ -134,6 +132,13 @@ class CheckpointDesk:
         self._previous = record
         self._tell(Committed(commit=record.ref))
         self._tell_pins(is_news=False)
+
+    def _newest(self) -> CommitRecord | None:
+        """The newest intact commit, which the next one is held against; read where the last one here was rejected."""
+        if self._previous is None:
+            ref = commit_log.latest(self._store)
+            self._previous = None if ref is None else commit_log.read_record(self._store, ref)
+        return self._previous
 
     def _check_owner(self) -> None:
         """The directory may have been removed and be another run's by now: nothing of theirs is touched."""

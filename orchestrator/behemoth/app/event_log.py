@@ -12,6 +12,7 @@ import msgspec
 from behemoth.app.events import Event, events_of, warning
 from behemoth.app.run_directory import refusal
 from behemoth.base.clock import Clock
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.ids import NodeId
 from behemoth.state.evidence import Evidence
 from behemoth.state.observation import Observation
@@ -77,6 +78,6 @@ def read_events(path: Path) -> list[Event]:
     for line in path.read_bytes().splitlines():
         try:
             events.append(decoder.decode(line))
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             continue
     return events

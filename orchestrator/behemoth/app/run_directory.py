@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch, RunUid
 
@@ -261,7 +262,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
         raise refusal(path, "read it", error) from error
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise Corrupt(
             f"{path}: expected {kind.__name__}, got {error}",
             hint="the file was changed by hand or the disk lost it; start in another directory with --dir",

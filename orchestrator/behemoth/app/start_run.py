@@ -36,6 +36,7 @@ def claim(run: TrainingRun, path: Path, *, vet: Vet = lambda _url, _run_uid: Non
     `vet` is told the store of a run that has yet to begin, and the uid of a start that came to nothing, before anything
     binds the directory to it; what it raises leaves the directory free for a corrected run file. Without it every store
     will do, as for who only looks."""
+    _require_text(path.absolute(), "run directory")
     directory = RunDirectory(path)
     directory.open()
     try:
@@ -100,7 +101,23 @@ def _identify(run: TrainingRun, directory: RunDirectory, vet: Vet) -> Identity:
 
 def _named_store(run: TrainingRun) -> str | None:
     """The run's place in the store that its file names, seen from the present folder; None when it names none."""
-    return None if run.checkpoint.store is None else str(Path(run.checkpoint.store, run.name).absolute())
+    if run.checkpoint.store is None:
+        return None
+    path = Path(run.checkpoint.store, run.name).absolute()
+    _require_text(path, "checkpoint store")
+    return str(path)
+
+
+def _require_text(path: Path, what: str) -> None:
+    """Records and messages to agents name it, and are text. Raises Invalid for a path that is none."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise Invalid(
+            f"{what} {path}: expected a path of UTF-8, got other bytes in it",
+            hint="rename the folder, or name another one",
+            code="path",
+        ) from error
 
 
 def _own_store(directory: RunDirectory) -> str:

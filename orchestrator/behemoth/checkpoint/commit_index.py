@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import MAX_INDEX_BYTES
 from behemoth.checkpoint.crc import crc32c
@@ -60,7 +61,7 @@ class CommitIndex:
             raise Corrupt(f"index: expected at most {MAX_INDEX_BYTES} bytes, got {len(data)}", code="index-size")
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise Corrupt(f"index of {len(data)} bytes: {error}", code="index-rubbish") from error
         if document.version != FORMAT_VERSION:
             raise Invalid(

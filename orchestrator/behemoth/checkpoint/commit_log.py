@@ -104,7 +104,7 @@ def publish(store: ObjectStore, record: CommitRecord) -> CommitRecord:
 def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> None:
     """Take a commit back: first a marker that outlives a crash, then the record goes. Its arrays are left to `gc`.
 
-    Idempotent. Raises Invalid for a key that names no step.
+    Idempotent, also once another write has been committed at that step. Raises Invalid for a key that names no step.
     """
     if commit.step is None:
         assert isinstance(commit, BadCommit)
@@ -113,7 +113,10 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
     # A Conflict means: marked before, and the crash was between the two steps.
     with suppress(Conflict):
         store.create(rejected_key(commit.step, write_id), Marker.of(commit.step, write_id, reason=reason).encode())
-    store.delete([commit_key(commit.step)])
+    key = commit_key(commit.step)
+    standing = next((_look(store, info) for info in store.list(COMMITS) if info.key == key), None)
+    if not isinstance(standing, CommitRecord) or standing.write_id == write_id:
+        store.delete([key])
 
 
 def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:

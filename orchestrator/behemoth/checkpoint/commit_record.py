@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.framing import framed, unframed
@@ -104,7 +105,7 @@ class CommitRecord:
         try:
             _check_format(msgspec.json.decode(body, type=_Format))
             return msgspec.json.decode(body, type=CommitRecord)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
 
 

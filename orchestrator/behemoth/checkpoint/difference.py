@@ -79,8 +79,10 @@ def _of_floats(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> Di
     is_nan_first, is_nan_second = np.isnan(a), np.isnan(b)
     known = ~(is_nan_first | is_nan_second)
     a, b = a[known], b[known]
+    distance = np.abs(b - a)
+    distance[np.isnan(distance)] = np.inf  # of complex numbers that have the same infinity in one part
     return _measured(
-        np.abs(b - a),
+        distance,
         np.maximum(np.abs(a), np.abs(b)),
         num_changed=one.size,
         num_nan_first=int((is_nan_first & ~is_nan_second).sum()),

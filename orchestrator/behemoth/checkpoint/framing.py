@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo, ObjectStore
@@ -24,7 +25,7 @@ def unframed(data: bytes, *, name: str) -> bytes:
     what = f"{name} record of {len(data)} bytes"
     try:
         body = bytes(msgspec.json.decode(data, type=_Frame).record)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Corrupt(f"{what}: {error}", code=f"{name}-rubbish") from error
     if data != framed(body):
         raise Corrupt(f"{what}: its CRC does not match", code=f"{name}-crc")

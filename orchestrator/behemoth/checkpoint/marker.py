@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
@@ -38,9 +39,11 @@ class Marker:
 
     @staticmethod
     def of(step: Step, write_id: WriteId, *, reason: str, at_us: int = 0) -> Marker:
-        """In the format of this release; a long reason is cut."""
+        """In the format of this release; a long reason is cut, and what is no text in it (bytes of a file's name, or of
+        a command line) escaped: whatever the reason says, the marker must come to stand."""
         form = FormatVersion(major=FORMAT_MAJOR, minor=FORMAT_MINOR)
-        return Marker(format=form, step=step, write_id=write_id, reason=reason[:MAX_REASON_CHARACTERS], at_us=at_us)
+        text = reason[:MAX_REASON_CHARACTERS].encode(errors="backslashreplace").decode()
+        return Marker(format=form, step=step, write_id=write_id, reason=text, at_us=at_us)
 
     def encode(self) -> bytes:
         """One line: the record and the CRC-32C of its bytes."""
@@ -81,7 +84,7 @@ def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:
 def _without_crc(data: bytes) -> Marker:
     try:
         old = msgspec.json.decode(data, type=_Old)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Corrupt(f"marker record of {len(data)} bytes: {error}", code="marker-rubbish") from error
     fields = {"step": old.step, "write_id": old.write_id, "reason": old.reason}
     if json.dumps(fields, separators=(",", ":")).encode() + b"\n" != data:

@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 
 MAX_RECEIPT_BYTES = 64 << 20
@@ -70,7 +71,7 @@ class Receipt:
             raise Corrupt(f"receipt: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}", code="receipt-size")
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise Corrupt(f"receipt: expected a msgpack document, got {error}", code="receipt-rubbish") from error
         if document.version != FORMAT_VERSION:
             raise Corrupt(

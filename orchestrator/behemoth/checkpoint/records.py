@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 from typing_extensions import Buffer
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.layout import ArraySpec
 
@@ -65,7 +66,7 @@ def decode_record(data: Buffer) -> Value:
         raise Corrupt(f"record of {len(view)} bytes: expected a length within it, got {length}", code="record-rubbish")
     try:
         value: Value = msgspec.msgpack.decode(view[_LENGTH.size : _LENGTH.size + length])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Corrupt(f"record of {len(view)} bytes: {error}", code="record-rubbish") from error
     if any(view[_LENGTH.size + length :]):
         raise Corrupt(f"record of {len(view)} bytes: expected zeros behind it", code="record-rubbish")

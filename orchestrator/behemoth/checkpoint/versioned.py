@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
 from behemoth.checkpoint.framing import unframed
@@ -29,7 +30,7 @@ def decode_versioned(data: bytes, kind: type[_Record], *, name: str, major: int)
                 code=FORMAT_UNKNOWN,
             )
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise Corrupt(f"{name} record of {len(data)} bytes: {error}", code=f"{name}-rubbish") from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
@@ -65,7 +66,7 @@ def decode_lines(data: bytes) -> Iterator[Line | TornLine]:
 def _decode(line: bytes, number: int) -> Line:
     try:
         return _DECODER.decode(line)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         hint = "restore the journal from a copy, or start a new run directory from its checkpoints"
         raise Corrupt(f"journal line {number}: expected a fact, got {error}", hint=hint) from error
 

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Choice, Text, require_ranges
@@ -148,7 +149,7 @@ def decode_model_json(data: bytes, form: type[Form], *, what: str, source: str) 
         raise Invalid(f"{source}: {expected}, got {len(data)}", code="inventory-size")
     try:
         return msgspec.json.decode(data, type=form)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         message = f"{source}: expected {what}, got: {str(error)[:1].lower()}{str(error)[1:]}"
         raise Invalid(message, code="inventory-format") from error
 

@@ -15,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.interop import foreign, ingest
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.ingest import import_tensors
@@ -30,6 +31,7 @@ from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
+from checkpoint.between import Between
 from checkpoint.interop.tensor_trees import chunked
 
 MODEL = {
@@ -140,6 +142,39 @@ def test_an_import_that_fails_takes_away_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match="tensor b"):
         made(store, {"a": chunked(np.arange(10, dtype=np.float32)), "b": Broken()})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_run_that_takes_the_store_in_the_middle_of_an_import_finds_no_half_of_it(is_after: bool) -> None:
+    tensors: dict[str, Tensor] = {"a": chunked(np.arange(10, dtype=np.float32))}
+    counted = FaultyStore(MemoryStore())
+    made(counted, tensors)
+    codes = []
+    for number in range(counted.num_writes):
+        inner = MemoryStore()
+
+        def begin_a_run(store: ObjectStore = inner) -> None:
+            take(store, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
+            execute(store, plan_gc(store, in_flight=()))
+
+        with pytest.raises(BehemothError) as told:
+            made(Between(inner, number, begin_a_run, is_after=is_after), tensors)
+        codes.append(told.value.code)
+        assert commits(inner) == []
+    assert codes[-1] == "import-owned"
+
+
+def test_another_import_of_the_step_keeps_its_checkpoint_and_the_later_one_takes_its_own_away() -> None:
+    tensors: dict[str, Tensor] = {"a": chunked(np.arange(10, dtype=np.float32))}
+    counted = FaultyStore(MemoryStore())
+    made(counted, tensors)
+    inner = MemoryStore()
+    last = counted.num_writes - 1
+    with pytest.raises(Conflict, match="got write 'import-2'"):
+        made(Between(inner, last, lambda: made(inner, tensors, write_id="import-2"), is_after=False), tensors)
+    assert {info.key.split("/")[1] for info in inner.list("steps")} == {"000000005-import-2"}
+    (one,) = commits(inner)
+    assert verify(inner, one, threads=1, deep=True).is_intact
 
 
 def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:

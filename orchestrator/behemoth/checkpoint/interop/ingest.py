@@ -17,7 +17,7 @@ from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.commit import CommitRecord, commit
-from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.commit_log import BadCommit, commits, reject
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.interop.tensors import Tensor, blocks, read_box
@@ -55,18 +55,22 @@ def import_layout(tensors: Mapping[str, Tensor]) -> Layout:
 
 def check_free(store: ObjectStore, step: Step) -> None:
     """Raises Conflict when the store belongs to a run, which would not know what it finds, or has the step. Reads."""
+    _refuse_owned(store)
+    if any(one.step == step for one in commits(store)):
+        raise Conflict(
+            f"import: expected no checkpoint of step {step}, got one",
+            hint="name another step with --step, or another folder",
+            code="import-taken",
+        )
+
+
+def _refuse_owned(store: ObjectStore) -> None:
     owner = read_owner(store)
     if owner is not None:
         raise Conflict(
             f"import: expected a store that belongs to no run, got that of run/{owner.name} in {owner.directory}",
             hint="import into a folder of its own",
             code="import-owned",
-        )
-    if any(one.step == step for one in commits(store)):
-        raise Conflict(
-            f"import: expected no checkpoint of step {step}, got one",
-            hint="name another step with --step, or another folder",
-            code="import-taken",
         )
 
 
@@ -110,7 +114,7 @@ def import_tensors(
             spans=tuple(spans),
         )
         check_free(store, step)  # a run may have taken the store since
-        return commit(
+        record = commit(
             store,
             run=run,
             layout=layout,
@@ -121,16 +125,29 @@ def import_tensors(
             previous=None,
             committed_us=committed_us,
         )
+        _take_back_if_owned(store, record)
+        return record
+
+
+def _take_back_if_owned(store: ObjectStore, record: CommitRecord) -> None:
+    """A run that takes a store first says so, then reads which commits there are, and removes what belongs to none.
+    So one that cannot have seen this commit is seen here: what it names may be gone."""
+    try:
+        _refuse_owned(store)
+    except Conflict:
+        reject(store, record.ref, "a run took the store while it was imported")
+        raise
 
 
 @contextmanager
 def _removed_on_failure(store: ObjectStore, step: Step, write_id: WriteId) -> Iterator[None]:
-    """What was written goes again, unless a commit of its step stands: it may be this one, the answer lost."""
+    """What was written goes again, unless its commit stands, the answer lost, or one that cannot be read."""
     try:
         yield
     except BaseException:
         with suppress(BehemothError):
-            if not any(one.step == step for one in commits(store)):
+            standing = [one for one in commits(store) if one.step == step]
+            if not any(isinstance(one, BadCommit) or one.write_id == write_id for one in standing):
                 store.delete([info.key for info in store.list(step_prefix(step, write_id))])
         raise
 
