@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 
+import ml_dtypes
 import numpy as np
 
-from behemoth.sdk import State, join
+from behemoth.sdk import Cast, State, join
 
 
 def train() -> None:
@@ -60,6 +61,30 @@ def train_split() -> None:
         run.fence()
         weight += columns
         moment += share
+        run.save(step, state)
+
+
+def fine_tune() -> None:
+    """Takes over what `train_split` saved: rows 1 to 3 of its matrix in bfloat16, no moments; and has arrays of its own
+    that are no zeros to begin with."""
+    run = join()
+    rows = np.zeros((3, 12 // run.mesh.tp), dtype=ml_dtypes.bfloat16)
+    moment, adapter = np.full(60 // run.mesh.dp, 7.0), np.full(4, 3, dtype=np.int32)
+    state = State()
+    state.array("rows", rows, shape=(3, 12), dims={1: "tp"})
+    state.array("moment", moment, shape=(60,), flat_over="dp")
+    state.array("adapter", adapter, shape=(4,))
+    state.record(get=lambda: 1, set=lambda value: print("record", value, flush=True))
+    first = run.restore(
+        state, only=["rows", "adapter"], missing=["adapter"], convert={"rows": Cast(array="weight", begin=(1, 0))}
+    )
+    print(f"restored {first} rows {rows.astype(float).sum()} moment {moment[0]} adapter {adapter[0]}", flush=True)
+    for step in run.steps(first):
+        time.sleep(0.005)
+        run.fence()
+        rows += 1
+        moment += 1
+        adapter += 1
         run.save(step, state)
 
 

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import msgspec
+import numpy as np
 import pytest
 
 from agent.stage import setup_for, stage
@@ -15,8 +17,8 @@ from behemoth.wire.messages import Beat, RanksRestored, RestoreFrom, Setup
 RECORD = "rank record"
 
 
-def setup_on(folder: Path, mesh: Mapping[str, int]) -> Setup:
-    setup = setup_for(folder, "train_split", ranks=mesh["tp"] * mesh["dp"])
+def setup_on(folder: Path, mesh: Mapping[str, int], program: str = "train_split") -> Setup:
+    setup = setup_for(folder, program, ranks=mesh["tp"] * mesh["dp"])
     return msgspec.structs.replace(setup, mesh={**mesh, "edp": mesh["tp"] * mesh["dp"]})
 
 
@@ -54,3 +56,35 @@ def test_a_gang_of_another_mesh_gets_the_state_that_an_earlier_one_saved(
             assert f"restored {again.step} True" in await here.logged(3, 0, "restored")
 
     asyncio.run(restore(asyncio.run(save())))
+
+
+def test_a_program_of_other_arrays_takes_what_it_says_and_keeps_the_rest_as_it_began(tmp_path: Path) -> None:
+    first, second = {"tp": 2, "dp": 1}, {"tp": 1, "dp": 2}
+
+    async def save() -> RestoreFrom:
+        async with stage(tmp_path, setup_on(tmp_path, first)) as here:
+            here.start_gang(1)
+            await here.wait_for(Beat, lambda beat: beat.step >= 1)
+            return await here.save(30, "a1-1", 1)
+
+    async def tune(saved: RestoreFrom) -> None:
+        async with stage(tmp_path, setup_on(tmp_path, second, "fine_tune")) as here:
+            rows = (np.arange(12.0, 48.0) * saved.step).astype(ml_dtypes.bfloat16).astype(float)
+            began = f"restored {saved.step} rows {rows.sum()} moment 7.0 adapter 3"
+            for attempt in (2, 3):  # the second finds memory that holds a part only, and must not take it for the whole
+                here.start_gang(attempt, restore=saved)
+                restored = await here.wait_for(RanksRestored, lambda report, at=attempt: report.attempt == at)
+                assert (restored.step, restored.num_from_memory) == (saved.step, 0)
+                for rank in range(2):
+                    log = await here.logged(attempt, rank, "restored")
+                    assert began in log
+                    assert "record" not in log
+            own = await here.save(saved.step + 60, "a3-2", 3)
+            here.start_gang(4, restore=own)
+            restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 4)
+            assert restored.num_from_memory == 2
+            log = await here.logged(4, 0, "restored")
+            assert f"moment {7.0 + own.step - saved.step} adapter {3 + own.step - saved.step}" in log
+            assert "record 1" in log
+
+    asyncio.run(tune(asyncio.run(save())))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -10,6 +14,7 @@ from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import prove_coverage
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import decode_inventory, named_inventory
+from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.recipe import Recipe
 
 MESH = Mesh(tp=2, dp=4, pp=2, ep=2, etp=2, edp=2)
@@ -66,6 +71,26 @@ def test_bytes_of_a_parameter_are_those_of_the_slots(recipe: Recipe, bytes_per_p
     layout = model_layout(TOY, recipe, MESH)
     assert sum(array.num_bytes for array in layout.arrays) == bytes_per_parameter * TOY.num_params
     prove_coverage(layout)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), pp=st.sampled_from([1, 2, 3]), virtual=st.sampled_from([1, 2]))
+def test_uneven_and_virtual_stages_hold_each_layer_once_and_each_byte_has_one_writer(
+    data: st.DataObject, pp: int, virtual: int
+) -> None:
+    """Four layers in random parts, which go to the stages in turn."""
+    num_parts = pp * virtual
+    ends = sorted(data.draw(st.lists(st.integers(0, 4), min_size=num_parts - 1, max_size=num_parts - 1)))
+    layers = tuple(end - begin for begin, end in pairwise([0, *ends, 4]))
+    mesh = Mesh(tp=2, dp=4, pp=pp, ep=2, etp=2, edp=2)
+    layout = model_layout(TOY, Recipe(weights="bfloat16"), mesh, Pipeline(layers=layers, virtual=virtual))
+    prove_coverage(layout)
+    arrays = by_name(layout)
+    parts = [part for part, count in enumerate(layers) for _ in range(count)]
+    assert [arrays[f"model/l{layer}.norm"].stage for layer in range(4)] == [part % pp for part in parts]
+    assert (arrays["model/embed"].stage, arrays["model/head"].stage) == (0, pp - 1)
+    with pytest.raises(Invalid, match=r"pipeline\.layers: expected \d parts .*, got \d"):
+        model_layout(TOY, Recipe(), mesh, Pipeline(layers=(*layers, 0), virtual=virtual))
 
 
 def test_rows_are_shared_of_weights_too_and_whole_replicas_of_nothing() -> None:

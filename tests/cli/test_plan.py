@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,20 @@ def test_a_document_has_the_numbers_of_the_save_itself(tmp_path: Path, capsys: p
     assert found["requests"] == uploads.num_requests + num_metadata
     assert set(found["seconds"]) == {"memory", "peer", "disk", "store"}  # type: ignore[call-overload]
     assert len(found["ranks"]) == 256  # type: ignore[arg-type]
+
+
+def test_told_stages_change_what_ranks_write_and_stand_among_the_facts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scout_run(tmp_path)
+    even = document(capsys, str(file))["bytes_per_rank"]
+    file.write_text(file.read_text().replace("  mesh: {tp", "  pipeline: {layers: [20, 28]}\n  mesh: {tp"))
+    told_bytes = document(capsys, str(file))["bytes_per_rank"]
+    assert told_bytes["mean"] == even["mean"]  # type: ignore[index]
+    assert told_bytes["max"] > 1.1 * even["max"]  # type: ignore[index]
+    assert re.search(r"pipeline: +layers 20, 28\n", told(capsys, str(file)))
+    other = document(capsys, str(file), "--restore-mesh", "tp=8,pp=4,dp=8,ep=16,edp=4")  # of other stages: evenly
+    assert other["over_read"] is not None
 
 
 def test_a_document_of_the_reference_behemoth_has_every_name(capsys: pytest.CaptureFixture[str]) -> None:

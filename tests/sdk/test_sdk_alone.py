@@ -136,6 +136,14 @@ def test_declarations_end_with_restore_and_save_wants_that_state(monkeypatch: py
         state.array("w", np.zeros(2), shape=(2,))
 
 
+def test_patterns_of_restore_are_lists_and_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    run = join()
+    with pytest.raises(Invalid, match="expected only as a list of patterns, got 'model/"):
+        run.restore(State(), only="model/*")
+    assert run.restore(State(), only=["model/*"], missing=("lora/*",)) == 0
+
+
 def test_torch_tensors_are_taken_in_place_whatever_their_dtype() -> None:
     torch = pytest.importorskip("torch")
     tensors = {

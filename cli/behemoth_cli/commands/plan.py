@@ -13,6 +13,7 @@ from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
+from behemoth.spec.pipeline import EVEN
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
@@ -141,10 +142,10 @@ def _forecast(console: Console, run: TrainingRun, inventory: Inventory, reader: 
     progress = Progress(console, _progress_text)
     try:
         return forecast(
-            model_layout(inventory, run.recipe, run.mesh),
+            model_layout(inventory, run.recipe, run.mesh, run.pipeline),
             ranks_per_node=run.nodes.gpus_per_node,
             rates=rates,
-            restored=model_layout(inventory, run.recipe, reader),
+            restored=model_layout(inventory, run.recipe, reader, run.pipeline if reader.pp == run.mesh.pp else EVEN),
             progress=progress.update,
         )
     finally:

@@ -10,6 +10,7 @@ from behemoth.base.ids import Rank
 from behemoth.base.units import format_duration
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, RankBytes, rank_bytes
+from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.run import EverySteps, TrainingRun
 from behemoth_cli.out.table import Column, Listing, Page, Section
 from behemoth_cli.views.figures import count, ranks, size
@@ -68,7 +69,7 @@ def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[Planned
         rank = Rank(number)
         stage = run.mesh.coordinate(rank, "pp")
         if known is not None and stage not in of_stage:
-            of_stage[stage] = rank_bytes(known, run.mesh, rank)
+            of_stage[stage] = rank_bytes(known, run.mesh, rank, run.pipeline)
         node, local_rank = divmod(number, run.nodes.gpus_per_node)
         coordinates = tuple(run.mesh.coordinate(rank, axis) for axis in _AXES)
         planned.append(
@@ -87,10 +88,16 @@ def _facts(run: TrainingRun, inventory: Inventory | None) -> tuple[tuple[str, st
         ("ranks", str(nodes.num_ranks)),
         ("dense mesh", axes_text(run.mesh, DENSE_AXES)),
         ("expert mesh", axes_text(run.mesh, EXPERT_AXES)),
+        *((("pipeline", _pipeline(run.pipeline)),) if run.pipeline != EVEN else ()),
         ("model", _model(run, inventory)),
         ("steps", str(run.workload.steps)),
         ("checkpoint", f"every {cadence}, in {run.checkpoint.store or 'the run directory'}"),
     )
+
+
+def _pipeline(pipeline: Pipeline) -> str:
+    layers = f"layers {', '.join(map(str, pipeline.layers))}" if pipeline.layers else "as even as whole layers allow"
+    return layers if pipeline.virtual == 1 else f"{layers}; {pipeline.virtual} virtual stages on each"
 
 
 def _model(run: TrainingRun, inventory: Inventory | None) -> str:

@@ -107,8 +107,9 @@ class RankMemory:
                 held = index
         return Source(step=restore.step, write_id=restore.write_id, held_in=held, spare=self._spare())
 
-    def restored(self, generation: int, write_id: WriteId) -> None:
-        """`generation` now holds this committed checkpoint; any other committed one is not wanted any more."""
+    def restored(self, generation: int, write_id: WriteId | None) -> None:
+        """`generation` now holds this committed checkpoint, or just a part of one (None), which no later restore may
+        take for it; any other committed one is not wanted any more."""
         for one in self.generations:
             if one.state == "committed":
                 one.free()

@@ -369,7 +369,7 @@ class Gang:
             return
         memory.is_new = False
         if restore is not None and answer.generation is not None:
-            memory.restored(answer.generation, restore.write_id)
+            memory.restored(answer.generation, None if answer.left_out else restore.write_id)
         member.is_from_memory = answer.origin == "memory"
         if member.channel is not None:
             ready = Ready(
@@ -378,6 +378,7 @@ class Gang:
                 folder=answer.folder,
                 is_checked=answer.origin == "store",
                 threads=max(1, self._parts.setup.io_threads // self._parts.setup.ranks_per_node),
+                left_out=answer.left_out,
             )
             member.channel.send(ready, (memory.fd,))
         self._parts.saves.grant()

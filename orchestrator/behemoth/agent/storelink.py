@@ -114,6 +114,7 @@ class StoreLink:
                 layout=memory.declared.layout,
                 is_new=memory.is_new,
                 source=source,
+                intake=memory.declared.intake,
             )
             answer = await self._ask(order, memory)
             if not isinstance(answer, Failed) or answer.reason != _LOST:

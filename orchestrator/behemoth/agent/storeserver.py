@@ -37,8 +37,10 @@ from behemoth.agent.storewire import (
 from behemoth.base.errors import BehemothError, Corrupt, Internal, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
@@ -149,8 +151,10 @@ class _StoreServer:
         folder = None if source.must_read else _files(store, commit, layout, plan)
         if folder is not None:
             return Prepared(job=order.job, generation=None, origin="files", folder=folder)
-        read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads)
-        return Prepared(job=order.job, generation=source.spare, origin="store")
+        intake = Intake.decode(order.intake) if order.intake else AS_SAVED
+        read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
+        nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
+        return Prepared(job=order.job, generation=source.spare, origin="store", left_out=nothing)
 
     def _write(self, order: Write, fd: int) -> Written:
         layout, plan = _plan(order.layout, order)

@@ -60,12 +60,13 @@ class SeePeers(_Message, frozen=True, kw_only=True):
 
 class Prepare(_Message, frozen=True, kw_only=True):
     """Make a rank's staging memory ready, and the checkpoint in it. Carries the memory's descriptor. `is_new`: the
-    memory was never formatted."""
+    memory was never formatted. `intake`: as the program declared it."""
 
     rank: Rank
     layout: bytes
     is_new: bool
     source: Source | None
+    intake: bytes = b""
 
 
 class Write(_Message, frozen=True, kw_only=True):
@@ -93,11 +94,13 @@ StoreOrder: TypeAlias = OpenStore | SeePeers | Prepare | Write | Cancel
 
 class Prepared(_Message, frozen=True, kw_only=True):
     """The memory is ready; the checkpoint came from `origin` and lies in `generation`. Of origin `files` it lies in no
-    generation: the rank shall read the files below `folder` itself."""
+    generation: the rank shall read the files below `folder` itself. `left_out`: arrays, counted in the layout's order,
+    for which the checkpoint has nothing; the generation has zeros there, so it is not that checkpoint."""
 
     generation: int | None
     origin: Literal["memory", "store", "files", "nothing"]
     folder: str = ""
+    left_out: tuple[int, ...] = ()
 
 
 class Written(_Message, frozen=True, kw_only=True):

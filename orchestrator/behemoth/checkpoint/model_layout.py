@@ -13,17 +13,18 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.spec.mesh import Axis, Mesh
 from behemoth.spec.model import Cut, Inventory, Tensor, misfits, stage_of
+from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.recipe import Recipe
 
 WEIGHTS, SCALES, OPTIMIZER = "model", "scale", "optim"
 _MATRIX_DIMS = 2
 
 
-def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh) -> Layout:
+def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pipeline = EVEN) -> Layout:
     """One array per tensor and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`, `optim/exp_avg_sq/T`.
 
-    Dense tensors are shared over dp (and whole on every coordinate of cp), experts over edp. Raises Invalid when the
-    mesh does not suit the model, and for an inventory without tensors.
+    Dense tensors are shared over dp (and whole on every coordinate of cp), experts over edp. Raises Invalid when mesh
+    or pipeline do not suit the model, and for an inventory without tensors.
     """
     if not inventory.tensors:
         raise Invalid(
@@ -33,12 +34,14 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh) -> Layout:
     for axis, reason in misfits(inventory, mesh):
         raise Invalid(f"mesh.{axis}: {reason}", code="mesh-model")
     num_layers = inventory.num_layers
+    for field, reason in pipeline.misfits(num_layers, mesh.pp):
+        raise Invalid(f"pipeline.{field}: {reason}", code="pipeline-model")
     return Layout(
         mesh=mesh,
         arrays=tuple(
             array
             for tensor in inventory.tensors
-            for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp))
+            for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp, pipeline))
         ),
     )
 

@@ -8,7 +8,7 @@ the memory, `plan` for the places, the SDK as the caller.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -171,9 +171,11 @@ def unstage(
     *,
     threads: int = 1,
     is_checked: bool = False,
+    left_out: Collection[int] = (),
 ) -> Snapshot:
     """Copy a verified snapshot out into `arrays` (writable buffers of the rank's pieces). Blocks for one copy.
 
+    The arrays `left_out`, counted in the layout's order, are not touched.
     Every CRC is computed again on the way, while the bytes are in a core's cache, unless somebody just did
     (`is_checked`). Raises Invalid when arena and plan are of different layouts or a buffer does not fit, NotFound
     without a snapshot or its CRCs: nothing is copied then. Raises Corrupt when memory was damaged: the arrays may
@@ -186,7 +188,8 @@ def unstage(
         )
     snapshot = arena.snapshot(generation)
     work = _Unstaging(arena, plan, generation, matched(plan, arrays, is_out=True), is_checked=is_checked)
-    shares = [range(at, len(plan.spans), threads) for at in range(threads)]
+    numbers = [number for number, span in enumerate(plan.spans) if span.array not in left_out]
+    shares = [numbers[at::threads] for at in range(threads)]
     run_all(work.run, shares, threads=threads, name="unstage")
     return snapshot
 

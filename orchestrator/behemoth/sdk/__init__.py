@@ -1,7 +1,21 @@
 """What a training program imports: join the run, declare the state, restore, report steps, save. Imports no torch."""
 
+from behemoth.checkpoint.conversion import Cast, HighBits, Joined, LowBits, ScaledDown, ScaledUp, ScalesOf
 from behemoth.sdk.place import Place, RankMesh
 from behemoth.sdk.run import Run, join
 from behemoth.sdk.state import State
 
-__all__ = ["Place", "RankMesh", "Run", "State", "join"]
+__all__ = [
+    "Cast",
+    "HighBits",
+    "Joined",
+    "LowBits",
+    "Place",
+    "RankMesh",
+    "Run",
+    "ScaledDown",
+    "ScaledUp",
+    "ScalesOf",
+    "State",
+    "join",
+]

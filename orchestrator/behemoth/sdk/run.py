@@ -12,17 +12,16 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import get_args
 
-from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid, Unavailable
+from behemoth.base.errors import Conflict, Internal, Invalid
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.staging import unstage
-from behemoth.sdk.files import read_files
+from behemoth.checkpoint.conversion import Conversion, Intake
 from behemoth.sdk.place import Place, RankMesh, lone_place
 from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
+from behemoth.sdk.restoring import restored
 from behemoth.sdk.saver import Saver
 from behemoth.sdk.state import BoundState, State
 from behemoth.sdk.turn import Turn
@@ -34,10 +33,8 @@ from behemoth.wire.session import (
     TO_WORKER,
     WORKER_FD_VARIABLE,
     Assigned,
-    Declare,
     Join,
     Peer,
-    Ready,
     Refusal,
     Standing,
     StepsEnded,
@@ -126,18 +123,39 @@ class Run:
         saver = self._session.saver if self._session is not None else None
         return saver is not None and saver.has_ended
 
-    def restore(self, state: State) -> int:
+    def restore(
+        self,
+        state: State,
+        *,
+        only: Iterable[str] = (),
+        extra: Iterable[str] = (),
+        missing: Iterable[str] = (),
+        convert: Mapping[str, Conversion] | None = None,
+    ) -> int:
         """Fill `state` with the checkpoint that the run goes on from, in place; the number of completed steps, 0 for a
         fresh beginning. Must be called once, by every rank, before the first step. Blocks until the state is there.
 
+        The checkpoint of another program may have other arrays than `state`: patterns name those to take at all
+        (`only`), those of the checkpoint that are not read (`extra`), and those of `state` that the checkpoint lacks
+        (`missing`); `convert` tells what an array is made of. What has nothing to be restored from stays as the program
+        has it. All ranks say the same. A checkpoint with the very arrays of `state`, such as the run's own, comes back
+        whole.
+
         Raises Invalid when the declarations do not fit the mesh or the checkpoint, Corrupt when memory was damaged.
         """
+        intake = Intake(
+            only=_names("only", only),
+            extra=_names("extra", extra),
+            missing=_names("missing", missing),
+            convert=dict(convert or {}),
+        )
         if self._bound is not None:
             raise Conflict("restore: expected one call before the first step, got a second")
         self._bound = BoundState(state, self._place.mesh.sizes, self._place.rank)
         if self._session is None:
             return 0
-        ready, arena = self._restored(self._session, self._bound)
+        self._session.reporter.enter("restore")
+        ready, arena = restored(self._session.peer, self._bound, intake, limit_s=self._session.limit_s)
         self._session.saver = Saver(
             self._session.peer,
             self._bound,
@@ -262,57 +280,12 @@ class Run:
         if session.saver is not None and not self.should_stop:
             session.saver.pass_step(step)
 
-    def _restored(self, session: _Session, bound: BoundState) -> tuple[Ready, Arena]:
-        """The state, from where the agent says; when it is damaged there, as the store process reads it."""
-        session.reporter.enter("restore")
-        ready, arena = self._fetch(session, bound)
-        try:
-            self._take_over(bound, arena, ready)
-        except (Corrupt, Unavailable):
-            if ready.is_checked:
-                raise
-            arena.close()
-            ready, arena = self._fetch(session, bound, must_read=True)
-            self._take_over(bound, arena, ready)
-        return ready, arena
 
-    def _fetch(self, session: _Session, bound: BoundState, *, must_read: bool = False) -> tuple[Ready, Arena]:
-        session.tell(
-            Declare(
-                layout=bound.layout.encode(),
-                digest=bound.layout.digest,
-                arena_bytes=Arena.size_bytes(bound.plan),
-                must_read=must_read,
-                frozen=bound.frozen,
-            )
-        )
-        answer = session.peer.receive(timeout_s=session.limit_s, what="the staging memory")
-        if isinstance(answer, Refusal):
-            raise Invalid(answer.reason, hint=answer.hint)
-        if not isinstance(answer, Ready):
-            raise Internal(f"session: expected Ready, got {type(answer).__name__}")
-        fd = session.peer.take_descriptor()
-        try:
-            return answer, Arena.open(fd)
-        finally:
-            os.close(fd)
-
-    def _take_over(self, bound: BoundState, arena: Arena, ready: Ready) -> None:
-        if ready.folder:
-            read_files(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
-        elif ready.generation is not None:
-            self._copy_out(bound, arena, ready.generation, ready)
-        else:
-            return
-        bound.push()
-        bound.read_records()
-
-    def _copy_out(self, bound: BoundState, arena: Arena, generation: int, ready: Ready) -> None:
-        snapshot = unstage(
-            arena, bound.plan, generation, bound.targets(), threads=ready.threads, is_checked=ready.is_checked
-        )
-        if snapshot.step != ready.step:
-            raise Corrupt(f"restore: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")
+def _names(what: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    """A text is iterable too: each of its letters would be a pattern."""
+    if isinstance(patterns, str):
+        raise Invalid(f"restore: expected {what} as a list of patterns, got {patterns!r}", code="arrays-listed")
+    return tuple(patterns)
 
 
 _has_joined = False

@@ -7,7 +7,7 @@ a State, and `behemoth.checkpoint.layout`, which holds the rules of sharing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,10 +185,10 @@ class BoundState:
             encoded = encode_record(record.get(), record.memory.nbytes)
             record.memory[:] = np.frombuffer(encoded, dtype=np.uint8)
 
-    def read_records(self) -> None:
+    def read_records(self, *, left_out: Collection[int] = ()) -> None:
         """Give the restored values to the program."""
         for name, record in self._state._records.items():
-            if name == RANKS_ARRAY and is_blank(record.memory.data):
+            if self.layout.positions[name] in left_out or (name == RANKS_ARRAY and is_blank(record.memory.data)):
                 continue
             record.set(decode_record(record.memory.tobytes()))
 
@@ -200,11 +200,11 @@ class BoundState:
         """The memory to restore to, by name; `push` completes it."""
         return {name: self._bytes(name, is_out=True).data for name in self._held}
 
-    def push(self) -> None:
+    def push(self, *, left_out: Collection[int] = ()) -> None:
         """Bring restored device tensors to their device."""
-        for name in self._held:
+        for name, piece in self._held.items():
             array = self._state._arrays.get(name)
-            if array is not None and array.host is not None:
+            if array is not None and array.host is not None and piece.array not in left_out:
                 array.host.push()
 
     def _bytes(self, name: str, *, is_out: bool) -> Bytes:

@@ -22,6 +22,7 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Choice, Text, require_ranges
 from behemoth.spec.mesh import Axis, Mesh
+from behemoth.spec.pipeline import EVEN, Pipeline
 
 MODEL_NAMES = ("tiny-moe", "scout", "maverick", "behemoth-ref")
 MAX_INVENTORY_BYTES = 16 << 20
@@ -180,17 +181,17 @@ def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
             yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
 
 
-def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
+def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank, pipeline: Pipeline = EVEN) -> RankBytes:
     """Bytes of weights (2 per parameter) and optimizer state (12 per parameter) on `rank`.
 
-    Layers are spread over the pipeline in order and as evenly as whole layers allow; the embedding and the vision tower
+    Layers are spread over the stages as `pipeline` tells; the embedding and the vision tower
     sit on the first stage, the final norm and the head on the last. Optimizer state of a block is sharded over the
     ranks that hold the same block: dp x cp for dense tensors, edp for experts (Megatron's distributed optimizer).
     """
     weights_bytes = optimizer_bytes = 0
     num_layers, stage = inventory.num_layers, mesh.coordinate(rank, "pp")
     for tensor in inventory.tensors:
-        if stage_of(tensor, num_layers, mesh.pp) != stage:
+        if stage_of(tensor, num_layers, mesh.pp, pipeline) != stage:
             continue
         held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
@@ -199,8 +200,8 @@ def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank) -> RankBytes:
     return RankBytes(weights_bytes=weights_bytes, optimizer_bytes=optimizer_bytes)
 
 
-def stage_of(tensor: Tensor, num_layers: int, num_stages: int) -> int:
-    """The pipeline stage that holds a tensor; layers in order, as evenly as whole ones allow."""
+def stage_of(tensor: Tensor, num_layers: int, num_stages: int, pipeline: Pipeline = EVEN) -> int:
+    """The pipeline stage that holds a tensor."""
     match tensor.stage:
         case "first":
             return 0
@@ -208,7 +209,7 @@ def stage_of(tensor: Tensor, num_layers: int, num_stages: int) -> int:
             return num_stages - 1
         case "layer":
             assert tensor.layer is not None
-            return tensor.layer * num_stages // num_layers
+            return pipeline.stage_of_layer(tensor.layer, num_layers, num_stages)
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,6 +30,7 @@ from behemoth.spec.field import (
 )
 from behemoth.spec.mesh import Mesh, complete_axes
 from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, misfits, named_inventory
+from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.problem import InvalidRun, Problem
 from behemoth.spec.recipe import Recipe
 from behemoth.spec.workload import CommandWorkload, PythonWorkload, Workload
@@ -314,6 +315,14 @@ class TrainingRun:
             kind=section(Mesh, complete=complete_axes),
         ),
     ] = Mesh()  # noqa: RUF009 - frozen
+    pipeline: Annotated[
+        Pipeline,
+        About(
+            doc="Which pipeline stage holds which layers, for `behemoth plan`. A run that trains saves what its "
+            "program declares, whatever stands here.",
+            kind=section(Pipeline),
+        ),
+    ] = Pipeline()  # noqa: RUF009 - frozen
     recipe: Annotated[
         Recipe,
         About(
@@ -364,6 +373,8 @@ def _problems(run: TrainingRun) -> Iterator[Problem]:
     yield from _mesh_problems(run)
     if isinstance(run.model, NamedModel):
         yield from _misfits(run, named_inventory(run.model.ref))
+    else:
+        yield from _pipeline_problems(run, 0)
     num_nodes = run.nodes.count + run.nodes.spares
     for index, fault in enumerate(run.drill):
         reason = misaim(fault, num_ranks=run.nodes.num_ranks, num_nodes=num_nodes, total_steps=run.workload.steps)
@@ -393,3 +404,9 @@ def _misfits(run: TrainingRun, inventory: Inventory) -> Iterator[Problem]:
         sizes = [n for n in range(1, run.mesh.size(axis)) if inventory.num_experts % n == 0] if axis == "ep" else []
         hint = f"the nearest smaller one is {sizes[-1]}" if sizes and inventory.num_experts else ""
         yield Problem(path=f"spec.mesh.{axis}", reason=reason, hint=hint, code="mesh-model")
+    yield from _pipeline_problems(run, inventory.num_layers)
+
+
+def _pipeline_problems(run: TrainingRun, num_layers: int) -> Iterator[Problem]:
+    for name, reason in run.pipeline.misfits(num_layers, run.mesh.pp):
+        yield Problem(path=f"spec.pipeline.{name}", reason=reason, code="pipeline-model")

@@ -61,13 +61,15 @@ class Declare(_Message, frozen=True, kw_only=True):
     that this rank needs. Asks for the memory and for the restored state in it; Ready answers. Said again with
     `must_read` when what Ready pointed at was damaged: the state shall be read from the store and checked. `frozen`
     are the arrays, counted in the layout's order, that are not meant to move: no part of the layout, so that a program
-    may declare it later and still have its checkpoints."""
+    may declare it later and still have its checkpoints. `intake` says how a checkpoint of other arrays becomes these
+    (`behemoth.checkpoint.conversion`); empty: not at all."""
 
     layout: bytes
     digest: str
     arena_bytes: int
     must_read: bool = False
     frozen: tuple[int, ...] = ()
+    intake: bytes = b""
 
 
 class Standing(_Message, frozen=True, kw_only=True):
@@ -178,13 +180,15 @@ class Ready(_Message, frozen=True, kw_only=True):
     """Answers Declare, with the descriptor of the staging memory. The state to take over at `step` lies in
     `generation`, or in the files below `folder` when that is given; neither: a fresh beginning at step 0. `is_checked`:
     its CRCs were right just now, else the rank checks them. `threads` is the rank's share of the node's threads for
-    checkpoints."""
+    checkpoints. `left_out` are arrays, counted in the layout's order, for which there is nothing: they stay as the
+    program has them."""
 
     step: Step
     generation: int | None
     folder: str = ""
     is_checked: bool = False
     threads: int = 1
+    left_out: tuple[int, ...] = ()
 
 
 class SaveDue(_Message, frozen=True, kw_only=True):

@@ -1,0 +1,82 @@
+"""How a rank gets its state back: it declares what it holds, the agent says where that lies, and the bytes are copied
+into the program's arrays.
+
+Neighbours: `run`, which calls this once, `state` (the program's memory), `files` (out of the page cache), and
+`behemoth.checkpoint.staging` (out of the agent's memory).
+"""
+
+from __future__ import annotations
+
+import os
+
+from behemoth.base.errors import Corrupt, Internal, Invalid, Unavailable
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
+from behemoth.checkpoint.staging import unstage
+from behemoth.sdk.files import read_files
+from behemoth.sdk.state import BoundState
+from behemoth.wire.session import Declare, Peer, Ready, Refusal, ToWorker
+
+
+def restored(peer: Peer[ToWorker], bound: BoundState, intake: Intake, *, limit_s: float) -> tuple[Ready, Arena]:
+    """Fill the state from where the agent says; when it is damaged there, as the store process reads it. Blocks, for at
+    most `limit_s` until an answer. Raises Invalid when the agent refuses, Corrupt when memory was damaged."""
+    ready, arena = _fetch(peer, bound, intake, limit_s)
+    try:
+        _take_over(bound, arena, ready)
+    except (Corrupt, Unavailable):
+        if ready.is_checked:
+            raise
+        arena.close()
+        ready, arena = _fetch(peer, bound, intake, limit_s, must_read=True)
+        _take_over(bound, arena, ready)
+    return ready, arena
+
+
+def _fetch(
+    peer: Peer[ToWorker], bound: BoundState, intake: Intake, limit_s: float, *, must_read: bool = False
+) -> tuple[Ready, Arena]:
+    declared = Declare(
+        layout=bound.layout.encode(),
+        digest=bound.layout.digest,
+        arena_bytes=Arena.size_bytes(bound.plan),
+        must_read=must_read,
+        frozen=bound.frozen,
+        intake=intake.encode() if intake != AS_SAVED else b"",
+    )
+    peer.send(declared, timeout_s=limit_s)
+    answer = peer.receive(timeout_s=limit_s, what="the staging memory")
+    if isinstance(answer, Refusal):
+        raise Invalid(answer.reason, hint=answer.hint)
+    if not isinstance(answer, Ready):
+        raise Internal(f"session: expected Ready, got {type(answer).__name__}")
+    fd = peer.take_descriptor()
+    try:
+        return answer, Arena.open(fd)
+    finally:
+        os.close(fd)
+
+
+def _take_over(bound: BoundState, arena: Arena, ready: Ready) -> None:
+    if ready.folder:
+        read_files(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
+    elif ready.generation is not None:
+        _copy_out(bound, arena, ready.generation, ready)
+    else:
+        return
+    bound.push(left_out=ready.left_out)
+    bound.read_records(left_out=ready.left_out)
+
+
+def _copy_out(bound: BoundState, arena: Arena, generation: int, ready: Ready) -> None:
+    snapshot = unstage(
+        arena,
+        bound.plan,
+        generation,
+        bound.targets(),
+        threads=ready.threads,
+        is_checked=ready.is_checked,
+        left_out=ready.left_out,
+    )
+    if snapshot.step != ready.step:
+        raise Corrupt(f"restore: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")
