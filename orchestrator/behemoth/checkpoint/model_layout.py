@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from behemoth.base.errors import Invalid
+from behemoth.checkpoint.conversion import num_blocks
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.spec.mesh import Axis, Mesh
 from behemoth.spec.model import Cut, Inventory, Tensor, misfits, stage_of
@@ -46,22 +47,36 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pip
     )
 
 
-def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[ArraySpec]:
-    over: Axis = "edp" if tensor.is_expert else "dp"
-    flat_over = None if recipe.shares == "whole" else over
-    if recipe.weights != "none":
-        is_scaled = recipe.weights == "float8_e4m3fn" and len(tensor.shape) >= _MATRIX_DIMS
-        dtype = "bfloat16" if recipe.weights == "float8_e4m3fn" and not is_scaled else recipe.weights
-        weights_over = flat_over if recipe.shares == "rows" else None
-        yield _spec(f"{WEIGHTS}/{tensor.name}", dtype, tensor, stage, weights_over, recipe)
-        if is_scaled:
-            yield _scales(tensor, mesh, stage, recipe.scale_block)
-    slots = {
+def weights_dtype(tensor: Tensor, recipe: Recipe) -> str:
+    """Element type of a tensor's weights: with float8 recipes, vectors stay bfloat16. Not for `none`."""
+    is_scaled = len(tensor.shape) >= _MATRIX_DIMS
+    return "bfloat16" if recipe.weights == "float8_e4m3fn" and not is_scaled else recipe.weights
+
+
+def scale_block(tensor: Tensor, recipe: Recipe) -> tuple[int, ...]:
+    """Elements per dim that share one scale: blocks of the last two dims."""
+    return (1,) * (len(tensor.shape) - _MATRIX_DIMS) + (recipe.scale_block,) * _MATRIX_DIMS
+
+
+def slot_dtypes(recipe: Recipe) -> dict[str, str]:
+    """Element type of each slot of the optimizer; `none` for one that is not saved."""
+    return {
         "master": "uint16" if recipe.master == "split" else recipe.master,
         "exp_avg": recipe.exp_avg,
         "exp_avg_sq": recipe.exp_avg_sq,
     }
-    for slot, slot_dtype in slots.items():
+
+
+def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[ArraySpec]:
+    over: Axis = "edp" if tensor.is_expert else "dp"
+    flat_over = None if recipe.shares == "whole" else over
+    if recipe.weights != "none":
+        dtype = weights_dtype(tensor, recipe)
+        weights_over = flat_over if recipe.shares == "rows" else None
+        yield _spec(f"{WEIGHTS}/{tensor.name}", dtype, tensor, stage, weights_over, recipe)
+        if dtype == "float8_e4m3fn":
+            yield _scales(tensor, mesh, stage, scale_block(tensor, recipe))
+    for slot, slot_dtype in slot_dtypes(recipe).items():
         if slot_dtype != "none":
             yield _spec(f"{OPTIMIZER}/{slot}/{tensor.name}", slot_dtype, tensor, stage, flat_over, recipe)
 
@@ -79,15 +94,16 @@ def _spec(name: str, dtype: str, tensor: Tensor, stage: int, flat_over: Axis | N
     )
 
 
-def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: int) -> ArraySpec:
+def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: tuple[int, ...]) -> ArraySpec:
     """A scale per block of the last two dims. It is cut as its matrix is where blocks end where shares do; where they
     do not, neighbours need the same scale, and every one of them holds that whole dim."""
     first_scaled = len(tensor.shape) - _MATRIX_DIMS
-    shape = tuple(-(-size // block) if dim >= first_scaled else size for dim, size in enumerate(tensor.shape))
+    shape = num_blocks(tensor.shape, block)
     cuts = tuple(
         cut
         for cut in tensor.cuts
-        if cut.dim < first_scaled or tensor.shape[cut.dim] % (cut.num_packed * mesh.size(cut.axis) * block) == 0
+        if cut.dim < first_scaled
+        or tensor.shape[cut.dim] % (cut.num_packed * mesh.size(cut.axis) * block[cut.dim]) == 0
     )
     return ArraySpec(
         name=f"{SCALES}/{tensor.name}",
