@@ -21,7 +21,7 @@ from behemoth.checkpoint.writer import BATCH_BYTES, BATCH_SPANS, chunk_tail
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.dcp.boxes import Run, ends_array, runs_of
 from behemoth.dcp.orders import Placed
-from behemoth.ports import ObjectStore, Part
+from behemoth.ports import Part, WritesRanges
 
 _SHARD = 0
 """Our layouts put an array into one object."""
@@ -43,7 +43,7 @@ def batches_of(placed: Placed, box: Box) -> Iterator[list[Run]]:
 
 
 def write_box(
-    store: ObjectStore, placed: Placed, box: Box, tensor: torch.Tensor, *, threads: int
+    store: WritesRanges, placed: Placed, box: Box, tensor: torch.Tensor, *, threads: int
 ) -> tuple[WrittenSpan, ...]:
     """Write a box, which `tensor` holds; the rank with the array's last element also writes what follows from its shape
     alone. Nothing is durable before the objects of `keys_of` are sealed."""
@@ -64,7 +64,7 @@ def keys_of(placed: Placed, box: Box) -> list[str]:
     return [shard, f"{placed.folder}/{METADATA}"] if ends_array(placed.grid, box) else [shard]
 
 
-def _write(store: ObjectStore, placed: Placed, batch: Sequence[Run], tensor: torch.Tensor) -> list[WrittenSpan]:
+def _write(store: WritesRanges, placed: Placed, batch: Sequence[Run], tensor: torch.Tensor) -> list[WrittenSpan]:
     grid = placed.grid
     spans: list[WrittenSpan] = []
     parts: list[Part] = []
@@ -80,7 +80,7 @@ def _write(store: ObjectStore, placed: Placed, batch: Sequence[Run], tensor: tor
     return spans
 
 
-def _write_ends(store: ObjectStore, placed: Placed) -> None:
+def _write_ends(store: WritesRanges, placed: Placed) -> None:
     grid = placed.grid
     index = Part(offset_bytes=grid.index_offset_bytes, buffers=[grid.index()])
     store.write_parts(f"{placed.folder}/{grid.shard_key(_SHARD)}", size_bytes=grid.file_bytes, parts=[index])

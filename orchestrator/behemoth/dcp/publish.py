@@ -29,7 +29,7 @@ from behemoth.dcp.box_writer import keys_of, write_box
 from behemoth.dcp.contents import CONTENTS_ARRAY, Contents
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
 from behemoth.dcp.save_plan import SavedState
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectStore, WritesRanges
 
 RUN = "torch.distributed.checkpoint"
 """What stands in place of a run's name."""
@@ -62,7 +62,7 @@ def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Ste
 
 
 def publish(
-    store: ObjectStore,
+    store: WritesRanges,
     state: SavedState,
     metadata: Metadata,
     told: Sequence[Sequence[Told]],
@@ -139,7 +139,9 @@ def _check_complete(state: SavedState, contents: Contents, metadata: Metadata) -
         )
 
 
-def _write_contents(store: ObjectStore, state: SavedState, spec: ArraySpec, data: bytes, *, threads: int) -> WrittenBox:
+def _write_contents(
+    store: WritesRanges, state: SavedState, spec: ArraySpec, data: bytes, *, threads: int
+) -> WrittenBox:
     orders = Orders(
         step=state.step, write_id=state.write_id, mesh=state.mesh, arrays=(spec,), folders=dict(state.folders)
     )
@@ -166,7 +168,7 @@ def _receipt(state: SavedState, layout: Layout, rank: Rank, written: Sequence[Wr
     )
 
 
-def _commit(store: ObjectStore, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
+def _commit(store: WritesRanges, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
     commit(
         store,
         run=RUN,
@@ -180,7 +182,7 @@ def _commit(store: ObjectStore, state: SavedState, layout: Layout, receipts: Seq
     )
 
 
-def _replace(store: ObjectStore, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
+def _replace(store: WritesRanges, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
     """Everything of the new checkpoint is proven and durable. A mark takes the old one back, and the new commit takes
     its place; after an error the old one stands again. Killed in between, the step has neither: until the new commit
     the old record is there, and counts again once its mark is removed by hand."""

@@ -22,14 +22,14 @@ from behemoth.dcp.box_writer import keys_of, write_box
 from behemoth.dcp.items import TensorItem, tensor_item
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
 from behemoth.dcp.values import to_record
-from behemoth.ports import ObjectStore
+from behemoth.ports import WritesRanges
 
 
 class RankWriter:
     """Writes items of one save. Several threads only read it."""
 
     def __init__(
-        self, store: ObjectStore, orders: Orders, planner: SavePlanner, *, allow_pickle: bool, threads: int
+        self, store: WritesRanges, orders: Orders, planner: SavePlanner, *, allow_pickle: bool, threads: int
     ) -> None:
         self._store = store
         self._placed = orders.placed()

@@ -13,7 +13,8 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import WriteId
 from behemoth.dcp.address import parse_address
@@ -72,11 +74,12 @@ class BehemothWriter(StorageWriter):
         self._is_coordinator = False
         self._save_id = secrets.token_hex(8)
         self._save: _Save | None = None
+        self._held = ExitStack()
         self._plans: list[SavePlan] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no save under way."""
-        return {**self.__dict__, "_save": None, "_plans": []}
+        return {**self.__dict__, "_save": None, "_plans": [], "_held": ExitStack()}
 
     @property
     def checkpoint_id(self) -> str:
@@ -120,6 +123,7 @@ class BehemothWriter(StorageWriter):
         plans = self._plans = self._whole_plans(plans)
         with closing(open_store(self._address.url)) as store:
             self._drop_failed(store)
+            self._held.enter_context(importing(Path(store.root)))
             step = check_place(store, self._address, overwrite=self._overwrite)
             write_id = WriteId(f"dcp-{secrets.token_hex(4)}")
             state = saved_state([plan.items for plan in plans], step=step, write_id=write_id)
@@ -158,6 +162,7 @@ class BehemothWriter(StorageWriter):
                 threads=self._threads,
             )
         self._save = None
+        self._held.close()
 
     def _whole_plans(self, plans: Sequence[SavePlan]) -> list[SavePlan]:
         """A planner that caches plans says `not usable` for those that have not changed since the last save. Every save
@@ -176,15 +181,15 @@ class BehemothWriter(StorageWriter):
     def _drop_failed(self, store: ObjectStore) -> None:
         """Remove what a failed save of this writer left. Raises Conflict while that save may be going on."""
         failed = self._save
-        if failed is None:
-            return
-        is_alive = any(thread.ident == failed.thread for thread in threading.enumerate())
-        if is_alive and failed.thread != threading.get_ident():
-            raise Conflict(
-                "BehemothWriter: expected one save at a time, got a second while the first goes on",
-                hint="wait for the future of async_save before the next save",
-                code="dcp-two-saves",
-            )
-        if failed.url == self._address.url:
-            discard(store, failed.state)
-        self._save = None
+        if failed is not None:
+            is_alive = any(thread.ident == failed.thread for thread in threading.enumerate())
+            if is_alive and failed.thread != threading.get_ident():
+                raise Conflict(
+                    "BehemothWriter: expected one save at a time, got a second while the first goes on",
+                    hint="wait for the future of async_save before the next save",
+                    code="dcp-two-saves",
+                )
+            if failed.url == self._address.url:
+                discard(store, failed.state)
+            self._save = None
+        self._held.close()
