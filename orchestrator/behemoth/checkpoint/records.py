@@ -58,6 +58,11 @@ def encode_record(value: Value, capacity_bytes: int) -> bytes:
     return (_LENGTH.pack(len(body)) + body).ljust(capacity_bytes, b"\0")
 
 
+def record_size_bytes(value: Value) -> int:
+    """The least capacity that holds a value."""
+    return _LENGTH.size + len(msgspec.msgpack.encode(value))
+
+
 def decode_record(data: Buffer) -> Value:
     """Raises Corrupt for what `encode_record` did not make."""
     view = memoryview(data).cast("B")

@@ -20,7 +20,7 @@ from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
@@ -60,7 +60,7 @@ def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes
             slice(low - begin, high - begin)
             for (low, high), (begin, _) in zip(fill.box, tables[fill.scales].box, strict=True)
         )
-        into = _elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
+        into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
         into[...] = tables[fill.scales].values[inside].reshape(slab.shape)
     reading = _Reading(store, commit, work.slabs, area, tables)
     run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
@@ -102,7 +102,7 @@ class _Largest:
         chunks, spec = self._readers.mine(), self._grid.spec
         for read in reads:
             payload, _ = chunks.payload(read.array, read.chunk)
-            chunk = _elements(np.frombuffer(payload, dtype=np.uint8), self._grid.chunk_shape, spec.itemsize)
+            chunk = as_elements(np.frombuffer(payload, dtype=np.uint8), self._grid.chunk_shape, spec.itemsize)
             begins = [part.start for part in self._grid.chunk_box(read.chunk)]
             for copy in read.copies:
                 begin = tuple(start + part.start for start, part in zip(begins, copy.source, strict=True))
@@ -127,7 +127,7 @@ class _Reading:
     ) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grids = grids(commit.layout)
-        self._slabs = [_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
+        self._slabs = [as_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
         self._tables = tables
 
     def run(self, reads: Sequence[ChunkRead]) -> None:
@@ -136,24 +136,35 @@ class _Reading:
             self._read(chunks, read)
 
     def _read(self, chunks: ChunkReader, read: ChunkRead) -> None:
-        grid = self._grids[read.array]
-        targets = [_part(self._slabs[copy.slab], copy.target) for copy in read.copies]
-        first = targets[0]
-        is_moved = len(targets) == 1 and read.copies[0].change is None
-        is_whole = is_moved and first.nbytes == grid.payload_bytes and first.flags.c_contiguous
-        if is_whole and first.nbytes >= DIRECT_BYTES:
-            chunks.payload_into(read.array, read.chunk, first.reshape(-1).view(np.uint8).data)
-            return
-        payload, _ = chunks.payload(read.array, read.chunk)
-        chunk = _elements(np.frombuffer(payload, dtype=np.uint8), grid.chunk_shape, grid.spec.itemsize)
-        for copy, target in zip(read.copies, targets, strict=True):
-            if copy.change is None:
-                np.copyto(target, _part(chunk, copy.source))
-            else:
-                copy.change.apply(_part(chunk, copy.source), target, copy.target, self._tables)
+        read_chunk(chunks, self._grids[read.array], read, self._slabs, self._tables)
 
 
-def _elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:
+def read_chunk(
+    chunks: ChunkReader,
+    grid: Grid,
+    read: ChunkRead,
+    slabs: Sequence[Elements],
+    tables: Mapping[Scales, ScaleTable],
+) -> None:
+    """Read a chunk, check it, and put into the slabs what they take of it; `tables` has the scales of those that change
+    it. Raises Corrupt naming array, chunk and file."""
+    targets = [_part(slabs[copy.slab], copy.target) for copy in read.copies]
+    first = targets[0]
+    is_moved = len(targets) == 1 and read.copies[0].change is None
+    is_whole = is_moved and first.nbytes == grid.payload_bytes and first.flags.c_contiguous
+    if is_whole and first.nbytes >= DIRECT_BYTES:
+        chunks.payload_into(read.array, read.chunk, first.reshape(-1).view(np.uint8).data)
+        return
+    payload, _ = chunks.payload(read.array, read.chunk)
+    chunk = as_elements(np.frombuffer(payload, dtype=np.uint8), grid.chunk_shape, grid.spec.itemsize)
+    for copy, target in zip(read.copies, targets, strict=True):
+        if copy.change is None:
+            np.copyto(target, _part(chunk, copy.source))
+        else:
+            copy.change.apply(_part(chunk, copy.source), target, copy.target, tables)
+
+
+def as_elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:
     """The front of `area` as an array of this shape."""
     return area[: math.prod(shape) * itemsize].view(f"V{itemsize}").reshape(shape)
 

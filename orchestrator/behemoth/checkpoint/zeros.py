@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+from typing_extensions import Buffer
+
 from behemoth.checkpoint.crc import combine, crc32c
 
 
@@ -17,3 +20,9 @@ def crc_of_zeros(num_bytes: int) -> int:
         return crc32c(bytes(num_bytes))
     half = num_bytes // 2
     return combine(crc_of_zeros(half), crc_of_zeros(num_bytes - half), num_bytes - half)
+
+
+def is_zero(data: Buffer, crc: int) -> bool:
+    """Whether all bytes are zero; `crc` is their CRC-32C, and they are read only when it says that they may be."""
+    raw = np.frombuffer(memoryview(data), dtype=np.uint8)
+    return crc == crc_of_zeros(raw.nbytes) and not raw.any()

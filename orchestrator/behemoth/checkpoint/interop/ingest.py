@@ -26,7 +26,7 @@ from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import METADATA, step_prefix
 from behemoth.checkpoint.receipt import Receipt, WrittenSpan
 from behemoth.checkpoint.writer import chunk_tail, seal_all
-from behemoth.checkpoint.zeros import crc_of_zeros
+from behemoth.checkpoint.zeros import is_zero
 from behemoth.ports import ObjectStore, Part, WritesRanges
 from behemoth.spec.mesh import Mesh
 
@@ -197,5 +197,5 @@ def _place(grid: Grid, number: int, box: Box) -> tuple[slice, ...] | None:
 
 def _span(position: int, number: int, data: npt.NDArray[np.uint8]) -> WrittenSpan:
     crc = crc32c(data.data)
-    is_zero = crc == crc_of_zeros(data.nbytes) and not data.any()
-    return WrittenSpan(array=position, chunk=number, offset=0, length=data.nbytes, crc=crc, is_zero=is_zero)
+    is_blank = is_zero(data.data, crc)
+    return WrittenSpan(array=position, chunk=number, offset=0, length=data.nbytes, crc=crc, is_zero=is_blank)

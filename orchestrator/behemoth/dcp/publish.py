@@ -1,0 +1,211 @@
+"""Ends a DCP save on its coordinator: from what all ranks say that they wrote to one commit.
+
+The proof is that of every checkpoint (`checkpoint.proof`). Nothing that stood before is touched until it holds.
+Neighbours: `writer`, which calls this; `checkpoint.commit`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from behemoth.base.errors import BehemothError, Conflict, Invalid
+from behemoth.base.ids import Attempt, Rank, Step
+from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commit, commits, read_record
+from behemoth.checkpoint.commit_log import publish as publish_record
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.owner import read_owner
+from behemoth.checkpoint.paths import MAX_STEP, rejected_key
+from behemoth.checkpoint.pins import pinned_writes
+from behemoth.checkpoint.receipt import Receipt, WrittenSpan
+from behemoth.checkpoint.writer import seal_all
+from behemoth.dcp.address import Address
+from behemoth.dcp.box_writer import keys_of, write_box
+from behemoth.dcp.contents import CONTENTS_ARRAY, Contents
+from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
+from behemoth.dcp.save_plan import SavedState
+from behemoth.ports import ObjectStore, WritesRanges
+
+RUN = "torch.distributed.checkpoint"
+"""What stands in place of a run's name."""
+_ATTEMPT = Attempt(1)
+
+Told = WrittenBox | KeptValue | KeptPickle
+
+
+def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Step:
+    """The step of a new checkpoint at this address. Reads. Raises Conflict for a store of a run, which would not know
+    what it finds, and for a checkpoint that is there and must stay."""
+    owner = read_owner(store)
+    if owner is not None:
+        raise Conflict(
+            f"checkpoint store {address.url}: expected one that belongs to no run, got that of run/{owner.name} in "
+            f"{owner.directory}",
+            hint="save into a folder of its own",
+            code="dcp-owned",
+        )
+    found = commits(store)
+    if address.step is None:
+        step = max((one.step for one in found if one.step is not None), default=Step(-1)) + 1
+        if step > MAX_STEP:
+            raise Invalid(f"checkpoint store {address.url}: expected a step of 0 .. {MAX_STEP}, got {step}")
+        return Step(step)
+    standing = next((one for one in found if one.step == address.step), None)
+    if standing is not None:
+        _check_replaceable(store, address, standing, overwrite=overwrite)
+    return address.step
+
+
+def publish(
+    store: WritesRanges,
+    state: SavedState,
+    metadata: Metadata,
+    told: Sequence[Sequence[Told]],
+    *,
+    overwrite: bool,
+    threads: int,
+) -> None:
+    """Write the record of contents, prove, commit, and take away the checkpoint that this one replaces. `told` has what
+    each rank returned. Raises as `checkpoint.commit` does; no checkpoint of this write is there then."""
+    contents = _contents(state, metadata, told)
+    _check_complete(state, contents, metadata)
+    data = contents.encode()
+    spec = ArraySpec(name=CONTENTS_ARRAY, dtype="uint8", shape=(len(data),), may_be_zero=True)
+    layout = Layout(mesh=state.mesh, arrays=(*state.arrays.values(), spec))
+    boxes = [[one for one in rank if isinstance(one, WrittenBox)] for rank in told]
+    boxes[0].append(_write_contents(store, state, spec, data, threads=threads))
+    receipts = [_receipt(state, layout, Rank(rank), written) for rank, written in enumerate(boxes)]
+    try:
+        _commit(store, state, layout, receipts)
+    except Conflict as error:
+        if not overwrite or error.code != "commit-taken":
+            raise
+        _replace(store, state, layout, receipts)
+
+
+def discard(store: ObjectStore, state: SavedState) -> None:
+    """Remove what a save wrote that will never be committed; a write that was committed stays."""
+    if not any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
+        store.delete([info.key for info in store.list(state.prefix)])
+
+
+def _check_replaceable(
+    store: ObjectStore, address: Address, standing: CommitRef | BadCommit, *, overwrite: bool
+) -> None:
+    what = f"checkpoint of step {address.step} in {address.url}"
+    if isinstance(standing, BadCommit):
+        raise Conflict(
+            f"{what}: expected none or one that can be read, got: {standing.error.message}",
+            hint="`behemoth ckpt verify` says more; save as another step",
+            code="dcp-unreadable",
+        )
+    if not overwrite:
+        raise Conflict(f"{what}: expected none, got one", hint="save as another step", code="dcp-exists")
+    if (standing.step, standing.write_id) in pinned_writes(store):
+        raise Conflict(
+            f"{what}: expected one that may be replaced, got one that is pinned",
+            hint="`behemoth ckpt unpin` it, or save as another step",
+            code="dcp-pinned",
+        )
+
+
+def _contents(state: SavedState, metadata: Metadata, told: Sequence[Sequence[Told]]) -> Contents:
+    kept = [one for rank in told for one in rank]
+    paths: Mapping[str, tuple[str | int, ...]] = metadata.planner_data or {}
+    return Contents(
+        values={one.key: one.value for one in kept if isinstance(one, KeptValue)},
+        pickled={one.key: one.data for one in kept if isinstance(one, KeptPickle)},
+        empty=state.empty,
+        paths=paths,
+    )
+
+
+def _check_complete(state: SavedState, contents: Contents, metadata: Metadata) -> None:
+    """What DCP says that it saved, and what was written, must be the same keys."""
+    written = {*state.arrays, *state.empty, *contents.values, *contents.pickled}
+    planned = set(metadata.state_dict_metadata)
+    if written != planned:
+        wrong = sorted(written ^ planned)
+        raise Invalid(
+            f"checkpoint of step {state.step}: expected the {len(planned)} keys that DCP planned, got {len(written)}; "
+            f"{len(wrong)} differ: {wrong[:3]}",
+            hint="a planner that caches plans must be used with one writer only",
+            code="dcp-keys",
+        )
+
+
+def _write_contents(
+    store: WritesRanges, state: SavedState, spec: ArraySpec, data: bytes, *, threads: int
+) -> WrittenBox:
+    orders = Orders(
+        step=state.step, write_id=state.write_id, mesh=state.mesh, arrays=(spec,), folders=dict(state.folders)
+    )
+    placed = orders.placed()[spec.name]
+    box = ((0, len(data)),)
+    tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    spans = write_box(store, placed, box, tensor, threads=threads)
+    seal_all(store, keys_of(placed, box))
+    return WrittenBox(name=spec.name, spans=spans)
+
+
+def _receipt(state: SavedState, layout: Layout, rank: Rank, written: Sequence[WrittenBox]) -> Receipt:
+    spans: list[WrittenSpan] = []
+    for box in (one for one in written if one.spans):  # a tensor without elements is no array
+        position = layout.positions[box.name]
+        spans += [span._replace(array=position) for span in box.spans]
+    return Receipt(
+        rank=rank,
+        attempt=_ATTEMPT,
+        step=state.step,
+        write_id=state.write_id,
+        layout_digest=layout.digest,
+        spans=tuple(spans),
+    )
+
+
+def _commit(store: WritesRanges, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
+    commit(
+        store,
+        run=RUN,
+        layout=layout,
+        step=state.step,
+        write_id=state.write_id,
+        attempt=_ATTEMPT,
+        receipts=receipts,
+        previous=None,
+        committed_us=time.time_ns() // 1000,
+    )
+
+
+def _replace(store: WritesRanges, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
+    """Everything of the new checkpoint is proven and durable. A mark takes the old one back, and the new commit takes
+    its place; after an error the old one stands again. Killed in between, the step has neither: until the new commit
+    the old record is there, and counts again once its mark is removed by hand."""
+    old = [read_record(store, one) for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)]
+    marks = [rejected_key(record.step, record.write_id) for record in old]
+    try:
+        for record, key in zip(old, marks, strict=True):
+            marker = Marker.of(record.step, record.write_id, reason=f"write {state.write_id} replaces it")
+            with suppress(Conflict):
+                store.create(key, marker.encode())
+        _commit(store, state, layout, receipts)
+    except BaseException:
+        _put_back(store, state, old, marks)
+        raise
+    for record in old:
+        store.delete([info.key for info in store.list(record.prefix)])
+    store.delete(marks)
+
+
+def _put_back(store: ObjectStore, state: SavedState, old: Sequence[CommitRecord], marks: Sequence[str]) -> None:
+    with suppress(BehemothError):
+        if any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
+            return  # committed, the answer lost
+        store.delete(marks)
+        for record in old:
+            publish_record(store, record)

@@ -1,0 +1,120 @@
+"""One rank's part of a DCP save: its items, tensors into chunks and values into their typed forms.
+
+What a planner gives is resolved as late as it can be, since that may take memory. Neighbours: `writer`, whose
+`write_data` this is; `box_writer` (the bytes of one box), `values` (what is no tensor).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.threads import run_all
+from behemoth.checkpoint.writer import BATCH_BYTES, seal_all
+from behemoth.dcp.box_writer import keys_of, write_box
+from behemoth.dcp.items import TensorItem, tensor_item
+from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
+from behemoth.dcp.values import to_record
+from behemoth.ports import WritesRanges
+
+
+class RankWriter:
+    """Writes items of one save. Several threads only read it."""
+
+    def __init__(
+        self, store: WritesRanges, orders: Orders, planner: SavePlanner, *, allow_pickle: bool, threads: int
+    ) -> None:
+        self._store = store
+        self._placed = orders.placed()
+        self._planner = planner
+        self._allow_pickle = allow_pickle
+        self._threads = threads
+
+    def write(self, items: Sequence[WriteItem]) -> list[WriteResult]:
+        """A result for each item; its objects are durable. Values first: what is refused is refused before bytes are
+        written. The threads share large boxes, and take small ones one by one."""
+        results = [self._value(item) for item in items if item.type == WriteItemType.BYTE_IO]
+        tensors = [(item, tensor_item(item)) for item in items if item.type != WriteItemType.BYTE_IO]
+        small = [pair for pair in tensors if pair[1].num_bytes <= BATCH_BYTES]
+        large = [pair for pair in tensors if pair[1].num_bytes > BATCH_BYTES]
+        results += run_all(lambda pair: self._box(*pair, threads=1), small, threads=self._threads, name="dcp-write")
+        results += [self._box(*pair, threads=self._threads) for pair in large]
+        full = [head for _, head in tensors if head.num_bytes]
+        seal_all(self._store, sorted({key for head in full for key in keys_of(self._placed[head.name], head.box)}))
+        return results
+
+    def _box(self, item: WriteItem, head: TensorItem, *, threads: int) -> WriteResult:
+        if not head.num_bytes:  # an empty share of an uneven cut, or a tensor without elements
+            return _result(item, 0, WrittenBox(name=head.name, spans=()))
+        tensor = self._tensor(item, head)
+        spans = write_box(self._store, self._placed[head.name], head.box, tensor, threads=threads)
+        return _result(item, head.num_bytes, WrittenBox(name=head.name, spans=spans))
+
+    def _tensor(self, item: WriteItem, head: TensorItem) -> torch.Tensor:
+        """What the planner gives, which may be something else than it planned."""
+        tensor = self._planner.resolve_data(item)
+        expected = tuple(stop - start for start, stop in head.box)
+        if not isinstance(tensor, torch.Tensor):
+            raise _unlike_plan(head, expected, type(tensor).__name__)
+        if tuple(tensor.shape) != expected or tensor.dtype != head.dtype:
+            raise _unlike_plan(head, expected, f"{tensor.dtype} {tuple(tensor.shape)}")
+        return tensor
+
+    def _value(self, item: WriteItem) -> WriteResult:
+        key = item.index.fqn
+        try:
+            return _result(item, 0, KeptValue(key=key, value=to_record(self._look_up(item), key)))
+        except Invalid:
+            if not self._allow_pickle:
+                raise
+        data = self._stream(item).getvalue()
+        return _result(item, len(data), KeptPickle(key=key, data=data))
+
+    def _look_up(self, item: WriteItem) -> object:
+        """The object itself where the planner is torch's own. Another one may have transformed it; what it gives is a
+        stream that torch.save made, and torch reads back what needs no code."""
+        if _gives_objects(self._planner):
+            return self._planner.lookup_object(item.index)
+        try:
+            return torch.load(self._stream(item), weights_only=True)
+        except Exception as error:
+            raise Invalid(
+                f"value {item.index.fqn!r}: expected what torch.load(weights_only=True) reads, got: {error!s:.200}",
+                hint="BehemothWriter(allow_pickle=True) keeps it as the planner made it",
+                code="dcp-value",
+            ) from error
+
+    def _stream(self, item: WriteItem) -> io.BytesIO:
+        stream = self._planner.resolve_data(item)
+        if not isinstance(stream, io.BytesIO):
+            raise Invalid(
+                f"value {item.index.fqn!r}: expected a stream from the planner, got {type(stream).__name__}",
+                code="dcp-plan-changed",
+            )
+        stream.seek(0)
+        return stream
+
+
+def _gives_objects(planner: SavePlanner) -> TypeGuard[DefaultSavePlanner]:
+    """Whether a planner hands values out as they are: torch's own, or one made of it that leaves them alone."""
+    names = ("resolve_data", "transform_object", "lookup_object")
+    return isinstance(planner, DefaultSavePlanner) and all(
+        getattr(type(planner), name) is getattr(DefaultSavePlanner, name) for name in names
+    )
+
+
+def _unlike_plan(head: TensorItem, expected: tuple[int, ...], got: str) -> Invalid:
+    return Invalid(
+        f"tensor {head.name!r}: expected {head.dtype} {expected} as it was planned, got {got}", code="dcp-plan-changed"
+    )
+
+
+def _result(item: WriteItem, size_in_bytes: int, data: WrittenBox | KeptValue | KeptPickle) -> WriteResult:
+    return WriteResult(index=item.index, size_in_bytes=size_in_bytes, storage_data=data)

@@ -1,0 +1,110 @@
+"""Values of a state dict that are no tensors, as typed records: what Python has beyond msgpack gets a mark.
+
+Never pickle: what has no form here is refused by name, and the caller decides. A marked value is a dict with one key
+that begins with `%`, so that everybody can read a record without this module. Neighbours: `checkpoint.records`, which
+says what a record holds, and `contents`, where the values of a checkpoint lie.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.records import Value
+from behemoth.dcp.dtypes import TORCH_DTYPES
+
+MAX_LEVELS = 9
+"""Containers within one another; each may take three levels of a record, of which there are 32."""
+_MARK = "%"
+_INTS = range(-(1 << 63), 1 << 64)
+_PLAIN = (bool, str, bytes, float)
+
+
+def to_record(value: object, key: str) -> Value:
+    """The typed form of a value. Equal types only: a subclass would come back as its base.
+
+    Raises Invalid with the code `dcp-value`, naming `key` and the type, for what has none.
+    """
+    return _encoded(value, key, 0)
+
+
+def from_record(value: Value, key: str) -> object:
+    """The value again, every container of its own type. Raises Corrupt for a mark that is unknown or misused."""
+    if isinstance(value, list):
+        return [from_record(item, key) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    mark = next(iter(value), "")
+    if not mark.startswith(_MARK):
+        return {name: from_record(item, key) for name, item in value.items()}
+    try:
+        return _DECODERS[mark](value[mark], key)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise Corrupt(
+            f"value {key!r}: expected a marked value of this release, got {value!s:.80}",
+            hint="a newer Behemoth may have written it",
+            code="dcp-value-rubbish",
+        ) from error
+
+
+def _encoded(value: object, path: str, level: int) -> Value:
+    kind = type(value)
+    if level > MAX_LEVELS:
+        raise Invalid(f"value {path!r}: expected at most {MAX_LEVELS} containers within one another", code="dcp-value")
+    if value is None or (isinstance(value, _PLAIN) and kind in _PLAIN):
+        return value
+    if isinstance(value, int) and kind is int:
+        return value if value in _INTS else {"%int": str(value)}
+    if isinstance(value, list) and kind is list:
+        return _items(value, path, level)
+    if isinstance(value, dict) and kind is dict and all(type(name) is str and name[:1] != _MARK for name in value):
+        return {name: _encoded(item, f"{path}.{name}", level + 1) for name, item in value.items()}
+    return _marked(value, path, level)
+
+
+def _marked(value: object, path: str, level: int) -> Value:
+    kind = type(value)
+    if isinstance(value, tuple) and kind in (tuple, torch.Size):
+        return {"%tuple" if kind is tuple else "%size": _items(value, path, level)}
+    if isinstance(value, dict) and kind in (dict, OrderedDict):
+        pairs = ((name, item) for name, item in value.items())
+        return {"%dict" if kind is dict else "%ordered-dict": [_items(pair, path, level) for pair in pairs]}
+    if isinstance(value, io.BytesIO) and kind is io.BytesIO:
+        return {"%bytes-io": value.getvalue()}
+    if isinstance(value, torch.dtype) and str(value).removeprefix("torch.") in TORCH_DTYPES:
+        return {"%dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"%device": str(value)}
+    raise Invalid(
+        f"value {path!r}: expected None, a number, str, bytes, list, tuple, dict or the like, got "
+        f"{kind.__module__}.{kind.__qualname__}, which only pickle could keep",
+        hint="convert it to one of these, or leave it out; BehemothWriter(allow_pickle=True) keeps it as a pickle, "
+        "which runs code when it is loaded",
+        code="dcp-value",
+    )
+
+
+def _items(values: Iterable[object], path: str, level: int) -> list[Value]:
+    return [_encoded(item, f"{path}[{index}]", level + 1) for index, item in enumerate(values)]
+
+
+def _pairs(items: Any, key: str) -> Iterable[tuple[Any, object]]:
+    for name, item in items:
+        yield from_record(name, key), from_record(item, key)
+
+
+_DECODERS: Mapping[str, Callable[[Any, str], object]] = {
+    "%int": lambda text, _: int(text),
+    "%tuple": lambda items, key: tuple(from_record(item, key) for item in items),
+    "%size": lambda items, _: torch.Size(items),
+    "%dict": lambda items, key: dict(_pairs(items, key)),
+    "%ordered-dict": lambda items, key: OrderedDict(_pairs(items, key)),
+    "%bytes-io": lambda data, _: io.BytesIO(data),
+    "%dtype": lambda name, _: TORCH_DTYPES[name],
+    "%device": lambda text, _: torch.device(text),
+}

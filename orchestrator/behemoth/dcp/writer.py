@@ -1,0 +1,195 @@
+"""The StorageWriter: what `torch.distributed.checkpoint.save` and `async_save` call.
+
+DCP gathers the plans of all ranks on one, its coordinator, which there decides the step, the write id and the arrays;
+each rank then writes its boxes without talking, and the coordinator proves from all results that every byte is there
+once, and commits. Until that commit nothing exists that could be loaded, and what was there before stays. Neighbours:
+`rank_writer` (a rank's bytes), `publish` (the commit), `address` (what an id names).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from behemoth.app.import_lock import importing
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import WriteId
+from behemoth.dcp.address import parse_address
+from behemoth.dcp.orders import Orders
+from behemoth.dcp.publish import check_place, discard, publish
+from behemoth.dcp.rank_writer import RankWriter
+from behemoth.dcp.save_plan import SavedState, rank_orders, saved_state
+from behemoth.ports import ObjectStore
+from behemoth.storage.open import open_store
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Save:
+    """A save under way, as its coordinator knows it."""
+
+    url: str
+    state: SavedState
+    thread: int
+
+
+class BehemothWriter(StorageWriter):
+    """Saves a state dict as a checkpoint in Behemoth's format.
+
+    `path` is a path or URL. One that ends in a step (`out/step-100`) names that checkpoint of the store `out`; any
+    other names a store, in which the checkpoint is that of `step`, or, without one, the next after its newest. A
+    `checkpoint_id` given to `dcp.save` takes the place of `path`. A checkpoint that is there already is replaced once
+    the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that only pickle can hold, which
+    run code when they are loaded; without it they are refused by name. `threads` write at once on each rank.
+
+    One save at a time: wait for the future of an async_save before the next. Raises, wrapped by DCP into a
+    CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        overwrite: bool = True,
+        allow_pickle: bool = False,
+        threads: int = 4,
+    ) -> None:
+        super().__init__()
+        self._given = parse_address(path).at(step)
+        self._address = self._given
+        self._overwrite = overwrite
+        self._allow_pickle = allow_pickle
+        self._threads = threads
+        self._is_coordinator = False
+        self._save_id = secrets.token_hex(8)
+        self._save: _Save | None = None
+        self._held = ExitStack()
+        self._plans: list[SavePlan] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process has no save under way."""
+        return {**self.__dict__, "_save": None, "_plans": [], "_held": ExitStack()}
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The store, and the step where it is known: DCP's log names it."""
+        return self._address.url if self._address.step is None else f"{self._address.url} step {self._address.step}"
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether the id names a store that can be opened."""
+        try:
+            parse_address(checkpoint_id)
+        except Invalid:
+            return False
+        return True
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begin another save, of `checkpoint_id` where DCP was given one."""
+        self._address = self._given
+        if checkpoint_id is not None:
+            self._address = parse_address(checkpoint_id, store=self._given.url)
+        self._save_id = secrets.token_hex(8)
+
+    def storage_meta(self) -> StorageMeta | None:
+        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Raises Invalid without collectives: then nobody can prove that the ranks wrote one checkpoint."""
+        if not kwargs.get("use_collectives", True):
+            raise Invalid(
+                "BehemothWriter: expected DCP to use collectives, got use_collectives=False",
+                hint="leave it out: a checkpoint is committed by one rank for all",
+                code="dcp-collectives",
+            )
+        self._is_coordinator = is_coordinator
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """On the coordinator: what every rank is to write, and where."""
+        plans = self._plans = self._whole_plans(plans)
+        with closing(open_store(self._address.url)) as store:
+            self._drop_failed(store)
+            self._held.enter_context(importing(Path(store.root)))
+            step = check_place(store, self._address, overwrite=self._overwrite)
+            write_id = WriteId(f"dcp-{secrets.token_hex(4)}")
+            state = saved_state([plan.items for plan in plans], step=step, write_id=write_id)
+        self._save = _Save(url=self._address.url, state=state, thread=threading.get_ident())
+        return [dataclasses.replace(plan, storage_data=rank_orders(state, plan.items)) for plan in plans]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write and seal this rank's items. Blocks until they are durable; the future is done."""
+        orders = plan.storage_data
+        if not isinstance(orders, Orders):
+            raise Invalid(
+                f"BehemothWriter: expected a plan that its coordinator made, got one of {type(orders).__name__}",
+                hint="give every rank a BehemothWriter",
+                code="dcp-orders",
+            )
+        with closing(open_store(self._address.url)) as store:
+            rank = RankWriter(store, orders, planner, allow_pickle=self._allow_pickle, threads=self._threads)
+            results = rank.write(plan.items)
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator: prove and commit. Durable on return."""
+        save = self._save
+        if save is None:
+            raise Conflict("BehemothWriter: expected a save that was planned here, got none", code="dcp-orders")
+        metadata.storage_meta = self.storage_meta()
+        with closing(open_store(save.url)) as store:
+            publish(
+                store,
+                save.state,
+                metadata,
+                [[result.storage_data for result in rank] for rank in results],
+                overwrite=self._overwrite,
+                threads=self._threads,
+            )
+        self._save = None
+        self._held.close()
+
+    def _whole_plans(self, plans: Sequence[SavePlan]) -> list[SavePlan]:
+        """A planner that caches plans says `not usable` for those that have not changed since the last save. Every save
+        is another write here, so each rank is sent its whole plan again."""
+        kept: Sequence[SavePlan | None] = self._plans if len(self._plans) == len(plans) else [None] * len(plans)
+        whole = [plan if plan.usable else old for plan, old in zip(plans, kept, strict=True)]
+        found = [plan for plan in whole if plan is not None]
+        if len(found) < len(plans):
+            raise Invalid(
+                "BehemothWriter: expected whole plans, got cached ones of a save that another writer made",
+                hint="keep one BehemothWriter for all saves, or leave out enable_plan_caching",
+                code="dcp-cached-plan",
+            )
+        return found
+
+    def _drop_failed(self, store: ObjectStore) -> None:
+        """Remove what a failed save of this writer left. Raises Conflict while that save may be going on."""
+        failed = self._save
+        if failed is not None:
+            is_alive = any(thread.ident == failed.thread for thread in threading.enumerate())
+            if is_alive and failed.thread != threading.get_ident():
+                raise Conflict(
+                    "BehemothWriter: expected one save at a time, got a second while the first goes on",
+                    hint="wait for the future of async_save before the next save",
+                    code="dcp-two-saves",
+                )
+            if failed.url == self._address.url:
+                discard(store, failed.state)
+            self._save = None
+        self._held.close()

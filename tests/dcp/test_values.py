@@ -1,0 +1,132 @@
+"""Values of a state dict as typed records: equal after a round trip, or refused by name."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import io
+from collections import Counter, OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
+from behemoth.dcp.contents import Contents, Empty
+from behemoth.dcp.values import MAX_LEVELS, from_record, to_record
+from dcp.trees import same
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 70), 1 << 70)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.binary(max_size=8)
+    | st.sampled_from([torch.bfloat16, torch.float8_e5m2, torch.device("cpu"), torch.device("cuda", 1)])
+)
+keys = st.text(max_size=4) | st.sampled_from(["%tuple", "%", ""])
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(keys, inner, max_size=3)
+        | st.dictionaries(st.integers(0, 9) | st.tuples(st.integers(0, 9)), inner, max_size=3)
+        | st.dictionaries(keys, inner, max_size=3).map(OrderedDict)
+    ),
+    max_leaves=8,
+)
+
+
+def through_a_record(value: Value) -> Value:
+    return decode_record(encode_record(value, record_size_bytes(value)))
+
+
+@given(trees)
+def test_a_value_comes_back_with_its_types(value: Any) -> None:
+    assert same(from_record(through_a_record(to_record(value, "key")), "key"), value)
+
+
+def test_a_size_and_a_stream_come_back() -> None:
+    assert from_record(to_record(torch.Size([2, 3]), "key"), "key") == torch.Size([2, 3])
+    stream = from_record(to_record(io.BytesIO(b"bytes"), "key"), "key")
+    assert isinstance(stream, io.BytesIO)
+    assert stream.getvalue() == b"bytes"
+
+
+class Point(NamedTuple):
+    x: int
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (Point(1), "Point"),
+        (Colour.RED, "Colour"),
+        (Counter("aab"), "Counter"),
+        (np.float64(1.0), "float64"),
+        (datetime.timedelta(1), "timedelta"),
+        (torch.zeros(1), "Tensor"),
+        ({1, 2}, "set"),
+        (torch.quint8, "dtype"),
+    ],
+)
+def test_what_only_pickle_could_keep_is_refused_with_its_path_and_type(value: Any, kind: str) -> None:
+    with pytest.raises(Invalid, match=rf"'optim\.extra\[1\]'.*{kind}"):
+        to_record({"extra": [0, value]}, "optim")
+
+
+def test_endless_nesting_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(Invalid, match="containers within one another"):
+        to_record(value, "key")
+
+
+def test_the_deepest_value_that_is_taken_fits_a_record() -> None:
+    value: Any = 1
+    for _ in range(MAX_LEVELS):
+        value = {0: value}
+    contents = Contents(values={"key": to_record(value, "key")})
+    assert from_record(Contents.decode(contents.encode()).values["key"], "key") == value
+
+
+@pytest.mark.parametrize(
+    "value", [{"%later": 1}, {"%tuple": 1}, {"%dict": [[1]]}, {"%dtype": "float3"}, {"%int": "x"}, {"%device": "x:y"}]
+)
+def test_a_mark_that_is_unknown_or_misused_is_damage(value: Value) -> None:
+    with pytest.raises(Corrupt, match="'key'"):
+        from_record(value, "key")
+
+
+def test_contents_come_back_and_are_the_same_bytes_in_any_order() -> None:
+    one = Contents(
+        values={"a": 1, "b": [2]},
+        pickled={"p": b"x"},
+        empty={"e": Empty(dtype="int16", shape=(3, 0))},
+        paths={"a": ("a",), "list.0": ("list", 0)},
+    )
+    other = Contents(values={"b": [2], "a": 1}, pickled=one.pickled, empty=one.empty, paths=one.paths)
+    assert Contents.decode(one.encode()) == one
+    assert one.encode() == other.encode()
+
+
+@given(st.binary(max_size=64))
+def test_rubbish_is_no_contents(data: bytes) -> None:
+    with pytest.raises(Corrupt):
+        Contents.decode(data)
+
+
+def test_contents_of_a_newer_release_are_refused() -> None:
+    record: Value = {"version": 2, "values": {}}
+    with pytest.raises(Invalid, match="expected version 1, got 2"):
+        Contents.decode(encode_record(record, record_size_bytes(record)))
