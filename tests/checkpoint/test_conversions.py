@@ -287,7 +287,7 @@ def test_a_damaged_chunk_is_named_also_when_only_its_scale_is_wanted() -> None:
     master = numbers((8, 16), "float32", 8)
     with small_chunks(64):
         store, opened = saved({"m": master}, Layout(mesh=LONE, arrays=tuple(plain({"m": master}))))
-        store._objects[opened.shard_key(0)][grids(opened.layout)[0].chunk_offset_bytes(3)] ^= 1
+        store._objects[opened.shard_key(0, 0)][grids(opened.layout)[0].chunk_offset_bytes(3)] ^= 1
         wanted = Layout(mesh=LONE, arrays=(ArraySpec(name="s", dtype="float32", shape=(1, 1)),))
         with pytest.raises(Corrupt, match="array 'm', chunk 3, file "):
             restored(store, opened, wanted, 0, Intake(convert={"s": ScalesOf(array="m", block=(8, 16))}))
