@@ -94,6 +94,6 @@ def test_patterns_choose_and_a_precision_is_changed_on_the_way() -> None:
 def test_a_damaged_chunk_is_never_given_out() -> None:
     store, opened = saved(toy_layout())
     position = opened.layout.positions["model/dense"]
-    store._objects[opened.shard_key(position)][0] ^= 1
+    store._objects[opened.shard_key(position, 0)][0] ^= 1
     with pytest.raises(Corrupt, match="array 'model/dense', chunk 0, file "):
         list(stream(store, opened, only=["model/dense"]))
