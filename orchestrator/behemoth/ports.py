@@ -16,6 +16,8 @@ from behemoth.base.ids import NodeId, UploadId
 
 MIN_PART_BYTES = 5 << 20
 """Of every part of an upload but the last (Amazon S3 user guide, "Multipart upload limits")."""
+MAX_PART_BYTES = 5 << 30
+"""Of one part; same source."""
 MAX_PARTS = 10_000
 """Of one upload; same source."""
 

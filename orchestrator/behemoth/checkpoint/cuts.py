@@ -34,7 +34,7 @@ def chunk_shape(spec: ArraySpec, sizes: _Shape) -> tuple[_Shape, int]:
     chunk = [1] * len(spec.shape)
     behind_bytes = spec.itemsize
     for dim in reversed(range(len(spec.shape))):
-        starts = share_starts(spec, dim, num_of_dim.get(dim, 1))
+        starts = _share_starts(spec, dim, num_of_dim.get(dim, 1))
         share = spec.shape[dim] // len(starts)
         is_even = starts == tuple(range(0, spec.shape[dim], share)) and share * len(starts) == spec.shape[dim]
         if not is_even:
@@ -56,7 +56,7 @@ def box_shard_shape(spec: ArraySpec, sizes: _Shape, chunk: _Shape) -> _Shape:
     """
     num_of_dim = _num_of_dim(spec, sizes)
     return tuple(
-        _shard_width(size, share_starts(spec, dim, num_of_dim.get(dim, 1)), chunk[dim])
+        _shard_width(size, _share_starts(spec, dim, num_of_dim.get(dim, 1)), chunk[dim])
         for dim, size in enumerate(spec.shape)
     )
 
@@ -71,7 +71,7 @@ def _num_of_dim(spec: ArraySpec, sizes: _Shape) -> dict[int, int]:
     return {dim: num for (dim, _), num in zip(spec.dims, sizes, strict=True)}
 
 
-def share_starts(spec: ArraySpec, dim: int, num: int) -> _Shape:
+def _share_starts(spec: ArraySpec, dim: int, num: int) -> _Shape:
     """Where the shares of a dim begin that are not empty: of `num` holders, in each of its parts."""
     shares = ((begin, share_of(size, num, index)) for begin, size in parts_of(spec, dim) for index in range(num))
     return tuple(begin + start for begin, (start, stop) in shares if start < stop)

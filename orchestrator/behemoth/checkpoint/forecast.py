@@ -8,7 +8,7 @@ Neighbours: `loads` (file systems), `uploads` (object storage), `over_read`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -109,7 +109,7 @@ def forecast(
     progress(0, NUM_PHASES)
     of_files = loads(layout)
     progress(1, NUM_PHASES)
-    uploads = plan_uploads(layout)
+    uploads = plan_uploads(replace(layout, sharding="box"))
     progress(2, NUM_PHASES)
     documents = metadata_objects(layout)
     num_records = len(documents) + _RECORDS

@@ -1,17 +1,16 @@
-"""The save grid on object storage: which objects an array becomes, in which parts they are uploaded, and by whom.
+"""Which parts of which objects are uploaded, and by whom, when a save goes to object storage.
 
-There, a range of an object cannot be written; an object is one request, or parts of 5 MiB at least. So a shard is one
-model-parallel box with chunks as wide as the box, in which each rank's flat range is contiguous, and a part is such a
-range where it is large enough. Smaller ones are merged in order until they are, and the least loaded of those who hold
-some of it uploads the part: the others hand their bytes over. Every rank computes the same. Sizes are those of the
-data; a chunk's CRC and the index come on top when the parts are written. Pure: no adapter exists yet. Neighbour:
-`sharing`, whose owners are those of file systems.
+There, a range of an object cannot be written; an object is one request, or parts of 5 MiB at least. So arrays lie in
+box shards (`cuts`), in which each rank's flat range is contiguous, and a part is such a range where it is large enough.
+Smaller ones are merged in order until they are, and the least loaded of those who hold some of it uploads the part: the
+others hand their bytes over. Parts tile their shard: a chunk's padding, CRC and gap go with its last byte of data, the
+index with the shard's. Every rank computes the same. Pure. Neighbours: `sharing`, whose owners are those of file
+systems, and `part_plan`, which says what one rank's parts are made of.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,22 +19,21 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box, Held, Interval, piece_bounds
-from behemoth.checkpoint.cuts import share_starts
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.loads import cells, num_flat
+from behemoth.checkpoint.loads import num_flat
+from behemoth.checkpoint.segments import Segments, in_shard, segments_of
 from behemoth.checkpoint.sharing import Kind, kinds
-from behemoth.ports import MAX_PARTS, MIN_PART_BYTES
+from behemoth.ports import MAX_PART_BYTES, MAX_PARTS, MIN_PART_BYTES
 
-MAX_PART_BYTES = 4 << 30
-"""Of 5 GiB: CRCs and index need some of it."""
+MAX_DATA_BYTES = 4 << 30
+"""Of a part, whose padding, CRCs, gaps and index fill up the rest of MAX_PART_BYTES."""
 SINGLE_BYTES = 8 << 20
 """An object below this is one request: it would have one part, and creating and completing an upload cost two more."""
 
 
 class Run(NamedTuple):
-    """A part: bytes [begin, end) of its shard, of pieces first .. last; `turn` counts parts of the same pieces."""
+    """A part: data [begin, end) of its shard, of segments first .. last; `turn` counts parts of the same segments."""
 
     begin: int
     end: int
@@ -49,11 +47,14 @@ class Uploads:
     """Objects and parts of all arrays of one kind. Parts as columns, in order of shard and offset."""
 
     kind: Kind
-    shards: tuple[Box, ...]
-    """Of the logical array; they tile it."""
-    shard: Ints
-    begin: Ints
-    end: Ints
+    segments: tuple[Segments, ...]
+    """Of each shard."""
+    first_part: Ints
+    """Of each shard, and the end of the last one's."""
+    data: Ints
+    """[parts, 2]: first and last + 1 byte of the shard's data; padding, CRCs and gaps do not count."""
+    range: Ints
+    """[parts, 2]: the same of the shard itself: what is sent."""
     exchanged_bytes: int
     """Over all arrays: what others hand to the rank that uploads it."""
     owner: Ints
@@ -61,7 +62,7 @@ class Uploads:
 
     @property
     def num_objects(self) -> int:
-        return len(self.shards) * len(self.kind.positions)
+        return len(self.segments) * len(self.kind.positions)
 
     @property
     def num_parts(self) -> int:
@@ -70,8 +71,7 @@ class Uploads:
     @property
     def requests_per_array(self) -> int:
         """Those that send parts, and two more for each object of several: to create and to complete the upload."""
-        num_multipart = int((np.bincount(self.shard, minlength=len(self.shards)) > 1).sum())
-        return len(self.shard) + 2 * num_multipart
+        return len(self.data) + 2 * int((np.diff(self.first_part) > 1).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +98,17 @@ class UploadPlan:
         return sum(one.exchanged_bytes for one in self.uploads)
 
 
+@lru_cache(maxsize=4)
 def plan_uploads(layout: Layout) -> UploadPlan:
-    """Shards, parts and owners of a whole save. O(parts of all kinds + arrays).
+    """Parts and owners of a whole save. O(parts of all kinds + arrays), once per layout.
 
     A part that one rank holds is that rank's. Then, array after array in name order, shard after shard, every other
     part goes to the least loaded of its holders, ties to the first in order of pieces and ranks.
-    Raises Invalid for a shard that 10,000 parts cannot hold.
+    Raises Invalid for a layout without box shards, and for a shard that 10,000 parts cannot hold.
     """
-    drafts = [_Draft.of(kind) for kind in kinds(layout)]
+    if layout.sharding != "box":
+        raise Invalid(f"uploads: expected a layout of box shards, got sharding {layout.sharding!r}", code="uploads")
+    drafts = [_Draft(kind) for kind in kinds(layout)]
     sent = np.zeros(layout.mesh.num_ranks, dtype=np.int64)
     for draft in drafts:
         np.add.at(sent, draft.owner[0, draft.is_sole], draft.sizes[draft.is_sole] * len(draft.owner))
@@ -117,30 +120,28 @@ def plan_uploads(layout: Layout) -> UploadPlan:
 
 @lru_cache(maxsize=4096)
 def cut_parts(bounds: tuple[int, ...], num_holders: int) -> tuple[Run, ...]:
-    """The parts of a shard whose pieces lie between `bounds`, in bytes from 0 on; each has `num_holders` holders.
+    """The parts of a shard whose segments lie between `bounds`, in bytes of data from 0 on; each has `num_holders`
+    holders.
 
-    What a piece's several holders can share out is cut for all of them, as far as parts stay large enough.
+    What a segment's several holders can share out is cut for all of them, as far as parts stay large enough.
     """
     total = bounds[-1]
-    if total < SINGLE_BYTES:
-        held = [piece for piece, (begin, end) in enumerate(itertools.pairwise(bounds)) if begin < end]
-        return (Run(0, total, held[0], held[-1], 0),)
     least = max(MIN_PART_BYTES, -(-total // (MAX_PARTS - 1)))
     runs: list[Run] = []
     begin, first = 0, -1
-    for piece, (start, end) in enumerate(itertools.pairwise(bounds)):
+    for segment, (start, end) in enumerate(itertools.pairwise(bounds)):
         if start == end:
             continue
-        first = piece if first < 0 else first
+        first = segment if first < 0 else first
         if end - begin >= least or end == total:
-            runs += _split(begin, end, first, piece, least, num_holders)
+            runs += _split(begin, end, first, segment, least, num_holders)
             begin, first = end, -1
     return tuple(runs)
 
 
 def _split(begin: int, end: int, first: int, last: int, least: int, num_holders: int) -> Iterator[Run]:
     size = end - begin
-    num = max(-(-size // MAX_PART_BYTES), min(size // least, num_holders if first == last else 1), 1)
+    num = max(-(-size // MAX_DATA_BYTES), min(size // least, num_holders if first == last else 1), 1)
     for turn in range(num):
         yield Run(begin + size * turn // num, begin + size * (turn + 1) // num, first, last, turn)
 
@@ -158,38 +159,38 @@ class _Wave(NamedTuple):
 class _Draft:
     """The uploads of one kind while owners are chosen."""
 
-    def __init__(self, kind: Kind, shards: Sequence[Box], columns: Ints, waves: Sequence[_Wave], sole: Ints) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind = kind
+        self._segments = segments_of(kind)
+        self._first_part = [0]
+        self._shared: dict[tuple[int, int], list[tuple[int, Ints, Ints]]] = {}
+        rows: list[tuple[int, int, int]] = []
+        waves = _WaveNumbers(kind, self._segments)
+        for shard, segments in enumerate(self._segments):
+            number = waves.number(shard, segments)
+            for run in _runs(kind, segments):
+                rows.append((run.begin, run.end, self._holder(len(rows), segments, run, waves, number)))
+            self._first_part.append(len(rows))
+        table = np.array(rows, dtype=np.int64)
+        self._data, sole = table[:, :2], table[:, 2]
+        self._range = in_shard(kind.grid, self._data)
         self.owner = np.broadcast_to(sole, (len(kind.positions), len(sole))).copy()
-        self.sizes = columns[:, 2] - columns[:, 1]
         self.is_sole = sole >= 0
-        self._shards = tuple(shards)
-        self._columns = columns
-        self._waves = waves
+        self.sizes = self._range[:, 1] - self._range[:, 0]
+        _check_sizes(kind, self.sizes)
+        self._waves = [_wave(self._shared[key]) for key in sorted(self._shared)]
         self._exchanged_bytes = 0
 
-    @staticmethod
-    def of(kind: Kind) -> _Draft:
-        holders, num, itemsize = kind.sharing.holders, num_flat(kind), kind.grid.spec.itemsize
-        shards: list[Box] = []
-        rows: list[tuple[int, int, int]] = []
-        sole: list[int] = []
-        shared: dict[tuple[int, int], list[tuple[int, Ints, Ints]]] = {}
-        for at, cell in enumerate(cells(kind)):
-            of_cell = holders[at * num : (at + 1) * num]
-            for number, shard in enumerate(one for held in cell.parts for one in _shards(kind, held)):
-                elements = piece_bounds(kind.grid.spec, shard, cell.shape, num)
-                bounds = tuple(element * itemsize for element in elements)
-                for run in _cut_parts(kind, bounds):
-                    ranks = of_cell[run.first : run.last + 1].reshape(-1)
-                    if len(ranks) > 1:
-                        wave = shared.setdefault((number, run.turn), [])
-                        wave.append((len(rows), ranks, np.repeat(_overlaps(bounds, run), holders.shape[1])))
-                    sole.append(int(ranks[0]) if len(ranks) == 1 else -1)
-                    rows.append((len(shards), run.begin, run.end))
-                shards.append(shard.box)
-        waves = [_wave(shared[key]) for key in sorted(shared)]
-        return _Draft(kind, shards, np.array(rows, dtype=np.int64), waves, np.array(sole, dtype=np.int64))
+    def _holder(self, part: int, segments: Segments, run: Run, waves: _WaveNumbers, number: int) -> int:
+        """The only one, or -1: then the part is noted down in its wave, with all of them."""
+        holders = self.kind.sharing.holders
+        pieces, held = _pieces_of(segments, run)
+        ranks = holders[pieces].reshape(-1)
+        if len(ranks) == 1:
+            return int(ranks[0])
+        key = number, run.turn if waves.are_simple else part
+        self._shared.setdefault(key, []).append((part, ranks, np.repeat(held, holders.shape[1])))
+        return -1
 
     def choose(self, sent: Ints, row: int) -> None:
         """Owners of the parts of array `row`; adds to `sent`."""
@@ -199,18 +200,72 @@ class _Draft:
             self.owner[row, wave.parts] = chosen
             sent[chosen] += self.sizes[wave.parts]
             kept = np.take_along_axis(wave.held, at, axis=1)
-            self._exchanged_bytes += int(self.sizes[wave.parts].sum() - kept.sum())
+            self._exchanged_bytes += int(np.diff(self._data[wave.parts], axis=1).sum() - kept.sum())
 
     def done(self) -> Uploads:
         return Uploads(
             kind=self.kind,
-            shards=self._shards,
-            shard=self._columns[:, 0],
-            begin=self._columns[:, 1],
-            end=self._columns[:, 2],
+            segments=self._segments,
+            first_part=np.array(self._first_part, dtype=np.int64),
+            data=self._data,
+            range=self._range,
             exchanged_bytes=self._exchanged_bytes,
             owner=self.owner,
         )
+
+
+class _WaveNumbers:
+    """Numbers for the shards of a kind, so that shards of one number have no holder in common: those of different
+    cells. Where a shard holds several boxes (`are_simple` is false then) each part is a wave."""
+
+    def __init__(self, kind: Kind, segments: Sequence[Segments]) -> None:
+        self._num_flat = num_flat(kind)
+        self.are_simple = all(self._is_simple(one) for one in segments)
+        self._of_cell: dict[int, int] = {}
+
+    def number(self, shard: int, segments: Segments) -> int:
+        if not self.are_simple:
+            return shard
+        cell = segments.pieces[0] // self._num_flat
+        self._of_cell[cell] = self._of_cell.get(cell, -1) + 1
+        return self._of_cell[cell]
+
+    def _is_simple(self, segments: Segments) -> bool:
+        """Of one cell, and each piece in one segment."""
+        first, last = (piece // self._num_flat for piece in (min(segments.pieces), max(segments.pieces)))
+        return first == last and len(set(segments.pieces)) == len(segments.pieces)
+
+
+def _runs(kind: Kind, segments: Segments) -> tuple[Run, ...]:
+    if kind.grid.file_bytes < SINGLE_BYTES:
+        return (Run(0, segments.bounds[-1], 0, len(segments.pieces) - 1, 0),)
+    runs = cut_parts(segments.bounds, kind.sharing.holders.shape[1])
+    if len(runs) > MAX_PARTS:
+        raise Invalid(
+            f"array {kind.grid.spec.name!r}: expected a shard of at most {MAX_PARTS} parts, got one of "
+            f"{segments.bounds[-1]} bytes",
+            hint="cut the array over more ranks",
+            code="shard-parts",
+        )
+    return runs
+
+
+def _check_sizes(kind: Kind, sizes: Ints) -> None:
+    if int(sizes.max()) > MAX_PART_BYTES:
+        raise Invalid(
+            f"array {kind.grid.spec.name!r}: expected parts of at most {MAX_PART_BYTES} bytes, got {sizes.max()} bytes",
+            hint="cut the array over more ranks",
+            code="shard-parts",
+        )
+
+
+def _pieces_of(segments: Segments, run: Run) -> tuple[Ints, Ints]:
+    """The pieces of a part, and how many of its bytes each has."""
+    if run.first == run.last:
+        return np.array([segments.pieces[run.first]]), np.array([run.end - run.begin])
+    edges = np.clip(np.array(segments.bounds[run.first : run.last + 2], dtype=np.int64), run.begin, run.end)
+    pieces, at = np.unique(segments.pieces[run.first : run.last + 1], return_inverse=True)
+    return pieces, np.bincount(at, weights=np.diff(edges)).astype(np.int64)
 
 
 def _wave(rows: Sequence[tuple[int, Ints, Ints]]) -> _Wave:
@@ -221,33 +276,3 @@ def _wave(rows: Sequence[tuple[int, Ints, Ints]]) -> _Wave:
         candidates[row], held_bytes[row] = ranks[0], held[0]
         candidates[row, : len(ranks)], held_bytes[row, : len(held)] = ranks, held
     return _Wave(np.array([part for part, _, _ in rows], dtype=np.int64), candidates, held_bytes)
-
-
-def _shards(kind: Kind, held: Held) -> Iterator[Held]:
-    """The shards of one box of a cell: whole where shares are equal, else so wide that none has two holders."""
-    spec, sizes = kind.grid.spec, kind.sharing.sizes
-    num_of_dim = {dim: num for (dim, _), num in zip(spec.dims, sizes, strict=False)}
-    cuts: list[list[tuple[Interval, Interval]]] = []
-    for dim, ((low, high), (place, _)) in enumerate(zip(held.box, held.place, strict=True)):
-        width = math.gcd(*share_starts(spec, dim, num_of_dim.get(dim, 1))) or spec.shape[dim]
-        ends = [(start, min(start + width, high)) for start in range(low, high, width)]
-        cuts.append([((start, end), (start - low + place, end - low + place)) for start, end in ends])
-    for chosen in itertools.product(*cuts):
-        yield Held(tuple(box for box, _ in chosen), tuple(at for _, at in chosen))
-
-
-def _cut_parts(kind: Kind, bounds: tuple[int, ...]) -> tuple[Run, ...]:
-    parts = cut_parts(bounds, kind.sharing.holders.shape[1])
-    if len(parts) > MAX_PARTS:
-        raise Invalid(
-            f"array {kind.grid.spec.name!r}: expected a shard of at most {MAX_PARTS} parts, got {bounds[-1]} bytes",
-            hint="cut the array over more ranks",
-            code="shard-parts",
-        )
-    return parts
-
-
-def _overlaps(bounds: Sequence[int], run: Run) -> Ints:
-    """Bytes of a part that each of its pieces has."""
-    edges = np.clip(np.array(bounds[run.first : run.last + 2], dtype=np.int64), run.begin, run.end)
-    return np.diff(edges)

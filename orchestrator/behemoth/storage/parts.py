@@ -9,10 +9,7 @@ from collections.abc import Sequence
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.crc import combine
-from behemoth.ports import MAX_PARTS, MIN_PART_BYTES, PartReceipt
-
-MAX_PART_BYTES = 5 << 30
-"""Of one part (Amazon S3 user guide, "Multipart upload limits")."""
+from behemoth.ports import MAX_PART_BYTES, MAX_PARTS, MIN_PART_BYTES, PartReceipt
 
 
 def check_part(key: str, *, number: int, size_bytes: int) -> None:
