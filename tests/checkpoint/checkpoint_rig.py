@@ -65,7 +65,14 @@ def held_by(layout: Layout, rank: int, spec: ArraySpec, whole: npt.NDArray[np.ge
     if spec.flat_over is not None:
         if not spec.flat_rows:
             local = local.reshape(-1)
-        local = _share(local, mesh.size(spec.flat_over), mesh.coordinate(Rank(rank), spec.flat_over), 0)
+        num, index = mesh.size(spec.flat_over), mesh.coordinate(Rank(rank), spec.flat_over)
+        if spec.flat_bucket is not None:
+            begin, size = spec.flat_bucket
+            in_buffer = np.full(size, -1)
+            in_buffer[begin : begin + local.size] = np.arange(local.size)
+            mine = _share(in_buffer, num, index, 0)
+            return local[mine[mine >= 0]]
+        local = _share(local, num, index, 0)
     return np.ascontiguousarray(local)
 
 

@@ -3,6 +3,7 @@ arrays have many."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -91,6 +92,7 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
         dims = ((draw(st.integers(0, len(shape) - 1)), "rank"),) if shape else ()
         return ArraySpec(name=array.name, dtype=array.dtype, shape=shape, dims=dims)
     axes = list(draw(st.permutations(AXES[kind])))
+    flat_rows = draw(st.booleans())
     dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
     has_pp = "pp" not in axes
     flat_over = axes.pop() if axes and draw(st.booleans()) else None
@@ -101,9 +103,19 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
         dims=dims,
         packed=draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1])),
         flat_over=flat_over,
-        flat_rows=flat_over is not None and bool(shape) and draw(st.booleans()),
+        flat_rows=flat_over is not None and bool(shape) and flat_rows,
+        flat_bucket=draw(_buckets(shape)) if flat_over is not None and not (shape and flat_rows) else None,
         stage=draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp and flat_over != "pp" else None,
     )
+
+
+@st.composite
+def _buckets(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Room for the whole array, wherever it is split, with something before and behind it."""
+    if draw(st.booleans()):
+        return None
+    begin = draw(st.integers(0, 40))
+    return begin, begin + math.prod(shape) + draw(st.integers(0, 40))
 
 
 @st.composite

@@ -34,6 +34,8 @@ from checkpoint.checkpoint_rig import toy_layout
         ({"dims": ((0, "tp"),), "packed": (0, (8,))}, "two or more packed parts"),
         ({"dims": ((0, "tp"),), "packed": (0, (8, 0))}, "each >= 1"),
         ({"flat_rows": True}, "flat_over and a shape with rows"),
+        ({"flat_bucket": (0, 99)}, "flat_over and no flat_rows beside flat_bucket"),
+        ({"flat_over": "dp", "flat_bucket": (-1, 99)}, "a begin >= 0"),
         ({"name": ""}, "1 .. 1024 bytes"),
         ({"name": "a\nb"}, "printable"),
         ({"name": "a\0b"}, "printable"),

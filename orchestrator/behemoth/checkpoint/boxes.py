@@ -75,8 +75,8 @@ def local_shape(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int
 
 def flat_range(spec: ArraySpec, shape: Sequence[int], num: int, index: int) -> Interval:
     """First and last + 1 element, in C order of a local array of `shape`, that holder `index` of `num` has; whole rows
-    of dim 0 where the spec says so."""
-    return _flat_range(shape, num, index, is_rows=spec.flat_rows)
+    of dim 0, or what lies in its range of a bucket, where the spec says so."""
+    return _flat_range(shape, num, index, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
 
 
 def within(held: Held, shape: Sequence[int], flat: Interval) -> Interval:
@@ -109,18 +109,26 @@ def flat_boxes(box: Box, flat: Interval) -> list[Box]:
 
 def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) -> tuple[int, ...]:
     """Where `within` cuts a box for each of `num` holders: the begin of each piece, then the end of the last."""
-    return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows)
+    return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
 
 
 @lru_cache(maxsize=4096)
-def _piece_bounds(place: Box, shape: tuple[int, ...], num: int, *, is_rows: bool) -> tuple[int, ...]:
+def _piece_bounds(
+    place: Box, shape: tuple[int, ...], num: int, *, is_rows: bool, bucket: tuple[int, int] | None
+) -> tuple[int, ...]:
     """Kept, because the boxes of a mesh lie alike in their local arrays."""
-    starts = (_flat_range(shape, num, index, is_rows=is_rows)[0] for index in range(num))
+    starts = (_flat_range(shape, num, index, is_rows=is_rows, bucket=bucket)[0] for index in range(num))
     return tuple(_num_before(place, shape, at) for at in (*starts, math.prod(shape)))
 
 
-def _flat_range(shape: Sequence[int], num: int, index: int, *, is_rows: bool) -> Interval:
+def _flat_range(
+    shape: Sequence[int], num: int, index: int, *, is_rows: bool, bucket: tuple[int, int] | None
+) -> Interval:
     num_elements = math.prod(shape)
+    if bucket is not None:
+        begin, size = bucket
+        start, stop = share_of(size, num, index)
+        return min(max(start - begin, 0), num_elements), min(max(stop - begin, 0), num_elements)
     if not is_rows or not shape:
         return share_of(num_elements, num, index)
     start, stop = share_of(shape[0], num, index)

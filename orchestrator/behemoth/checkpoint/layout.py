@@ -53,9 +53,11 @@ class ArraySpec:
     [i q, min((i + 1) q, size)), so late ones may be short or empty. `packed` gives the sizes of the parts that one of
     these dims consists of (gate|up, q|k|v): each part is split by itself, and a rank holds its shares one behind the
     other. The local array that results is shared further over `flat_over`, by the same rule, as contiguous ranges of
-    its C-order elements, or, with `flat_rows`, of the rows of its dim 0. `stage` is the only pipeline coordinate that
-    holds the array. Over all other axes it is replicated. Axes are all of the dense mesh, or all of the expert mesh.
-    `may_be_zero` says that turning all-zero is healthy for this array.
+    its C-order elements, or, with `flat_rows`, of the rows of its dim 0. With `flat_bucket` (begin, size) those
+    elements are the ones from `begin` on of a buffer of `size` elements, which has other arrays and padding beside
+    them: the buffer is what is shared by that rule, and a holder has of the array what lies in its range. `stage` is
+    the only pipeline coordinate that holds the array. Over all other axes it is replicated. Axes are all of the dense
+    mesh, or all of the expert mesh. `may_be_zero` says that turning all-zero is healthy for this array.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ArraySpec:
     may_be_zero: bool = False
     packed: tuple[int, tuple[int, ...]] | None = None
     flat_rows: bool = False
+    flat_bucket: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -135,6 +138,15 @@ class ArraySpec:
                 code="array-flat-rows",
             )
 
+        if self.flat_bucket is not None:
+            begin, size = self.flat_bucket
+            if self.flat_over is None or self.flat_rows or begin < 0 or size < 1:
+                raise Invalid(
+                    f"array {self.name!r}: expected flat_over and no flat_rows beside flat_bucket, a begin >= 0 and a "
+                    f"size >= 1, got {self.flat_over}, {self.flat_rows} and {self.flat_bucket}",
+                    code="array-bucket",
+                )
+
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
@@ -179,6 +191,7 @@ class Layout:
                 raise Invalid(f"layout: expected each array once, got {first.name!r} twice", code="array-duplicate")
         for array in self.arrays:
             _check_stage(self.mesh, array)
+            _check_bucket(self.mesh, array)
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -236,7 +249,7 @@ class Layout:
         )
 
 
-_LATER_FIELDS = ("packed", "flat_rows")
+_LATER_FIELDS = ("packed", "flat_rows", "flat_bucket")
 """Of ArraySpec, since the format's first release: left out where they say nothing, so that digests stay."""
 
 
@@ -268,4 +281,22 @@ def _check_stage(mesh: Mesh, array: ArraySpec) -> None:
     if array.stage is not None and array.stage >= mesh.pp:
         raise Invalid(
             f"array {array.name!r}: expected a stage below mesh.pp = {mesh.pp}, got {array.stage}", code="array-stage"
+        )
+
+
+def _check_bucket(mesh: Mesh, array: ArraySpec) -> None:
+    """The largest block must fit, that of coordinate 0 on every axis."""
+    if array.flat_bucket is None:
+        return
+    shape = list(array.shape)
+    for dim, axis in array.dims:
+        is_packed = array.packed is not None and array.packed[0] == dim
+        parts = array.packed[1] if array.packed is not None and is_packed else (array.shape[dim],)
+        shape[dim] = sum(-(-size // axis_size(mesh, axis)) for size in parts)
+    begin, size = array.flat_bucket
+    if begin + math.prod(shape) > size:
+        raise Invalid(
+            f"array {array.name!r}: expected its {math.prod(shape)} elements on a rank to fit into a bucket of {size} "
+            f"from element {begin} on, got {begin + math.prod(shape) - size} too many",
+            code="array-bucket",
         )

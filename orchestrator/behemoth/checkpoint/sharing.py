@@ -104,7 +104,8 @@ def kinds(layout: Layout) -> tuple[Kind, ...]:
     """All kinds, in the order of their first array."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for position, spec in enumerate(layout.arrays):
-        key = (spec.shape, spec.itemsize, spec.dims, spec.packed, spec.flat_over, spec.flat_rows, spec.stage)
+        flat = (spec.flat_over, spec.flat_rows, spec.flat_bucket)
+        key = (spec.shape, spec.itemsize, spec.dims, spec.packed, flat, spec.stage)
         alike.setdefault(key, []).append(position)
     of = grids(layout)
     return tuple(Kind(layout=layout, grid=of[same[0]], positions=tuple(same)) for same in alike.values())
@@ -148,9 +149,10 @@ def bytes_of_pieces(kind: Kind) -> Ints:
     if spec.flat_over is not None:
         unit = elements // np.maximum(shape[0], 1) if spec.flat_rows else np.ones_like(elements)
         count = (shape[0] if spec.flat_rows else elements)[..., None]
-        share = -(-count // sizes[-1])
-        start = np.minimum(np.arange(sizes[-1]) * share, count)
-        elements = (np.minimum(start + share, count) - start) * unit[..., None]
+        begin, total = (0, count) if spec.flat_bucket is None else spec.flat_bucket
+        share = -(-total // sizes[-1])
+        start = np.arange(sizes[-1]) * share - begin
+        elements = (np.clip(start + share, 0, count) - np.clip(start, 0, count)) * unit[..., None]
     return np.broadcast_to(elements, sizes).reshape(-1) * spec.itemsize
 
 

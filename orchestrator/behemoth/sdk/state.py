@@ -35,6 +35,7 @@ RECORD_BYTES = 32 << 10
 
 _FLAT = "with q = ceil(numel / size), piece i is [i q, min((i + 1) q, numel))"
 _FLAT_ROWS = "with q = ceil(rows / size), piece i has rows [i q, min((i + 1) q, rows))"
+_FLAT_BUCKET = "with q = ceil(size / holders), holder i has what lies in [i q, min((i + 1) q, size)) of the bucket"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class _Array:
     packed: tuple[int, tuple[int, ...]] | None
     flat_over: Axis | None
     flat_rows: bool
+    flat_bucket: tuple[int, int] | None
     stage: int | None
     dtype: str
     is_mutable_in_forward: bool
@@ -77,6 +79,7 @@ class State:
         packed: Mapping[int, Sequence[int]] | None = None,
         flat_over: Axis | None = None,
         flat_rows: bool = False,
+        flat_bucket: tuple[int, int] | None = None,
         stage: int | None = None,
         dtype: str | None = None,
         mutable_in_forward: bool = False,
@@ -89,7 +92,8 @@ class State:
         may be empty. `packed` names the one split dim that consists of parts (gate|up, q|k|v), with their sizes: each
         is split by itself, and this rank's shares lie one behind the other. `flat_over` shares the block that results
         as contiguous flat ranges over a data-parallel axis, by the same rule over its elements in C order, or, with
-        `flat_rows`, over the rows of its dim 0 (FSDP2). `stage`: only ranks
+        `flat_rows`, over the rows of its dim 0 (FSDP2). `flat_bucket` (begin, size): the block lies in a buffer of that
+        size, from that element on, and the buffer is shared (`behemoth.sdk.bucket`). `stage`: only ranks
         of that pipeline stage hold it; others give None as `value`, and the `dtype`. An array that may change between
         `save` and `fence` (amax histories, scales) is `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy.
         `frozen`: staying as it is is healthy, whatever updates are announced; equal on all ranks, like the rest.
@@ -108,9 +112,10 @@ class State:
             host=host,
             shape=tuple(int(size) for size in shape),
             dims=tuple(sorted((dims or {}).items())),
-            packed=_packed(name, packed),
+            packed=packed_of(name, packed),
             flat_over=flat_over,
             flat_rows=flat_rows,
+            flat_bucket=None if flat_bucket is None else (int(flat_bucket[0]), int(flat_bucket[1])),
             stage=stage,
             dtype=dtype or (host.dtype if host is not None else ""),
             is_mutable_in_forward=mutable_in_forward,
@@ -222,7 +227,8 @@ class BoundState:
                 _check_local(piece, array)
 
 
-def _packed(name: str, packed: Mapping[int, Sequence[int]] | None) -> tuple[int, tuple[int, ...]] | None:
+def packed_of(name: str, packed: Mapping[int, Sequence[int]] | None) -> tuple[int, tuple[int, ...]] | None:
+    """The packed dim and its parts, as a layout has them. Raises Invalid for more than one."""
     if not packed:
         return None
     if len(packed) > 1:
@@ -241,6 +247,7 @@ def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
             packed=array.packed,
             flat_over=array.flat_over,
             flat_rows=array.flat_rows,
+            flat_bucket=array.flat_bucket,
             stage=array.stage,
             may_be_zero=array.may_be_zero,
         )
@@ -267,7 +274,7 @@ def _check_local(piece: Piece, array: _Array) -> None:
                 f"array {piece.name!r}: expected a flat piece of {share.num_elements} elements (elements "
                 f"{share.flat[0]} to {share.flat[1]} of a block of shape {expected}, over {array.flat_over}), got "
                 f"shape {got}",
-                hint=_FLAT_ROWS if array.flat_rows else _FLAT,
+                hint=_FLAT_ROWS if array.flat_rows else _FLAT_BUCKET if array.flat_bucket else _FLAT,
                 code="array-local-shape",
             )
         return

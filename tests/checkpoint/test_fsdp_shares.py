@@ -1,0 +1,46 @@
+"""What a rank is said to hold is what FSDP2 gives it: chunks of torch, uneven and empty ones, with and without TP."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.spec.mesh import Mesh
+
+torch = pytest.importorskip("torch")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    tp=st.integers(1, 3),
+    dp=st.integers(1, 5),
+    tp_dim=st.none() | st.integers(0, 2),
+)
+def test_a_piece_is_the_chunk_of_a_chunk(shape: list[int], tp: int, dp: int, tp_dim: int | None) -> None:
+    """`fully_shard` on a parameter that tensor parallelism has sharded before cuts dim 0 of the local shard, so that
+    along dim 0 the shards of FSDP lie strided in the whole (DTensor's _StridedShard)."""
+    dims = () if tp_dim is None or tp_dim >= len(shape) else ((tp_dim, "tp"),)
+    spec = ArraySpec(name="w", dtype="int64", shape=tuple(shape), dims=dims, flat_over="dp", flat_rows=True)
+    layout = Layout(mesh=Mesh(tp=tp, dp=dp, edp=tp * dp), arrays=(spec,))
+    whole = torch.arange(int(np.prod(shape))).reshape(shape)
+    for rank in range(tp * dp):
+        column, row = layout.mesh.coordinate(Rank(rank), "tp"), layout.mesh.coordinate(Rank(rank), "dp")
+        block = chunk(whole, tp, column, dims[0][0]) if dims else whole
+        mine = chunk(block, dp, row, 0)
+        held = []
+        for piece in plan_rank(layout, Rank(rank)).pieces:
+            box = whole[tuple(slice(low, high) for low, high in piece.box)]
+            held += box.reshape(-1)[slice(*piece.flat)].tolist()
+        assert held == mine.reshape(-1).tolist()
+
+
+def chunk(tensor: torch.Tensor, num: int, index: int, dim: int) -> torch.Tensor:
+    """As DTensor cuts: torch.chunk gives fewer chunks than asked for when they run out, and the rest hold nothing."""
+    chunks = torch.chunk(tensor, num, dim)
+    return chunks[index] if index < len(chunks) else tensor.narrow(dim, 0, 0)
