@@ -7,6 +7,7 @@ be the path or URL of a store. Nothing is guessed silently: a default is said on
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ RUNS = Path("runs")
 MAX_FILE_BYTES = (16 << 20) + 1
 """One more than the largest file that any decoder takes; a device or a pipe may have no end."""
 PREFIX = "run/"
+_FOLDERS = ("commits", "steps", "rejected", "owner")
+"""One of them is below every store that was ever written to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +174,10 @@ def find_checkpoints(text: str) -> Checkpoints:
     """Where the checkpoints of a run, or those below a path or URL, lie. Raises NotFound, Invalid."""
     from behemoth.app.run_directory import RunDirectory
     from behemoth.app.start_run import store_root
-    from behemoth.storage.open import path_of
+    from behemoth.storage.open import is_s3, path_of
 
+    if is_s3(text):
+        return _find_in_bucket(text)
     if "://" not in text:
         directory = RunDirectory(_run_path(text))
         identity = directory.identity()
@@ -186,13 +191,26 @@ def find_checkpoints(text: str) -> Checkpoints:
             hint=_nearest_run(text) or "name run/NAME, a run directory, or the path or URL of a checkpoint store",
             code="checkpoints-not-found",
         )
-    if not any((path / name).is_dir() for name in ("commits", "steps", "rejected", "owner")):
+    if not any((path / name).is_dir() for name in _FOLDERS):
         raise NotFound(
             f"{text}: expected a folder with checkpoints (commits/ and steps/), got one without",
             hint="the checkpoints of a run lie in its folder checkpoints/ unless spec.checkpoint.store names another",
             code="checkpoints-not-found",
         )
     return Checkpoints(url=str(path), run="")
+
+
+def _find_in_bucket(url: str) -> Checkpoints:
+    from behemoth.storage.open import open_store
+
+    with closing(open_store(url)) as store:
+        if not any(any(store.list(name)) for name in _FOLDERS):
+            raise NotFound(
+                f"{store.root}: expected a prefix with checkpoints (commits/ and steps/) below it, got one without",
+                hint="correct bucket and prefix; without a prefix: s3://BUCKET",
+                code="checkpoints-not-found",
+            )
+    return Checkpoints(url=url, run="")
 
 
 def read_run(path: Path) -> TrainingRun:

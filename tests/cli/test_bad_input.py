@@ -153,7 +153,7 @@ def test_a_place_without_checkpoints_is_not_found(
 ) -> None:
     assert refused(capsys, "ckpt", verb, str(tmp_path))[0] == Exit.NOT_FOUND
     assert refused(capsys, "ckpt", verb, "run/nobody")[0] == Exit.NOT_FOUND
-    assert refused(capsys, "ckpt", verb, "s3://bucket/run")[0] == Exit.USAGE
+    assert refused(capsys, "ckpt", verb, "s3://_/run")[0] == Exit.USAGE
 
 
 @pytest.mark.parametrize(

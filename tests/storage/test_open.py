@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.errors import Invalid
-from behemoth.storage.open import open_store
+from behemoth.ports import UploadsParts
+from behemoth.storage.open import open_files, open_store
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,16 @@ def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_store("~/x").root == "/home/someone/x"
 
 
-def test_s3_is_refused_as_not_supported_yet() -> None:
-    with pytest.raises(Invalid, match=r"s3://bucket/run: s3:// is not supported yet"):
-        open_store("s3://bucket/run")
+def test_a_bucket_is_opened_without_a_request() -> None:
+    store = open_store("s3://bucket/run?endpoint=http://127.0.0.1:1")
+    assert isinstance(store, UploadsParts)
+    assert store.root == "s3://bucket/run"
+    store.close()
+
+
+def test_what_only_a_directory_can_do_refuses_a_bucket() -> None:
+    with pytest.raises(Invalid, match=r"s3://bucket/run: expected a path or file:///path here, got s3://"):
+        open_files("s3://bucket/run")
 
 
 @pytest.mark.parametrize("url", ["", "gs://b/x", "http://h/x", "file://host/x", "file://relative", "file:///x?y=1"])

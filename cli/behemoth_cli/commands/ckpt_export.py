@@ -16,7 +16,7 @@ from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectStore, WritesRanges
-from behemoth.storage.open import open_store
+from behemoth.storage.open import open_files, open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import (
     PRECISIONS,
@@ -67,7 +67,7 @@ def export_checkpoint(
     names = map_of(name_map, size or ())
     folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
     place = find_checkpoints(where)
-    with closing(open_store(place.url)) as store, closing(open_store(to)) as folder:
+    with closing(open_store(place.url)) as store, closing(open_files(to)) as folder:
         commit = open_commit(store, intact(store, place, step))
         tensors = selected(stored_tensors(store, commit, threads=threads), select or ())
         if names is not None:

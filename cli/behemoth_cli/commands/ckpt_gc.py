@@ -20,7 +20,7 @@ from behemoth.checkpoint.gc import execute
 from behemoth.checkpoint.owner import OWNED, Owner, read_owner
 from behemoth.policy.retention import Retention
 from behemoth.ports import ObjectStore
-from behemoth.storage.open import open_store, path_of
+from behemoth.storage.open import is_s3, open_store, path_of
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.selection import Where, name_of
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints, lock_holder, read_run
@@ -127,7 +127,7 @@ def _held(
 ) -> Iterator[bool]:
     """Whether nobody can write there. To delete, the run is locked out; a plan only looks whether one is alive."""
     own = [place.directory] if place.directory is not None else []
-    candidates = [*own, Path(path_of(place.url)).parent]
+    candidates = own if is_s3(place.url) else [*own, Path(path_of(place.url)).parent]
     if owner is None:
         with _held_of_nobody(place, console, takes_unfinished):
             yield takes_unfinished
@@ -153,6 +153,10 @@ def _held(
 @contextmanager
 def _held_of_nobody(place: Checkpoints, console: Console, takes_unfinished: bool) -> Iterator[None]:
     """What is not committed may be an import that is under way; somebody has to say that it is not meant to end."""
+    if takes_unfinished and is_s3(place.url):
+        console.note("in a bucket nobody can tell whether an import is under way: --unfinished says that none is")
+        yield
+        return
     if takes_unfinished:
         with clearing(Path(path_of(place.url))):
             yield

@@ -18,7 +18,7 @@ from behemoth.checkpoint.interop.casts import unscaled
 from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
 from behemoth.checkpoint.interop.ingest import check_free, import_layout, import_tensors
 from behemoth.checkpoint.paths import COMMITS, MAX_STEP, OWNER, REJECTED, STEPS
-from behemoth.storage.open import open_store, path_of
+from behemoth.storage.open import open_files, path_of
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import (
     FULL_PRECISIONS,
@@ -66,7 +66,7 @@ def import_checkpoint(
     names = map_of(name_map, size or ())
     folder, file = _source(source)
     _check_target(to)
-    with closing(open_store(folder)) as given, closing(open_store(to)) as store:
+    with closing(open_files(folder)) as given, closing(open_files(to)) as store:
         tensors = selected(read_model(given, file=file, threads=threads).tensors, select or ())
         if precision:
             tensors = unscaled(tensors, precision)

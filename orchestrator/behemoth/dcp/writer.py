@@ -31,7 +31,7 @@ from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
 from behemoth.dcp.save_plan import SavedState, rank_orders, saved_state
 from behemoth.ports import ObjectStore
-from behemoth.storage.open import open_store
+from behemoth.storage.open import open_files
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class BehemothWriter(StorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
         plans = self._plans = self._whole_plans(plans)
-        with closing(open_store(self._address.url)) as store:
+        with closing(open_files(self._address.url)) as store:
             self._drop_failed(store)
             self._held.enter_context(importing(Path(store.root)))
             step = check_place(store, self._address, overwrite=self._overwrite)
@@ -139,7 +139,7 @@ class BehemothWriter(StorageWriter):
                 hint="give every rank a BehemothWriter",
                 code="dcp-orders",
             )
-        with closing(open_store(self._address.url)) as store:
+        with closing(open_files(self._address.url)) as store:
             rank = RankWriter(store, orders, planner, allow_pickle=self._allow_pickle, threads=self._threads)
             results = rank.write(plan.items)
         future: Future[list[WriteResult]] = Future()
@@ -152,7 +152,7 @@ class BehemothWriter(StorageWriter):
         if save is None:
             raise Conflict("BehemothWriter: expected a save that was planned here, got none", code="dcp-orders")
         metadata.storage_meta = self.storage_meta()
-        with closing(open_store(save.url)) as store:
+        with closing(open_files(save.url)) as store:
             publish(
                 store,
                 save.state,

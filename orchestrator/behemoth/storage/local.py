@@ -35,6 +35,7 @@ from behemoth.storage.positional import (
     page_runs,
     read_all,
     runs_of,
+    target_view,
     write_all,
     write_pages,
 )
@@ -96,9 +97,7 @@ class LocalStore:
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         """See the port. Raises Corrupt too when something that is no regular file stands there."""
-        view = byte_view(into, f"read {key}")
-        if view.readonly or offset_bytes < 0:
-            raise Invalid(f"read {key}: expected a writable buffer and an offset >= 0, got offset {offset_bytes} bytes")
+        view = target_view(into, key, offset_bytes)
         path = self._path(segments_of(key))
         with named_errors(f"read {key}"), _opened(path) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):

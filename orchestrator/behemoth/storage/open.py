@@ -1,24 +1,44 @@
 """From the URL in a run's spec, or a path on the command line, to an ObjectStore.
 
 The only place that knows which adapters exist. Must not touch the store: opening is free, the first use may fail.
-The neighbour is `local`.
+Neighbours: `local`, `s3`.
 """
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from behemoth.base.errors import Invalid
 from behemoth.storage.local import LocalStore
+from behemoth.storage.s3_place import parse_s3
 
-_SUPPORTED = "a path or file:///path"
+if TYPE_CHECKING:
+    from behemoth.storage.s3 import S3Store
+
+_FILES = "a path or file:///path"
+_SUPPORTED = f"{_FILES}, or s3://bucket/prefix"
 
 
-def open_store(url: str) -> LocalStore:
-    """A store for `file:///path` or a plain path (relative to the working directory, `~` is the home). The caller
-    closes it. Raises Invalid for anything else; `s3://` is not supported yet."""
+def open_store(url: str) -> LocalStore | S3Store:
+    """A store for a plain path (relative to the working directory, `~` is the home), `file:///path` or
+    `s3://bucket/prefix`. The caller closes it. Raises Invalid for anything else."""
+    if not is_s3(url):
+        return open_files(url)
+    from behemoth.storage.s3 import S3Store  # botocore takes a second to load
+
+    return S3Store(parse_s3(url))
+
+
+def open_files(url: str) -> LocalStore:
+    """As `open_store`, for what only a directory can do. Raises Invalid for `s3://`."""
     return LocalStore(path_of(url))
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL names a bucket."""
+    return _scheme(url) == "s3"
 
 
 def path_of(url: str) -> str:
@@ -27,12 +47,19 @@ def path_of(url: str) -> str:
         raise Invalid(f"store {url!r}: expected {_SUPPORTED}, got {'nothing' if not url else 'a NUL character'}")
     if "://" not in url:
         return os.path.expanduser(url)
-    scheme = url.partition("://")[0].lower()
-    if scheme == "s3":
-        raise Invalid(f"store {url}: s3:// is not supported yet", hint=f"use {_SUPPORTED}", code="not-supported-yet")
-    if scheme != "file":
-        raise Invalid(f"store {url}: expected {_SUPPORTED}, got scheme {scheme!r}", hint=f"use {_SUPPORTED}")
+    if is_s3(url):
+        raise Invalid(
+            f"store {parse_s3(url)}: expected {_FILES} here, got s3://",
+            hint="positional writes, which this needs, are not possible there",
+            code="not-supported-yet",
+        )
+    if _scheme(url) != "file":
+        raise Invalid(f"store {url}: expected {_SUPPORTED}, got scheme {_scheme(url)!r}", hint=f"use {_SUPPORTED}")
     return _path_of_file_url(url)
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower() if "://" in url else ""
 
 
 def _path_of_file_url(url: str) -> str:

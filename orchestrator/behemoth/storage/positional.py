@@ -38,6 +38,14 @@ def byte_view(buffer: Buffer, doing: str) -> memoryview:
         raise Invalid(f"{doing}: expected a C-contiguous buffer of plain bytes, got {error}", hint=hint) from error
 
 
+def target_view(into: Buffer, key: str, offset_bytes: int) -> memoryview:
+    """The bytes that a read from `offset_bytes` fills. Raises Invalid for a buffer that takes none."""
+    view = byte_view(into, f"read {key}")
+    if view.readonly or offset_bytes < 0:
+        raise Invalid(f"read {key}: expected a writable buffer and an offset >= 0, got offset {offset_bytes} bytes")
+    return view
+
+
 def runs_of(key: str, size_bytes: int, parts: Sequence[Part]) -> list[Run]:
     """Parts as runs, those that follow one another joined. Raises Invalid for bytes outside of the object."""
     runs: list[Run] = []

@@ -55,7 +55,7 @@ class MemoryBucket(MemoryObjects):
         data = b"".join(byte_view(buffer, f"upload part {number} of {key}") for buffer in buffers)
         check_part(key, number=number, size_bytes=len(data))
         if crc32c(data) != crc:
-            raise Corrupt(f"part {number} of {key}: expected bytes of CRC {crc:08x}, got {crc32c(data):08x}")
+            raise Corrupt(f"part {number} of {key}: expected bytes of the CRC {crc:08x}, got {crc32c(data):08x}")
         etag = hashlib.sha256(data).hexdigest()
         receipt = PartReceipt(number=number, etag=etag, crc=crc, size_bytes=len(data))
         with self._lock:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.errors import Conflict, Corrupt, NotFound
 from behemoth.ports import ObjectInfo, ObjectStore, Part
 from behemoth.storage.keys import segments_of, segments_of_prefix
-from behemoth.storage.positional import byte_view, runs_of
+from behemoth.storage.positional import byte_view, runs_of, target_view
 
 
 class MemoryObjects:
@@ -36,9 +36,7 @@ class MemoryObjects:
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         segments_of(key)
-        view = byte_view(into, f"read {key}")
-        if view.readonly or offset_bytes < 0:
-            raise Invalid(f"read {key}: expected a writable buffer and an offset >= 0, got offset {offset_bytes} bytes")
+        view = target_view(into, key, offset_bytes)
         with self._lock:
             data = self._objects.get(key)
             if data is None:

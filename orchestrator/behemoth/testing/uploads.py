@@ -77,7 +77,7 @@ class UploadContract(ObjectContract):
 
     def test_a_part_of_other_bytes_than_its_crc_says_is_refused(self, store: UploadsParts) -> None:
         upload_id = store.begin_upload("a")
-        with pytest.raises(Corrupt, match="part 1 of a: expected bytes of CRC"):
+        with pytest.raises(Corrupt, match="part 1 of a: expected bytes of the CRC"):
             store.upload_part("a", upload_id, number=1, buffers=[b"bytes"], crc=crc32c(b"other"))
 
     def test_parts_that_do_not_add_up_make_no_object(self, store: UploadsParts) -> None:

@@ -44,7 +44,7 @@ from behemoth.spec.drill import Fault
 from behemoth.spec.run import BEAT_INTERVAL, TrainingRun
 from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, TermBegan
 from behemoth.state.observation import Observation
-from behemoth.storage.open import open_store
+from behemoth.storage.open import open_files
 from behemoth.storage.probe import probe
 
 BEATS_PER_LIMIT = 5
@@ -91,7 +91,7 @@ class LocalRun:
             journal = JournalFile(place.directory.journal)
             history = read_history(journal.open())
             stack.callback(journal.close)
-            store = open_store(place.store_url)
+            store = open_files(place.store_url)
             stack.callback(store.close)
             await asyncio.to_thread(_settle, place, store, history.observation)
             history = await self._lead(place, store, journal, history)
@@ -280,7 +280,7 @@ def _require_within(run: TrainingRun, newest: Step) -> None:
 
 def _vet(store_url: str, run_uid: RunUid | None) -> None:
     """Raises Conflict when the store of a run that has yet to begin belongs to another."""
-    with contextlib.closing(open_store(store_url)) as store:
+    with contextlib.closing(open_files(store_url)) as store:
         refuse_other(store, run_uid, url=store_url)
 
 

@@ -1,0 +1,50 @@
+"""Tries again what may pass by itself: the one place that does so for stores.
+
+Waits have full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): thousands of agents
+that were refused in the same instant must not come back in the same instant. Must not know what it calls. The neighbour
+is `errors`, whose Unavailable alone is tried again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from behemoth.base.errors import Unavailable
+
+FIRST_WAIT_S = 0.2
+"""At most, before the second try; twice as long before each later one."""
+LONGEST_WAIT_S = 20.0
+
+_T = TypeVar("_T")
+
+
+def retried(
+    work: Callable[[], _T],
+    *,
+    limit_s: float,
+    now: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], object] = time.sleep,
+    jitter: Callable[[], float] = random.random,
+) -> _T:
+    """What `work` returns, called until it does not raise Unavailable, or `limit_s` is over; blocks meanwhile.
+
+    No try begins after `limit_s`, and none is cut off. Then the last Unavailable is raised, with the number of tries.
+    `work` must be idempotent. `now`, `wait` and `jitter` (0 .. 1) are for tests.
+    """
+    began_s = now()
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return work()
+        except Unavailable as error:
+            # A double overflows at the 1024th power of 2; the wait does not grow for so long.
+            wait_s = jitter() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(tries - 1, 64))
+            spent_s = now() - began_s
+            if spent_s + wait_s >= limit_s:
+                message = f"{error.message}; gave up after {tries} tries in {spent_s:.1f} s"
+                raise Unavailable(message, hint=error.hint, code=error.code) from error
+            wait(wait_s)

@@ -1,0 +1,106 @@
+"""One connection pool to an S3 server: every request runs in here, is tried again, and fails in our words.
+
+boto3 makes the client, so that credentials, profiles, proxies and certificates are found where every other tool finds
+them; its own retries are off, because a conditional write must be read back after each ambiguous answer, and because
+they know no limit in seconds. It must not know what is stored. Neighbours: `s3_errors`, `base.retry`, `s3`.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import boto3
+import botocore.session
+from botocore.config import Config
+
+from behemoth.base.retry import retried
+from behemoth.storage.s3_errors import named_errors
+from behemoth.storage.s3_place import S3Place
+
+CONNECT_LIMIT_S = 10
+READ_LIMIT_S = 60
+"""Without a byte. While it completes a large upload a server may think for long."""
+PATIENCE_S = 120.0
+"""How long a request is tried, beyond the time that its bytes may take."""
+SLOWEST_BYTES_PER_S = 1 << 20
+"""Of one connection; bytes that move more slowly are sent or fetched again, on another connection."""
+
+_T = TypeVar("_T")
+
+
+class S3Client:
+    """Thread-safe. The connection is made by the first request; the constructor opens nothing."""
+
+    def __init__(self, place: S3Place, *, num_connections: int, patience_s: float = PATIENCE_S) -> None:
+        self._place = place
+        self._num_connections = num_connections
+        self._patience_s = patience_s
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def ask(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int = 0) -> _T:
+        """What `request` returns, which gets boto3's client and may be called several times: it must be idempotent.
+        `doing` begins the messages of errors. Blocks for `size_bytes` at the slowest rate, and `patience_s`. Raises
+        Unavailable when nothing helps, with the number of tries."""
+
+        def work() -> _T:
+            with named_errors(doing):
+                return request(self._connected())
+
+        return retried(work, limit_s=self._patience_s + allowed_s(size_bytes))
+
+    def close(self) -> None:
+        """Give back all connections."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = _connect(self._place, self._num_connections)
+            return self._client
+
+
+def allowed_s(size_bytes: int) -> float:
+    """How long bytes may take in one try."""
+    return READ_LIMIT_S + size_bytes / SLOWEST_BYTES_PER_S
+
+
+def encoded_crc(crc: int) -> str:
+    """As S3 writes CRCs in headers: base64 of four bytes, big-endian."""
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def _connect(place: S3Place, num_connections: int) -> Any:
+    s3: dict[str, object] = {
+        "payload_signing_enabled": False
+    }  # a signed CRC guards the bytes; SHA-256 of them takes a core for 1 GB/s
+    if place.addressing is not None:
+        s3["addressing_style"] = place.addressing
+    session = botocore.session.Session()
+    session.register_component("data_loader", _models())
+    return boto3.session.Session(botocore_session=session).client(
+        "s3",
+        endpoint_url=place.endpoint,
+        region_name=place.region,
+        config=Config(
+            connect_timeout=CONNECT_LIMIT_S,
+            read_timeout=READ_LIMIT_S,
+            max_pool_connections=num_connections,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            request_checksum_calculation="when_required",  # we give CRC-32C ourselves
+            response_checksum_validation="when_required",  # ranges have none; readers check every chunk's
+            s3=s3,
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
+def _models() -> Any:
+    """What botocore knows of S3, read once a process: a third of a second. It holds no credentials."""
+    return botocore.session.Session().get_component("data_loader")

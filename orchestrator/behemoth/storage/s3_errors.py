@@ -1,0 +1,120 @@
+"""Says what an S3 server's error codes, and botocore's failures to reach one, mean to a caller.
+
+Must not decide anything beyond the class of the error, and repeats nothing that may hold a secret: of a server's
+answer the code, of a failed connection its kind, never a URL, a header or a credential. Neighbours: `s3_client`, in
+which every request runs, and `os_errors`, the same for files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from botocore import exceptions as boto
+from botocore.exceptions import BotoCoreError, ClientError
+
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.storage.s3_place import CREDENTIALS_HINT
+
+_ALLOWED = "allow it in the bucket's policy, or use other credentials"
+_REGION = "name the bucket's region: AWS_REGION, or ?region= behind the store's URL"
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.NoAuthTokenError,
+    boto.TokenRetrievalError,
+    boto.ProfileNotFound,
+)
+_UNREACHED = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ChecksumError)
+
+
+@contextmanager
+def named_errors(doing: str) -> Iterator[None]:
+    """Turn botocore's errors inside into ours; `doing` begins the message, such as `read steps/a/c/0`."""
+    try:
+        yield
+    except ClientError as error:
+        raise _answered(error, doing) from error
+    except (BotoCoreError, OSError) as error:
+        raise _unanswered(error, doing) from error
+
+
+def error_of_code(code: str, status: int, doing: str) -> BehemothError:
+    """The error of ours for a code and a status of S3 (Amazon S3 API reference, "Error responses"), and for those that
+    compatible servers add."""
+    message = f"{doing}: {code or 'error'} ({status})"
+    match code:
+        case "NoSuchUpload":
+            return NotFound(f"{doing}: no such upload any more", code="upload-gone")
+        case "NoSuchBucket":
+            return NotFound(f"{doing}: no such bucket", hint="make the bucket, or correct its name", code="no-bucket")
+        case "PreconditionFailed":
+            return Conflict(f"{doing}: expected no such object, got one", code="exists")
+        case "InvalidPart" | "InvalidPartOrder":
+            return Conflict(f"{doing}: expected the parts as received, got another or none", code="upload-part")
+        case "ObjectParentIsFile" | "ExistingObjectIsDirectory" | "XMinioParentIsObject":
+            return Conflict(f"{doing}: an object and a folder claim the same name")
+        case "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest":
+            return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code="upload-crc")
+        case "InvalidRange":
+            return Invalid(message, code="range")
+        case "AccessDenied" | "AllAccessDisabled" | "AccountProblem":
+            return Denied(message, hint=_ALLOWED)
+        case "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidClientTokenId":
+            return Denied(message, hint=CREDENTIALS_HINT)
+        case "RequestTimeTooSkewed":
+            return Denied(message, hint="set this machine's clock")
+        case "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException":
+            return Invalid(message, hint=_REGION, code="store-region")
+        case "ConditionalRequestConflict" | "OperationAborted" | "RequestTimeout" | "InternalError":
+            return Unavailable(message)
+        case "SlowDown" | "Throttling" | "ThrottlingException" | "TooManyRequests" | "ServiceUnavailable":
+            return Unavailable(message, code="throttled")
+        case "QuotaExceeded" | "XMinioStorageFull" | "InsufficientCapacity":
+            return Unavailable(message, code="no-space", hint="free space, raise the quota, or keep fewer checkpoints")
+        case _:
+            return _error_of_status(status, message)
+
+
+def _error_of_status(status: int, message: str) -> BehemothError:
+    match status:
+        case 401 | 403:
+            return Denied(message, hint=_ALLOWED)
+        case 404:
+            return NotFound(message)
+        case 409:
+            return Conflict(message)
+        case 412:
+            return Conflict(message, code="exists")
+        case 429 | 503:
+            return Unavailable(message, code="throttled")
+        case _ if 300 <= status < 400:
+            return Invalid(message, hint=_REGION, code="store-region")
+        case 501:
+            return Invalid(message, hint="use a store that has this request", code="store-unfit")
+        case _ if 400 <= status < 500:
+            return Invalid(message)
+        case _:
+            return Unavailable(message)
+
+
+def _answered(error: ClientError, doing: str) -> BehemothError:
+    response = error.response
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return error_of_code(str(response.get("Error", {}).get("Code", "")), status, doing)
+
+
+def _unanswered(error: BotoCoreError | OSError, doing: str) -> BehemothError:
+    kind = type(error).__name__
+    if isinstance(error, _NO_CREDENTIALS):
+        return Denied(f"{doing}: expected credentials, got none that can be used ({kind})", hint=CREDENTIALS_HINT)
+    if isinstance(error, boto.NoRegionError):
+        return Invalid(f"{doing}: expected a region, got none", hint=_REGION, code="store-region")
+    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        hint = "name the authority that signed it: AWS_CA_BUNDLE"
+        return Denied(f"{doing}: expected a certificate of a known authority, got another", hint=hint)
+    if isinstance(error, (*_UNREACHED, OSError)):
+        hint = "check that the endpoint is right and can be reached from here"
+        return Unavailable(f"{doing}: no whole answer from the store ({kind})", hint=hint)
+    return Invalid(f"{doing}: expected a request that can be sent, got {kind}")

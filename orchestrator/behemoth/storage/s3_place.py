@@ -1,0 +1,105 @@
+"""What `s3://bucket/prefix` names: bucket, prefix and, after a `?`, where and how the bucket is reached.
+
+Credentials are never part of it, because URLs stand in run files, logs and process lists: one that holds some is
+refused, and the refusal does not repeat it. Must not ask the network or the environment. Neighbour: `s3_client`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+from behemoth.base.errors import Invalid
+from behemoth.storage.keys import segments_of_prefix
+
+CREDENTIALS_HINT = (
+    "give credentials by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, by a profile, or by the role of the machine"
+)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""Amazon S3 user guide, "General purpose bucket naming rules"."""
+_PARAMETERS = ("endpoint", "region", "addressing")
+_ADDRESSING = ("auto", "path", "virtual")
+_FORM = "s3://BUCKET/PREFIX, with ?endpoint=URL&region=NAME&addressing=path behind it where needed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Place:
+    """`endpoint`, `region` and `addressing` are None where the environment, a profile or botocore's default decides."""
+
+    bucket: str
+    prefix: str
+    """Without `/` at either end; empty: the whole bucket."""
+    endpoint: str | None = None
+    region: str | None = None
+    addressing: str | None = None
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".removesuffix("/")
+
+    def key_of(self, key: str) -> str:
+        """The bucket's key of a store's key."""
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+
+def parse_s3(url: str) -> S3Place:
+    """Raises Invalid for anything but `s3://bucket[/prefix][?...]`, with the code `store-credentials` for credentials.
+    The prefix is taken as it stands, without percent-decoding, as other tools for S3 do."""
+    head, _, query = url.partition("?")
+    bucket, _, prefix = head.partition("://")[2].partition("/")
+    if "@" in bucket:
+        raise Invalid(
+            f"store s3://...@{bucket.rpartition('@')[2]}: expected no credentials in a URL, got some",
+            hint=CREDENTIALS_HINT,
+            code="store-credentials",
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise Invalid(f"store s3://{bucket}: expected the name of a bucket, got {bucket!r}", hint=f"write {_FORM}")
+    if "#" in url:
+        raise Invalid(f"store s3://{bucket}: expected no '#' in a URL, got one", hint=f"write {_FORM}")
+    name = f"store s3://{bucket}/{prefix}"
+    segments = segments_of_prefix(prefix)
+    parameters = _parameters(name, query)
+    addressing = parameters.get("addressing")
+    if addressing is not None and addressing not in _ADDRESSING:
+        raise Invalid(f"{name}: expected addressing {' or '.join(_ADDRESSING)}, got {addressing!r}")
+    return S3Place(
+        bucket=bucket,
+        prefix="/".join(segments),
+        endpoint=_endpoint(name, parameters.get("endpoint")),
+        region=parameters.get("region"),
+        addressing=addressing,
+    )
+
+
+def _parameters(name: str, query: str) -> dict[str, str]:
+    """Values are not repeated in errors: somebody may have written a key there."""
+    try:
+        pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True) if query else []
+    except ValueError:
+        message = f"{name}: expected name=value pairs after '?', got something else"
+        raise Invalid(message, hint=f"write {_FORM}") from None  # which would tell them
+    parameters = dict(pairs)
+    for key, value in pairs:
+        if key not in _PARAMETERS:
+            raise Invalid(f"{name}: expected {', '.join(_PARAMETERS)} after '?', got {key!r}", hint=CREDENTIALS_HINT)
+        if not value or len(parameters) != len(pairs):
+            raise Invalid(f"{name}: expected each parameter once and with a value, got {key!r} otherwise")
+    return parameters
+
+
+def _endpoint(name: str, text: str | None) -> str | None:
+    if text is None:
+        return None
+    parts = urlsplit(text)
+    if "@" in parts.netloc:
+        raise Invalid(
+            f"{name}: expected no credentials in the endpoint, got some",
+            hint=CREDENTIALS_HINT,
+            code="store-credentials",
+        )
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
+        raise Invalid(
+            f"{name}: expected an endpoint such as https://s3.example.org:9000, got {text!r}", hint=f"write {_FORM}"
+        )
+    return f"{parts.scheme}://{parts.netloc}"

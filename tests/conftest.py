@@ -1,0 +1,24 @@
+"""Fixtures of several packages: the S3 server, which is started once and only when a test of the session needs it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from servers.s3_server import S3Server, s3_server
+from servers.versitygw_binary import built
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The server is built before the first test, since no test may take as long."""
+    if (
+        any("s3" in getattr(item, "fixturenames", ()) for item in session.items)
+        and not session.config.option.collectonly
+    ):
+        built()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with an empty bucket, in which each test takes a prefix of its own."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as started:
+        yield started
