@@ -107,6 +107,21 @@ def train_big() -> None:
         run.save(step, state)
 
 
+def train_shares() -> None:
+    """Each rank holds `mib` MiB of its own: bytes that tell the step, so that no mixture goes unnoticed."""
+    run = join()
+    share = np.zeros(run.args["mib"] << 17, dtype=np.float64)
+    state = State()
+    state.array("share", share, shape=(share.size * run.mesh.dp,), flat_over="dp")
+    first = run.restore(state)
+    print(f"restored {first} {share.min()} {share.max()}", flush=True)
+    for step in run.steps(first):
+        time.sleep(0.01)
+        run.fence()
+        share += 1
+        run.save(step, state)
+
+
 def hang_here_for_ever() -> None:
     while True:
         time.sleep(0.01)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -147,7 +147,10 @@ class Stage:
                 master_port=first.rendezvous_port,
                 restore=restore,
                 dump_stacks=dump_stacks,
-                peers=tuple(PeerPlace(host=hellos[node].host, port=hellos[node].peer_port) for node in nodes),
+                peers=tuple(
+                    PeerPlace(host=hellos[node].host, port=hellos[node].peer_port, domain=order)
+                    for order, node in enumerate(nodes)
+                ),
             )
         )
 
@@ -156,21 +159,29 @@ class Stage:
     ) -> R:
         """The first report of this kind that passes the check, among those heard since `since`."""
 
-        def found() -> R | None:
-            for _, report in self.heard[since:]:
-                if isinstance(report, kind) and check(report):
-                    return report
-            return None
+        def found(heard: Sequence[tuple[NodeId, Report]]) -> R | None:
+            return next((report for _, report in heard if isinstance(report, kind) and check(report)), None)
 
+        return await self.wait_until(found, since=since, limit_s=limit_s, what=kind.__name__)
+
+    async def wait_until(
+        self,
+        found: Callable[[Sequence[tuple[NodeId, Report]]], R | None],
+        *,
+        since: int = 0,
+        limit_s: float = LIMIT_S,
+        what: str = "answer of all",
+    ) -> R:
+        """What `found` makes of all that was heard since `since`, once it makes something of it."""
         async with self._news:
             try:
                 async with asyncio.timeout(limit_s):
-                    await self._news.wait_for(lambda: found() is not None)
+                    await self._news.wait_for(lambda: found(self.heard[since:]) is not None)
             except TimeoutError:
-                raise AssertionError(f"no {kind.__name__} within {limit_s} s\n{self.story()}") from None
-        report = found()
-        assert report is not None
-        return report
+                raise AssertionError(f"no {what} within {limit_s} s\n{self.story()}") from None
+        answer = found(self.heard[since:])
+        assert answer is not None
+        return answer
 
     async def save(self, step: int, write_id: str, attempt: int, *, is_last: bool = False) -> RestoreFrom:
         """A whole save from its announcement to its commit."""
@@ -178,8 +189,7 @@ class Stage:
         saved = await self.announce(step, write_id, attempt, is_last=is_last)
         if is_last:
             self.send(GoAhead(fence=self.fence(attempt), write_id=saved.write_id))
-        batch = await self.wait_for(ReceiptBatch, lambda report: report.write_id == saved.write_id, since=since)
-        self.commit(batch, saved.step, attempt)
+        self.commit(await self.receipts(saved.write_id, since=since), saved.step, attempt)
         self.send(CommitSeen(fence=self.fence(attempt), step=saved.step, write_id=saved.write_id))
         return saved
 
@@ -197,23 +207,39 @@ class Stage:
         """The step at which a rank stood already, after which the save was given up; None when all ranks know of it."""
         since, fence = len(self.heard), self.fence(attempt)
         self.send(SaveAt(fence=fence, step=save.step, write_id=save.write_id, is_last=is_last))
-        answer = await self.wait_for(SaveReached | SaveMissed, lambda told: told.write_id == save.write_id, since=since)
-        if isinstance(answer, SaveReached):
+        told = await self.wait_until(
+            lambda heard: _armed_or_missed(heard, save.write_id, len(self.agents)), since=since
+        )
+        answer = next((report for report in told if isinstance(report, SaveMissed)), None)
+        if answer is None:
             return None
         self.send(AbortSave(fence=fence, write_id=save.write_id, reason=f"a rank stood at step {answer.step} already"))
         return answer.step
 
-    def commit(self, batch: ReceiptBatch, step: int, attempt: int) -> None:
-        assert batch.layout is not None
-        assert len(batch.receipts) == batch.num_ranks
+    async def receipts(self, write_id: WriteId, *, since: int = 0) -> list[ReceiptBatch]:
+        """Of a write, one batch of every node."""
+
+        def batches(heard: Sequence[tuple[NodeId, Report]]) -> list[ReceiptBatch] | None:
+            found = {
+                node: report
+                for node, report in heard
+                if isinstance(report, ReceiptBatch) and report.write_id == write_id
+            }
+            return list(found.values()) if len(found) == len(self.agents) else None
+
+        return await self.wait_until(batches, since=since)
+
+    def commit(self, batches: Sequence[ReceiptBatch], step: int, attempt: int) -> None:
+        (layout,) = (batch.layout for batch in batches if batch.layout is not None)
+        assert all(len(batch.receipts) == batch.num_ranks for batch in batches)
         commit(
             open_store(self.setup.store_url),
             run=self.setup.run_name,
-            layout=Layout.decode(batch.layout),
+            layout=Layout.decode(layout),
             step=Step(step),
-            write_id=batch.write_id,
+            write_id=batches[0].write_id,
             attempt=Attempt(attempt),
-            receipts=[Receipt.decode(receipt) for receipt in batch.receipts],
+            receipts=[Receipt.decode(receipt) for batch in batches for receipt in batch.receipts],
             previous=None,
         )
 
@@ -255,6 +281,17 @@ class Stage:
             self._news.notify_all()
 
 
+def _armed_or_missed(
+    heard: Sequence[tuple[NodeId, Report]], write_id: WriteId, num_nodes: int
+) -> list[SaveReached | SaveMissed] | None:
+    """What was said of a write, as soon as one node missed it or all know of it."""
+    told = [
+        report for _, report in heard if isinstance(report, SaveReached | SaveMissed) and report.write_id == write_id
+    ]
+    armed = [report for report in told if isinstance(report, SaveReached) and report.stage == "armed"]
+    return told if len(armed) == num_nodes or len(told) > len(armed) else None
+
+
 def setup_for(
     folder: Path,
     program: str = "train",
@@ -265,9 +302,12 @@ def setup_for(
     preload: tuple[str, ...] = (),
     grace_us: int | None = 0,
     max_log_bytes: int = 1 << 20,
+    nodes: int = 1,
+    peer_copies: int = 0,
+    peer_rate: int | None = None,
     **args: int,
 ) -> Setup:
-    """A run of one node's ranks."""
+    """A run of `ranks` on each of `nodes`."""
     second_us = 1_000_000
     work = CommandWork(argv=argv) if argv else EntrypointWork(entrypoint=f"agent.programs:{program}", preload=preload)
     return Setup(
@@ -275,7 +315,7 @@ def setup_for(
         args=dict(args),
         environment={"SECRET_OF_USER": "s3cr3t"},
         total_steps=Step(total_steps),
-        mesh={"dp": ranks, "edp": ranks},
+        mesh={"dp": nodes * ranks, "edp": nodes * ranks},
         ranks_per_node=ranks,
         store_url=str(folder / "checkpoints"),
         run_name="toy",
@@ -292,6 +332,8 @@ def setup_for(
         coordinator_grace_us=grace_us,
         max_log_bytes=max_log_bytes,
         peer_key=PEER_KEY,
+        peer_copies=peer_copies,
+        peer_rate=peer_rate,
     )
 
 

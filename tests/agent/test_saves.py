@@ -13,7 +13,7 @@ from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Cancel, Failed, OpenStore, Write
 from behemoth.base.ids import Attempt, Epoch, Rank, RunUid, Step, WriteId
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import SaveAt
+from behemoth.wire.messages import RestoreFrom, SaveAt
 from behemoth.wire.session import Declare, Staging
 
 FIRST, SECOND = WriteId("a1-1"), WriteId("a1-2")
@@ -85,6 +85,21 @@ def test_a_save_that_is_given_up_before_its_write_was_sent_is_never_sent() -> No
         await turns()
         assert desk.to_store.sent == []
         assert desk.states == ["free", "free"]
+
+    play(scene)
+
+
+def test_a_checkpoint_is_still_found_in_memory_when_a_newer_one_was_committed_after_the_restart_was_decided() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.memory.staged(FIRST)
+        desk.memory.committed(FIRST)
+        assert desk.memory.grant(SECOND) == 1
+        desk.memory.staged(SECOND)
+        desk.memory.committed(SECOND)
+        assert desk.states == ["free", "committed"]
+        assert desk.memory.source(RestoreFrom(step=Step(5), write_id=FIRST)).held_in == 0
+        assert desk.memory.grant(WriteId("a1-3")) == 0
+        assert desk.memory.source(RestoreFrom(step=Step(5), write_id=FIRST)).held_in is None
 
     play(scene)
 

@@ -36,6 +36,7 @@ from behemoth.wire.messages import AbortSave, CommitSeen, GoAhead, ReceiptBatch,
 from reconcile.player import Player, training
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+DOMAINS = {A: 0, B: 0, C: 1}
 W1, W2 = WriteId("a1-1"), WriteId("a1-2")
 REF = CommitRef(step=Step(10), write_id=W1, size_bytes=1)
 
@@ -47,7 +48,7 @@ class FakeFleet:
         self.expected: dict[NodeId, int] = {}
         self.expelled: dict[NodeId, tuple[int, str]] = {}
         self.gang: tuple[Attempt, tuple[NodeId, ...]] | None = None
-        self.started: tuple[RestoreFrom | None, bool] | None = None
+        self.started: tuple[RestoreFrom | None, bool, tuple[int, ...]] | None = None
         self.stopped: tuple[Attempt, str, bool] | None = None
         self.saves: dict[WriteId, SaveMuster] = {}
         self.agreed: set[WriteId] = set()
@@ -64,9 +65,15 @@ class FakeFleet:
         self.gang, self.started = (attempt, tuple(nodes)), None
 
     def start_gang(
-        self, fence: Fence, nodes: Sequence[NodeId], *, restore: RestoreFrom | None, dump_stacks: bool
+        self,
+        fence: Fence,
+        nodes: Sequence[NodeId],
+        *,
+        restore: RestoreFrom | None,
+        dump_stacks: bool,
+        domains: Sequence[int],
     ) -> None:
-        self.gang, self.started = (fence.attempt, tuple(nodes)), (restore, dump_stacks)
+        self.gang, self.started = (fence.attempt, tuple(nodes)), (restore, dump_stacks, tuple(domains))
 
     def stop_gang(self, fence: Fence, reason: str, *, dump_stacks: bool) -> None:
         self.stopped = (fence.attempt, reason, dump_stacks)
@@ -146,6 +153,7 @@ class World:
             machines=self.machines,  # type: ignore[arg-type]
             desk=self.desk,  # type: ignore[arg-type]
             agent=AgentProgram(argv=("agent",), env={"KEY": "v"}, log_dir=Path("/logs")),
+            domains=DOMAINS,
             witnesses=(),
         )
 
@@ -312,7 +320,7 @@ def test_the_gang_restores_what_was_decided_and_tells_its_stacks_when_that_is_wa
     world = under_way()
     world.body.apply(Start(fence=fence(4), restore=REF, reason="hang", dump_stacks=True))
     assert world.fleet.gang == (4, (A, B))
-    assert world.fleet.started == (RestoreFrom(step=REF.step, write_id=W1), True)
+    assert world.fleet.started == (RestoreFrom(step=REF.step, write_id=W1), True, (0, 0))
     world.body.apply(Stop(fence=fence(4), reason="no step", dump_stacks=True))
     assert world.fleet.stopped == (4, "no step", True)
 
@@ -357,6 +365,7 @@ def test_every_witness_sees_what_was_folded() -> None:
         machines=machines,  # type: ignore[arg-type]
         desk=desk,  # type: ignore[arg-type]
         agent=AgentProgram(argv=("agent",), env={}, log_dir=Path("/logs")),
+        domains=DOMAINS,
         witnesses=(lambda *told: seen.append(told), lambda *told: seen.append(told)),
     )
     after = training().obs

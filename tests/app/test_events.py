@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
 
 from behemoth.app.event_log import EventLog, read_events
 from behemoth.app.events import Event, events_of
+from behemoth.app.restore_book import RestoreBook
 from behemoth.base.clock import ManualClock
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
 from behemoth.reconcile.decide import decide
@@ -122,6 +127,59 @@ def test_a_failure_names_rank_node_signal_and_last_words() -> None:
 def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_behind() -> None:
     steps = {event.reason: event.step for event in play()}
     assert (steps["Training"], steps["Committed"], steps["WorkerFailed"]) == (1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"num_from_memory": 4}, "4 of 4 ranks from memory"),
+        ({"num_from_memory": 2}, "2 of 4 ranks from memory"),  # as told before anybody counted
+        (
+            {"num_from_memory": 3, "num_from_peer": 1, "peer_bytes": 9},
+            "3 of 4 ranks from memory, 1 from a peer's memory",
+        ),
+        (
+            {
+                "num_from_memory": 2,
+                "num_from_peer": 1,
+                "store_bytes": 3 << 20,
+                "missed": "node c: no snapshot is there",
+            },
+            "2 of 4 ranks from memory, 1 from a peer's memory, 1 from the store (3.0 MiB read): node c: no snapshot is "
+            "there",
+        ),
+    ],
+)
+def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str, Any], expected: str) -> None:
+    config = structs.replace(CONFIG, ranks_per_node=4)
+    commit = CommitRef(step=Step(5), write_id=WriteId("a1-1"), size_bytes=1)
+    book, observation, messages = RestoreBook(), None, []
+    for evidence in (
+        RunOpened(config=config),
+        TermBegan(epoch=Epoch(1)),
+        CommitsFound(commits=(commit,)),
+        NodeJoined(node=NodeId("a"), incarnation=1, attempt=Attempt(0)),
+        None,
+        None,
+        GangRestored(attempt=Attempt(1), step=Step(5), **told),
+        GangRestored(attempt=Attempt(1), step=Step(5), **told),
+    ):
+        fact = evidence
+        if fact is None:
+            assert observation is not None
+            fact = Decided(effects=decide(observation).effects)
+        before, observation = observation, fold(observation, fact, 1_000)
+        messages += [event.message for event in events_of(fact, before, observation) if event.reason == "Restored"]
+        book.witness(fact, before, observation)
+    assert messages[0] == f"attempt 1 stands at step 5, {expected}"
+    (row,) = book.rows
+    assert (row.step, row.num_from_memory, row.num_from_peer) == (
+        5,
+        told["num_from_memory"],
+        told.get("num_from_peer", 0),
+    )
+    assert row.num_from_store == 4 - row.num_from_memory - row.num_from_peer
+    assert (row.store_bytes, row.missed) == (told.get("store_bytes", 0), told.get("missed", ""))
 
 
 def test_events_are_written_told_and_read_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from behemoth.app.events import Event
 from behemoth.app.snapshot import NodeView, Snapshot, snapshot
-from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
+from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, RestoreTable, Summary
 from behemoth.base.ids import Attempt, NodeId, Rank, Slot, Step, WriteId
 from behemoth.fleet.progress import Vitals
 from behemoth.reconcile.decide import decide
@@ -83,6 +83,28 @@ SUMMARY = Summary(
         ),
     ),
     num_faults=2,
+    restores=(
+        RestoreTable(
+            attempt=Attempt(2),
+            step=Step(40),
+            num_from_memory=4,
+            num_from_peer=0,
+            num_from_store=0,
+            peer_bytes=0,
+            store_bytes=0,
+            missed="",
+        ),
+        RestoreTable(
+            attempt=Attempt(3),
+            step=Step(80),
+            num_from_memory=2,
+            num_from_peer=1,
+            num_from_store=1,
+            peer_bytes=3 << 20,
+            store_bytes=5 << 20,
+            missed="node node-2: memory of rank 3: no snapshot of write a2-4 is there",
+        ),
+    ),
     checkpoints=(
         CheckpointTable(
             step=Step(60), write_id=WriteId("a1-3"), size_bytes=5 << 20, seconds=0.25, bytes_per_s=float(20 << 20)

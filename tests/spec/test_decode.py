@@ -135,13 +135,10 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
         ({"checkpoint": {"store": "file://host/x"}}, "spec.checkpoint.store", "store-url", "", ""),
         ({"checkpoint": {"store": "~/x"}}, "spec.checkpoint.store", "store-url", "", "whole path"),
         ({"checkpoint": {"store": ""}}, "spec.checkpoint.store", "store-url", "", ""),
-        (
-            {"checkpoint": {"peer_copies": 1}},
-            "spec.checkpoint.peer_copies",
-            "not-supported-yet",
-            "not supported yet",
-            "",
-        ),
+        ({"checkpoint": {"peer_copies": 2}}, "spec.checkpoint.peer_copies", "too-few-domains", "2 failure domains", ""),
+        ({"checkpoint": {"peer_copies": 9}}, "spec.checkpoint.peer_copies", "out-of-range", "from 0 to 8", ""),
+        ({"checkpoint": {"peer_rate": "0B"}}, "spec.checkpoint.peer_rate", "out-of-range", "got 0", ""),
+        ({"checkpoint": {"peer_rate": 512}}, "spec.checkpoint.peer_rate", "missing-unit", "", "512B?"),
         ({"checkpoint": {"staging_budget": "4GiB"}}, "spec.checkpoint.staging_budget", "not-supported-yet", "", ""),
         ({"checkpoint": {"staging_budget": 512}}, "spec.checkpoint.staging_budget", "missing-unit", "", "512B?"),
         (

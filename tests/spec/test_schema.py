@@ -63,7 +63,7 @@ def test_every_field_is_explained() -> None:
 def test_an_explanation_tells_default_unit_and_support() -> None:
     limit = explain("spec.recovery.heartbeat_limit")
     assert (limit.type, limit.default, limit.unit, limit.required) == ("duration", "2.5s", "time", False)
-    assert not explain("spec.checkpoint.peer_copies").supported
+    assert not explain("spec.placement.required").supported
     assert explain("spec.workload.preload").only_with == "entrypoint"
     assert explain("spec.nodes.count").required
 

@@ -8,7 +8,7 @@ from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.figures import percent, rate, seconds, size
 
 if TYPE_CHECKING:
-    from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
+    from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, RestoreTable, Summary
 
 _BUCKETS = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recomputed", "idle")
 
@@ -25,6 +25,7 @@ def summary_page(summary: Summary) -> Page:
             Section(pairs=_facts(summary)),
             Section(title="Time", listing=ledger_listing(summary.ledger)),
             Section(title=_fault_title(summary), listing=_fault_listing(summary.faults)),
+            *_restore_sections(summary.restores),
             Section(title="Checkpoints", listing=_checkpoint_listing(summary.checkpoints)),
             Section(
                 lines=(f"digest: {summary.digest}",) if summary.digest else ("digest: none, nothing was committed",)
@@ -112,6 +113,31 @@ def _fault_listing(faults: tuple[FaultTable, ...]) -> Listing:
 def _where(fault: FaultTable) -> str:
     parts = [str(fault.node) if fault.node is not None else "", f"rank {fault.rank}" if fault.rank is not None else ""]
     return " ".join(part for part in parts if part) or "-"
+
+
+def _restore_sections(restores: tuple[RestoreTable, ...]) -> tuple[Section, ...]:
+    """Nothing for a run that never had to go back to a checkpoint."""
+    if not restores:
+        return ()
+    heads = ("attempt", "step", "memory", "peer", "store", "from peers", "from store")
+    listing = Listing(
+        kind="RestoreList",
+        columns=(*(Column(name=head, align="right") for head in heads), Column(name="why not nearer")),
+        rows=tuple(
+            (
+                str(one.attempt),
+                str(one.step),
+                str(one.num_from_memory),
+                str(one.num_from_peer),
+                str(one.num_from_store),
+                size(one.peer_bytes),
+                size(one.store_bytes),
+                one_line(one.missed) or "-",
+            )
+            for one in restores
+        ),
+    )
+    return (Section(title="Restores (ranks by where their state came from)", listing=listing),)
 
 
 def _checkpoint_listing(checkpoints: tuple[CheckpointTable, ...]) -> Listing:

@@ -24,7 +24,8 @@ NUM_GENERATIONS = 2
 @dataclass(slots=True)
 class Generation:
     """What the agent knows of one generation. `granted`: a worker may be copying; `staged`: sealed, and wanted until
-    its commit or its abort; `committed`: the newest checkpoint that can be restored from memory."""
+    its commit or its abort; `committed`: the newest checkpoint that can be restored from memory. One that is free with
+    a write id holds that older checkpoint until it is given out again."""
 
     state: Literal["free", "granted", "staged", "committed"] = "free"
     write_id: WriteId | None = None
@@ -78,7 +79,7 @@ class RankMemory:
             return
         for generation in self.generations:
             if generation.state == "committed":
-                generation.free()
+                generation.state = "free"
         newest.state = "committed"
 
     def reading(self, write_id: WriteId, *, is_read: bool) -> None:
@@ -100,10 +101,11 @@ class RankMemory:
                 generation.free()
 
     def source(self, restore: RestoreFrom) -> Source:
-        """Where this rank's part of a committed checkpoint may be, and which generation may take it from the store."""
+        """Where this rank's part of a committed checkpoint may be, and which generation may take it from the store. It
+        may be the one before the newest: that one may have been committed while this restore was decided."""
         held = None
         for index, generation in enumerate(self.generations):
-            if generation.write_id == restore.write_id and generation.state in ("staged", "committed"):
+            if generation.write_id == restore.write_id and generation.state in ("staged", "committed", "free"):
                 held = index
         return Source(step=restore.step, write_id=restore.write_id, held_in=held, spare=self._spare())
 

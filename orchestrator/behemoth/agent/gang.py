@@ -20,6 +20,7 @@ import msgspec
 
 from behemoth.agent.arenas import Arenas, restored_step
 from behemoth.agent.channel import Channel
+from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited, Spawn
 from behemoth.agent.member import Member, beat_of
@@ -86,6 +87,7 @@ class Parts:
     output: Output
     arenas: Arenas
     saves: Saves
+    copies: Copies
     send: Callable[[NodeReport], None]
     beat: Callable[[], None]
     """Send a beat at once."""
@@ -359,8 +361,11 @@ class Gang:
             if member.channel is not None:
                 member.channel.send(Refusal(reason=error.message, hint=error.hint))
             return
+        self._parts.copies.declared(declared)
         restore = self._table.restore
         source = memory.source(restore) if restore is not None else None
+        if source is not None:
+            source = msgspec.structs.replace(source, holders=self._parts.copies.asked())
         if source is not None and declared.must_read:
             source = msgspec.structs.replace(source, held_in=None, must_read=True)
         answer = await self._parts.store.prepare(memory, source)
@@ -370,13 +375,13 @@ class Gang:
         memory.is_new = False
         if restore is not None and answer.generation is not None:
             memory.restored(answer.generation, None if answer.left_out else restore.write_id)
-        member.is_from_memory = answer.origin == "memory"
+        member.was_prepared(answer)
         if member.channel is not None:
             ready = Ready(
                 step=restored_step(restore),
                 generation=answer.generation,
                 folder=answer.folder,
-                is_checked=answer.origin == "store",
+                is_checked=answer.origin in ("peer", "store"),
                 threads=max(1, self._parts.setup.io_threads // self._parts.setup.ranks_per_node),
                 left_out=answer.left_out,
             )
@@ -416,11 +421,16 @@ class Gang:
         self._tell_once("up", RanksUp(attempt=self.attempt), [member.has_joined for member in self._members])
 
     def _tell_restored(self) -> None:
+        prepared = {member.rank: member.prepared for member in self._members if member.prepared is not None}
         report = RanksRestored(
             attempt=self.attempt,
             step=restored_step(self._table.restore),
-            num_from_memory=sum(member.is_from_memory for member in self._members),
+            num_from_memory=sum(one.origin == "memory" for one in prepared.values()),
             layout=self._digest,
+            num_from_peer=sum(one.origin == "peer" for one in prepared.values()),
+            peer_bytes=sum(one.peer_bytes for one in prepared.values()),
+            store_bytes=sum(one.store_bytes for one in prepared.values()),
+            missed=next((one.missed for one in prepared.values() if one.missed), ""),
         )
         self._tell_once("restored", report, [member.is_standing for member in self._members])
 

@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Mapping
 from typing import assert_never
 
 from behemoth.agent.arenas import Arenas
+from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited
 from behemoth.agent.gang import Gang, Parts
@@ -27,9 +28,9 @@ from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.saves import Saves
 from behemoth.agent.settings import AgentSettings
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import OpenStore, PeerService, SeePeers
+from behemoth.agent.storewire import OpenStore, PeerService, SeePeers, Share
 from behemoth.base.errors import Denied, Internal
-from behemoth.base.ids import Attempt, Epoch
+from behemoth.base.ids import Attempt, Epoch, Slot
 from behemoth.state.fence import Fence
 from behemoth.wire.messages import (
     AbortSave,
@@ -42,6 +43,7 @@ from behemoth.wire.messages import (
     RanksGone,
     Refused,
     Rejected,
+    RestoreFrom,
     SaveAt,
     Setup,
     StartGang,
@@ -172,6 +174,7 @@ class Agent:
                 saves.go_ahead(command)
             case CommitSeen():
                 saves.committed(command.write_id)
+                self._parts.copies.committed(RestoreFrom(step=command.step, write_id=command.write_id))
             case AbortSave():
                 saves.abort(command.write_id, command.reason)
             case _:
@@ -213,10 +216,14 @@ class Agent:
         if former is not None:
             await self._end_gang(former.attempt, command.dump_stacks)
         parts = self._parts
-        if self._settings.node not in command.nodes or parts is None:
+        if parts is None:
             return
-        slot = command.nodes.index(self._settings.node)
+        if self._settings.node not in command.nodes:
+            parts.copies.began(command, None)
+            return
+        slot = Slot(command.nodes.index(self._settings.node))
         parts.store.see_peers(SeePeers(job=0, slot=slot, nodes=command.nodes, places=command.peers))
+        parts.copies.began(command, slot)
         if slot == 0 and self._reservation is not None:
             self._reservation.renew()  # lets go of the announced port, which rank 0 binds now
         self._gang = Gang(parts, command, slot)
@@ -245,10 +252,12 @@ class Agent:
                 peers=self._peer_service(setup),
             ),
             for_peers=self._for_peers,
+            shared=self._shared,
         )
         forks = ForkClient(
             environment=environment, modules=_modules(setup), keep=self._helper_pids, on_exit=self._exited
         )
+        copies = Copies(store=store, setup=setup)
         saves = Saves(arenas=self._arenas, store=store, send=self._link.send)
         self._parts = Parts(
             setup=setup,
@@ -257,17 +266,29 @@ class Agent:
             output=self._output,
             arenas=self._arenas,
             saves=saves,
+            copies=copies,
             send=self._link.send,
             beat=self._beat,
         )
         forks.start()
         store.start()
+        self._run(copies.run(), "copies")
         self._run(self._keep_beating(welcome.beat_interval_us / 1e6), "beat")
 
     def _peer_service(self, setup: Setup) -> PeerService | None:
         if not setup.peer_key:
             return None
-        return PeerService(run_uid=self._settings.run_uid, node=self._settings.node, key=setup.peer_key)
+        return PeerService(
+            run_uid=self._settings.run_uid,
+            node=self._settings.node,
+            key=setup.peer_key,
+            rate_bytes_per_s=setup.peer_rate,
+        )
+
+    def _shared(self) -> list[tuple[Share, int]]:
+        """Memory with something in it."""
+        own = [(Share(job=0, rank=one.rank, is_copy=False), one.fd) for one in self._arenas.all() if not one.is_new]
+        return own + (self._parts.copies.shared() if self._parts is not None else [])
 
     def _helper_pids(self) -> set[int]:
         assert self._parts is not None
@@ -344,6 +365,7 @@ class Agent:
                 self._gang.close()
             parts.store.close()
             await parts.saves.close()
+            parts.copies.close()
         self._arenas.close()
         self._output.stop()
         if self._reservation is not None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from behemoth.agent.channel import Channel
 from behemoth.agent.output import LogPipe
+from behemoth.agent.storewire import Prepared
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.policy.hang import laggard_key
 from behemoth.state.config import HangFloors, WorkPhase
@@ -34,7 +37,8 @@ class Member:
     step: Step = NO_STEP
     has_joined: bool = False
     is_standing: bool = False
-    is_from_memory: bool = False
+    prepared: Prepared | None = None
+    """Where its state came from."""
     has_ended_steps: bool = False
     is_gone: bool = False
     is_failed: bool = False
@@ -43,6 +47,16 @@ class Member:
     stall_us: int = 0
     tokens: int = 0
     loss: float | None = None
+
+    def was_prepared(self, answer: Prepared) -> None:
+        """What was read in vain, before a rank found it damaged, was read all the same."""
+        if self.prepared is not None:
+            answer = msgspec.structs.replace(
+                answer,
+                peer_bytes=self.prepared.peer_bytes + answer.peer_bytes,
+                store_bytes=self.prepared.store_bytes + answer.store_bytes,
+            )
+        self.prepared = answer
 
     def enter(self, phase: WorkPhase, now_us: int) -> None:
         self.phase, self.phase_since_us = phase, now_us

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,6 +40,7 @@ class Memories:
         self._num_ranks = num_ranks
         self._lock = threading.Lock()
         self._own: dict[Rank, _Memory] = {}
+        self._copies: dict[Rank, _Memory] = {}
 
     def mapped(self, rank: Rank, fd: int, *, new: RankPlan | None = None) -> Arena:
         """The rank's memory, mapped once for all jobs; `new`: to be formatted for this plan if it never was. The caller
@@ -47,28 +48,43 @@ class Memories:
 
         Memory that the agent has replaced is unmapped when the last job that uses it ends.
         """
-        inode = os.fstat(fd).st_ino
-        with self._lock:
-            known = self._own.get(rank)
-        if known is not None and known.inode == inode:
-            return known.arena
-        if known is not None:
-            self._forget(rank)
-        arena = Arena.open(fd) if new is None else _formatted(fd, new)
-        with self._lock:
-            self._own[rank] = _Memory(inode=inode, fd=os.dup(fd), arena=arena)
-            surplus = list(self._own)[: -self._num_ranks]  # the node's ranks are other ones now
-        for old in surplus:
-            self._forget(old)
+        arena = self._map(self._own, rank, fd, new)
+        for old in list(self._own)[: -self._num_ranks]:  # the node's ranks are other ones now
+            self._forget(self._own, old)
         return arena
+
+    def copy(self, rank: Rank, fd: int, plan: RankPlan) -> Arena:
+        """Memory for a copy of another node's rank, formatted for its plan if it never was."""
+        return self._map(self._copies, rank, fd, plan)
+
+    def share(self, rank: Rank, fd: int, *, is_copy: bool) -> None:
+        """Memory that was formatted for a store process before this one."""
+        self._map(self._copies if is_copy else self._own, rank, fd, None)
+
+    def keep_copies(self, ranks: Collection[Rank]) -> None:
+        """Forget all other copies: the agent has given their memory up."""
+        for rank in self._copies.keys() - set(ranks):
+            self._forget(self._copies, rank)
 
     def handlers(self) -> Mapping[type, Handler]:
         """For a `PeerServer`."""
         return {AskSnapshot: self._snapshot, AskBytes: self._bytes}
 
-    def _forget(self, rank: Rank) -> None:
+    def _map(self, known: dict[Rank, _Memory], rank: Rank, fd: int, new: RankPlan | None) -> Arena:
+        inode = os.fstat(fd).st_ino
         with self._lock:
-            memory = self._own.pop(rank, None)
+            memory = known.get(rank)
+        if memory is not None and memory.inode == inode:
+            return memory.arena
+        self._forget(known, rank)
+        arena = Arena.open(fd) if new is None else _formatted(fd, new)
+        with self._lock:
+            known[rank] = _Memory(inode=inode, fd=os.dup(fd), arena=arena)
+        return arena
+
+    def _forget(self, known: dict[Rank, _Memory], rank: Rank) -> None:
+        with self._lock:
+            memory = known.pop(rank, None)
         if memory is not None:
             os.close(memory.fd)
 
@@ -106,10 +122,10 @@ class Memories:
         )
 
     def _find(self, rank: Rank, write_id: WriteId, *, sequence: int | None = None) -> tuple[_Memory, Arena, Snapshot]:
-        memory = self._own.get(rank)
-        for snapshot in memory.arena.held() if memory is not None else ():
-            if memory is not None and snapshot.write_id == write_id and sequence in (None, snapshot.sequence):
-                return memory, memory.arena, snapshot
+        for memory in (self._own.get(rank), self._copies.get(rank)):
+            for snapshot in memory.arena.held() if memory is not None else ():
+                if memory is not None and snapshot.write_id == write_id and sequence in (None, snapshot.sequence):
+                    return memory, memory.arena, snapshot
         raise NotFound(f"memory of rank {rank}: no snapshot of write {write_id} is there", code="arena-empty")
 
 

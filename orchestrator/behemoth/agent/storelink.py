@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from behemoth.agent.arenas import RankMemory
@@ -26,17 +26,21 @@ from behemoth.agent.storewire import (
     STORE_REPORTS,
     Cancel,
     Failed,
+    KeepCopies,
     OpenStore,
     Prepare,
     Prepared,
+    Pull,
+    Pulled,
     SeePeers,
+    Share,
     Source,
     StoreReport,
     Write,
     Written,
 )
 from behemoth.base.errors import Unavailable
-from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
 
 _PREPARE_TRIES = 3
 _RESTART_PAUSE_S = 1.0
@@ -57,12 +61,15 @@ class StoreLink:
         environment: Mapping[str, str],
         opening: OpenStore,
         for_peers: socket.socket | None = None,
+        shared: Callable[[], Iterable[tuple[Share, int]]] = lambda: (),
         answer_limit_s: float = ANSWER_LIMIT_S,
     ) -> None:
-        """`for_peers` is the listening socket that goes with `opening.peers`; the caller closes it."""
+        """`for_peers` is the listening socket that goes with `opening.peers`; the caller closes it. `shared` is the
+        memory that a new process must know of, with its descriptors."""
         self._environment = environment
         self._opening = opening
         self._for_peers = for_peers if opening.peers is not None else None
+        self._shared = shared
         self._peers: SeePeers | None = None
         self._answer_limit_s = answer_limit_s
         self._numbers = itertools.count(1)
@@ -86,6 +93,8 @@ class StoreLink:
         self._channel.send(self._opening, [self._for_peers.fileno()] if self._for_peers is not None else [])
         if self._peers is not None:
             self._channel.send(self._peers)
+        for share, fd in self._shared():
+            self._channel.send(share, (fd,))
 
     def see_peers(self, peers: SeePeers) -> None:
         """The gang as it is from now on, for this store process and its successors."""
@@ -116,12 +125,12 @@ class StoreLink:
                 source=source,
                 intake=memory.declared.intake,
             )
-            answer = await self._ask(order, memory)
+            answer = await self._ask(order, memory.fd)
             if not isinstance(answer, Failed) or answer.reason != _LOST:
                 break
             await asyncio.sleep(2 * _RESTART_PAUSE_S)
-        if isinstance(answer, Written):
-            raise Unavailable("store process: expected Prepared, got Written")
+        if not isinstance(answer, Prepared | Failed):
+            raise Unavailable(f"store process: expected Prepared, got {type(answer).__name__}")
         return answer
 
     def new_job(self) -> int:
@@ -157,10 +166,28 @@ class StoreLink:
             updated_step=updated_step,
             frozen=memory.declared.frozen,
         )
-        answer = await self._ask(order, memory)
-        if isinstance(answer, Prepared):
-            raise Unavailable("store process: expected Written, got Prepared")
+        answer = await self._ask(order, memory.fd)
+        if not isinstance(answer, Written | Failed):
+            raise Unavailable(f"store process: expected Written, got {type(answer).__name__}")
         return answer
+
+    async def pull(self, order: Pull, fd: int) -> Pulled | Failed:
+        """Until the copy is whole or given up, which may take as long as a peer says nothing: nobody waits for it, and
+        its memory is nobody else's."""
+        answer = await self._ask(order, fd, may_hang=True)
+        if not isinstance(answer, Pulled | Failed):
+            raise Unavailable(f"store process: expected Pulled, got {type(answer).__name__}")
+        return answer
+
+    def let_go(self, job: int) -> None:
+        """Ask for the pull to be given up; it is answered some time."""
+        if self._channel is not None and job in self._answers:
+            self._channel.send(Cancel(job=job))
+
+    def keep_copies(self, ranks: Iterable[Rank]) -> None:
+        """The memory for copies of all other ranks is closed."""
+        if self._channel is not None:
+            self._channel.send(KeepCopies(job=0, ranks=tuple(ranks)))
 
     def cancel(self, job: int) -> None:
         """Ask for the write to be given up; it is answered all the same, by force if need be."""
@@ -168,16 +195,18 @@ class StoreLink:
             self._channel.send(Cancel(job=job))
             self._give_up(job)
 
-    async def _ask(self, order: Prepare | Write, memory: RankMemory) -> StoreReport:
+    async def _ask(self, order: Prepare | Write | Pull, fd: int, *, may_hang: bool = False) -> StoreReport:
         if self._channel is None:
             return Failed(job=order.job, reason=_LOST, is_corrupt=False)
         answer: Answer = asyncio.get_running_loop().create_future()
         self._answers[order.job] = answer
-        self._channel.send(order, (memory.fd,))
+        self._channel.send(order, (fd,))
         try:
             return await answer
         except asyncio.CancelledError:
-            if answer.cancelled():  # nobody waits for it, but a process that hangs in it would fail the next one too
+            if (
+                answer.cancelled() and not may_hang
+            ):  # nobody waits for it, but a process that hangs in it would fail the next one too
                 self._give_up(order.job)
             raise
         finally:

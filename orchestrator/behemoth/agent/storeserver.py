@@ -7,11 +7,12 @@ agent's end, and `behemoth.checkpoint`, which does the work.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import threading
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import assert_never
 
@@ -19,43 +20,38 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerIdentity
 from behemoth.agent.peers.server import PeerServer
+from behemoth.agent.peers.snapshots import PeerSnapshot
 from behemoth.agent.peers.table import PeerTable
+from behemoth.agent.preparing import Preparing
+from behemoth.agent.pulling import Pulling
 from behemoth.agent.storewire import (
     STORE_ORDERS,
     Cancel,
     Failed,
+    KeepCopies,
     OpenStore,
     Prepare,
-    Prepared,
+    Pull,
     SeePeers,
-    Source,
+    Share,
     StoreOrder,
     StoreReport,
     Write,
     Written,
 )
 from behemoth.base.errors import BehemothError, Corrupt, Internal, Invalid, NotFound, Unavailable
-from behemoth.base.ids import Rank
-from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.conversion import AS_SAVED, Intake
-from behemoth.checkpoint.grid import grids
+from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import CachesFiles, ObjectStore, WritesRanges
-from behemoth.state.effect import CommitRef
+from behemoth.ports import WritesRanges
 from behemoth.wire.session import Peer
 
-FILES_BYTES = 64 << 20
-"""A smaller part of a rank goes through its staging memory even when the page cache holds it: the copy costs
-milliseconds, and memory has it at the next restart even if the files are gone from the cache by then."""
-NUM_PROBES = 64
-"""How many chunks of a rank, evenly spread, are asked for in the page cache: to ask for all takes a while."""
 _SEND_LIMIT_S = 30.0
 _IDLE_S = 3600.0
+
+_log = logging.getLogger(__name__)
 
 
 def serve_store(sock: socket.socket, open_store: Callable[[str], WritesRanges]) -> None:
@@ -92,8 +88,15 @@ class _StoreServer:
         self._peers = PeerTable()
         self._client: PeerClient | None = None
         self._memories = Memories(num_ranks=opening.num_ranks)
-        # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
-        self._preparing: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
+        self._preparing = Preparing(self._memories, store=self._opened, peer=self._peer_snapshot, threads=self._threads)
+        self._num_writing = 0
+        self._copy_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-copy")
+        self._pulling = Pulling(
+            self._memories,
+            peer=self._peer_snapshot,
+            is_writing=lambda: self._num_writing > 0,
+            rate_bytes_per_s=opening.peers.rate_bytes_per_s if opening.peers is not None else None,
+        )
 
     def open_to_peers(self) -> None:
         """From now on other nodes are answered, if the agent wants that."""
@@ -105,10 +108,16 @@ class _StoreServer:
         self._client = PeerClient(me)
         PeerServer(listener, me, self._memories.handlers()).start()
 
-    def obey(self, order: SeePeers | Prepare | Write | Cancel) -> None:
+    def obey(self, order: SeePeers | Share | KeepCopies | Pull | Prepare | Write | Cancel) -> None:
         match order:
             case SeePeers():
                 self._peers.see(order)
+            case KeepCopies(ranks=ranks):
+                self._memories.keep_copies(ranks)
+            case Pull():
+                self._copy_pool.submit(self._work, order, self._peer.take_descriptor())
+            case Share():
+                self._pool.submit(self._share, order, self._peer.take_descriptor())
             case Prepare() | Write():
                 self._pool.submit(self._work, order, self._peer.take_descriptor())
             case Cancel():
@@ -116,10 +125,18 @@ class _StoreServer:
             case _:
                 assert_never(order)
 
-    def _work(self, order: Prepare | Write, fd: int) -> None:
+    def _share(self, order: Share, fd: int) -> None:
+        try:
+            self._memories.share(order.rank, fd, is_copy=order.is_copy)
+        except BehemothError as error:
+            _log.warning("memory of rank %d is not served to peers: %s", order.rank, error)
+        finally:
+            os.close(fd)
+
+    def _work(self, order: Prepare | Write | Pull, fd: int) -> None:
         answer: StoreReport
         try:
-            answer = self._prepare(order, fd) if isinstance(order, Prepare) else self._write(order, fd)
+            answer = self._done(order, fd)
         except BehemothError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             is_corrupt, is_unfit = isinstance(error, Corrupt | NotFound), isinstance(error, Invalid)
@@ -132,32 +149,35 @@ class _StoreServer:
         with self._lock:
             self._peer.send(answer, timeout_s=_SEND_LIMIT_S)
 
-    def _prepare(self, order: Prepare, fd: int) -> Prepared:
-        with self._lock:
-            preparing = self._preparing[order.rank]
-        with preparing:
-            return self._prepare_alone(order, fd)
+    def _done(self, order: Prepare | Write | Pull, fd: int) -> StoreReport:
+        match order:
+            case Prepare():
+                return self._preparing.prepare(order, fd)
+            case Pull():
+                return self._pulling.pull(order, fd, cancelled=lambda: order.job in self._cancelled)
+            case Write():
+                with self._writing():
+                    return self._write(order, fd)
 
-    def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
-        layout, plan = _plan(order.layout, order)
-        arena = self._memories.mapped(order.rank, fd, new=plan if order.is_new else None)
-        source = order.source
-        if source is None:
-            return Prepared(job=order.job, generation=None, origin="nothing")
-        if source.held_in is not None and _holds(arena, source, source.held_in):
-            return Prepared(job=order.job, generation=source.held_in, origin="memory")
-        store = self._opened()
-        commit = open_commit(store, CommitRef(step=source.step, write_id=source.write_id, size_bytes=0))
-        folder = None if source.must_read else _files(store, commit, layout, plan)
-        if folder is not None:
-            return Prepared(job=order.job, generation=None, origin="files", folder=folder)
-        intake = Intake.decode(order.intake) if order.intake else AS_SAVED
-        read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
-        nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
-        return Prepared(job=order.job, generation=source.spare, origin="store", left_out=nothing)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """While this lasts, copies give way."""
+        with self._lock:
+            self._num_writing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_writing -= 1
+
+    def _peer_snapshot(self, slot: int, plan: RankPlan, write_id: WriteId, step: Step) -> PeerSnapshot:
+        if self._client is None:
+            raise Unavailable("peers: expected to be told the run's key, got none", code="peer-unknown")
+        return PeerSnapshot(self._client, self._peers.address(slot), plan, write_id=write_id, step=step)
 
     def _write(self, order: Write, fd: int) -> Written:
-        layout, plan = _plan(order.layout, order)
+        layout = Layout.decode(order.layout)
+        plan = plan_rank(layout, order.rank)
         receipt = write_rank(
             self._opened(),
             step_prefix(order.step, order.write_id),
@@ -184,32 +204,3 @@ class _StoreServer:
             if self._store is None:
                 self._store = self._open_store(self._opening.url)
             return self._store
-
-
-def _files(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -> str | None:
-    """Where the rank finds its part itself; None when it is small, not in the page cache, or of another layout: only a
-    file of the rank's own layout has its spans in it."""
-    if commit.layout.digest != layout.digest:
-        return None
-    if plan.data_bytes < FILES_BYTES or not isinstance(store, CachesFiles):
-        return None
-    ranges = []
-    for span in plan.spans[:: -(-len(plan.spans) // NUM_PROBES)]:
-        grid = grids(layout)[span.array]
-        key = commit.shard_key(span.array, span.shard)
-        ranges.append((key, grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
-    return store.cached_folder(commit.record.prefix, ranges)
-
-
-def _plan(encoded: bytes, order: Prepare | Write) -> tuple[Layout, RankPlan]:
-    layout = Layout.decode(encoded)
-    return layout, plan_rank(layout, order.rank)
-
-
-def _holds(arena: Arena, source: Source, generation: int) -> bool:
-    """True when memory holds exactly the wanted snapshot, with its CRCs, which the worker checks as it copies."""
-    try:
-        snapshot = arena.snapshot(generation)
-    except NotFound:
-        return False
-    return snapshot.is_verified and (snapshot.write_id, snapshot.step) == (source.write_id, source.step)

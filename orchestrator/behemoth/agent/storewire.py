@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Step, WriteId
+from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Slot, Step, WriteId
 from behemoth.wire.messages import PeerPlace
 
 
@@ -29,6 +29,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     held_in: int | None
     spare: int
     must_read: bool = False
+    holders: tuple[Slot, ...] = ()
+    """Slots whose nodes may have a copy in their memory, likeliest first."""
 
 
 class PeerService(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +39,8 @@ class PeerService(msgspec.Struct, frozen=True, kw_only=True):
     run_uid: RunUid
     node: NodeId
     key: str
+    rate_bytes_per_s: int | None
+    """For copies of other nodes' checkpoints; None: no limit."""
 
 
 class OpenStore(_Message, frozen=True, kw_only=True):
@@ -56,6 +60,31 @@ class SeePeers(_Message, frozen=True, kw_only=True):
     nodes: tuple[NodeId, ...]
     places: tuple[PeerPlace, ...]
     """By slot, as `nodes`."""
+
+
+class Share(_Message, frozen=True, kw_only=True):
+    """Memory of a rank that a store process before this one knew, so that peers find what is in it; not answered.
+    Carries its descriptor. `is_copy`: of another node's rank."""
+
+    rank: Rank
+    is_copy: bool
+
+
+class KeepCopies(_Message, frozen=True, kw_only=True):
+    """All memory for copies of other ranks is given up; not answered."""
+
+    ranks: tuple[Rank, ...]
+
+
+class Pull(_Message, frozen=True, kw_only=True):
+    """Copy a committed write of another node's rank out of the memory of the node in `slot`. Carries the descriptor of
+    the memory for it, which is formatted if it never was."""
+
+    rank: Rank
+    layout: bytes
+    slot: Slot
+    write_id: WriteId
+    step: Step
 
 
 class Prepare(_Message, frozen=True, kw_only=True):
@@ -86,10 +115,10 @@ class Write(_Message, frozen=True, kw_only=True):
 
 
 class Cancel(_Message, frozen=True, kw_only=True):
-    """Give up the write of `job`; it is answered all the same."""
+    """Give up the write or the pull of `job`; it is answered all the same."""
 
 
-StoreOrder: TypeAlias = OpenStore | SeePeers | Prepare | Write | Cancel
+StoreOrder: TypeAlias = OpenStore | SeePeers | Share | KeepCopies | Pull | Prepare | Write | Cancel
 
 
 class Prepared(_Message, frozen=True, kw_only=True):
@@ -98,9 +127,20 @@ class Prepared(_Message, frozen=True, kw_only=True):
     for which the checkpoint has nothing; the generation has zeros there, so it is not that checkpoint."""
 
     generation: int | None
-    origin: Literal["memory", "store", "files", "nothing"]
+    origin: Literal["memory", "peer", "store", "files", "nothing"]
     folder: str = ""
     left_out: tuple[int, ...] = ()
+    peer_bytes: int = 0
+    store_bytes: int = 0
+    """What was read for it; of origin `files`, with what the rank is about to read."""
+    missed: str = ""
+    """Why no peer had it, when some were asked."""
+
+
+class Pulled(_Message, frozen=True, kw_only=True):
+    """The copy is whole, and every byte of it checked."""
+
+    num_bytes: int
 
 
 class Written(_Message, frozen=True, kw_only=True):
@@ -118,7 +158,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     """What the store holds is of another model."""
 
 
-StoreReport: TypeAlias = Prepared | Written | Failed
+StoreReport: TypeAlias = Prepared | Pulled | Written | Failed
 
 STORE_ORDERS: Final = msgspec.msgpack.Decoder(StoreOrder)
 STORE_REPORTS: Final = msgspec.msgpack.Decoder(StoreReport)

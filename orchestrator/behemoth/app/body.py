@@ -7,7 +7,7 @@ ledger of holders is kept here once more and refuses to give a node two slots, w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -51,7 +51,8 @@ class AgentProgram:
 
 
 class LocalBody:
-    """Applies effects on the event loop; never blocks. `witnesses` see everything that is folded."""
+    """Applies effects on the event loop; never blocks. `domains` are the failure domains of all nodes, `witnesses` see
+    everything that is folded."""
 
     def __init__(
         self,
@@ -60,12 +61,14 @@ class LocalBody:
         machines: Machines,
         desk: CheckpointDesk,
         agent: AgentProgram,
+        domains: Mapping[NodeId, int],
         witnesses: tuple[Callable[[Evidence, Observation | None, Observation], None], ...],
     ) -> None:
         self._fleet = fleet
         self._machines = machines
         self._desk = desk
         self._agent = agent
+        self._domains = domains
         self._witnesses = witnesses
         self._holders: dict[Slot, NodeId] = {}
         self._newest_fence: Fence | None = None
@@ -139,7 +142,9 @@ class LocalBody:
         match effect:
             case Start(fence=fence, restore=restore, dump_stacks=dump_stacks):
                 source = RestoreFrom(step=restore.step, write_id=restore.write_id) if restore is not None else None
-                self._fleet.start_gang(fence, self._gang(), restore=source, dump_stacks=dump_stacks)
+                gang = self._gang()
+                domains = [self._domains[node] for node in gang]
+                self._fleet.start_gang(fence, gang, restore=source, dump_stacks=dump_stacks, domains=domains)
             case Stop(fence=fence, reason=reason, dump_stacks=dump_stacks):
                 self._fleet.stop_gang(fence, reason, dump_stacks=dump_stacks)
 

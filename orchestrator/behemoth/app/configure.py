@@ -60,7 +60,15 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str
         coordinator_grace_us=to_us(run.recovery.coordinator_grace),
         max_log_bytes=MAX_LOG_BYTES,
         peer_key=peer_key,
+        peer_copies=run.checkpoint.peer_copies,
+        peer_stride=run.nodes.failure_domain,
+        peer_rate=run.checkpoint.peer_rate,
     )
+
+
+def failure_domains(run: TrainingRun, nodes: Sequence[NodeId]) -> dict[NodeId, int]:
+    """By node; `nodes` in placement order, gang and spares alike."""
+    return {node: order // run.nodes.failure_domain for order, node in enumerate(nodes)}
 
 
 def to_us(duration: timedelta) -> int:

@@ -94,8 +94,8 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
             return _event(
                 after, "WorkerFailed", _failure(evidence), level="warning", node=evidence.node, rank=evidence.rank
             )
-        case GangRestored(step=step, num_from_memory=num) if evidence.attempt == before.attempt:
-            source = f", {num} of {after.num_ranks} ranks from memory" if after.restore is not None else ""
+        case GangRestored(step=step) if evidence.attempt == before.attempt:
+            source = _sources(evidence, after.num_ranks) if after.restore is not None else ""
             return _event(after, "Restored", f"attempt {after.attempt} stands at step {step}{source}")
         case RestoreFailed(write_id=write_id, reason=reason):
             return _event(after, "RestoreFailed", f"checkpoint {write_id}: {reason}", level="warning")
@@ -110,6 +110,17 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
             return _event(after, "Asked", f"asked to {request}")
         case _:
             return None
+
+
+def _sources(told: GangRestored, num_ranks: int) -> str:
+    """Where the state of the ranks came from, the nearest place first."""
+    num_from_store = num_ranks - told.num_from_memory - told.num_from_peer
+    text = f", {told.num_from_memory} of {num_ranks} ranks from memory"
+    if told.num_from_peer:
+        text += f", {told.num_from_peer} from a peer's memory"
+    if num_from_store and (told.store_bytes or told.num_from_peer):
+        text += f", {num_from_store} from the store ({told.store_bytes / (1 << 20):.1f} MiB read)"
+    return text + (f": {told.missed}" if told.missed else "")
 
 
 def _decided(effect: Effect, after: Observation) -> list[Event]:

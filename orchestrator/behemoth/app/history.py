@@ -1,9 +1,10 @@
-"""The journal folded for everything that must outlive a process: the brain's observation, the ledger, the saves."""
+"""The journal folded for all that must outlive a process: the observation, the ledger, saves and restores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from behemoth.app.restore_book import RestoreBook
 from behemoth.app.save_book import SaveBook
 from behemoth.reconcile.fold import fold
 from behemoth.reconcile.journal import Line, decode_lines
@@ -29,15 +30,22 @@ class History:
     observation: Observation | None
     books: BookKeeper
     saves: SaveBook
+    restores: RestoreBook
+
+    def witness(self, evidence: Evidence, before: Observation | None, after: Observation) -> None:
+        """For the loop: every book goes on."""
+        for book_of in (self.books, self.saves, self.restores):
+            book_of.witness(evidence, before, after)
 
 
 def read_history(journal: bytes) -> History:
     """Folds a whole journal; a torn last line is left out. Raises Corrupt for any other damage."""
     observation: Observation | None = None
-    books, saves = BookKeeper(), SaveBook()
+    books, saves, restores = BookKeeper(), SaveBook(), RestoreBook()
     for line in decode_lines(journal):
         if isinstance(line, Line):
             before, observation = observation, fold(observation, line.evidence, line.now_us)
             books.witness(line.evidence, before, observation)
             saves.witness(line.evidence, before, observation)
-    return History(observation=observation, books=books, saves=saves)
+            restores.witness(line.evidence, before, observation)
+    return History(observation=observation, books=books, saves=saves, restores=restores)

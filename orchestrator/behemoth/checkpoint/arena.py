@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -308,6 +308,11 @@ class Arena:
                 write_id=header.write_id,
             ),
         )
+
+    def disprove(self, generation: int) -> None:
+        """A verified snapshot whose content is not that of its write: it knows no CRCs any more. Raises NotFound when
+        `generation` is not verified."""
+        self._put(generation, replace(self._expect(generation, State.VERIFIED), state=State.STAGED, table_crc=0))
 
     def crcs(self, generation: int) -> npt.NDArray[np.uint32]:
         """The recorded CRCs. Raises NotFound before `record_crcs`, Corrupt when the table was damaged."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from behemoth.base.ids import Attempt, NodeId, Step, WriteId
+from behemoth.base.ids import Attempt, NodeId, WriteId
 from behemoth.state.evidence import (
     GangFinished,
     GangGone,
@@ -51,8 +51,7 @@ class GangMuster:
         self.nodes = tuple(nodes)
         self.members = frozenset(nodes)
         self._calls: dict[type[GangReport], RollCall] = {}
-        self._num_from_memory = 0
-        self._step: Step | None = None
+        self._restored: list[RanksRestored] = []
         self._declared: tuple[NodeId, str] | None = None
 
     def count(self, node: NodeId, report: GangReport) -> GangEvidence | None:
@@ -65,20 +64,30 @@ class GangMuster:
                 return _mismatch(report, node, first, layout)
         call = self._calls.setdefault(type(report), RollCall(self.members))
         if isinstance(report, RanksRestored) and not call.has_answered(node):
-            self._num_from_memory += report.num_from_memory
-            self._step = report.step if self._step is None else min(self._step, report.step)
+            self._restored.append(report)
         if not call.answer(node):
             return None
         match report:
             case RanksUp():
                 return GangUp(attempt=self.attempt)
             case RanksRestored():
-                step = report.step if self._step is None else self._step
-                return GangRestored(attempt=self.attempt, step=step, num_from_memory=self._num_from_memory)
+                return self._gang_restored()
             case RanksGone():
                 return GangGone(attempt=self.attempt)
             case RanksFinished():
                 return GangFinished(attempt=self.attempt)
+
+    def _gang_restored(self) -> GangRestored:
+        told = self._restored
+        return GangRestored(
+            attempt=self.attempt,
+            step=min(one.step for one in told),
+            num_from_memory=sum(one.num_from_memory for one in told),
+            num_from_peer=sum(one.num_from_peer for one in told),
+            peer_bytes=sum(one.peer_bytes for one in told),
+            store_bytes=sum(one.store_bytes for one in told),
+            missed=next((one.missed for one in told if one.missed), ""),
+        )
 
 
 def _mismatch(report: RanksRestored, node: NodeId, first: NodeId, layout: str) -> GangMismatched:

@@ -154,10 +154,17 @@ class Fleet:
         self._joined.pop(node, None)
 
     def start_gang(
-        self, fence: Fence, nodes: Sequence[NodeId], *, restore: RestoreFrom | None, dump_stacks: bool
+        self,
+        fence: Fence,
+        nodes: Sequence[NodeId],
+        *,
+        restore: RestoreFrom | None,
+        dump_stacks: bool,
+        domains: Sequence[int] | None = None,
     ) -> None:
         """Forms the gang of the attempt and broadcasts its table. When the node of slot 0 has just been lost nothing
-        is sent: its loss is on its way to the brain, which then starts a higher attempt."""
+        is sent: its loss is on its way to the brain, which then starts a higher attempt. `domains` are the failure
+        domains of the nodes; by default each is one of its own."""
         self.adopt_gang(fence.attempt, nodes)
         first = self._links.get(nodes[0])
         if first is None:
@@ -170,13 +177,15 @@ class Fleet:
             master_port=first.rendezvous_port,
             restore=restore,
             dump_stacks=dump_stacks,
-            peers=tuple(self._place(node) for node in nodes),
+            peers=tuple(map(self._place, nodes, domains if domains is not None else range(len(nodes)))),
         )
         self._stand(table)
 
-    def _place(self, node: NodeId) -> PeerPlace:
+    def _place(self, node: NodeId, domain: int) -> PeerPlace:
         link = self._links.get(node)
-        return PeerPlace(host="", port=0) if link is None else PeerPlace(host=link.host, port=link.peer_port)
+        if link is None:
+            return PeerPlace(host="", port=0, domain=domain)
+        return PeerPlace(host=link.host, port=link.peer_port, domain=domain)
 
     def adopt_gang(self, attempt: Attempt, nodes: Sequence[NodeId]) -> None:
         """Counts reports of this attempt from now on; its workers may already run under a former coordinator."""

@@ -85,6 +85,14 @@ class Nodes:
             kind=Integer(minimum=0, maximum=100_000),
         ),
     ] = 0
+    failure_domain: Annotated[
+        int,
+        About(
+            doc="How many nodes that follow each other in placement order, spares included, may fail together: those "
+            "of a rack, or of a power feed. Copies of a node's memory lie in other domains.",
+            kind=Integer(minimum=1, maximum=100_000),
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         require_ranges(self, name="nodes")
@@ -193,9 +201,20 @@ class Checkpoint:
     peer_copies: Annotated[
         int,
         About(
-            doc="Copies of a staged checkpoint in the memory of other nodes.", kind=Integer(minimum=0), supported=False
+            doc="Copies of each node's newest committed checkpoint in the memory of other nodes, each in another "
+            "failure domain. A node that is lost then costs no read from the store. Each copy takes as much memory on "
+            "another node as the original does: two generations of what is staged.",
+            kind=Integer(minimum=0, maximum=8),
         ),
     ] = 0
+    peer_rate: Annotated[
+        int | None,
+        About(
+            doc="Most bytes a second that a node takes for the copies that it holds; no limit when left out. A restore "
+            "is not limited by it.",
+            kind=size(),
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         require_ranges(self, name="checkpoint")
@@ -371,6 +390,7 @@ def _problems(run: TrainingRun) -> Iterator[Problem]:
     if not re.fullmatch(NAME_PATTERN, run.name):
         yield Problem(path="metadata.name", reason=f"expected a DNS label, got {run.name!r}", code="pattern")
     yield from _mesh_problems(run)
+    yield from _copy_problems(run)
     if isinstance(run.model, NamedModel):
         yield from _misfits(run, named_inventory(run.model.ref))
     else:
@@ -382,6 +402,23 @@ def _problems(run: TrainingRun) -> Iterator[Problem]:
             yield Problem(
                 path=f"spec.drill[{index}]", reason=f"{reason} in '{format_fault(fault)}'", code="drill-range"
             )
+
+
+def _copy_problems(run: TrainingRun) -> Iterator[Problem]:
+    copies, nodes = run.checkpoint.peer_copies, run.nodes
+    num_domains = -(-nodes.count // nodes.failure_domain)
+    if copies > 0 and copies >= num_domains:
+        yield Problem(
+            path="spec.checkpoint.peer_copies",
+            reason=f"expected fewer copies than the {num_domains} failure domains of {nodes.count} nodes, "
+            f"{nodes.failure_domain} in each, got {copies}",
+            hint=f"at most {num_domains - 1}, or a smaller spec.nodes.failure_domain",
+            code="too-few-domains",
+        )
+    if run.checkpoint.peer_rate == 0:
+        yield Problem(
+            path="spec.checkpoint.peer_rate", reason="expected at least 1 byte a second, got 0", code="out-of-range"
+        )
 
 
 def _mesh_problems(run: TrainingRun) -> Iterator[Problem]:

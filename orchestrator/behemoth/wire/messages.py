@@ -72,6 +72,13 @@ class RanksRestored(_Message, frozen=True, kw_only=True):
     step: Step
     num_from_memory: int
     layout: str = ""
+    num_from_peer: int = 0
+    """Ranks whose state came out of another node's memory."""
+    peer_bytes: int = 0
+    store_bytes: int = 0
+    """Read from the store, metadata and what is read for CRCs included."""
+    missed: str = ""
+    """Why a rank's state came from the store and not from memory, where copies are kept in the memory of peers."""
 
 
 class RanksGone(_Message, frozen=True, kw_only=True):
@@ -206,6 +213,12 @@ class Setup(_Message, frozen=True, kw_only=True):
     """Per rank and attempt; older output beyond it is dropped, never the newest."""
     peer_key: str = ""
     """What nodes of the run prove themselves to each other with; a secret. Empty: they do not talk."""
+    peer_copies: int = 0
+    """How many nodes hold a copy of each node's staged checkpoint (`behemoth.policy.peers`)."""
+    peer_stride: int = 1
+    """Nodes of a failure domain."""
+    peer_rate: int | None = None
+    """Most bytes a second that a node takes for copies."""
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
@@ -232,10 +245,11 @@ class RestoreFrom(_Message, frozen=True, kw_only=True):
 
 
 class PeerPlace(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Where a node listens for its peers; port 0: nowhere that anybody knows."""
+    """Where a node listens for its peers; port 0: nowhere that anybody knows. `domain` is its failure domain."""
 
     host: str
     port: int
+    domain: int
 
 
 class StartGang(_Message, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from typing import Literal
 
 from behemoth.app.body import AgentProgram, LocalBody
 from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
-from behemoth.app.configure import agent_setup, brain_config, to_us
+from behemoth.app.configure import agent_setup, brain_config, failure_domains, to_us
 from behemoth.app.drills import Drills
 from behemoth.app.event_log import EventLog
 from behemoth.app.events import Event
@@ -168,7 +168,8 @@ class LocalRun:
                 machines=machines,
                 desk=desk,
                 agent=self._agent_program(place),
-                witnesses=(history.books.witness, history.saves.witness, events.witness, drills.witness),
+                domains=failure_domains(request.run, nodes),
+                witnesses=(history.witness, events.witness, drills.witness),
             )
             self._loop = Loop(clock=self._clock, journal=journal, body=body, observation=former)
             machines.start()

@@ -109,6 +109,18 @@ def test_what_is_not_there_is_told_by_the_class_of_the_error() -> None:
             client.ask(peer, ask_bytes(1, rank.arena.data_bytes - 10, 11), BytesFound, into=memoryview(bytearray(11)))
 
 
+def test_memory_that_is_not_what_its_write_saved_is_given_to_nobody() -> None:
+    with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
+        content = rank.save(0, "a1-1", 7)
+        rank.arena.disprove(0)  # as a restore does that had nothing for some arrays
+        table = memoryview(bytearray(4 * len(rank.plan.spans)))
+        with pytest.raises(NotFound, match="expected it verified, got staged"):
+            client.ask(peer, ask_snapshot(), SnapshotFound, into=table)
+        assert rank.arena.data(0) == content
+        with pytest.raises(NotFound):
+            rank.arena.disprove(0)
+
+
 def test_memory_that_was_filled_anew_is_another_snapshot() -> None:
     with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
         rank.save(0, "a1-1", 7)

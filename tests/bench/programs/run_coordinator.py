@@ -90,6 +90,7 @@ async def coordinate(port: int, epoch: Epoch, num_agents: int, directory: Path) 
             machines=machines,
             desk=desk,
             agent=AgentProgram(argv=("agent",), env={}, log_dir=directory),
+            domains={node: order for order, node in enumerate(nodes)},
             witnesses=_witnesses(history, events),
         )
         loop.append(Loop(clock=clock, journal=journal, body=body, observation=former))
@@ -105,7 +106,7 @@ async def coordinate(port: int, epoch: Epoch, num_agents: int, directory: Path) 
 
 
 def _witnesses(history: History, events: EventLog) -> tuple[Witness, ...]:
-    return (history.books.witness, history.saves.witness, events.witness, tell_evictions)
+    return (history.witness, events.witness, tell_evictions)
 
 
 def _fleet_settings(epoch: Epoch) -> FleetSettings:

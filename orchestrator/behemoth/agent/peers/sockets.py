@@ -65,7 +65,8 @@ class PeerSocket:
 
     def send_buffers(self, buffers: Sequence[Buffer], *, deadline: float) -> None:
         for buffer in buffers:
-            left = memoryview(buffer).cast("B")
+            left = memoryview(buffer)
+            left = left.cast("B") if left.nbytes else left
             while left:
                 left = left[self._try_send(left, deadline) :]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.agent import storeserver
+from behemoth.agent import preparing
 from behemoth.agent.memories import Memories
-from behemoth.agent.storeserver import _files
+from behemoth.agent.preparing import files_of
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
@@ -47,7 +47,7 @@ def test_memory_that_the_agent_has_replaced_does_not_stay_mapped() -> None:
 def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storeserver, "FILES_BYTES", 0)
+    monkeypatch.setattr(preparing, "FILES_BYTES", 0)
     store, layout = LocalStore(tmp_path), small_layout()
     record = save(store, layout, step=3, write_id="a1-1")
     assert record is not None
@@ -55,6 +55,6 @@ def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     for path in (one for one in tmp_path.rglob("*") if one.is_file()):
         path.read_bytes()  # now the page cache has it
     other = Layout(mesh=Mesh(), arrays=layout.arrays)
-    assert _files(store, opened, layout, plan_rank(layout, Rank(0))) == str(tmp_path / record.prefix)
-    assert _files(store, opened, other, plan_rank(other, Rank(0))) is None
+    assert files_of(store, opened, layout, plan_rank(layout, Rank(0))) == str(tmp_path / record.prefix)
+    assert files_of(store, opened, other, plan_rank(other, Rank(0))) is None
     store.close()

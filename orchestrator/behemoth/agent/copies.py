@@ -1,0 +1,174 @@
+"""Copies of other nodes' staged checkpoints in this node's memory: which are wanted, and the task that gets them.
+
+A node pulls: from the memory of each of its wards (`behemoth.policy.peers`) the newest committed write, in the
+background, again and again until it has it. So a holder that was replaced gets its copies by the same rule as any
+other, and a ward never waits for anybody. Each copy has two generations, of which only the older is ever overwritten.
+The store process moves the bytes (`storeserver`); the agent owns the memory and keeps the book.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+
+from behemoth.agent.storelink import StoreLink
+from behemoth.agent.storewire import Failed, Pull, Share
+from behemoth.base.ids import Rank, Slot
+from behemoth.policy import peers
+from behemoth.wire.messages import RestoreFrom, Setup, StartGang
+from behemoth.wire.session import Declare
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+"""Between two tries: a ward that restores has nothing to give yet, and one that is lost never will."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class CopyMemory:
+    """Memory for one rank of another node; owns the descriptor. `held`: the newest write that is whole in it."""
+
+    rank: Rank
+    layout: str
+    fd: int
+    held: RestoreFrom | None = None
+
+
+class Copies:
+    """Lives as long as the agent. Everything but `run` returns at once."""
+
+    def __init__(self, *, store: StoreLink, setup: Setup) -> None:
+        self._store = store
+        self._copies = setup.peer_copies
+        self._stride = setup.peer_stride
+        self._ranks_per_node = setup.ranks_per_node
+        self._domains: tuple[int, ...] = ()
+        self._slot: Slot | None = None
+        self._wards: tuple[Slot, ...] = ()
+        self._wanted: RestoreFrom | None = None
+        self._declared: Declare | None = None
+        self._memories: dict[Rank, CopyMemory] = {}
+        self._job: int | None = None
+        self._news = asyncio.Event()
+
+    # What happened
+
+    def began(self, table: StartGang, slot: Slot | None) -> None:
+        """A new attempt; `slot` is None on a node that is not in its gang and holds no copies then."""
+        self._domains = tuple(place.domain for place in table.peers)
+        self._slot = slot
+        self._wards = ()
+        if slot is not None and self._copies and self._domains:
+            self._wards = peers.wards(slot, self._domains, stride=self._stride, copies=self._copies)
+        self._want(table.restore)
+
+    def declared(self, declared: Declare) -> None:
+        """The layout is the same for all ranks of the run."""
+        self._declared = declared
+        self._news.set()
+
+    def committed(self, write: RestoreFrom) -> None:
+        """What is older or of nobody's interest any more can go: until now a restore might have asked for it."""
+        wanted = {rank for ward in self._wards for rank in self._ranks(ward)}
+        unwanted = self._memories.keys() - wanted
+        for rank in unwanted:
+            os.close(self._memories.pop(rank).fd)
+        if unwanted:
+            self._store.keep_copies(self._memories)
+        self._want(write)
+
+    def asked(self) -> tuple[Slot, ...]:
+        """Slots that may hold a copy of this node's ranks, likeliest first."""
+        if self._slot is None or not self._copies or not self._domains:
+            return ()
+        return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._copies)
+
+    def shared(self) -> list[tuple[Share, int]]:
+        """What a new store process must know of, with its descriptors."""
+        return [(Share(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held]
+
+    def close(self) -> None:
+        for memory in self._memories.values():
+            os.close(memory.fd)
+        self._memories.clear()
+
+    # The task
+
+    async def run(self) -> None:
+        """Until cancelled: pull what is wanted and not held, one rank at a time."""
+        if not self._copies:
+            return
+        pause_s = FIRST_PAUSE_S
+        while True:
+            self._news.clear()
+            missing = self._missing()
+            num_pulled = 0
+            for ward, rank in missing:
+                num_pulled += await self._pull(ward, rank)
+                if self._news.is_set():
+                    break
+            if num_pulled or self._news.is_set():
+                pause_s = FIRST_PAUSE_S
+                continue
+            await self._hear(pause_s if missing else None)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _pull(self, ward: Slot, rank: Rank) -> bool:
+        """True when the copy is whole."""
+        write, declared = self._wanted, self._declared
+        assert write is not None
+        assert declared is not None
+        memory = self._memory(rank, declared)
+        self._job = self._store.new_job()
+        order = Pull(
+            job=self._job,
+            rank=rank,
+            layout=declared.layout,
+            slot=ward,
+            write_id=write.write_id,
+            step=write.step,
+        )
+        answer = await self._store.pull(order, memory.fd)
+        self._job = None
+        if isinstance(answer, Failed):
+            _log.info("copy of rank %d, write %s: %s", rank, write.write_id, answer.reason)
+            return False
+        memory.held = write
+        return True
+
+    def _missing(self) -> list[tuple[Slot, Rank]]:
+        if self._wanted is None or self._declared is None:
+            return []
+        wanted, layout = self._wanted, self._declared.digest
+        held = {rank for rank, one in self._memories.items() if (one.held, one.layout) == (wanted, layout)}
+        return [(ward, rank) for ward in self._wards for rank in self._ranks(ward) if rank not in held]
+
+    def _memory(self, rank: Rank, declared: Declare) -> CopyMemory:
+        memory = self._memories.get(rank)
+        if memory is not None and memory.layout == declared.digest:
+            return memory
+        if memory is not None:
+            os.close(memory.fd)
+        fd = os.memfd_create(f"behemoth-copy-{rank}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        memory = self._memories[rank] = CopyMemory(rank=rank, layout=declared.digest, fd=fd)
+        return memory
+
+    def _want(self, write: RestoreFrom | None) -> None:
+        """A pull of another write is not worth its end."""
+        if write != self._wanted and self._job is not None:
+            self._store.let_go(self._job)
+        self._wanted = write
+        self._news.set()
+
+    async def _hear(self, limit_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    def _ranks(self, slot: Slot) -> list[Rank]:
+        return [Rank(slot * self._ranks_per_node + local) for local in range(self._ranks_per_node)]

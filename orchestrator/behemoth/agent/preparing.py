@@ -1,0 +1,151 @@
+"""Makes a rank's memory ready with the checkpoint that it shall get back, from the nearest place that has it.
+
+In this order: the rank's own memory, a peer's memory, files that this machine's page cache holds, the store. Whatever
+goes wrong with a nearer one is a reason to look farther, never an error. Runs in the store process; the neighbour
+`storeserver` takes the orders.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+
+from behemoth.agent.memories import Memories
+from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.base.errors import BehemothError, NotFound
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
+from behemoth.checkpoint.copying import SnapshotSource, copy_snapshot
+from behemoth.checkpoint.counting import CountingStore
+from behemoth.checkpoint.crc import TRAILER_BYTES
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.matching import left_out, origins
+from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.reader import Commit, open_commit, read_rank
+from behemoth.ports import CachesFiles, ObjectStore
+from behemoth.state.effect import CommitRef
+
+FILES_BYTES = 64 << 20
+"""A smaller part of a rank goes through its staging memory even when the page cache holds it: the copy costs
+milliseconds, and memory has it at the next restart even if the files are gone from the cache by then."""
+NUM_PROBES = 64
+"""How many chunks of a rank, evenly spread, are asked for in the page cache: to ask for all takes a while."""
+
+
+class Preparing:
+    """Thread-safe. `peer(slot, plan, write_id, step)` is the snapshot that the node of a slot may have; it raises
+    Behemoth's errors when nobody is there."""
+
+    def __init__(
+        self,
+        memories: Memories,
+        *,
+        store: Callable[[], ObjectStore],
+        peer: Callable[[int, RankPlan, WriteId, Step], SnapshotSource],
+        threads: int,
+    ) -> None:
+        self._memories = memories
+        self._store = store
+        self._peer = peer
+        self._threads = threads
+        # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
+        self._lock = threading.Lock()
+        self._busy: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
+
+    def prepare(self, order: Prepare, fd: int) -> Prepared:
+        """Raises Behemoth's errors when no place has the checkpoint."""
+        with self._lock:
+            busy = self._busy[order.rank]
+        with busy:
+            return self._prepare_alone(order, fd)
+
+    def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
+        layout = Layout.decode(order.layout)
+        plan = plan_rank(layout, order.rank)
+        arena = self._memories.mapped(order.rank, fd, new=plan if order.is_new else None)
+        source = order.source
+        if source is None:
+            return Prepared(job=order.job, generation=None, origin="nothing")
+        if source.held_in is not None and _holds(arena, source, source.held_in):
+            return Prepared(job=order.job, generation=source.held_in, origin="memory")
+        missed: list[str] = []
+        for slot in source.holders:
+            try:
+                return self._from_peer(order, plan, arena, source, slot)
+            except BehemothError as error:
+                missed.append(error.message)
+        return self._from_store(order, layout, plan, arena, source, "; ".join(missed))
+
+    def _from_peer(self, order: Prepare, plan: RankPlan, arena: Arena, source: Source, slot: int) -> Prepared:
+        copy_snapshot(
+            self._peer(slot, plan, source.write_id, source.step),
+            plan,
+            arena,
+            source.spare,
+            write_id=source.write_id,
+            step=source.step,
+            threads=self._threads,
+        )
+        return Prepared(job=order.job, generation=source.spare, origin="peer", peer_bytes=plan.data_bytes)
+
+    def _from_store(
+        self, order: Prepare, layout: Layout, plan: RankPlan, arena: Arena, source: Source, missed: str
+    ) -> Prepared:
+        store = self._store()
+        counted = CountingStore(store)
+        commit = open_commit(counted, CommitRef(step=source.step, write_id=source.write_id, size_bytes=0))
+        folder = None if source.must_read else files_of(store, commit, layout, plan)
+        if folder is not None:
+            return Prepared(
+                job=order.job,
+                generation=None,
+                origin="files",
+                folder=folder,
+                store_bytes=counted.read_bytes + _chunk_bytes(layout, plan),
+                missed=missed,
+            )
+        intake = Intake.decode(order.intake) if order.intake else AS_SAVED
+        read_rank(counted, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
+        nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
+        if nothing:  # it is not that checkpoint, which a peer might take it for
+            arena.disprove(source.spare)
+        return Prepared(
+            job=order.job,
+            generation=source.spare,
+            origin="store",
+            left_out=nothing,
+            store_bytes=counted.read_bytes,
+            missed=missed,
+        )
+
+
+def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -> str | None:
+    """Where the rank finds its part itself; None when it is small, not in the page cache, or of another layout: only a
+    file of the rank's own layout has its spans in it."""
+    if commit.layout.digest != layout.digest:
+        return None
+    if plan.data_bytes < FILES_BYTES or not isinstance(store, CachesFiles):
+        return None
+    ranges = []
+    for span in plan.spans[:: -(-len(plan.spans) // NUM_PROBES)]:
+        grid = grids(layout)[span.array]
+        key = commit.shard_key(span.array, span.shard)
+        ranges.append((key, grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
+    return store.cached_folder(commit.record.prefix, ranges)
+
+
+def _chunk_bytes(layout: Layout, plan: RankPlan) -> int:
+    """What a rank reads that reads for itself: whole chunks with their CRCs, one for each span."""
+    return sum(grids(layout)[span.array].payload_bytes + TRAILER_BYTES for span in plan.spans)
+
+
+def _holds(arena: Arena, source: Source, generation: int) -> bool:
+    """True when memory holds exactly the wanted snapshot, with its CRCs, which the worker checks as it copies."""
+    try:
+        snapshot = arena.snapshot(generation)
+    except NotFound:
+        return False
+    return snapshot.is_verified and (snapshot.write_id, snapshot.step) == (source.write_id, source.step)

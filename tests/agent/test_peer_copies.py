@@ -1,0 +1,222 @@
+"""Four nodes, copies in each other's memory, and whoever is killed whenever: where the state comes from. Real
+processes; what was read from the store is counted where it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent.stage import LIMIT_S, Stage, descendants, gone, kill, setup_for, stage
+from agent.test_agent_peers import store_pid
+from behemoth.base.errors import Corrupt, NotFound
+from behemoth.base.ids import NodeId
+from behemoth.checkpoint.arena import NUM_GENERATIONS, Arena
+from behemoth.wire.messages import Hello, RanksRestored, Report, RestoreFrom, Setup
+
+NODES = 4
+MIB = 2
+SLOW_BYTES_PER_S = MIB << 19
+"""A pull takes some seconds, nearly all of them waiting with its memory half given up."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Ranks by where their state came from."""
+
+    memory: int
+    peer: int
+    peer_bytes: int
+    store_bytes: int
+    missed: str
+
+    @property
+    def store(self) -> int:
+        return NODES - self.memory - self.peer
+
+
+def play(folder: Path, scene: Callable[[Stage], Awaitable[None]], *, rate: int | None = None) -> None:
+    async def run() -> None:
+        async with stage(folder, setup_of(folder, rate), num_agents=NODES) as here:
+            here.start_gang(1)
+            await all_restored(here, 1)
+            await scene(here)
+
+    asyncio.run(run())
+
+
+def setup_of(folder: Path, rate: int | None) -> Setup:
+    return setup_for(folder, "train_shares", ranks=1, nodes=NODES, peer_copies=1, peer_rate=rate, mib=MIB)
+
+
+def holder_of(slot: int) -> int:
+    """With one node in each domain."""
+    return (slot + 1) % NODES
+
+
+def copy_memory(here: Stage, node: int, rank: int) -> Arena | None:
+    """The memory in which the agent of `node` keeps the copy of `rank`."""
+    pid = here.agents[NodeId(f"n{node}")].pid
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if f"memfd:behemoth-copy-{rank} " in f"{entry.readlink()} ":
+            fd = os.open(entry, os.O_RDWR)
+            try:
+                return Arena.open(fd)
+            except Corrupt:  # it is being formatted
+                return None
+            finally:
+                os.close(fd)
+    return None
+
+
+def is_copied(here: Stage, ward: int, write: RestoreFrom) -> bool:
+    arena = copy_memory(here, holder_of(ward), ward)
+    return arena is not None and any(one.is_verified and one.write_id == write.write_id for one in arena.held())
+
+
+def is_being_copied(here: Stage, ward: int, number: int) -> bool:
+    """Whether filling `number` of the holder's memory has begun and has not ended."""
+    arena = copy_memory(here, holder_of(ward), ward)
+    for generation in range(NUM_GENERATIONS) if arena is not None else ():
+        try:
+            if arena is not None and arena.sequence(generation) == number:
+                return arena.sealed(generation, number) is None
+        except NotFound:
+            continue
+    return False
+
+
+async def until(is_true: Callable[[], bool], here: Stage) -> None:
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while not is_true():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(here.story()) from None
+
+
+async def copied(here: Stage, write: RestoreFrom, wards: Sequence[int] = range(NODES)) -> None:
+    await until(lambda: all(is_copied(here, ward, write) for ward in wards), here)
+
+
+async def replace(here: Stage, *nodes: int) -> None:
+    """These nodes lose their agents with all memory at once, and come back empty."""
+    names = [NodeId(f"n{node}") for node in nodes]
+    below = {pid for name in names for pid in descendants(here.agents[name].pid)}
+    for name in names:
+        kill(here.agents[name].pid)
+    await gone(below, limit_s=10)
+    for node, name in zip(nodes, names, strict=True):
+        since = len(here.heard)
+        here.cut_lifeline(name)
+        here.start_agent(node)
+        await here.wait_for(Hello, lambda hello, name=name: hello.node == name, since=since)
+
+
+async def all_restored(here: Stage, attempt: int) -> list[RanksRestored]:
+    """The word of each node that its ranks stand."""
+
+    def all_told(heard: Sequence[tuple[NodeId, Report]]) -> list[RanksRestored] | None:
+        told = [report for _, report in heard if isinstance(report, RanksRestored) and report.attempt == attempt]
+        return told if len(told) == NODES else None
+
+    return await here.wait_until(all_told)
+
+
+async def restored(here: Stage, attempt: int, write: RestoreFrom) -> Sources:
+    """Start the attempt; every rank must hold the bytes of the write's step."""
+    here.start_gang(attempt, restore=write)
+    told = await all_restored(here, attempt)
+    for rank in range(NODES):
+        await here.logged(attempt, rank, f"restored {write.step} {float(write.step)} {float(write.step)}")
+    return Sources(
+        memory=sum(one.num_from_memory for one in told),
+        peer=sum(one.num_from_peer for one in told),
+        peer_bytes=sum(one.peer_bytes for one in told),
+        store_bytes=sum(one.store_bytes for one in told),
+        missed=" ".join(one.missed for one in told if one.missed),
+    )
+
+
+def test_any_node_may_be_lost_and_nothing_is_read_from_the_store(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        for attempt, node in enumerate(range(NODES), start=2):
+            await copied(here, saved)  # what the node before held is held again
+            await replace(here, node)
+            expected = Sources(memory=NODES - 1, peer=1, peer_bytes=MIB << 20, store_bytes=0, missed="")
+            assert await restored(here, attempt, saved) == expected
+            if node == 1:
+                saved = await here.save(saved.step + 60, "a3-2", attempt)
+
+    play(tmp_path, scene)
+
+
+def test_a_node_that_is_lost_with_its_holder_gets_its_state_from_the_store_and_says_why(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await copied(here, saved)
+        await replace(here, 1, holder_of(1))
+        sources = await restored(here, 2, saved)
+        assert (sources.memory, sources.peer, sources.store) == (2, 1, 1)
+        assert sources.peer_bytes == MIB << 20
+        assert MIB << 20 <= sources.store_bytes < (NODES * MIB << 20) * 5 // 4  # its chunk is read whole
+        assert sources.missed == f"node n2: memory of rank 1: no snapshot of write {saved.write_id} is there"
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.longer
+def test_worker_restarts_need_no_peer(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        assert await restored(here, 2, saved) == Sources(NODES, 0, 0, 0, "")
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.longer
+def test_a_holder_whose_store_process_is_killed_within_a_pull_has_the_copy_in_the_end(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await until(lambda: is_being_copied(here, 0, 1), here)
+        kill(store_pid(here, "n1"))
+        await copied(here, saved)
+        await replace(here, 0)
+        assert (await restored(here, 2, saved)).store_bytes == 0
+
+    play(tmp_path, scene, rate=SLOW_BYTES_PER_S)
+
+
+@pytest.mark.longer
+def test_workers_that_restart_within_a_pull_do_not_end_it(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await until(lambda: is_being_copied(here, 2, 1), here)
+        assert (await restored(here, 2, saved)).memory == NODES
+        await copied(here, saved)
+        arena = copy_memory(here, holder_of(2), 2)
+        assert arena is not None
+        assert [one.sequence for one in arena.held()] == [1]
+
+    play(tmp_path, scene, rate=SLOW_BYTES_PER_S)
+
+
+@pytest.mark.longer
+def test_a_ward_that_is_killed_within_a_pull_leaves_the_older_copy_whole(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        older = await here.save(30, "a1-1", 1)
+        await copied(here, older)
+        newer = await here.save(older.step + 60, "a1-2", 1)
+        await until(lambda: is_being_copied(here, 3, 2), here)
+        assert not is_copied(here, 3, newer)
+        await replace(here, 3)
+        sources = await restored(here, 2, older)
+        assert (sources.peer, sources.store_bytes) == (1, 0)
+        assert f"memory of rank 3: no snapshot of write {newer.write_id}" in (await restored(here, 3, newer)).missed
+
+    play(tmp_path, scene, rate=SLOW_BYTES_PER_S)

@@ -1,0 +1,137 @@
+"""A snapshot is copied from another memory whole and proven, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from behemoth.base.errors import Conflict, NotFound, Unavailable
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.checkpoint import copying
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.copying import copy_snapshot
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.plan import RankPlan, plan_rank
+from checkpoint.saved_checkpoint import big_layout, small_layout
+
+OLD, NEW = WriteId("a1-1"), WriteId("a1-2")
+PLANS = [plan_rank(small_layout(), Rank(0)), plan_rank(small_layout(), Rank(1)), plan_rank(big_layout(), Rank(0))]
+
+
+class OtherMemory:
+    """A source with random bytes. `damage`: offset of a byte that is flipped on its way; `ends_after`: the number of
+    reads after which it is gone."""
+
+    def __init__(self, plan: RankPlan, *, damage: int | None = None, ends_after: int | None = None) -> None:
+        self.data = os.urandom(plan.data_bytes)
+        self._plan = plan
+        self._damage = damage
+        self._left = ends_after
+
+    def crcs(self) -> Sequence[int]:
+        spans = self._plan.spans
+        return [crc32c(self.data[one.arena_offset : one.arena_offset + one.length]) for one in spans]
+
+    def read_into(self, offset_bytes: int, into: memoryview) -> None:
+        if self._left == 0:
+            raise Unavailable("gone")
+        self._left = None if self._left is None else self._left - 1
+        into[:] = self.data[offset_bytes : offset_bytes + len(into)]
+        if self._damage is not None and offset_bytes <= self._damage < offset_bytes + len(into):
+            into[self._damage - offset_bytes] ^= 1
+
+
+@contextmanager
+def arena_of(plan: RankPlan) -> Iterator[Arena]:
+    fd = os.memfd_create("copying-test")
+    arena = Arena.format(fd, plan)
+    os.close(fd)
+    yield arena
+    arena.close()
+
+
+def held(arena: Arena) -> list[WriteId]:
+    return [one.write_id for one in arena.held()]
+
+
+def copy(source: OtherMemory, plan: RankPlan, arena: Arena, write_id: WriteId, *, threads: int = 1) -> int:
+    generation = arena.oldest_generation()
+    copy_snapshot(source, plan, arena, generation, write_id=write_id, step=Step(7), threads=threads)
+    return generation
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["small-0", "small-1", "big"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_copy_is_a_verified_snapshot_of_the_same_bytes(plan: RankPlan, threads: int) -> None:
+    with arena_of(plan) as arena:
+        source = OtherMemory(plan)
+        generation = copy(source, plan, arena, OLD, threads=threads)
+        snapshot = arena.snapshot(generation)
+        assert (snapshot.write_id, snapshot.step, snapshot.is_verified) == (OLD, 7, True)
+        assert arena.crcs(generation).tolist() == list(source.crcs())
+        data = arena.data(generation)
+        for span in plan.spans:
+            part = slice(span.arena_offset, span.arena_offset + span.length)
+            assert data[part] == source.data[part]
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=st.sampled_from(PLANS[:2]), where=st.integers(0, 1 << 20))
+def test_one_wrong_bit_makes_no_snapshot_and_the_older_copy_stays(plan: RankPlan, where: int) -> None:
+    span = plan.spans[where % len(plan.spans)]
+    with arena_of(plan) as arena:
+        copy(OtherMemory(plan), plan, arena, OLD)
+        damaged = OtherMemory(plan, damage=span.arena_offset + where % span.length)
+        with pytest.raises(Conflict, match=rf"rank {plan.rank}, write a1-2: expected CRC-32C"):
+            copy(damaged, plan, arena, NEW)
+        assert held(arena) == [OLD]
+        copy(OtherMemory(plan), plan, arena, NEW)
+        assert held(arena) == [OLD, NEW]
+
+
+def test_a_source_that_vanishes_leaves_the_older_copy_and_the_next_try_succeeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(copying, "BLOCK_BYTES", 1 << 20)
+    plan = PLANS[2]
+    with arena_of(plan) as arena:
+        copy(OtherMemory(plan), plan, arena, OLD)
+        with pytest.raises(Unavailable):
+            copy(OtherMemory(plan, ends_after=2), plan, arena, NEW)
+        assert held(arena) == [OLD]
+        assert arena.snapshot(copy(OtherMemory(plan), plan, arena, NEW)).write_id == NEW
+
+
+def test_a_source_that_has_nothing_costs_no_generation() -> None:
+    class Empty(OtherMemory):
+        def crcs(self) -> Sequence[int]:
+            raise NotFound("no snapshot")
+
+    plan = PLANS[0]
+    with arena_of(plan) as arena:
+        copy(OtherMemory(plan), plan, arena, OLD)
+        copy(OtherMemory(plan), plan, arena, NEW)
+        with pytest.raises(NotFound):
+            copy(Empty(plan), plan, arena, WriteId("a1-3"))
+        assert held(arena) == [OLD, NEW]
+
+
+def test_each_block_is_paced_with_its_size_and_a_pace_that_raises_ends_the_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(copying, "BLOCK_BYTES", 8 << 20)
+    plan, asked = PLANS[2], []
+
+    def pace(num_bytes: int) -> None:
+        asked.append(num_bytes)
+        if len(asked) == 3:
+            raise Conflict("cancelled")
+
+    with arena_of(plan) as arena, pytest.raises(Conflict, match="cancelled"):
+        copy_snapshot(OtherMemory(plan), plan, arena, 0, write_id=OLD, step=Step(1), threads=1, pace=pace)
+    assert all(0 < size <= 8 << 20 for size in asked)
