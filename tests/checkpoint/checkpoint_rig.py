@@ -20,7 +20,7 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectStore, UploadsParts, WritesRanges
 from behemoth.spec.mesh import Mesh
 
 Logical = Mapping[str, npt.NDArray[np.generic]]
@@ -142,7 +142,7 @@ def write_all_ranks(
 
 
 def commit_receipts(
-    store: ObjectStore,
+    store: WritesRanges | UploadsParts,
     layout: Layout,
     receipts: Sequence[Receipt],
     *,

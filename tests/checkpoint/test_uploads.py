@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint import uploads as uploads_module
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
@@ -26,24 +23,9 @@ from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
+from checkpoint.upload_rig import small_parts
 
 MIB = 1 << 20
-
-
-@contextmanager
-def small_parts(least: int, single: int) -> Iterator[None]:
-    """Parts of so many bytes at least, objects below `single` in one request."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uploads_module, "MIN_PART_BYTES", least)
-        patch.setattr(uploads_module, "SINGLE_BYTES", single)
-        clear_caches()
-        yield
-    clear_caches()
-
-
-def clear_caches() -> None:
-    for cached in (cut_parts, plan_uploads, plan_parts):
-        cached.cache_clear()
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from behemoth.base.errors import Corrupt
+from behemoth.base.errors import Conflict, Corrupt
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
@@ -20,15 +20,17 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import INDEX, METADATA, step_prefix
 from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
-from behemoth.checkpoint.writer import chunk_tail, seal_all
-from behemoth.ports import ObjectStore, Part, WritesRanges
+from behemoth.checkpoint.shard_proof import check_shards
+from behemoth.checkpoint.threads import run_all
+from behemoth.checkpoint.writer import SEAL_THREADS, chunk_tail, seal_all
+from behemoth.ports import ObjectStore, Part, UploadsParts, WritesRanges
 from behemoth.state.effect import CommitRef
 
 __all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "latest", "read_record", "reject"]
 
 
 def commit(
-    store: WritesRanges,
+    store: WritesRanges | UploadsParts,
     *,
     run: str,
     layout: Layout,
@@ -53,6 +55,8 @@ def commit(
     if previous is not None:
         check_zeros(layout, proof, previous)
         check_fresh(layout, proof.arrays, receipts, previous)
+    if isinstance(store, UploadsParts):
+        check_shards(layout, proof, receipts)
     index = _complete(store, prefix, layout, proof)
     form, features = format_of(layout)
     return publish(
@@ -76,33 +80,59 @@ def commit(
     )
 
 
-def _complete(store: WritesRanges, prefix: str, layout: Layout, proof: Proof) -> bytes:
+def _complete(store: WritesRanges | UploadsParts, prefix: str, layout: Layout, proof: Proof) -> bytes:
     """Write what no rank could: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
     index."""
     objects = metadata_objects(layout)
     of_arrays = {f"{path}/{METADATA}" for path in layout.paths}
     _require_written(store, prefix, layout, {name: len(objects[name]) for name in of_arrays})
-    tails: dict[tuple[int, int], list[Part]] = {}
-    for shared in proof.shared:
-        grid = grids(layout)[shared.array]
-        tail = _tail(grid, shared.chunk, shared.data_crc, shared.data_bytes)
-        tails.setdefault((shared.array, grid.place(shared.chunk)[0]), []).append(tail)
-    keys: list[str] = []
-    for (position, shard), parts in tails.items():
-        grid = grids(layout)[position]
-        keys.append(f"{prefix}/{layout.paths[position]}/{grid.shard_key(shard)}")
-        store.write_parts(keys[-1], size_bytes=grid.file_bytes, parts=parts)
     index = CommitIndex(
         layout=layout,
         metadata=described(objects),
         content_crcs=tuple(array.content_crc for array in proof.arrays),
     ).encode()
-    groups = {name: data for name, data in objects.items() if name not in of_arrays}
-    for name, data in {**groups, INDEX: index}.items():
+    small = {name: data for name, data in objects.items() if name not in of_arrays} | {INDEX: index}
+    if isinstance(store, UploadsParts):
+        items = [(f"{prefix}/{name}", data) for name, data in small.items()]
+        run_all(lambda item: _create_same(store, *item), items, threads=SEAL_THREADS, name="ckpt-create")
+    else:
+        _write(store, prefix, small, _tails(prefix, layout, proof))
+    return index
+
+
+def _tails(prefix: str, layout: Layout, proof: Proof) -> dict[str, tuple[int, list[Part]]]:
+    """The ends of chunks that several ranks wrote, by the key of their file, with its size."""
+    tails: dict[str, tuple[int, list[Part]]] = {}
+    for shared in proof.shared:
+        grid = grids(layout)[shared.array]
+        key = f"{prefix}/{layout.paths[shared.array]}/{grid.shard_key(grid.place(shared.chunk)[0])}"
+        _, parts = tails.setdefault(key, (grid.file_bytes, []))
+        parts.append(_tail(grid, shared.chunk, shared.data_crc, shared.data_bytes))
+    return tails
+
+
+def _write(
+    store: WritesRanges, prefix: str, small: Mapping[str, bytes], tails: Mapping[str, tuple[int, list[Part]]]
+) -> None:
+    for key, (size_bytes, parts) in tails.items():
+        store.write_parts(key, size_bytes=size_bytes, parts=parts)
+    keys = list(tails)
+    for name, data in small.items():
         keys.append(f"{prefix}/{name}")
         store.write_parts(keys[-1], size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
     seal_all(store, keys)
-    return index
+
+
+def _create_same(store: ObjectStore, key: str, data: bytes) -> None:
+    """Create a small object, or find that it is there with these bytes: a leader may repeat another's work. Raises
+    Conflict when others stand there."""
+    try:
+        store.create(key, data)
+    except Conflict:
+        standing = bytearray(len(data))
+        store.read_into(key, offset_bytes=0, into=standing)
+        if bytes(standing) != data:
+            raise
 
 
 def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_bytes: Mapping[str, int]) -> None:

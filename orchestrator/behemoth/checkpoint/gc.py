@@ -29,7 +29,7 @@ from behemoth.checkpoint.paths import (
 )
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.policy.retention import MIN_KEPT
-from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.ports import ObjectInfo, ObjectStore, UnfinishedUpload, UploadsParts
 
 BATCH_KEYS = 1000
 """Keys per delete call: the most that one S3 DeleteObjects request takes."""
@@ -67,10 +67,11 @@ class KeepsLeftovers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
-    """What would be deleted, in this order: commits, objects, leftovers, marks of deletions that were cut off.
-    `spared` was to be dropped and is pinned."""
+    """What would be deleted, in this order: commits, unfinished uploads, objects, leftovers, marks of deletions that
+    were cut off. `spared` was to be dropped and is pinned."""
 
     commits: tuple[Write, ...]
+    uploads: tuple[UnfinishedUpload, ...]
     objects: tuple[ObjectInfo, ...]
     leftovers: tuple[str, ...]
     stale_marks: tuple[str, ...]
@@ -92,6 +93,7 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     to drop one of the newest two intact commits, and Corrupt as `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
+    uploads = list(store.list_uploads(STEPS)) if in_flight is not None and isinstance(store, UploadsParts) else []
     flying = set(in_flight() if callable(in_flight) else in_flight or ())
     found = commits(store)
     committed = {(one.step, one.write_id) for one in found if not isinstance(one, BadCommit)}
@@ -107,11 +109,19 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     marked = ((info.key, write_of_marker(info.key)) for info in store.list(DELETING))
     return GcPlan(
         commits=tuple(sorted(committed & dropped)),
+        uploads=tuple(one for one in uploads if not _is_flying(one, flying)),
         objects=tuple(garbage),
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
         stale_marks=tuple(key for key, write in marked if write is not None and write not in committed & dropped),
         spared=tuple(sorted(asked & pinned)),
     )
+
+
+def _is_flying(upload: UnfinishedUpload, flying: Collection[WriteId]) -> bool:
+    """Nothing else keeps an upload: what a commit names is complete, and no object comes of an upload that nobody
+    completes."""
+    write = write_of_key(upload.key)
+    return write is None or write[1] in flying
 
 
 def _leftovers(store: ObjectStore) -> Iterator[str]:
@@ -129,6 +139,9 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     doomed = [commit_key(write[0]) for write in plan.commits if write not in pinned]
     if doomed:
         store.delete(doomed)
+    if isinstance(store, UploadsParts):
+        for upload in plan.uploads:
+            store.abort_upload(upload.key, upload.upload_id)
     spared = pinned.intersection(plan.commits)
     keys = (info.key for info in plan.objects_without(spared))
     while batch := list(islice(keys, BATCH_KEYS)):

@@ -42,6 +42,8 @@ class Proof:
 
     arrays: tuple[ArraySummary, ...]
     shared: tuple[SharedChunk, ...]
+    chunk_crcs: tuple[npt.NDArray[np.uint32], ...]
+    """Of each array, the CRC of each chunk's payload."""
     held_prints: str | msgspec.UnsetType
 
 
@@ -67,8 +69,8 @@ def prove(
         rank = f"rank {ranks[fault.row]}: " if fault.row >= 0 else ""
         raise Invalid(f"write {write_id!r} of step {step}: {rank}{fault.message}", code=fault.code)
     order = extents.order()
-    summaries, shared = _summaries(layout, extents, order, spans)
-    return Proof(arrays=summaries, shared=shared, held_prints=held_prints(layout, by_rank))
+    summaries, shared, chunk_crcs = _summaries(layout, extents, order, spans)
+    return Proof(arrays=summaries, shared=shared, chunk_crcs=chunk_crcs, held_prints=held_prints(layout, by_rank))
 
 
 def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
@@ -125,7 +127,7 @@ def _check_receipt(layout: Layout, receipt: Receipt, *, step: Step, write_id: Wr
 
 def _summaries(
     layout: Layout, extents: Extents, order: Ints, spans: Sequence[WrittenSpan]
-) -> tuple[tuple[ArraySummary, ...], tuple[SharedChunk, ...]]:
+) -> tuple[tuple[ArraySummary, ...], tuple[SharedChunk, ...], tuple[npt.NDArray[np.uint32], ...]]:
     """Coverage is proven, so rows in `order` run through every chunk of every array from its start to its end."""
     crcs = np.array([span.crc for span in spans], dtype=np.uint32)[order]
     zero = np.array([span.is_zero for span in spans], dtype=bool)[order]
@@ -133,6 +135,7 @@ def _summaries(
     bounds = np.searchsorted(extents.array[order], np.arange(len(layout.arrays) + 1))
     summaries: list[ArraySummary] = []
     shared: list[SharedChunk] = []
+    chunk_crcs: list[npt.NDArray[np.uint32]] = []
     for position, grid in enumerate(grids(layout)):
         rows = slice(int(bounds[position]), int(bounds[position + 1]))
         data_crcs, several = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
@@ -143,6 +146,7 @@ def _summaries(
         ]
         for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
             data_crcs[k] = payload_crc(grid, int(data_crcs[k]), int(data_bytes[k]))
+        chunk_crcs.append(data_crcs)
         summaries.append(
             ArraySummary(
                 name=grid.spec.name,
@@ -150,7 +154,7 @@ def _summaries(
                 is_zero=bool(zero[rows].all()),
             )
         )
-    return tuple(summaries), tuple(shared)
+    return tuple(summaries), tuple(shared), tuple(chunk_crcs)
 
 
 def _chunk_crcs(

@@ -32,6 +32,15 @@ class WrittenSpan(NamedTuple):
     is_zero: bool
 
 
+class WrittenShard(NamedTuple):
+    """An object that the rank has completed, or sent as one, with the CRC-32C of all its bytes as the store has them.
+    `array` counts in the layout's order, `shard` in that of its grid."""
+
+    array: _Count
+    shard: _Count
+    crc: _Crc
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freshness:
     """What a rank says of all that it holds, of which it wrote only a part.
@@ -47,7 +56,8 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """One rank's word for one write. Without `freshness`, which is left out then, nobody judges that."""
+    """One rank's word for one write. Without `freshness`, which is left out then, nobody judges that. `shards`
+    are there where objects are uploaded."""
 
     rank: _Count
     attempt: _Count
@@ -56,6 +66,7 @@ class Receipt:
     layout_digest: _Text
     spans: tuple[WrittenSpan, ...]
     freshness: Freshness | msgspec.UnsetType = msgspec.UNSET
+    shards: tuple[WrittenShard, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""

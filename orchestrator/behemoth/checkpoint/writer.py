@@ -17,7 +17,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step
-from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena import Arena, Snapshot
 from behemoth.checkpoint.crc import combine, crc32c, trailer
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.freshness import held_crc
@@ -60,7 +60,7 @@ def write_rank(
     program announced an update, `frozen`: the arrays, by position, that it declared not to move; None: it told neither.
     Raises Conflict when cancelled or when the snapshot was replaced meanwhile, and the store's errors.
     """
-    _check(layout, plan, arena)
+    check_fit(layout, plan, arena)
     sequence = arena.snapshot(generation).sequence if following is None else following
     follower = Follower(arena, generation, sequence, cancelled=cancelled)
     job = _Job(store, prefix, layout, plan, arena.filling(generation), follower, cancelled)
@@ -70,6 +70,22 @@ def write_rank(
     seal_all(store, job.keys())
     snapshot = follower.whole()  # asked again: it must not have been replaced
     arena.record_crcs(generation, snapshot.sequence, crcs)
+    data = arena.filling(generation)
+    return receipt_of(layout, plan, snapshot, data, crcs, attempt=attempt, updated_step=updated_step, frozen=frozen)
+
+
+def receipt_of(
+    layout: Layout,
+    plan: RankPlan,
+    snapshot: Snapshot,
+    data: memoryview,
+    crcs: Sequence[int],
+    *,
+    attempt: Attempt,
+    updated_step: Step | None,
+    frozen: Collection[int],
+) -> Receipt:
+    """What the rank says of its snapshot, with the CRC of every span in plan order; see `write_rank` for the rest."""
     return Receipt(
         rank=plan.rank,
         attempt=attempt,
@@ -77,7 +93,7 @@ def write_rank(
         write_id=snapshot.write_id,
         layout_digest=layout.digest,
         spans=tuple(
-            WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, job.is_zero(span, crc))
+            WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, _is_zero(data, span, crc))
             for span, crc in zip(plan.spans, crcs, strict=True)
             if span.is_owned
         ),
@@ -125,7 +141,7 @@ class _Job:
             for shard, of_shard in _by_shard(owned).items():
                 key = self._shard_key(batch[0].array, shard)
                 self._store.write_parts(key, size_bytes=grid.file_bytes, parts=list(self._parts(grid, of_shard)))
-            if _ends_array(grid, owned[-1][0]):
+            if ends_array(grid, owned[-1][0]):
                 key, data = self._metadata_key(batch[0].array), grid.zarr_json()
                 self._store.write_parts(key, size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
         return crcs
@@ -133,13 +149,9 @@ class _Job:
     def keys(self) -> list[str]:
         """Every object that the rank wrote to."""
         owned = [span for span in self._plan.spans if span.is_owned]
-        ended = [span.array for span in owned if _ends_array(self._grids[span.array], span)]
+        ended = [span.array for span in owned if ends_array(self._grids[span.array], span)]
         shards = [self._shard_key(*each) for each in sorted({(span.array, span.shard) for span in owned})]
         return shards + [self._metadata_key(array) for array in ended]
-
-    def is_zero(self, span: Span, crc: int) -> bool:
-        """Whether a span's bytes are all zero; read again only when the CRC says that they may be."""
-        return crc == crc_of_zeros(span.length) and not np.frombuffer(self._payload(span), dtype=np.uint8).any()
 
     def _shard_key(self, array: int, shard: int) -> str:
         return f"{self._prefix}/{self._paths[array]}/{self._grids[array].shard_key(shard)}"
@@ -148,7 +160,7 @@ class _Job:
         return f"{self._prefix}/{self._paths[array]}/{METADATA}"
 
     def _payload(self, span: Span) -> memoryview:
-        return self._data[span.arena_offset : span.arena_offset + span.length]
+        return payload_of(self._data, span)
 
     def _parts(self, grid: Grid, owned: Sequence[tuple[Span, int]]) -> Iterator[Part]:
         """Of one shard. Neighbours in it become one part."""
@@ -170,6 +182,16 @@ class _Job:
             yield Part(offset_bytes=grid.index_offset_bytes, buffers=[grid.index()])
 
 
+def payload_of(data: memoryview, span: Span) -> memoryview:
+    """A span's bytes in the arena's data."""
+    return data[span.arena_offset : span.arena_offset + span.length]
+
+
+def _is_zero(data: memoryview, span: Span, crc: int) -> bool:
+    """Whether a span's bytes are all zero; read again only when the CRC says that they may be."""
+    return crc == crc_of_zeros(span.length) and not np.frombuffer(payload_of(data, span), dtype=np.uint8).any()
+
+
 def _by_shard(owned: Sequence[tuple[Span, int]]) -> dict[int, list[tuple[Span, int]]]:
     """Spans of one array, in their order."""
     shards: dict[int, list[tuple[Span, int]]] = {}
@@ -178,7 +200,7 @@ def _by_shard(owned: Sequence[tuple[Span, int]]) -> dict[int, list[tuple[Span, i
     return shards
 
 
-def _ends_array(grid: Grid, span: Span) -> bool:
+def ends_array(grid: Grid, span: Span) -> bool:
     """Whether the span holds the array's last byte. Of all ranks' owned spans exactly one does."""
     return span.chunk == grid.num_chunks - 1 and span.offset + span.length == grid.data_bytes(span.chunk)
 
@@ -223,7 +245,8 @@ def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
         yield batch
 
 
-def _check(layout: Layout, plan: RankPlan, arena: Arena) -> None:
+def check_fit(layout: Layout, plan: RankPlan, arena: Arena) -> None:
+    """Raises Invalid unless all three are of one layout and rank."""
     digests = {layout.digest, plan.layout_digest, arena.layout_digest}
     if len(digests) > 1 or arena.rank != plan.rank:
         raise Invalid(

@@ -1,0 +1,236 @@
+"""What the ranks of one write ask of each other while they upload it, and this node's part of the answers.
+
+A part may hold bytes of several ranks, its upload is begun by one rank and fed by others, and completing it takes the
+receipts of all: everything is asked for, nothing is sent unasked, so a question may be repeated and a rank that is
+lost leaves nothing behind but questions that fail. Waits end with the answer, with the end of the asked rank's own
+upload, or with the asker's patience. Neighbours: `upload_writer`, which asks, and the agent, which asks other nodes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from behemoth.base.errors import Conflict, Invalid, Timeout
+from behemoth.base.ids import Rank, UploadId, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.checkpoint.plan import RankPlan, Span
+from behemoth.ports import PartReceipt
+
+KEPT_PER_RANK = 2
+"""Writes of a rank that are remembered: of one that has ended others may still ask."""
+_LOOK_S = 0.05
+"""How soon a wait sees that it was given up."""
+
+WAITING = "upload-waiting"
+"""Code of the error for an answer that is not there yet."""
+
+_T = TypeVar("_T")
+Given = Callable[[], bool]
+"""Asked during a wait: whether whoever asks has given up."""
+
+
+class SentPart(NamedTuple):
+    """A part that was uploaded."""
+
+    shard: Shard
+    receipt: PartReceipt
+
+
+class Exchange(Protocol):
+    """Asks a rank of the write, wherever it is. Exactly these four, one for each thing that only another rank knows:
+    bytes, CRCs, upload ids, receipts. All block until the answer is there.
+
+    They raise Conflict when the rank has given the write up or `cancelled` says so, Unavailable or Timeout when nobody
+    answers for it any more.
+    """
+
+    def fetch(self, rank: Rank, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
+        """The fragments' bytes, one behind the other; they fill `into` exactly."""
+        ...
+
+    def crcs(self, rank: Rank, fragments: Sequence[Fragment], *, cancelled: Given) -> Sequence[int]:
+        """The CRC-32C of each fragment."""
+        ...
+
+    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+        """Of shards that the rank completes."""
+        ...
+
+    def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
+        """All parts that the rank uploads of shards which `completer` completes, once all of them are sent."""
+        ...
+
+
+class RankUpload:
+    """One rank's own upload of one write, as others see it. Thread-safe: its writer tells, everybody asks."""
+
+    def __init__(self, plan: RankPlan, arena: Arena, generation: int, sequence: int) -> None:
+        self.rank = plan.rank
+        self._arena = arena
+        self._generation = generation
+        self._sequence = sequence
+        self._spans = _by_chunk(plan.spans)
+        self._changed = threading.Condition()
+        self._upload_ids: Mapping[Shard, UploadId] | None = None
+        self._sent: Mapping[Rank, Sequence[SentPart]] | None = None
+        self._failure: str | None = None
+
+    def begun(self, upload_ids: Mapping[Shard, UploadId]) -> None:
+        """All uploads that this rank completes have begun."""
+        with self._changed:
+            self._upload_ids = upload_ids
+            self._changed.notify_all()
+
+    def sent(self, parts: Mapping[Rank, Sequence[SentPart]]) -> None:
+        """All parts of this rank are in the store; by completer."""
+        with self._changed:
+            self._sent = parts
+            self._changed.notify_all()
+
+    def failed(self, reason: str) -> None:
+        """Whoever waits for this rank need not."""
+        with self._changed:
+            self._failure = self._failure or reason
+            self._changed.notify_all()
+
+    def views(self, fragment: Fragment) -> list[memoryview]:
+        """The fragment's bytes in the arena, in order; the snapshot must be whole. Raises Invalid when the rank does
+        not hold them."""
+        spans = self._spans.get((fragment.array, fragment.chunk), [])
+        data, views = self._arena.filling(self._generation), []
+        begin, end = fragment.offset, fragment.offset + fragment.length
+        for span in spans[max(0, bisect_right(spans, begin, key=lambda span: span.offset) - 1) :]:
+            if begin < end and span.offset <= begin < span.offset + span.length:
+                stop = min(end, span.offset + span.length)
+                at = span.arena_offset + begin - span.offset
+                views.append(data[at : at + stop - begin])
+                begin = stop
+        if begin < end:
+            raise Invalid(
+                f"rank {self.rank}: expected to hold bytes {fragment.offset} .. {end} of chunk {fragment.chunk} of "
+                f"array {fragment.array}, got none from byte {begin} on",
+                code="fragment",
+            )
+        return views
+
+    def copy(self, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
+        """Fill `into` with the fragments' bytes. Raises Conflict when the snapshot was replaced meanwhile."""
+        self._wait_whole(cancelled)
+        at = 0
+        for view in (view for fragment in fragments for view in self.views(fragment)):
+            into[at : at + len(view)] = view
+            at += len(view)
+        self.check_held()
+
+    def crcs_of(self, fragments: Sequence[Fragment], *, cancelled: Given) -> list[int]:
+        """The CRC of each. Raises Conflict as `copy` does."""
+        self._wait_whole(cancelled)
+        found = []
+        for fragment in fragments:
+            crc = 0
+            for view in self.views(fragment):
+                crc = crc32c(view, crc)
+            found.append(crc)
+        self.check_held()
+        return found
+
+    def ids_of(self, shards: Sequence[Shard], *, cancelled: Given) -> list[UploadId]:
+        """Raises Invalid for a shard that this rank does not complete."""
+        known = self._wait(lambda: self._upload_ids, "the uploads to begin", cancelled)
+        if unknown := [shard for shard in shards if shard not in known]:
+            raise Invalid(f"rank {self.rank}: expected shards that it completes, got {unknown[0]}", code="fragment")
+        return [known[shard] for shard in shards]
+
+    def sent_to(self, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
+        return self._wait(lambda: self._sent, "its parts to be sent", cancelled).get(completer, ())
+
+    def check_held(self) -> None:
+        """Raises Conflict when the snapshot is not the one of this write any more."""
+        if self._arena.sealed(self._generation, self._sequence) is None:
+            raise Conflict(f"rank {self.rank}: its snapshot was given up", code="snapshot-replaced")
+
+    def _wait_whole(self, cancelled: Given) -> None:
+        while self._arena.sealed(self._generation, self._sequence) is None:
+            self._give_up_if(cancelled, "its snapshot to be whole")
+            time.sleep(_LOOK_S)
+
+    def _wait(self, look: Callable[[], _T | None], what: str, cancelled: Given) -> _T:
+        with self._changed:
+            while (found := look()) is None:
+                self._give_up_if(cancelled, what)
+                self._changed.wait(_LOOK_S)
+            return found
+
+    def _give_up_if(self, cancelled: Given, what: str) -> None:
+        if self._failure is not None:
+            raise Conflict(f"rank {self.rank}: its upload failed: {self._failure}", code="upload-failed")
+        if cancelled():
+            raise Conflict(f"rank {self.rank}: given up while waiting for {what}", code="save-cancelled")
+
+
+class Uploading:
+    """The uploads of this process's ranks, by write. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._uploads: dict[tuple[WriteId, Rank], RankUpload] = {}
+
+    def enter(self, write_id: WriteId, upload: RankUpload) -> None:
+        """From now on the rank can be asked about this write. Older writes of the rank are forgotten."""
+        with self._changed:
+            self._uploads[write_id, upload.rank] = upload
+            older = [key for key in self._uploads if key[1] == upload.rank][:-KEPT_PER_RANK]
+            for key in older:
+                del self._uploads[key]
+            self._changed.notify_all()
+
+    def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given, limit_s: float | None = None) -> RankUpload:
+        """Waits for the rank to begin with the write. Raises Conflict when cancelled, Timeout after `limit_s`."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        with self._changed:
+            while (found := self._uploads.get((write_id, rank))) is None:
+                if cancelled():
+                    raise Conflict(f"rank {rank}: given up while waiting for it to begin", code="save-cancelled")
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise Timeout(f"rank {rank}: expected it to upload write {write_id}, got nothing", code=WAITING)
+                self._changed.wait(_LOOK_S)
+            return found
+
+
+class LocalExchange:
+    """An Exchange among ranks of one process."""
+
+    def __init__(self, uploading: Uploading, write_id: WriteId) -> None:
+        self._uploading = uploading
+        self._write_id = write_id
+
+    def fetch(self, rank: Rank, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
+        self._of(rank, cancelled).copy(fragments, into, cancelled=cancelled)
+
+    def crcs(self, rank: Rank, fragments: Sequence[Fragment], *, cancelled: Given) -> Sequence[int]:
+        return self._of(rank, cancelled).crcs_of(fragments, cancelled=cancelled)
+
+    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+        return self._of(rank, cancelled).ids_of(shards, cancelled=cancelled)
+
+    def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
+        return self._of(rank, cancelled).sent_to(completer, cancelled=cancelled)
+
+    def _of(self, rank: Rank, cancelled: Given) -> RankUpload:
+        return self._uploading.find(self._write_id, rank, cancelled=cancelled)
+
+
+def _by_chunk(spans: Sequence[Span]) -> dict[tuple[int, int], list[Span]]:
+    """A rank's spans of each chunk, in order of their offsets."""
+    found: dict[tuple[int, int], list[Span]] = {}
+    for span in spans:
+        found.setdefault((span.array, span.chunk), []).append(span)
+    for of_chunk in found.values():
+        of_chunk.sort(key=lambda span: span.offset)
+    return found

@@ -1,0 +1,90 @@
+"""The bytes of a part, in their order, and their CRC: out of the rank's own arena, and what other ranks hand over.
+
+Own bytes are views, not copies. CRCs of chunks are combined from those of their fragments, so that each byte is summed
+once. Neighbours: `part_plan`, which says what a part is made of, `upload_writer`, which sends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+from typing_extensions import Buffer
+
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.exchange import Exchange, RankUpload
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.part_plan import Fragment, PlannedPart
+from behemoth.checkpoint.writer import chunk_tail
+
+
+class PartBytes:
+    """Of one rank's parts. Thread-safe: each part by itself."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        rank: Rank,
+        upload: RankUpload,
+        exchange: Exchange,
+        *,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._grids = grids(layout)
+        self._rank = rank
+        self._upload = upload
+        self._exchange = exchange
+        self._cancelled = cancelled
+
+    def of(self, part: PlannedPart) -> tuple[list[Buffer], int]:
+        """Buffers that make up the part, and the CRC-32C of them all. Raises what the exchange does."""
+        grid = self._grids[part.shard.array]
+        buffers: list[Buffer] = []
+        total = 0
+        chunk_crc = self._head_crc(part.head)
+        for fragment, views in zip(part.data, self._data(part.data), strict=True):
+            crc = 0
+            for view in views:
+                crc = crc32c(view, crc)
+            chunk_crc = combine(chunk_crc, crc, fragment.length) if fragment.offset else crc
+            total = combine(total, crc, fragment.length)
+            buffers += views
+            if fragment.offset + fragment.length == grid.data_bytes(fragment.chunk):
+                tail = chunk_tail(grid, chunk_crc, grid.data_bytes(fragment.chunk))
+                total = crc32c(tail, total)
+                buffers.append(tail)
+        if part.is_last:
+            index = grid.index()
+            total = crc32c(index, total)
+            buffers.append(index)
+        return buffers, total
+
+    def _head_crc(self, head: Sequence[Fragment]) -> int:
+        """Of the first chunk's data that lie in earlier parts."""
+        total = 0
+        for rank, group in groupby(head, key=lambda fragment: fragment.rank):
+            fragments = list(group)
+            for fragment, crc in zip(fragments, self._crcs(rank, fragments), strict=True):
+                total = combine(total, crc, fragment.length)
+        return total
+
+    def _crcs(self, rank: Rank, fragments: Sequence[Fragment]) -> Sequence[int]:
+        if rank == self._rank:
+            return self._upload.crcs_of(fragments, cancelled=self._cancelled)
+        return self._exchange.crcs(rank, fragments, cancelled=self._cancelled)
+
+    def _data(self, fragments: Sequence[Fragment]) -> Iterator[list[memoryview]]:
+        """The bytes of each, several in one question to each other rank."""
+        for rank, group in groupby(fragments, key=lambda fragment: fragment.rank):
+            of_rank = list(group)
+            if rank == self._rank:
+                yield from (self._upload.views(fragment) for fragment in of_rank)
+                continue
+            room = memoryview(bytearray(sum(fragment.length for fragment in of_rank)))
+            self._exchange.fetch(rank, of_rank, room, cancelled=self._cancelled)
+            at = 0
+            for fragment in of_rank:
+                yield [room[at : at + fragment.length]]
+                at += fragment.length

@@ -1,0 +1,233 @@
+"""Uploads a rank's parts from its arena to object storage, and completes the objects that are its to complete.
+
+The counterpart of `writer`, with the same receipt and the same promises: it runs in the store process, decides nothing
+(`part_plan` did), and copies no payload but what other ranks hand over. In order: it begins the uploads that it
+completes, so that others can feed them; sends its parts; and, once all their uploaders have told what they sent,
+completes the objects. Nothing is visible in the store before that. Neighbours: `exchange`, through which ranks ask
+each other, `part_bytes`, and `shard_proof`, with which the leader judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from behemoth.base.errors import BehemothError, Conflict
+from behemoth.base.ids import Attempt, Rank, Step, UploadId
+from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.exchange import Exchange, RankUpload, SentPart, Uploading
+from behemoth.checkpoint.following import Follower
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.part_bytes import PartBytes
+from behemoth.checkpoint.part_plan import PlannedPart, RankParts, Shard, plan_parts
+from behemoth.checkpoint.paths import METADATA
+from behemoth.checkpoint.plan import RankPlan
+from behemoth.checkpoint.receipt import Receipt, WrittenShard
+from behemoth.checkpoint.threads import batched, run_all
+from behemoth.checkpoint.writer import check_fit, ends_array, payload_of, receipt_of
+from behemoth.ports import UploadsParts
+
+REQUEST_THREADS = 8
+"""For requests without a payload: they wait for the store and do not compute."""
+
+
+def upload_rank(
+    store: UploadsParts,
+    prefix: str,
+    layout: Layout,
+    plan: RankPlan,
+    arena: Arena,
+    generation: int,
+    *,
+    uploading: Uploading,
+    exchange: Exchange,
+    attempt: Attempt,
+    threads: int,
+    cancelled: Callable[[], bool],
+    following: int | None = None,
+    updated_step: Step | None = None,
+    frozen: Collection[int] = (),
+) -> Receipt:
+    """Upload what the rank owes of the snapshot in `generation`, below `prefix`; record all CRCs in the arena.
+
+    Blocks until its parts are in the store and the objects that it completes are there. All ranks of the write must be
+    under way at the same time, as they wait for each other through `exchange`; `uploading` is where they find this one.
+    `cancelled` is asked before each request and during each wait. Memory: what other ranks hand over for the parts that
+    `threads` threads send at a time, some MiB each. `following`, `updated_step`, `frozen`: see `writer.write_rank`; an
+    unfinished snapshot is waited for here.
+    Raises Conflict when cancelled, when the snapshot was replaced meanwhile, or when another rank has given up,
+    Unavailable or Timeout when one is lost, and the store's errors; uploads that it has begun are aborted then.
+    """
+    check_fit(layout, plan, arena)
+    sequence = arena.snapshot(generation).sequence if following is None else following
+    upload = RankUpload(plan, arena, generation, sequence)
+    snapshot = Follower(arena, generation, sequence, cancelled=cancelled).whole()
+    uploading.enter(snapshot.write_id, upload)
+    job = _Job(store, prefix, layout, plan_parts(layout, plan.rank), upload, exchange, threads, cancelled)
+    try:
+        shards = job.run()
+        job.write_metadata(plan)
+        receipt = _receipt(layout, plan, arena, snapshot, threads, attempt, updated_step, frozen)
+    except BaseException as error:
+        upload.failed(str(error))
+        job.abort()
+        raise
+    return replace(receipt, shards=tuple(shards))
+
+
+def _receipt(
+    layout: Layout,
+    plan: RankPlan,
+    arena: Arena,
+    snapshot: Snapshot,
+    threads: int,
+    attempt: Attempt,
+    updated_step: Step | None,
+    frozen: Collection[int],
+) -> Receipt:
+    data = arena.filling(snapshot.generation)
+    parts = run_all(
+        lambda spans: [crc32c(payload_of(data, span)) for span in spans],
+        batched(plan.spans, threads=threads),
+        threads=threads,
+        name="ckpt-crc",
+    )
+    crcs = [crc for part in parts for crc in part]
+    arena.record_crcs(snapshot.generation, snapshot.sequence, crcs)
+    return receipt_of(layout, plan, snapshot, data, crcs, attempt=attempt, updated_step=updated_step, frozen=frozen)
+
+
+class _Job:
+    """One rank's uploads. Parts are sent on several threads, which only read it."""
+
+    def __init__(
+        self,
+        store: UploadsParts,
+        prefix: str,
+        layout: Layout,
+        parts: RankParts,
+        upload: RankUpload,
+        exchange: Exchange,
+        threads: int,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._layout = layout
+        self._grids = grids(layout)
+        self._parts = parts
+        self._upload = upload
+        self._exchange = exchange
+        self._threads = threads
+        self._cancelled = cancelled
+        self._bytes = PartBytes(layout, parts.rank, upload, exchange, cancelled=cancelled)
+        self._begun: dict[Shard, UploadId] = {}
+
+    def run(self) -> list[WrittenShard]:
+        """What became an object by this rank."""
+        shards = list(self._parts.completes)
+        run_all(self._begin, shards, threads=REQUEST_THREADS, name="ckpt-begin")
+        self._upload.begun(self._begun)
+        singles = [part for part in self._parts.parts if part.num_parts == 1]
+        parts = [part for part in self._parts.parts if part.num_parts > 1]
+        written = run_all(self._send_whole, singles, threads=self._threads, name="ckpt-upload")
+        ids = self._upload_ids(parts)
+        sent = run_all(lambda part: self._send(part, ids), parts, threads=self._threads, name="ckpt-upload")
+        self._upload.sent(_by_completer(parts, sent))
+        return written + self._complete(shards)
+
+    def write_metadata(self, plan: RankPlan) -> None:
+        """The zarr.json of every array whose last byte is this rank's to tell: one rank's, for each array."""
+        arrays = [span.array for span in plan.writes if ends_array(self._grids[span.array], span)]
+
+        def write(array: int) -> None:
+            self._go_on()
+            key = f"{self._prefix}/{self._layout.paths[array]}/{METADATA}"
+            self._store.create(key, self._grids[array].zarr_json())
+
+        run_all(write, arrays, threads=REQUEST_THREADS, name="ckpt-metadata")
+
+    def abort(self) -> None:
+        """End the uploads that this rank has begun, as far as the store lets it: others are gc's."""
+        for shard, upload_id in self._begun.items():
+            with suppress(BehemothError):
+                self._store.abort_upload(self._key(shard), upload_id)
+
+    def _begin(self, shard: Shard) -> None:
+        self._go_on()
+        self._begun[shard] = self._store.begin_upload(self._key(shard))
+
+    def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[Shard, UploadId]:
+        """Of all shards that this rank has a part of, from those who complete them."""
+        wanted: dict[Rank, dict[Shard, None]] = {}
+        for part in parts:
+            wanted.setdefault(part.completer, {})[part.shard] = None
+        found: dict[Shard, UploadId] = {}
+        for completer, shards in wanted.items():
+            ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._cancelled)
+            found.update(zip(shards, ids, strict=True))
+        return found
+
+    def _send(self, part: PlannedPart, ids: Mapping[Shard, UploadId]) -> SentPart:
+        self._go_on()
+        buffers, crc = self._bytes.of(part)
+        receipt = self._store.upload_part(
+            self._key(part.shard), ids[part.shard], number=part.number, buffers=buffers, crc=crc
+        )
+        self._upload.check_held()  # or the bytes that were sent may have been others
+        return SentPart(part.shard, receipt)
+
+    def _send_whole(self, part: PlannedPart) -> WrittenShard:
+        self._go_on()
+        buffers, crc = self._bytes.of(part)
+        self._store.create(self._key(part.shard), b"".join(buffers))
+        self._upload.check_held()
+        return WrittenShard(*part.shard, crc)
+
+    def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
+        receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
+        uploaders = {rank for shard in shards for rank in self._parts.completes[shard]}
+        for uploader in sorted(uploaders):
+            told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._cancelled)
+            for one in told:
+                if one.shard in receipts:
+                    receipts[one.shard].append(one)
+        return run_all(
+            lambda shard: self._complete_one(shard, receipts[shard]), shards, threads=REQUEST_THREADS, name="ckpt-end"
+        )
+
+    def _complete_one(self, shard: Shard, sent: Sequence[SentPart]) -> WrittenShard:
+        """Raises Conflict unless the parts are those of the plan, to the byte."""
+        self._go_on()
+        parts = sorted((one.receipt for one in sent), key=lambda part: part.number)
+        size_bytes, num_parts = self._grids[shard.array].file_bytes, len(self._parts.completes[shard])
+        if [part.number for part in parts] != list(range(1, num_parts + 1)) or size_bytes != sum(
+            part.size_bytes for part in parts
+        ):
+            raise Conflict(
+                f"shard {self._key(shard)}: expected {num_parts} parts of {size_bytes} bytes together, got "
+                f"{len(parts)} of {sum(part.size_bytes for part in parts)} bytes",
+                code="upload-parts",
+            )
+        crc = 0
+        for part in parts:
+            crc = combine(crc, part.crc, part.size_bytes)
+        self._store.complete_upload(self._key(shard), self._begun[shard], parts=parts, crc=crc)
+        return WrittenShard(*shard, crc)
+
+    def _key(self, shard: Shard) -> str:
+        return f"{self._prefix}/{self._layout.paths[shard.array]}/{self._grids[shard.array].shard_key(shard.number)}"
+
+    def _go_on(self) -> None:
+        if self._cancelled():
+            raise Conflict(f"rank {self._parts.rank}: its save was cancelled", code="save-cancelled")
+
+
+def _by_completer(parts: Sequence[PlannedPart], sent: Sequence[SentPart]) -> dict[Rank, list[SentPart]]:
+    found: dict[Rank, list[SentPart]] = {}
+    for part, one in zip(parts, sent, strict=True):
+        found.setdefault(part.completer, []).append(one)
+    return found

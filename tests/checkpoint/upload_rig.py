@@ -1,0 +1,122 @@
+"""Saves small worlds to a store that takes uploads: every rank is a thread of one process, and all go on together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.checkpoint import uploads
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.exchange import Exchange, LocalExchange, Uploading
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.part_plan import plan_parts
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.staging import stage
+from behemoth.checkpoint.upload_writer import upload_rank
+from behemoth.checkpoint.uploads import cut_parts, plan_uploads
+from behemoth.ports import UploadsParts
+from checkpoint.checkpoint_rig import Logical, arena_of, local_arrays
+
+JOIN_S = 60
+
+
+@contextmanager
+def small_parts(least: int, single: int) -> Iterator[None]:
+    """Parts of so many bytes at least, objects below `single` in one request."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uploads, "MIN_PART_BYTES", least)
+        patch.setattr(uploads, "SINGLE_BYTES", single)
+        _clear_caches()
+        yield
+    _clear_caches()
+
+
+def _clear_caches() -> None:
+    for cached in (cut_parts, plan_uploads, plan_parts):
+        cached.cache_clear()
+
+
+@dataclass
+class World:
+    """All ranks of a layout, staged, each with what it needs for its upload. `exchanges` gives a rank its way to the
+    others; by default they are all of one node."""
+
+    layout: Layout
+    step: Step
+    write_id: WriteId
+    arenas: Mapping[Rank, tuple[Arena, int]]
+    uploading: Uploading = field(default_factory=Uploading)
+    exchanges: Callable[[Rank], Exchange] | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def upload(self, store: UploadsParts, rank: Rank) -> Receipt:
+        """By one rank; the first error gives the write up for all."""
+        arena, generation = self.arenas[rank]
+        exchange = LocalExchange(self.uploading, self.write_id) if self.exchanges is None else self.exchanges(rank)
+        try:
+            receipt = upload_rank(
+                store,
+                step_prefix(self.step, self.write_id),
+                self.layout,
+                plan_rank(self.layout, rank),
+                arena,
+                generation,
+                uploading=self.uploading,
+                exchange=exchange,
+                attempt=Attempt(1),
+                threads=2,
+                cancelled=self.cancelled.is_set,
+                updated_step=self.step,
+            )
+        except BaseException:
+            self.cancelled.set()
+            raise
+        return Receipt.decode(receipt.encode())
+
+    def upload_all(self, store: UploadsParts) -> list[Receipt]:
+        """By all ranks at once. Raises the first error that says more than that others have given up."""
+        with ThreadPoolExecutor(len(self.arenas), thread_name_prefix="rank") as pool:
+            futures = [pool.submit(self.upload, store, rank) for rank in self.arenas]
+            errors = [future.exception(JOIN_S) for future in futures]
+        told = [error for error in errors if error is not None]
+        if told:
+            raise next((error for error in told if getattr(error, "code", "") not in GIVEN_UP), told[0])
+        return [future.result() for future in futures]
+
+
+GIVEN_UP = ("save-cancelled", "upload-failed")
+
+
+@contextmanager
+def staged_world(
+    layout: Layout,
+    arrays: Logical,
+    *,
+    step: int = 1,
+    write_id: str = "a1-1",
+    other: Mapping[int, Logical] | None = None,
+) -> Iterator[World]:
+    """`other` gives single ranks other arrays."""
+    with ExitStack() as stack:
+        arenas = {}
+        for rank in map(Rank, range(layout.mesh.num_ranks)):
+            plan = plan_rank(layout, rank)
+            arena = stack.enter_context(arena_of(plan))
+            local = local_arrays(layout, rank, (other or {}).get(rank, arrays))
+            arenas[rank] = arena, stage(arena, plan, local, WriteId(write_id), Step(step)).generation
+        yield World(layout=layout, step=Step(step), write_id=WriteId(write_id), arenas=arenas)
+
+
+def upload_all_ranks(
+    store: UploadsParts, layout: Layout, arrays: Logical, *, step: int = 1, write_id: str = "a1-1"
+) -> list[Receipt]:
+    with staged_world(layout, arrays, step=step, write_id=write_id) as world:
+        return world.upload_all(store)
