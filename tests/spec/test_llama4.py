@@ -50,8 +50,12 @@ TOY = {
 }
 
 
+VISION = {"hidden_size": 1408, "image_size": 336, "vision_output_dim": 4096}
+"""Of all published models; the rest are the defaults of transformers."""
+
+
 def multimodal(text: dict[str, object], **fields: object) -> bytes:
-    config = {"model_type": "llama4", "text_config": text, "vision_config": {"hidden_size": 1408}, **fields}
+    config = {"model_type": "llama4", "text_config": text, "vision_config": VISION, **fields}
     return json.dumps(config).encode()
 
 
@@ -61,10 +65,9 @@ def toy(**fields: object) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_a_configuration_gives_the_text_part_of_the_inventory_that_ships(name: str) -> None:
+def test_a_configuration_gives_the_inventory_that_ships_with_its_vision_part(name: str) -> None:
     shipped, found = named_inventory(name), decode_config(multimodal(CONFIGS[name]), source="config.json")
-    text = [tensor for tensor in shipped.tensors if tensor.name.startswith("language_model.")]
-    assert {tensor.name: tensor for tensor in found.tensors} == {tensor.name: tensor for tensor in text}
+    assert {tensor.name: tensor for tensor in found.tensors} == {tensor.name: tensor for tensor in shipped.tensors}
     assert (found.num_experts, found.num_layers) == (shipped.num_experts, shipped.num_layers)
 
 
@@ -74,6 +77,30 @@ def test_names_and_shapes_alone_give_the_inventory_that_ships_with_its_vision_pa
     found = inventory_of_shapes({tensor.name: tensor.shape for tensor in shipped.tensors}, source="index")
     assert {tensor.name: tensor for tensor in found.tensors} == {tensor.name: tensor for tensor in shipped.tensors}
     assert found.num_experts == shipped.num_experts
+
+
+def test_sizes_of_a_vision_tower_follow_its_configuration_and_the_defaults_of_transformers() -> None:
+    def tower(**vision: object) -> dict[str, tuple[int, ...]]:
+        found = decode_config(multimodal(TOY, vision_config=vision or None), source="config.json")
+        return {tensor.name: tensor.shape for tensor in found.tensors if not tensor.name.startswith("language_model.")}
+
+    plain = tower()
+    assert plain["vision_model.positional_embedding_vlm"] == (1025, 768)
+    assert plain["vision_model.patch_embedding.linear.weight"] == (768, 588)
+    assert plain["multi_modal_projector.linear_1.weight"] == (8, 7680)
+    own = tower(
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_channels=1,
+        image_size=[32, 48],
+        patch_size=[8, 16],
+    )
+    assert own["vision_model.positional_embedding_vlm"] == (13, 12)
+    assert own["vision_model.patch_embedding.linear.weight"] == (12, 128)
+    assert own["vision_model.model.layers.1.mlp.fc1.weight"] == (20, 12)
+    assert own["vision_model.vision_adapter.mlp.fc1.weight"] == (4096, 20)
+    assert len(own) == 7 + 2 * 16 + 3
 
 
 def test_a_text_model_has_no_prefix_and_the_defaults_of_transformers() -> None:
@@ -107,6 +134,7 @@ def test_tied_heads_are_saved_once_and_biases_where_there_are_some() -> None:
         (b'{"model_type": "llama4"}', "got no text_config"),
         (multimodal({**TOY, "hidden_size": 0}), "hidden_size"),
         (multimodal({name: size for name, size in TOY.items() if name != "vocab_size"}), "vocab_size"),
+        (multimodal(TOY, vision_config={"image_size": []}), "image_size"),
         (b"[]", r"config\.json: expected the config\.json of a Llama 4, got"),
     ],
 )

@@ -1,8 +1,9 @@
-"""The inventory of a Llama 4 from its Hugging Face `config.json`: the language model, without a vision tower.
+"""The inventory of a Llama 4 from its Hugging Face `config.json`: the language model, and the vision tower beside it.
 
-Names and shapes are those of transformers' `Llama4ForConditionalGeneration` (model_type llama4, names below
-`language_model.`) and `Llama4ForCausalLM` (llama4_text). Its q-k norm has no parameters; experts are stacked,
-[E, in, out], gate and up side by side. Pure. Neighbour: `tensor_names`, for how they are cut.
+Names and shapes are those of transformers' `Llama4ForConditionalGeneration` (model_type llama4: names below
+`language_model.`, `vision_model.` and `multi_modal_projector.`) and `Llama4ForCausalLM` (llama4_text). Its q-k norm has
+no parameters; experts are stacked, [E, in, out], gate and up side by side. Pure. Neighbour: `tensor_names`, for how
+they are cut.
 """
 
 from __future__ import annotations
@@ -41,9 +42,27 @@ class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     tie_word_embeddings: bool = False
 
 
+_Side = _Size | Annotated[list[_Size], msgspec.Meta(min_length=1, max_length=2)]
+
+
+class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """As TextConfig, of the vision tower. All fields have the defaults of transformers, where it is never left out."""
+
+    hidden_size: _Size = 768
+    intermediate_size: _Size = 5632
+    num_hidden_layers: _Layers = 34
+    num_channels: _Size = 3
+    image_size: _Side = 448
+    patch_size: _Side = 14
+    projector_input_dim: _Size = 4096
+    projector_output_dim: _Size = 4096
+    vision_output_dim: _Size = 7680
+
+
 class _Config(msgspec.Struct, frozen=True, kw_only=True):
     model_type: str
     text_config: TextConfig | None = None
+    vision_config: VisionConfig | None = None
     tie_word_embeddings: bool = False
 
 
@@ -63,8 +82,9 @@ def decode_config(data: bytes, *, source: str) -> Inventory:
                 hint="name an inventory of your own, or the safetensors index of the model",
                 code="inventory-format",
             )
-    is_tied = text.tie_word_embeddings or config.tie_word_embeddings
-    named = _tensors(text, prefix, is_tied=is_tied)
+    named = list(_tensors(text, prefix, is_tied=text.tie_word_embeddings or config.tie_word_embeddings))
+    if config.model_type == "llama4":
+        named += _vision(config.vision_config or VisionConfig(), text.hidden_size)
     entries = [entry_of(name, shape) for name, shape in named]
     return inventory_of(entries, num_experts=text.num_local_experts, source=source)
 
@@ -110,6 +130,40 @@ def _experts(text: TextConfig, below: str) -> Iterator[_Named]:
     yield f"{below}.experts.gate_up_proj", (num, outer, 2 * inner)
     yield f"{below}.experts.down_proj", (num, inner, outer)
     yield from _mlp(outer, inner, f"{below}.shared_expert")
+
+
+def _vision(vision: VisionConfig, text_size: int) -> Iterator[_Named]:
+    """The tower, its adapter behind the pixel shuffle, and the projector into the language model."""
+    size, inner = vision.hidden_size, vision.intermediate_size
+    (height, width), (rows, columns) = _sides(vision.image_size), _sides(vision.patch_size)
+    yield "vision_model.class_embedding", (size,)
+    yield "vision_model.positional_embedding_vlm", ((height // rows) * (width // columns) + 1, size)
+    yield "vision_model.patch_embedding.linear.weight", (size, vision.num_channels * rows * columns)
+    yield from _affine("vision_model.layernorm_pre", size)
+    yield from _affine("vision_model.layernorm_post", size)
+    for layer in range(vision.num_hidden_layers):
+        below = f"vision_model.model.layers.{layer}"
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            yield from _affine(f"{below}.self_attn.{name}", size, size)
+        yield from _affine(f"{below}.mlp.fc1", inner, size)
+        yield from _affine(f"{below}.mlp.fc2", size, inner)
+        yield from _affine(f"{below}.input_layernorm", size)
+        yield from _affine(f"{below}.post_attention_layernorm", size)
+    output = vision.projector_output_dim
+    yield "vision_model.vision_adapter.mlp.fc1.weight", (vision.projector_input_dim, inner)
+    yield "vision_model.vision_adapter.mlp.fc2.weight", (output, output)
+    yield "multi_modal_projector.linear_1.weight", (text_size, vision.vision_output_dim)
+
+
+def _affine(name: str, *shape: int) -> Iterator[_Named]:
+    """A weight and a bias."""
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
+
+
+def _sides(size: int | list[int]) -> tuple[int, int]:
+    """Height and width; one number is both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
 def _mlp(outer: int, inner: int, below: str) -> Iterator[_Named]:

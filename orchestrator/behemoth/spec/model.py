@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -117,7 +117,7 @@ class RankBytes:
     optimizer_bytes: int
 
 
-class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One tensor, or one per layer where `layers` gives start, stop and step and the name has a `{}` for the number."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
@@ -141,6 +141,14 @@ def decode_inventory(data: bytes, *, source: str) -> Inventory:
         hint = "this file needs a newer behemoth"
         raise Invalid(f"{source}: expected format 1, got {file.format}", hint=hint, code="inventory-format")
     return inventory_of(file.tensors, num_experts=file.experts, source=source)
+
+
+def encode_inventory(entries: Sequence[TensorEntry], *, num_experts: int, source: str) -> bytes:
+    """An inventory file, as `decode_inventory` reads it. Raises Invalid that names `source` for entries that it would
+    refuse."""
+    data = msgspec.json.format(msgspec.json.encode(_File(format=1, experts=num_experts, tensors=list(entries))))
+    decode_inventory(data, source=source)
+    return data
 
 
 def decode_model_json(data: bytes, form: type[Form], *, what: str, source: str) -> Form:
@@ -212,7 +220,7 @@ def stage_of(tensor: Tensor, num_layers: int, num_stages: int, pipeline: Pipelin
             return pipeline.stage_of_layer(tensor.layer, num_layers, num_stages)
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: int
     experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
     tensors: Annotated[list[TensorEntry], msgspec.Meta(max_length=100_000)]

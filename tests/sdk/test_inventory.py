@@ -1,0 +1,102 @@
+"""A torch module on the meta device becomes an inventory file that plans and mesh checks understand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from behemoth.app.inventory_file import read_inventory
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.plan import prove_coverage
+from behemoth.sdk.inventory import module_inventory
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import Cut, Inventory, decode_inventory, named_inventory
+from behemoth.spec.recipe import Recipe
+
+torch = pytest.importorskip("torch")
+
+
+class Block(torch.nn.Module):
+    def __init__(self, *, has_experts: bool) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(8, bias=False)
+        self.up = torch.nn.Linear(8, 32)
+        self.experts = torch.nn.Parameter(torch.empty(4, 8, 12)) if has_experts else None
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, *, is_tied: bool = False) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(100, 8)
+        self.h = torch.nn.ModuleList(Block(has_experts=number % 2 == 1) for number in range(6))
+        self.head = torch.nn.Linear(8, 100, bias=False)
+        if is_tied:
+            self.head.weight = self.embed.weight
+
+
+RULES = {"embed.weight": "tp0", "h.*.up.*": "tp0", "h.*.experts": "ep0,etp2_packed2", "head.*": "tp0"}
+
+
+def written(**options: object) -> bytes:
+    with torch.device("meta"):
+        module = Decoder(is_tied=bool(options.pop("is_tied", False)))
+    return module_inventory(module, **options)  # type: ignore[arg-type]
+
+
+def decoded(**options: object) -> Inventory:
+    return decode_inventory(written(**options), source="module")
+
+
+def test_a_module_without_memory_becomes_a_file_of_some_lines_that_can_be_planned(tmp_path: Path) -> None:
+    file = tmp_path / "model.json"
+    file.write_bytes(written(shard=RULES, layers="h.{}", last=["head.*"], experts=4))
+    assert len(json.loads(file.read_bytes())["tensors"]) == 6
+    inventory = read_inventory(file, lambda path, limit: path.read_bytes()[:limit])
+    assert inventory.num_params == sum(one.numel() for one in Decoder().parameters())
+    assert (inventory.num_layers, inventory.num_experts) == (6, 4)
+    tensors = {tensor.name: tensor for tensor in inventory.tensors}
+    assert sorted(name for name in tensors if "experts" in name) == [f"h.{number}.experts" for number in (1, 3, 5)]
+    assert tensors["h.3.experts"].cuts == (Cut(dim=0, axis="ep"), Cut(dim=2, axis="etp", num_packed=2))
+    assert (tensors["head.weight"].stage, tensors["embed.weight"].stage) == ("last", "first")
+    mesh = Mesh(tp=2, dp=2, pp=3, ep=2, etp=2, edp=1)
+    prove_coverage(model_layout(inventory, Recipe(), mesh))
+
+
+def test_tied_parameters_count_once_and_what_has_no_rule_is_whole_everywhere() -> None:
+    inventory = decoded(is_tied=True)
+    assert [tensor.name for tensor in inventory.tensors].count("embed.weight") == 1
+    assert "head.weight" not in {tensor.name for tensor in inventory.tensors}
+    assert all(tensor.cuts == () and tensor.stage == "first" for tensor in inventory.tensors)
+
+
+def test_names_of_the_llama_4_family_need_no_rules() -> None:
+    shipped = named_inventory("scout")
+
+    class Shapes:
+        def named_parameters(self) -> list[tuple[str, torch.Tensor]]:
+            return [(one.name, torch.empty(one.shape, device="meta")) for one in shipped.tensors]
+
+    data = module_inventory(Shapes(), experts=16)
+    found = decode_inventory(data, source="module")
+    assert {one.name: one for one in found.tensors} == {one.name: one for one in shipped.tensors}
+    assert len(data) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"shard": {"h.*.down.*": "tp0"}}, r"shard: expected patterns of the module's parameters, got \['h.*.down.*"),
+        ({"last": ["lm_head"]}, r"last: expected patterns .* got \['lm_head'\]"),
+        ({"layers": "layers.{}"}, "layers: expected what some parameter's name begins with, got 'layers.{}'"),
+        ({"layers": "h"}, "layers: expected one {} for the number, got 'h'"),
+        ({"shard": {"embed.weight": "tp7"}}, "module: embed.weight: expected a shard rule"),
+    ],
+)
+def test_what_names_nothing_or_does_not_fit_is_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        written(**options)
+    with pytest.raises(Invalid, match="module: expected parameters, got none"):
+        module_inventory(torch.nn.Module())
