@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 
 from typing_extensions import Buffer
@@ -27,23 +26,3 @@ class PassingStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         self._inner.delete(keys)
-
-
-class CountingStore(PassingStore):
-    """Counts the bytes that were read."""
-
-    def __init__(self, inner: ObjectStore) -> None:
-        super().__init__(inner)
-        self._lock = threading.Lock()
-        self._read_bytes = 0
-
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
-        super().read_into(key, offset_bytes=offset_bytes, into=into)
-        with self._lock:
-            self._read_bytes += memoryview(into).nbytes
-
-    @property
-    def read_bytes(self) -> int:
-        """By all threads, since the beginning."""
-        with self._lock:
-            return self._read_bytes

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import Corrupt
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.opened import Commit
-from behemoth.checkpoint.passing import CountingStore
 from behemoth.checkpoint.plan import PAGE_BYTES, plan_rank
 from behemoth.checkpoint.reader import read_rank_into
 from behemoth.ports import ObjectStore
