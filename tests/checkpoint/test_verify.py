@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from behemoth.checkpoint.commit import commits
-from behemoth.checkpoint.verify import Problem, Report, verify
+from behemoth.checkpoint.problem import Problem
+from behemoth.checkpoint.verify import Report, verify
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from checkpoint.saved_checkpoint import big_layout, save, small_layout

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from behemoth.checkpoint.commit_log import BadCommit
-from behemoth.checkpoint.verify import Problem, Report, verify
+from behemoth.checkpoint.problem import Problem
+from behemoth.checkpoint.verify import Report, verify
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth_cli.commands.selection import found_of, still_there

@@ -12,8 +12,9 @@ from behemoth_cli.views.figures import age, moment, size
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.commit_record import CommitRecord
+    from behemoth.checkpoint.problem import Problem
     from behemoth.checkpoint.reader import Commit
-    from behemoth.checkpoint.verify import Problem, Report
+    from behemoth.checkpoint.verify import Report
     from behemoth.spec.mesh import Mesh
 
 State = Literal["ok", "damaged", "rejected", "newer", "foreign"]

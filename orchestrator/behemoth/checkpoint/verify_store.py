@@ -12,7 +12,7 @@ from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.marker import read_marker
 from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import DELETING, OWNER, OWNER_KEY, PINS, REJECTED, write_of_marker
-from behemoth.checkpoint.verify import Kind, Problem
+from behemoth.checkpoint.problem import Kind, Problem
 from behemoth.ports import ObjectInfo, ObjectStore
 
 
