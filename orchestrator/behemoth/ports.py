@@ -215,3 +215,29 @@ class Runtime(Protocol):
     def close(self) -> None:
         """End every agent and release the engine; leaves no process behind."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A piece of a job, or, as a result, what came of it: plain data that whoever knows the job understands."""
+
+    number: int
+    data: bytes
+
+
+class Executor(Protocol):
+    """Runs the batches of a job: on threads of this process, or on machines, a worker each.
+
+    Exactly these methods, because a job is data that a worker opens once and batches follow from it in closed form: no
+    function travels, and a result that is kept needs no worker that remembers it. Called from one thread.
+    """
+
+    def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Results in any order, as they come; few batches are under way at a time. A batch whose worker is lost runs
+        again, perhaps while the first one still does, so batches are idempotent. Raises the error of a batch, and
+        Unavailable when no worker is left or one batch takes worker after worker along; use `close` alone then."""
+        ...
+
+    def close(self) -> None:
+        """End what is under way, and every worker. Idempotent."""
+        ...

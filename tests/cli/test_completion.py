@@ -36,7 +36,7 @@ CASES: list[tuple[str, set[str]]] = [
     ("help ", {"exit-codes"}),
     ("pl", {"plan"}),
     ("ckpt ", {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "rehearse", "export", "import"}),
-    ("ckpt export large --map l", {"llama4-hf"}),
+    ("ckpt export large --map l", {"llama4-hf", "llama4-meta", "llama4-megatron"}),
     ("ckpt export large --dtype bf", {"bf16"}),
     ("ckpt s", {"show", "scrub"}),
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from behemoth.base.errors import NotFound
 from behemoth.checkpoint.commit_log import BadCommit
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.verify import Report, verify
+from behemoth.checkpoint.verify import Report, Spread, verify
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth_cli.commands.selection import found_of, still_there
@@ -19,13 +20,22 @@ from behemoth_cli.views.checkpoints import Found, verify_page
 from behemoth_cli.views.figures import work
 
 Checked = Sequence[tuple[Found, Report]]
+MakeSpread = Callable[[Callable[[int, int], None]], Spread]
+"""From a progress bar to what checks the chunks of a checkpoint."""
 
 
 def checked(
-    store: ObjectStore, commits: Sequence[CommitRef | BadCommit], console: Console, *, threads: int, deep: bool
+    store: ObjectStore,
+    commits: Sequence[CommitRef | BadCommit],
+    console: Console,
+    *,
+    threads: int,
+    deep: bool,
+    spread: MakeSpread | None = None,
 ) -> Checked:
-    """A report for each that is still there when it was read; of the others a note."""
-    reports = [(found_of(one), _verified(store, one, console, threads, deep)) for one in commits]
+    """A report for each that is still there when it was read; of the others a note. Without `spread` chunks are checked
+    through `store`."""
+    reports = [(found_of(one), _verified(store, one, console, threads, deep, spread)) for one in commits]
     kept = [(found, report) for found, report in reports if report.is_intact or still_there(store, found)]
     for found, _ in reports:
         if not any(found is one for one, _ in kept):
@@ -42,9 +52,19 @@ def told(reports: Checked, of_store: Sequence[Problem], console: Console, place:
     return Exit.UNHEALTHY if of_store or not all(report.is_intact for _, report in reports) else Exit.OK
 
 
-def _verified(store: ObjectStore, commit: CommitRef | BadCommit, console: Console, threads: int, deep: bool) -> Report:
+def _verified(
+    store: ObjectStore,
+    commit: CommitRef | BadCommit,
+    console: Console,
+    threads: int,
+    deep: bool,
+    spread: MakeSpread | None,
+) -> Report:
     progress = Progress(console, partial(work, f"verifying checkpoint/{commit.step}"))
+    of_commit = None if spread is None else spread(progress.update)
     try:
-        return verify(store, commit, threads=threads, deep=deep, progress=progress.update)
+        return verify(store, commit, threads=threads, deep=deep, progress=progress.update, spread=of_commit)
+    except NotFound:  # for a worker the commit is gone: retention was faster, and this process can tell
+        return verify(store, commit, threads=threads, deep=deep)
     finally:
         progress.close()

@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from behemoth.checkpoint.reader import digest, open_commit
-from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
-from behemoth_cli.commands.checking import checked, told
 from behemoth_cli.commands.ckpt_diff import diff
 from behemoth_cli.commands.ckpt_export import export_checkpoint
 from behemoth_cli.commands.ckpt_gc import gc
@@ -20,7 +18,8 @@ from behemoth_cli.commands.ckpt_import import import_checkpoint
 from behemoth_cli.commands.ckpt_pins import pin, unpin
 from behemoth_cli.commands.ckpt_rehearse import rehearse_restore
 from behemoth_cli.commands.ckpt_scrub import scrub
-from behemoth_cli.commands.selection import Step, Threads, Where, all_found, chosen, intact, pins_of
+from behemoth_cli.commands.ckpt_verify import verify_checkpoints
+from behemoth_cli.commands.selection import Step, Where, all_found, intact, pins_of
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.table import Listing
 from behemoth_cli.views.checkpoints import checkpoint_listing, checkpoint_page
@@ -67,31 +66,6 @@ def show(
     context.console.show(checkpoint_page(opened, text, pin=pinned), form)
 
 
-@app.command("verify")
-def verify_checkpoints(
-    ctx: typer.Context,
-    where: Where,
-    step: Step = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Check metadata and sizes; do not read the arrays.")] = False,
-    threads: Threads = 4,
-    output: Annotated[str, output_option("json", "yaml")] = "",
-) -> int:
-    """Read checkpoints back, every byte; all of them without --step.
-
-    Names tensor, chunk and file of each damage, and files that have no business there, and ends with code 3 then.
-    Repairs nothing.
-    """
-    form = chosen_format(output, "json", "yaml")
-    context: Context = ctx.obj
-    place = find_checkpoints(where)
-    with closing(open_store(place.url)) as store:
-        of_store = verify_store(store)
-        # Damage is told even where nothing was committed.
-        wanted = chosen(store, place, step, may_be_none=bool(of_store) and step is None)
-        reports = checked(store, wanted, context.console, threads=threads, deep=not fast)
-    return told(reports, of_store, context.console, place, form)
-
-
 def listing_of(place: Checkpoints) -> Listing:
     """All checkpoints of a place, rejected ones among them."""
     with closing(open_store(place.url)) as store:
@@ -101,6 +75,7 @@ def listing_of(place: Checkpoints) -> Listing:
 
 for verb in (pin, unpin, gc, diff, scrub):
     app.command()(verb)
+app.command("verify")(verify_checkpoints)
 app.command("export")(export_checkpoint)
 app.command("import")(import_checkpoint)
 app.command("rehearse")(rehearse_restore)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -46,6 +45,7 @@ from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, Te
 from behemoth.state.observation import Observation
 from behemoth.storage.open import open_files
 from behemoth.storage.probe import probe
+from behemoth.wiring.address import own_address
 
 BEATS_PER_LIMIT = 5
 """Beats that fit into the heartbeat limit at least, so that one lost beat is never a lost node."""
@@ -218,7 +218,7 @@ class LocalRun:
         self._fleet = Fleet(settings, tokens=tokens, clock=self._clock, sink=self._tell)
         port = await self._fleet.listen(host, former.port if former is not None and keeps_agents else 0)
         begin_term(place.directory, self._epoch, port)
-        self._address = f"{'127.0.0.1' if is_local else _own_address()}:{port}"
+        self._address = f"{'127.0.0.1' if is_local else own_address()}:{port}"
         return self._fleet
 
     def _open_drills(self, place: RunPlace, store: WritesRanges, events: EventLog) -> Drills:
@@ -319,13 +319,3 @@ def _open_runtime(request: RunRequest) -> Runtime:
             return join_ray(request.ray_address)
         case "processes":
             return SubprocessRuntime(node_names(request.run))
-
-
-def _own_address() -> str:
-    """The address of this machine by which others on its network reach it; no packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_socket:
-        try:
-            probe_socket.connect(("192.0.2.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(probe_socket.getsockname()[0])

@@ -1,0 +1,1 @@
+"""Large work on checkpoints in batches: on threads or on machines, resumable, with progress."""

@@ -1,0 +1,41 @@
+"""Drives a job: what is recorded is not done again, what comes is recorded, and progress is told in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from behemoth.app.batches.record import Record
+from behemoth.ports import Batch, Executor
+
+Progress = Callable[[int, int], None]
+"""Told bytes done and bytes to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sized:
+    """A batch, and the bytes that it works on."""
+
+    batch: Batch
+    num_bytes: int
+
+
+def run_job(
+    executor: Executor, job: bytes, batches: Sequence[Sized], record: Record, *, progress: Progress
+) -> Iterator[Batch]:
+    """The result of every batch, those of earlier calls first. Raises what the executor does; then the record has what
+    was done until then."""
+    sizes = {one.batch.number: one.num_bytes for one in batches}
+    total_bytes, done_bytes = sum(sizes.values()), 0
+    kept = {number: result for number, result in record.done().items() if number in sizes}
+    for result in kept.values():
+        done_bytes += sizes[result.number]
+        yield result
+    if kept:
+        progress(done_bytes, total_bytes)
+    left = [one.batch for one in batches if one.batch.number not in kept]
+    for result in executor.run(job, left):
+        record.add(result)
+        done_bytes += sizes[result.number]
+        progress(done_bytes, total_bytes)
+        yield result

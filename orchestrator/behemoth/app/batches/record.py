@@ -1,0 +1,187 @@
+"""What of a job is done: an append-only file, so that the same command goes on after it was killed.
+
+The first line names the job, every other one holds the result of a batch; each has a CRC. What follows a line that is
+not whole, after a crash or a power cut, counts as not done: batches are idempotent. The file is locked while a job
+runs, and goes when it is done. Neighbour: `driving`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from behemoth.app.journal_file import JournalFile
+from behemoth.base.errors import BehemothError, Conflict, Denied
+from behemoth.checkpoint.framing import framed, unframed
+from behemoth.ports import Batch
+
+SYNC_S = 1.0
+"""Results of the last second may be lost with the machine, never with the process."""
+FORMAT = 1
+
+
+class Record(Protocol):
+    """Where results are kept. A job that ends within moments needs no file: see `Unrecorded`."""
+
+    @property
+    def note(self) -> str:
+        """A word that the first call chose, and that later ones need."""
+        ...
+
+    def done(self) -> dict[int, Batch]:
+        """Results of earlier calls of this very job."""
+        ...
+
+    def add(self, result: Batch) -> None:
+        """Keep one more."""
+        ...
+
+
+class Unrecorded:
+    """Keeps nothing but the note."""
+
+    def __init__(self, note: str = "") -> None:
+        self.note = note
+
+    def done(self) -> dict[int, Batch]:
+        return {}
+
+    def add(self, result: Batch) -> None:
+        """Nothing to keep."""
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+    job: str
+    note: str
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    number: int
+    data: bytes
+
+
+_Entry = TypeVar("_Entry", _Head, _Line)
+
+
+class RecordFile:
+    """The record of one job in a folder. Made by `recorded`."""
+
+    def __init__(self, path: Path, *, now: Callable[[], float]) -> None:
+        self.path = path
+        self._file = JournalFile(path)
+        self._now = now
+        self._synced_s = now()
+        self._done: dict[int, Batch] = {}
+        self.note = ""
+
+    def open(self, job: str, note: str) -> None:
+        """Read what is there, and begin anew where it is of another job or format."""
+        lines = self._file.open().splitlines(keepends=True)
+        head = None if not lines else _decoded(lines[0], _Head)
+        if head is None or (head.format, head.job) != (FORMAT, job):
+            os.truncate(self.path, 0)
+            self.note = note
+            self._append(_Head(format=FORMAT, job=job, note=note))
+            self._file.sync()
+            return
+        self.note = head.note
+        whole_bytes = len(lines[0])
+        for line in lines[1:]:
+            entry = _decoded(line, _Line)
+            if entry is None:
+                os.truncate(self.path, whole_bytes)
+                break
+            self._done[entry.number] = Batch(number=entry.number, data=entry.data)
+            whole_bytes += len(line)
+
+    def done(self) -> dict[int, Batch]:
+        return dict(self._done)
+
+    def add(self, result: Batch) -> None:
+        self._append(_Line(number=result.number, data=result.data))
+        if self._now() - self._synced_s >= SYNC_S:
+            self._file.sync()
+            self._synced_s = self._now()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, entry: _Head | _Line) -> None:
+        self._file.append(framed(msgspec.json.encode(entry)))
+
+
+@contextmanager
+def recorded(
+    folder: Path,
+    *,
+    verb: str,
+    job: bytes,
+    note: str = "",
+    anew: bool = False,
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[RecordFile]:
+    """The record of a job below `folder`, which is made; it is removed when the block ends without an error.
+
+    `note` is kept by the first call and told by `RecordFile.note` to all. With `anew` nothing of earlier calls counts.
+    Raises Conflict while another process does
+    the same job, Denied where the folder cannot be written.
+    """
+    key = hashlib.sha256(job).hexdigest()
+    path = folder / f"{verb}-{key[:16]}.jsonl"
+    lock_fd = _locked(path, verb)
+    try:
+        if anew:
+            os.truncate(path, 0)
+        record = RecordFile(path, now=now)
+        try:
+            record.open(key, note)
+            yield record
+        finally:
+            record.close()
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(lock_fd)
+
+
+def _locked(path: Path, verb: str) -> int:
+    """A descriptor that holds the lock of the file that stands there: whoever ended a job has removed its file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+    except BlockingIOError as error:
+        raise Conflict(
+            f"{verb}: expected nobody else to do the same, got another process that does (record {path})",
+            hint="wait for it, or end it; this command goes on where it stopped",
+            code="job-busy",
+        ) from error
+    except OSError as error:
+        raise Denied(
+            f"state folder {path.parent}: expected to write there, got {error.strerror}",
+            hint="name another one with --state",
+            code="state-folder",
+        ) from error
+
+
+def _decoded(line: bytes, kind: type[_Entry]) -> _Entry | None:
+    try:
+        return msgspec.json.decode(unframed(line, name="job"), type=kind)
+    except (BehemothError, msgspec.DecodeError):
+        return None

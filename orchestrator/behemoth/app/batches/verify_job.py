@@ -1,0 +1,131 @@
+"""Verification in batches: which slots of which objects, and what was found there, as data.
+
+The metadata are checked by who drives the job; a worker reads record and index alone, to know the layout. Neighbours:
+`checkpoint.verify`, which gathers what is found, and `driving`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from behemoth.app.batches.driving import Progress, Sized, run_job
+from behemoth.app.batches.jobs import VerifyJob, encode_job
+from behemoth.app.batches.record import Record
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span
+from behemoth.checkpoint.commit_log import read_record
+from behemoth.checkpoint.opened import read_index
+from behemoth.checkpoint.problem import Problem
+from behemoth.checkpoint.verify import shards_of
+from behemoth.ports import Batch, Executor
+from behemoth.state.effect import CommitRef
+from behemoth.storage.open import open_store
+
+MIN_BATCH_BYTES, MAX_BATCH_BYTES = 8 << 20, 256 << 20
+NUM_BATCHES = 256
+"""Of a job that is neither small nor large: enough to share out evenly."""
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Slots [first, last) of an object."""
+
+    key: str
+    first: int
+    last: int
+
+
+class _Checked(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What was found of a part; CRCs as little-endian u32."""
+
+    key: str
+    first: int
+    crcs: bytes
+    num_bytes: int
+    problems: tuple[Problem, ...]
+
+
+_parts_decoder = msgspec.msgpack.Decoder(list[_Part])
+_checked_decoder = msgspec.msgpack.Decoder(list[_Checked])
+
+
+class VerifyWork:
+    """A `Work`: the store and the layout of one checkpoint, opened once."""
+
+    def __init__(self, job: VerifyJob) -> None:
+        ref = CommitRef(step=Step(job.step), write_id=WriteId(job.write_id), size_bytes=job.size_bytes)
+        self._store = open_store(job.url)
+        record = read_record(self._store, ref)
+        shards = shards_of(record, read_index(self._store, record))
+        self._positions = {shard.key: position for position, shard in enumerate(shards)}
+        self._check = ChunkCheck(self._store, shards, deep=job.deep)
+
+    def run(self, data: bytes) -> bytes:
+        return msgspec.msgpack.encode([self._checked(part) for part in _parts_decoder.decode(data)])
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _checked(self, part: _Part) -> _Checked:
+        found = self._check.check(self._positions[part.key], part.first, part.last)
+        return _Checked(
+            key=part.key,
+            first=part.first,
+            crcs=found.crcs.astype("<u4").tobytes(),
+            num_bytes=found.num_bytes,
+            problems=found.problems,
+        )
+
+
+def verify_job(url: str, ref: CommitRef, *, deep: bool) -> VerifyJob:
+    """The job of checking one checkpoint. `url` is a path that every worker has, or a URL."""
+    return VerifyJob(url=url, step=ref.step, write_id=ref.write_id, size_bytes=ref.size_bytes, deep=deep)
+
+
+def check_in_batches(
+    executor: Executor,
+    job: VerifyJob,
+    shards: Sequence[Shard],
+    spans: Sequence[Span],
+    record: Record,
+    *,
+    progress: Progress,
+) -> Iterator[Found]:
+    """What `verify` wants of its `spread`. Raises what the executor does."""
+    positions = {shard.key: position for position, shard in enumerate(shards)}
+    for result in run_job(executor, encode_job(job), batches_of(shards, spans), record, progress=progress):
+        for one in _checked_decoder.decode(result.data):
+            yield Found(
+                shard=positions[one.key],
+                first=one.first,
+                crcs=np.frombuffer(one.crcs, dtype="<u4"),
+                problems=one.problems,
+                num_bytes=one.num_bytes,
+            )
+
+
+def batches_of(shards: Sequence[Shard], spans: Sequence[Span]) -> list[Sized]:
+    """Spans in order, some together: a closed form of the checkpoint, so that a second call has the same batches."""
+    total_bytes = sum(span.num_bytes for span in spans)
+    size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
+    batches = []
+    for number, group in enumerate(_groups(spans, size_bytes)):
+        parts = [_Part(key=shards[span.shard].key, first=span.first, last=span.last) for span in group]
+        batch = Batch(number=number, data=msgspec.msgpack.encode(parts))
+        batches.append(Sized(batch=batch, num_bytes=sum(span.num_bytes for span in group)))
+    return batches
+
+
+def _groups(spans: Iterable[Span], size_bytes: int) -> Iterator[list[Span]]:
+    group: list[Span] = []
+    filled_bytes = 0
+    for span in spans:
+        if group and filled_bytes + span.num_bytes > size_bytes:
+            yield group
+            group, filled_bytes = [], 0
+        group.append(span)
+        filled_bytes += span.num_bytes
+    if group:
+        yield group

@@ -1,0 +1,111 @@
+"""A worker: one program per machine that runs batches on its threads until the executor hangs up.
+
+It decides nothing and remembers nothing. Neighbours: `workers`, the other end, and `wiring.batch_worker`, its process.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from behemoth.app.batches.jobs import Work, open_work
+from behemoth.app.batches.messages import Failed, Finished, FromWorker, Hello, Open, Run, to_worker_decoder
+from behemoth.base.errors import BehemothError, Internal, Invalid
+from behemoth.wire.frames import FrameReader, decode_body, encode_frame
+
+ADDRESS_ENV, TOKEN_ENV = "BEHEMOTH_BATCH_ADDRESS", "BEHEMOTH_BATCH_TOKEN"
+NODE_ENV, INCARNATION_ENV = "BEHEMOTH_BATCH_NODE", "BEHEMOTH_BATCH_INCARNATION"
+CONNECT_LIMIT_S = 20.0
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """Where the executor listens, and what this worker proves itself with."""
+
+    host: str
+    port: int
+    hello: Hello
+
+
+def take_settings(environment: MutableMapping[str, str]) -> WorkerSettings:
+    """From the environment, out of which the token goes. Raises Invalid for what is missing."""
+    try:
+        host, _, port = environment[ADDRESS_ENV].rpartition(":")
+        hello = Hello(
+            node=environment[NODE_ENV],
+            incarnation=int(environment[INCARNATION_ENV]),
+            token=environment.pop(TOKEN_ENV),
+        )
+        return WorkerSettings(host=host, port=int(port), hello=hello)
+    except (KeyError, ValueError) as error:
+        raise Invalid(
+            f"worker: expected its settings in the environment, got {error}", code="worker-settings"
+        ) from error
+
+
+def serve(settings: WorkerSettings, *, open_work: Callable[[bytes], Work] = open_work) -> None:
+    """Until the executor closes the connection. Raises OSError when there is none."""
+    with socket.create_connection((settings.host, settings.port), timeout=CONNECT_LIMIT_S) as connection:
+        connection.settimeout(None)  # an idle worker waits for as long as its executor lives
+        worker = _Worker(connection, open_work)
+        worker.send(settings.hello)
+        worker.serve()
+
+
+class _Worker:
+    """Answers come from the pool's threads, one at a time on the wire."""
+
+    def __init__(self, connection: socket.socket, open_work: Callable[[bytes], Work]) -> None:
+        self._connection = connection
+        self._open_work = open_work
+        self._send_lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._work: Work | None = None
+
+    def send(self, message: FromWorker) -> None:
+        with self._send_lock:
+            self._connection.sendall(encode_frame(message))
+
+    def serve(self) -> None:
+        reader = FrameReader()
+        try:
+            while data := self._connection.recv(_READ_BYTES):
+                for body in reader.feed(data):
+                    self._handle(decode_body(to_worker_decoder, body))
+        finally:
+            self._end_job()
+
+    def _handle(self, message: Open | Run) -> None:
+        match message:
+            case Open(job=job, threads=threads):
+                self._end_job()
+                try:
+                    self._work = self._open_work(job)
+                except BehemothError as error:
+                    self.send(Failed.of(error))
+                    return
+                self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="batch")
+            case Run(number=number, data=data):
+                if self._pool is not None:
+                    self._pool.submit(self._run, number, data)
+
+    def _run(self, number: int, data: bytes) -> None:
+        assert self._work is not None
+        try:
+            answer: FromWorker = Finished(number=number, data=self._work.run(data))
+        except BehemothError as error:
+            answer = Failed.of(error)
+        except Exception as error:  # noqa: BLE001 (the edge of this process: what is not told is lost with it)
+            answer = Failed.of(Internal(f"batch {number}: {type(error).__name__}: {error}"))
+        self.send(answer)
+
+    def _end_job(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._work is not None:
+            self._work.close()
+        self._pool = self._work = None

@@ -1,0 +1,53 @@
+"""A worker program whose jobs are the conformance suite's: `python -m behemoth.testing.batch_program`.
+
+A batch says what it does: `double N`, `fail`, `bug`, `die` (SIGKILL, whenever it runs), `die-once` (the first time).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from behemoth.app.batches.worker import serve, take_settings
+from behemoth.base.errors import Denied, Invalid
+
+
+class SuiteWork:
+    """The job is the path of a folder, in which each batch leaves a file for each time that it ran."""
+
+    def __init__(self, job: bytes) -> None:
+        self._folder = Path(job.decode())
+        if not self._folder.is_dir():
+            raise Invalid(f"job: expected a folder, got {self._folder}", hint="make it", code="suite-job")
+
+    def run(self, data: bytes) -> bytes:
+        word, _, rest = data.decode().partition(" ")
+        runs = len(list(self._folder.glob(f"{word}-{rest}.*")))
+        (self._folder / f"{word}-{rest}.{runs}").touch()
+        match word:
+            case "double":
+                return str(2 * int(rest)).encode()
+            case "fail":
+                raise Denied("batch: expected a key, got none", hint="bring one", code="suite-denied")
+            case "bug":
+                raise ZeroDivisionError("a bug")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die-once" if not runs:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return b"alive"
+
+    def close(self) -> None:
+        """Says that the job is over."""
+        (self._folder / "closed").touch()
+
+
+def main() -> int:
+    serve(take_settings(os.environ), open_work=SuiteWork)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

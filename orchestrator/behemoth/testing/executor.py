@@ -1,0 +1,75 @@
+"""Conformance suite of the Executor port: what any adapter must do with the suite's own jobs.
+
+A test class inherits `ExecutorConformance` and gives it an `executor` fixture whose workers know the jobs of
+`batch_program`. Adapters live in `behemoth.app.batches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from behemoth.base.errors import BehemothError, Denied, Invalid
+from behemoth.ports import Batch, Executor
+
+
+def doubles(numbers: range) -> list[Batch]:
+    """Batches that double their number."""
+    return [Batch(number=number, data=f"double {number}".encode()) for number in numbers]
+
+
+class ExecutorConformance:
+    """Inherit, and provide `executor`: one that nobody has used, and that is closed afterwards."""
+
+    @pytest.fixture
+    def executor(self) -> Iterator[Executor]:
+        raise NotImplementedError
+
+    def test_every_batch_gives_one_result_whatever_the_order(self, executor: Executor, tmp_path: Path) -> None:
+        found = list(executor.run(str(tmp_path).encode(), doubles(range(100))))
+        assert {result.number: result.data for result in found} == {n: str(2 * n).encode() for n in range(100)}
+        assert len(found) == 100
+
+    def test_jobs_follow_one_another_and_each_is_closed(self, executor: Executor, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            assert len(list(executor.run(str(tmp_path / name).encode(), doubles(range(5))))) == 5
+        executor.close()
+        assert (tmp_path / "one" / "closed").exists()
+
+    def test_no_batch_is_no_work(self, executor: Executor, tmp_path: Path) -> None:
+        assert list(executor.run(str(tmp_path).encode(), [])) == []
+
+    def test_few_batches_are_taken_before_results_come(self, executor: Executor, tmp_path: Path) -> None:
+        taken: list[int] = []
+
+        def batches() -> Iterator[Batch]:
+            for batch in doubles(range(1000)):
+                taken.append(batch.number)
+                yield batch
+
+        results = executor.run(str(tmp_path).encode(), batches())
+        next(results)
+        assert len(taken) <= 32
+        assert len(list(results)) == 999
+
+    def test_the_error_of_a_batch_is_raised_as_it_was(self, executor: Executor, tmp_path: Path) -> None:
+        with pytest.raises(Denied, match="expected a key, got none") as caught:
+            list(executor.run(str(tmp_path).encode(), [*doubles(range(2)), Batch(number=2, data=b"fail ")]))
+        assert (caught.value.hint, caught.value.code) == ("bring one", "suite-denied")
+
+    def test_a_bug_in_a_batch_is_an_error_too(self, executor: Executor, tmp_path: Path) -> None:
+        with pytest.raises((BehemothError, ZeroDivisionError), match="a bug"):
+            list(executor.run(str(tmp_path).encode(), [Batch(number=0, data=b"bug ")]))
+
+    def test_a_job_that_cannot_be_opened_is_refused(self, executor: Executor, tmp_path: Path) -> None:
+        with pytest.raises(Invalid, match="expected a folder") as caught:
+            list(executor.run(str(tmp_path / "nothing").encode(), doubles(range(3))))
+        assert caught.value.code == "suite-job"
+
+    def test_closing_twice_and_in_the_middle_of_a_job_is_fine(self, executor: Executor, tmp_path: Path) -> None:
+        next(executor.run(str(tmp_path).encode(), doubles(range(50))))
+        executor.close()
+        executor.close()

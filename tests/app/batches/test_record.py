@@ -1,0 +1,176 @@
+"""What of a job is done survives every kind of end, and only that counts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from behemoth.app.batches.driving import Sized, run_job
+from behemoth.app.batches.record import RecordFile, Unrecorded, recorded
+from behemoth.app.batches.threads import ThreadExecutor
+from behemoth.base.errors import Conflict, Denied, Unavailable
+from behemoth.ports import Batch
+from behemoth.testing.batch_program import SuiteWork
+from behemoth.testing.executor import doubles
+
+JOB = b"a job"
+
+
+@contextmanager
+def cut_off(folder: Path, *, job: bytes = JOB, note: str = "first", anew: bool = False) -> Iterator[RecordFile]:
+    """A call that does what the block does and is cut off then."""
+    with suppress(Unavailable), recorded(folder, verb="verify", job=job, note=note, anew=anew) as record:
+        yield record
+        raise Unavailable("cut off")
+
+
+def kept(folder: Path, *, job: bytes = JOB, anew: bool = False) -> tuple[dict[int, bytes], str]:
+    """What a call finds that is cut off at once."""
+    with cut_off(folder, job=job, note="mine", anew=anew) as record:
+        found = {number: result.data for number, result in record.done().items()}
+    return found, record.note
+
+
+def keep(folder: Path, *numbers: int) -> Path:
+    """Results of a call that was cut off; its file."""
+    with cut_off(folder) as record:
+        for number in numbers:
+            record.add(Batch(number=number, data=bytes([number, 0, 255])))
+    return record.path
+
+
+def test_results_of_a_call_that_was_cut_off_are_there_for_the_next_one(tmp_path: Path) -> None:
+    keep(tmp_path / "a" / "b", 1, 7)
+    assert kept(tmp_path / "a" / "b") == ({1: b"\x01\x00\xff", 7: b"\x07\x00\xff"}, "first")
+    keep(tmp_path / "a" / "b", 3)
+    assert kept(tmp_path / "a" / "b")[0].keys() == {1, 3, 7}
+
+
+def test_a_job_that_ended_leaves_nothing_and_begins_anew(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    with recorded(tmp_path, verb="verify", job=JOB) as record:
+        assert record.done().keys() == {1}
+    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path) == ({}, "mine")
+
+
+def test_another_job_and_a_call_that_wants_nothing_of_it_know_nothing(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    assert kept(tmp_path, job=b"another") == ({}, "mine")
+    assert kept(tmp_path)[0].keys() == {1}
+    assert kept(tmp_path, anew=True) == ({}, "mine")
+    assert kept(tmp_path)[0] == {}
+
+
+def test_a_record_that_was_cut_or_damaged_anywhere_counts_up_to_there(tmp_path: Path) -> None:
+    path = keep(tmp_path, *range(4))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    ends = [len(b"".join(lines[:count])) for count in range(1, len(lines) + 1)]
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        found, note = kept(tmp_path)
+        assert len(found) == max(0, sum(end <= size for end in ends) - 1)
+        assert note == ("first" if size >= ends[0] else "mine")
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        found, _ = kept(tmp_path)
+        assert len(found) == max(0, sum(end <= at for end in ends) - 1)
+        assert path.read_bytes().count(b"\n") == len(found) + 1
+
+
+def test_two_calls_do_not_do_the_same_job_at_once(tmp_path: Path) -> None:
+    with recorded(tmp_path, verb="verify", job=JOB):
+        with (
+            pytest.raises(Conflict, match="expected nobody else to do the same") as caught,
+            recorded(tmp_path, verb="verify", job=JOB),
+        ):
+            pass
+        assert caught.value.code == "job-busy"
+        with recorded(tmp_path, verb="verify", job=b"another"):
+            pass
+
+
+def test_a_folder_that_cannot_be_is_denied_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Denied) as caught, recorded(tmp_path / "file" / "x", verb="verify", job=JOB):
+        pass
+    assert "--state" in caught.value.hint
+
+
+class Telling(ThreadExecutor):
+    """Says which batches it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(threads=2, open_work=SuiteWork)
+        self.given: list[int] = []
+
+    def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
+        listed = list(batches)
+        self.given = [batch.number for batch in listed]
+        return super().run(job, listed)
+
+
+def test_what_is_recorded_is_not_done_again_and_progress_counts_it(tmp_path: Path) -> None:
+    executor, told = Telling(), list[tuple[int, int]]()
+    batches = [Sized(batch=batch, num_bytes=10) for batch in doubles(range(6))]
+    job = str(tmp_path).encode()
+    with cut_off(tmp_path / "state", job=job) as record:
+        assert len(list(islice(run_job(executor, job, batches, record, progress=lambda *_: None), 4))) == 4
+    with recorded(tmp_path / "state", verb="verify", job=job) as record:
+        before = set(record.done())
+        assert len(before) == 4
+        found = list(run_job(executor, job, batches, record, progress=lambda *both: told.append(both)))
+    assert {result.number: result.data for result in found} == {n: str(2 * n).encode() for n in range(6)}
+    assert set(executor.given) == set(range(6)) - before
+    assert told == [(40, 60), (50, 60), (60, 60)]
+
+
+def test_without_a_record_all_is_done(tmp_path: Path) -> None:
+    executor = Telling()
+    batches = [Sized(batch=batch, num_bytes=1) for batch in doubles(range(3))]
+    found = list(run_job(executor, str(tmp_path).encode(), batches, Unrecorded(), progress=lambda *_: None))
+    assert (len(found), executor.given) == (3, [0, 1, 2])
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from behemoth.app.batches.driving import Sized, run_job
+from behemoth.app.batches.record import recorded
+from behemoth.app.batches.threads import ThreadExecutor
+from behemoth.testing.batch_program import SuiteWork
+from behemoth.testing.executor import doubles
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+batches = [Sized(batch=batch, num_bytes=1) for batch in doubles(range(20))]
+job = str(folder / "ran").encode()
+found = []
+with recorded(folder / "state", verb="x", job=job) as record:
+    executor = ThreadExecutor(threads=1, open_work=SuiteWork)
+    for result in run_job(executor, job, batches, record, progress=lambda *_: None):
+        found.append(int(result.data))
+        if len(found) == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+print(json.dumps(sorted(found)))
+"""
+
+
+def test_after_a_kill_the_same_command_goes_on_where_the_first_one_stopped(tmp_path: Path) -> None:
+    (tmp_path / "ran").mkdir()
+    argv = [sys.executable, "-c", KILLED, str(tmp_path)]
+    for limit in ("7", "12"):
+        killed = subprocess.run([*argv, limit], capture_output=True, timeout=60, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    ended = subprocess.run([*argv, "-1"], capture_output=True, timeout=60, check=True)
+    assert json.loads(ended.stdout) == [2 * number for number in range(20)]
+    again = [path.name for path in (tmp_path / "ran").glob("double-*.1")]
+    assert len(again) <= 2 * 2  # what a killed call had under way and not recorded: two a thread
+    assert list((tmp_path / "state").iterdir()) == []
