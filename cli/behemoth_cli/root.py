@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]  # offered nowhere else
@@ -133,6 +133,7 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
     try:
         if sys.stdout is None:
             raise unwritable("a closed one")
+        _escape_what_is_no_text(sys.stdout)
         command = typer.main.get_command(app)
         code = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
         return int(code) if isinstance(code, int) else Exit.OK
@@ -191,6 +192,12 @@ def _of_output(error: OSError) -> Exception:
         return error
     send_to_nowhere(sys.stdout)
     return unwritable(error.strerror or str(error))
+
+
+def _escape_what_is_no_text(stream: TextIO) -> None:
+    """Names of files may have bytes that no text has. They are written escaped, as Python does on stderr."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _told(error: Exception, is_verbose: bool) -> int:

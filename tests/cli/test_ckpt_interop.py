@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,15 @@ def test_a_single_file_is_imported_by_its_name(place: Path, capsys: pytest.Captu
     assert arrays_of(place / "store").keys() == {"a"}
     code, _, err = run(capsys, "import", ".", "--to", "other")
     assert (code, "code: safetensors-index" in err) == (2, True)
+
+
+def test_a_folder_whose_name_is_no_text_is_imported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = os.fsdecode(b"caf\xe9")
+    os.mkdir(folder)
+    safetensors.numpy.save_file({"a": np.arange(5)}, f"{folder}/model.safetensors")
+    assert run(capsys, "import", folder, "--to", "store")[0] == 0
+    assert json.loads(run(capsys, "list", "store", "-o", "json")[1])["items"][0]["run"] == "import:caf\\udce9"
+    assert arrays_of(place / "store").keys() == {"a"}
 
 
 def test_names_that_are_no_good_as_paths_are_imported_under_their_own(

@@ -81,7 +81,7 @@ def import_checkpoint(
                 import_tensors,
                 store,
                 tensors,
-                run=f"import:{Path(given.root).name}",
+                run=f"import:{_text(Path(given.root).name)}",
                 step=Step(step),
                 write_id=write_id,
                 committed_us=time.time_ns() // 1000,
@@ -89,6 +89,11 @@ def import_checkpoint(
             with importing(Path(store.root)):
                 watched(context.console, f"importing checkpoint/{step}", lambda progress: make(progress=progress))
         context.console.show(import_page(layout, step=step, source=source, url=store.root, write_id=write_id), form)
+
+
+def _text(name: str) -> str:
+    """A name of a file as a record can hold it; bytes that are no UTF-8 are escaped."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _source(text: str) -> tuple[str, str | None]:
