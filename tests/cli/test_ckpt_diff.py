@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from behemoth.checkpoint import diff as comparison
 from behemoth.checkpoint.diff import ArrayDiff, Side, diff
+from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.reader import open_commit
 from behemoth.spec.mesh import Mesh
@@ -46,6 +49,20 @@ def test_the_same_state_ends_with_0_and_another_with_3(place: Path, capsys: pyte
     assert text.splitlines()[0] == "checkpoint/10 (a1-10) and checkpoint/30 (a1-30) differ in 4 of 4 arrays"
     assert [line.split()[0] for line in text.splitlines()[3:]] == ["model/norm", "model/w", "optim/m", "state/count"]
     assert len(run(capsys, str(place), "10", "20", "-o", "wide")[1].splitlines()) == 7
+
+
+def test_a_checkpoint_that_retention_deletes_while_it_is_compared_is_not_called_damaged(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diff_late(one: Side, two: Side, **how: Any) -> tuple[ArrayDiff, ...]:
+        execute(one.store, plan_gc(one.store, drop=[one.commit.record]))
+        return diff(one, two, **how)
+
+    monkeypatch.setattr(comparison, "diff", diff_late)
+    code, text, told = run(capsys, str(place), "10", "30")
+    assert (code, text) == (102, "")
+    assert "error: checkpoint/10: expected it to stay while it was read, got it deleted" in told
+    assert "code: checkpoint-gone" in told
 
 
 def test_the_second_one_may_lie_in_another_store(
