@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from behemoth.app.clean_store import plan_clean
+from behemoth.app.clean_store import CleanPlan, plan_clean
 from behemoth.app.import_lock import clearing, importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Conflict
@@ -23,11 +23,13 @@ from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import HOUR_US, Retention
+from behemoth.ports import ObjectStore
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import to_document
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
 from behemoth_cli import root
+from behemoth_cli.commands import ckpt_gc
 from behemoth_cli.views.care import clean_page
 from checkpoint.saved_checkpoint import save, small_layout
 from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
@@ -275,6 +277,26 @@ def test_what_a_killed_import_left_goes_when_somebody_says_so_and_no_import_is_u
     code, _, told = ckpt(capsys, "gc", "run/small", "--unfinished")
     assert (code, "code: option-without-effect" in told) == (2, True)
     assert steps_of(directory) == list(STEPS)
+
+
+def test_a_run_that_takes_the_store_while_gc_looks_around_loses_nothing_of_what_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "imports"
+    with closing(LocalStore(place)) as store:
+        for step in (1, 2, 3):
+            save(store, small_layout(), step=step, write_id=f"import-{step}")
+
+    def plan_late(store: ObjectStore, retention: Retention, *, takes_rubbish: bool) -> CleanPlan:
+        take(store, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url=str(place))
+        save(store, small_layout(), step=4, write_id="a1-1", publish=False)
+        return plan_clean(store, retention, takes_rubbish=takes_rubbish)
+
+    monkeypatch.setattr(ckpt_gc, "plan_clean", plan_late)
+    code, _, told = ckpt(capsys, "gc", str(place), "--keep-last", "2", "--unfinished", "--execute")
+    assert (code, "expected it to stay nobody's, got it taken by run/big meanwhile" in told) == (1, True)
+    assert sum(file.is_file() for file in (place / "steps" / "000000004-a1-1").rglob("*")) > 0
+    assert len(list((place / "commits").iterdir())) == 3
 
 
 def test_a_run_directory_that_was_moved_is_still_the_owners(

@@ -17,7 +17,7 @@ from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import directory_of, leading
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.checkpoint.gc import execute
-from behemoth.checkpoint.owner import OWNED, read_owner
+from behemoth.checkpoint.owner import OWNED, Owner, read_owner
 from behemoth.policy.retention import Retention
 from behemoth.ports import ObjectStore
 from behemoth.storage.open import open_store, path_of
@@ -63,9 +63,11 @@ def gc(
     retention = _retention(place, keep_last, every_steps, hourly, daily)
     context.console.note(f"store {place.url}")
     with closing(open_store(place.url)) as store:
-        _require_owner(store, place)
-        with _held(store, place, context.console, does_execute, takes_unfinished) as is_alone:
+        owner = _require_owner(store, place)
+        with _held(store, place, owner, context.console, does_execute, takes_unfinished) as is_alone:
             plan = plan_clean(store, retention, takes_rubbish=is_alone)
+            if does_execute and owner is None:
+                _require_nobodys(store, place)
             spared = execute(store, plan.gc) if does_execute else frozenset()
     now_us = time.time_ns() // 1000
     context.console.show(clean_page(plan, is_executed=does_execute, spared=spared, now_us=now_us), form)
@@ -89,8 +91,8 @@ def _retention(
     return Retention(**{**of_run, **{name: number for name, number in asked.items() if number is not None}})
 
 
-def _require_owner(store: ObjectStore, place: Checkpoints) -> None:
-    """A run whose store another one took over has no say in what is kept there. Raises Conflict."""
+def _require_owner(store: ObjectStore, place: Checkpoints) -> Owner | None:
+    """Whose the store is. A run whose store another one took over has no say in what is kept there. Raises Conflict."""
     identity = None if place.directory is None else RunDirectory(place.directory).identity()
     owner = read_owner(store)
     if identity is not None and owner is not None and owner.run_uid != identity.run_uid:
@@ -100,16 +102,32 @@ def _require_owner(store: ObjectStore, place: Checkpoints) -> None:
             hint=f"it was taken over: name {owner.directory}",
             code=OWNED,
         )
+    return owner
+
+
+def _require_nobodys(store: ObjectStore, place: Checkpoints) -> None:
+    """Asked behind the listing of what shall go: a run that begins later has nothing in it. Raises Conflict."""
+    owner = read_owner(store)
+    if owner is not None:
+        raise Conflict(
+            f"checkpoint store {place.url}: expected it to stay nobody's, got it taken by run/{owner.name} meanwhile",
+            hint=f"nothing was deleted; that run in {owner.directory} cleans up itself",
+            code=OWNED,
+        )
 
 
 @contextmanager
 def _held(
-    store: ObjectStore, place: Checkpoints, console: Console, does_execute: bool, takes_unfinished: bool
+    store: ObjectStore,
+    place: Checkpoints,
+    owner: Owner | None,
+    console: Console,
+    does_execute: bool,
+    takes_unfinished: bool,
 ) -> Iterator[bool]:
     """Whether nobody can write there. To delete, the run is locked out; a plan only looks whether one is alive."""
     own = [place.directory] if place.directory is not None else []
     candidates = [*own, Path(path_of(place.url)).parent]
-    owner = read_owner(store)
     if owner is None:
         with _held_of_nobody(place, console, takes_unfinished):
             yield takes_unfinished
