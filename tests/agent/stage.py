@@ -19,6 +19,7 @@ import msgspec
 from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.state.config import HangFloors
 from behemoth.state.fence import Fence
@@ -206,8 +207,10 @@ class Stage:
     def commit(self, batch: ReceiptBatch, step: int, attempt: int) -> None:
         assert batch.layout is not None
         assert len(batch.receipts) == batch.num_ranks
+        store = open_store(self.setup.store_url)
+        take(store, Owner.of_run(RUN, name=self.setup.run_name, directory=str(self.folder)), url=store.root)
         commit(
-            open_store(self.setup.store_url),
+            store,
             run=self.setup.run_name,
             layout=Layout.decode(batch.layout),
             step=Step(step),

@@ -41,6 +41,7 @@ from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import left_out, origins
+from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
@@ -136,7 +137,11 @@ class _StoreServer:
         with self._lock:
             preparing = self._preparing[order.rank]
         with preparing:
-            return self._prepare_alone(order, fd)
+            try:
+                return self._prepare_alone(order, fd)
+            except (Corrupt, NotFound):
+                require_there(self._opened(), url=self._opening.url)
+                raise
 
     def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout, plan = _plan(order.layout, order)
