@@ -19,6 +19,7 @@ import msgspec
 from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.state.config import HangFloors
 from behemoth.state.fence import Fence
@@ -232,8 +233,10 @@ class Stage:
     def commit(self, batches: Sequence[ReceiptBatch], step: int, attempt: int) -> None:
         (layout,) = (batch.layout for batch in batches if batch.layout is not None)
         assert all(len(batch.receipts) == batch.num_ranks for batch in batches)
+        store = open_store(self.setup.store_url)
+        take(store, Owner.of_run(RUN, name=self.setup.run_name, directory=str(self.folder)), url=store.root)
         commit(
-            open_store(self.setup.store_url),
+            store,
             run=self.setup.run_name,
             layout=Layout.decode(layout),
             step=Step(step),

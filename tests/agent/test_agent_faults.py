@@ -317,6 +317,30 @@ def test_a_flipped_bit_in_the_store_refuses_the_restore_as_corrupt(tmp_path: Pat
     play(tmp_path, scene)
 
 
+def test_a_store_that_is_away_refuses_the_restore_and_damages_no_checkpoint(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(RanksRestored)
+        saved = await here.save(20, "a1-1", 1)
+        here.send(StopGang(fence=here.fence(1), reason="test"))
+        await here.wait_for(RanksGone)
+        (tmp_path / "checkpoints").rename(tmp_path / "unmounted")
+        kill(here.agents["n0"].pid)
+        since = len(here.heard)
+        here.cut_lifeline("n0")
+        here.start_agent(0)
+        await here.wait_for(Hello, since=since)
+        here.start_gang(2, restore=saved)
+        refused = await here.wait_for(RestoreRefused)
+        assert (refused.is_corrupt, refused.is_unfit) == (False, False)
+        assert "checkpoints: expected that of a run, got none of its objects" in refused.reason
+        (tmp_path / "unmounted").rename(tmp_path / "checkpoints")
+        here.start_gang(3, restore=saved)
+        await here.wait_for(RanksRestored, lambda report: report.attempt == 3)
+
+    play(tmp_path, scene)
+
+
 def test_damaged_memory_is_found_by_the_worker_and_the_state_comes_from_the_store(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
         here.start_gang(1)

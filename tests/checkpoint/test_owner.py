@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid
+from behemoth.base.errors import Conflict, Corrupt, Invalid, Unavailable
 from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.gc import execute, plan_gc
-from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
+from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, require_there, take
 from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
@@ -43,6 +43,14 @@ def test_the_run_that_comes_first_has_the_store_and_may_come_back() -> None:
     take(store, OURS, url=URL)
     refuse_other(store, OURS.run_uid, url=URL)
     assert read_owner(store) == OURS
+
+
+def test_a_store_that_no_run_has_taken_is_away_for_who_restores_from_it_and_a_damaged_word_of_it_is_there() -> None:
+    require_there(owned(), url=URL)
+    require_there(rewritten(b"rubbish"), url=URL)
+    with pytest.raises(Unavailable, match=r"/shared/tiny: expected that of a run, got none of its objects") as caught:
+        require_there(MemoryStore(), url=URL)
+    assert (caught.value.code, "mount it" in caught.value.hint) == ("store-away", True)
 
 
 def test_another_run_is_refused_with_the_directory_that_owns_it_and_the_object_to_remove_and_changes_nothing() -> None:

@@ -31,6 +31,7 @@ from behemoth.agent.storewire import (
     KeepCopies,
     OpenStore,
     Prepare,
+    Prepared,
     Pull,
     SeePeers,
     Share,
@@ -42,6 +43,7 @@ from behemoth.agent.storewire import (
 from behemoth.base.errors import BehemothError, Corrupt, Internal, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.writer import write_rank
@@ -152,12 +154,19 @@ class _StoreServer:
     def _done(self, order: Prepare | Write | Pull, fd: int) -> StoreReport:
         match order:
             case Prepare():
-                return self._preparing.prepare(order, fd)
+                return self._prepare(order, fd)
             case Pull():
                 return self._pulling.pull(order, fd, cancelled=lambda: order.job in self._cancelled)
             case Write():
                 with self._writing():
                     return self._write(order, fd)
+
+    def _prepare(self, order: Prepare, fd: int) -> Prepared:
+        try:
+            return self._preparing.prepare(order, fd)
+        except (Corrupt, NotFound):
+            require_there(self._opened(), url=self._opening.url)
+            raise
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

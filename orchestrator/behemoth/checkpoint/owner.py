@@ -87,6 +87,17 @@ def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
         )
 
 
+def require_there(store: ObjectStore, *, url: str) -> None:
+    """Raises Unavailable unless a run has taken the store. A file system that is not mounted looks like a store without
+    checkpoints, and none of those must be given up for that. Reads nothing but a listing."""
+    if not any(info.key == OWNER_KEY for info in store.list(OWNER)):
+        raise Unavailable(
+            f"checkpoint store {url}: expected that of a run, got none of its objects ({OWNER_KEY} is gone)",
+            hint="mount it, or put it back, and run the same command again",
+            code="store-away",
+        )
+
+
 def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
     """Make the store this run's, or find that it is. Idempotent, durable on return. Raises Conflict when another run
     was first, however close, and the store's errors.
