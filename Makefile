@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := cli simulate coordinator checkpoint_local reshard plan recover
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: demo test longer check bench clean
 
@@ -22,7 +23,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(STAMP)
+bench: $(BENCH_STAMP)
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python tests/bench/$$name.py --quick || exit 1; done
 
 $(STAMP): pyproject.toml
@@ -30,6 +31,10 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade "pip>=24"
 	$(BIN)/python -m pip install --editable ".[torch,test]"
+	touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --editable ".[bench]"
 	touch $@
 
 clean:

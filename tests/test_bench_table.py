@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.bench_table import alone, alternate, beside, interval
+from bench.bench_table import MIN_PAIRS, alone, alternate, beside, interval, not_run, with_goal
 
 
 def test_few_samples_give_all_of_them_as_interval() -> None:
@@ -24,6 +24,39 @@ def test_a_ratio_is_the_median_of_pairs_not_the_ratio_of_medians() -> None:
 
 def test_a_row_without_a_peer_has_no_ratio() -> None:
     assert alone("stage", "s", [1.0]).ratio is None
+
+
+def judged(ratios: list[float], goal: float, *, is_upper: bool = False) -> str | None:
+    return with_goal(beside("save", "GB/s", ratios, "raw", [1.0] * len(ratios)), goal, is_upper=is_upper).verdict
+
+
+@pytest.mark.parametrize(
+    ("ratios", "goal", "verdict"),
+    [
+        ([1.1] * MIN_PAIRS, 1.0, "met"),
+        ([0.9] * MIN_PAIRS, 1.0, "missed"),
+        ([0.8, 1.2] * MIN_PAIRS, 1.0, "not resolved"),
+        ([1.0] * MIN_PAIRS, 1.0, "not resolved"),
+        ([1.1] * (MIN_PAIRS - 1), 1.0, "too few pairs"),
+    ],
+)
+def test_a_goal_is_met_only_by_an_interval_that_lies_above_it(ratios: list[float], goal: float, verdict: str) -> None:
+    assert judged(ratios, goal) == verdict
+
+
+def test_an_upper_goal_is_met_from_below() -> None:
+    assert judged([0.9] * MIN_PAIRS, 1.0, is_upper=True) == "met"
+    assert judged([1.1] * MIN_PAIRS, 1.0, is_upper=True) == "missed"
+
+
+def test_a_row_without_a_peer_cannot_have_a_goal() -> None:
+    with pytest.raises(ValueError, match="'stage'"):
+        with_goal(alone("stage", "s", [1.0]), 1.0)
+
+
+def test_a_peer_that_cannot_run_keeps_its_row_and_says_why() -> None:
+    row = not_run("save", "GB/s", [2.0], "orbax", why="No module named 'orbax'")
+    assert (row.peer, row.verdict, row.note, row.ratio) == ("orbax", "not run", "No module named 'orbax'", None)
 
 
 def test_contenders_take_turns_and_the_first_round_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
 """One row format, one way to sample and one way to print, for every benchmark in this folder.
 
 A number alone says little about a shared machine. So contenders take turns within one run, ours beside each peer, and a
-row holds the median with its interval, and the median of the ratios of neighbouring samples. Must know no benchmark.
-Every benchmark takes `--quick` (a minute, small sizes, no claim) and `-o table|json`.
+row holds the median with its interval, and the median of the ratios of neighbouring samples. A goal is met or missed
+only when the ratio's whole interval says so. Must know no benchmark. Every benchmark takes `--quick` (a minute, small
+sizes, no claim) and `-o table|json|markdown`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import comb
+from typing import Literal
 
 FORMAT_VERSION = 1
+MIN_PAIRS = 15
+"""With fewer a goal is neither met nor missed: the interval of six pairs is their whole range."""
+Verdict = Literal["met", "missed", "not resolved", "too few pairs", "not run"]
 Round = Callable[[], Mapping[str, float]]
 """Runs a contender once and returns its value of each metric."""
 
@@ -33,7 +38,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What we measured, beside a peer where there is one. `ratio` is ours / peer, from pairs of one round each."""
+    """What we measured, beside a peer where there is one. `ratio` is ours / peer, from pairs of one round each.
+
+    `goal`: what the ratio should be above, or below when `is_goal_upper`. `note`: why a peer has no value.
+    """
 
     metric: str
     unit: str
@@ -46,6 +54,10 @@ class Row:
     ratio_low: float | None
     ratio_high: float | None
     num_samples: int
+    goal: float | None = None
+    is_goal_upper: bool = False
+    verdict: Verdict | None = None
+    note: str = ""
 
 
 def arguments(
@@ -54,7 +66,7 @@ def arguments(
     """The command line that all benchmarks share; `extend` adds a benchmark's own options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it runs, proves nothing")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    parser.add_argument("-o", "--output", choices=("table", "json", "markdown"), default="table")
     if extend is not None:
         extend(parser)
     return parser.parse_args()
@@ -127,6 +139,25 @@ def beside(metric: str, unit: str, ours: Sequence[float], peer: str, theirs: Seq
     )
 
 
+def with_goal(row: Row, goal: float, *, is_upper: bool = False) -> Row:
+    """The row with its verdict. An interval that contains the goal is not resolved, which is no pass."""
+    if row.ratio_low is None or row.ratio_high is None:
+        raise ValueError(f"row {row.metric!r}: expected a ratio to judge, got a row without a peer")
+    verdict: Verdict = "not resolved"
+    if row.num_samples < MIN_PAIRS:
+        verdict = "too few pairs"
+    elif row.ratio_low > goal:
+        verdict = "missed" if is_upper else "met"
+    elif row.ratio_high < goal:
+        verdict = "met" if is_upper else "missed"
+    return replace(row, goal=goal, is_goal_upper=is_upper, verdict=verdict)
+
+
+def not_run(metric: str, unit: str, ours: Sequence[float], peer: str, *, why: str) -> Row:
+    """A row for a peer that this machine cannot run: it says so, since a peer that vanished would look beaten."""
+    return replace(alone(metric, unit, ours), peer=peer, verdict="not run", note=why)
+
+
 def show(name: str, rows: Sequence[Row], options: argparse.Namespace, *, notes: Sequence[str] = ()) -> None:
     """Print rows as a table or as one JSON document on stdout."""
     if options.output == "json":
@@ -141,6 +172,9 @@ def show(name: str, rows: Sequence[Row], options: argparse.Namespace, *, notes: 
         print(json.dumps(document, indent=2))
         return
     about = machine()
+    if options.output == "markdown":
+        _print_markdown([_HEAD, *(_cells(row) for row in rows)])
+        return
     print(
         f"{name}{' (quick)' if options.quick else ''}: " + ", ".join(f"{key} {value}" for key, value in about.items())
     )
@@ -160,15 +194,23 @@ def machine() -> dict[str, str | int]:
     }
 
 
-_HEAD = ("metric", "unit", "ours", "interval", "peer", "peer value", "ours/peer", "interval", "n")
+_HEAD = ("metric", "unit", "ours", "interval", "peer", "peer's", "ours / peer", "interval", "n", "goal", "verdict")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     ours = (row.metric, row.unit, _number(row.ours), f"{_number(row.ours_low)} .. {_number(row.ours_high)}")
-    if row.peer is None or row.ratio is None or row.ratio_low is None or row.ratio_high is None:
-        return (*ours, "-", "-", "-", "-", str(row.num_samples))
-    ratios = (f"{row.ratio:.2f}", f"{row.ratio_low:.2f} .. {row.ratio_high:.2f}")
-    return (*ours, row.peer, _number(row.peer_value), *ratios, str(row.num_samples))
+    if row.ratio is None:
+        peer = (row.peer or "-", "-", "-", "-")
+    else:
+        peer = (
+            row.peer or "-",
+            _number(row.peer_value),
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f} .. {row.ratio_high:.2f}",
+        )
+    goal = "-" if row.goal is None else f"{'<' if row.is_goal_upper else '>'} {row.goal:g}"
+    verdict = ": ".join(part for part in (row.verdict or "-", row.note) if part)
+    return (*ours, *peer, str(row.num_samples), goal, verdict)
 
 
 def _number(value: float | None) -> str:
@@ -179,3 +221,8 @@ def _print_columns(lines: Sequence[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_markdown(lines: Sequence[Sequence[str]]) -> None:
+    for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]):
+        print(f"| {' | '.join(line)} |")

@@ -9,7 +9,7 @@ files for each of thousands of arrays while everybody waits. What several ranks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -26,13 +26,12 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
+from behemoth.checkpoint.sealing import Sealing
 from behemoth.checkpoint.threads import run_all
+from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import crc_of_zeros
 from behemoth.ports import Part, WritesRanges
 
-BATCH_BYTES = 32 << 20
-"""One call of the store: large enough to drown its cost, small enough to share a shard among threads."""
-BATCH_SPANS = 256
 SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
@@ -64,10 +63,10 @@ def write_rank(
     sequence = arena.snapshot(generation).sequence if following is None else following
     follower = Follower(arena, generation, sequence, cancelled=cancelled)
     job = _Job(store, prefix, layout, plan, arena.filling(generation), follower, cancelled)
-    batches = list(_batches(plan.spans))
-    crcs = [crc for part in run_all(job.run, batches, threads=threads, name="ckpt-write") for crc in part]
-    follower.whole()
-    seal_all(store, job.keys())
+    with Sealing(store.seal) as sealing:
+        crcs = _write(job, plan, sealing, threads=threads)
+        follower.whole()
+        sealing.finish()
     snapshot = follower.whole()  # asked again: it must not have been replaced
     arena.record_crcs(generation, snapshot.sequence, crcs)
     data = arena.filling(generation)
@@ -107,8 +106,26 @@ def receipt_of(
     )
 
 
+def _write(job: _Job, plan: RankPlan, sealing: Sealing, *, threads: int) -> list[int]:
+    """The CRC of every span, all written. What is complete is sealed meanwhile."""
+    turns = Turns(plan.spans)
+    crcs: list[list[int]] = [[] for _ in range(turns.num_batches)]
+
+    def work(_thread: int) -> None:
+        try:
+            while (batch := turns.take()) is not None:
+                crcs[batch.number] = job.run(batch.spans)
+                if turns.done(batch):
+                    sealing.add(job.keys(batch.array))
+        finally:
+            turns.stop()
+
+    run_all(work, range(threads), threads=threads, name="ckpt-write")
+    return [crc for batch in crcs for crc in batch]
+
+
 class _Job:
-    """What all batches share. Batches run on several threads and only read it."""
+    """What all batches share; they run on several threads."""
 
     def __init__(
         self,
@@ -128,6 +145,7 @@ class _Job:
         self._data = data
         self._follower = follower
         self._cancelled = cancelled
+        self._written: dict[int, set[str]] = {span.array: set() for span in plan.spans}
 
     def run(self, batch: Sequence[Span]) -> list[int]:
         """CRCs of the batch's spans, which are all of one array; the owned ones are written."""
@@ -138,20 +156,23 @@ class _Job:
         crcs = [crc32c(self._payload(span)) for span in batch]
         owned = [(span, crc) for span, crc in zip(batch, crcs, strict=True) if span.is_owned]
         if owned:
+            array = batch[0].array
             for shard, of_shard in _by_shard(owned).items():
-                key = self._shard_key(batch[0].array, shard)
-                self._store.write_parts(key, size_bytes=grid.file_bytes, parts=list(self._parts(grid, of_shard)))
+                key = self._shard_key(array, shard)
+                self._store_parts(array, key, grid.file_bytes, self._parts(grid, of_shard))
             if ends_array(grid, owned[-1][0]):
-                key, data = self._metadata_key(batch[0].array), grid.zarr_json()
-                self._store.write_parts(key, size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
+                data = grid.zarr_json()
+                whole = Part(offset_bytes=0, buffers=[data])
+                self._store_parts(array, self._metadata_key(array), len(data), [whole])
         return crcs
 
-    def keys(self) -> list[str]:
-        """Every object that the rank wrote to."""
-        owned = [span for span in self._plan.spans if span.is_owned]
-        ended = [span.array for span in owned if ends_array(self._grids[span.array], span)]
-        shards = [self._shard_key(*each) for each in sorted({(span.array, span.shard) for span in owned})]
-        return shards + [self._metadata_key(array) for array in ended]
+    def keys(self, array: int) -> list[str]:
+        """Every object of an array that the rank wrote to. Asked once all of its batches are done."""
+        return sorted(self._written[array])
+
+    def _store_parts(self, array: int, key: str, size_bytes: int, parts: Iterable[Part]) -> None:
+        self._store.write_parts(key, size_bytes=size_bytes, parts=list(parts))
+        self._written[array].add(key)
 
     def _shard_key(self, array: int, shard: int) -> str:
         return f"{self._prefix}/{self._paths[array]}/{self._grids[array].shard_key(shard)}"
@@ -228,21 +249,6 @@ def payload_crc(grid: Grid, data_crc: int, data_bytes: int) -> int:
     """CRC-32C of a whole payload from that of its data, which comes first."""
     padding = grid.payload_bytes - data_bytes
     return combine(data_crc, crc_of_zeros(padding), padding) if padding else data_crc
-
-
-def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Consecutive spans of one array, up to a size."""
-    batch: list[Span] = []
-    num_bytes = 0
-    for span in spans:
-        is_full = len(batch) >= BATCH_SPANS or num_bytes + span.length > BATCH_BYTES
-        if batch and (is_full or span.array != batch[0].array):
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(span)
-        num_bytes += span.length
-    if batch:
-        yield batch
 
 
 def check_fit(layout: Layout, plan: RankPlan, arena: Arena) -> None:

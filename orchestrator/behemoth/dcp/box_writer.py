@@ -17,7 +17,8 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.threads import run_all
-from behemoth.checkpoint.writer import BATCH_BYTES, BATCH_SPANS, chunk_tail
+from behemoth.checkpoint.turns import BATCH_BYTES, BATCH_SPANS
+from behemoth.checkpoint.writer import chunk_tail
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.dcp.boxes import Run, ends_array, runs_of
 from behemoth.dcp.orders import Placed

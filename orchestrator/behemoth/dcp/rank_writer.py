@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.threads import run_all
-from behemoth.checkpoint.writer import BATCH_BYTES, seal_all
+from behemoth.checkpoint.turns import BATCH_BYTES
+from behemoth.checkpoint.writer import seal_all
 from behemoth.dcp.box_writer import keys_of, write_box
 from behemoth.dcp.items import TensorItem, tensor_item
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox

@@ -1,0 +1,58 @@
+"""Makes objects durable while others are still being written, so that the end of a save has little left to wait for.
+
+Of hundreds of files each fsync(2) takes little, and all of them together a tenth of the time of a save of 1 GiB. The
+order is free, since nothing counts before the commit. The module does not know what it seals. Neighbour: `writer`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+THREADS = 4
+"""They wait for the disk and do not compute."""
+KEYS_PER_CALL = 64
+"""A call also syncs the folders that its objects share."""
+
+
+class Sealing:
+    """Objects to be made durable by `seal` of their store. Thread-safe. As a context it ends with its threads, whatever
+    is sealed by then."""
+
+    def __init__(self, seal: Callable[[Sequence[str]], None]) -> None:
+        self._seal = seal
+        self._lock = threading.Lock()
+        self._waiting: list[str] = []
+        self._begun: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="ckpt-seal")
+
+    def add(self, keys: Sequence[str]) -> None:
+        """These are written as a whole; they are sealed soon."""
+        with self._lock:
+            self._waiting += keys
+            if len(self._waiting) >= KEYS_PER_CALL:
+                self._begin(self._waiting)
+                self._waiting = []
+
+    def finish(self) -> None:
+        """Blocks until all that was added is durable. Raises the store's errors."""
+        with self._lock:
+            share = max(1, -(-len(self._waiting) // THREADS))
+            for at in range(0, len(self._waiting), share):
+                self._begin(self._waiting[at : at + share])
+            self._waiting = []
+        for begun in self._begun:
+            begun.result()
+
+    def __enter__(self) -> Sealing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self, keys: Sequence[str]) -> None:
+        self._begun.append(self._pool.submit(self._seal, keys))

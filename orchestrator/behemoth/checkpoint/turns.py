@@ -1,0 +1,85 @@
+"""Whose turn it is when several threads write the spans of a rank: as far as possible each in a file of its own.
+
+Threads that write one file wait for each other: tmpfs locks it for the whole of a pwritev(2), ext4 while direct I/O
+gives it blocks. Two threads on two cores filled pages that tmpfs had at 7.3 GB/s in one file, and at 11.7 in two. So a
+thread takes the first batch in the plan's order whose array nobody writes, and only without one joins another. The
+module knows spans and no storage. Neighbour: `writer`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from behemoth.checkpoint.plan import Span
+
+BATCH_BYTES = 32 << 20
+"""One call of the store: large enough to drown its cost, small enough to share an array among threads."""
+BATCH_SPANS = 256
+
+
+class Batch(NamedTuple):
+    """Consecutive spans of one array, and their place among all batches."""
+
+    number: int
+    spans: Sequence[Span]
+
+    @property
+    def array(self) -> int:
+        return self.spans[0].array
+
+
+class Turns:
+    """The batches of some spans, each given out once. Thread-safe."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._lock = threading.Lock()
+        self._left: dict[int, deque[Batch]] = {}
+        self._busy: dict[int, int] = {}
+        self.num_batches = 0
+        for number, batch in enumerate(_batches(spans)):
+            self._left.setdefault(batch[0].array, deque()).append(Batch(number, batch))
+            self.num_batches += 1
+
+    def take(self) -> Batch | None:
+        """The next batch to write; None when all are given out. It is answered by `done`."""
+        with self._lock:
+            array = next((one for one in self._left if one not in self._busy), next(iter(self._left), None))
+            if array is None:
+                return None
+            batch = self._left[array].popleft()
+            if not self._left[array]:
+                del self._left[array]
+            self._busy[array] = self._busy.get(array, 0) + 1
+            return batch
+
+    def done(self, batch: Batch) -> bool:
+        """True when that was the last of its array."""
+        with self._lock:
+            self._busy[batch.array] -= 1
+            if self._busy[batch.array] > 0:
+                return False
+            del self._busy[batch.array]
+            return batch.array not in self._left
+
+    def stop(self) -> None:
+        """Give out nothing more: a thread has failed."""
+        with self._lock:
+            self._left.clear()
+
+
+def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Consecutive spans of one array, up to a size."""
+    batch: list[Span] = []
+    num_bytes = 0
+    for span in spans:
+        is_full = len(batch) >= BATCH_SPANS or num_bytes + span.length > BATCH_BYTES
+        if batch and (is_full or span.array != batch[0].array):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(span)
+        num_bytes += span.length
+    if batch:
+        yield batch

@@ -1,0 +1,74 @@
+"""Ours beside the machine's own rate, on tmpfs and on disk.
+
+Raw pwrite(2) and preadv(2) move the same bytes with as many threads in blocks of 8 MiB, into and out of page-aligned
+memory, without CRCs or names. On tmpfs new files are new pages; on disk raw files are written and read both past the
+page cache and through it, and cold files are read. Our save lasts from the call to the commit, our restore is that of a
+node which lost its memory. Goals: 0.85 of raw on tmpfs, 0.95 on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench_table import Row, alone, alternate, beside, with_goal
+from contenders.ours import Ours
+from contenders.raw import Raw
+from contenders.state import State, restored, timed
+from page_states import drop, each_file
+from sections.scene import Scene, rates
+
+GOALS = {"tmpfs": 0.85, "disk": 0.95}
+
+
+def tmpfs(scene: Scene) -> list[Row]:
+    return _files(scene, "tmpfs", {"raw": False})
+
+
+def disk(scene: Scene) -> list[Row]:
+    return _files(scene, "disk", {"raw, direct": True, "raw, page cache": False})
+
+
+def _files(scene: Scene, place: str, raws: Mapping[str, bool]) -> list[Row]:
+    """`raws`: each raw contender, and whether it goes past the page cache."""
+    with scene.folder(place) as root, scene.ours_in(root / "behemoth") as (ours, state):
+        contenders = {"behemoth": lambda: _our_round(ours, state, root / "behemoth")}
+        for name, is_direct in raws.items():
+            raw = Raw(state.memory, root / "raw", num_threads=scene.num_threads, is_direct=is_direct)
+            contenders[name] = lambda raw=raw: _raw_round(raw, state, root / "raw")
+        samples = alternate(contenders, num_rounds=scene.num_rounds)
+    mine = samples["behemoth"]
+    rows = []
+    for metric in ("save", "load"):
+        for name in raws:
+            values = (rates(each[metric], state.num_bytes) for each in (mine, samples[name]))
+            ours_gbs, raw_gbs = values
+            row = beside(f"{metric}, {_page_state(place, metric)}", "GB/s", ours_gbs, name, raw_gbs)
+            rows.append(with_goal(row, GOALS[place]))
+    phases = ("stage", "write", "commit", "read", "unstage")
+    return rows + [alone(f"  of which {phase}", "s", mine[phase]) for phase in phases]
+
+
+def _page_state(place: str, metric: str) -> str:
+    if metric == "save":
+        return f"new file on {place}"
+    return f"file on {place}" if place == "tmpfs" else f"cold file on {place}"
+
+
+def _our_round(ours: Ours, state: State, folder: Path) -> Mapping[str, float]:
+    ours.copy()  # whoever ran before has pushed this memory out of caches and page tables
+    samples = dict(ours.save())
+    each_file(folder, drop)
+    phases: dict[str, float] = {}
+    samples["load"] = restored(state.arrays, lambda: phases.update(ours.restore(is_remembered=False)))
+    shutil.rmtree(folder)
+    return samples | phases
+
+
+def _raw_round(raw: Raw, state: State, folder: Path) -> Mapping[str, float]:
+    saved = timed(raw.write)
+    each_file(folder, drop)
+    loaded = restored(state.arrays, raw.read)
+    raw.remove()
+    return {"save": saved, "load": loaded}
