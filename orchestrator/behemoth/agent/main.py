@@ -250,6 +250,7 @@ class Agent:
                 threads=setup.io_threads,
                 num_ranks=setup.ranks_per_node,
                 peers=self._peer_service(setup),
+                share_reads=setup.share_reads,
             ),
             for_peers=self._for_peers,
             shared=self._shared,

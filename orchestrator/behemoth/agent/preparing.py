@@ -7,13 +7,17 @@ goes wrong with a nearer one is a reason to look farther, never an error. Runs i
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from behemoth.agent.memories import Memories
+from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.storewire import Prepare, Prepared, Source
-from behemoth.base.errors import BehemothError, NotFound
+from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
@@ -25,6 +29,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
+from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import CachesFiles, ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -34,10 +39,13 @@ milliseconds, and memory has it at the next restart even if the files are gone f
 NUM_PROBES = 64
 """How many chunks of a rank, evenly spread, are asked for in the page cache: to ask for all takes a while."""
 
+_log = logging.getLogger(__name__)
+
 
 class Preparing:
     """Thread-safe. `peer(slot, plan, write_id, step)` is the snapshot that the node of a slot may have; it raises
-    Behemoth's errors when nobody is there."""
+    Behemoth's errors when nobody is there. `shared()` is the store as nodes read it together, None where each reads for
+    itself."""
 
     def __init__(
         self,
@@ -45,11 +53,13 @@ class Preparing:
         *,
         store: Callable[[], ObjectStore],
         peer: Callable[[int, RankPlan, WriteId, Step], SnapshotSource],
+        shared: Callable[[], SharedReads | None],
         threads: int,
     ) -> None:
         self._memories = memories
         self._store = store
         self._peer = peer
+        self._shared = shared
         self._threads = threads
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._lock = threading.Lock()
@@ -77,7 +87,7 @@ class Preparing:
                 return self._from_peer(order, plan, arena, source, slot)
             except BehemothError as error:
                 missed.append(error.message)
-        return self._from_store(order, layout, plan, arena, source, "; ".join(missed))
+        return replace(self._from_store(order, layout, plan, arena, source), missed="; ".join(missed))
 
     def _from_peer(self, order: Prepare, plan: RankPlan, arena: Arena, source: Source, slot: int) -> Prepared:
         copy_snapshot(
@@ -91,24 +101,38 @@ class Preparing:
         )
         return Prepared(job=order.job, generation=source.spare, origin="peer", peer_bytes=plan.data_bytes)
 
-    def _from_store(
-        self, order: Prepare, layout: Layout, plan: RankPlan, arena: Arena, source: Source, missed: str
-    ) -> Prepared:
+    def _from_store(self, order: Prepare, layout: Layout, plan: RankPlan, arena: Arena, source: Source) -> Prepared:
+        shared, in_vain = self._shared(), 0
+        if shared is not None:
+            try:
+                commit = open_commit(shared, _ref(source))
+                shared.unit_of = ChunkUnits(commit).unit_of
+                return self._read(shared, commit, order, layout, plan, arena, source)
+            except (Corrupt, Invalid):  # as seen through peers: who judges a checkpoint has read it alone
+                _log.warning("rank %d, write %s: read again, alone", order.rank, source.write_id)
+                in_vain = shared.read_bytes
         store = self._store()
-        counted = CountingStore(store)
-        commit = open_commit(counted, CommitRef(step=source.step, write_id=source.write_id, size_bytes=0))
-        folder = None if source.must_read else files_of(store, commit, layout, plan)
+        alone = CountingStore(store)
+        commit = open_commit(alone, _ref(source))
+        folder = None if source.must_read or shared is not None else files_of(store, commit, layout, plan)
         if folder is not None:
-            return Prepared(
-                job=order.job,
-                generation=None,
-                origin="files",
-                folder=folder,
-                store_bytes=counted.read_bytes + _chunk_bytes(layout, plan),
-                missed=missed,
-            )
+            read_bytes = alone.read_bytes + _chunk_bytes(layout, plan)
+            return Prepared(job=order.job, generation=None, origin="files", folder=folder, store_bytes=read_bytes)
+        prepared = self._read(alone, commit, order, layout, plan, arena, source)
+        return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
+
+    def _read(
+        self,
+        store: CountingStore | SharedReads,
+        commit: Commit,
+        order: Prepare,
+        layout: Layout,
+        plan: RankPlan,
+        arena: Arena,
+        source: Source,
+    ) -> Prepared:
         intake = Intake.decode(order.intake) if order.intake else AS_SAVED
-        read_rank(counted, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
+        read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
         nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
         if nothing:  # it is not that checkpoint, which a peer might take it for
             arena.disprove(source.spare)
@@ -117,9 +141,13 @@ class Preparing:
             generation=source.spare,
             origin="store",
             left_out=nothing,
-            store_bytes=counted.read_bytes,
-            missed=missed,
+            peer_bytes=store.peer_bytes if isinstance(store, SharedReads) else 0,
+            store_bytes=store.read_bytes,
         )
+
+
+def _ref(source: Source) -> CommitRef:
+    return CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
 
 
 def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -> str | None:

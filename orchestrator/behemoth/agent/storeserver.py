@@ -19,7 +19,9 @@ from typing import assert_never
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerIdentity
+from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.server import PeerServer
+from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.snapshots import PeerSnapshot
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.preparing import Preparing
@@ -47,9 +49,12 @@ from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import WritesRanges
+from behemoth.ports import CachesFiles, WritesRanges
+from behemoth.wire.peers import AskStored
 from behemoth.wire.session import Peer
 
+SHARED_BYTES = 512 << 20
+"""Of what this node has read for others too: who comes later than that makes it read again."""
 _SEND_LIMIT_S = 30.0
 _IDLE_S = 3600.0
 
@@ -90,7 +95,14 @@ class _StoreServer:
         self._peers = PeerTable()
         self._client: PeerClient | None = None
         self._memories = Memories(num_ranks=opening.num_ranks)
-        self._preparing = Preparing(self._memories, store=self._opened, peer=self._peer_snapshot, threads=self._threads)
+        self._once = ReadOnce(self._opened, limit_bytes=SHARED_BYTES)
+        self._preparing = Preparing(
+            self._memories,
+            store=self._opened,
+            peer=self._peer_snapshot,
+            shared=self._shared_reads,
+            threads=self._threads,
+        )
         self._num_writing = 0
         self._copy_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-copy")
         self._pulling = Pulling(
@@ -108,7 +120,8 @@ class _StoreServer:
         me = PeerIdentity(run_uid=service.run_uid, node=service.node, key=service.key)
         listener = socket.socket(fileno=self._peer.take_descriptor())
         self._client = PeerClient(me)
-        PeerServer(listener, me, self._memories.handlers()).start()
+        handlers = {**self._memories.handlers(), AskStored: self._once.answer}
+        PeerServer(listener, me, handlers).start()
 
     def obey(self, order: SeePeers | Share | KeepCopies | Pull | Prepare | Write | Cancel) -> None:
         match order:
@@ -170,7 +183,8 @@ class _StoreServer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """While this lasts, copies give way."""
+        """While this lasts, copies give way. Who saves has restored."""
+        self._once.clear()
         with self._lock:
             self._num_writing += 1
         try:
@@ -183,6 +197,15 @@ class _StoreServer:
         if self._client is None:
             raise Unavailable("peers: expected to be told the run's key, got none", code="peer-unknown")
         return PeerSnapshot(self._client, self._peers.address(slot), plan, write_id=write_id, step=step)
+
+    def _shared_reads(self) -> SharedReads | None:
+        """Where the store is a directory, its own caches and the network below it know better."""
+        mode, client = self._opening.share_reads, self._client
+        if mode == "never" or client is None or self._peers.num_slots < 2:
+            return None
+        if mode == "auto" and isinstance(self._opened(), CachesFiles):
+            return None
+        return SharedReads(self._opened(), once=self._once, table=self._peers, client=client)
 
     def _write(self, order: Write, fd: int) -> Written:
         layout = Layout.decode(order.layout)

@@ -51,6 +51,8 @@ class OpenStore(_Message, frozen=True, kw_only=True):
     threads: int
     num_ranks: int
     peers: PeerService | None = None
+    share_reads: Literal["auto", "always", "never"] = "never"
+    """Whether each part of a checkpoint is read from the store by one node and passed on."""
 
 
 class SeePeers(_Message, frozen=True, kw_only=True):

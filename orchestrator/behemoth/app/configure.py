@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import timedelta
+from typing import Literal
 
 from behemoth.base.ids import NodeId, RunUid
 from behemoth.spec.run import EverySteps, HangFloor, TrainingRun
@@ -63,6 +64,7 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str
         peer_copies=run.checkpoint.peer_copies,
         peer_stride=run.nodes.failure_domain,
         peer_rate=run.checkpoint.peer_rate,
+        share_reads=_share_reads(run),
     )
 
 
@@ -74,6 +76,16 @@ def failure_domains(run: TrainingRun, nodes: Sequence[NodeId]) -> dict[NodeId, i
 def to_us(duration: timedelta) -> int:
     """Whole microseconds."""
     return duration // timedelta(microseconds=1)
+
+
+def _share_reads(run: TrainingRun) -> Literal["auto", "always", "never"]:
+    match run.checkpoint.share_reads:
+        case "always":
+            return "always"
+        case "never":
+            return "never"
+        case _:
+            return "auto"
 
 
 def _cadence(run: TrainingRun) -> Cadence:

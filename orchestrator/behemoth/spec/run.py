@@ -18,6 +18,7 @@ from behemoth.base.errors import Invalid
 from behemoth.spec.drill import FAULT_EXPECTED, FAULT_PATTERN, Fault, format_fault, misaim, parse_fault
 from behemoth.spec.field import (
     About,
+    Choice,
     Integer,
     Listing,
     Notation,
@@ -215,6 +216,14 @@ class Checkpoint:
             kind=size(),
         ),
     ] = None
+    share_reads: Annotated[
+        str,
+        About(
+            doc="Whether, at a restore, each part of a checkpoint is read from the store by one node, which passes it "
+            "on to the others. auto: where the store is not a directory.",
+            kind=Choice(names=("auto", "always", "never")),
+        ),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         require_ranges(self, name="checkpoint")

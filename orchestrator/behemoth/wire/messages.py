@@ -219,6 +219,8 @@ class Setup(_Message, frozen=True, kw_only=True):
     """Nodes of a failure domain."""
     peer_rate: int | None = None
     """Most bytes a second that a node takes for copies."""
+    share_reads: Literal["auto", "always", "never"] = "never"
+    """Whether each part of a checkpoint is read from the store by one node and passed on to the others."""
 
 
 class Welcome(_Message, frozen=True, kw_only=True):

@@ -103,7 +103,19 @@ class AskBytes(_Message, frozen=True, kw_only=True):
     length_bytes: Count
 
 
-PeerRequest: TypeAlias = AskSnapshot | AskBytes
+class AskStored(_Message, frozen=True, kw_only=True):
+    """A part of a unit of a stored object, which the asked node reads whole, once for all who ask. StoredFound answers,
+    and behind it the part."""
+
+    key: Annotated[str, msgspec.Meta(max_length=4096)]
+    unit_offset_bytes: Count
+    unit_length_bytes: Count
+    offset_bytes: Count
+    """From the beginning of the object, as the unit's."""
+    length_bytes: Count
+
+
+PeerRequest: TypeAlias = AskSnapshot | AskBytes | AskStored
 
 
 # Answers
@@ -126,6 +138,15 @@ class BytesFound(_Answer, frozen=True, kw_only=True):
     """Answers AskBytes."""
 
 
+class StoredFound(_Answer, frozen=True, kw_only=True):
+    """Answers AskStored."""
+
+    crc: Count
+    """CRC-32C of the part."""
+    read_bytes: Count
+    """Read from the store because of this question; 0 when somebody had asked before."""
+
+
 class PeerFailed(_Answer, frozen=True, kw_only=True):
     """Answers any request: an error of ours, class and all."""
 
@@ -135,7 +156,7 @@ class PeerFailed(_Answer, frozen=True, kw_only=True):
     code: str = ""
 
 
-PeerAnswer: TypeAlias = SnapshotFound | BytesFound | PeerFailed
+PeerAnswer: TypeAlias = SnapshotFound | BytesFound | StoredFound | PeerFailed
 
 
 class PayloadEnd(_Message, frozen=True, kw_only=True):

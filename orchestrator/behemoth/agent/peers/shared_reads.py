@@ -1,0 +1,99 @@
+"""A store of which every unit is read by one node of the gang, and passed on to the others that need it.
+
+Which node follows from the unit alone. What it says is checked, and whatever goes wrong with it the reader reads from
+the store itself: a peer can make a restore slow, never wrong. The neighbours are `once`, which reads, and `client`.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable
+
+from typing_extensions import Buffer
+
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.table import PeerTable
+from behemoth.base.errors import BehemothError, Corrupt, Unavailable
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.passing import PassingStore
+from behemoth.checkpoint.units import Unit
+from behemoth.ports import ObjectStore
+from behemoth.wire.peers import AskStored, StoredFound
+
+
+class SharedReads(PassingStore):
+    """Reads of one restore; thread-safe. `unit_of` says of which unit a range is a part."""
+
+    def __init__(
+        self,
+        inner: ObjectStore,
+        *,
+        once: ReadOnce,
+        table: PeerTable,
+        client: PeerClient,
+        unit_of: Callable[[str, int, int], Unit] = Unit,
+    ) -> None:
+        super().__init__(inner)
+        self.unit_of = unit_of
+        self._once = once
+        self._table = table
+        self._client = client
+        self._lock = threading.Lock()
+        self._silent: set[int] = set()
+        self._read_bytes = 0
+        self._peer_bytes = 0
+
+    @property
+    def read_bytes(self) -> int:
+        """Read from the store because of reads here, on whichever node: over all nodes that is what the fleet read."""
+        return self._read_bytes
+
+    @property
+    def peer_bytes(self) -> int:
+        """Received from other nodes."""
+        return self._peer_bytes
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        target = memoryview(into).cast("B") if memoryview(into).nbytes else memoryview(into)
+        unit = self.unit_of(key, offset_bytes, target.nbytes)
+        slot = zlib.crc32(f"{unit.key} {unit.offset_bytes}".encode()) % max(1, self._table.num_slots)
+        try:
+            if slot == self._table.slot:
+                self._read_here(unit, offset_bytes, target)
+            else:
+                self._ask(slot, unit, offset_bytes, target)
+        except BehemothError:
+            super().read_into(key, offset_bytes=offset_bytes, into=into)
+            self._count(read_bytes=target.nbytes)
+
+    def _read_here(self, unit: Unit, offset_bytes: int, into: memoryview) -> None:
+        data, read_bytes = self._once.get(unit)
+        start = offset_bytes - unit.offset_bytes
+        into[:] = data[start : start + into.nbytes]
+        self._count(read_bytes=read_bytes)
+
+    def _ask(self, slot: int, unit: Unit, offset_bytes: int, into: memoryview) -> None:
+        if slot in self._silent:
+            raise Unavailable(f"slot {slot}: it failed before, in this restore")
+        question = AskStored(
+            key=unit.key,
+            unit_offset_bytes=unit.offset_bytes,
+            unit_length_bytes=unit.length_bytes,
+            offset_bytes=offset_bytes,
+            length_bytes=into.nbytes,
+        )
+        try:
+            found = self._client.ask(self._table.address(slot), question, StoredFound, into=into)
+        except BehemothError:
+            self._silent.add(slot)
+            raise
+        self._count(read_bytes=found.read_bytes, peer_bytes=into.nbytes)
+        if crc32c(into) != found.crc:
+            raise Corrupt(f"slot {slot}, object {unit.key}: {into.nbytes} bytes are not those that were sent")
+
+    def _count(self, *, read_bytes: int, peer_bytes: int = 0) -> None:
+        with self._lock:
+            self._read_bytes += read_bytes
+            self._peer_bytes += peer_bytes

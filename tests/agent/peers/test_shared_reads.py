@@ -1,0 +1,296 @@
+"""Four nodes read one checkpoint from one store: each chunk once, whatever a peer does wrong. Real sockets and threads,
+one memory as the store, every byte that is read from it counted there."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+from typing_extensions import Buffer
+
+from agent.peers.staged import identity
+from behemoth.agent.memories import Memories
+from behemoth.agent.peers import once as once_module
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.listener import listen_for_peers
+from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.server import Handler, PeerServer, Reply
+from behemoth.agent.peers.shared_reads import SharedReads
+from behemoth.agent.peers.table import PeerTable
+from behemoth.agent.preparing import Preparing
+from behemoth.agent.storewire import Prepare, SeePeers, Source
+from behemoth.base.errors import Corrupt, Invalid, Unavailable
+from behemoth.base.ids import NodeId, Rank
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.counting import CountingStore
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import read_rank
+from behemoth.checkpoint.units import ChunkUnits, Unit
+from behemoth.ports import ObjectStore, Part
+from behemoth.spec.mesh import Mesh
+from behemoth.testing.store import MemoryStore
+from behemoth.wire.messages import PeerPlace
+from behemoth.wire.peers import AskStored, StoredFound
+from checkpoint.saved_checkpoint import save
+
+NODES = 4
+MIB = 1 << 20
+
+
+def layout_on(*, tp: int = 1, dp: int = 1) -> Layout:
+    """Columns over tp, and moments as flat ranges over dp, whose bounds are no chunks' bounds."""
+    return Layout(
+        mesh=Mesh(tp=tp, dp=dp, edp=tp * dp),
+        arrays=(
+            ArraySpec(name="model/w", dtype="float32", shape=(512, 2048), dims=((1, "tp"),)),
+            ArraySpec(name="optim/m", dtype="float32", shape=(512, 2048), dims=((1, "tp"),), flat_over="dp"),
+            ArraySpec(name="optim/v", dtype="float32", shape=(700, 1031), flat_over="dp"),
+        ),
+    )
+
+
+def needed_bytes(layout: Layout) -> int:
+    return 4 * sum(one.shape[0] * one.shape[1] for one in layout.arrays)
+
+
+@dataclass
+class Node:
+    """What of a store process takes part in a restore from the store."""
+
+    slot: int
+    once: ReadOnce
+    client: PeerClient
+    table: PeerTable
+
+    def reads(self, store: ObjectStore) -> SharedReads:
+        return SharedReads(store, once=self.once, table=self.table, client=self.client)
+
+
+@contextmanager
+def fleet(
+    store: ObjectStore, *, limit_bytes: int = 64 * MIB, broken: dict[int, Handler] | None = None
+) -> Iterator[list[Node]]:
+    """`broken`: what some slots answer instead of the truth."""
+    with ExitStack() as stack:
+        nodes, places = [], []
+        for slot in range(NODES):
+            listener = listen_for_peers("127.0.0.1")
+            places.append(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1], domain=slot))
+            me = identity(f"n{slot}")
+            node = Node(slot, ReadOnce(lambda: store, limit_bytes=limit_bytes), PeerClient(me), PeerTable())
+            handler = (broken or {}).get(slot, node.once.answer)
+            server = PeerServer(listener, me, {AskStored: handler})
+            server.start()
+            stack.callback(server.close)
+            stack.callback(node.client.close)
+            nodes.append(node)
+        names = tuple(NodeId(f"n{slot}") for slot in range(NODES))
+        for node in nodes:
+            node.table.see(SeePeers(job=0, slot=node.slot, nodes=names, places=tuple(places)))
+        yield nodes
+
+
+class Saved:
+    """A checkpoint in memory; what is read through `store` is counted."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.memory = MemoryStore()
+        record = save(self.memory, layout, step=3, write_id="a1-1")
+        assert record is not None
+        self.ref = record.ref
+        self.layout = layout
+        self.store = CountingStore(self.memory)
+
+    def size_of(self, key: str) -> int:
+        return next(one.size_bytes for one in self.memory.list("") if one.key == key)
+
+    def restored(self, reads: ObjectStore, commit: Commit, layout: Layout, rank: int) -> bytes:
+        """All that a rank of `layout` holds, as its arena has it."""
+        plan = plan_rank(layout, Rank(rank))
+        fd = os.memfd_create("shared-reads")
+        arena = Arena.format(fd, plan)
+        os.close(fd)
+        read_rank(reads, commit, layout, plan, arena, 0, threads=2)
+        data = arena.data(0)
+        content = b"".join(bytes(data[one.arena_offset : one.arena_offset + one.length]) for one in plan.spans)
+        del data
+        arena.close()
+        return content
+
+    def restore_all(self, nodes: Sequence[Node], layout: Layout) -> list[SharedReads]:
+        """Every rank opens the commit and restores, all at the same time; each must get the bytes that it would have
+        read alone."""
+        num_ranks = layout.mesh.num_ranks
+        start = threading.Barrier(num_ranks)
+
+        def work(rank: int) -> tuple[SharedReads, bytes]:
+            reads = nodes[rank * NODES // num_ranks].reads(self.store)
+            start.wait(10)
+            commit = open_commit(reads, self.ref)
+            reads.unit_of = ChunkUnits(commit).unit_of
+            return reads, self.restored(reads, commit, layout, rank)
+
+        with ThreadPoolExecutor(num_ranks) as pool:
+            done = list(pool.map(work, range(num_ranks)))
+        alone = open_commit(self.memory, self.ref)
+        for rank, (_, content) in enumerate(done):
+            assert content == self.restored(self.memory, alone, layout, rank)
+        return [reads for reads, _ in done]
+
+
+MESHES = {
+    "same mesh, flat": (layout_on(dp=4), layout_on(dp=4)),
+    "dp halved": (layout_on(dp=8), layout_on(dp=4)),
+    "dp doubled": (layout_on(dp=4), layout_on(dp=8)),
+    "tp halved": (layout_on(tp=4, dp=2), layout_on(tp=2, dp=2)),
+    "tp doubled": (layout_on(tp=2, dp=2), layout_on(tp=4, dp=2)),
+    "tp for dp": (layout_on(tp=4), layout_on(dp=4)),
+}
+
+
+@pytest.mark.parametrize("meshes", MESHES.values(), ids=MESHES)
+def test_the_fleet_reads_each_byte_of_the_store_once(meshes: tuple[Layout, Layout]) -> None:
+    saved = Saved(meshes[0])
+    with fleet(saved.store) as nodes:
+        reads = saved.restore_all(nodes, meshes[1])
+    assert saved.store.read_bytes / needed_bytes(saved.layout) < 1.01
+    assert sum(one.read_bytes for one in reads) == saved.store.read_bytes
+    assert sum(one.peer_bytes for one in reads) > 0
+
+
+def test_alone_each_rank_reads_more_than_it_needs() -> None:
+    """What the figures above are to be held against."""
+    saved = Saved(layout_on(dp=4))
+    commit = open_commit(saved.memory, saved.ref)
+    for rank in range(NODES):
+        saved.restored(saved.store, commit, saved.layout, rank)
+    assert saved.store.read_bytes / needed_bytes(saved.layout) > 2
+
+
+def refuses(_asked: AskStored) -> Reply:
+    raise Unavailable("no")
+
+
+def lies(asked: AskStored) -> Reply:
+    return Reply(answer=StoredFound(crc=1, read_bytes=0), payload=(bytes(asked.length_bytes),))
+
+
+def truncates(asked: AskStored) -> Reply:
+    return Reply(answer=StoredFound(crc=1, read_bytes=0), payload=(bytes(asked.length_bytes - 1),))
+
+
+@pytest.mark.parametrize("wrong", [refuses, lies, truncates])
+def test_a_peer_that_does_anything_wrong_costs_reads_and_no_byte(wrong: Handler) -> None:
+    saved = Saved(layout_on(dp=4))
+    with fleet(saved.store, broken={2: wrong}) as nodes:
+        reads = saved.restore_all(nodes, saved.layout)
+    assert sum(one.read_bytes for one in reads) == saved.store.read_bytes > needed_bytes(saved.layout)
+
+
+def test_peers_that_are_gone_cost_reads_and_no_byte() -> None:
+    saved = Saved(layout_on(dp=4))
+    with fleet(saved.store) as nodes:
+        pass
+    reads = saved.restore_all(nodes, saved.layout)
+    assert sum(one.peer_bytes for one in reads) == 0
+
+
+def test_memory_for_what_was_read_is_bounded_and_what_is_gone_is_read_again() -> None:
+    saved = Saved(layout_on(dp=4))
+    once = ReadOnce(lambda: saved.store, limit_bytes=3000)
+    key = next(one.key for one in saved.memory.list("") if one.size_bytes > MIB)
+    units = [Unit(key, start, 1000) for start in range(0, 5000, 1000)]
+    assert [once.get(unit)[1] for unit in (*units, *units[2:])] == [1000] * 5 + [0] * 3
+    assert once.get(units[0])[1] == 1000
+    once.clear()
+    assert once.get(units[4])[1] == 1000
+    assert saved.store.read_bytes == 7000
+
+
+def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_reads_again() -> None:
+    saved, reading, failing = Saved(layout_on(dp=4)), threading.Event(), threading.Event()
+
+    class FailsOnce(CountingStore):
+        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+            if not failing.is_set():
+                reading.set()
+                failing.wait(10)
+                raise Unavailable("the store is away")
+            super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+    store = FailsOnce(saved.memory)
+    once = ReadOnce(lambda: store, limit_bytes=MIB)
+    unit = Unit(next(iter(saved.memory.list(""))).key, 0, 10)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(once.get, unit)
+        reading.wait(10)
+        second = pool.submit(once.get, unit)
+        failing.set()
+        assert isinstance(first.exception(10), Unavailable)
+        assert second.exception(10) is None or isinstance(second.exception(), Unavailable)
+    assert len(once.get(unit)[0]) == 10
+
+
+def test_a_part_that_is_not_of_its_unit_or_a_unit_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Saved(layout_on(dp=4))
+    once = ReadOnce(lambda: saved.store, limit_bytes=MIB)
+    for offset, length in ((0, 11), (9, 2), (-1, 2)):
+        asked = AskStored(key="a", unit_offset_bytes=0, unit_length_bytes=10, offset_bytes=offset, length_bytes=length)
+        with pytest.raises(Invalid, match="expected a part of"):
+            once.answer(asked)
+    monkeypatch.setattr(once_module, "MAX_UNIT_BYTES", 5)
+    with pytest.raises(Invalid, match="at most 5 bytes at once, got 10"):
+        once.get(Unit("a", 0, 10))
+    assert saved.store.read_bytes == 0
+
+
+def test_damage_in_the_store_is_told_as_who_reads_alone_tells_it() -> None:
+    saved = Saved(layout_on(dp=4))
+    commit = open_commit(saved.memory, saved.ref)
+    key = commit.shard_keys(0)[0]
+    saved.memory.write_parts(
+        key, size_bytes=saved.size_of(key), parts=[Part(offset_bytes=100, buffers=[b"\xff\xff\xff\xff"])]
+    )
+    with fleet(saved.store) as nodes:
+        reads = nodes[0].reads(saved.store)
+        reads.unit_of = ChunkUnits(commit).unit_of
+        with pytest.raises(Corrupt, match="array 'model/w', chunk 0"):
+            saved.restored(reads, commit, saved.layout, 0)
+
+
+def test_damage_that_only_a_peer_saw_is_no_damage() -> None:
+    saved = Saved(layout_on(dp=4))
+
+    def lies_well(asked: AskStored) -> Reply:
+        wrong = bytes(asked.length_bytes)
+        return Reply(answer=StoredFound(crc=crc32c(wrong), read_bytes=0), payload=(wrong,))
+
+    with fleet(saved.store, broken=dict.fromkeys(range(1, NODES), lies_well)) as nodes:
+        plan = plan_rank(saved.layout, Rank(0))
+        commit = open_commit(saved.memory, saved.ref)
+        expected = saved.restored(saved.memory, commit, saved.layout, 0)
+
+        node = nodes[0]
+        preparing = Preparing(
+            Memories(num_ranks=1),
+            store=lambda: saved.store,
+            peer=lambda *_: pytest.fail("no holder was named"),
+            shared=lambda: node.reads(saved.store),
+            threads=1,
+        )
+        fd = os.memfd_create("prepared", os.MFD_ALLOW_SEALING)
+        source = Source(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0)
+        order = Prepare(job=1, rank=Rank(0), layout=saved.layout.encode(), is_new=True, source=source)
+        prepared = preparing.prepare(order, fd)
+        assert (prepared.origin, prepared.generation) == ("store", 0)
+        data = Arena.open(fd).data(0)
+        assert b"".join(data[one.arena_offset : one.arena_offset + one.length] for one in plan.spans) == expected
+        os.close(fd)
