@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.errors import Invalid
+from behemoth.dcp import BehemothReader, BehemothWriter
 from behemoth.dcp.address import parse_address
 
 
@@ -22,6 +23,8 @@ from behemoth.dcp.address import parse_address
         ("/7", "/", 7),
         ("step-0", ".", 0),
         ("file:///data/step_12", "file:///data", 12),
+        ("s3://bucket/run/step-12?region=eu-west-1", "s3://bucket/run?region=eu-west-1", 12),
+        ("s3://bucket/run", "s3://bucket/run", None),
         ("out/checkpoints", "out/checkpoints", None),
         ("runs/llama4", "runs/llama4", None),
         ("runs/llama-4", "runs/llama-4", None),
@@ -49,7 +52,7 @@ def test_a_step_beside_an_id_must_not_contradict_it() -> None:
         parse_address("out/step-5").at(6)
 
 
-@pytest.mark.parametrize("text", ["out/step-1234567890", "", "gopher://x/step-1"])
+@pytest.mark.parametrize("text", ["out/step-1234567890", "", "gopher://x/step-1", "s3://key@bucket/step-1"])
 def test_an_id_that_no_store_can_have_is_refused(text: str) -> None:
     with pytest.raises(Invalid):
         parse_address(text)
@@ -58,3 +61,10 @@ def test_an_id_that_no_store_can_have_is_refused(text: str) -> None:
 def test_a_step_of_ten_digits_is_refused_when_it_is_given_by_itself() -> None:
     with pytest.raises(Invalid, match="999999999"):
         parse_address("out").at(10**9)
+
+
+def test_a_writer_takes_no_bucket_and_says_so_at_once() -> None:
+    assert BehemothReader.validate_checkpoint_id("s3://bucket/run")
+    assert not BehemothWriter.validate_checkpoint_id("s3://bucket/run")
+    with pytest.raises(Invalid, match="s3://"):
+        BehemothWriter("s3://bucket/run/step-1")

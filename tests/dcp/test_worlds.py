@@ -14,10 +14,14 @@ import pytest
 import tensorstore
 import torch
 
+from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import commits, latest
+from behemoth.checkpoint.interop.ingest import import_tensors
 from behemoth.checkpoint.paths import write_of_key
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.checkpoint.verify import verify
+from behemoth.dcp.contents import Contents
+from behemoth.dcp.foreign import read_dcp
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 
@@ -105,6 +109,29 @@ def test_tensorstore_reads_what_four_ranks_cut_in_two_dims(folder: Path, placeme
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
     read = tensorstore.open(spec, open=True, read=True).result().read().result()
     assert read.tobytes() == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_an_import_of_torchs_own_checkpoint_holds_what_our_writer_saved(
+    folder: Path,
+    told: dict[str, Any],  # noqa: ARG001
+    tmp_path: Path,
+    name: str,
+) -> None:
+    with closing(LocalStore(folder / "torch" / name)) as given, closing(LocalStore(tmp_path)) as store:
+        state = read_dcp(given, threads=2)
+        import_tensors(store, state.tensors, run="import", step=Step(7), write_id=WriteId("import-1"), committed_us=0)
+        imported = arrays_of(store)
+    with closing(LocalStore(folder / name)) as store:
+        saved = arrays_of(store)
+    assert imported.keys() == saved.keys()
+    assert Contents.decode(imported.pop("state/dcp")) == Contents.decode(saved.pop("state/dcp"))
+    assert imported == saved
+
+
+def arrays_of(store: LocalStore) -> dict[str, bytes]:
+    commit = open_commit(store, newest(store))
+    return {array.name: read_array(store, commit, array.name).tobytes() for array in commit.layout.arrays}
 
 
 def newest_prefix(store: LocalStore) -> str:

@@ -1,9 +1,10 @@
-"""`behemoth ckpt import`: Hugging Face safetensors as a checkpoint."""
+"""`behemoth ckpt import`: Hugging Face safetensors, or a checkpoint of torch's DCP, as a checkpoint."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Annotated
 import typer
 
 from behemoth.app.import_lock import importing
-from behemoth.base.errors import Conflict, NotFound
+from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.interop.casts import unscaled
 from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
 from behemoth.checkpoint.interop.ingest import check_free, import_layout, import_tensors
+from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.paths import COMMITS, MAX_STEP, OWNER, REJECTED, STEPS
+from behemoth.ports import ObjectStore
 from behemoth.storage.open import open_files, path_of
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import (
@@ -35,8 +38,11 @@ from behemoth_cli.commands.interop_options import (
 )
 from behemoth_cli.commands.selection import Threads
 from behemoth_cli.context import PREFIX, Context, chosen_format
+from behemoth_cli.out.console import Console
 from behemoth_cli.views.interop import import_page
 
+_DCP_METADATA = ".metadata"
+"""By this file torch's DCP knows a checkpoint, and so do we, without torch."""
 _DTYPE_HELP = "Precision of floating tensors; float8 ones are multiplied by their scales, NAME_scale."
 _TARGET = "a checkpoint store, or a folder that is empty or not there"
 _TARGET_HINT = "name a folder of its own; a run takes it over when spec.checkpoint.store and its name lead there"
@@ -44,7 +50,9 @@ _TARGET_HINT = "name a folder of its own; a run takes it over when spec.checkpoi
 
 def import_checkpoint(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder with safetensors files, or one file.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIR", help="A folder with safetensors files, one such file, or a DCP checkpoint.")
+    ],
     to: Annotated[
         str, typer.Option("--to", metavar="WHERE", help="Path or URL of a store that is no run's.", show_default=False)
     ],
@@ -55,11 +63,14 @@ def import_checkpoint(
     size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*FULL_PRECISIONS, help=_DTYPE_HELP)] = "",
     select: Select = None,
+    skips_pickles: Annotated[
+        bool, typer.Option("--skip-pickled", help="Leave out values of a DCP checkpoint that only pickle could load.")
+    ] = False,
     threads: Threads = 4,
     is_dry: DryRun = False,
     output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
-    """Make a checkpoint out of safetensors files, with a map applied backwards."""
+    """Make a checkpoint out of safetensors files or a DCP checkpoint, with a map applied backwards."""
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
     precision = precision_of(dtype, *FULL_PRECISIONS)
@@ -67,7 +78,8 @@ def import_checkpoint(
     folder, file = _source(source)
     _check_target(to)
     with closing(open_files(folder)) as given, closing(open_files(to)) as store:
-        tensors = selected(read_model(given, file=file, threads=threads).tensors, select or ())
+        given_tensors = _read(context.console, given, file, threads=threads, skips_pickles=skips_pickles)
+        tensors = selected(given_tensors, select or ())
         if precision:
             tensors = unscaled(tensors, precision)
         if names is not None:
@@ -96,12 +108,33 @@ def _text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def _read(
+    console: Console, given: ObjectStore, file: str | None, *, threads: int, skips_pickles: bool
+) -> Mapping[str, Tensor]:
+    """The tensors of the source, which is a DCP checkpoint where its metadata is."""
+    if file is None and any(info.key == _DCP_METADATA for info in given.list("")):
+        from behemoth.dcp.foreign import read_dcp  # torch takes a second to load
+
+        state = read_dcp(given, threads=threads, skips_pickles=skips_pickles)
+        if state.skipped:
+            console.note(f"left out, since only pickle could load them: {', '.join(state.skipped)}")
+        return state.tensors
+    if skips_pickles:
+        raise Invalid(
+            "option --skip-pickled: expected a DCP checkpoint, got safetensors, which hold no pickles",
+            code="option-without-effect",
+        )
+    return read_model(given, file=file, threads=threads).tensors
+
+
 def _source(text: str) -> tuple[str, str | None]:
     path = Path(path_of(text))
     if path.name.endswith(FILE_SUFFIX) and path.is_file():
         return str(path.parent), path.name
     if not path.is_dir():
-        hint = f"name a folder with safetensors files, or one file of a name that ends in {FILE_SUFFIX}"
+        hint = (
+            f"name a folder with safetensors files or {_DCP_METADATA}, or one file of a name that ends in {FILE_SUFFIX}"
+        )
         got = "another file" if path.exists() else "none of that name"
         raise NotFound(
             f"{text}: expected a folder, or a {FILE_SUFFIX} file, got {got}", hint=hint, code="safetensors-not-found"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
 from behemoth.checkpoint.paths import MAX_STEP
-from behemoth.storage.open import path_of
+from behemoth.storage.open import is_s3, path_of
+from behemoth.storage.s3_place import parse_s3
 
 _NAMED_STEP = re.compile(r"(?:(?:(?:global_)?step|iter|checkpoint|ckpt|epoch)[-_=]?)?(\d+)")
 """Last segments that name a step: torchtitan's step-100, Megatron's iter_0000100, DeepSpeed's global_step100, 100."""
@@ -43,13 +44,17 @@ def parse_address(checkpoint_id: str | os.PathLike[str], *, store: str | None = 
     Raises Invalid for an id that no store can have, and for a step of more than nine digits.
     """
     text = os.fspath(checkpoint_id)
-    path_of(text)  # raises for what is no path and no URL that can be opened
-    folder, slash, last = text.rstrip("/").rpartition("/")
+    place, mark, options = text.partition("?") if is_s3(text) else (text, "", "")
+    if is_s3(text):
+        parse_s3(text)
+    else:
+        path_of(text)
+    folder, slash, last = place.rstrip("/").rpartition("/")
     match = _NAMED_STEP.fullmatch(last)
     if match is None:
         return Address(url=text, step=None)
     if len(match.group(1).lstrip("0")) > len(str(MAX_STEP)):
-        raise Invalid(f"checkpoint id {text!r}: expected a step of 0 .. {MAX_STEP}, got {last}", code="dcp-step")
+        raise Invalid(f"checkpoint id {place!r}: expected a step of 0 .. {MAX_STEP}, got {last}", code="dcp-step")
     if not slash:
         folder = store or "."
-    return Address(url=folder or "/", step=Step(int(match.group(1))))
+    return Address(url=f"{folder or '/'}{mark}{options}", step=Step(int(match.group(1))))

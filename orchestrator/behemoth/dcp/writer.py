@@ -25,13 +25,13 @@ from torch.futures import Future
 from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import WriteId
-from behemoth.dcp.address import parse_address
+from behemoth.dcp.address import Address, parse_address
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
 from behemoth.dcp.save_plan import SavedState, rank_orders, saved_state
 from behemoth.ports import ObjectStore
-from behemoth.storage.open import open_files
+from behemoth.storage.open import open_files, path_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,12 @@ class _Save:
 class BehemothWriter(StorageWriter):
     """Saves a state dict as a checkpoint in Behemoth's format.
 
-    `path` is a path or URL. One that ends in a step (`out/step-100`) names that checkpoint of the store `out`; any
-    other names a store, in which the checkpoint is that of `step`, or, without one, the next after its newest. A
-    `checkpoint_id` given to `dcp.save` takes the place of `path`. A checkpoint that is there already is replaced once
-    the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that only pickle can hold, which
-    run code when they are loaded; without it they are refused by name. `threads` write at once on each rank.
+    `path` is a path or a URL of files. One that ends in a step (`out/step-100`) names that checkpoint of the store
+    `out`; any other names a store, in which the checkpoint is that of `step`, or, without one, the next after its
+    newest. A `checkpoint_id` given to `dcp.save` takes the place of `path`. A checkpoint that is there already is
+    replaced once the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that only pickle
+    can hold, which run code when they are loaded; without it they are refused by name. `threads` write at once on each
+    rank.
 
     One save at a time: wait for the future of an async_save before the next. Raises, wrapped by DCP into a
     CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then.
@@ -66,7 +67,7 @@ class BehemothWriter(StorageWriter):
         threads: int = 4,
     ) -> None:
         super().__init__()
-        self._given = parse_address(path).at(step)
+        self._given = _on_files(parse_address(path).at(step))
         self._address = self._given
         self._overwrite = overwrite
         self._allow_pickle = allow_pickle
@@ -90,7 +91,7 @@ class BehemothWriter(StorageWriter):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether the id names a store that can be opened."""
         try:
-            parse_address(checkpoint_id)
+            _on_files(parse_address(checkpoint_id))
         except Invalid:
             return False
         return True
@@ -99,7 +100,7 @@ class BehemothWriter(StorageWriter):
         """Begin another save, of `checkpoint_id` where DCP was given one."""
         self._address = self._given
         if checkpoint_id is not None:
-            self._address = parse_address(checkpoint_id, store=self._given.url)
+            self._address = _on_files(parse_address(checkpoint_id, store=self._given.url))
         self._save_id = secrets.token_hex(8)
 
     def storage_meta(self) -> StorageMeta | None:
@@ -193,3 +194,9 @@ class BehemothWriter(StorageWriter):
                 discard(store, failed.state)
             self._save = None
         self._held.close()
+
+
+def _on_files(address: Address) -> Address:
+    """Ranks write ranges of one object, which only files take. Raises Invalid for a bucket."""
+    path_of(address.url)
+    return address

@@ -1,0 +1,224 @@
+"""Checkpoints of torch's own writer, imported: exact, a range at a time, and no pickle of theirs ever runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Corrupt, Denied, Invalid, NotFound
+from behemoth.checkpoint.interop.tensors import read_box
+from behemoth.dcp import BehemothReader
+from behemoth.dcp.foreign import read_dcp
+from behemoth.dcp.metadata_file import METADATA_FILE, decode_metadata
+from behemoth.storage.local import LocalStore
+from behemoth_cli import root
+from dcp.trees import blank, load, same, save
+
+
+def state_of(seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    wide = torch.randn(40, 64)
+    return {
+        "model": {"w": torch.randn(33, 17), "b": torch.randn(5).bfloat16(), "part": wide[3:9, 10:20], "t": wide.t()},
+        "more": [torch.tensor(seed), torch.empty(0, 3), {"f8": torch.randn(4, 4).to(torch.float8_e5m2)}],
+        "step": seed,
+        "optim": {"betas": (0.9, 0.95), "name": "adam"},
+    }
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A checkpoint of torch's."""
+    save(state_of(1), storage_writer=FileSystemWriter(tmp_path / "old", thread_count=2))
+    return tmp_path / "old"
+
+
+@pytest.fixture
+def store(old: Path) -> Iterator[LocalStore]:
+    with closing(LocalStore(old)) as opened:
+        yield opened
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = root.run(["ckpt", *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_what_torch_saved_is_imported_and_loads_as_torch_loads_it(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "import", str(old), "--to", str(tmp_path / "new"), "--step", "12")[0] == 0
+    assert run(capsys, "verify", str(tmp_path / "new"))[0] == 0
+    got = load(blank(state_of(0)), storage_reader=BehemothReader(tmp_path / "new" / "step-12"))
+    expected = load(blank(state_of(0)), storage_reader=FileSystemReader(old))
+    assert same(got, expected)
+    assert same(got["model"], state_of(1)["model"])
+
+
+def test_a_part_is_selected_and_a_dry_run_writes_nothing(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "new"
+    code, out, _ = run(capsys, "import", str(old), "--to", str(to), "--select", "model.*", "--dry-run")
+    assert code == 0
+    assert "4 arrays" in out
+    assert not to.exists()
+
+
+def test_values_that_need_a_pickle_are_named_and_left_out_only_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {"w": torch.ones(3), "began": timedelta(1), "step": 4}
+    save(state, storage_writer=FileSystemWriter(tmp_path / "old"))
+    code, _, err = run(capsys, "import", str(tmp_path / "old"), "--to", str(tmp_path / "new"))
+    assert code == 2
+    assert "began" in err
+    assert "--skip-pickled" in err
+    code, _, err = run(capsys, "import", str(tmp_path / "old"), "--to", str(tmp_path / "new"), "--skip-pickled")
+    assert code == 0
+    assert "left out" in err
+    assert "began" in err
+    got = load({"w": torch.zeros(3), "step": None}, storage_reader=BehemothReader(tmp_path / "new"))
+    assert same(got, {"w": torch.ones(3), "step": 4})
+
+
+def test_skipping_pickles_of_safetensors_is_an_option_without_effect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "files").mkdir()
+    code, _, err = run(capsys, "import", str(tmp_path / "files"), "--to", str(tmp_path / "new"), "--skip-pickled")
+    assert code == 2
+    assert "option-without-effect" in err
+
+
+class Counting(LocalStore):
+    """Counts the bytes that are read."""
+
+    num_bytes = 0
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        self.num_bytes += memoryview(into).nbytes
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+
+def test_only_what_is_asked_for_is_read_of_a_large_tensor(tmp_path: Path) -> None:
+    whole = torch.arange(1 << 20, dtype=torch.int64).reshape(1024, -1)
+    save({"w": whole}, storage_writer=FileSystemWriter(tmp_path))
+    with closing(Counting(tmp_path)) as counting:
+        tensor = read_dcp(counting, threads=1).tensors["w"]
+        first = read_box(tensor, ((5, 6), (0, 1024)))
+        before = counting.num_bytes
+        rows = read_box(tensor, ((100, 110), (0, 1024)))
+        assert counting.num_bytes - before == rows.nbytes == 10 * 1024 * 8
+    assert np.array_equal(first.view(np.int64)[0], whole[5].numpy())
+    assert np.array_equal(rows.view(np.int64), whole[100:110].numpy())
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_names_anything_else_is_refused_and_does_not_run(old: Path, tmp_path: Path) -> None:
+    metadata = pickle.loads((old / METADATA_FILE).read_bytes())  # noqa: S301  made by this test
+    assert isinstance(metadata, Metadata)
+    metadata.planner_data = Bomb(tmp_path / "ran")
+    (old / METADATA_FILE).write_bytes(pickle.dumps(metadata))
+    with closing(LocalStore(old)) as store, pytest.raises(Denied, match=r"got posix\.mkdir"):
+        read_dcp(store, threads=1)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"ctorch\nload\n.",
+        b"ctorch.hub\nload\n.",
+        b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93.",
+        b"ctorch.distributed.checkpoint.metadata\nos\n.",
+    ],
+)
+def test_names_that_are_no_metadata_give_nothing_that_could_be_called(pickled: bytes) -> None:
+    with pytest.raises((Denied, Corrupt)):
+        decode_metadata(pickled)
+
+
+def test_classes_of_torch_cannot_be_changed_through_the_pickle() -> None:
+    before = dict(vars(Metadata))
+    build = b"ctorch.distributed.checkpoint.metadata\nMetadata\n(N}S'__init__'\nS'x'\nstb."
+    with pytest.raises(Corrupt):
+        decode_metadata(build)
+    assert dict(vars(Metadata)) == before
+
+
+def test_a_large_number_in_the_pickle_takes_no_memory() -> None:
+    put_at_2_billion = b"Nr\xff\xff\xff\x7f."  # the unpickler in C makes a table of 32 GiB for it
+    tracemalloc.start()
+    with pytest.raises(Corrupt):
+        decode_metadata(put_at_2_billion)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+def test_damaged_metadata_is_refused_and_never_a_raw_error(old: Path, data: st.DataObject) -> None:
+    raw = bytearray((old / METADATA_FILE).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(Corrupt, Denied, Invalid):
+        decode_metadata(bytes(raw))
+
+
+def test_metadata_with_a_hole_or_a_box_beyond_the_tensor_is_damage(old: Path) -> None:
+    metadata = pickle.loads((old / METADATA_FILE).read_bytes())  # noqa: S301  made by this test
+    metadata.state_dict_metadata["model.w"].chunks[0].sizes = torch.Size([32, 17])
+    with pytest.raises(Corrupt, match="boxes of 561 elements in all, got 544"):
+        decode_metadata(pickle.dumps(metadata))
+    metadata.state_dict_metadata["model.w"].chunks[0].sizes = torch.Size([34, 17])
+    with pytest.raises(Corrupt, match=r"boxes within \(33, 17\)"):
+        decode_metadata(pickle.dumps(metadata))
+
+
+def test_a_file_that_is_cut_off_or_not_torchs_is_named_with_the_tensor(store: LocalStore, old: Path) -> None:
+    for file in old.glob("*.distcp"):
+        file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(Invalid, match="expected values without pickles"):
+        read_dcp(store, threads=1)
+    tensor = read_dcp(store, threads=1, skips_pickles=True).tensors["model.w"]
+    with pytest.raises(Corrupt, match=r"tensor 'model.w', file __0_\d.distcp at \d+"):
+        read_box(tensor, ((0, 33), (0, 17)))
+
+
+def test_a_folder_without_metadata_is_no_checkpoint(tmp_path: Path) -> None:
+    with closing(LocalStore(tmp_path)) as store, pytest.raises(NotFound, match=r"\.metadata"):
+        read_dcp(store, threads=1)
+
+
+def test_a_stream_is_imported_as_a_pickle_since_torch_does_not_load_one_without_code(tmp_path: Path) -> None:
+    save({"s": io.BytesIO(b"x")}, storage_writer=FileSystemWriter(tmp_path))
+    with closing(LocalStore(tmp_path)) as store:
+        assert read_dcp(store, threads=1, skips_pickles=True).skipped == ("s",)
