@@ -71,6 +71,7 @@ TRAINING_MESHES = {
 }
 """Of the reference Behemoth, from TP8 DP500 PP8, EP16 ETP2 EDP125: each axis halved and doubled as far as the others
 allow. EDP is odd, so DP cannot be halved alone."""
+MOMENTS_LEFT = Intake(extra=("optim/exp_avg/*", "optim/exp_avg_sq/*"))
 READER_MESHES = {"weights to 64 ranks, TP8 EP8": Mesh(tp=8, dp=8, ep=8, edp=8), "weights to one host": Mesh()}
 
 
@@ -187,7 +188,7 @@ def _giant_rows(*, quick: bool) -> list[Row]:
         rows.append(alone("  plan of one rank's reads", "s", _plan_s(saved, layout, positions)))
     for name, mesh in READER_MESHES.items():
         layout = giant_weights(mesh)
-        positions = saved_positions(saved, layout, step=STEP, intake=Intake(only=("model/*",)))
+        positions = saved_positions(saved, layout, step=STEP, intake=MOMENTS_LEFT)
         rows += _over_read_rows(name, saved, layout, positions, quick=quick)
     return rows
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import Buffer
 
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint.conversion import Intake
+from behemoth.checkpoint.conversion import Cast, HighBits, Intake, Joined, LowBits, ScaledDown
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import origins, saved_positions
 from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank
@@ -43,6 +45,43 @@ def test_the_figures_are_those_of_all_ranks_plans(data: st.DataObject, old: Layo
         assert found.worst_alone == max([1.0, *(read / held for held, read in planned_of if held)])
         assert found.needed_bytes == sum(array.num_bytes for array in old.arrays)
         assert found.once_bytes == sum(grid.num_chunks * (grid.payload_bytes + TRAILER_BYTES) for grid in grids(old))
+
+
+def test_bytes_of_what_is_converted_are_those_of_the_saved_arrays() -> None:
+    """Halves of a float32 whose high ones are weights on every rank, its low ones flat over dp; and the other way."""
+    master = ArraySpec(name="m", dtype="float32", shape=(6, 40), dims=((1, "tp"),), flat_over="dp")
+    high = ArraySpec(name="w", dtype="bfloat16", shape=(6, 40), dims=((1, "tp"),))
+    low = ArraySpec(name="l", dtype="uint16", shape=(6, 40), dims=((0, "tp"),), flat_over="dp")
+    split, lone = (
+        Layout(mesh=Mesh(tp=2, dp=3, edp=6), arrays=(high, low)),
+        Layout(mesh=Mesh(dp=2, edp=2), arrays=(master,)),
+    )
+    halves = {"w": HighBits(array="m"), "l": LowBits(array="m")}
+    with small_chunks(64):
+        for old, new, convert in ((split, lone, {"m": Joined(high="w", low="l")}), (lone, split, halves)):
+            found = origins(old, new, step=Step(1), intake=Intake(convert=convert))
+            figures = over_read(old, new, found)
+            held = alone = 0
+            for rank in range(new.mesh.num_ranks):
+                plan = plan_rank(new, Rank(rank))
+                for array in {piece.array for piece in plan.pieces}:  # each by itself
+                    mine = [one if at == array else None for at, one in enumerate(found)]
+                    work = plan_resharding(old, new, plan, mine)
+                    alone += sum(grids(old)[one.array].payload_bytes + TRAILER_BYTES for one in work.reads)
+                elements = sum(piece.nbytes // new.arrays[piece.array].itemsize for piece in plan.pieces)
+                held += 4 * elements
+            assert (figures.held_bytes, figures.alone_bytes) == (held, alone)
+            assert figures.needed_bytes == 6 * 40 * 4
+
+
+def test_scales_and_parts_are_refused_as_not_counted() -> None:
+    old = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(4, 6)),))
+    new = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float8_e4m3fn", shape=(4, 6)),))
+    part = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(2, 6)),))
+    for layout, conversion in ((new, ScaledDown(array="w", block=(2, 2))), (part, Cast(array="w", begin=(1, 0)))):
+        found = origins(old, layout, step=Step(1), intake=Intake(convert={"w": conversion}))
+        with pytest.raises(Invalid, match=r"over-read: expected whole arrays .*, got (ScaledDown|Cast) of 'w'"):
+            over_read(old, layout, found)
 
 
 class Metered(MemoryStore):

@@ -105,6 +105,18 @@ def test_rates_prices_and_the_mesh_that_restores_are_options(
     assert other["over_read_alone"] < plain["over_read_alone"]  # type: ignore[operator]
 
 
+def test_a_generator_of_another_recipe_reads_masters_alone_and_converts_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole blocks of bfloat16, made of float32 masters: each rank reads its chunks and hardly more."""
+    served = "weights=bfloat16,master=none,exp_avg=none,exp_avg_sq=none,shares=whole"
+    file, mesh = str(scout_run(tmp_path)), "tp=8,dp=8,ep=8,edp=8"
+    all_of_it = document(capsys, file, "--restore-mesh", mesh)
+    found = document(capsys, file, "--restore-mesh", mesh, "--restore-recipe", served)
+    assert found["over_read"] == pytest.approx(1, abs=1e-5)
+    assert found["over_read_alone"] < 1.2 < all_of_it["over_read_alone"]  # type: ignore[operator]
+
+
 def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, str(NUMPY_RUN))
     assert {name: found[name] for name in NAMES} == dict.fromkeys(NAMES)
@@ -115,6 +127,11 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
     [
         (["--restore-mesh", "tp=5"], "--restore-mesh: tp: expected a divisor of 202048"),
         (["--restore-mesh", "tp"], "--restore-mesh: expected each axis once with its size, got 'tp'"),
+        (["--restore-recipe", "weights"], "--restore-recipe: expected each field once with its value, got 'weights'"),
+        (
+            ["--restore-recipe", "weights=float8_e4m3fn"],
+            "over-read: expected whole arrays without scales, got ScaledDown",
+        ),
         (["--bandwidth", "dsk=1GB"], "hint: did you mean disk?"),
         (["--bandwidth", "disk=1GB", "--bandwidth", "disk=2GB"], "expected each of memory, peer, disk, store once"),
         (["--bandwidth", "disk=5"], "got '5' without a unit"),
@@ -130,7 +147,10 @@ def test_an_option_that_cannot_be_is_refused(
     assert expected in message
 
 
-@pytest.mark.parametrize("option", [["--restore-mesh", "dp=2"], ["--bandwidth", "disk=1GB"], ["--price", "0"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--restore-mesh", "dp=2"], ["--restore-recipe", "master=none"], ["--bandwidth", "disk=1GB"], ["--price", "0"]],
+)
 def test_an_option_without_effect_is_refused(capsys: pytest.CaptureFixture[str], option: list[str]) -> None:
     code, message = refused(capsys, "plan", "-f", str(NUMPY_RUN), *option)
     assert (code, "expected it with a model whose tensors are known" in message) == (Exit.USAGE, True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.decode import decode_document
+from behemoth.spec.document import difference, fingerprint
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory, rank_bytes
 from behemoth.spec.pipeline import EVEN, Pipeline
@@ -68,6 +69,12 @@ def test_the_number_of_parts_is_checked_without_a_model_too() -> None:
         decode_document(document(mesh={"dp": 2, "pp": 2}, pipeline={"layers": [3]}))
     with pytest.raises(Invalid, match=r"pipeline\.layers: expected an integer from 0 to 10000, got the number -1"):
         Pipeline(layers=(1, -1))
+
+
+def test_another_pipeline_is_the_same_run() -> None:
+    plain, other = (decode_document(document(mesh={"dp": 2, "pp": 2}, pipeline=one)) for one in (None, {"virtual": 2}))
+    assert difference(plain, other) == []
+    assert fingerprint(plain) == fingerprint(other)
 
 
 def test_fewer_layers_beside_embedding_and_head_even_out_what_stages_hold() -> None:

@@ -8,7 +8,7 @@ from behemoth.base.errors import Invalid
 from behemoth.spec.decode import decode_document
 from behemoth.spec.document import difference, fingerprint
 from behemoth.spec.problem import InvalidRun
-from behemoth.spec.recipe import Recipe
+from behemoth.spec.recipe import Recipe, parse_recipe
 from spec.run_texts import document
 
 
@@ -41,3 +41,26 @@ def test_another_recipe_is_the_same_run() -> None:
     assert other.recipe.weights == "bfloat16"
     assert difference(plain, other) == []
     assert fingerprint(plain) == fingerprint(other)
+
+
+def test_fields_of_a_text_change_a_recipe_and_leave_the_rest() -> None:
+    base = Recipe(exp_avg="bfloat16")
+    read = parse_recipe("weights=float8_e4m3fn, scale_block=64,master=none", base)
+    assert read == Recipe(weights="float8_e4m3fn", scale_block=64, master="none", exp_avg="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("weights", "--x: expected each field once with its value, got 'weights'"),
+        ("weights=float32,weights=none", "got 'weights=none'"),
+        ("wieghts=none", "got 'wieghts=none'"),
+        ("scale_block=-1", "got 'scale_block=-1'"),
+        ("scale_block=0", r"--x: recipe\.scale_block: expected an integer from 1"),
+        ("weights=int4", r"--x: recipe\.weights: expected one of none"),
+        ("master=split", r"--x: recipe\.master: expected split beside bfloat16 weights"),
+    ],
+)
+def test_a_text_that_is_no_recipe_is_refused_with_the_options_name(text: str, expected: str) -> None:
+    with pytest.raises(Invalid, match=expected):
+        parse_recipe(text, Recipe(), name="--x")

@@ -14,6 +14,7 @@ from behemoth.base.units import parse_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
 from behemoth.spec.pipeline import EVEN
+from behemoth.spec.recipe import Recipe, parse_recipe
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
@@ -44,6 +45,15 @@ def plan(
             help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
         ),
     ] = None,
+    restore_recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--restore-recipe",
+            metavar="FIELDS",
+            help="Recipe of the state that is restored, such as weights=bfloat16,master=none,shares=whole; fields that "
+            "are left out are the run's own.",
+        ),
+    ] = None,
     bandwidth: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,13 +80,21 @@ def plan(
     context: Context = ctx.obj
     run = read_run(file)
     inventory = inventory_of(run)
-    given = {"--restore-mesh": restore_mesh, "--bandwidth": bandwidth, "--price": price}
+    given = {
+        "--restore-mesh": restore_mesh,
+        "--restore-recipe": restore_recipe,
+        "--bandwidth": bandwidth,
+        "--price": price,
+    }
     if inventory is None or not inventory.tensors:
         _refuse_idle([name for name, value in given.items() if value not in (None, [])])
         context.console.show(plan_page(run, inventory, is_full=bool(form)), form)
         return
     reader = run.mesh if restore_mesh is None else _reader(restore_mesh, inventory)
-    save = _forecast(context.console, run, inventory, reader, rates_of(bandwidth or [], price))
+    recipe = run.recipe
+    if restore_recipe is not None:
+        recipe = parse_recipe(restore_recipe, recipe, name="option --restore-recipe")
+    save = _forecast(context.console, run, inventory, reader, recipe, rates_of(bandwidth or [], price))
     dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
     page = plan_page(run, inventory, is_full=bool(form), save=save, reader=f"{dense}; experts {expert}")
     context.console.show(page, form)
@@ -135,9 +153,13 @@ def _reader(text: str, inventory: Inventory) -> Mesh:
     return mesh
 
 
-def _forecast(console: Console, run: TrainingRun, inventory: Inventory, reader: Mesh, rates: Rates) -> Forecast:
+def _forecast(
+    console: Console, run: TrainingRun, inventory: Inventory, reader: Mesh, recipe: Recipe, rates: Rates
+) -> Forecast:
+    """`reader` and `recipe` are those of the restore; what it would have to invent costs no reading."""
     from behemoth.checkpoint.forecast import forecast
     from behemoth.checkpoint.model_layout import model_layout
+    from behemoth.checkpoint.recipe_change import recipe_change
 
     progress = Progress(console, _progress_text)
     try:
@@ -145,7 +167,8 @@ def _forecast(console: Console, run: TrainingRun, inventory: Inventory, reader: 
             model_layout(inventory, run.recipe, run.mesh, run.pipeline),
             ranks_per_node=run.nodes.gpus_per_node,
             rates=rates,
-            restored=model_layout(inventory, run.recipe, reader, run.pipeline if reader.pp == run.mesh.pp else EVEN),
+            restored=model_layout(inventory, recipe, reader, run.pipeline if reader.pp == run.mesh.pp else EVEN),
+            intake=recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True),
             progress=progress.update,
         )
     finally:

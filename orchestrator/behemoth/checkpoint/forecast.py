@@ -16,11 +16,12 @@ import numpy as np
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord, format_of
+from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
-from behemoth.checkpoint.matching import saved_positions
-from behemoth.checkpoint.over_read import OverRead, over_read
+from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.over_read import OverRead, over_read, require_countable
 from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
 
 Tier = Literal["memory", "peer", "disk", "store"]
@@ -103,9 +104,14 @@ def forecast(
     ranks_per_node: int,
     rates: Rates,
     restored: Layout,
+    intake: Intake = AS_SAVED,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Forecast:
-    """`restored`: the layout that reads the checkpoint. `progress` is told phases: done, of how many. Takes seconds."""
+    """`restored`: the layout that reads the checkpoint, by `intake` when its arrays are others. `progress` is told
+    phases: done, of how many. Takes seconds. Raises Invalid at once for an intake whose reading cannot be counted.
+    """
+    found = origins(layout, restored, step=_NO_STEP, intake=intake)
+    require_countable(found)
     progress(0, NUM_PHASES)
     of_files = loads(layout)
     progress(1, NUM_PHASES)
@@ -114,7 +120,7 @@ def forecast(
     documents = metadata_objects(layout)
     num_records = len(documents) + _RECORDS
     progress(3, NUM_PHASES)
-    read = over_read(layout, restored, saved_positions(layout, restored, step=_NO_STEP))
+    read = over_read(layout, restored, found)
     progress(4, NUM_PHASES)
     num_requests = uploads.num_requests + num_records
     seconds: dict[Tier, float] = {

@@ -15,11 +15,14 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box, piece_bounds
+from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
+from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds
 
 
@@ -29,7 +32,8 @@ class OverRead:
 
     `needed_bytes` counts each logical byte once, and `once_bytes` what the fleet reads when each chunk is read once.
     `held_bytes` and `alone_bytes` are sums over the ranks that were asked about: what they hold, and what they read
-    when each reads for itself.
+    when each reads for itself. Where arrays are converted, bytes are those of the saved arrays, and of each wanted one
+    by itself: a chunk of which a rank makes two arrays counts twice in these sums.
     """
 
     needed_bytes: int
@@ -50,24 +54,39 @@ class OverRead:
         return _ratio(self.alone_bytes, self.held_bytes)
 
 
+def require_countable(found: Sequence[Origin]) -> None:
+    """Raises Invalid for parts of arrays and for scales, whose blocks are not counted here."""
+    for origin in found:
+        if isinstance(origin, ScaledDown | ScaledUp | ScalesOf) or (isinstance(origin, Cast) and origin.begin):
+            raise Invalid(
+                "over-read: expected whole arrays without scales, got "
+                f"{type(origin).__name__} of {value_names(origin)[0]!r}",
+                hint="ask for a restore without float8 weights",
+                code="over-read-scales",
+            )
+
+
 def over_read(
-    saved: Layout, layout: Layout, positions: Sequence[int | None], *, ranks: Sequence[int] | None = None
+    saved: Layout, layout: Layout, found: Sequence[Origin], *, ranks: Sequence[int] | None = None
 ) -> OverRead:
-    """Of a restore on `layout` from a checkpoint on `saved`; `positions` as `matching` tells them.
+    """Of a restore on `layout` from a checkpoint on `saved`; `found` as `matching.origins` tells. Raises Invalid
+    for what cannot be counted.
 
     `ranks` are those to count for the ranks' own figures, by default all. O(chunks that pieces meet), in columns: a
     second for 32,000 ranks of the reference Behemoth.
     """
+    require_countable(found)
     of_saved = grids(saved)
     chosen = np.arange(layout.mesh.num_ranks) if ranks is None else np.array(ranks, dtype=np.int64)
     held, alone = np.zeros((2, len(chosen)), dtype=np.int64)
-    wanted = [of_saved[position] for position in positions if position is not None]
+    sources = [_positions(saved, origin) for origin in found]
+    wanted = [of_saved[position] for position in sorted({position for some in sources for position in some})]
     for kind in kinds(layout):
         pieces = kind.sharing.piece_of_rank[chosen]
         holds = pieces >= 0
-        held_bytes = bytes_of_pieces(kind)
-        for grid, num_arrays in _saved_grids(kind, of_saved, positions):
-            held[holds] += num_arrays * held_bytes[pieces[holds]]
+        elements = bytes_of_pieces(kind) // kind.grid.spec.itemsize
+        for grid, num_arrays in _saved_grids(kind, of_saved, sources):
+            held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
             alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid)[pieces[holds]]
     return OverRead(
         needed_bytes=sum(grid.spec.num_bytes for grid in wanted),
@@ -78,14 +97,24 @@ def over_read(
     )
 
 
-def _saved_grids(kind: Kind, of_saved: Sequence[Grid], positions: Sequence[int | None]) -> list[tuple[Grid, int]]:
+def _positions(saved: Layout, origin: Origin) -> tuple[int, ...]:
+    """The saved arrays that a wanted one is made of, element by element."""
+    match origin:
+        case None:
+            return ()
+        case int():
+            return (origin,)
+        case _:
+            return tuple(saved.positions[name] for name in value_names(origin))
+
+
+def _saved_grids(kind: Kind, of_saved: Sequence[Grid], sources: Sequence[Sequence[int]]) -> list[tuple[Grid, int]]:
     """The grids that a kind's arrays have in the checkpoint, but for their names, and how many arrays have each."""
     found: dict[object, list[Grid]] = {}
     for array in kind.positions:
-        position = positions[array]
-        if position is not None:
+        for position in sources[array]:
             grid = of_saved[position]
-            found.setdefault((grid.chunk_shape, grid.chunks_per_dim), []).append(grid)
+            found.setdefault((grid.chunk_shape, grid.chunks_per_dim, grid.spec.itemsize), []).append(grid)
     return [(alike[0], len(alike)) for alike in found.values()]
 
 

@@ -28,7 +28,7 @@ from behemoth.spec.field import (
 from behemoth.spec.run import API_VERSION, KIND, TrainingRun
 from behemoth.spec.text import join_path
 
-_NOT_TRAINED = ("drill", "recipe")
+_NOT_TRAINED = ("drill", "pipeline", "recipe")
 _ENVIRONMENT = "spec.workload.environment."
 
 
@@ -60,7 +60,8 @@ def to_document(run: TrainingRun) -> dict[str, object]:
 
 def difference(old: TrainingRun, new: TrainingRun) -> list[Change]:
     """Fields in which two runs differ, in the order of the schema. What does not change the training is left out, and a
-    run may be resumed with another: drills, which strike from outside, and the recipe, by which a save is planned."""
+    run may be resumed with another: drills, which strike from outside, pipeline and recipe, by which a save is planned.
+    """
     before, after = _flat(_identity(old), ""), _flat(_identity(new), "")
     paths = [*before, *(path for path in after if path not in before)]
     changes = (Change(path=path, old=before.get(path), new=after.get(path)) for path in paths)

@@ -6,11 +6,12 @@ can be planned without it. `behemoth.checkpoint.model_layout` makes a layout of 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from behemoth.base.errors import Invalid
-from behemoth.spec.field import About, Choice, Integer, require_ranges
+from behemoth.spec.field import About, Choice, Integer, fields_of, require_ranges
 
 Weights = Literal["none", "float32", "bfloat16", "float16", "float8_e4m3fn"]
 Master = Literal["none", "float32", "split"]
@@ -85,3 +86,27 @@ class Recipe:
                 hint="set recipe.weights to bfloat16",
                 code="recipe-split",
             )
+
+
+def parse_recipe(text: str, base: Recipe, *, name: str = "recipe") -> Recipe:
+    """Read fields such as `weights=bfloat16,master=none`; those that are left out are those of `base`.
+
+    `name` opens the message of an error. Raises Invalid.
+    """
+    known = {field.name: field for field in fields_of(Recipe)}
+    changes: dict[str, str | int] = {}
+    for part in text.split(","):
+        field, _, value = part.strip().partition("=")
+        is_number = field in known and isinstance(known[field].kind, Integer)
+        is_value = value.isascii() and value.isdigit() and len(value) <= 10 if is_number else bool(value)
+        if field not in known or field in changes or not is_value:
+            raise Invalid(
+                f"{name}: expected each field once with its value, got {part.strip()!r:.80}",
+                hint=f"write it as weights=bfloat16,master=none; fields: {', '.join(known)}",
+                code="recipe-text",
+            )
+        changes[field] = int(value) if is_number else value
+    try:
+        return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # ranges are checked
+    except Invalid as error:
+        raise Invalid(f"{name}: {error.message}", hint=error.hint, code=error.code) from error
