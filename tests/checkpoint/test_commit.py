@@ -149,6 +149,7 @@ def test_a_truncated_commit_is_listed_as_bad_and_never_the_latest(keep_bytes: in
     assert good == record.ref
     assert isinstance(bad, BadCommit)
     assert (bad.step, type(bad.error)) == (2, Corrupt)
+    assert "`behemoth ckpt verify`" in bad.error.hint
     with pytest.raises(Conflict, match="a record that is not readable"):
         save(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2)
     reject(store, bad, "truncated")

@@ -219,9 +219,27 @@ def test_a_damaged_shard_is_named_with_array_chunk_and_file(damage: str) -> None
         del store._objects[key][50:]
     plan = plan_rank(layout, Rank(0))
     with arena_of(plan) as arena:
-        with pytest.raises(Corrupt, match=rf"'model/norm', chunk 0, file {key}"):
+        with pytest.raises(Corrupt, match=rf"'model/norm', chunk 0, file {key}") as told:
             read_rank(store, opened, layout, plan, arena, 0, threads=2)
+        assert "`behemoth ckpt verify`" in told.value.hint
         assert arena.held() == ()
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
+@pytest.mark.parametrize("name", ["index", "model/norm/zarr.json"])
+def test_damaged_metadata_is_named_with_its_file_and_what_to_do(name: str, damage: str) -> None:
+    layout, store = toy_layout(), MemoryStore()
+    record = save(store, layout, logical_arrays(layout, 1), step=1)
+    key = f"{record.prefix}/{name}"
+    if damage == "missing":
+        store.delete([key])
+    elif damage == "flipped":
+        flip(store, key, 9)
+    else:
+        del store._objects[key][20:]
+    with pytest.raises(Corrupt, match=rf"file {key}: .*expected .*, got ") as told:
+        open_commit(store, record.ref)
+    assert "`behemoth ckpt verify`" in told.value.hint
 
 
 def test_another_model_is_refused_before_the_arena_is_touched() -> None:

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 
 from behemoth.base.errors import Corrupt, NotFound
+from behemoth.checkpoint.commit_record import DAMAGED_HINT
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import Commit
@@ -75,7 +76,11 @@ class ChunkReader:
             ("gap", end, grid.stride_bytes),
         ):
             if np.frombuffer(raw[start:stop], dtype=np.uint8).any():
-                raise Corrupt(f"{self._where(array, chunk)}: expected zeros in its {what}", code="chunk-gap")
+                raise Corrupt(
+                    f"{self._where(array, chunk)}: expected zeros in its {what}, got others",
+                    hint=DAMAGED_HINT,
+                    code="chunk-gap",
+                )
         return raw[: grid.payload_bytes], crc
 
     def stored_crc(self, array: int, chunk: int) -> int:
@@ -93,7 +98,9 @@ class ChunkReader:
             self._read_at(key, f"array {grid.spec.name!r}, index, file {key}", grid.index_offset_bytes, raw)
             if raw != grid.index():
                 raise Corrupt(
-                    f"array {grid.spec.name!r}, index of file {key}: not that of its shape", code="shard-index"
+                    f"array {grid.spec.name!r}, index of file {key}: expected that of its shape, got another",
+                    hint=DAMAGED_HINT,
+                    code="shard-index",
                 )
 
     def _room(self, num_bytes: int) -> memoryview:
@@ -108,16 +115,16 @@ class ChunkReader:
         try:
             self._store.read_into(key, offset_bytes=offset_bytes, into=into)
         except NotFound as error:
-            raise Corrupt(f"{where}: the file is missing", code="shard-missing") from error
+            raise Corrupt(f"{where}: the file is missing", hint=DAMAGED_HINT, code="shard-missing") from error
         except Corrupt as error:
-            raise Corrupt(f"{where}: {error.message}", code="shard-short") from error
+            raise Corrupt(f"{where}: {error.message}", hint=DAMAGED_HINT, code="shard-short") from error
 
     def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
         crc, stored = crc32c(payload), int.from_bytes(tail, "little")
         if crc != stored:
             raise Corrupt(
                 f"{self._where(array, chunk)}: expected CRC-32C {stored:08x}, got {crc:08x} over {len(payload)} bytes",
-                hint="go back to an older checkpoint",
+                hint=DAMAGED_HINT,
                 code="chunk-crc",
             )
         return crc

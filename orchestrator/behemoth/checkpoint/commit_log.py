@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
+from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.framing import read_listed
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit
@@ -169,7 +169,7 @@ def _decoded(key: str, step: Step, data: bytes) -> CommitRecord:
     try:
         record = CommitRecord.decode(data)
     except (Corrupt, Invalid) as error:
-        raise type(error)(f"{key}: {error.message}", hint=error.hint, code=error.code) from error
+        raise type(error)(f"{key}: {error.message}", hint=error.hint or DAMAGED_HINT, code=error.code) from error
     if record.step != step:
         raise Corrupt(f"{key}: expected step {step}, got {record.step}", code="commit-key")
     return record

@@ -27,6 +27,8 @@ KNOWN_FEATURES = frozenset({BOX_SHARDS})
 MAX_RECORD_BYTES = 64 << 20
 MAX_INDEX_BYTES = 64 << 20
 """Of the object `index`; that of 2 trillion parameters has 5 MB."""
+DAMAGED_HINT = "`behemoth ckpt verify` names all damage; go back to an older checkpoint"
+"""Of every error about a committed checkpoint that is not as it was written."""
 FORMAT_UNKNOWN = "format-unknown"
 """Code of the error for what only a newer release can read."""
 

@@ -26,9 +26,9 @@ def unframed(data: bytes, *, name: str) -> bytes:
     try:
         body = bytes(msgspec.json.decode(data, type=_Frame).record)
     except UNDECODABLE as error:
-        raise Corrupt(f"{what}: {error}", code=f"{name}-rubbish") from error
+        raise Corrupt(f"{what}: expected a line of JSON, got: {error}", code=f"{name}-rubbish") from error
     if data != framed(body):
-        raise Corrupt(f"{what}: its CRC does not match", code=f"{name}-crc")
+        raise Corrupt(f"{what}: expected the CRC of its bytes, got another", code=f"{name}-crc")
     return body
 
 

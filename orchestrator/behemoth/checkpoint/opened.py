@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import read_record
-from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
@@ -69,10 +69,10 @@ def read_index(store: ObjectStore, record: CommitRecord) -> CommitIndex:
     key = f"{record.prefix}/{INDEX}"
     index = CommitIndex.decode(_metadata(store, key, record.index_bytes, record.index_crc))
     if index.layout.digest != record.layout_digest or index.layout.mesh != record.mesh:
-        raise Corrupt(f"file {key}: its layout is not that of the commit", code="index-layout")
+        raise _damaged(key, "expected the layout of the commit, got another", code="index-layout")
     arrays = zip(index.layout.arrays, index.content_crcs, strict=True)
     if [(one.name, one.content_crc) for one in record.arrays] != [(array.name, crc) for array, crc in arrays]:
-        raise Corrupt(f"file {key}: its arrays are not those of the commit", code="index-layout")
+        raise _damaged(key, "expected the arrays of the commit, got others", code="index-layout")
     return index
 
 
@@ -81,9 +81,13 @@ def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
     try:
         store.read_into(key, offset_bytes=0, into=data)
     except NotFound as error:
-        raise Corrupt(f"file {key}: missing", code=METADATA_MISSING) from error
+        raise _damaged(key, f"expected {size_bytes} bytes, got no file", code=METADATA_MISSING) from error
     except Corrupt as error:
-        raise Corrupt(f"file {key}: {error.message}", code="metadata-short") from error
+        raise _damaged(key, error.message, code="metadata-short") from error
     if crc32c(data) != crc:
-        raise Corrupt(f"file {key}: expected CRC-32C {crc:08x}, got {crc32c(data):08x}", code="metadata-crc")
+        raise _damaged(key, f"expected CRC-32C {crc:08x}, got {crc32c(data):08x}", code="metadata-crc")
     return bytes(data)
+
+
+def _damaged(key: str, what: str, *, code: str) -> Corrupt:
+    return Corrupt(f"file {key}: {what}", hint=DAMAGED_HINT, code=code)
