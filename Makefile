@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHES := cli simulate coordinator checkpoint_local reshard plan recover
+BENCHES := cli simulate coordinator checkpoint_local reshard restore_tiers plan recover
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 

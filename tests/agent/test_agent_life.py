@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from msgspec import structs
+
 from agent.stage import setup_for, stage
-from behemoth.wire.messages import Beat, RanksFinished, RanksRestored, RanksUp
+from behemoth.wire.messages import Beat, RanksFinished, RanksRestored, RanksUp, WorkerEnded
 
 
 def test_a_gang_starts_trains_saves_and_ends(tmp_path: Path) -> None:
@@ -21,5 +23,18 @@ def test_a_gang_starts_trains_saves_and_ends(tmp_path: Path) -> None:
             last = await here.wait_for(Beat, lambda beat: beat.step == 20)
             assert last.tokens == 2 * 20 * 10
             assert "done" in await here.logged(1, 1, "done")
+
+    asyncio.run(play())
+
+
+def test_a_program_that_stages_more_than_the_budget_ends_with_the_numbers(tmp_path: Path) -> None:
+    async def play() -> None:
+        setup = structs.replace(setup_for(tmp_path), staging_budget=10_000)
+        async with stage(tmp_path, setup) as here:
+            here.start_gang(1)
+            ended = await here.wait_for(WorkerEnded)
+            assert ended.exit_code == 1
+            expected = "expected at most 10KB on a node, got 320KiB: 320KiB for 2 ranks and 0B for copies of 0"
+            assert f"staging memory: {expected}" in ended.last_lines
 
     asyncio.run(play())

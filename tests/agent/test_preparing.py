@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from behemoth.agent import preparing
+from behemoth.agent.budget import OVER_BUDGET
 from behemoth.agent.memories import Memories
-from behemoth.agent.preparing import files_of
+from behemoth.agent.preparing import Preparing, files_of
+from behemoth.agent.storewire import Budget, Prepare, Prepared
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit
@@ -42,6 +47,32 @@ def test_memory_that_the_agent_has_replaced_does_not_stay_mapped() -> None:
         os.close(fd)
         del arena
     assert sorted(mapped_memories()) == ["store-test-3", "store-test-4"]
+
+
+def test_memory_beyond_the_budget_is_refused_with_the_numbers_before_any_is_formatted() -> None:
+    layout = layout_of(4 << 20)
+    size_bytes = Arena.size_bytes(plan_rank(layout, Rank(0)))
+    memories = Memories(num_ranks=1)
+    unasked: Any = pytest.fail
+    preparing = Preparing(memories, store=unasked, peer=unasked, shared=unasked, threads=1)
+    fd = os.memfd_create("budget-test", os.MFD_ALLOW_SEALING)
+
+    def prepare(limit_bytes: int) -> Prepared:
+        budget = Budget(limit_bytes=limit_bytes, own=(Rank(0),), copies=(Rank(1), Rank(2)))
+        order = Prepare(job=1, rank=Rank(0), layout=layout.encode(), is_new=True, source=None, budget=budget)
+        return preparing.prepare(order, fd)
+
+    with pytest.raises(
+        Invalid, match=r"expected at most 3MiB on a node, got .*: .* for 1 ranks and .* for copies of 2"
+    ):
+        prepare(3 << 20)
+    with pytest.raises(Invalid) as caught:
+        prepare(3 * size_bytes - 1)
+    assert caught.value.code == OVER_BUDGET
+    assert os.fstat(fd).st_size == 0
+    assert prepare(3 * size_bytes).origin == "nothing"
+    assert os.fstat(fd).st_size == size_bytes
+    os.close(fd)
 
 
 def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from behemoth.policy.peers import asked, holders, wards
@@ -30,6 +30,7 @@ def test_nobody_holds_copies_where_all_may_fail_together(domains: tuple[int, ...
     assert wards(0, domains, stride=1, copies=1) == ()
 
 
+@settings(deadline=None)
 @given(gang=_gangs)
 def test_a_slot_and_its_holders_are_in_domains_of_their_own(gang: tuple[int, int, tuple[int, ...]]) -> None:
     stride, copies, domains = gang
@@ -39,6 +40,7 @@ def test_a_slot_and_its_holders_are_in_domains_of_their_own(gang: tuple[int, int
         assert len(found) == min(copies, len(set(domains)) - 1)
 
 
+@settings(deadline=None)
 @given(gang=_gangs)
 def test_wards_are_those_whose_holder_one_is(gang: tuple[int, int, tuple[int, ...]]) -> None:
     stride, copies, domains = gang
@@ -48,6 +50,7 @@ def test_wards_are_those_whose_holder_one_is(gang: tuple[int, int, tuple[int, ..
             assert is_held is (ward in wards(slot, domains, stride=stride, copies=copies))
 
 
+@settings(deadline=None)
 @given(num_domains=st.integers(2, 8), stride=st.integers(1, 5), copies=st.integers(1, 3))
 def test_every_slot_holds_as_many_as_every_other_when_neighbours_share_a_domain(
     num_domains: int, stride: int, copies: int
@@ -60,6 +63,7 @@ def test_every_slot_holds_as_many_as_every_other_when_neighbours_share_a_domain(
     assert set(held.values()) == {copies}
 
 
+@settings(deadline=None)
 @given(
     num_domains=st.integers(3, 8),
     stride=st.integers(1, 4),
@@ -78,6 +82,7 @@ def test_a_slot_whose_node_was_replaced_finds_its_copies_where_they_were(
     )
 
 
+@settings(deadline=None)
 @given(num_domains=st.integers(3, 8), stride=st.integers(1, 4), replaced=st.integers(0, 31))
 def test_a_spare_of_a_domain_of_its_own_moves_nobody_elses_copies(num_domains: int, stride: int, replaced: int) -> None:
     before = [slot // stride for slot in range(num_domains * stride)]

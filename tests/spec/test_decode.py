@@ -139,7 +139,6 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
         ({"checkpoint": {"peer_copies": 9}}, "spec.checkpoint.peer_copies", "out-of-range", "from 0 to 8", ""),
         ({"checkpoint": {"peer_rate": "0B"}}, "spec.checkpoint.peer_rate", "out-of-range", "got 0", ""),
         ({"checkpoint": {"peer_rate": 512}}, "spec.checkpoint.peer_rate", "missing-unit", "", "512B?"),
-        ({"checkpoint": {"staging_budget": "4GiB"}}, "spec.checkpoint.staging_budget", "not-supported-yet", "", ""),
         ({"checkpoint": {"staging_budget": 512}}, "spec.checkpoint.staging_budget", "missing-unit", "", "512B?"),
         (
             {"placement": {"required": ["rack"]}},

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base import errors
@@ -84,11 +84,13 @@ def test_every_message_is_one_decoders_and_comes_back_equal(message: msgspec.Str
     assert decoded(msgspec.msgpack.encode(message)) == [message]
 
 
+@settings(deadline=None)
 @given(body=st.binary(max_size=300))
 def test_random_bytes_are_corrupt(body: bytes) -> None:
     assert decoded(body) == []
 
 
+@settings(deadline=None)
 @given(message=st.sampled_from(MESSAGES), at=st.integers(0, 200), byte=st.integers(0, 255), cut=st.integers(0, 8))
 def test_a_message_that_was_damaged_is_a_message_or_corrupt(message: object, at: int, byte: int, cut: int) -> None:
     body = bytearray(msgspec.msgpack.encode(message))
@@ -104,6 +106,7 @@ _plain: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(message=st.sampled_from(MESSAGES), field=st.integers(0, 9), value=_plain)
 def test_a_field_of_another_kind_or_out_of_its_range_is_corrupt_or_in_its_range(
     message: object, field: int, value: object

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import Failed, Pull, Share
+from behemoth.agent.storewire import Budget, Failed, Pull, Share
 from behemoth.base.ids import Rank, Slot
 from behemoth.policy import peers
 from behemoth.wire.messages import RestoreFrom, Setup, StartGang
@@ -44,6 +45,7 @@ class Copies:
         self._store = store
         self._copies = setup.peer_copies
         self._stride = setup.peer_stride
+        self._budget_bytes = setup.staging_budget
         self._ranks_per_node = setup.ranks_per_node
         self._domains: tuple[int, ...] = ()
         self._slot: Slot | None = None
@@ -79,6 +81,13 @@ class Copies:
         if unwanted:
             self._store.keep_copies(self._memories)
         self._want(write)
+
+    def budget(self, own: Sequence[Rank]) -> Budget | None:
+        """What this node may hold, and for whom."""
+        if self._budget_bytes is None:
+            return None
+        copies = tuple(rank for ward in self._wards for rank in self._ranks(ward))
+        return Budget(limit_bytes=self._budget_bytes, own=tuple(own), copies=copies)
 
     def asked(self) -> tuple[Slot, ...]:
         """Slots that may hold a copy of this node's ranks, likeliest first."""

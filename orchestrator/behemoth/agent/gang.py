@@ -368,7 +368,8 @@ class Gang:
             source = msgspec.structs.replace(source, holders=self._parts.copies.asked())
         if source is not None and declared.must_read:
             source = msgspec.structs.replace(source, held_in=None, must_read=True)
-        answer = await self._parts.store.prepare(memory, source)
+        budget = self._parts.copies.budget([one.rank for one in self._members])
+        answer = await self._parts.store.prepare(memory, source, budget=budget)
         if isinstance(answer, Failed):
             self._restore_refused(member, answer)
             return
@@ -401,9 +402,10 @@ class Gang:
 
     def _restore_refused(self, member: Member, answer: Failed) -> None:
         restore = self._table.restore
-        if restore is None:
+        if restore is None or answer.is_over_budget:
             if member.channel is not None:
-                member.channel.send(Refusal(reason=f"staging memory: {answer.reason}"))
+                reason = answer.reason if answer.is_over_budget else f"staging memory: {answer.reason}"
+                member.channel.send(Refusal(reason=reason))
             return
         reason = f"rank {member.rank}: {answer.reason}"
         _log.warning("attempt %d: restore from %s refused: %s", self.attempt, restore.write_id, reason)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from behemoth.agent.budget import require_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.storewire import Prepare, Prepared, Source
@@ -74,6 +75,8 @@ class Preparing:
 
     def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout = Layout.decode(order.layout)
+        if order.budget is not None:
+            require_budget(layout, order.budget)
         plan = plan_rank(layout, order.rank)
         arena = self._memories.mapped(order.rank, fd, new=plan if order.is_new else None)
         source = order.source

@@ -24,6 +24,7 @@ from behemoth.agent.channel import Channel
 from behemoth.agent.child import Child
 from behemoth.agent.storewire import (
     STORE_REPORTS,
+    Budget,
     Cancel,
     Failed,
     KeepCopies,
@@ -113,7 +114,9 @@ class StoreLink:
             self._child.kill()
         self._channel, self._child = None, None
 
-    async def prepare(self, memory: RankMemory, source: Source | None) -> Prepared | Failed:
+    async def prepare(
+        self, memory: RankMemory, source: Source | None, *, budget: Budget | None = None
+    ) -> Prepared | Failed:
         """Waits for as long as the store needs; the caller is cancelled when its attempt ends."""
         answer: StoreReport = Failed(job=0, reason=_LOST, is_corrupt=False)
         for _ in range(_PREPARE_TRIES):
@@ -124,6 +127,7 @@ class StoreLink:
                 is_new=memory.is_new,
                 source=source,
                 intake=memory.declared.intake,
+                budget=budget,
             )
             answer = await self._ask(order, memory.fd)
             if not isinstance(answer, Failed) or answer.reason != _LOST:

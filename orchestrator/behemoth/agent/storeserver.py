@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import assert_never
 
+from behemoth.agent.budget import OVER_BUDGET
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerIdentity
@@ -155,7 +156,13 @@ class _StoreServer:
         except BehemothError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             is_corrupt, is_unfit = isinstance(error, Corrupt | NotFound), isinstance(error, Invalid)
-            answer = Failed(job=order.job, reason=reason, is_corrupt=is_corrupt, is_unfit=is_unfit)
+            answer = Failed(
+                job=order.job,
+                reason=reason,
+                is_corrupt=is_corrupt,
+                is_unfit=is_unfit,
+                is_over_budget=error.code == OVER_BUDGET,
+            )
         except Exception as error:  # noqa: BLE001  # supervisor of a background job: the agent must get an answer
             answer = Failed(job=order.job, reason=f"{type(error).__name__}: {error}", is_corrupt=False)
         finally:

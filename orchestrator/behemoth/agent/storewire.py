@@ -89,15 +89,25 @@ class Pull(_Message, frozen=True, kw_only=True):
     step: Step
 
 
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Most bytes of staging memory on this node, and the ranks that it is for: the node's own, and those of which it
+    holds copies."""
+
+    limit_bytes: int
+    own: tuple[Rank, ...]
+    copies: tuple[Rank, ...]
+
+
 class Prepare(_Message, frozen=True, kw_only=True):
     """Make a rank's staging memory ready, and the checkpoint in it. Carries the memory's descriptor. `is_new`: the
-    memory was never formatted. `intake`: as the program declared it."""
+    memory was never formatted. `intake`: as the program declared it. `budget`: None where memory is not bounded."""
 
     rank: Rank
     layout: bytes
     is_new: bool
     source: Source | None
     intake: bytes = b""
+    budget: Budget | None = None
 
 
 class Write(_Message, frozen=True, kw_only=True):
@@ -158,6 +168,8 @@ class Failed(_Message, frozen=True, kw_only=True):
     is_corrupt: bool
     is_unfit: bool = False
     """What the store holds is of another model."""
+    is_over_budget: bool = False
+    """No checkpoint is to blame: the program declares more than the node may hold."""
 
 
 StoreReport: TypeAlias = Prepared | Pulled | Written | Failed

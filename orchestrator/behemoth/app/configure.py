@@ -62,6 +62,7 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str
         max_log_bytes=MAX_LOG_BYTES,
         peer_key=peer_key,
         peer_copies=run.checkpoint.peer_copies,
+        staging_budget=run.checkpoint.staging_budget,
         peer_stride=run.nodes.failure_domain,
         peer_rate=run.checkpoint.peer_rate,
         share_reads=_share_reads(run),

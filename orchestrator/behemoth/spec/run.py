@@ -197,7 +197,11 @@ class Checkpoint:
     ] = timedelta(minutes=10)
     staging_budget: Annotated[
         int | None,
-        About(doc="Most memory per node for staged checkpoints.", kind=size(), supported=False),
+        About(
+            doc="Most memory per node for staged checkpoints, copies of other nodes' included: two generations of what "
+            "its ranks save, and of what it holds for others. A program that declares more is refused, with numbers.",
+            kind=size(),
+        ),
     ] = None
     peer_copies: Annotated[
         int,

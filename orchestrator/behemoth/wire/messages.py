@@ -215,6 +215,8 @@ class Setup(_Message, frozen=True, kw_only=True):
     """What nodes of the run prove themselves to each other with; a secret. Empty: they do not talk."""
     peer_copies: int = 0
     """How many nodes hold a copy of each node's staged checkpoint (`behemoth.policy.peers`)."""
+    staging_budget: int | None = None
+    """Most bytes of staging memory on a node, copies included."""
     peer_stride: int = 1
     """Nodes of a failure domain."""
     peer_rate: int | None = None
