@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
@@ -52,17 +52,16 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import UploadsParts, WritesRanges
+from behemoth.ports import SavesTo, UploadsParts
 from behemoth.wire.session import Peer
 
 _SEND_LIMIT_S = 30.0
 _IDLE_S = 3600.0
 
 _log = logging.getLogger(__name__)
-AnyStore: TypeAlias = WritesRanges | UploadsParts
 
 
-def serve_store(sock: socket.socket, open_store: Callable[[str], AnyStore]) -> None:
+def serve_store(sock: socket.socket, open_store: Callable[[str], SavesTo]) -> None:
     """Obey until the agent is gone. What is being written then is not committed, hence rubbish: nobody waits."""
     server: _StoreServer | None = None
     peer = Peer(sock, STORE_ORDERS)
@@ -83,11 +82,11 @@ def serve_store(sock: socket.socket, open_store: Callable[[str], AnyStore]) -> N
 class _StoreServer:
     """Reads orders on one thread and works on others; answers are sent one at a time."""
 
-    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], AnyStore]) -> None:
+    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], SavesTo]) -> None:
         self._peer = peer
         self._opening = opening
         self._open_store = open_store
-        self._store: AnyStore | None = None
+        self._store: SavesTo | None = None
         self._lock = threading.Lock()
         # A rank may restore while its last save is still being written.
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
@@ -216,7 +215,7 @@ class _StoreServer:
             )
         return Written(job=order.job, receipt=receipt.encode())
 
-    def _writer(self, store: AnyStore, write_id: WriteId) -> Callable[..., Receipt]:
+    def _writer(self, store: SavesTo, write_id: WriteId) -> Callable[..., Receipt]:
         """Writes a rank's part as the store takes it."""
         if not isinstance(store, UploadsParts):
             return partial(write_rank, store)
@@ -229,7 +228,7 @@ class _StoreServer:
         )
         return partial(upload_rank, store, uploading=self._uploading, exchange=exchange)
 
-    def _opened(self) -> AnyStore:
+    def _opened(self) -> SavesTo:
         with self._lock:
             if self._store is None:
                 self._store = self._open_store(self._opening.url)
