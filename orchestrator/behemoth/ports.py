@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from typing_extensions import Buffer
 
@@ -149,6 +149,10 @@ class UploadsParts(ObjectStore, Protocol):
     def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Uploads of keys below `prefix` that were neither completed nor aborted, in key order."""
         ...
+
+
+SavesTo: TypeAlias = WritesRanges | UploadsParts
+"""A store to which runs save: large objects come to be in one of the two ways."""
 
 
 @runtime_checkable

@@ -8,9 +8,11 @@ so far. A history is its seed.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import commits, reject
@@ -19,14 +21,17 @@ from behemoth.checkpoint.pins import pin, pinned_writes, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.policy.retention import HOUR_US, Dated, Retention, expired
-from behemoth.ports import ObjectStore
+from behemoth.ports import SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
-from behemoth.testing.faults import Die, FaultyStore, When
+from behemoth.testing.bucket import MemoryBucket
+from behemoth.testing.faults import Die, FaultyBucket, FaultyObjects, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
 
 RETENTION = Retention(keep_last=2, every_steps=4, hourly=2, daily=1)
 Write = tuple[Step, WriteId]
+Simulated = MemoryStore | MemoryBucket
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -53,7 +58,7 @@ class Book:
         self.pinned &= there
 
 
-def play(store: ObjectStore, book: Book, *, seed: int, num_moves: int) -> None:
+def play(store: SavesTo, book: Book, *, seed: int, num_moves: int) -> None:
     """Moves in an order of this seed. Ends by Crash where the store does."""
     rng = random.Random(seed)
     for _ in range(num_moves):
@@ -61,7 +66,7 @@ def play(store: ObjectStore, book: Book, *, seed: int, num_moves: int) -> None:
         move(store, book, rng)
 
 
-def save_next(store: ObjectStore, book: Book, rng: random.Random) -> None:
+def save_next(store: SavesTo, book: Book, rng: random.Random) -> None:
     """A save, which may be given up before its commit; a step that was rejected is reached again."""
     book.num_writes_of_ids += 1
     step = Step(max((step for step, _ in book.kept), default=0) + 1)
@@ -75,7 +80,7 @@ def save_next(store: ObjectStore, book: Book, rng: random.Random) -> None:
         book.committed.add(write)
 
 
-def collect(store: ObjectStore, book: Book, rng: random.Random) -> None:
+def collect(store: SavesTo, book: Book, rng: random.Random) -> None:
     """Retention as the leader does it, and sometimes the rubbish."""
     found = [one for one in commits(store) if isinstance(one, CommitRef)]
     dated = [Dated(step=one.step, committed_us=one.committed_us) for one in found]
@@ -86,7 +91,7 @@ def collect(store: ObjectStore, book: Book, rng: random.Random) -> None:
     execute(store, plan_gc(store, drop=drop, in_flight=() if rng.random() < 0.7 else None))
 
 
-def pin_one(store: ObjectStore, book: Book, rng: random.Random) -> None:
+def pin_one(store: SavesTo, book: Book, rng: random.Random) -> None:
     """One that is there."""
     if book.kept:
         step, write_id = rng.choice(sorted(book.kept))
@@ -94,7 +99,7 @@ def pin_one(store: ObjectStore, book: Book, rng: random.Random) -> None:
         book.pinned.add((step, write_id))
 
 
-def unpin_one(store: ObjectStore, book: Book, rng: random.Random) -> None:
+def unpin_one(store: SavesTo, book: Book, rng: random.Random) -> None:
     """One that is pinned."""
     if book.pinned:
         write = rng.choice(sorted(book.pinned))
@@ -102,7 +107,7 @@ def unpin_one(store: ObjectStore, book: Book, rng: random.Random) -> None:
         unpin(store, *write)
 
 
-def reject_newest(store: ObjectStore, book: Book, _rng: random.Random) -> None:
+def reject_newest(store: SavesTo, book: Book, _rng: random.Random) -> None:
     """The newest did not restore; there is an older one."""
     if len(book.kept) > 2:
         step, write_id = max(book.kept)
@@ -111,7 +116,7 @@ def reject_newest(store: ObjectStore, book: Book, _rng: random.Random) -> None:
         reject(store, CommitRef(step=step, write_id=write_id, size_bytes=0), "a chunk was damaged")
 
 
-def check(store: ObjectStore, book: Book) -> set[Write]:
+def check(store: SavesTo, book: Book) -> set[Write]:
     """Every commit that is there is whole, to the bit, and none is missing that was promised. Returns them."""
     found = commits(store)
     assert all(isinstance(one, CommitRef) for one in found)
@@ -125,7 +130,7 @@ def check(store: ObjectStore, book: Book) -> set[Write]:
     return there
 
 
-def recover(store: ObjectStore, book: Book) -> None:
+def recover(store: SavesTo, book: Book) -> None:
     """The next leader cleans up, collects once more, and nothing of the crash is left."""
     there = check(store, book)
     execute(store, plan_gc(store, in_flight=()))
@@ -137,43 +142,58 @@ def recover(store: ObjectStore, book: Book) -> None:
     kept = there | pinned_writes(store)
     assert {info.key.split("/")[1] for info in store.list("steps")} == {f"{s:09d}-{w}" for s, w in kept}
     assert list(store.list("deleting")) == []
+    assert not isinstance(store, UploadsParts) or list(store.list_uploads("")) == []
     assert len(there) >= min(2, len(book.committed))
 
 
-class ManyDeaths(FaultyStore):
+class ManyDeaths(FaultyObjects):
     """Dies before, in the middle of and after each write, each time in a world of its own, and lives on in this one.
+    Ranks may write from several threads; one write is looked at at a time.
 
     `died` gets what is left of the store, and which death it was."""
 
-    def __init__(self, inner: MemoryStore, died: Callable[[MemoryStore, Die], None]) -> None:
+    def __init__(self, inner: Simulated, died: Callable[[Simulated, Die], None]) -> None:
         super().__init__(inner)
         self._alive = inner
         self._died = died
+        self._one = threading.Lock()
 
-    def _write(self, whole: Callable[[], None], half: Callable[[], None]) -> None:
-        for when, done in ((When.BEFORE, lambda: None), (When.MIDDLE, half), (When.AFTER, whole)):
-            left = self._alive.copy()
-            self._inner = left
-            done()
-            self._died(left, Die(write=self.num_writes, when=when))
-        self._inner = self._alive
-        super()._write(whole, half)
+    def _write(self, whole: Callable[[], _T], half: Callable[[], object]) -> _T:
+        with self._one:
+            for when, done in ((When.BEFORE, lambda: None), (When.MIDDLE, half), (When.AFTER, whole)):
+                left = self._alive.copy()
+                self._inner = left
+                done()
+                self._died(left, Die(write=self.num_writes, when=when))
+            self._inner = self._alive
+            return super()._write(whole, half)
 
 
-def crash_everywhere(seed: int, *, num_moves: int) -> int:
+class ManyDeathsOfFiles(ManyDeaths, FaultyStore):
+    """Of a directory."""
+
+
+class ManyDeathsOfBucket(ManyDeaths, FaultyBucket):
+    """Of object storage."""
+
+
+def crash_everywhere(seed: int, *, num_moves: int, store: Simulated | None = None) -> int:
     """One history, cut off at every write in every way, by a kill or, where that leaves less, by a power cut. Returns
     the number of crashes, each of which left a store that holds all promises and that the next leader cleaned up."""
+    store = store if store is not None else MemoryStore()
     book, num_deaths = Book(), 0
 
-    def died(left: MemoryStore, death: Die) -> None:
+    def died(left: Simulated, death: Die) -> None:
         nonlocal num_deaths
         num_deaths += 1
-        loses_power = (seed + num_deaths) % 2
+        loses_power = isinstance(left, MemoryStore) and (seed + num_deaths) % 2 == 1
         try:
-            recover(left.after_power_loss(seed=num_deaths) if loses_power else left, deepcopy(book))
+            after = left.after_power_loss(seed=num_deaths) if isinstance(left, MemoryStore) and loses_power else left
+            recover(after, deepcopy(book))
         except Exception as error:
             error.add_note(f"history {seed}, {death}, power was {'lost' if loses_power else 'kept'}")
             raise
 
-    play(ManyDeaths(MemoryStore(), died), book, seed=seed, num_moves=num_moves)
+    deadly = ManyDeathsOfFiles(store, died) if isinstance(store, MemoryStore) else ManyDeathsOfBucket(store, died)
+    play(deadly, book, seed=seed, num_moves=num_moves)
     return num_deaths

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import ObjectStore
+from behemoth.ports import SavesTo, UploadsParts, WritesRanges
 from behemoth.spec.mesh import Mesh
+from checkpoint.checkpoint_rig import logical_arrays
+from checkpoint.upload_rig import upload_all_ranks
 
 ATTEMPT = Attempt(1)
 
@@ -37,7 +40,7 @@ def big_layout() -> Layout:
 
 
 def save(
-    store: ObjectStore,
+    store: SavesTo,
     layout: Layout,
     *,
     step: int,
@@ -47,7 +50,12 @@ def save(
     committed_us: int = 0,
 ) -> CommitRecord | None:
     """Save bytes from a seed (by default the step) by every rank, and commit unless told not to."""
-    receipts = [_write(store, layout, rank, step, write_id, seed) for rank in range(layout.mesh.num_ranks)]
+    if isinstance(store, UploadsParts):
+        layout = replace(layout, sharding="box")
+        arrays = logical_arrays(layout, step if seed is None else seed)
+        receipts = upload_all_ranks(store, layout, arrays, step=step, write_id=write_id)
+    else:
+        receipts = [_write(store, layout, rank, step, write_id, seed) for rank in range(layout.mesh.num_ranks)]
     if not publish:
         return None
     return commit(
@@ -63,7 +71,7 @@ def save(
     )
 
 
-def _write(store: ObjectStore, layout: Layout, rank: int, step: int, write_id: str, seed: int | None) -> Receipt:
+def _write(store: WritesRanges, layout: Layout, rank: int, step: int, write_id: str, seed: int | None) -> Receipt:
     plan = plan_rank(layout, Rank(rank))
     fd = os.memfd_create("test-arena")
     try:

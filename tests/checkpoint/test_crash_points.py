@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from behemoth.ports import ObjectStore
+from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.crash_script import (
@@ -33,13 +34,31 @@ from checkpoint.crash_script import (
     save_next,
     unpin_one,
 )
+from checkpoint.upload_rig import small_parts
 
 NUM_CRASHES = 10_000
+LEAST_BYTES = 16
+"""Of a part, so that the small state has objects of several."""
 TESTS = Path(__file__).parent.parent
 
 
 def test_every_crash_of_a_history_keeps_what_was_promised() -> None:
     assert crash_everywhere(1, num_moves=12) > 250
+
+
+def test_every_crash_of_a_history_of_uploads_keeps_what_was_promised() -> None:
+    with small_parts(LEAST_BYTES, 2 * LEAST_BYTES):
+        assert crash_everywhere(1, num_moves=12, store=MemoryBucket(min_part_bytes=LEAST_BYTES)) > 250
+
+
+@pytest.mark.longer
+@pytest.mark.timeout(900)
+def test_two_thousand_crashes_of_uploads_keep_what_was_promised() -> None:
+    num_crashes, seed = 0, 100
+    with small_parts(LEAST_BYTES, 2 * LEAST_BYTES):
+        while num_crashes < NUM_CRASHES // 5:
+            num_crashes += crash_everywhere(seed, num_moves=24, store=MemoryBucket(min_part_bytes=LEAST_BYTES))
+            seed += 1
 
 
 @pytest.mark.longer

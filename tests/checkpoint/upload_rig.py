@@ -46,21 +46,21 @@ def _clear_caches() -> None:
 
 @dataclass
 class World:
-    """All ranks of a layout, staged, each with what it needs for its upload. `exchanges` gives a rank its way to the
-    others; by default they are all of one node."""
+    """All ranks of a layout, staged, each with what it needs for its upload. `place` gives a rank where it can be
+    asked, and its way to the others; by default they are all of one node."""
 
     layout: Layout
     step: Step
     write_id: WriteId
     arenas: Mapping[Rank, tuple[Arena, int]]
+    place: Callable[[Rank], tuple[Uploading, Exchange]] | None = None
     uploading: Uploading = field(default_factory=Uploading)
-    exchanges: Callable[[Rank], Exchange] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def upload(self, store: UploadsParts, rank: Rank) -> Receipt:
         """By one rank; the first error gives the write up for all."""
         arena, generation = self.arenas[rank]
-        exchange = LocalExchange(self.uploading, self.write_id) if self.exchanges is None else self.exchanges(rank)
+        uploading, exchange = self._place(rank)
         try:
             receipt = upload_rank(
                 store,
@@ -69,7 +69,7 @@ class World:
                 plan_rank(self.layout, rank),
                 arena,
                 generation,
-                uploading=self.uploading,
+                uploading=uploading,
                 exchange=exchange,
                 attempt=Attempt(1),
                 threads=2,
@@ -80,6 +80,11 @@ class World:
             self.cancelled.set()
             raise
         return Receipt.decode(receipt.encode())
+
+    def _place(self, rank: Rank) -> tuple[Uploading, Exchange]:
+        if self.place is not None:
+            return self.place(rank)
+        return self.uploading, LocalExchange(self.uploading, self.write_id)
 
     def upload_all(self, store: UploadsParts) -> list[Receipt]:
         """By all ranks at once. Raises the first error that says more than that others have given up."""

@@ -22,9 +22,11 @@ from pathlib import Path
 from behemoth.app.history import read_history
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.verify import verify
+from behemoth.ports import ObjectStore, UploadsParts
 from behemoth.reconcile.journal import audit, decode_lines
 from behemoth.reconcile.ledger import books
 from behemoth.storage.local import LocalStore
+from behemoth.storage.open import open_store
 from behemoth.testing.leftovers import MARK_VARIABLE, Found, Role, half_written, processes
 
 COMMAND = str(Path(sys.executable).with_name("behemoth"))
@@ -90,6 +92,8 @@ class KillStage:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     place: Path | None = None
     """Where the run directory's parent is, when not in `folder`."""
+    store_url: str = ""
+    """The run's own place in a store elsewhere; its checkpoints lie in the run directory when empty."""
     gone_limit_s: float = GONE_LIMIT_S
     process: subprocess.Popen[bytes] | None = None
     kills: list[str] = field(default_factory=list)
@@ -99,8 +103,8 @@ class KillStage:
         return (self.place or self.folder) / "run"
 
     @property
-    def store(self) -> LocalStore:
-        return LocalStore(self.directory / "checkpoints")
+    def store(self) -> ObjectStore:
+        return open_store(self.store_url or str(self.directory / "checkpoints"))
 
     def start(self, **environment: str) -> None:
         """`behemoth run`, the first time or again."""
@@ -204,7 +208,10 @@ class KillStage:
         assert self.summary()["digest"] == digest, self.told()
         self.expect_intact()
         self.expect_journal()
-        assert half_written(self.directory, Path(self.store.root)) == [], self.told()
+        store = self.store
+        root = Path(store.root) if isinstance(store, LocalStore) else self.directory
+        assert half_written(self.directory, root) == [], self.told()
+        assert not isinstance(store, UploadsParts) or list(store.list_uploads("")) == [], self.told()
 
     def is_damaged(self) -> bool:
         """Any commit does not verify."""

@@ -131,7 +131,15 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
             "",
         ),
         ({"checkpoint": {"threads": 0}}, "spec.checkpoint.threads", "out-of-range", "from 1 to 256", ""),
-        ({"checkpoint": {"store": "s3://bucket/x"}}, "spec.checkpoint.store", "not-supported-yet", "s3", "path"),
+        ({"checkpoint": {"store": "gs://bucket/x"}}, "spec.checkpoint.store", "not-supported-yet", "gs", "path"),
+        ({"checkpoint": {"store": "s3:///x"}}, "spec.checkpoint.store", "store-url", "expected s3://BUCKET/PREFIX", ""),
+        (
+            {"checkpoint": {"store": "s3://me:key@b/x"}},
+            "spec.checkpoint.store",
+            "store-credentials",
+            "no credentials",
+            "",
+        ),
         ({"checkpoint": {"store": "file://host/x"}}, "spec.checkpoint.store", "store-url", "", ""),
         ({"checkpoint": {"store": "~/x"}}, "spec.checkpoint.store", "store-url", "", "whole path"),
         ({"checkpoint": {"store": ""}}, "spec.checkpoint.store", "store-url", "", ""),
@@ -285,6 +293,13 @@ def test_a_field_that_is_not_supported_yet_may_be_written_with_its_default() -> 
 def test_a_file_url_becomes_the_path_that_it_names() -> None:
     run = decode_document(document(checkpoint={"store": "file:///data/my%20runs"}))
     assert run.checkpoint.store == "/data/my runs"
+
+
+def test_an_s3_url_is_taken_as_it_stands_and_credentials_in_one_are_not_repeated() -> None:
+    url = "s3://bucket/runs/é x?endpoint=http://127.0.0.1:9000&region=eu-north-1"
+    assert decode_document(document(checkpoint={"store": url})).checkpoint.store == url
+    problem = refused(document(checkpoint={"store": "s3://me:secret@bucket/x"}))
+    assert "secret" not in f"{problem.reason} {problem.hint}"
 
 
 _JSON = st.recursive(

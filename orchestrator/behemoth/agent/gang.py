@@ -338,6 +338,7 @@ class Gang:
                 args=setup.args,
                 total_steps=setup.total_steps,
                 wait_limit_us=self._wait_limit_us(),
+                sharding=setup.sharding,
             )
         )
         member.has_joined = True

@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import assert_never
 
 from behemoth.agent.budget import OVER_BUDGET
@@ -43,14 +44,18 @@ from behemoth.agent.storewire import (
     Write,
     Written,
 )
+from behemoth.agent.uploads import NodeExchange, UploadService
 from behemoth.base.errors import BehemothError, Corrupt, Internal, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.exchange import LocalExchange, Uploading
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import CachesFiles, WritesRanges
+from behemoth.ports import CachesFiles, SavesTo, UploadsParts
 from behemoth.wire.peers import AskStored
 from behemoth.wire.session import Peer
 
@@ -62,7 +67,7 @@ _IDLE_S = 3600.0
 _log = logging.getLogger(__name__)
 
 
-def serve_store(sock: socket.socket, open_store: Callable[[str], WritesRanges]) -> None:
+def serve_store(sock: socket.socket, open_store: Callable[[str], SavesTo]) -> None:
     """Obey until the agent is gone. What is being written then is not committed, hence rubbish: nobody waits."""
     server: _StoreServer | None = None
     peer = Peer(sock, STORE_ORDERS)
@@ -83,11 +88,11 @@ def serve_store(sock: socket.socket, open_store: Callable[[str], WritesRanges]) 
 class _StoreServer:
     """Reads orders on one thread and works on others; answers are sent one at a time."""
 
-    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], WritesRanges]) -> None:
+    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], SavesTo]) -> None:
         self._peer = peer
         self._opening = opening
         self._open_store = open_store
-        self._store: WritesRanges | None = None
+        self._store: SavesTo | None = None
         self._lock = threading.Lock()
         # A rank may restore while its last save is still being written.
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
@@ -95,6 +100,7 @@ class _StoreServer:
         self._cancelled: set[int] = set()
         self._peers = PeerTable()
         self._client: PeerClient | None = None
+        self._uploading = Uploading()
         self._memories = Memories(num_ranks=opening.num_ranks)
         self._once = ReadOnce(self._opened, limit_bytes=SHARED_BYTES)
         self._preparing = Preparing(
@@ -121,7 +127,11 @@ class _StoreServer:
         me = PeerIdentity(run_uid=service.run_uid, node=service.node, key=service.key)
         listener = socket.socket(fileno=self._peer.take_descriptor())
         self._client = PeerClient(me)
-        handlers = {**self._memories.handlers(), AskStored: self._once.answer}
+        handlers = {
+            **self._memories.handlers(),
+            **UploadService(self._uploading).handlers(),
+            AskStored: self._once.answer,
+        }
         PeerServer(listener, me, handlers).start()
 
     def obey(self, order: SeePeers | Share | KeepCopies | Pull | Prepare | Write | Cancel) -> None:
@@ -217,8 +227,8 @@ class _StoreServer:
     def _write(self, order: Write, fd: int) -> Written:
         layout = Layout.decode(order.layout)
         plan = plan_rank(layout, order.rank)
-        receipt = write_rank(
-            self._opened(),
+        write = self._writer(self._opened(), order.write_id)
+        receipt = write(
             step_prefix(order.step, order.write_id),
             layout,
             plan,
@@ -238,7 +248,20 @@ class _StoreServer:
             )
         return Written(job=order.job, receipt=receipt.encode())
 
-    def _opened(self) -> WritesRanges:
+    def _writer(self, store: SavesTo, write_id: WriteId) -> Callable[..., Receipt]:
+        """Writes a rank's part as the store takes it."""
+        if not isinstance(store, UploadsParts):
+            return partial(write_rank, store)
+        exchange = NodeExchange(
+            LocalExchange(self._uploading, write_id),
+            write_id,
+            table=self._peers,
+            client=self._client,
+            ranks_per_node=self._opening.num_ranks,
+        )
+        return partial(upload_rank, store, uploading=self._uploading, exchange=exchange)
+
+    def _opened(self) -> SavesTo:
         with self._lock:
             if self._store is None:
                 self._store = self._open_store(self._opening.url)

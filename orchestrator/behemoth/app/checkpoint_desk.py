@@ -21,7 +21,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import refuse_other, require_own
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt
-from behemoth.ports import ObjectStore, WritesRanges
+from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 
@@ -33,7 +33,7 @@ class CheckpointDesk:
 
     def __init__(
         self,
-        store: WritesRanges,
+        store: SavesTo,
         *,
         run_name: str,
         run_uid: RunUid | None = None,

@@ -11,6 +11,7 @@ from behemoth.base.ids import NodeId, RunUid
 from behemoth.spec.run import EverySteps, HangFloor, TrainingRun
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import Cadence, HangFloors, RunConfig
+from behemoth.storage.open import is_s3
 from behemoth.wire.messages import CommandWork, EntrypointWork, Setup
 
 SETTLE = timedelta(milliseconds=100)
@@ -54,6 +55,7 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str
         mesh={axis.name: getattr(run.mesh, axis.name) for axis in fields(run.mesh)},
         ranks_per_node=run.nodes.gpus_per_node,
         store_url=store_url,
+        sharding="box" if is_s3(store_url) else "array",
         run_name=run.name,
         log_dir=log_dir,
         io_threads=run.checkpoint.threads,

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import assert_never
 
 from behemoth.app import node_processes
-from behemoth.base.errors import BehemothError, NotFound
+from behemoth.base.errors import BehemothError, Invalid, NotFound
 from behemoth.base.ids import NodeId, Rank, RunUid, Slot
 from behemoth.checkpoint.commit_log import latest, read_record
-from behemoth.ports import Part, WritesRanges
+from behemoth.ports import ObjectInfo, ObjectStore, Part, WritesRanges
 from behemoth.spec.drill import (
     CorruptNewestCheckpoint,
     Fault,
@@ -33,6 +33,9 @@ from behemoth.spec.drill import (
 )
 from behemoth.state.evidence import Evidence, Tick
 from behemoth.state.observation import Observation
+
+MAX_REPLACED_BYTES = 64 << 20
+"""Of an object of a store that takes objects whole only: it is held in memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Drills:
         faults: Sequence[Fault],
         *,
         run_uid: RunUid,
-        store: WritesRanges,
+        store: ObjectStore,
         ledger: Path,
         announce: Callable[[str, NodeId | None], None],
     ) -> None:
@@ -127,15 +130,30 @@ class Drills:
         newest = latest(self._store)
         if newest is None:
             raise NotFound("newest checkpoint: expected a commit, got none")
-        victim = max(
-            self._store.list(read_record(self._store, newest).prefix), key=lambda found: (found.size_bytes, found.key)
-        )
+        listed = self._store.list(read_record(self._store, newest).prefix)
+        victim = max(listed, key=lambda found: (found.size_bytes, found.key))
         middle = victim.size_bytes // 2
-        byte = bytearray(1)
-        self._store.read_into(victim.key, offset_bytes=middle, into=byte)
-        byte[0] ^= 1
-        part = Part(offset_bytes=middle, buffers=[byte])
-        self._store.write_parts(victim.key, size_bytes=victim.size_bytes, parts=[part])
+        if isinstance(self._store, WritesRanges):
+            byte = bytearray(1)
+            self._store.read_into(victim.key, offset_bytes=middle, into=byte)
+            byte[0] ^= 1
+            part = Part(offset_bytes=middle, buffers=[byte])
+            self._store.write_parts(victim.key, size_bytes=victim.size_bytes, parts=[part])
+        else:
+            self._replace(victim, middle)
+
+    def _replace(self, victim: ObjectInfo, flipped: int) -> None:
+        """Where a range of an object cannot be written."""
+        if victim.size_bytes > MAX_REPLACED_BYTES:
+            raise Invalid(
+                f"object {victim.key}: expected one of at most {MAX_REPLACED_BYTES} bytes to flip a bit of, got "
+                f"{victim.size_bytes}"
+            )
+        data = bytearray(victim.size_bytes)
+        self._store.read_into(victim.key, offset_bytes=0, into=data)
+        data[flipped] ^= 1
+        self._store.delete([victim.key])
+        self._store.create(victim.key, data)
 
     def _agent(self, node: NodeId) -> int:
         pid = node_processes.agent_pid(self._run_uid, node)

@@ -15,6 +15,7 @@ from behemoth.base.ids import Epoch, NodeId, RunUid
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
 from behemoth.spec.run import TrainingRun
+from behemoth.storage.open import is_s3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,9 @@ def _named_store(run: TrainingRun) -> str | None:
     """The run's place in the store that its file names, seen from the present folder; None when it names none."""
     if run.checkpoint.store is None:
         return None
+    if is_s3(run.checkpoint.store):
+        place, mark, parameters = run.checkpoint.store.partition("?")
+        return f"{place.rstrip('/')}/{run.name}{mark}{parameters}"
     path = Path(run.checkpoint.store, run.name).absolute()
     _require_text(path, "checkpoint store")
     return str(path)

@@ -23,14 +23,14 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.shard_proof import check_shards
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import SEAL_THREADS, chunk_tail, seal_all
-from behemoth.ports import ObjectStore, Part, UploadsParts, WritesRanges
+from behemoth.ports import ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 from behemoth.state.effect import CommitRef
 
 __all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "latest", "read_record", "reject"]
 
 
 def commit(
-    store: WritesRanges | UploadsParts,
+    store: SavesTo,
     *,
     run: str,
     layout: Layout,
@@ -80,7 +80,7 @@ def commit(
     )
 
 
-def _complete(store: WritesRanges | UploadsParts, prefix: str, layout: Layout, proof: Proof) -> bytes:
+def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> bytes:
     """Write what no rank could: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
     index."""
     objects = metadata_objects(layout)

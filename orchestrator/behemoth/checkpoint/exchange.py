@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from behemoth.base.errors import Conflict, Invalid, Timeout
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, UploadId, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
@@ -27,12 +27,9 @@ KEPT_PER_RANK = 2
 _LOOK_S = 0.05
 """How soon a wait sees that it was given up."""
 
-WAITING = "upload-waiting"
-"""Code of the error for an answer that is not there yet."""
-
 _T = TypeVar("_T")
 Given = Callable[[], bool]
-"""Asked during a wait: whether whoever asks has given up."""
+"""Asked during a wait: whether whoever asks has given up. It may raise an error of its own instead."""
 
 
 class SentPart(NamedTuple):
@@ -119,11 +116,15 @@ class RankUpload:
             )
         return views
 
+    def views_of(self, fragments: Sequence[Fragment], *, cancelled: Given) -> list[memoryview]:
+        """Of all of them, once the snapshot is whole."""
+        self._wait_whole(cancelled)
+        return [view for fragment in fragments for view in self.views(fragment)]
+
     def copy(self, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
         """Fill `into` with the fragments' bytes. Raises Conflict when the snapshot was replaced meanwhile."""
-        self._wait_whole(cancelled)
         at = 0
-        for view in (view for fragment in fragments for view in self.views(fragment)):
+        for view in self.views_of(fragments, cancelled=cancelled):
             into[at : at + len(view)] = view
             at += len(view)
         self.check_held()
@@ -150,9 +151,16 @@ class RankUpload:
     def sent_to(self, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
         return self._wait(lambda: self._sent, "its parts to be sent", cancelled).get(completer, ())
 
+    def is_held(self) -> bool:
+        """Whether the snapshot is still that of this write."""
+        try:
+            return self._arena.sealed(self._generation, self._sequence) is not None
+        except Conflict:
+            return False
+
     def check_held(self) -> None:
-        """Raises Conflict when the snapshot is not the one of this write any more."""
-        if self._arena.sealed(self._generation, self._sequence) is None:
+        """Raises Conflict when it is not."""
+        if not self.is_held():
             raise Conflict(f"rank {self.rank}: its snapshot was given up", code="snapshot-replaced")
 
     def _wait_whole(self, cancelled: Given) -> None:
@@ -190,15 +198,12 @@ class Uploading:
                 del self._uploads[key]
             self._changed.notify_all()
 
-    def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given, limit_s: float | None = None) -> RankUpload:
-        """Waits for the rank to begin with the write. Raises Conflict when cancelled, Timeout after `limit_s`."""
-        deadline = None if limit_s is None else time.monotonic() + limit_s
+    def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given) -> RankUpload:
+        """Waits for the rank to begin with the write. Raises Conflict when cancelled."""
         with self._changed:
             while (found := self._uploads.get((write_id, rank))) is None:
                 if cancelled():
                     raise Conflict(f"rank {rank}: given up while waiting for it to begin", code="save-cancelled")
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise Timeout(f"rank {rank}: expected it to upload write {write_id}, got nothing", code=WAITING)
                 self._changed.wait(_LOOK_S)
             return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.layout import Sharding
 from behemoth.spec.mesh import Axis, Mesh
 
 
@@ -64,6 +65,8 @@ class Place:
     args: Mapping[str, bool | int | float | str]
     total_steps: int | None
     attempt: int
+    sharding: Sharding
+    """Of the checkpoints that are saved here."""
 
 
 def lone_place(environment: Mapping[str, str]) -> Place:
@@ -83,6 +86,7 @@ def lone_place(environment: Mapping[str, str]) -> Place:
         args={},
         total_steps=None,
         attempt=1,
+        sharding="array",
     )
 
 

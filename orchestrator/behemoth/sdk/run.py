@@ -151,7 +151,8 @@ class Run:
         )
         if self._bound is not None:
             raise Conflict("restore: expected one call before the first step, got a second")
-        self._bound = BoundState(state, self._place.mesh.sizes, self._place.rank)
+        place = self._place
+        self._bound = BoundState(state, place.mesh.sizes, place.rank, sharding=place.sharding)
         if self._session is None:
             return 0
         self._session.reporter.enter("restore")
@@ -331,6 +332,7 @@ def _place(assigned: Assigned) -> Place:
         args=assigned.args,
         total_steps=assigned.total_steps,
         attempt=assigned.attempt,
+        sharding=assigned.sharding,
     )
 
 

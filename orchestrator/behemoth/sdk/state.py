@@ -14,7 +14,7 @@ import numpy as np
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxis
+from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, SplitAxis
 from behemoth.checkpoint.plan import Piece, plan_rank
 from behemoth.checkpoint.records import (
     RANKS_ARRAY,
@@ -156,9 +156,10 @@ class State:
 class BoundState:
     """A State on its place in the mesh: the layout, this rank's plan, and its bytes."""
 
-    def __init__(self, state: State, mesh: Mesh, rank: Rank) -> None:
+    def __init__(self, state: State, mesh: Mesh, rank: Rank, *, sharding: Sharding = "array") -> None:
+        """`sharding`: as the run's store wants it; nothing is saved outside of a run."""
         self._state = state
-        self.layout = Layout(mesh=mesh, arrays=tuple(_specs(state, mesh)))
+        self.layout = Layout(mesh=mesh, arrays=tuple(_specs(state, mesh)), sharding=sharding)
         self.plan = plan_rank(self.layout, rank)
         self._held = {piece.name: piece for piece in self.plan.pieces}
         self._check_local_shapes()

@@ -51,11 +51,13 @@ def suggest_name(text: str) -> str:
 
 
 def _read_store(text: str, *, name: str) -> str:
-    """A path, or a file:// URL; other URLs are told apart so that nobody gets a folder called `s3:`."""
+    """A path, a file:// or an s3:// URL; other URLs are told apart so that nobody gets a folder called `gs:`."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
+    if scheme and scheme[1].lower() == "s3":
+        return _read_bucket(text, name=name)
     if scheme and scheme[1].lower() != "file":
-        hint = "give a path on a local or shared file system"
-        reason = f"expected a path or a file:// URL, got {text!r}: {scheme[1]} is not supported yet"
+        hint = "give a path on a local or shared file system, or s3://BUCKET/PREFIX"
+        reason = f"expected a path, a file:// or an s3:// URL, got {text!r}: {scheme[1]} is not supported yet"
         raise Invalid(f"{name}: {reason}", hint=hint, code="not-supported-yet")
     url = urlsplit(text) if scheme else None
     well_formed = url is None or (url.netloc in ("", "localhost") and url.path.startswith("/") and not url.query)
@@ -66,6 +68,17 @@ def _read_store(text: str, *, name: str) -> str:
             code="store-url",
         )
     return unquote(url.path) if url else text
+
+
+def _read_bucket(text: str, *, name: str) -> str:
+    """As far as can be told without the adapter. Credentials are not repeated."""
+    bucket = text.partition("?")[0].partition("://")[2].partition("/")[0]
+    if "@" in bucket:
+        hint = "give credentials by the environment, a profile, or the role of the machine"
+        raise Invalid(f"{name}: expected no credentials in a URL, got some", hint=hint, code="store-credentials")
+    if not bucket or len(text) > 4096 or not text.isprintable():
+        raise Invalid(f"{name}: expected s3://BUCKET/PREFIX, got {text[:80]!r}", code="store-url")
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +182,10 @@ class Checkpoint:
         str | None,
         About(
             doc="Where checkpoints lie: a path or a file:// URL, relative to the folder in which the run is first "
-            "started. The folder `checkpoints` in the run's own directory when left out.",
-            kind=Notation(what="a path or a file:// URL", pattern=r"[^\0]+", unit="path", read=_read_store, write=str),
+            "started, or s3://BUCKET/PREFIX. The folder `checkpoints` in the run's own directory when left out.",
+            kind=Notation(
+                what="a path, a file:// or an s3:// URL", pattern=r"[^\0]+", unit="path", read=_read_store, write=str
+            ),
         ),
     ] = None
     every: Annotated[

@@ -136,7 +136,12 @@ class FaultyStore(FaultyObjects):
 
     def __init__(self, inner: WritesRanges, *plan: Fault) -> None:
         super().__init__(inner, *plan)
-        self._files = inner
+
+    @property
+    def _files(self) -> WritesRanges:
+        """The inner store as it is now: a test may exchange it."""
+        assert isinstance(self._inner, WritesRanges)
+        return self._inner
 
     def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
         self._write(
@@ -158,7 +163,12 @@ class FaultyBucket(FaultyObjects):
 
     def __init__(self, inner: UploadsParts, *plan: Fault) -> None:
         super().__init__(inner, *plan)
-        self._bucket = inner
+
+    @property
+    def _bucket(self) -> UploadsParts:
+        """The inner store as it is now: a test may exchange it."""
+        assert isinstance(self._inner, UploadsParts)
+        return self._inner
 
     def begin_upload(self, key: str) -> UploadId:
         return self._write(lambda: self._bucket.begin_upload(key), _nothing)

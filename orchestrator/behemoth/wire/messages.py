@@ -203,6 +203,8 @@ class Setup(_Message, frozen=True, kw_only=True):
     mesh: dict[str, int]
     ranks_per_node: int
     store_url: str
+    sharding: Literal["array", "box"] = "array"
+    """How the store's layouts are sharded (`Layout.sharding`)."""
     run_name: str
     log_dir: str
     io_threads: int

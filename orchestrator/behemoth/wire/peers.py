@@ -115,7 +115,51 @@ class AskStored(_Message, frozen=True, kw_only=True):
     length_bytes: Count
 
 
-PeerRequest: TypeAlias = AskSnapshot | AskBytes | AskStored
+FragmentRow: TypeAlias = tuple[Count, Count, Count, Count]
+"""Array, chunk, offset and length: bytes of a chunk's data, by which a rank finds them in its own plan."""
+ShardRow: TypeAlias = tuple[Count, Count]
+"""Array and number."""
+MAX_ROWS: Final = 4096
+"""Of one request: so many have room in a frame."""
+
+
+class AskFragments(_Message, frozen=True, kw_only=True):
+    """Bytes that a rank holds of a write which it uploads. BytesFound answers, and behind it the bytes in order."""
+
+    rank: Rank
+    write_id: WriteId
+    fragments: Annotated[tuple[FragmentRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
+
+
+class AskFragmentCrcs(_Message, frozen=True, kw_only=True):
+    """The CRC-32C of each of them. CrcsFound answers."""
+
+    rank: Rank
+    write_id: WriteId
+    fragments: Annotated[tuple[FragmentRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
+
+
+class AskUploadIds(_Message, frozen=True, kw_only=True):
+    """Of shards that the rank completes. UploadIdsFound answers."""
+
+    rank: Rank
+    write_id: WriteId
+    shards: Annotated[tuple[ShardRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
+
+
+class AskSentParts(_Message, frozen=True, kw_only=True):
+    """What the rank has uploaded of the shards that `completer` completes, from the `first` of these parts on.
+    SentPartsFound answers."""
+
+    rank: Rank
+    write_id: WriteId
+    completer: Rank
+    first: Count
+
+
+PeerRequest: TypeAlias = (
+    AskSnapshot | AskBytes | AskStored | AskFragments | AskFragmentCrcs | AskUploadIds | AskSentParts
+)
 
 
 # Answers
@@ -147,6 +191,34 @@ class StoredFound(_Answer, frozen=True, kw_only=True):
     """Read from the store because of this question; 0 when somebody had asked before."""
 
 
+class CrcsFound(_Answer, frozen=True, kw_only=True):
+    """Answers AskFragmentCrcs."""
+
+    crcs: tuple[Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)], ...]
+
+
+class UploadIdsFound(_Answer, frozen=True, kw_only=True):
+    """Answers AskUploadIds."""
+
+    upload_ids: tuple[Annotated[str, msgspec.Meta(max_length=4096)], ...]
+
+
+class SentPartRow(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A part that the store has, as it said."""
+
+    shard: ShardRow
+    number: Count
+    etag: Name
+    crc: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+    size_bytes: Count
+
+
+class SentPartsFound(_Answer, frozen=True, kw_only=True):
+    """Answers AskSentParts: MAX_ROWS of them at most."""
+
+    parts: tuple[SentPartRow, ...]
+
+
 class PeerFailed(_Answer, frozen=True, kw_only=True):
     """Answers any request: an error of ours, class and all."""
 
@@ -156,7 +228,9 @@ class PeerFailed(_Answer, frozen=True, kw_only=True):
     code: str = ""
 
 
-PeerAnswer: TypeAlias = SnapshotFound | BytesFound | StoredFound | PeerFailed
+PeerAnswer: TypeAlias = (
+    SnapshotFound | BytesFound | StoredFound | CrcsFound | UploadIdsFound | SentPartsFound | PeerFailed
+)
 
 
 class PayloadEnd(_Message, frozen=True, kw_only=True):

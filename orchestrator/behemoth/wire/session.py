@@ -16,7 +16,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -174,6 +174,8 @@ class Assigned(_Message, frozen=True, kw_only=True):
     total_steps: Step
     wait_limit_us: int
     """Longest wait of the rank for an answer of its agent."""
+    sharding: Literal["array", "box"] = "array"
+    """Of the layout that the rank declares (`Layout.sharding`)."""
 
 
 class Ready(_Message, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ from behemoth.base.ids import Epoch, NodeId, RunUid, Step
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
-from behemoth.ports import ObjectStore, Runtime, WritesRanges
+from behemoth.ports import Runtime, SavesTo, UploadsParts
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.rayrt.runtime import embed_ray, join_ray
 from behemoth.reconcile.loop import Loop
@@ -43,8 +43,9 @@ from behemoth.spec.drill import Fault
 from behemoth.spec.run import BEAT_INTERVAL, TrainingRun
 from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, TermBegan
 from behemoth.state.observation import Observation
-from behemoth.storage.open import open_files
+from behemoth.storage.open import open_store
 from behemoth.storage.probe import probe
+from behemoth.storage.probe_uploads import probe_uploads
 from behemoth.wiring.address import own_address
 
 BEATS_PER_LIMIT = 5
@@ -91,7 +92,7 @@ class LocalRun:
             journal = JournalFile(place.directory.journal)
             history = read_history(journal.open())
             stack.callback(journal.close)
-            store = open_files(place.store_url)
+            store = open_store(place.store_url)
             stack.callback(store.close)
             await asyncio.to_thread(_settle, place, store, history.observation)
             history = await self._lead(place, store, journal, history)
@@ -136,7 +137,7 @@ class LocalRun:
             connected=fleet.connected(),
         )
 
-    async def _lead(self, place: RunPlace, store: WritesRanges, journal: JournalFile, history: History) -> History:
+    async def _lead(self, place: RunPlace, store: SavesTo, journal: JournalFile, history: History) -> History:
         """One term: from the journal of the former one to the end of the loop."""
         request = self._request
         async with contextlib.AsyncExitStack() as stack:
@@ -221,7 +222,7 @@ class LocalRun:
         self._address = f"{'127.0.0.1' if is_local else own_address()}:{port}"
         return self._fleet
 
-    def _open_drills(self, place: RunPlace, store: WritesRanges, events: EventLog) -> Drills:
+    def _open_drills(self, place: RunPlace, store: SavesTo, events: EventLog) -> Drills:
         running = asyncio.get_running_loop()
         drills = Drills(
             self._request.faults,
@@ -281,11 +282,11 @@ def _require_within(run: TrainingRun, newest: Step) -> None:
 
 def _vet(store_url: str, run_uid: RunUid | None) -> None:
     """Raises Conflict when the store of a run that has yet to begin belongs to another."""
-    with contextlib.closing(open_files(store_url)) as store:
+    with contextlib.closing(open_store(store_url)) as store:
         refuse_other(store, run_uid, url=store_url)
 
 
-def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> None:
+def _settle(place: RunPlace, store: SavesTo, former: Observation | None) -> None:
     """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
     url, identity = place.store_url, place.identity
     directory = place.directory.path.absolute()
@@ -295,11 +296,14 @@ def _settle(place: RunPlace, store: ObjectStore, former: Observation | None) -> 
     require_lineage(store, former, url=url)
     if owner is not None:  # rubbish of saves that were cut off may be what fills the disk
         remove_rubbish(store)
-    probe(url)
+    if isinstance(store, UploadsParts):
+        probe_uploads(store, url=url)
+    else:
+        probe(url)
     take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=str(directory)), url=url)
 
 
-def _clean_up(place: RunPlace, store: ObjectStore) -> None:
+def _clean_up(place: RunPlace, store: SavesTo) -> None:
     """Raises Conflict when the place has become another run's meanwhile: its rubbish and its summary are not ours."""
     refuse_other(store, place.identity.run_uid, url=place.store_url)
     remove_rubbish(store)

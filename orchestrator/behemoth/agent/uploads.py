@@ -1,0 +1,225 @@
+"""Uploads across nodes: questions of `checkpoint.exchange` go to the store process of the node that has the rank.
+
+Ranks of this node are asked in this process. A node that does not answer is asked again for a while, since its store
+process may have a successor; what that one does not know any more ends the save. Neighbours: `storeserver`, which
+uploads, `peers`, which carries, and `checkpoint.exchange`, which answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.server import Handler, Reply
+from behemoth.agent.peers.table import PeerTable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
+from behemoth.base.ids import Rank, UploadId, WriteId
+from behemoth.checkpoint.exchange import Given, LocalExchange, SentPart, Uploading
+from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.ports import PartReceipt
+from behemoth.wire.peers import (
+    MAX_ROWS,
+    AskFragmentCrcs,
+    AskFragments,
+    AskSentParts,
+    AskUploadIds,
+    BytesFound,
+    CrcsFound,
+    FragmentRow,
+    PeerRequest,
+    SentPartRow,
+    SentPartsFound,
+    UploadIdsFound,
+)
+
+PATIENCE_S = 10.0
+"""How long a peer's question may wait for its answer here; the peer then asks again. Less than its own limit."""
+LOST_LIMIT_S = 30.0
+"""How long a node that does not answer is asked again."""
+_PAUSE_S = 0.2
+_WAITING = "upload-waiting"
+"""Code of the error for an answer that is not there yet."""
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+class UploadService:
+    """Answers peers for the ranks of this node; its methods are handlers for a `PeerServer`."""
+
+    def __init__(self, uploading: Uploading) -> None:
+        self._uploading = uploading
+
+    def handlers(self) -> Mapping[type, Handler]:
+        return {
+            AskFragments: self._fragments,
+            AskFragmentCrcs: self._crcs,
+            AskUploadIds: self._upload_ids,
+            AskSentParts: self._sent_parts,
+        }
+
+    def _fragments(self, asked: AskFragments) -> Reply:
+        patience = _Patience()
+        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        views = upload.views_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        return Reply(answer=BytesFound(), payload=views, is_whole=upload.is_held)
+
+    def _crcs(self, asked: AskFragmentCrcs) -> Reply:
+        patience = _Patience()
+        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        crcs = upload.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        return Reply(answer=CrcsFound(crcs=tuple(crcs)))
+
+    def _upload_ids(self, asked: AskUploadIds) -> Reply:
+        patience = _Patience()
+        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        ids = upload.ids_of([Shard(*row) for row in asked.shards], cancelled=patience.is_over)
+        return Reply(answer=UploadIdsFound(upload_ids=tuple(ids)))
+
+    def _sent_parts(self, asked: AskSentParts) -> Reply:
+        patience = _Patience()
+        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        sent = upload.sent_to(asked.completer, cancelled=patience.is_over)
+        rows = [
+            SentPartRow(
+                shard=(one.shard.array, one.shard.number),
+                number=one.receipt.number,
+                etag=one.receipt.etag,
+                crc=one.receipt.crc,
+                size_bytes=one.receipt.size_bytes,
+            )
+            for one in sent[asked.first : asked.first + MAX_ROWS]
+        ]
+        return Reply(answer=SentPartsFound(parts=tuple(rows)))
+
+
+class NodeExchange:
+    """An Exchange among the ranks of all nodes, `ranks_per_node` on each, in order of the slots."""
+
+    def __init__(
+        self,
+        local: LocalExchange,
+        write_id: WriteId,
+        *,
+        table: PeerTable,
+        client: PeerClient | None,
+        ranks_per_node: int,
+    ) -> None:
+        self._local = local
+        self._write_id = write_id
+        self._table = table
+        self._client = client
+        self._ranks_per_node = ranks_per_node
+
+    def fetch(self, rank: Rank, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
+        if self._is_here(rank):
+            self._local.fetch(rank, fragments, into, cancelled=cancelled)
+            return
+        at = 0
+        for some in _batches(fragments):
+            asked = AskFragments(rank=rank, write_id=self._write_id, fragments=_rows(some))
+            room = into[at : at + sum(fragment.length for fragment in some)]
+            self._ask(rank, asked, BytesFound, into=room, cancelled=cancelled)
+            at += len(room)
+
+    def crcs(self, rank: Rank, fragments: Sequence[Fragment], *, cancelled: Given) -> Sequence[int]:
+        if self._is_here(rank):
+            return self._local.crcs(rank, fragments, cancelled=cancelled)
+        found: list[int] = []
+        for some in _batches(fragments):
+            asked = AskFragmentCrcs(rank=rank, write_id=self._write_id, fragments=_rows(some))
+            crcs = self._ask(rank, asked, CrcsFound, cancelled=cancelled).crcs
+            found += _as_many(rank, some, crcs)
+        return found
+
+    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+        if self._is_here(rank):
+            return self._local.upload_ids(rank, shards, cancelled=cancelled)
+        found: list[UploadId] = []
+        for some in _batches(shards):
+            asked = AskUploadIds(
+                rank=rank, write_id=self._write_id, shards=tuple((one.array, one.number) for one in some)
+            )
+            ids = self._ask(rank, asked, UploadIdsFound, cancelled=cancelled).upload_ids
+            found += map(UploadId, _as_many(rank, some, ids))
+        return found
+
+    def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
+        if self._is_here(rank):
+            return self._local.receipts(rank, completer, cancelled=cancelled)
+        found: list[SentPart] = []
+        while True:
+            asked = AskSentParts(rank=rank, write_id=self._write_id, completer=completer, first=len(found))
+            rows = self._ask(rank, asked, SentPartsFound, cancelled=cancelled).parts
+            found += map(_sent_part, rows)
+            if len(rows) < MAX_ROWS:
+                return found
+
+    def _is_here(self, rank: Rank) -> bool:
+        """Whether the rank is of this node; so is every one while there is no other node."""
+        slot = rank // self._ranks_per_node
+        return slot == self._table.slot if self._table.num_slots > 1 else True
+
+    def _ask(
+        self, rank: Rank, request: PeerRequest, answer: type[A], *, cancelled: Given, into: memoryview | None = None
+    ) -> A:
+        """Until the node answers, or has not for a while. Raises Conflict when cancelled, and what the node told."""
+        if self._client is None:
+            raise Unavailable(f"rank {rank}: expected its node to be asked, got no way to other nodes", code="no-peers")
+        lost_s: float | None = None
+        while not cancelled():
+            try:
+                address = self._table.address(rank // self._ranks_per_node)
+                return self._client.ask(address, request, answer, into=into)
+            except (Unavailable, Timeout) as error:
+                lost_s = _lost_since(lost_s, error)
+                if lost_s is not None:
+                    time.sleep(_PAUSE_S)
+        raise Conflict(f"rank {rank}: given up while its node was asked", code="save-cancelled")
+
+
+class _Patience:
+    """Ends a wait with an error of which the peer knows that it may ask again."""
+
+    def __init__(self) -> None:
+        self._deadline = time.monotonic() + PATIENCE_S
+
+    def is_over(self) -> bool:
+        if time.monotonic() >= self._deadline:
+            raise Timeout(f"upload: expected an answer within {PATIENCE_S:g} s, got none yet", code=_WAITING)
+        return False
+
+
+def _lost_since(lost_s: float | None, error: BehemothError) -> float | None:
+    """None for a node that answers, if only that it is not ready. Raises the error of one that has not for too long."""
+    if error.code == _WAITING:
+        return None
+    now_s = time.monotonic()
+    if lost_s is not None and now_s - lost_s > LOST_LIMIT_S:
+        raise error
+    return now_s if lost_s is None else lost_s
+
+
+def _as_many(rank: Rank, asked: Sequence[object], told: Sequence[T]) -> Sequence[T]:
+    if len(told) != len(asked):
+        raise Corrupt(f"rank {rank}: expected {len(asked)} answers, got {len(told)}", code="peer-answer")
+    return told
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[at : at + MAX_ROWS] for at in range(0, len(items), MAX_ROWS))
+
+
+def _rows(fragments: Sequence[Fragment]) -> tuple[FragmentRow, ...]:
+    return tuple((one.array, one.chunk, one.offset, one.length) for one in fragments)
+
+
+def _fragments(rank: Rank, rows: Sequence[FragmentRow]) -> list[Fragment]:
+    return [Fragment(rank, *row) for row in rows]
+
+
+def _sent_part(row: SentPartRow) -> SentPart:
+    receipt = PartReceipt(number=row.number, etag=row.etag, crc=row.crc, size_bytes=row.size_bytes)
+    return SentPart(Shard(*row.shard), receipt)

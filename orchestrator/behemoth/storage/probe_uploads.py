@@ -1,0 +1,63 @@
+"""Asks an object store, before a run trusts it, whether it keeps what stands: the counterpart of `probe` for uploads.
+
+A store that takes conditions and does not heed them would let two leaders commit one step, and lose one of the two.
+Such stores exist: S3 itself has conditional writes since 2024 only. Must leave nothing behind that the next probe does
+not remove. The neighbour is `s3`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import UploadId
+from behemoth.checkpoint.crc import crc32c
+from behemoth.ports import PartReceipt, UploadsParts
+
+FOLDER = "probe"
+_HINT = "use a store that heeds If-None-Match: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
+
+
+def probe_uploads(store: UploadsParts, *, url: str) -> None:
+    """Create an object, and try to replace it in both ways. Blocks for some requests.
+
+    Raises Invalid (`incoherent-store`) when the store lets it be replaced, and the store's errors."""
+    _clean(store)
+    key = f"{FOLDER}/{secrets.token_hex(8)}"
+    try:
+        store.create(key, b"first")
+        _expect_refusal(lambda: store.create(key, b"second"), url, "a second create")
+        upload_id = store.begin_upload(key)
+        part = store.upload_part(key, upload_id, number=1, buffers=[b"third"], crc=crc32c(b"third"))
+        _expect_refusal(lambda: _complete(store, key, upload_id, part), url, "an upload")
+        found = bytearray(5)
+        store.read_into(key, offset_bytes=0, into=found)
+        if found != b"first":
+            raise _unfit(url, f"an object of other bytes than were created: {bytes(found)!r}")
+    finally:
+        _clean(store)
+
+
+def _complete(store: UploadsParts, key: str, upload_id: UploadId, part: PartReceipt) -> None:
+    store.complete_upload(key, upload_id, parts=[part], crc=part.crc)
+
+
+def _expect_refusal(attempt: Callable[[], None], url: str, what: str) -> None:
+    try:
+        attempt()
+    except Conflict:
+        return
+    raise _unfit(url, f"{what} that replaced an object")
+
+
+def _clean(store: UploadsParts) -> None:
+    """Of probes that were cut off too."""
+    for upload in store.list_uploads(FOLDER):
+        store.abort_upload(upload.key, upload.upload_id)
+    store.delete([info.key for info in store.list(FOLDER)])
+
+
+def _unfit(url: str, got: str) -> Invalid:
+    message = f"checkpoint store {url.partition('?')[0]}: expected it to keep what stands, got {got}"
+    return Invalid(message, hint=_HINT, code="incoherent-store")

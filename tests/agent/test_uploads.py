@@ -1,0 +1,118 @@
+"""Ranks of several nodes upload one save together, over real connections between store processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from agent.peers.staged import identity
+from behemoth.agent import uploads as uploads_module
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.listener import listen_for_peers
+from behemoth.agent.peers.server import PeerServer
+from behemoth.agent.peers.table import PeerTable
+from behemoth.agent.storewire import SeePeers
+from behemoth.agent.uploads import NodeExchange, UploadService
+from behemoth.base.errors import Conflict, Invalid, Unavailable
+from behemoth.base.ids import NodeId, Rank, WriteId
+from behemoth.checkpoint.exchange import Exchange, LocalExchange, Uploading
+from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
+from behemoth.testing.bucket import MemoryBucket
+from behemoth.testing.store import MemoryStore
+from behemoth.wire.messages import PeerPlace
+from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, toy_layout, write_all_ranks
+from checkpoint.upload_rig import small_parts, staged_world
+
+WRITE = WriteId("a1-1")
+LAYOUT = toy_layout("box")
+RANKS_PER_NODE = 2
+LEAST = 16
+
+
+@pytest.fixture(autouse=True)
+def tiny_parts() -> Iterator[None]:
+    with small_parts(LEAST, 2 * LEAST):
+        yield
+
+
+@dataclass
+class Node:
+    """One store process, as far as uploads are concerned."""
+
+    uploading: Uploading
+    server: PeerServer
+    table: PeerTable
+    client: PeerClient
+
+    def exchange(self) -> Exchange:
+        local = LocalExchange(self.uploading, WRITE)
+        return NodeExchange(local, WRITE, table=self.table, client=self.client, ranks_per_node=RANKS_PER_NODE)
+
+
+@contextmanager
+def nodes() -> Iterator[list[Node]]:
+    num = LAYOUT.mesh.num_ranks // RANKS_PER_NODE
+    with ExitStack() as stack:
+        listeners = [listen_for_peers("127.0.0.1") for _ in range(num)]
+        names = tuple(NodeId(f"n{slot}") for slot in range(num))
+        places = tuple(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1]) for listener in listeners)
+        found = []
+        for slot, listener in enumerate(listeners):
+            uploading, table, me = Uploading(), PeerTable(), identity(names[slot])
+            table.see(SeePeers(job=0, slot=slot, nodes=names, places=places))
+            node = Node(uploading, PeerServer(listener, me, UploadService(uploading).handlers()), table, PeerClient(me))
+            node.server.start()
+            stack.callback(node.client.close)
+            stack.callback(node.server.close)
+            found.append(node)
+        yield found
+
+
+def test_ranks_of_two_nodes_make_the_same_objects_as_positional_writes() -> None:
+    files, objects, arrays = MemoryStore(), MemoryBucket(min_part_bytes=LEAST), logical_arrays(LAYOUT, 1)
+    commit_receipts(files, LAYOUT, write_all_ranks(files, LAYOUT, arrays, step=1), step=1)
+    asked = [one for rank in range(4) for part in plan_parts(LAYOUT, Rank(rank)).parts for one in part.data]
+    assert any(one.rank // RANKS_PER_NODE == 1 for one in asked)
+    with nodes() as of, staged_world(LAYOUT, arrays) as world:
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].uploading, of[rank // RANKS_PER_NODE].exchange())
+        commit_receipts(objects, LAYOUT, world.upload_all(objects), step=1)
+    assert {key: bytes(data) for key, data in objects._objects.items()} == {
+        key: bytes(data) for key, data in files._objects.items()
+    }
+
+
+def test_a_node_that_is_gone_ends_the_uploads_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads_module, "LOST_LIMIT_S", 0.1)
+    store = MemoryBucket(min_part_bytes=LEAST)
+    with nodes() as of, staged_world(LAYOUT, logical_arrays(LAYOUT, 1)) as world:
+        of[1].server.close()
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].uploading, of[rank // RANKS_PER_NODE].exchange())
+        with pytest.raises(Unavailable, match="node n1: cannot connect"):
+            world.upload_all(store)
+    assert list(store.list_uploads("")) == []
+
+
+def test_an_answer_that_is_not_there_yet_is_asked_for_again_until_the_asker_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads_module, "PATIENCE_S", 0.05)
+    with nodes() as of:
+        looks = iter([False] * 3)
+        with pytest.raises(Conflict, match="rank 3: given up while its node was asked"):
+            of[0].exchange().receipts(Rank(3), Rank(0), cancelled=lambda: next(looks, True))
+
+
+def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:
+    store = MemoryBucket(min_part_bytes=LEAST)
+    with nodes() as of, staged_world(LAYOUT, logical_arrays(LAYOUT, 1)) as world:
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].uploading, of[rank // RANKS_PER_NODE].exchange())
+        world.upload_all(store)
+        exchange = of[0].exchange()
+        for fragment in (Fragment(Rank(3), 99, 0, 0, 1), Fragment(Rank(3), 0, 0, 1 << 40, 1)):
+            with pytest.raises(Invalid, match="node n1: rank 3: expected to hold bytes"):
+                exchange.crcs(Rank(3), [fragment], cancelled=lambda: False)
+        with pytest.raises(Invalid, match="node n1: rank 3: expected shards that it completes"):
+            exchange.upload_ids(Rank(3), [Shard(99, 0)], cancelled=lambda: False)

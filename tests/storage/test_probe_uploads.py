@@ -1,0 +1,78 @@
+"""An object store is tried out before a run trusts it: one that replaces what stands is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import UploadId
+from behemoth.ports import PartReceipt
+from behemoth.storage.probe_uploads import probe_uploads
+from behemoth.testing.bucket import MemoryBucket
+from behemoth.testing.faults import Crash, FaultyBucket, every_death
+
+URL = "s3://bucket/run?endpoint=http://127.0.0.1:1"
+
+
+class ReplacesOnCreate(MemoryBucket):
+    def create(self, key: str, data: Buffer) -> None:
+        self.delete([key])
+        super().create(key, data)
+
+
+class ReplacesOnCompletion(MemoryBucket):
+    def complete_upload(self, key: str, upload_id: UploadId, *, parts: Sequence[PartReceipt], crc: int) -> None:
+        self.delete([key])
+        super().complete_upload(key, upload_id, parts=parts, crc=crc)
+
+
+class LosesWhatStands(MemoryBucket):
+    """Refuses, as it should, and replaces nevertheless."""
+
+    def create(self, key: str, data: Buffer) -> None:
+        if key in self._objects:
+            self._objects[key] = bytearray(5)
+        super().create(key, data)
+
+
+def is_empty(store: MemoryBucket) -> bool:
+    return not list(store.list("")) and not list(store.list_uploads(""))
+
+
+def test_a_store_that_keeps_what_stands_passes_and_nothing_is_left() -> None:
+    store = MemoryBucket()
+    probe_uploads(store, url=URL)
+    assert is_empty(store)
+
+
+@pytest.mark.parametrize(
+    ("kind", "got"),
+    [
+        (ReplacesOnCreate, "a second create that replaced an object"),
+        (ReplacesOnCompletion, "an upload that replaced an object"),
+        (LosesWhatStands, "an object of other bytes than were created"),
+    ],
+)
+def test_a_store_that_does_not_is_refused_with_a_hint_and_nothing_is_left(kind: type[MemoryBucket], got: str) -> None:
+    store = kind()
+    with pytest.raises(
+        Invalid, match=f"checkpoint store s3://bucket/run: expected it to keep what stands, got {got}"
+    ) as told:
+        probe_uploads(store, url=URL)
+    assert told.value.code == "incoherent-store"
+    assert "If-None-Match" in told.value.hint
+    assert is_empty(store)
+
+
+def test_what_a_probe_that_was_killed_has_left_the_next_one_removes() -> None:
+    counted = FaultyBucket(MemoryBucket())
+    probe_uploads(counted, url=URL)
+    for death in every_death(counted.num_writes):
+        inner = MemoryBucket()
+        with pytest.raises(Crash):
+            probe_uploads(FaultyBucket(inner, death), url=URL)
+        probe_uploads(inner, url=URL)
+        assert is_empty(inner)
