@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.storage.s3_body import Body
@@ -17,6 +17,7 @@ def body(buffers: list[bytes]) -> Body:
     return Body([memoryview(buffer) for buffer in buffers], ends_s=1.0, now=lambda: 0.0)
 
 
+@settings(max_examples=40)
 @given(buffers=BUFFERS, sizes=st.lists(st.integers(1, 20_000), min_size=1, max_size=5))
 def test_reads_of_any_size_give_the_concatenation(buffers: list[bytes], sizes: list[int]) -> None:
     whole, file = b"".join(buffers), body(buffers)
@@ -30,6 +31,7 @@ def test_reads_of_any_size_give_the_concatenation(buffers: list[bytes], sizes: l
     assert file.tell() == len(whole)
 
 
+@settings(max_examples=40)
 @given(buffers=BUFFERS, data=st.data())
 def test_it_can_be_read_again_from_anywhere(buffers: list[bytes], data: st.DataObject) -> None:
     whole, file = b"".join(buffers), body(buffers)

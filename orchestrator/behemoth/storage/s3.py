@@ -108,11 +108,17 @@ class S3Store(S3Objects):
                 raise
 
     def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
-        """See the port. An age is 0 where the server does not tell its time."""
+        """See the port. An age is 0 where the server does not tell its time. A server that does not know its own marker
+        goes on behind the last key: of one with many uploads at the end of a page, some are told the next time."""
         start = self._start(prefix)
         markers: dict[str, str] = {}
         while True:
-            page = self._uploads_page(prefix, start, markers)
+            try:
+                page = self._uploads_page(prefix, start, markers)
+            except Invalid:  # versitygw 1.8.0 refuses the NextUploadIdMarker that it told
+                if markers.pop("UploadIdMarker", None) is None:
+                    raise
+                continue
             served = page["ResponseMetadata"]["HTTPHeaders"].get("date")
             for found in page.get("Uploads", ()):
                 yield UnfinishedUpload(

@@ -57,9 +57,7 @@ def error_of_code(code: str, status: int, doing: str) -> BehemothError:
             return Conflict(f"{doing}: an object and a folder claim the same name")
         case "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest":
             return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code="upload-crc")
-        case "InvalidRange":
-            return Invalid(message, code="range")
-        case "AccessDenied" | "AllAccessDisabled" | "AccountProblem":
+        case "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "XAdminUserNotFound":
             return Denied(message, hint=_ALLOWED)
         case "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidClientTokenId":
             return Denied(message, hint=CREDENTIALS_HINT)
@@ -87,6 +85,8 @@ def _error_of_status(status: int, message: str) -> BehemothError:
             return Conflict(message)
         case 412:
             return Conflict(message, code="exists")
+        case 416:
+            return Invalid(message, code="range")
         case 429 | 503:
             return Unavailable(message, code="throttled")
         case _ if 300 <= status < 400:

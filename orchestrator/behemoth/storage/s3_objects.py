@@ -25,7 +25,7 @@ from behemoth.storage.keys import MAX_KEY_BYTES, segments_of, segments_of_prefix
 from behemoth.storage.positional import byte_view, target_view
 from behemoth.storage.s3_body import Body
 from behemoth.storage.s3_client import PATIENCE_S, S3Client, allowed_s, encoded_crc
-from behemoth.storage.s3_errors import error_of_code
+from behemoth.storage.s3_errors import error_of_code, named_errors
 from behemoth.storage.s3_place import S3Place
 
 RANGE_BYTES = 8 << 20
@@ -67,8 +67,13 @@ class S3Objects:
         where = self._where(key)
         view = byte_view(data, f"create {key}")
         crc, write_id = encoded_crc(crc32c(view)), secrets.token_hex(16)
+        is_again = False
 
         def put(client: Any) -> None:
+            nonlocal is_again
+            if is_again and self._is_made(client, key, write_id):
+                return
+            is_again = True
             client.put_object(
                 **where,
                 Body=Body([view], ends_s=time.monotonic() + allowed_s(view.nbytes)),
@@ -80,7 +85,7 @@ class S3Objects:
         try:
             self._client.ask(f"create {key}", put, size_bytes=view.nbytes)
         except (Conflict, Unavailable):
-            if not self._is_written_by(key, write_id):
+            if not self._client.ask(f"create {key}", lambda client: self._is_made(client, key, write_id)):
                 raise
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
@@ -156,13 +161,16 @@ class S3Objects:
         where = self._where(key)
         return self._client.ask(doing, lambda client: dict(client.head_object(**where, ChecksumMode="ENABLED")))
 
-    def _is_written_by(self, key: str, write_id: str) -> bool:
-        """Raises Unavailable when the store cannot be asked."""
+    def _is_made(self, client: Any, key: str, write_id: str) -> bool:
+        """Whether this very call has made the object. Raises Conflict when another has."""
         try:
-            found = self._head(f"create {key}: ask who made it", key)
+            with named_errors(f"create {key}: ask who made it"):
+                found = client.head_object(**self._where(key))
         except NotFound:
             return False
-        return bool(found.get("Metadata", {}).get(WRITE_ID) == write_id)
+        if found.get("Metadata", {}).get(WRITE_ID) != write_id:
+            raise Conflict(f"create {key}: expected no such object, got one", code="exists")
+        return True
 
     def _readers(self) -> ThreadPoolExecutor:
         with self._lock:

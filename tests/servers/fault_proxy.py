@@ -1,0 +1,200 @@
+"""Stands before a server and breaks requests at will: answers in its place, swallows answers, cuts bodies, dawdles.
+
+It sees requests as bytes of HTTP/1.1 over TCP, so that whoever is tested meets what a network and a busy server really
+do. Each fault strikes the first request that it matches, once, and in the order given; what matches none is passed on.
+One connection carries one request. Must not repair anything.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+
+_CHUNK_BYTES = 64 << 10
+_LIMIT_S = 30
+
+
+class How(Enum):
+    """What a fault does to a request."""
+
+    STORM = "answers 503 SlowDown in the server's place; the server never sees it"
+    LOSE = "lets the server act, and closes the connection instead of passing the answer on"
+    ERR = "lets the server act, and answers 500 InternalError"
+    CUT_REQUEST = "closes the connection in the middle of the request's body"
+    CUT_ANSWER = "closes the connection in the middle of the answer's body"
+    CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
+
+
+@dataclass(slots=True)
+class Fault:
+    """`method` and `part`, which is any part of the target, say which requests; `times` how many of them."""
+
+    how: How
+    method: str
+    part: str = ""
+    times: int = 1
+
+
+@dataclass(slots=True)
+class FaultProxy:
+    """Listens on `port`. `struck` tells what each fault has met, `num_requests` counts all."""
+
+    port: int
+    faults: list[Fault] = field(default_factory=list)
+    struck: list[How] = field(default_factory=list)
+    num_requests: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def plan(self, *faults: Fault) -> None:
+        """From now on."""
+        with self._lock:
+            self.faults = list(faults)
+            self.struck.clear()
+            self.num_requests = 0
+
+    def next_fault(self, request_line: str) -> How | None:
+        method, target, _ = request_line.split(" ", 2)
+        with self._lock:
+            self.num_requests += 1
+            for fault in self.faults:
+                if fault.times and fault.method == method and fault.part in target:
+                    fault.times -= 1
+                    self.struck.append(fault.how)
+                    return fault.how
+        return None
+
+
+@contextmanager
+def fault_proxy(server_port: int) -> Iterator[FaultProxy]:
+    """A proxy before the server at `server_port` of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        proxy = FaultProxy(port=listening.getsockname()[1])
+        accepting = threading.Thread(target=_accept, args=(listening, proxy, server_port), name="fault-proxy")
+        accepting.start()
+        try:
+            yield proxy
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            accepting.join(_LIMIT_S)
+
+
+def _accept(listening: socket.socket, proxy: FaultProxy, server_port: int) -> None:
+    serving: list[threading.Thread] = []
+    with suppress(OSError):
+        while True:
+            client, _ = listening.accept()
+            client.settimeout(_LIMIT_S)
+            one = threading.Thread(target=_serve, args=(client, proxy, server_port), name="fault-proxy-request")
+            one.start()
+            serving.append(one)
+    for thread in serving:
+        thread.join(_LIMIT_S)
+
+
+def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
+    with client, suppress(OSError):
+        head, body = _head(client)
+        if not head:
+            return
+        how = proxy.next_fault(head.split(b"\r\n", 1)[0].decode())
+        num_bytes = int(_field(head, b"content-length") or 0)
+        if how in _ANSWERS_BEFORE:
+            client.sendall(_ANSWERS_BEFORE[how])
+            return
+        with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
+            server.sendall(_for_one_request(head))
+            answer: tuple[bytes, bytes] | None = None
+            if _field(head, b"expect") is not None:  # the server may refuse before the body is sent
+                answer = _head(server)
+                if answer[0].startswith(b"HTTP/1.1 100"):
+                    client.sendall(answer[0])
+                    answer = None
+            if answer is None:
+                if how is How.CUT_REQUEST:
+                    server.sendall(_receive(client, body, num_bytes // 2))
+                    return
+                server.sendall(_receive(client, body, num_bytes))
+            _pass_answer(server, client, answer or _head(server), how, is_head=head.startswith(b"HEAD"))
+
+
+def _pass_answer(
+    server: socket.socket, client: socket.socket, answer: tuple[bytes, bytes], how: How | None, *, is_head: bool
+) -> None:
+    head, body = answer
+    num_bytes = 0 if is_head else int(_field(head, b"content-length") or 0)
+    if _field(head, b"transfer-encoding") is not None:
+        while chunk := server.recv(_CHUNK_BYTES):
+            body += chunk
+    else:
+        body = _receive(server, body, num_bytes)
+    match how:
+        case How.LOSE:
+            return
+        case How.ERR:
+            client.sendall(_ERROR)
+        case How.CUT_ANSWER:
+            client.sendall(head + body[: len(body) // 2])
+        case _:
+            client.sendall(head + body)
+
+
+def _head(sock: socket.socket) -> tuple[bytes, bytes]:
+    """Everything up to the empty line, with it, and what came of the body."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = sock.recv(_CHUNK_BYTES)
+        if not chunk:
+            return b"", b""
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head + b"\r\n\r\n", body
+
+
+def _receive(sock: socket.socket, got: bytes, num_bytes: int) -> bytes:
+    data = bytearray(got)
+    while len(data) < num_bytes:
+        chunk = sock.recv(min(_CHUNK_BYTES, num_bytes - len(data)))
+        if not chunk:
+            raise ConnectionError(f"expected {num_bytes} bytes, got {len(data)}")
+        data += chunk
+    return bytes(data)
+
+
+def _field(head: bytes, name: bytes) -> str | None:
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name:
+            return value.strip().decode()
+    return None
+
+
+def _for_one_request(head: bytes) -> bytes:
+    """The server closes the connection afterwards."""
+    lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([*lines, b"Connection: close", b"", b""])
+
+
+def _answer(status: str, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+    fields = f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + body
+
+
+_ERROR = _answer("500 Internal Server Error", "InternalError")
+_ANSWERS_BEFORE: dict[How | None, bytes] = {
+    How.STORM: _answer("503 Slow Down", "SlowDown"),
+    How.CONFLICT: _answer("409 Conflict", "ConditionalRequestConflict"),
+}
+
+
+def every(how: How, methods: Iterable[str]) -> list[Fault]:
+    """One of this kind for the first request of each method."""
+    return [Fault(how, method) for method in methods]

@@ -1,0 +1,198 @@
+"""The adapter for S3 while requests are refused, cut off and answered into the void."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from behemoth.base import retry
+from behemoth.base.errors import Conflict, Denied, NotFound, Unavailable
+from behemoth.checkpoint.crc import crc32c
+from behemoth.ports import ObjectInfo
+from behemoth.storage.s3 import S3Store
+from behemoth.storage.s3_client import READ_LIMIT_S
+from behemoth.storage.s3_place import S3Place
+from behemoth.testing.store import read
+from behemoth.testing.uploads import UploadContract, random_bytes, send
+from servers.fault_proxy import Fault, FaultProxy, How, every, fault_proxy
+from servers.s3_server import S3Server
+from storage.s3_stores import let_in, new_place, opened
+
+METHODS = ("PUT", "POST", "GET", "HEAD", "DELETE")
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    let_in(monkeypatch, s3)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+    with fault_proxy(s3.port) as standing:
+        yield standing
+
+
+@pytest.fixture
+def store(proxy: FaultProxy) -> Iterator[S3Store]:
+    with opened(new_place(endpoint=proxy.endpoint)) as store:
+        yield store
+
+
+class TestS3StoreBehindFaults(UploadContract):
+    """The whole contract, with the first requests of every kind refused, acted upon without an answer, and cut off."""
+
+    @pytest.fixture
+    def store(self, proxy: FaultProxy) -> Iterator[Any]:
+        acted_upon = (method for method in METHODS if method != "POST")
+        proxy.plan(
+            *every(How.STORM, METHODS),
+            *every(How.ERR, acted_upon),
+            *(
+                Fault(How.ERR, "POST", "uploadId="),
+                Fault(How.LOSE, "POST", "uploadId="),
+                Fault(How.ERR, "POST", "delete"),
+            ),
+            *(Fault(How.CUT_REQUEST, "PUT"), Fault(How.CUT_ANSWER, "GET")),
+        )
+        self._place = new_place(endpoint=proxy.endpoint)
+        self._opened = [S3Store(self._place)]
+        yield self._opened[0]
+        for store in self._opened:
+            store.close()
+
+    def reopened(self, store: Any) -> Any:
+        assert store in self._opened
+        self._opened.append(S3Store(self._place))
+        return self._opened[-1]
+
+
+def test_an_upload_that_was_begun_without_an_answer_is_listed(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.plan(Fault(How.LOSE, "POST"))
+    upload_id = store.begin_upload("a")
+    found = [one.upload_id for one in store.list_uploads("")]
+    assert upload_id in found
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("how", [How.LOSE, How.ERR, How.CUT_ANSWER])
+def test_an_object_that_was_created_without_an_answer_is_ours(store: S3Store, proxy: FaultProxy, how: How) -> None:
+    proxy.plan(Fault(how, "PUT"))
+    store.create("a", b"ours")
+    assert read(store, "a", 4) == b"ours"
+
+
+def test_an_object_that_somebody_else_created_meanwhile_is_a_conflict(store: S3Store, proxy: FaultProxy) -> None:
+    store.create("a", b"theirs")
+    proxy.plan(Fault(How.LOSE, "PUT"), Fault(How.STORM, "HEAD"))
+    with pytest.raises(Conflict) as caught:
+        store.create("a", b"theirs")
+    assert caught.value.code == "exists"
+    assert proxy.struck == [How.LOSE, How.STORM]
+
+
+def test_a_conditional_conflict_is_no_loss(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.plan(Fault(How.CONFLICT, "PUT", times=3))
+    store.create("a", b"ours")
+    assert read(store, "a", 4) == b"ours"
+
+
+@pytest.mark.parametrize("how", [How.LOSE, How.ERR, How.CUT_ANSWER])
+def test_an_upload_that_was_completed_without_an_answer_is_complete(
+    store: S3Store, proxy: FaultProxy, how: How
+) -> None:
+    upload_id = store.begin_upload("a")
+    receipt = send(store, "a", upload_id, 1, random_bytes(1000))
+    proxy.plan(Fault(how, "POST"))
+    store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
+    assert proxy.struck == [how]
+    assert read(store, "a", 1000) == random_bytes(1000)
+    assert list(store.list_uploads("")) == []
+
+
+def test_a_part_is_sent_again_whole(store: S3Store, proxy: FaultProxy) -> None:
+    data = random_bytes(9 << 20)
+    upload_id = store.begin_upload("a")
+    proxy.plan(Fault(How.CUT_REQUEST, "PUT", times=2), Fault(How.STORM, "PUT"), Fault(How.LOSE, "PUT"))
+    buffers = [memoryview(data)[: 5 << 20], memoryview(data)[5 << 20 :]]
+    receipt = store.upload_part("a", upload_id, number=1, buffers=buffers, crc=crc32c(data))
+    assert len(proxy.struck) == 4
+    store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
+    assert read(store, "a", len(data)) == data
+
+
+def test_a_read_that_is_cut_goes_on_where_it_was(store: S3Store, proxy: FaultProxy) -> None:
+    data = random_bytes(20 << 20)
+    store.create("a", data)
+    proxy.plan(Fault(How.CUT_ANSWER, "GET", times=5), Fault(How.STORM, "GET", times=2))
+    into = np.zeros(len(data), np.uint8)
+    store.read_into("a", offset_bytes=0, into=into)
+    assert into.tobytes() == data
+    assert len(proxy.struck) == 7
+
+
+def test_a_listing_goes_over_pages_and_refusals(proxy: FaultProxy) -> None:
+    with opened(new_place(endpoint=proxy.endpoint), page_keys=7) as store:
+        keys = [f"many/{number:03d}" for number in range(40)]
+        for key in keys:
+            store.create(key, b"")
+            store.begin_upload(key)
+        proxy.plan(Fault(How.STORM, "GET", times=3), Fault(How.CUT_ANSWER, "GET"), Fault(How.ERR, "POST"))
+        assert [info.key for info in store.list("many")] == keys
+        assert [one.key for one in store.list_uploads("many")] == keys
+        store.delete(keys[:30])
+        assert [info.key for info in store.list("")] == keys[30:]
+
+
+def test_what_never_works_ends_in_time_and_says_what_it_was(proxy: FaultProxy) -> None:
+    with opened(new_place(endpoint=proxy.endpoint), patience_s=1 - READ_LIMIT_S) as store:
+        proxy.plan(*(Fault(How.STORM, method, times=10_000) for method in METHODS))
+        with pytest.raises(Unavailable, match=r"create a: .*\(503\); gave up after \d+ tries in") as caught:
+            store.create("a", b"x")
+        assert caught.value.code == "throttled"
+        with pytest.raises(Unavailable, match=r"list many: SlowDown \(503\); gave up after \d+ tries"):
+            list(store.list("many"))
+
+
+def test_a_server_that_is_not_there_is_unavailable(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    place = S3Place(bucket="bucket", prefix="", endpoint="http://127.0.0.1:1", region="us-east-1")
+    with (
+        opened(place, patience_s=-READ_LIMIT_S) as store,
+        pytest.raises(Unavailable, match="no whole answer from the store"),
+    ):
+        list(store.list(""))
+
+
+def test_wrong_credentials_are_denied_and_not_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    place = new_place()
+    for name, value in (("AWS_SECRET_ACCESS_KEY", "sesame"), ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")):
+        monkeypatch.setenv(name, value)
+        with opened(place) as store, pytest.raises(Denied, match="read a") as caught:
+            read(store, "a", 1)
+        assert "sesame" not in f"{caught.value}{caught.value.hint}{caught.value.__cause__}"
+
+
+def test_no_credentials_at_all_are_denied(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with opened(new_place()) as store, pytest.raises(Denied, match="expected credentials, got none") as caught:
+        read(store, "a", 1)
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+
+
+def test_a_bucket_that_is_not_there_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    with opened(S3Place(bucket="nobody-made-it", prefix="")) as store, pytest.raises(NotFound) as caught:
+        list(store.list(""))
+    assert caught.value.code == "no-bucket"
+
+
+def test_what_others_made_to_show_folders_is_left_out(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    place = new_place()
+    s3.client().put_object(Bucket=place.bucket, Key=f"{place.prefix}/steps/", Body=b"")
+    with opened(place) as store:
+        store.create("steps/a", b"x")
+        assert list(store.list("")) == list(store.list("steps")) == [ObjectInfo(key="steps/a", size_bytes=1)]
