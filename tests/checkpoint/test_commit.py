@@ -60,7 +60,7 @@ def with_unknown_array(receipt: Receipt) -> Receipt:
         (lambda one: replace(one, layout_digest="0" * 64), Invalid, "receipt-layout", r"rank 1: expected layout"),
         (lambda one: replace(one, rank=4), Invalid, "receipt-rank", r"a rank below 4, got 4"),
         (lambda one: replace(one, rank=0), Conflict, "receipt-twice", r"rank 0: expected one receipt"),
-        (without_first_span, Invalid, "span-missing", r"array 'model/.*', chunk \d: \d+ of \d+ bytes"),
+        (without_first_span, Invalid, "span-missing", r"rank 1: array 'model/.*', chunk \d: \d+ of \d+ bytes"),
         (with_first_span_twice, Invalid, "span-twice", r"rank 1: array 'model/.*', chunk \d: .* covered twice"),
         (with_span_beyond, Invalid, "span-outside", r"rank 1: array 'model/.*' .*got 1000000"),
         (with_unknown_chunk, Invalid, "span-outside", r"rank 1: array 'model/.*', chunk 1000000"),
@@ -94,7 +94,9 @@ def test_an_array_that_turns_all_zero_is_refused_unless_declared(may_be_zero: bo
     if may_be_zero:
         save(store, layout, zeroed, step=2, previous=first)
         return
-    with pytest.raises(Corrupt, match="'model/scale': all 1 elements are zero, unlike at step 1"):
+    with pytest.raises(
+        Corrupt, match="'model/scale', first byte from rank 3: all 1 elements are zero, unlike at step 1"
+    ):
         save(store, layout, zeroed, step=2, previous=first)
 
 

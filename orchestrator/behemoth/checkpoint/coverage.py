@@ -6,7 +6,7 @@ It must not look at a plan: a proof that trusts what it proves is none. Neighbou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,11 +36,14 @@ class Extents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoverageFault:
-    """The first thing wrong. `row` is a row that takes part in it, or -1 when bytes are missing altogether."""
+    """The first thing wrong. `row` is a row that takes part in it, or -1 when bytes are missing altogether; `array` and
+    `chunk` are where, -1 outside of all arrays."""
 
     message: str
     code: str
     row: int
+    array: int = -1
+    chunk: int = -1
 
 
 def check_coverage(layout: Layout, extents: Extents) -> CoverageFault | None:
@@ -59,7 +62,7 @@ def check_coverage(layout: Layout, extents: Extents) -> CoverageFault | None:
     for position, grid in enumerate(grids(layout)):
         fault = _check_array(grid, extents, order[bounds[position] : bounds[position + 1]])
         if fault is not None:
-            return fault
+            return replace(fault, array=position)
     return None
 
 
@@ -86,4 +89,4 @@ def _check_array(grid: Grid, extents: Extents, rows: Ints) -> CoverageFault | No
 
 
 def _fault(grid: Grid, chunk: int, text: str, code: str, row: int) -> CoverageFault:
-    return CoverageFault(message=f"array {grid.spec.name!r}, chunk {chunk}: {text}", code=code, row=row)
+    return CoverageFault(message=f"array {grid.spec.name!r}, chunk {chunk}: {text}", code=code, row=row, chunk=chunk)

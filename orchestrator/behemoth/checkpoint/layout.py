@@ -17,6 +17,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.names import checked_name, escaped_paths
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
@@ -238,7 +239,7 @@ class Layout:
                 return Layout(mesh=document.mesh, arrays=document.arrays, sharding=document.sharding)
         except Invalid:
             raise
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
+        except (*UNDECODABLE, ValueError, TypeError) as error:
             if isinstance(error.__cause__, Invalid):
                 raise error.__cause__ from error
             raise Corrupt(f"layout: expected a msgpack document, got {error}", code="layout-rubbish") from error

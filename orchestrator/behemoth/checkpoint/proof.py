@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid
-from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.crc import combine, crc32c
 from behemoth.checkpoint.freshness import held_prints
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt, WrittenSpan
 from behemoth.checkpoint.writer import payload_crc
 
@@ -44,6 +45,8 @@ class Proof:
     shared: tuple[SharedChunk, ...]
     chunk_crcs: tuple[npt.NDArray[np.uint32], ...]
     """Of each array, the CRC of each chunk's payload."""
+    first_ranks: tuple[Rank, ...]
+    """Of each array, who wrote its first byte."""
     held_prints: str | msgspec.UnsetType
 
 
@@ -66,20 +69,40 @@ def prove(
     extents = Extents.of([span[:4] for span in spans])
     fault = check_coverage(layout, extents)
     if fault is not None:
-        rank = f"rank {ranks[fault.row]}: " if fault.row >= 0 else ""
-        raise Invalid(f"write {write_id!r} of step {step}: {rank}{fault.message}", code=fault.code)
+        rank = ranks[fault.row] if fault.row >= 0 else _owing(layout, by_rank, fault.array, fault.chunk)
+        told = "" if rank is None else f"rank {rank}: "
+        raise Invalid(f"write {write_id!r} of step {step}: {told}{fault.message}", code=fault.code)
     order = extents.order()
     summaries, shared, chunk_crcs = _summaries(layout, extents, order, spans)
-    return Proof(arrays=summaries, shared=shared, chunk_crcs=chunk_crcs, held_prints=held_prints(layout, by_rank))
+    first_rows = order[np.searchsorted(extents.array[order], np.arange(len(layout.arrays)))]
+    return Proof(
+        arrays=summaries,
+        shared=shared,
+        chunk_crcs=chunk_crcs,
+        first_ranks=tuple(Rank(rank) for rank in ranks[first_rows].tolist()),
+        held_prints=held_prints(layout, by_rank),
+    )
+
+
+def _owing(layout: Layout, by_rank: Sequence[Receipt], array: int, chunk: int) -> Rank | None:
+    """Who should have written what nobody wrote of a chunk. As slow as planning every rank: a save has failed."""
+    for receipt in by_rank:
+        told = {span[:4] for span in receipt.spans if span[:2] == (array, chunk)}
+        plan = plan_rank(layout, Rank(receipt.rank))
+        owed = (span for span in plan.writes if (span.array, span.chunk) == (array, chunk))
+        if any((span.array, span.chunk, span.offset, span.length) not in told for span in owed):
+            return plan.rank
+    return None
 
 
 def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
     """Raises Corrupt for an array that became all zero without being declared `may_be_zero`."""
     before = {array.name: array.is_zero for array in previous.arrays}
-    for spec, array in zip(layout.arrays, proof.arrays, strict=True):
+    for spec, array, rank in zip(layout.arrays, proof.arrays, proof.first_ranks, strict=True):
         if array.is_zero and not before.get(array.name, True) and not spec.may_be_zero:
             raise Corrupt(
-                f"array {array.name!r}: all {spec.num_elements} elements are zero, unlike at step {previous.step}",
+                f"array {array.name!r}, first byte from rank {rank}: all {spec.num_elements} elements are zero, unlike "
+                f"at step {previous.step}",
                 hint="declare it may_be_zero if that is healthy",
                 code="array-zero",
             )
