@@ -8,11 +8,12 @@ import pytest
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, reject
-from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.local import LocalStore
+from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
@@ -180,3 +181,15 @@ def test_a_crash_anywhere_keeps_every_commit_whole_and_the_next_gc_finishes(deat
     assert steps_of(inner) == [20, 30]
     assert prefixes_of(inner) == {"000000020-a1-20", "000000030-a1-30"}
     assert all_intact(inner)
+
+
+def test_an_upload_that_is_a_day_old_is_nobodys_and_a_younger_one_may_be_somebodys() -> None:
+    store = MemoryBucket()
+    old = store.begin_upload("steps/000000001-a1-1/w/c/0")
+    store.now_s = ORPHAN_AGE_S / 2
+    young = store.begin_upload("steps/000000001-a1-1/w/c/0")
+    foreign = store.begin_upload("elsewhere/w")
+    store.now_s = ORPHAN_AGE_S
+    assert [one.upload_id for one in plan_gc(store).uploads] == [old]
+    execute(store, plan_gc(store))
+    assert [one.upload_id for one in store.list_uploads("")] == [foreign, young]

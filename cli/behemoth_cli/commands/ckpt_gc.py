@@ -71,7 +71,7 @@ def gc(
             spared = execute(store, plan.gc) if does_execute else frozenset()
     now_us = time.time_ns() // 1000
     context.console.show(clean_page(plan, is_executed=does_execute, spared=spared, now_us=now_us), form)
-    if not does_execute and (plan.gc.objects or plan.gc.commits):
+    if not does_execute and (plan.gc.objects or plan.gc.commits or plan.gc.uploads):
         context.console.note("hint: nothing was deleted; --execute does it")
 
 

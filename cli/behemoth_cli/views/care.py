@@ -38,6 +38,7 @@ def clean_page(plan: CleanPlan, *, is_executed: bool, spared: Collection[Write],
             "numDropped": num_dropped,
             "numUnfinishedWrites": plan.num_unfinished,
             "numLeftovers": len(plan.gc.leftovers),
+            "numUploads": len(plan.gc.uploads),
             "numBytes": num_bytes,
         },
     )
@@ -92,6 +93,9 @@ def _total(plan: CleanPlan, num_dropped: int, num_bytes: int, *, is_executed: bo
     if plan.num_unfinished:
         writes = "write" if plan.num_unfinished == 1 else "writes"
         what += f" and what {plan.num_unfinished} unfinished {writes} left"
+    if plan.gc.uploads:
+        uploads = "upload" if len(plan.gc.uploads) == 1 else "uploads"
+        what += f", and {'aborted' if is_executed else 'abort'} {len(plan.gc.uploads)} unfinished {uploads}"
     return f"{verb} {what}: {size(num_bytes)}"
 
 

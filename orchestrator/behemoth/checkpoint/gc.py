@@ -33,6 +33,8 @@ from behemoth.ports import ObjectInfo, ObjectStore, UnfinishedUpload, UploadsPar
 
 BATCH_KEYS = 1000
 """Keys per delete call: the most that one S3 DeleteObjects request takes."""
+ORPHAN_AGE_S = 24 * 3600.0
+"""An upload begun so long ago is nobody's any more: a save ends within minutes, an import within hours."""
 
 InFlight = Collection[WriteId] | Callable[[], Collection[WriteId]]
 Write = tuple[Step, WriteId]
@@ -84,7 +86,8 @@ class GcPlan:
 
 def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight: InFlight | None = None) -> GcPlan:
     """What to delete: the commits in `drop` with their data, and, when `in_flight` is given, all writes that are
-    neither committed nor in flight, and the store's leftovers. Reads only; O(objects listed).
+    neither committed nor in flight, and the store's leftovers. Uploads older than ORPHAN_AGE_S go in any case, unless
+    they are in flight. Reads only; O(objects listed).
 
     `in_flight` must name every write whose first byte may have been written by now. Passed as a function it is asked
     after the listing and before the commits are read, so that a write may begin or commit meanwhile; a collection is
@@ -93,7 +96,8 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     to drop one of the newest two intact commits, and Corrupt as `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
-    uploads = list(store.list_uploads(STEPS)) if in_flight is not None and isinstance(store, UploadsParts) else []
+    uploads = list(store.list_uploads(STEPS)) if isinstance(store, UploadsParts) else []
+    youngest_s = ORPHAN_AGE_S if in_flight is None else 0.0
     flying = set(in_flight() if callable(in_flight) else in_flight or ())
     found = commits(store)
     committed = {(one.step, one.write_id) for one in found if not isinstance(one, BadCommit)}
@@ -109,7 +113,7 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     marked = ((info.key, write_of_marker(info.key)) for info in store.list(DELETING))
     return GcPlan(
         commits=tuple(sorted(committed & dropped)),
-        uploads=tuple(one for one in uploads if not _is_flying(one, flying)),
+        uploads=tuple(one for one in uploads if one.age_s >= youngest_s and not _is_flying(one, flying)),
         objects=tuple(garbage),
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
         stale_marks=tuple(key for key, write in marked if write is not None and write not in committed & dropped),
