@@ -149,7 +149,9 @@ class Stage:
                 restore=restore,
                 dump_stacks=dump_stacks,
                 peers=tuple(
-                    PeerPlace(host=hellos[node].host, port=hellos[node].peer_port, domain=order)
+                    PeerPlace(
+                        host=hellos[node].host, port=hellos[node].peer_port, domain=order // self.setup.peer_stride
+                    )
                     for order, node in enumerate(nodes)
                 ),
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from agent.stage import LIMIT_S, Stage, descendants, gone, kill, setup_for, stage
 from agent.test_agent_peers import store_pid
@@ -39,9 +40,12 @@ class Sources:
         return NODES - self.memory - self.peer
 
 
-def play(folder: Path, scene: Callable[[Stage], Awaitable[None]], *, rate: int | None = None) -> None:
+def play(
+    folder: Path, scene: Callable[[Stage], Awaitable[None]], *, rate: int | None = None, domain_nodes: int = 1
+) -> None:
     async def run() -> None:
-        async with stage(folder, setup_of(folder, rate), num_agents=NODES) as here:
+        setup = structs.replace(setup_of(folder, rate), peer_stride=domain_nodes)
+        async with stage(folder, setup, num_agents=NODES) as here:
             here.start_gang(1)
             await all_restored(here, 1)
             await scene(here)
@@ -56,6 +60,17 @@ def setup_of(folder: Path, rate: int | None) -> Setup:
 def holder_of(slot: int) -> int:
     """With one node in each domain."""
     return (slot + 1) % NODES
+
+
+def copied_ranks(here: Stage, write: RestoreFrom) -> set[int]:
+    """Those of which any node has a whole copy."""
+    found = set()
+    for node in range(NODES):
+        for rank in range(NODES):
+            arena = copy_memory(here, node, rank)
+            if arena is not None and any(one.write_id == write.write_id for one in arena.held()):
+                found.add(rank)
+    return found
 
 
 def copy_memory(here: Stage, node: int, rank: int) -> Arena | None:
@@ -171,6 +186,18 @@ def test_a_node_that_is_lost_with_its_holder_gets_its_state_from_the_store_and_s
 
 
 @pytest.mark.longer
+def test_all_nodes_of_a_failure_domain_may_be_lost_at_once(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await until(lambda: copied_ranks(here, saved) == set(range(NODES)), here)
+        await replace(here, 2, 3)
+        expected = Sources(memory=2, peer=2, peer_bytes=2 * MIB << 20, store_bytes=0, missed="")
+        assert await restored(here, 2, saved) == expected
+
+    play(tmp_path, scene, domain_nodes=2)
+
+
+@pytest.mark.longer
 def test_worker_restarts_need_no_peer(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
         saved = await here.save(30, "a1-1", 1)
@@ -188,6 +215,20 @@ def test_a_holder_whose_store_process_is_killed_within_a_pull_has_the_copy_in_th
         await copied(here, saved)
         await replace(here, 0)
         assert (await restored(here, 2, saved)).store_bytes == 0
+
+    play(tmp_path, scene, rate=SLOW_BYTES_PER_S)
+
+
+@pytest.mark.longer
+def test_a_holder_that_is_lost_within_a_pull_is_replaced_by_one_that_pulls_again(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await until(lambda: is_being_copied(here, 0, 1), here)
+        await replace(here, holder_of(0))
+        assert (await restored(here, 2, saved)).memory == NODES - 1
+        await copied(here, saved)
+        await replace(here, 0)
+        assert (await restored(here, 3, saved)).store_bytes == 0
 
     play(tmp_path, scene, rate=SLOW_BYTES_PER_S)
 
