@@ -25,7 +25,6 @@ from behemoth.dcp.foreign import read_dcp
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 
-PROGRAM = Path(__file__).parent / "resharding_program.py"
 STATES = ("fsdp", "tensor_parallel_fsdp", "hybrid_fsdp", "placements", "dtypes")
 SAVED = 1
 
@@ -37,12 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, timeout=170, check=False
-    )
+    return told_by("resharding_program", folder)
+
+
+def told_by(program: str, folder: Path) -> Any:
+    command = [sys.executable, str(Path(__file__).parent / f"{program}.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+    return json.loads(done.stdout)
 
 
 def newest(store: LocalStore) -> CommitRef:
@@ -127,6 +128,13 @@ def test_an_import_of_torchs_own_checkpoint_holds_what_our_writer_saved(
     assert imported.keys() == saved.keys()
     assert Contents.decode(imported.pop("state/dcp")) == Contents.decode(saved.pop("state/dcp"))
     assert imported == saved
+
+
+@pytest.mark.longer
+def test_processes_save_what_was_staged_while_training_goes_on(tmp_path: Path) -> None:
+    assert told_by("process_program", tmp_path) == [{"same": True}, {"same": True}]
+    with closing(LocalStore(tmp_path)) as store:
+        assert [one.step for one in commits(store)] == [1, 2]
 
 
 def arrays_of(store: LocalStore) -> dict[str, bytes]:

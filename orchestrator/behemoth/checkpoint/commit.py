@@ -50,6 +50,34 @@ def commit(
     Raises Invalid, Conflict or Corrupt, naming array, rank and reason, before anything is written; later Conflict when
     another write has the step, and the store's errors. Without a return the previous commit stays the newest.
     """
+    record = complete(
+        store,
+        run=run,
+        layout=layout,
+        step=step,
+        write_id=write_id,
+        attempt=attempt,
+        receipts=receipts,
+        previous=previous,
+        committed_us=committed_us,
+    )
+    return publish(store, record)
+
+
+def complete(
+    store: WritesRanges | UploadsParts,
+    *,
+    run: str,
+    layout: Layout,
+    step: Step,
+    write_id: WriteId,
+    attempt: Attempt,
+    receipts: Sequence[Receipt],
+    previous: CommitRecord | None,
+    committed_us: int = 0,
+) -> CommitRecord:
+    """A commit but for its last instant: the record of a write that is proven, complete and durable, for whoever has to
+    make room before it is published. Raises as `commit` does."""
     prefix = step_prefix(step, write_id)
     proof = prove(layout, receipts, step=step, write_id=write_id, attempt=attempt)
     if previous is not None:
@@ -59,24 +87,21 @@ def commit(
         check_shards(layout, proof, receipts)
     index = _complete(store, prefix, layout, proof)
     form, features = format_of(layout)
-    return publish(
-        store,
-        CommitRecord(
-            format=form,
-            required_features=features,
-            run=run,
-            step=step,
-            write_id=write_id,
-            attempt=attempt,
-            mesh=layout.mesh,
-            layout_digest=layout.digest,
-            index_bytes=len(index),
-            index_crc=crc32c(index),
-            data_bytes=sum(array.num_bytes for array in layout.arrays),
-            arrays=proof.arrays,
-            held_prints=proof.held_prints,
-            committed_us=committed_us,
-        ),
+    return CommitRecord(
+        format=form,
+        required_features=features,
+        run=run,
+        step=step,
+        write_id=write_id,
+        attempt=attempt,
+        mesh=layout.mesh,
+        layout_digest=layout.digest,
+        index_bytes=len(index),
+        index_crc=crc32c(index),
+        data_bytes=sum(array.num_bytes for array in layout.arrays),
+        arrays=proof.arrays,
+        held_prints=proof.held_prints,
+        committed_us=committed_us,
     )
 
 

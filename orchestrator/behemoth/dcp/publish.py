@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step
-from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commit, commits, read_record
+from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
 from behemoth.checkpoint.commit_log import publish as publish_record
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.marker import Marker
@@ -80,12 +80,23 @@ def publish(
     boxes = [[one for one in rank if isinstance(one, WrittenBox)] for rank in told]
     boxes[0].append(_write_contents(store, state, spec, data, threads=threads))
     receipts = [_receipt(state, layout, Rank(rank), written) for rank, written in enumerate(boxes)]
+    record = complete(
+        store,
+        run=RUN,
+        layout=layout,
+        step=state.step,
+        write_id=state.write_id,
+        attempt=_ATTEMPT,
+        receipts=receipts,
+        previous=None,
+        committed_us=time.time_ns() // 1000,
+    )
     try:
-        _commit(store, state, layout, receipts)
+        publish_record(store, record)
     except Conflict as error:
         if not overwrite or error.code != "commit-taken":
             raise
-        _replace(store, state, layout, receipts)
+        _replace(store, record)
 
 
 def discard(store: ObjectStore, state: SavedState) -> None:
@@ -168,44 +179,30 @@ def _receipt(state: SavedState, layout: Layout, rank: Rank, written: Sequence[Wr
     )
 
 
-def _commit(store: WritesRanges, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
-    commit(
-        store,
-        run=RUN,
-        layout=layout,
-        step=state.step,
-        write_id=state.write_id,
-        attempt=_ATTEMPT,
-        receipts=receipts,
-        previous=None,
-        committed_us=time.time_ns() // 1000,
-    )
-
-
-def _replace(store: WritesRanges, state: SavedState, layout: Layout, receipts: Sequence[Receipt]) -> None:
-    """Everything of the new checkpoint is proven and durable. A mark takes the old one back, and the new commit takes
-    its place; after an error the old one stands again. Killed in between, the step has neither: until the new commit
-    the old record is there, and counts again once its mark is removed by hand."""
-    old = [read_record(store, one) for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)]
-    marks = [rejected_key(record.step, record.write_id) for record in old]
+def _replace(store: ObjectStore, record: CommitRecord) -> None:
+    """Everything of the new checkpoint is proven and durable. A mark takes the old one back, and the new record takes
+    its place; after an error the old one stands again. Killed in between, the step has neither: until the new record is
+    there the old one is, and counts again once its mark is removed by hand."""
+    old = [read_record(store, one) for one in commits(store) if one.step == record.step and isinstance(one, CommitRef)]
+    marks = [rejected_key(one.step, one.write_id) for one in old]
     try:
-        for record, key in zip(old, marks, strict=True):
-            marker = Marker.of(record.step, record.write_id, reason=f"write {state.write_id} replaces it")
+        for one, key in zip(old, marks, strict=True):
+            marker = Marker.of(one.step, one.write_id, reason=f"write {record.write_id} replaces it")
             with suppress(Conflict):
                 store.create(key, marker.encode())
-        _commit(store, state, layout, receipts)
-    except BaseException:
-        _put_back(store, state, old, marks)
+        publish_record(store, record)
+    except Exception:
+        _put_back(store, record, old, marks)
         raise
-    for record in old:
-        store.delete([info.key for info in store.list(record.prefix)])
+    for one in old:
+        store.delete([info.key for info in store.list(one.prefix)])
     store.delete(marks)
 
 
-def _put_back(store: ObjectStore, state: SavedState, old: Sequence[CommitRecord], marks: Sequence[str]) -> None:
+def _put_back(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecord], marks: Sequence[str]) -> None:
     with suppress(BehemothError):
-        if any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
+        if any(isinstance(one, CommitRef) and one.write_id == record.write_id for one in commits(store)):
             return  # committed, the answer lost
         store.delete(marks)
-        for record in old:
-            publish_record(store, record)
+        for one in old:
+            publish_record(store, one)

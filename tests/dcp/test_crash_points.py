@@ -1,0 +1,144 @@
+"""A save that dies at any of its writes: what was there loads, what is new is whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from behemoth.base.errors import Unavailable
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.verify import verify
+from behemoth.dcp import BehemothReader, BehemothWriter, reader, writer
+from behemoth.state.effect import CommitRef
+from behemoth.testing.faults import Fail, Fault, FaultyStore, When, every_death
+from behemoth.testing.store import MemoryStore
+from dcp.trees import blank, load, same, save
+
+
+class Shared:
+    """What `open_files` gives to the adapters here: one store in memory, behind faults. Closing it does nothing."""
+
+    root = "/tmp"
+
+    def __init__(self, inner: MemoryStore, *plan: Fault) -> None:
+        self.faulty = FaultyStore(inner, *plan)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.faulty, name)
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def opened(patch: pytest.MonkeyPatch, inner: MemoryStore, *plan: Fault) -> Iterator[Shared]:
+    shared = Shared(inner, *plan)
+    with patch.context() as here:
+        here.setattr(writer, "open_files", lambda _: shared)
+        here.setattr(reader, "open_store", lambda _: shared)
+        yield shared
+
+
+def state_of(seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    return {"w": torch.randn(3, 5), "b": torch.randn(4).bfloat16(), "step": seed}
+
+
+def save_step(step: int, seed: int) -> None:
+    save(state_of(seed), storage_writer=BehemothWriter(f"store/step-{step}", threads=1))
+
+
+def loaded(step: int) -> dict[str, Any] | None:
+    try:
+        return load(blank(state_of(0)), storage_reader=BehemothReader(f"store/step-{step}"))
+    except CheckpointException:
+        return None
+
+
+def two_steps(patch: pytest.MonkeyPatch) -> MemoryStore:
+    inner = MemoryStore()
+    with opened(patch, inner):
+        save_step(1, 1)
+        save_step(2, 2)
+    return inner
+
+
+def num_writes(patch: pytest.MonkeyPatch, step: int) -> int:
+    with opened(patch, two_steps(patch)) as shared:
+        save_step(step, 3)
+        return shared.faulty.num_writes
+
+
+def deaths(patch: pytest.MonkeyPatch, step: int) -> Iterator[MemoryStore]:
+    """The store as each death of that save leaves it."""
+    for death in every_death(num_writes(patch, step)):
+        inner = two_steps(patch)
+        with opened(patch, inner, death), suppress(CheckpointException):
+            save_step(step, 3)
+        yield inner
+
+
+def check_whole(patch: pytest.MonkeyPatch, inner: MemoryStore) -> None:
+    with opened(patch, inner):
+        for ref in commits(inner):
+            assert isinstance(ref, CommitRef)
+            assert verify(inner, ref, threads=1, deep=True).problems == ()
+
+
+def test_a_new_step_is_whole_or_not_there_wherever_its_save_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    for inner in deaths(monkeypatch, 3):
+        with opened(monkeypatch, inner):
+            assert same(loaded(1), state_of(1))
+            assert same(loaded(2), state_of(2))
+            new = loaded(3)
+        assert new is None or same(new, state_of(3))
+        seen.add(new is None)
+        check_whole(monkeypatch, inner)
+    assert seen == {True, False}
+
+
+def test_a_step_that_is_replaced_is_the_old_one_or_the_new_one_or_brought_back_by_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    for inner in deaths(monkeypatch, 2):
+        with opened(monkeypatch, inner):
+            assert same(loaded(1), state_of(1))
+            replaced = loaded(2)
+            marks = [info.key for info in inner.list("rejected")]
+            record = [info.key for info in inner.list("commits") if info.key.endswith("2.json")]
+            if replaced is None and record:
+                inner.delete(marks)
+                assert same(loaded(2), state_of(2))
+        assert replaced is None or same(replaced, state_of(2)) or same(replaced, state_of(3))
+        seen.append("none" if replaced is None else "old" if same(replaced, state_of(2)) else "new")
+        check_whole(monkeypatch, inner)
+    kinds = [kind for kind, before in zip(seen, [None, *seen], strict=False) if kind != before]
+    assert kinds == ["old", "none", "new"]
+    assert seen.count("none") <= 3 * 3, (
+        "from the mark to the record it is three writes, each of which dies in three ways"
+    )
+
+
+def test_a_store_that_fails_while_a_step_is_replaced_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = num_writes(monkeypatch, 2)
+    outcomes = set()
+    for number in range(last):
+        inner = two_steps(monkeypatch)
+        failure = Fail(write=number, when=When.BEFORE, error=Unavailable("the store is away"))
+        try:
+            with opened(monkeypatch, inner, failure):
+                save_step(2, 3)
+        except CheckpointException:
+            outcomes.add("refused")
+        with opened(monkeypatch, inner):
+            got = loaded(2)
+        assert got is not None, f"write {number} of {last}"
+        assert same(got, state_of(2)) or same(got, state_of(3))
+    assert outcomes == {"refused"}
