@@ -58,7 +58,7 @@ def nodes() -> Iterator[list[Node]]:
     with ExitStack() as stack:
         listeners = [listen_for_peers("127.0.0.1") for _ in range(num)]
         names = tuple(NodeId(f"n{slot}") for slot in range(num))
-        places = tuple(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1]) for listener in listeners)
+        places = tuple(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1], domain=0) for listener in listeners)
         found = []
         for slot, listener in enumerate(listeners):
             uploading, table, me = Uploading(), PeerTable(), identity(names[slot])

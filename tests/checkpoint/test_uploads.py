@@ -164,6 +164,12 @@ def test_a_save_of_the_reference_behemoth_keeps_its_bounds() -> None:
     assert 12 * 2_015_461_958_144 < plan.sent_bytes.sum() < 1.001 * 12 * 2_015_461_958_144
     assert all((np.diff(one.range, axis=1) >= MIN_PART_BYTES)[no_last(one)].all() for one in plan.uploads)
     assert plan.sent_bytes.max() <= 1.02 * plan.sent_bytes.mean()
+    for one in plan.uploads:
+        begin, end = one.range.T
+        is_first, is_last = np.isin(np.arange(len(begin)), one.first_part[:-1]), ~no_last(one)
+        assert not begin[is_first].any()
+        assert (end[is_last] == one.kind.grid.file_bytes).all()
+        assert (end[~is_last] == begin[~is_first]).all()
     assert plan.num_requests <= 4_000_000
     assert plan.exchanged_bytes <= 0.08 * plan.sent_bytes.sum()
 

@@ -55,10 +55,11 @@ def test_a_run_on_s3_ends_as_one_on_a_directory_though_a_worker_is_killed_and_a_
         assert not (stage.directory / "checkpoints").exists()
 
 
+@pytest.mark.longer
 def test_arrays_of_several_parts_survive_the_death_of_store_processes_and_of_the_run(
     tmp_path: Path, let_in: S3Server
 ) -> None:
-    steps = {"gpus": 2, "entrypoint": WIDE, "steps": 24, "step_ms": None, "every": 4}
+    steps = {"gpus": 2, "entrypoint": WIDE, "steps": 80, "step_ms": None, "every": 10}
     with staged(tmp_path / "undisturbed", spec(**steps), environment={"PYTHONPATH": HERE}) as stage:  # type: ignore[arg-type]
         stage.start()
         digest = stage.finish()["digest"]

@@ -27,7 +27,7 @@ def main() -> None:
     state.array("model/replicated", replicated, shape=(REPLICATED,))
     first = run.restore(state)
     for step in run.steps(first, 10):
-        time.sleep(0.02)
+        time.sleep(0.1)
         run.fence()
         for array in (flat, columns, replicated):
             array *= np.float32(0.75)

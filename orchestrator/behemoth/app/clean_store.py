@@ -28,7 +28,7 @@ class Judged:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanPlan:
     """`judged` are the intact checkpoints, oldest first; `unusable` are records that cannot be read: they, and the data
-    of their steps, stay. `num_unfinished` counts the writes without a commit whose objects go."""
+    of their steps, stay. `num_unfinished` counts the writes without a commit whose objects or unfinished uploads go."""
 
     retention: Retention
     judged: tuple[Judged, ...]
@@ -48,7 +48,8 @@ def plan_clean(store: ObjectStore, retention: Retention, *, takes_rubbish: bool)
     reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
     drop = [ref for ref in intact if not reasons[ref.step]]
     plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None)
-    writes = {write_of_key(info.key) for info in plan.objects} - {(ref.step, ref.write_id) for ref in drop}
+    keys = [*(info.key for info in plan.objects), *(upload.key for upload in plan.uploads)]
+    writes = {write_of_key(key) for key in keys} - {(ref.step, ref.write_id) for ref in drop}
     return CleanPlan(
         retention=retention,
         judged=tuple(Judged(commit=ref, reasons=reasons[ref.step]) for ref in intact),

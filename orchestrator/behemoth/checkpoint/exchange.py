@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -22,8 +23,6 @@ from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.ports import PartReceipt
 
-KEPT_PER_RANK = 2
-"""Writes of a rank that are remembered: of one that has ended others may still ask."""
 _LOOK_S = 0.05
 """How soon a wait sees that it was given up."""
 
@@ -65,11 +64,13 @@ class Exchange(Protocol):
 
 
 class RankUpload:
-    """One rank's own upload of one write, as others see it. Thread-safe: its writer tells, everybody asks."""
+    """One rank's own upload of one write, as others see it. Thread-safe: its writer tells, everybody asks.
+
+    It outlives the writer, since others may still ask, and does not keep the arena: memory that was replaced goes."""
 
     def __init__(self, plan: RankPlan, arena: Arena, generation: int, sequence: int) -> None:
         self.rank = plan.rank
-        self._arena = arena
+        self._arena_ref = weakref.ref(arena)
         self._generation = generation
         self._sequence = sequence
         self._spans = _by_chunk(plan.spans)
@@ -158,6 +159,13 @@ class RankUpload:
         except Conflict:
             return False
 
+    @property
+    def _arena(self) -> Arena:
+        arena = self._arena_ref()
+        if arena is None:
+            raise Conflict(f"rank {self.rank}: its memory was given up", code="snapshot-replaced")
+        return arena
+
     def check_held(self) -> None:
         """Raises Conflict when it is not."""
         if not self.is_held():
@@ -183,29 +191,29 @@ class RankUpload:
 
 
 class Uploading:
-    """The uploads of this process's ranks, by write. Thread-safe."""
+    """The uploads of this process's ranks. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._uploads: dict[tuple[WriteId, Rank], RankUpload] = {}
+        self._uploads: dict[Rank, tuple[WriteId, RankUpload]] = {}
 
     def enter(self, write_id: WriteId, upload: RankUpload) -> None:
-        """From now on the rank can be asked about this write. Older writes of the rank are forgotten."""
+        """From now on the rank can be asked about this write, and no longer about the one before: one save is under way
+        at a time."""
         with self._changed:
-            self._uploads[write_id, upload.rank] = upload
-            older = [key for key in self._uploads if key[1] == upload.rank][:-KEPT_PER_RANK]
-            for key in older:
-                del self._uploads[key]
+            self._uploads[upload.rank] = write_id, upload
             self._changed.notify_all()
 
     def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given) -> RankUpload:
         """Waits for the rank to begin with the write. Raises Conflict when cancelled."""
         with self._changed:
-            while (found := self._uploads.get((write_id, rank))) is None:
+            while True:
+                known, found = self._uploads.get(rank, (None, None))
+                if found is not None and known == write_id:
+                    return found
                 if cancelled():
                     raise Conflict(f"rank {rank}: given up while waiting for it to begin", code="save-cancelled")
                 self._changed.wait(_LOOK_S)
-            return found
 
 
 class LocalExchange:

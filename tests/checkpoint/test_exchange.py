@@ -1,0 +1,105 @@
+"""What a rank answers while it uploads: only what it holds, and only while its memory does."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import Rank, Step, UploadId, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.exchange import LocalExchange, RankUpload, Uploading
+from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.staging import stage
+from checkpoint.checkpoint_rig import arena_of, local_arrays, logical_arrays, toy_layout
+
+LAYOUT = toy_layout("box")
+PLAN = plan_rank(LAYOUT, Rank(1))
+WRITE = WriteId("a1-1")
+
+
+def staged(arena: Arena, *, write_id: str = "a1-1", step: int = 1) -> RankUpload:
+    local = local_arrays(LAYOUT, 1, logical_arrays(LAYOUT, step))
+    snapshot = stage(arena, PLAN, local, WriteId(write_id), Step(step))
+    return RankUpload(PLAN, arena, snapshot.generation, snapshot.sequence)
+
+
+def never() -> bool:
+    return False
+
+
+def test_bytes_and_crcs_are_those_of_the_ranks_own_spans() -> None:
+    with arena_of(PLAN) as arena:
+        upload = staged(arena)
+        data = arena.data(0)
+        for span in PLAN.spans:
+            expected = bytes(data[span.arena_offset : span.arena_offset + span.length])
+            fragment = Fragment(Rank(1), span.array, span.chunk, span.offset + 1, span.length - 1)
+            into = memoryview(bytearray(span.length - 1))
+            upload.copy([fragment], into, cancelled=never)
+            assert bytes(into) == expected[1:]
+            assert upload.crcs_of([fragment], cancelled=never) == [crc32c(expected[1:])]
+
+
+def test_what_the_rank_does_not_hold_is_refused() -> None:
+    with arena_of(PLAN) as arena:
+        upload, span = staged(arena), PLAN.spans[0]
+        for fragment in (
+            Fragment(Rank(1), span.array, span.chunk, span.offset, span.length + 1),
+            Fragment(Rank(1), span.array, 99, 0, 1),
+            Fragment(Rank(1), 99, 0, 0, 1),
+        ):
+            with pytest.raises(Invalid, match="rank 1: expected to hold bytes"):
+                upload.crcs_of([fragment], cancelled=never)
+
+
+def test_a_snapshot_that_was_replaced_or_whose_memory_is_gone_answers_nothing_any_more() -> None:
+    fragment = Fragment(Rank(1), PLAN.spans[0].array, PLAN.spans[0].chunk, PLAN.spans[0].offset, 1)
+    fd = os.memfd_create("test-exchange")
+    arena = Arena.format(fd, PLAN)
+    first = staged(arena)
+    staged(arena, write_id="a1-2", step=2)
+    upload = staged(arena, write_id="a1-3", step=3)
+    with pytest.raises(Conflict, match="snapshot was"):
+        first.crcs_of([fragment], cancelled=never)
+    assert upload.is_held()
+    del arena
+    gc.collect()
+    assert not upload.is_held()
+    with pytest.raises(Conflict, match="rank 1: its memory was given up"):
+        upload.crcs_of([fragment], cancelled=never)
+    os.close(fd)
+
+
+def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
+    uploading = Uploading()
+    exchange = LocalExchange(uploading, WRITE)
+    with pytest.raises(Conflict, match="rank 1: given up while waiting for it to begin"):
+        exchange.receipts(Rank(1), Rank(0), cancelled=lambda: True)
+    with arena_of(PLAN) as arena:
+        upload = staged(arena)
+        uploading.enter(WRITE, upload)
+        with pytest.raises(Conflict, match="rank 1: given up while waiting for the uploads to begin"):
+            exchange.upload_ids(Rank(1), [Shard(0, 0)], cancelled=lambda: True)
+        upload.begun({Shard(0, 0): UploadId("one")})
+        assert exchange.upload_ids(Rank(1), [Shard(0, 0)], cancelled=never) == ["one"]
+        with pytest.raises(Invalid, match="rank 1: expected shards that it completes"):
+            exchange.upload_ids(Rank(1), [Shard(0, 1)], cancelled=never)
+        upload.failed("the disk is on fire")
+        with pytest.raises(Conflict, match="rank 1: its upload failed: the disk is on fire"):
+            exchange.receipts(Rank(1), Rank(0), cancelled=never)
+
+
+def test_a_rank_is_asked_about_its_latest_write_only() -> None:
+    uploading = Uploading()
+    with arena_of(PLAN) as arena:
+        uploading.enter(WRITE, staged(arena))
+        later = staged(arena, write_id="a1-2", step=2)
+        uploading.enter(WriteId("a1-2"), later)
+        assert uploading.find(WriteId("a1-2"), Rank(1), cancelled=never) is later
+        with pytest.raises(Conflict, match="given up while waiting"):
+            uploading.find(WRITE, Rank(1), cancelled=lambda: True)
