@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import pickle
+import sys
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, LoadPlan
 from torch.distributed.checkpoint.api import CheckpointException
@@ -24,6 +29,7 @@ from behemoth.checkpoint.pins import pin
 from behemoth.dcp import BehemothReader, BehemothWriter, fill
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
+from behemoth_cli import root
 from checkpoint.checkpoint_rig import logical_arrays, toy_layout
 from checkpoint.checkpoint_rig import save as save_natively
 from dcp.trees import blank, load, same, save
@@ -294,6 +300,39 @@ class Failing(DefaultSavePlanner):
         return super().resolve_data(write_item)
 
 
+class Meanwhile(DefaultSavePlanner):
+    """Does something while the save is under way."""
+
+    def __init__(self, deed: Callable[[], object]) -> None:
+        super().__init__()
+        self._deeds = [deed]
+
+    def resolve_data(self, write_item: Any) -> torch.Tensor | io.BytesIO:
+        while self._deeds:
+            self._deeds.pop()()
+        return super().resolve_data(write_item)
+
+
+def test_a_checkpoint_that_others_made_meanwhile_is_not_replaced_by_a_numbered_save(tmp_path: Path) -> None:
+    other = Meanwhile(lambda: save(state_of(7), storage_writer=BehemothWriter(tmp_path)))
+    with pytest.raises(CheckpointException) as caught:
+        save(state_of(1), storage_writer=BehemothWriter(tmp_path), planner=other)
+    assert refusal(caught.value).code == "commit-taken"
+    assert same(loaded(tmp_path, state_of(0)), state_of(7))
+
+
+def test_a_pin_that_was_set_while_a_step_is_saved_again_holds(tmp_path: Path) -> None:
+    save(state_of(1), storage_writer=BehemothWriter(tmp_path / "step-3"))
+
+    def pin_it() -> None:
+        with closing(LocalStore(tmp_path)) as store:
+            pin(store, refs(tmp_path)[0], reason="mine", at_us=0)
+
+    with pytest.raises(CheckpointException):
+        save(state_of(2), storage_writer=BehemothWriter(tmp_path / "step-3"), planner=Meanwhile(pin_it))
+    assert same(loaded(tmp_path, state_of(0)), state_of(1))
+
+
 def test_what_a_failed_save_wrote_goes_with_the_next_one(tmp_path: Path) -> None:
     writer = BehemothWriter(tmp_path, threads=1)
     with pytest.raises(CheckpointException, match="device lost"):
@@ -304,6 +343,61 @@ def test_what_a_failed_save_wrote_goes_with_the_next_one(tmp_path: Path) -> None
         newest = latest(store)
     assert newest is not None
     assert writes(tmp_path) == {(0, newest.write_id)}
+
+
+def test_the_command_line_lists_shows_verifies_compares_and_exports_what_was_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, exported = str(tmp_path / "out"), tmp_path / "exported"
+    for seed in (1, 2):
+        save(state_of(seed), storage_writer=BehemothWriter(f"{store}/step-{seed}"))
+    told = {}
+    for verb in (["list"], ["show"], ["verify"], ["export", "--to", str(exported), "--select", "model.*"]):
+        assert root.run(["ckpt", verb[0], store, *verb[1:]]) == 0, verb
+        told[verb[0]] = capsys.readouterr().out
+    assert "model.weight" in told["show"]
+    assert root.run(["ckpt", "diff", store, "1", "2"]) == 3
+    assert "model.weight" in capsys.readouterr().out
+    (file,) = exported.glob("*.safetensors")
+    weight = safetensors.torch.load_file(file)["model.weight"]
+    assert torch.equal(weight, state_of(2)["model"]["weight"])
+
+
+class Waiting(DefaultSavePlanner):
+    """Stops at the first tensor until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.goes_on = threading.Event(), threading.Event()
+
+    def resolve_data(self, write_item: Any) -> torch.Tensor | io.BytesIO:
+        self.began.set()
+        assert self.goes_on.wait(60)
+        return super().resolve_data(write_item)
+
+
+def test_a_second_save_of_a_writer_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    writer, planner = BehemothWriter(tmp_path), Waiting()
+    first = threading.Thread(target=save, args=(state_of(1),), kwargs={"storage_writer": writer, "planner": planner})
+    first.start()
+    try:
+        assert planner.began.wait(60)
+        with pytest.raises(CheckpointException) as caught:
+            save(state_of(2), storage_writer=writer)
+    finally:
+        planner.goes_on.set()
+        first.join()
+    assert refusal(caught.value).code == "dcp-two-saves"
+    assert same(loaded(tmp_path, state_of(0)), state_of(1))
+
+
+def test_without_torch_the_package_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch" or name.startswith("behemoth.dcp")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(Invalid, match="expected PyTorch") as caught:
+        importlib.import_module("behemoth.dcp")
+    assert caught.value.hint == "pip install 'behemoth[torch]'"
 
 
 def test_an_empty_state_dict_loads_everything_by_what_the_checkpoint_says(tmp_path: Path) -> None:

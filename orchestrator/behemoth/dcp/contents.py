@@ -71,6 +71,17 @@ class Contents:
         )
 
 
+def paths_of(planner_data: object) -> dict[str, tuple[str | int, ...]]:
+    """The paths that torch's own planner told; what another one did says nothing here."""
+    if not isinstance(planner_data, dict):
+        return {}
+    return {
+        key: path
+        for key, path in planner_data.items()
+        if isinstance(key, str) and isinstance(path, tuple) and all(type(part) in (str, int) for part in path)
+    }
+
+
 class _Version(msgspec.Struct, kw_only=True):
     version: int
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from behemoth.base.errors import Corrupt, Denied, Invalid
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
+from behemoth.dcp.contents import paths_of
 
 METADATA_FILE = ".metadata"
 MAX_METADATA_BYTES = 4 << 30
@@ -158,7 +159,7 @@ def _metadata(root: object) -> DcpMetadata:
             values[key] = _place(places, key, None)
         else:
             tensors[key] = _tensor(key, _of_kind(told, "TensorStorageMetadata"), places)
-    return DcpMetadata(tensors=tensors, values=values, paths=_paths(found.state.get("planner_data")))
+    return DcpMetadata(tensors=tensors, values=values, paths=paths_of(found.state.get("planner_data")))
 
 
 def _places(storage_data: Mapping[object, object]) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], Extent]]:
@@ -210,17 +211,6 @@ def _tensor(key: str, told: _Kept, places: Mapping[tuple[str, tuple[int, ...] | 
             f"tensor {key!r}: expected boxes of {math.prod(shape)} elements in all, got {covered}", code="dcp-boxes"
         )
     return StoredTensor(dtype=dtype, shape=shape, boxes=tuple(boxes))
-
-
-def _paths(planner_data: object) -> dict[str, tuple[str | int, ...]]:
-    """What torch's own planner told; what another one did says nothing here."""
-    if not isinstance(planner_data, dict):
-        return {}
-    return {
-        key: path
-        for key, path in planner_data.items()
-        if isinstance(key, str) and isinstance(path, tuple) and all(type(part) in (str, int) for part in path)
-    }
 
 
 def _of_kind(value: object, kind: str) -> _Kept:

@@ -7,7 +7,7 @@ Neighbours: `writer`, which calls this; `checkpoint.commit`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -26,7 +26,7 @@ from behemoth.checkpoint.receipt import Receipt, WrittenSpan
 from behemoth.checkpoint.writer import seal_all
 from behemoth.dcp.address import Address
 from behemoth.dcp.box_writer import keys_of, write_box
-from behemoth.dcp.contents import CONTENTS_ARRAY, Contents
+from behemoth.dcp.contents import CONTENTS_ARRAY, Contents, paths_of
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
 from behemoth.dcp.save_plan import SavedState
 from behemoth.ports import ObjectStore, WritesRanges
@@ -67,11 +67,12 @@ def publish(
     metadata: Metadata,
     told: Sequence[Sequence[Told]],
     *,
-    overwrite: bool,
+    replaces: bool,
     threads: int,
 ) -> None:
-    """Write the record of contents, prove, commit, and take away the checkpoint that this one replaces. `told` has what
-    each rank returned. Raises as `checkpoint.commit` does; no checkpoint of this write is there then."""
+    """Write the record of contents, prove, and commit; one that `replaces` takes the place of the checkpoint of its
+    step, unless that was pinned meanwhile. `told` has what each rank returned. Raises as `checkpoint.commit` does; no
+    checkpoint of this write is there then."""
     contents = _contents(state, metadata, told)
     _check_complete(state, contents, metadata)
     data = contents.encode()
@@ -94,9 +95,12 @@ def publish(
     try:
         publish_record(store, record)
     except Conflict as error:
-        if not overwrite or error.code != "commit-taken":
+        if not replaces or error.code != "commit-taken":
             raise
-        _replace(store, record)
+        old = [one for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)]
+        if pinned_writes(store).intersection((one.step, one.write_id) for one in old):
+            raise
+        _replace(store, record, [read_record(store, one) for one in old])
 
 
 def discard(store: ObjectStore, state: SavedState) -> None:
@@ -127,12 +131,11 @@ def _check_replaceable(
 
 def _contents(state: SavedState, metadata: Metadata, told: Sequence[Sequence[Told]]) -> Contents:
     kept = [one for rank in told for one in rank]
-    paths: Mapping[str, tuple[str | int, ...]] = metadata.planner_data or {}
     return Contents(
         values={one.key: one.value for one in kept if isinstance(one, KeptValue)},
         pickled={one.key: one.data for one in kept if isinstance(one, KeptPickle)},
         empty=state.empty,
-        paths=paths,
+        paths=paths_of(metadata.planner_data),
     )
 
 
@@ -179,11 +182,10 @@ def _receipt(state: SavedState, layout: Layout, rank: Rank, written: Sequence[Wr
     )
 
 
-def _replace(store: ObjectStore, record: CommitRecord) -> None:
+def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecord]) -> None:
     """Everything of the new checkpoint is proven and durable. A mark takes the old one back, and the new record takes
     its place; after an error the old one stands again. Killed in between, the step has neither: until the new record is
     there the old one is, and counts again once its mark is removed by hand."""
-    old = [read_record(store, one) for one in commits(store) if one.step == record.step and isinstance(one, CommitRef)]
     marks = [rejected_key(one.step, one.write_id) for one in old]
     try:
         for one, key in zip(old, marks, strict=True):

@@ -41,6 +41,8 @@ class _Save:
     url: str
     state: SavedState
     thread: int
+    replaces: bool
+    """Whether it may take the place of the checkpoint of its step: only where the step was told."""
 
 
 class BehemothWriter(StorageWriter):
@@ -128,7 +130,12 @@ class BehemothWriter(StorageWriter):
             step = check_place(store, self._address, overwrite=self._overwrite)
             write_id = WriteId(f"dcp-{secrets.token_hex(4)}")
             state = saved_state([plan.items for plan in plans], step=step, write_id=write_id)
-        self._save = _Save(url=self._address.url, state=state, thread=threading.get_ident())
+        self._save = _Save(
+            url=self._address.url,
+            state=state,
+            thread=threading.get_ident(),
+            replaces=self._overwrite and self._address.step is not None,
+        )
         return [dataclasses.replace(plan, storage_data=rank_orders(state, plan.items)) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -159,7 +166,7 @@ class BehemothWriter(StorageWriter):
                 save.state,
                 metadata,
                 [[result.storage_data for result in rank] for rank in results],
-                overwrite=self._overwrite,
+                replaces=save.replaces,
                 threads=self._threads,
             )
         self._save = None
