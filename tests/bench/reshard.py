@@ -37,7 +37,6 @@ sys.path.append(str(Path(__file__).parents[1]))  # the giant layout is the tests
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import commit
-from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.over_read import over_read
@@ -47,9 +46,8 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.writer import write_rank
-from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
-from checkpoint.giant_layout import giant, giant_weights
+from checkpoint.giant_layout import MOMENTS_LEFT, READER_MESHES, TRAINING_MESHES, giant, giant_weights
 
 NUM_LAYERS = 4
 STEP, WRITE_ID, ATTEMPT = Step(1), WriteId("a1-1"), Attempt(1)
@@ -57,22 +55,6 @@ LIMIT_S = 120.0
 RANK_PROGRAM = Path(__file__).parent / "programs" / "reshard_rank.py"
 STATES = {"cached": cache, "cold": drop}
 CONTENDERS = ("behemoth", "torch-dcp")
-
-TRAINING_MESHES = {
-    "TP 8 -> 4": Mesh(tp=4, dp=1000, pp=8, ep=16, etp=2, edp=125),
-    "TP 8 -> 16": Mesh(tp=16, dp=250, pp=8, ep=16, etp=2, edp=125),
-    "PP 8 -> 4": Mesh(tp=8, dp=1000, pp=4, ep=16, etp=2, edp=250),
-    "PP 8 -> 16, ETP 2 -> 1": Mesh(tp=8, dp=250, pp=16, ep=16, etp=1, edp=125),
-    "EP 16 -> 8": Mesh(tp=8, dp=500, pp=8, ep=8, etp=2, edp=250),
-    "EP 16 -> 32, ETP 2 -> 1": Mesh(tp=8, dp=500, pp=8, ep=32, etp=1, edp=125),
-    "ETP 2 -> 1": Mesh(tp=8, dp=500, pp=8, ep=16, etp=1, edp=250),
-    "DP 500 -> 1000": Mesh(tp=8, dp=1000, pp=8, ep=16, etp=2, edp=250),
-    "DP 500 -> 480 (30,720 ranks)": Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120),
-}
-"""Of the reference Behemoth, from TP8 DP500 PP8, EP16 ETP2 EDP125: each axis halved and doubled as far as the others
-allow. EDP is odd, so DP cannot be halved alone."""
-MOMENTS_LEFT = Intake(extra=("optim/exp_avg/*", "optim/exp_avg_sq/*"))
-READER_MESHES = {"weights to 64 ranks, TP8 EP8": Mesh(tp=8, dp=8, ep=8, edp=8), "weights to one host": Mesh()}
 
 
 class Gang:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.spec.mesh import Mesh
@@ -9,6 +10,23 @@ from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
 
 MESH = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
+
+TRAINING_MESHES = {
+    "TP 8 -> 4": Mesh(tp=4, dp=1000, pp=8, ep=16, etp=2, edp=125),
+    "TP 8 -> 16": Mesh(tp=16, dp=250, pp=8, ep=16, etp=2, edp=125),
+    "PP 8 -> 4": Mesh(tp=8, dp=1000, pp=4, ep=16, etp=2, edp=250),
+    "PP 8 -> 16, ETP 2 -> 1": Mesh(tp=8, dp=250, pp=16, ep=16, etp=1, edp=125),
+    "EP 16 -> 8": Mesh(tp=8, dp=500, pp=8, ep=8, etp=2, edp=250),
+    "ETP 2 -> 4, EP 16 -> 8": Mesh(tp=8, dp=500, pp=8, ep=8, etp=4, edp=125),
+    "ETP 2 -> 1": Mesh(tp=8, dp=500, pp=8, ep=16, etp=1, edp=250),
+    "DP 500 -> 1000": Mesh(tp=8, dp=1000, pp=8, ep=16, etp=2, edp=250),
+    "DP 500 -> 480 (30,720 ranks)": Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120),
+}
+"""Of the reference Behemoth, from TP8 DP500 PP8, EP16 ETP2 EDP125: each axis halved and doubled as far as the others
+allow. EDP is odd, so DP cannot be halved alone, and 16 experts cannot be spread over 32 ranks."""
+READER_MESHES = {"weights to 64 ranks, TP8 EP8": Mesh(tp=8, dp=8, ep=8, edp=8), "weights to one host": Mesh()}
+MOMENTS_LEFT = Intake(extra=("optim/exp_avg/*", "optim/exp_avg_sq/*"))
+"""For those who read weights."""
 
 
 def giant(mesh: Mesh = MESH) -> Layout:

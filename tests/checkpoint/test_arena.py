@@ -56,6 +56,21 @@ def test_another_process_sees_the_same_snapshot(fd: int) -> None:
     assert unstaged(other, PLAN, 0) == {name: raw_bytes(array) for name, array in LOCAL.items()}
 
 
+def test_arrays_that_are_left_out_keep_what_the_program_has(fd: int) -> None:
+    with_all = out_buffers(PLAN)
+    arena = Arena.format(fd, PLAN)
+    stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
+    unstage(arena, PLAN, 0, with_all, is_checked=True)
+    name = next(piece.name for piece in PLAN.pieces if piece.nbytes)
+    some = out_buffers(PLAN)
+    before = some[name].copy()
+    unstage(arena, PLAN, 0, some, is_checked=True, left_out=[PLAN.pieces[0].array], threads=2)
+    assert PLAN.pieces[0].name == name
+    for other, array in some.items():
+        assert array.tobytes() == (before if other == name else with_all[other]).tobytes()
+    assert with_all[name].tobytes() != before.tobytes()
+
+
 def test_generations_are_used_in_turn_and_the_newest_is_kept(fd: int) -> None:
     arena = Arena.format(fd, PLAN)
     used = [stage(arena, PLAN, LOCAL, WriteId(f"a1-{step}"), Step(step)).generation for step in (9, 3, 4)]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint.conversion import AS_SAVED
+from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import saved_positions
@@ -13,7 +15,7 @@ from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.spec.mesh import Mesh
-from checkpoint.giant_layout import MESH, giant
+from checkpoint.giant_layout import MESH, MOMENTS_LEFT, READER_MESHES, TRAINING_MESHES, giant, giant_weights
 
 
 def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
@@ -35,6 +37,28 @@ def test_a_restore_with_fewer_replicas_plans_what_its_rank_meets_and_the_fleet_r
     assert len(work.reads) < sum(grid.num_chunks for grid in grids(saved)) / 1000
     figures = over_read(saved, layout, positions, ranks=range(0, layout.mesh.num_ranks, 997))
     assert figures.needed_bytes == 2_015_461_958_144 * 12
+    assert figures.once <= 1.1
+
+
+@pytest.mark.longer
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [*TRAINING_MESHES, *READER_MESHES])
+def test_the_fleet_reads_hardly_more_than_it_needs_on_any_mesh_of_the_list(name: str) -> None:
+    """Figures of some ranks are those of the reads that they plan, and each chunk once is within the goal."""
+    saved, is_training = giant(), name in TRAINING_MESHES
+    layout = giant(TRAINING_MESHES[name]) if is_training else giant_weights(READER_MESHES[name])
+    intake = AS_SAVED if is_training else MOMENTS_LEFT
+    positions = saved_positions(saved, layout, step=Step(1), intake=intake)
+    ranks = sorted({0, layout.mesh.num_ranks // 3, layout.mesh.num_ranks - 1})
+    figures = over_read(saved, layout, positions, ranks=ranks)
+    held = read = 0
+    for rank in ranks:
+        plan = plan_rank(layout, Rank(rank))
+        held += sum(piece.nbytes for piece in plan.pieces)
+        reads = plan_resharding(saved, layout, plan, positions).reads
+        read += sum(grids(saved)[one.array].payload_bytes + TRAILER_BYTES for one in reads)
+    assert (figures.held_bytes, figures.alone_bytes) == (held, read)
+    assert figures.needed_bytes == 2_015_461_958_144 * (12 if is_training else 4)
     assert figures.once <= 1.1
 
 

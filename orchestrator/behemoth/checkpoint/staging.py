@@ -188,7 +188,8 @@ def unstage(
         )
     snapshot = arena.snapshot(generation)
     work = _Unstaging(arena, plan, generation, matched(plan, arrays, is_out=True), is_checked=is_checked)
-    numbers = [number for number, span in enumerate(plan.spans) if span.array not in left_out]
+    skipped = frozenset(left_out)
+    numbers = [number for number, span in enumerate(plan.spans) if span.array not in skipped]
     shares = [numbers[at::threads] for at in range(threads)]
     run_all(work.run, shares, threads=threads, name="unstage")
     return snapshot
