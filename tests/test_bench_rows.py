@@ -48,7 +48,13 @@ def test_the_command_lines_benchmark_prints_a_row_per_command() -> None:
 @pytest.mark.longer
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("simulate", ()), ("coordinator", ("--agents", "60")), ("reshard", ("--rounds", "1")), ("restore_tiers", ())],
+    [
+        ("simulate", ()),
+        ("coordinator", ("--agents", "60")),
+        ("reshard", ("--rounds", "1")),
+        ("restore_tiers", ()),
+        ("checkpoint_s3", ("--rounds", "1")),
+    ],
 )
 def test_other_cheap_benchmarks_print_rows_of_the_same_shape(name: str, options: tuple[str, ...]) -> None:
     check_shape(rows_of(name, *options))
