@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
+from behemoth.checkpoint import sequential
 from behemoth.checkpoint.commit import commits
+from behemoth.ports import MIN_PART_BYTES
 from behemoth.storage.s3 import S3Store
 from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root
@@ -76,6 +80,24 @@ def test_a_checkpoint_in_a_bucket_is_exported_to_a_folder(
     told(capsys, "export", store.root, "--to", str(tmp_path / "out"))
     with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
         assert "model/norm" in set(file.keys())
+
+
+def test_safetensors_are_imported_into_a_bucket_in_parts_and_come_back_bit_for_bit(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sequential.SequentialStore.__init__, "__kwdefaults__", {"part_bytes": MIN_PART_BYTES})
+    tensors = {"w": np.random.default_rng(5).random((3, 1 << 20), np.float32), "b": np.arange(7, dtype=np.int64)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    to = f"{store.root}/imported"
+    assert "would" in told(capsys, "import", str(tmp_path), "--to", to, "--dry-run")
+    assert list(store.list("imported")) == []
+    told(capsys, "import", str(tmp_path), "--to", to, "--step", "3")
+    assert "checkpoint/3 ok (" in told(capsys, "verify", to)
+    assert list(store.list_uploads("")) == []
+    told(capsys, "export", to, "--to", str(tmp_path / "back"))
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(back[name].tobytes() == array.tobytes() for name, array in tensors.items())
+    assert "import-taken" in told(capsys, "import", str(tmp_path), "--to", to, "--step", "3", code=Exit.FAILED)
 
 
 def test_pins_and_retention_hold_in_a_bucket(store: S3Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
-from behemoth.ports import PartReceipt
+from behemoth.checkpoint.crc import crc32c
+from behemoth.ports import PartReceipt, UnfinishedUpload
 from behemoth.storage.probe_uploads import probe_uploads
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, FaultyBucket, every_death
@@ -27,6 +29,21 @@ class ReplacesOnCompletion(MemoryBucket):
     def complete_upload(self, key: str, upload_id: UploadId, *, parts: Sequence[PartReceipt], crc: int) -> None:
         self.delete([key])
         super().complete_upload(key, upload_id, parts=parts, crc=crc)
+
+
+class ChecksNothing(MemoryBucket):
+    def upload_part(
+        self, key: str, upload_id: UploadId, *, number: int, buffers: Sequence[Buffer], crc: int
+    ) -> PartReceipt:
+        own = crc32c(b"".join(map(bytes, buffers)))
+        return replace(super().upload_part(key, upload_id, number=number, buffers=buffers, crc=own), crc=crc)
+
+
+class HidesUploads(MemoryBucket):
+    """From the second look on: the first one is the cleaning before."""
+
+    def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        return (one for one in super().list_uploads(prefix) if not list(self.list(prefix)))
 
 
 class LosesWhatStands(MemoryBucket):
@@ -54,12 +71,15 @@ def test_a_store_that_keeps_what_stands_passes_and_nothing_is_left() -> None:
         (ReplacesOnCreate, "a second create that replaced an object"),
         (ReplacesOnCompletion, "an upload that replaced an object"),
         (LosesWhatStands, "an object of other bytes than were created"),
+        (ChecksNothing, "a part of other bytes that was taken"),
+        (HidesUploads, "a listing without an unfinished upload"),
     ],
 )
 def test_a_store_that_does_not_is_refused_with_a_hint_and_nothing_is_left(kind: type[MemoryBucket], got: str) -> None:
     store = kind()
     with pytest.raises(
-        Invalid, match=f"checkpoint store s3://bucket/run: expected it to keep what stands, got {got}"
+        Invalid,
+        match=f"checkpoint store s3://bucket/run: expected it to keep what stands and to check CRC-32C, got {got}",
     ) as told:
         probe_uploads(store, url=URL)
     assert told.value.code == "incoherent-store"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +20,10 @@ from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
 from behemoth.checkpoint.interop.ingest import check_free, import_layout, import_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.paths import COMMITS, MAX_STEP, OWNER, REJECTED, STEPS
-from behemoth.ports import ObjectStore
-from behemoth.storage.open import open_files, path_of
+from behemoth.checkpoint.sequential import SequentialStore
+from behemoth.ports import ObjectStore, WritesRanges
+from behemoth.storage.open import is_s3, open_bucket, open_files, path_of
+from behemoth.storage.probe_uploads import probe_uploads
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import (
     FULL_PRECISIONS,
@@ -76,8 +78,7 @@ def import_checkpoint(
     precision = precision_of(dtype, *FULL_PRECISIONS)
     names = map_of(name_map, size or ())
     folder, file = _source(source)
-    _check_target(to)
-    with closing(open_files(folder)) as given, closing(open_files(to)) as store:
+    with closing(open_files(folder)) as given, _target(to, is_dry=is_dry) as (store, url):
         given_tensors = _read(context.console, given, file, threads=threads, skips_pickles=skips_pickles)
         tensors = selected(given_tensors, select or ())
         if precision:
@@ -98,9 +99,23 @@ def import_checkpoint(
                 write_id=write_id,
                 committed_us=time.time_ns() // 1000,
             )
-            with importing(Path(store.root)):
+            with nullcontext() if is_s3(url) else importing(Path(url)):
                 watched(context.console, f"importing checkpoint/{step}", lambda progress: make(progress=progress))
-        context.console.show(import_page(layout, step=step, source=source, url=store.root, write_id=write_id), form)
+        context.console.show(import_page(layout, step=step, source=source, url=url, write_id=write_id), form)
+
+
+@contextmanager
+def _target(to: str, *, is_dry: bool) -> Iterator[tuple[WritesRanges, str]]:
+    """The store that is written to, and its path or URL. A bucket's server is tried out before the first byte."""
+    if not is_s3(to):
+        _check_target(to)
+        with closing(open_files(to)) as files:
+            yield files, files.root
+        return
+    with closing(open_bucket(to)) as bucket, SequentialStore(bucket) as store:
+        if not is_dry:
+            probe_uploads(bucket, url=bucket.root)
+        yield store, bucket.root
 
 
 def _text(name: str) -> str:

@@ -24,8 +24,11 @@ _SUPPORTED = f"{_FILES}, or s3://bucket/prefix"
 def open_store(url: str) -> LocalStore | S3Store:
     """A store for a plain path (relative to the working directory, `~` is the home), `file:///path` or
     `s3://bucket/prefix`. The caller closes it. Raises Invalid for anything else."""
-    if not is_s3(url):
-        return open_files(url)
+    return open_bucket(url) if is_s3(url) else open_files(url)
+
+
+def open_bucket(url: str) -> S3Store:
+    """The store of an `s3://` URL. Raises Invalid."""
     from behemoth.storage.s3 import S3Store  # botocore takes a second to load
 
     return S3Store(parse_s3(url))

@@ -1,7 +1,8 @@
 """Asks an object store, before a run trusts it, whether it keeps what stands: the counterpart of `probe` for uploads.
 
-A store that takes conditions and does not heed them would let two leaders commit one step, and lose one of the two.
-Such stores exist: S3 itself has conditional writes since 2024 only. Must leave nothing behind that the next probe does
+A store that takes conditions and does not heed them would let two leaders commit one step, and lose one of the two; one
+that takes CRCs and does not check them lets damage through. Such stores exist: S3 itself has conditional writes since
+2024 only. Must leave nothing behind that the next probe does
 not remove. The neighbour is `s3`.
 """
 
@@ -10,27 +11,34 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import PartReceipt, UploadsParts
 
 FOLDER = "probe"
-_HINT = "use a store that heeds If-None-Match: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
+_HINT = "use a store that heeds If-None-Match and CRC-32C: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
 
 
 def probe_uploads(store: UploadsParts, *, url: str) -> None:
-    """Create an object, and try to replace it in both ways. Blocks for some requests.
+    """Create an object, try to replace it in both ways, and to upload other bytes than the CRC says. Blocks for some
+    requests.
 
-    Raises Invalid (`incoherent-store`) when the store lets it be replaced, and the store's errors."""
+    Raises Invalid (`incoherent-store`) when the store lets it happen, or does not list the upload; and its errors."""
     _clean(store)
     key = f"{FOLDER}/{secrets.token_hex(8)}"
     try:
         store.create(key, b"first")
-        _expect_refusal(lambda: store.create(key, b"second"), url, "a second create")
+        _expect_refusal(lambda: store.create(key, b"second"), url, "a second create that replaced an object")
         upload_id = store.begin_upload(key)
-        part = store.upload_part(key, upload_id, number=1, buffers=[b"third"], crc=crc32c(b"third"))
-        _expect_refusal(lambda: _complete(store, key, upload_id, part), url, "an upload")
+        _expect_refusal(
+            lambda: _send(store, key, upload_id, crc32c(b"other")), url, "a part of other bytes that was taken"
+        )
+        if upload_id not in [one.upload_id for one in store.list_uploads(FOLDER)]:
+            store.abort_upload(key, upload_id)
+            raise _unfit(url, "a listing without an unfinished upload")
+        part = _send(store, key, upload_id, crc32c(b"third"))
+        _expect_refusal(lambda: _complete(store, key, upload_id, part), url, "an upload that replaced an object")
         found = bytearray(5)
         store.read_into(key, offset_bytes=0, into=found)
         if found != b"first":
@@ -39,16 +47,20 @@ def probe_uploads(store: UploadsParts, *, url: str) -> None:
         _clean(store)
 
 
+def _send(store: UploadsParts, key: str, upload_id: UploadId, crc: int) -> PartReceipt:
+    return store.upload_part(key, upload_id, number=1, buffers=[b"third"], crc=crc)
+
+
 def _complete(store: UploadsParts, key: str, upload_id: UploadId, part: PartReceipt) -> None:
     store.complete_upload(key, upload_id, parts=[part], crc=part.crc)
 
 
-def _expect_refusal(attempt: Callable[[], None], url: str, what: str) -> None:
+def _expect_refusal(attempt: Callable[[], object], url: str, what: str) -> None:
     try:
         attempt()
-    except Conflict:
+    except (Conflict, Corrupt):
         return
-    raise _unfit(url, f"{what} that replaced an object")
+    raise _unfit(url, what)
 
 
 def _clean(store: UploadsParts) -> None:
@@ -59,5 +71,7 @@ def _clean(store: UploadsParts) -> None:
 
 
 def _unfit(url: str, got: str) -> Invalid:
-    message = f"checkpoint store {url.partition('?')[0]}: expected it to keep what stands, got {got}"
+    message = (
+        f"checkpoint store {url.partition('?')[0]}: expected it to keep what stands and to check CRC-32C, got {got}"
+    )
     return Invalid(message, hint=_HINT, code="incoherent-store")
