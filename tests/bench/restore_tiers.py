@@ -8,7 +8,8 @@ believed: memcpy; `sendfile` on the other process's side and `recv_into` on this
 memcpy. All memory is warm. `into memory` leaves out the last copy. The peer is a process of its own on this machine, so
 its cycles come off the same cores, and TCP goes over the loopback device. Files are in the page cache (`cached`) or not
 (`cold`), and are read through staging memory in both cases, as by a rank that found cached files damaged; the way of
-cached files that leaves staging memory out stands in `checkpoint_local`.
+cached files that leaves staging memory out stands in `checkpoint_local`. The last rows count what four nodes without
+memory read of one store, metadata included, when each chunk is read once and passed on, beside each rank for itself.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from bench_table import Row, alone, alternate, arguments, beside, show
 from page_states import cache, drop, each_file
 
 sys.path.append(str(Path(__file__).parent / "programs"))
+sys.path.append(str(Path(__file__).parents[1]))  # the fleet is the tests' own
 import tiers_scene as scene
 from peer_memory import RANGE
 
+from agent.peers.shared_fleet import MESHES, Saved, fleet, needed_bytes
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerAddress
@@ -224,6 +227,7 @@ def main() -> int:
         for tier in RAW:
             print(tier, file=sys.stderr, flush=True)
             rows += _rows(tier, here, raw, folder, num_rounds)
+    rows += _over_read_rows()
     notes = [
         f"{num_layers * 64} MiB of one rank, {THREADS} threads on each side, blocks of {scene.BLOCK_BYTES >> 20} MiB",
         "GB/s: a ratio above 1 means that ours is faster; ours checks the CRC of every byte, raw does not",
@@ -270,6 +274,19 @@ def _rows(tier: str, here: ThisNode, raw: Raw, folder: Path, num_rounds: int) ->
     if origin != "memory":
         rows.append(beside(f"into memory from {tier}", "GB/s", mine["into"], RAW[tier], peers["into"]))
     return [*rows, alone(f"store bytes / needed, from {tier}", "ratio", store_bytes[1:])]
+
+
+def _over_read_rows() -> list[Row]:
+    """Four nodes that have lost their memory: what they read of the store together, and each rank for itself."""
+    rows = []
+    for name, (first, second) in MESHES.items():
+        together, apart = Saved(first), Saved(first)
+        with fleet(together.store) as nodes:
+            together.restore_all(nodes, second)
+        apart.restore_alone(second)
+        shared, alone_ = (one.store.read_bytes / needed_bytes(first) for one in (together, apart))
+        rows.append(beside(f"store bytes / needed, 4 nodes, {name}", "ratio", [shared], "each rank alone", [alone_]))
+    return rows
 
 
 @contextmanager

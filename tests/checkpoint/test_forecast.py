@@ -41,6 +41,8 @@ def test_staging_is_that_of_the_fullest_node() -> None:
     arenas = [Arena.size_bytes(plan_rank(layout, Rank(rank))) for rank in range(4)]
     assert of(layout).staging_bytes == max(arenas[0] + arenas[1], arenas[2] + arenas[3])
     assert of(layout, ranks_per_node=4).staging_bytes == sum(arenas)
+    held = forecast(layout, ranks_per_node=2, peer_copies=2, rates=RATES, restored=layout)
+    assert held.staging_bytes == 3 * of(layout).staging_bytes
 
 
 def test_seconds_are_those_of_the_slowest_rank_or_node() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from behemoth.base.errors import Corrupt
+from behemoth.base.ids import Attempt, Step
 from behemoth.reconcile.journal import Line, TornLine, audit, decode_lines, effects_of, encode_line, replay
-from behemoth.state.evidence import Tick
+from behemoth.state.evidence import GangRestored, Tick
 from reconcile.player import Player, training
 
 
@@ -58,3 +59,11 @@ def test_an_empty_journal_is_no_run() -> None:
 
 def test_a_line_reads_back_as_written() -> None:
     assert list(decode_lines(encode_line(5, Tick()))) == [Line(now_us=5, evidence=Tick())]
+
+
+def test_a_line_of_a_release_that_counted_no_peers_still_reads() -> None:
+    old = b'{"now_us":5,"evidence":{"type":"GangRestored","attempt":2,"step":40,"num_from_memory":3}}\n'
+    (line,) = decode_lines(old)
+    assert isinstance(line, Line)
+    assert line == Line(now_us=5, evidence=GangRestored(attempt=Attempt(2), step=Step(40), num_from_memory=3))
+    assert encode_line(line.now_us, line.evidence) == old

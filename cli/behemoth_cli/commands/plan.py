@@ -166,6 +166,7 @@ def _forecast(
         return forecast(
             model_layout(inventory, run.recipe, run.mesh, run.pipeline),
             ranks_per_node=run.nodes.gpus_per_node,
+            peer_copies=run.checkpoint.peer_copies,
             rates=rates,
             restored=model_layout(inventory, recipe, reader, run.pipeline if reader.pp == run.mesh.pp else EVEN),
             intake=recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True),

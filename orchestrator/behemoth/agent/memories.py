@@ -78,8 +78,12 @@ class Memories:
             return memory.arena
         self._forget(known, rank)
         arena = Arena.open(fd) if new is None else _formatted(fd, new)
+        fresh = _Memory(inode=inode, fd=os.dup(fd), arena=arena)
         with self._lock:
-            known[rank] = _Memory(inode=inode, fd=os.dup(fd), arena=arena)
+            other = known.get(rank)  # of a job that mapped it at the same time
+            known[rank] = fresh
+        if other is not None:
+            os.close(other.fd)
         return arena
 
     def _forget(self, known: dict[Rank, _Memory], rank: Rank) -> None:
@@ -140,6 +144,10 @@ def _formatted(fd: int, plan: RankPlan) -> Arena:
     """Format new memory, once: afterwards its size is fixed, since a worker that shrank it would end us by SIGBUS."""
     if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
         return Arena.open(fd)
-    arena = Arena.format(fd, plan)
+    try:
+        arena = Arena.format(fd, plan)
+    except BehemothError:
+        os.ftruncate(fd, 0)  # what was faulted in before memory ran short
+        raise
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return arena

@@ -77,7 +77,8 @@ class Forecast:
     num_spans: int
     """Byte ranges of files that one rank holds within a chunk; the unit of CRCs and receipts."""
     staging_bytes: int
-    """Memory of the node with the most: the arenas of its ranks, two generations each."""
+    """Memory of the node with the most: the arenas of its ranks, two generations each, and as much again for each copy
+    that it holds for a peer."""
     sent_per_rank: Spread
     """What a rank uploads to object storage."""
     num_objects: int
@@ -102,6 +103,7 @@ def forecast(
     layout: Layout,
     *,
     ranks_per_node: int,
+    peer_copies: int = 0,
     rates: Rates,
     restored: Layout,
     intake: Intake = AS_SAVED,
@@ -135,7 +137,7 @@ def forecast(
         bytes_per_rank=Spread.of(of_files.written_bytes),
         num_files=sum(grid.num_shards for grid in grids(layout)) + num_records,
         num_spans=int(of_files.num_spans.sum()),
-        staging_bytes=_most_per_node(of_files.arena_bytes, ranks_per_node),
+        staging_bytes=(1 + peer_copies) * _most_per_node(of_files.arena_bytes, ranks_per_node),
         sent_per_rank=Spread.of(uploads.sent_bytes),
         num_objects=uploads.num_objects + num_records,
         num_parts=uploads.num_parts + num_records,

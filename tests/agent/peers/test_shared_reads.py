@@ -1,159 +1,32 @@
-"""Four nodes read one checkpoint from one store: each chunk once, whatever a peer does wrong. Real sockets and threads,
-one memory as the store, every byte that is read from it counted there."""
+"""Four nodes read one checkpoint from one store: each chunk once, whatever a peer does wrong."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import pytest
 from typing_extensions import Buffer
 
-from agent.peers.staged import identity
+from agent.peers.shared_fleet import MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers import once as once_module
-from behemoth.agent.peers.client import PeerClient
-from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.once import ReadOnce
-from behemoth.agent.peers.server import Handler, PeerServer, Reply
-from behemoth.agent.peers.shared_reads import SharedReads
-from behemoth.agent.peers.table import PeerTable
+from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, SeePeers, Source
+from behemoth.agent.storewire import Prepare, Source
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
-from behemoth.base.ids import NodeId, Rank
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.units import ChunkUnits, Unit
-from behemoth.ports import ObjectStore, Part
-from behemoth.spec.mesh import Mesh
-from behemoth.testing.store import MemoryStore
-from behemoth.wire.messages import PeerPlace
+from behemoth.ports import Part
 from behemoth.wire.peers import AskStored, StoredFound
-from checkpoint.saved_checkpoint import save
-
-NODES = 4
-MIB = 1 << 20
-
-
-def layout_on(*, tp: int = 1, dp: int = 1) -> Layout:
-    """Columns over tp, and moments as flat ranges over dp, whose bounds are no chunks' bounds."""
-    return Layout(
-        mesh=Mesh(tp=tp, dp=dp, edp=tp * dp),
-        arrays=(
-            ArraySpec(name="model/w", dtype="float32", shape=(512, 2048), dims=((1, "tp"),)),
-            ArraySpec(name="optim/m", dtype="float32", shape=(512, 2048), dims=((1, "tp"),), flat_over="dp"),
-            ArraySpec(name="optim/v", dtype="float32", shape=(700, 1031), flat_over="dp"),
-        ),
-    )
-
-
-def needed_bytes(layout: Layout) -> int:
-    return 4 * sum(one.shape[0] * one.shape[1] for one in layout.arrays)
-
-
-@dataclass
-class Node:
-    """What of a store process takes part in a restore from the store."""
-
-    slot: int
-    once: ReadOnce
-    client: PeerClient
-    table: PeerTable
-
-    def reads(self, store: ObjectStore) -> SharedReads:
-        return SharedReads(store, once=self.once, table=self.table, client=self.client)
-
-
-@contextmanager
-def fleet(
-    store: ObjectStore, *, limit_bytes: int = 64 * MIB, broken: dict[int, Handler] | None = None
-) -> Iterator[list[Node]]:
-    """`broken`: what some slots answer instead of the truth."""
-    with ExitStack() as stack:
-        nodes, places = [], []
-        for slot in range(NODES):
-            listener = listen_for_peers("127.0.0.1")
-            places.append(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1], domain=slot))
-            me = identity(f"n{slot}")
-            node = Node(slot, ReadOnce(lambda: store, limit_bytes=limit_bytes), PeerClient(me), PeerTable())
-            handler = (broken or {}).get(slot, node.once.answer)
-            server = PeerServer(listener, me, {AskStored: handler})
-            server.start()
-            stack.callback(server.close)
-            stack.callback(node.client.close)
-            nodes.append(node)
-        names = tuple(NodeId(f"n{slot}") for slot in range(NODES))
-        for node in nodes:
-            node.table.see(SeePeers(job=0, slot=node.slot, nodes=names, places=tuple(places)))
-        yield nodes
-
-
-class Saved:
-    """A checkpoint in memory; what is read through `store` is counted."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.memory = MemoryStore()
-        record = save(self.memory, layout, step=3, write_id="a1-1")
-        assert record is not None
-        self.ref = record.ref
-        self.layout = layout
-        self.store = CountingStore(self.memory)
-
-    def size_of(self, key: str) -> int:
-        return next(one.size_bytes for one in self.memory.list("") if one.key == key)
-
-    def restored(self, reads: ObjectStore, commit: Commit, layout: Layout, rank: int) -> bytes:
-        """All that a rank of `layout` holds, as its arena has it."""
-        plan = plan_rank(layout, Rank(rank))
-        fd = os.memfd_create("shared-reads")
-        arena = Arena.format(fd, plan)
-        os.close(fd)
-        read_rank(reads, commit, layout, plan, arena, 0, threads=2)
-        data = arena.data(0)
-        content = b"".join(bytes(data[one.arena_offset : one.arena_offset + one.length]) for one in plan.spans)
-        del data
-        arena.close()
-        return content
-
-    def restore_all(self, nodes: Sequence[Node], layout: Layout) -> list[SharedReads]:
-        """Every rank opens the commit and restores, all at the same time; each must get the bytes that it would have
-        read alone."""
-        num_ranks = layout.mesh.num_ranks
-        start = threading.Barrier(num_ranks)
-
-        def work(rank: int) -> tuple[SharedReads, bytes]:
-            reads = nodes[rank * NODES // num_ranks].reads(self.store)
-            start.wait(10)
-            commit = open_commit(reads, self.ref)
-            reads.unit_of = ChunkUnits(commit).unit_of
-            return reads, self.restored(reads, commit, layout, rank)
-
-        with ThreadPoolExecutor(num_ranks) as pool:
-            done = list(pool.map(work, range(num_ranks)))
-        alone = open_commit(self.memory, self.ref)
-        for rank, (_, content) in enumerate(done):
-            assert content == self.restored(self.memory, alone, layout, rank)
-        return [reads for reads, _ in done]
-
-
-MESHES = {
-    "same mesh, flat": (layout_on(dp=4), layout_on(dp=4)),
-    "dp halved": (layout_on(dp=8), layout_on(dp=4)),
-    "dp doubled": (layout_on(dp=4), layout_on(dp=8)),
-    "tp halved": (layout_on(tp=4, dp=2), layout_on(tp=2, dp=2)),
-    "tp doubled": (layout_on(tp=2, dp=2), layout_on(tp=4, dp=2)),
-    "tp for dp": (layout_on(tp=4), layout_on(dp=4)),
-}
 
 
 @pytest.mark.parametrize("meshes", MESHES.values(), ids=MESHES)
@@ -169,9 +42,7 @@ def test_the_fleet_reads_each_byte_of_the_store_once(meshes: tuple[Layout, Layou
 def test_alone_each_rank_reads_more_than_it_needs() -> None:
     """What the figures above are to be held against."""
     saved = Saved(layout_on(dp=4))
-    commit = open_commit(saved.memory, saved.ref)
-    for rank in range(NODES):
-        saved.restored(saved.store, commit, saved.layout, rank)
+    saved.restore_alone(saved.layout)
     assert saved.store.read_bytes / needed_bytes(saved.layout) > 2
 
 
