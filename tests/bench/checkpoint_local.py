@@ -20,7 +20,7 @@ from pathlib import Path
 from bench_table import Row, arguments, show
 from contenders.peer import NAMES
 from contenders.state import LAYER_BYTES, LAYER_SHAPES
-from sections import memory_tier, peer_rates, raw_rates
+from sections import blocking, extra_memory, giant_shares, memory_tier, peer_rates, raw_rates
 from sections.scene import Scene
 
 SECTIONS: dict[str, Callable[[Scene], list[Row]]] = {
@@ -29,6 +29,10 @@ SECTIONS: dict[str, Callable[[Scene], list[Row]]] = {
     "raw-disk": raw_rates.disk,
     "peers-tmpfs": peer_rates.tmpfs,
     "peers-disk": peer_rates.disk,
+    "blocking": blocking.run,
+    "extra-memory": extra_memory.run,
+    "rank-share": giant_shares.one_rank,
+    "node-shares": giant_shares.node,
 }
 GIB = 4.0
 NUM_ROUNDS = 15

@@ -8,6 +8,7 @@ Neighbours: `state`, `raw`.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ class StoreProcess:
 
     def __init__(self, folder: Path, *, num_threads: int, num_ranks: int) -> None:
         self._child = Child.start("behemoth.wiring.store", environment=os.environ, own_session=False)
+        self._sending = threading.Lock()
         self._peer = Session(self._child.sock, STORE_REPORTS)
         self._peer.send(OpenStore(job=0, url=str(folder), threads=num_threads, num_ranks=num_ranks), timeout_s=LIMIT_S)
 
@@ -53,7 +55,10 @@ class StoreProcess:
         return self._child.pid
 
     def order(self, order: Prepare | Write, memory_fd: int) -> None:
-        send_with(self._child.sock, encode_frame(order), (memory_fd,))
+        frame = encode_frame(order)
+        with self._sending:
+            sent_bytes = send_with(self._child.sock, frame, (memory_fd,))
+            self._child.sock.sendall(frame[sent_bytes:])  # a giant run's layout is larger than the socket's buffer
 
     def answer(self, kind: type[A]) -> A:
         answer = self._peer.receive(timeout_s=LIMIT_S, what="the store process")

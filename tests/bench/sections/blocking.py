@@ -1,0 +1,92 @@
+"""How long a save keeps training waiting: ours beside DCP's `async_save`, as it comes and at its best.
+
+Ours returns when the state is in staging memory, while the store process is already writing. DCP's default copies the
+state into new memory and writes from a thread; its best keeps its staging memory, shared with a process that writes,
+from save to save. Pinned memory and copies that overlap need CUDA, which this machine has not. Each writes to disk, and
+is waited for before the next begins, which is not counted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from bench_table import Row, alternate, beside, with_goal
+from contenders.ours import Ours
+from contenders.state import State
+from contenders.torch_dcp import tensors
+from sections.scene import Scene
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+AHEAD = 1.0
+REUSED_STAGING = StagingOptions(
+    use_pinned_memory=False, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=False
+)
+
+
+class AsyncDcp:
+    """One process group of one process, as `async_save` wants it."""
+
+    def __init__(self, folder: Path, *, num_threads: int) -> None:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self._folder = folder
+        self._num_threads = num_threads
+        self._stager = DefaultStager(REUSED_STAGING)
+
+    def default(self, state: State) -> Mapping[str, float]:
+        return self._blocked(state, {"storage_writer": dcp.FileSystemWriter(self._folder)})
+
+    def best(self, state: State) -> Mapping[str, float]:
+        writer = dcp.FileSystemWriter(self._folder, thread_count=self._num_threads)
+        kept = {"async_stager": self._stager, "async_checkpointer_type": AsyncCheckpointerType.PROCESS}
+        return self._blocked(state, {"storage_writer": writer, **kept})
+
+    def close(self) -> None:
+        self._stager.close()
+        dist.destroy_process_group()
+
+    def _blocked(self, state: State, settings: Mapping[str, Any]) -> Mapping[str, float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of options that move to other modules in later releases
+            begin = time.perf_counter()
+            response = dcp.async_save({"state": tensors(state.arrays)}, **settings)
+            seconds = time.perf_counter() - begin
+            (response if hasattr(response, "result") else response.upload_completion).result()
+        shutil.rmtree(self._folder)
+        return {"blocked": seconds}
+
+
+def run(scene: Scene) -> list[Row]:
+    with scene.folder("disk") as root, scene.ours_in(root / "behemoth") as (ours, state):
+        peer = AsyncDcp(root / "dcp", num_threads=scene.num_threads)
+        try:
+            contenders = {
+                "behemoth": lambda: _our_round(ours, root / "behemoth"),
+                "torch-dcp async": lambda: peer.default(state),
+                "torch-dcp async best": lambda: peer.best(state),
+            }
+            samples = alternate(contenders, num_rounds=scene.num_rounds)
+        finally:
+            peer.close()
+    mine = samples["behemoth"]["blocked"]
+    rows = [
+        beside("save blocks training", "s", mine, name, samples[name]["blocked"])
+        for name in contenders
+        if name != "behemoth"
+    ]
+    copied = beside("save blocks training", "s", mine, "memcpy, one thread", samples["behemoth"]["copy"])
+    return [*(with_goal(row, AHEAD, is_upper=True) for row in rows), copied]
+
+
+def _our_round(ours: Ours, folder: Path) -> Mapping[str, float]:
+    copied = ours.copy()
+    blocked = ours.save()["stage"]
+    shutil.rmtree(folder)
+    return {"blocked": blocked, "copy": copied}
