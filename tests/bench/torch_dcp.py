@@ -39,7 +39,8 @@ Timed = Mapping[str, float]
 
 def main() -> None:
     options = arguments(__doc__ or "", extend=extend)
-    size_mib, rounds = (32, 2) if options.quick else (1024, 7)
+    size_mib = options.mib or (32 if options.quick else 1024)
+    rounds = options.rounds or (2 if options.quick else 7)
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-dcp-") as folder:
         mp.spawn(rank_main, args=(folder, size_mib, rounds), nprocs=NUM_RANKS)
         samples = json.loads(Path(folder, "samples.json").read_text())
@@ -48,6 +49,8 @@ def main() -> None:
 
 def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", default=None, help="folder to write into; by default the system's for temporary files")
+    parser.add_argument("--mib", type=int, help="size of the state (default: 1024, quick 32)")
+    parser.add_argument("--rounds", type=int, help="counted rounds (default: 7, quick 2)")
 
 
 def rows(samples: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
