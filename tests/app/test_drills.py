@@ -9,12 +9,17 @@ import pytest
 from app.test_events import HISTORY, tick
 from behemoth.app.drills import Drills
 from behemoth.base.ids import Attempt, NodeId, RunUid
+from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.verify import verify
+from behemoth.ports import SavesTo
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
 from behemoth.spec.drill import Fault, parse_fault
 from behemoth.state.evidence import Decided, Evidence, NodeJoined
 from behemoth.state.observation import Observation
+from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
 
 TRAINING = HISTORY[:9]
 """Node a holds the only slot, step 2 is completed, node b has not joined."""
@@ -25,12 +30,12 @@ NOBODY = "expected a live agent on this machine, got none"
 class Scene:
     """A run that no process belongs to: a strike is announced, and then finds nothing to kill."""
 
-    def __init__(self, ledger: Path, *faults: Fault) -> None:
+    def __init__(self, ledger: Path, *faults: Fault, store: SavesTo | None = None) -> None:
         self.told: list[tuple[str, NodeId | None]] = []
         self.drills = Drills(
             faults,
             run_uid=RunUid("nobody's"),
-            store=MemoryStore(),
+            store=store if store is not None else MemoryStore(),
             ledger=ledger,
             announce=lambda sentence, node: self.told.append((sentence, node)),
         )
@@ -95,3 +100,18 @@ def test_a_line_of_the_ledger_that_was_cut_off_is_no_strike(tmp_path: Path) -> N
     scene.drills.close()
     assert ledger.read_bytes().count(b"\n") == 2
     assert [sentence for sentence, _ in scene.told][:1] == ["kill rank 0 at step 2"]
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, MemoryBucket])
+def test_one_bit_of_the_newest_checkpoint_is_flipped_whatever_the_store_takes(
+    ledger: Path, kind: type[MemoryStore | MemoryBucket]
+) -> None:
+    store = kind()
+    for step in (1, 2):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    scene = Scene(ledger, parse_fault("corrupt newest checkpoint at step 2"), store=store)
+    scene.play(*TRAINING)
+    scene.drills.close()
+    older, newest = (one for one in commits(store) if isinstance(one, CommitRef))
+    assert verify(store, older, threads=1, deep=True).is_intact
+    assert len(verify(store, newest, threads=1, deep=True).problems) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.commit import CommitRef, commits
 from behemoth.checkpoint.reader import open_commit
 from fault.kill_stage import KillStage, spec, staged, undisturbed
 from servers.s3_server import BUCKET, S3Server
@@ -53,6 +53,9 @@ def test_a_run_on_s3_ends_as_one_on_a_directory_though_a_worker_is_killed_and_a_
         assert len(stage.events("Drill")) == 2, stage.told()
         stage.expect_sound(digest)
         assert not (stage.directory / "checkpoints").exists()
+        newest = commits(stage.store)[-1]
+        assert isinstance(newest, CommitRef)
+        assert open_commit(stage.store, newest).layout.sharding == "box"
 
 
 @pytest.mark.longer
@@ -74,7 +77,9 @@ def test_arrays_of_several_parts_survive_the_death_of_store_processes_and_of_the
         stage.resume()
         stage.finish()
         stage.expect_sound(digest)
-        newest = open_commit(stage.store, commits(stage.store)[-1])  # type: ignore[arg-type]
+        ref = commits(stage.store)[-1]
+        assert isinstance(ref, CommitRef)
+        newest = open_commit(stage.store, ref)
         sizes = {info.key: info.size_bytes for info in stage.store.list(newest.record.prefix)}
         assert len(newest.shard_keys(newest.layout.positions["model/columns"])) == 4
         (flat,) = newest.shard_keys(newest.layout.positions["optim/flat"])
