@@ -84,7 +84,8 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects, in this order, durably; missing ones are fine. Empty folders go with their last object."""
+        """Remove objects, durably on return, in any order: what must go first takes a call of its own. Missing ones are
+        fine. Empty folders go with their last object."""
         ...
 
 

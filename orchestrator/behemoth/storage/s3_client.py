@@ -51,7 +51,7 @@ class S3Client:
             with named_errors(doing):
                 return request(self._connected())
 
-        return retried(work, limit_s=self._patience_s + allowed_s(size_bytes))
+        return retried(work, limit_s=self._patience_s + size_bytes / SLOWEST_BYTES_PER_S)
 
     def close(self) -> None:
         """Give back all connections."""
