@@ -62,7 +62,7 @@ class Batching:
         return self.on == "threads"
 
     def executor(self, open_work: Callable[[bytes], Work] | None = None) -> Executor:
-        """Closed when the `batching` block ends. `open_work` opens jobs in this process, for what it has open already."""
+        """Closed when the `batching` block ends. `open_work` opens jobs on threads, for what is open here already."""
         from behemoth.app.batches import jobs
         from behemoth.wiring.batch import open_executor
 
