@@ -15,13 +15,15 @@ from behemoth.app.batches.jobs import ExportJob
 from behemoth.app.batches.tensors import Change, outward
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.units import parse_size
+from behemoth.checkpoint.interop.casts import FLOAT8
+from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.export import Exported, ExportPlan, export, kept_files, plan_export, unfinished_folder
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectStore, WritesRanges
 from behemoth.storage.open import is_s3, open_files, open_store
 from behemoth_cli.commands.batching import Address, Batching, On, batching
-from behemoth_cli.commands.candidates import output_option
+from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.commands.interop_options import (
     PRECISIONS,
     DryRun,
@@ -37,9 +39,10 @@ from behemoth_cli.commands.interop_options import (
 )
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
+from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
 
-_DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with a scale per tensor, NAME_scale."
+_DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
 
 
 def export_checkpoint(
@@ -50,6 +53,15 @@ def export_checkpoint(
     name_map: MapOption = "",
     size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*PRECISIONS, help=_DTYPE_HELP)] = "",
+    fp8_scale: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(SCALINGS),
+            help="With fp8: a scale for each tensor or output channel (NAME_scale), or block of 128x128 "
+            "(NAME_scale_inv); tensor when left out.",
+            autocompletion=one_of(*SCALINGS),
+        ),
+    ] = "",
     max_file_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Bytes of tensors in a file; a larger tensor has one of its own.")
     ] = "5GB",
@@ -68,7 +80,8 @@ def export_checkpoint(
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
     max_file_bytes = _file_size(max_file_size)
-    change = change_of(select, name_map, size, precision_of(dtype, *PRECISIONS))
+    precision = precision_of(dtype, *PRECISIONS)
+    change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
     folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
@@ -121,6 +134,15 @@ def _export(
         raise
 
 
+def _scaling(text: str, precision: str) -> str:
+    """Raises Invalid for an unknown one, and for one without fp8."""
+    if not text:
+        return SCALINGS[0]
+    if precision != FLOAT8:
+        raise Invalid("option --fp8-scale: expected it with --dtype fp8", code="option-without-effect")
+    return choose(text, SCALINGS, name="option --fp8-scale")
+
+
 def _file_size(text: str) -> int:
     size_bytes = parse_size(text, name="option --max-file-size")
     if size_bytes < 1:
@@ -139,5 +161,6 @@ def _provenance(commit: Commit, change: Change) -> dict[str, str]:
         "index": f"{record.index_crc:08x}",
         "map": change.names.names().digest if change.names is not None else "",
         "dtype": change.precision,
+        "scale": change.scaling,
     }
     return {"format": "pt", "behemoth": json.dumps(made, separators=(",", ":"))}

@@ -50,7 +50,7 @@ from behemoth_cli.views.interop import import_page
 
 _DCP_METADATA = ".metadata"
 """By this file torch's DCP knows a checkpoint, and so do we, without torch."""
-_DTYPE_HELP = "Precision of floating tensors; float8 ones are multiplied by their scales, NAME_scale."
+_DTYPE_HELP = "Precision of floating tensors; float8 ones are multiplied by their scales."
 _TARGET = "a checkpoint store, or a folder that is empty or not there"
 _TARGET_HINT = "name a folder of its own; a run takes it over when spec.checkpoint.store and its name lead there"
 

@@ -13,6 +13,7 @@ import typer
 from behemoth.app.batches.tensors import Change, MapDocument
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.interop.casts import FLOAT8
+from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.map_file import MAP_NAMES, shipped_map
 from behemoth.storage.open import path_of
 from behemoth_cli.commands.candidates import one_of
@@ -59,12 +60,19 @@ def precision_of(text: str, *known: str) -> str:
     return _PRECISIONS[choose(text, known, name="option --dtype")] if text else ""
 
 
-def change_of(patterns: Sequence[str] | None, name_map: str, sizes: Sequence[str] | None, precision: str) -> Change:
-    """What `--select`, `--map`, `--size` and a precision ask for. Raises Invalid for a map that says nothing."""
+def change_of(
+    patterns: Sequence[str] | None,
+    name_map: str,
+    sizes: Sequence[str] | None,
+    precision: str,
+    scaling: str = SCALINGS[0],
+) -> Change:
+    """What `--select`, `--map`, `--size`, a precision and a scaling ask for. Raises Invalid for a map that says
+    nothing."""
     names = _map_of(name_map, dict(_size(one) for one in sizes or ()))
     if names is not None:
         names.names()  # what is wrong with it is told before anything is read
-    return Change(patterns=tuple(patterns or ()), names=names, precision=precision)
+    return Change(patterns=tuple(patterns or ()), names=names, precision=precision, scaling=scaling)
 
 
 def _map_of(text: str, sizes: dict[str, int]) -> MapDocument | None:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from behemoth.checkpoint.interop.casts import converted, unscaled
+from behemoth.checkpoint.interop.cells import require_scaling
 from behemoth.checkpoint.interop.map_file import decode_map
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.tensors import Tensor
@@ -32,6 +33,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     patterns: tuple[str, ...] = ()
     names: MapDocument | None = None
     precision: str = ""
+    scaling: str = "tensor"
+    """Of float8: `cells.SCALINGS`."""
 
 
 def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
@@ -41,7 +44,12 @@ def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
     if names is not None:
         made = names.apply(made)
     if change.precision:
-        made = converted(made, change.precision, is_unscaled=names.is_unscaled if names else lambda _: False)
+        made = converted(
+            made,
+            change.precision,
+            is_unscaled=names.is_unscaled if names else lambda _: False,
+            scaling=require_scaling(change.scaling),
+        )
     return made
 
 
