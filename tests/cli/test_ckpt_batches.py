@@ -7,12 +7,18 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from behemoth.base.ids import NodeId
+from behemoth.checkpoint.commit_log import latest
+from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.rayrt.processes import SubprocessRuntime
+from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from cli.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment
 
@@ -41,7 +47,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, told.out, told.err
 
 
+@pytest.fixture
+def _processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers as with a Ray of two nodes, without Ray, which takes its time to start."""
+    nodes = [NodeId("n0"), NodeId("n1")]
+    monkeypatch.setattr("behemoth.wiring.batch.embed_ray", lambda _nodes: SubprocessRuntime(nodes))
+
+
+@pytest.mark.usefixtures("_processes")
+def test_workers_find_the_damage_that_threads_find(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finds_the_same_damage(place, capsys)
+
+
+@pytest.mark.longer
 def test_a_ray_finds_the_damage_that_threads_find(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finds_the_same_damage(place, capsys)
+
+
+def finds_the_same_damage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shard,) = (place / "steps").glob(f"{TRAINED_STEPS:09d}-*/model/table/c/0/0")
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
@@ -56,6 +79,41 @@ def test_a_ray_finds_the_damage_that_threads_find(place: Path, capsys: pytest.Ca
     assert [problem["kind"] for problem in damaged["problems"]] == ["chunk", "shard-index"]
 
 
+@pytest.mark.usefixtures("_processes")
+def test_workers_export_what_threads_export_and_import_it(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(large)
+    exports_and_imports_the_same(tmp_path, capsys)
+
+
+@pytest.mark.longer
+def test_a_ray_exports_what_threads_export_and_imports_it(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(large)
+    exports_and_imports_the_same(tmp_path, capsys)
+
+
+def exports_and_imports_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", "store", "--max-file-size", "16MB", "--to"]
+    here = run(capsys, *command, str(folder / "here"))
+    there = run(capsys, *command, str(folder / "there"), "--on", "ray")
+    assert (here[0], there[0]) == (0, 0), there[2]
+    assert there[1] == here[1].replace("/here", "/there")
+    files = {file.name: file.read_bytes() for file in (folder / "here").iterdir()}
+    assert len(files) == 9
+    assert {file.name: file.read_bytes() for file in (folder / "there").iterdir()} == files
+    (folder / "there" / "model-00003-of-00008.safetensors").unlink()
+    again = run(capsys, *command, str(folder / "there"), "--on", "ray")
+    assert (again[0], "7 of them there already" in again[1]) == (0, True)
+    assert {file.name: file.read_bytes() for file in (folder / "there").iterdir()} == files
+    assert run(capsys, "import", str(folder / "there"), "--to", str(folder / "st"), "--on", "ray")[0] == 0
+    assert run(capsys, "verify", str(folder / "st"))[0] == 0
+    digests = [run(capsys, "show", str(store), "--digest")[1].splitlines()[-1] for store in (folder / "st", "store")]
+    assert digests[0] == digests[1]
+
+
 def killed_in_the_middle(command: list[str], folder: Path, state: Path) -> int:
     """Batches that were done when the command was killed; it is tried again when it was faster than that."""
     for _ in range(30):
@@ -67,11 +125,47 @@ def killed_in_the_middle(command: list[str], folder: Path, state: Path) -> int:
         killed.send_signal(signal.SIGKILL)
         if killed.wait() == -signal.SIGKILL:
             return recorded_lines(state) - 1
+        shutil.rmtree(folder / "st", ignore_errors=True)
     raise AssertionError("the command always ended before it was killed")
 
 
 def recorded_lines(folder: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in folder.glob("*.jsonl"))
+
+
+def killed_import(large: Path, folder: Path) -> tuple[list[str], int]:
+    """The command, and how many batches it had done when it was killed."""
+    command = ["ckpt", "import", str(large / "large.safetensors"), "--to", "st", "--threads", "1", "--state", "state"]
+    return command, killed_in_the_middle(command, folder, folder / "state")
+
+
+def test_a_killed_import_goes_on_under_its_own_name_and_leaves_nothing(large: Path, tmp_path: Path) -> None:
+    command, num_done = killed_import(large, tmp_path)
+    (write,) = (tmp_path / "st" / "steps").iterdir()
+    before = {file: file.stat().st_mtime_ns for file in write.rglob("*") if file.is_file()}
+    ended = behemoth(*command, cwd=tmp_path)
+    assert (ended.code, f"going on behind {num_done} batches" in ended.err) == (0, True)
+    assert [path.name for path in (tmp_path / "st" / "steps").iterdir()] == [write.name]
+    untouched = [file for file, changed_ns in before.items() if file.stat().st_mtime_ns == changed_ns]
+    assert len(untouched) >= 2 * num_done  # an array and its metadata, at least, of each batch
+    assert behemoth("ckpt", "verify", "st", cwd=tmp_path).code == 0
+    arrays = safetensors.numpy.load_file(large / "large.safetensors")
+    with closing(LocalStore(tmp_path / "st")) as store:
+        newest = latest(store)
+        assert newest is not None
+        commit = open_commit(store, newest)
+        assert all(read_array(store, commit, name).tobytes() == array.tobytes() for name, array in arrays.items())
+
+
+def test_an_import_whose_beginning_was_cleared_away_starts_over(large: Path, tmp_path: Path) -> None:
+    command, _ = killed_import(large, tmp_path)
+    (write,) = (tmp_path / "st" / "steps").iterdir()
+    cleared = behemoth("ckpt", "gc", "st", "--keep-last", "2", "--unfinished", "--execute", cwd=tmp_path)
+    assert cleared.code == 0, cleared.err
+    assert behemoth(*command, cwd=tmp_path).code == 0
+    (made,) = (tmp_path / "st" / "steps").iterdir()
+    assert made.name != write.name
+    assert behemoth("ckpt", "verify", "st", cwd=tmp_path).code == 0
 
 
 def test_a_killed_verification_goes_on_where_it_stopped(large: Path, tmp_path: Path) -> None:

@@ -129,6 +129,24 @@ def test_float8_with_scales_comes_back_through_the_map(place: Path, capsys: pyte
     assert (np.abs(back - table) <= np.maximum(np.abs(table) / 16, scale * 2.0**-10)).all()
 
 
+def test_float8_with_a_scale_a_channel_comes_back_nearer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = arrays_of(place / "runs/small/checkpoints")["model/table"]
+    out = ("--map", "weights", "--dtype", "fp8", "--fp8-scale")
+    assert run(capsys, "export", "run/small", "--to", "channel", *out, "channel")[0] == 0
+    assert run(capsys, "export", "run/small", "--to", "block", *out, "block")[0] == 0
+    assert loaded_shapes(place / "channel")["table_scale"] == (257, 1)
+    assert loaded_shapes(place / "block")["table_scale_inv"] == (3, 3)
+    assert run(capsys, "import", "channel", "--to", "store", "--map", "weights", "--dtype", "fp32")[0] == 0
+    (back,) = arrays_of(place / "store").values()
+    scales = np.abs(table).max(axis=1, keepdims=True) / 448
+    assert (np.abs(back - table) <= np.maximum(np.abs(table) / 16, scales * 2.0**-10)).all()
+
+
+def loaded_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
 def test_a_single_file_is_imported_by_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     safetensors.numpy.save_file({"a": np.arange(5)}, "one.safetensors")
     safetensors.numpy.save_file({"b": np.arange(5)}, "two.safetensors")
@@ -195,6 +213,8 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         ),
         (("export", "run/small", "--to", "out", "--size", "head=2"), 2, "code: option-without-effect"),
         (("export", "run/small", "--to", "out", "--dtype", "bf61"), 2, "hint: did you mean bf16?"),
+        (("export", "run/small", "--to", "out", "--fp8-scale", "block"), 2, "expected it with --dtype fp8"),
+        (("export", "run/small", "--to", "out", "--dtype", "fp8", "--fp8-scale", "row"), 2, "option --fp8-scale: "),
         (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got 0B"),
         (("export", "run/small", "--to", "out", "--max-file-size", "5"), 2, "option --max-file-size: expected a size"),
         (("export", "run/small", "--to", "out", "--step", "3"), 102, "code: checkpoint-not-found"),

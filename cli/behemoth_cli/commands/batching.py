@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from behemoth_cli.errors import choose
 from behemoth_cli.out.console import Console
 
 if TYPE_CHECKING:
+    from behemoth.app.batches.jobs import Work
     from behemoth.app.batches.record import Record
     from behemoth.ports import Executor
 
@@ -55,13 +56,19 @@ class Batching:
     _stack: ExitStack = field(default_factory=ExitStack)
     _executor: Executor | None = None
 
-    def executor(self) -> Executor:
-        """Closed when the `batching` block ends."""
+    @property
+    def is_here(self) -> bool:
+        """Whether this process does the work."""
+        return self.on == "threads"
+
+    def executor(self, open_work: Callable[[bytes], Work] | None = None) -> Executor:
+        """Closed when the `batching` block ends. `open_work` opens jobs on threads, for what is open here already."""
+        from behemoth.app.batches import jobs
         from behemoth.wiring.batch import open_executor
 
         if self._executor is None:
-            if self.on == "threads":
-                self._executor = open_executor("threads", threads=self.threads)
+            if self.is_here:
+                self._executor = open_executor("threads", threads=self.threads, open_work=open_work or jobs.open_work)
             elif self.address:
                 self.console.note("joining Ray")
                 self._executor = open_executor("joined-ray", threads=self.threads, ray_address=self.address)
@@ -90,7 +97,9 @@ class Batching:
 
 
 @contextmanager
-def batching(console: Console, *, on: str, address: str, state: str, anew: bool, threads: int) -> Iterator[Batching]:
+def batching(
+    console: Console, *, on: str, address: str, threads: int, state: str = "", anew: bool = False
+) -> Iterator[Batching]:
     """Raises Invalid for options that do not go together."""
     choose(on, PLACES, name="option --on")
     if address and on != "ray":

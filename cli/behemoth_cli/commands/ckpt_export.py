@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from contextlib import closing
 from typing import Annotated
 
 import typer
 
-from behemoth.base.errors import Corrupt, Invalid
+from behemoth.app.batches.export_job import write_in_batches
+from behemoth.app.batches.jobs import ExportJob
+from behemoth.app.batches.tensors import Change, outward
+from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.units import parse_size
-from behemoth.checkpoint.interop.casts import converted
-from behemoth.checkpoint.interop.export import ExportPlan, export, kept_files, plan_export
-from behemoth.checkpoint.interop.rules import NameMap
+from behemoth.checkpoint.interop.casts import FLOAT8
+from behemoth.checkpoint.interop.cells import SCALINGS
+from behemoth.checkpoint.interop.export import Exported, ExportPlan, export, kept_files, plan_export, unfinished_folder
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectStore, WritesRanges
-from behemoth.storage.open import open_files, open_store
-from behemoth_cli.commands.candidates import output_option
+from behemoth.storage.open import is_s3, open_files, open_store
+from behemoth_cli.commands.batching import Address, Batching, On, batching
+from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.commands.interop_options import (
     PRECISIONS,
     DryRun,
     MapOption,
     Select,
     SizeOption,
+    change_of,
     dtype_option,
     folder_to_be,
-    map_of,
     precision_of,
-    selected,
+    require_matches,
     watched,
 )
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
-from behemoth_cli.out.console import Console
+from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
 
-_DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with a scale per tensor, NAME_scale."
+_DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
 
 
 def export_checkpoint(
@@ -47,10 +53,21 @@ def export_checkpoint(
     name_map: MapOption = "",
     size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*PRECISIONS, help=_DTYPE_HELP)] = "",
+    fp8_scale: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(SCALINGS),
+            help="With fp8: a scale for each tensor or output channel (NAME_scale), or block of 128x128 "
+            "(NAME_scale_inv); tensor when left out.",
+            autocompletion=one_of(*SCALINGS),
+        ),
+    ] = "",
     max_file_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Bytes of tensors in a file; a larger tensor has one of its own.")
     ] = "5GB",
     select: Select = None,
+    on: On = "threads",
+    address: Address = "",
     threads: Threads = 4,
     is_dry: DryRun = False,
     output: Annotated[str, output_option("json", "yaml")] = "",
@@ -58,44 +75,72 @@ def export_checkpoint(
     """Write a checkpoint as safetensors, the newest one without --step.
 
     Every byte is checked on the way. Files appear only whole, the index last; told again after it was cut off, it goes
-    on behind the last whole file.
+    on behind the whole files.
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
     max_file_bytes = _file_size(max_file_size)
     precision = precision_of(dtype, *PRECISIONS)
-    names = map_of(name_map, size or ())
+    change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
     folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
+    # Each worker writes one file at a time, and reads its tensors on all threads.
+    options = batching(context.console, on=on, address=address, threads=1)
     place = find_checkpoints(where)
-    with closing(open_store(place.url)) as store, closing(open_files(to)) as folder:
+    with options as batches, closing(open_store(place.url)) as store, closing(open_files(to)) as folder:
         commit = open_commit(store, intact(store, place, step))
-        tensors = selected(stored_tensors(store, commit, threads=threads), select or ())
-        if names is not None:
-            tensors = names.apply(tensors)
-        if precision:
-            tensors = converted(tensors, precision, is_unscaled=names.is_unscaled if names else lambda _: False)
-        plan = plan_export(tensors, max_file_bytes=max_file_bytes, metadata=_provenance(commit, names, precision))
-        number = commit.record.step
+        found = stored_tensors(store, commit, threads=threads)
+        require_matches(found, select)
+        tensors, metadata = outward(found, change), _provenance(commit, change)
+        plan = plan_export(tensors, max_file_bytes=max_file_bytes, metadata=metadata)
         if is_dry:
             kept = kept_files(folder, plan)
             if not form:
                 context.console.show(tensor_listing(tensors), form)
         else:
-            kept = _export(context.console, store, commit, folder, plan)
-        context.console.show(export_page(plan, step=number, folder=folder.root, kept=kept, is_done=not is_dry), form)
+            ref, url = commit.record.ref, place.url if is_s3(place.url) else store.root
+            job = ExportJob(
+                url=os.fsencode(url),
+                step=ref.step,
+                write_id=ref.write_id,
+                size_bytes=ref.size_bytes,
+                to=os.fsencode(folder.root),
+                unfinished=unfinished_folder(),
+                change=change,
+                max_file_bytes=max_file_bytes,
+                metadata=list(metadata.items()),
+                threads=threads,
+            )
+            kept = _export(batches, store, commit, folder, plan, job)
+        step_number = commit.record.step
+        page = export_page(plan, step=step_number, folder=folder.root, kept=kept, is_done=not is_dry)
+        context.console.show(page, form)
 
 
 def _export(
-    console: Console, store: ObjectStore, commit: Commit, folder: WritesRanges, plan: ExportPlan
+    batches: Batching, store: ObjectStore, commit: Commit, folder: WritesRanges, plan: ExportPlan, job: ExportJob
 ) -> tuple[str, ...]:
     """Files that stood there already. A live run's retention may delete what is being read; that is no damage."""
-    step = commit.record.step
+
+    def do(progress: Callable[[int, int], None]) -> Exported:
+        if batches.is_here:
+            return export(folder, plan, progress=progress)
+        spread = write_in_batches(batches.executor(), job, plan, progress=progress)
+        return export(folder, plan, unfinished=job.unfinished, spread=spread)
+
     try:
-        doing = f"exporting checkpoint/{step}"
-        return watched(console, doing, lambda progress: export(folder, plan, progress=progress)).kept
-    except Corrupt:
+        return watched(batches.console, f"exporting checkpoint/{job.step}", do).kept
+    except (Corrupt, NotFound):
         require_still_there(store, commit.record)
         raise
+
+
+def _scaling(text: str, precision: str) -> str:
+    """Raises Invalid for an unknown one, and for one without fp8."""
+    if not text:
+        return SCALINGS[0]
+    if precision != FLOAT8:
+        raise Invalid("option --fp8-scale: expected it with --dtype fp8", code="option-without-effect")
+    return choose(text, SCALINGS, name="option --fp8-scale")
 
 
 def _file_size(text: str) -> int:
@@ -105,7 +150,7 @@ def _file_size(text: str) -> int:
     return size_bytes
 
 
-def _provenance(commit: Commit, names: NameMap | None, precision: str) -> dict[str, str]:
+def _provenance(commit: Commit, change: Change) -> dict[str, str]:
     """What goes into every file. Two exports with the same heads are the same export, so all that decides what the
     bytes are is in it; transformers wants `format`."""
     record = commit.record
@@ -114,7 +159,8 @@ def _provenance(commit: Commit, names: NameMap | None, precision: str) -> dict[s
         "step": record.step,
         "write": record.write_id,
         "index": f"{record.index_crc:08x}",
-        "map": names.digest if names is not None else "",
-        "dtype": precision,
+        "map": change.names.names().digest if change.names is not None else "",
+        "dtype": change.precision,
+        "scale": change.scaling,
     }
     return {"format": "pt", "behemoth": json.dumps(made, separators=(",", ":"))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from behemoth.app.batches.tensors import Change, MapDocument
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.interop.casts import FLOAT8
-from behemoth.checkpoint.interop.map_file import MAP_NAMES, decode_map, named_map
-from behemoth.checkpoint.interop.rules import NameMap
-from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.interop.cells import SCALINGS
+from behemoth.checkpoint.interop.map_file import MAP_NAMES, shipped_map
 from behemoth.storage.open import path_of
 from behemoth_cli.commands.candidates import one_of
 from behemoth_cli.context import read_file
@@ -60,18 +60,31 @@ def precision_of(text: str, *known: str) -> str:
     return _PRECISIONS[choose(text, known, name="option --dtype")] if text else ""
 
 
-def map_of(text: str, sizes: Sequence[str]) -> NameMap | None:
-    """A map that ships with the package, or a file; a file of that very name is meant as ./NAME. `sizes` are those of
-    `--size`."""
-    given = dict(_size(one) for one in sizes)
+def change_of(
+    patterns: Sequence[str] | None,
+    name_map: str,
+    sizes: Sequence[str] | None,
+    precision: str,
+    scaling: str = SCALINGS[0],
+) -> Change:
+    """What `--select`, `--map`, `--size`, a precision and a scaling ask for. Raises Invalid for a map that says
+    nothing."""
+    names = _map_of(name_map, dict(_size(one) for one in sizes or ()))
+    if names is not None:
+        names.names()  # what is wrong with it is told before anything is read
+    return Change(patterns=tuple(patterns or ()), names=names, precision=precision, scaling=scaling)
+
+
+def _map_of(text: str, sizes: dict[str, int]) -> MapDocument | None:
+    """A map that ships with the package, or a file; a file of that very name is meant as ./NAME."""
     if not text:
-        if given:
+        if sizes:
             raise Invalid("option --size: expected it with --map, got it alone", code="option-without-effect")
         return None
     if text in MAP_NAMES:
-        return named_map(text, given)
+        return MapDocument(data=shipped_map(text), source=f"map {text}", sizes=sizes)
     try:
-        return decode_map(read_file(Path(text)), source=text, sizes=given)
+        return MapDocument(data=read_file(Path(text)), source=text, sizes=sizes)
     except NotFound as error:
         hint = nearest(text, MAP_NAMES) or f"maps by name: {', '.join(MAP_NAMES)}"
         raise NotFound(f"option --map: {error.message}", hint=hint, code="map-not-found") from error
@@ -86,18 +99,15 @@ def _size(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def selected(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> Mapping[str, Tensor]:
-    """What one of the patterns matches; all of it without any. A pattern that matches nothing is a slip."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in tensors):
+def require_matches(names: Collection[str], patterns: Sequence[str] | None) -> None:
+    """A pattern that matches nothing is a slip. Raises NotFound."""
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise NotFound(
-                f"option --select: expected {pattern!r} to match one of {len(tensors)} names, got none",
-                hint=nearest(pattern, tensors) or f"names here begin with {next(iter(tensors), 'nothing')}",
+                f"option --select: expected {pattern!r} to match one of {len(names)} names, got none",
+                hint=nearest(pattern, names) or f"names here begin with {next(iter(names), 'nothing')}",
                 code="select-nothing",
             )
-    if not patterns:
-        return tensors
-    return {name: tensor for name, tensor in tensors.items() if any(fnmatchcase(name, one) for one in patterns)}
 
 
 def folder_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:

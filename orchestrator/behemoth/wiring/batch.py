@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+from behemoth.app.batches.jobs import Work, open_work
 from behemoth.app.batches.threads import ThreadExecutor
 from behemoth.app.batches.workers import WorkerExecutor
 from behemoth.base.ids import NodeId
@@ -16,12 +18,15 @@ LOCAL_NODE = NodeId("node-0")
 """An embedded Ray has one node: a worker uses as many threads as it is told."""
 
 
-def open_executor(place: Place, *, threads: int, ray_address: str = "") -> Executor:
-    """Blocks for seconds where a Ray is started or joined. `threads` are those of each node. The caller closes it.
+def open_executor(
+    place: Place, *, threads: int, ray_address: str = "", open_work: Callable[[bytes], Work] = open_work
+) -> Executor:
+    """Blocks for seconds where a Ray is started or joined. `threads` are those of each node; `open_work`
+    opens jobs on threads. The caller closes it.
     Raises Unavailable and Invalid as `join_ray` does."""
     match place:
         case "threads":
-            return ThreadExecutor(threads=threads)
+            return ThreadExecutor(threads=threads, open_work=open_work)
         case "embedded-ray":
             runtime = embed_ray([LOCAL_NODE])
             return WorkerExecutor(runtime, threads=threads, host="127.0.0.1", address="127.0.0.1")

@@ -6,9 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.casts import converted, unscaled
+from behemoth.checkpoint.interop.cells import Scaling, grid_box, grid_of, largest_of, spread
 from behemoth.checkpoint.interop.tensors import blocks, read_box
 from checkpoint.interop.tensor_trees import chunked, counted, read
 
@@ -127,11 +130,90 @@ def test_float8_comes_back_as_stored_times_scale(name: str, dtype: torch.dtype) 
     assert read(back["n"]).tobytes() == bits(stored["n"].to(dtype))
 
 
-def test_float8_without_a_scale_of_one_element_is_refused() -> None:
-    stored = chunked(np.ones((2, 2), ml_dtypes.float8_e5m2), dtype="float8_e5m2")
-    with pytest.raises(Invalid, match="'w': expected a scale of one floating element, 'w_scale', got none"):
+def by_definition(array: np.ndarray, scaling: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scales, and what each element is scaled by, cell after cell in loops."""
+    rows, columns = {"tensor": array.shape[-2:], "block": (128, 128)}.get(scaling, (1, array.shape[-1]))
+    if scaling == "channel" and array.ndim > 2:
+        rows, columns = array.shape[-2], 1
+    matrices = array.reshape(-1, *array.shape[-2:])
+    grid = (-(-array.shape[-2] // rows), -(-array.shape[-1] // columns))
+    scales, of_element = np.zeros((len(matrices), *grid), np.float32), np.zeros(matrices.shape, np.float32)
+    for number, matrix in enumerate(matrices):
+        for row, column in np.ndindex(*grid):
+            cell = (slice(row * rows, (row + 1) * rows), slice(column * columns, (column + 1) * columns))
+            largest = np.abs(matrix[cell]).max() if scaling != "tensor" else np.abs(array).max()
+            scales[number, row, column] = largest / np.float32(448) if largest else 1
+            of_element[number][cell] = scales[number, row, column]
+    shape = (1,) if scaling == "tensor" else (*array.shape[:-2], *grid)
+    return scales.reshape(-1)[: np.prod(shape)].reshape(shape), of_element.reshape(array.shape)
+
+
+@pytest.mark.parametrize("shape", [(300, 129), (128, 256), (3, 5), (2, 130, 140), (2, 3, 7, 4)])
+@pytest.mark.parametrize("scaling", ["tensor", "channel", "block"])
+def test_scales_of_channels_and_blocks_are_those_of_the_definition_and_come_back(
+    shape: tuple[int, ...], scaling: Scaling
+) -> None:
+    rng = np.random.default_rng(4)
+    array = (rng.normal(size=shape) * rng.lognormal(0, 3, size=(*shape[:-1], 1))).astype(np.float32)
+    array[..., 0, :] = 0
+    chunk = tuple(max(1, size // 3) for size in shape)
+    made = converted({"a.weight": chunked(array, chunk)}, "float8_e4m3fn", scaling=scaling)
+    suffix = "_scale_inv" if scaling == "block" else "_scale"
+    assert list(made) == ["a.weight", f"a.weight{suffix}"]
+    scales, of_element = by_definition(array, scaling)
+    np.testing.assert_array_equal(read(made[f"a.weight{suffix}"]), scales)
+    stored = read(made["a.weight"])
+    wanted = torch.from_numpy(array / of_element).clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert stored.tobytes() == bits(wanted)
+    pieces = [read_box(made["a.weight"], box).tobytes() for box in blocks(made["a.weight"], limit_bytes=100)]
+    assert b"".join(pieces) == stored.tobytes()
+    parts = {
+        "a.weight": chunked(stored, chunk, dtype="float8_e4m3fn"),
+        f"a.weight{suffix}": chunked(read(made[f"a.weight{suffix}"])),
+    }
+    back = unscaled(parts, "float32")
+    assert list(back) == ["a.weight"]
+    values = read(back["a.weight"])
+    np.testing.assert_array_equal(values, stored.astype(np.float32) * of_element)
+    # Three bits of fraction: within 1/16 of the value, or half of the smallest step of its own cell.
+    assert (np.abs(values - array) <= np.maximum(np.abs(array) / 16, of_element * 2.0**-10)).all()
+    pieces = [read_box(back["a.weight"], box).tobytes() for box in blocks(back["a.weight"], limit_bytes=100)]
+    assert b"".join(pieces) == values.tobytes()
+
+
+def test_scales_of_rows_may_have_one_dim() -> None:
+    stored = np.array([[1, 2], [3, 4], [5, 6]], ml_dtypes.float8_e4m3fn)
+    scale = chunked(np.array([1, 10, 100], np.float32))
+    (back,) = unscaled({"w": chunked(stored, dtype="float8_e4m3fn"), "w_scale": scale}, "float32").values()
+    np.testing.assert_array_equal(read(back), [[1, 2], [30, 40], [500, 600]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_cells_of_any_box_are_those_of_the_whole(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
+    cells = tuple(data.draw(st.integers(1, size + 2)) for size in shape)
+    starts = [data.draw(st.integers(0, size - 1)) for size in shape]
+    box = tuple((start, data.draw(st.integers(start + 1, size))) for start, size in zip(starts, shape, strict=True))
+    scales = np.arange(np.prod(grid_of(shape, cells)), dtype=np.float32).reshape(grid_of(shape, cells))
+    whole_scales = np.empty(shape, np.float32)
+    for place in np.ndindex(*shape):
+        whole_scales[place] = scales[tuple(at // cell for at, cell in zip(place, cells, strict=True))]
+    part = whole_scales[tuple(slice(*one) for one in box)]
+    of_box = scales[tuple(slice(*one) for one in grid_box(box, cells))]
+    np.testing.assert_array_equal(np.broadcast_to(spread(of_box, box, cells), part.shape), part)
+    np.testing.assert_array_equal(largest_of(-part, box, cells), of_box)
+
+
+def test_float8_without_scales_that_fit_is_refused() -> None:
+    stored = chunked(np.ones((2, 3), ml_dtypes.float8_e5m2), dtype="float8_e5m2")
+    with pytest.raises(Invalid, match=r"'w' .*: expected floating scales 'w_scale' or 'w_scale_inv', .* got none"):
         unscaled({"w": stored}, "bfloat16")
-    with pytest.raises(Invalid, match=r"got float32\[2, 1\]"):
-        unscaled({"w": stored, "w_scale": chunked(np.ones((2, 1), np.float32))}, "bfloat16")
+    wrong = {"w": stored, "w_scale": chunked(np.ones((2, 2), np.float32))}
+    with pytest.raises(Invalid, match=r"got 'w_scale' float32\[2, 2\]"):
+        unscaled(wrong, "bfloat16")
+    one = chunked(np.ones(1, np.float32))
+    with pytest.raises(Invalid, match=r"got 'w_scale' float32\[1\] and 'w_scale_inv' float32\[1\]"):
+        unscaled({"w": stored, "w_scale": one, "w_scale_inv": one}, "bfloat16")
     with pytest.raises(Invalid, match="got 'float8_e4m3fn'"):
         unscaled({"w": stored}, "float8_e4m3fn")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
-from behemoth.checkpoint.interop.tensors import Tensor, blocks, read_box, whole
+from behemoth.checkpoint.interop.tensors import Tensor, blocks, blocks_of, read_box, whole
 from behemoth.checkpoint.interop.views import Joined, Permuted, Stacked, unstack
 from checkpoint.interop.tensor_trees import chunked, counted, trees
 
@@ -43,8 +43,7 @@ def test_blocks_end_at_the_ends_of_chunks_where_they_can() -> None:
 
 
 def test_a_long_row_is_cut() -> None:
-    tensor = chunked(np.zeros((2, 8), np.uint16))
-    assert list(blocks(tensor, limit_bytes=6, grain=lambda _: 1)) == [
+    assert list(blocks_of((2, 8), 2, limit_bytes=6, grain=lambda _: 1)) == [
         ((row, row + 1), (start, min(start + 3, 8))) for row in range(2) for start in (0, 3, 6)
     ]
 

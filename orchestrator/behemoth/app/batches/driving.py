@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from behemoth.app.batches.record import Record
 from behemoth.ports import Batch, Executor
 
+MIN_BATCH_BYTES, MAX_BATCH_BYTES = 8 << 20, 256 << 20
+NUM_BATCHES = 256
+"""Of a job that is neither small nor large: enough to share out evenly."""
+
+_Item = TypeVar("_Item")
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do."""
 
@@ -18,6 +24,22 @@ class Sized:
 
     batch: Batch
     num_bytes: int
+
+
+def grouped(items: Sequence[_Item], num_bytes: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """Items in order, as many together as make a batch: a closed form, so that a second call has the same batches."""
+    total_bytes = sum(map(num_bytes, items))
+    size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
+    group: list[_Item] = []
+    filled_bytes = 0
+    for item in items:
+        if group and filled_bytes + num_bytes(item) > size_bytes:
+            yield group
+            group, filled_bytes = [], 0
+        group.append(item)
+        filled_bytes += num_bytes(item)
+    if group:
+        yield group
 
 
 def run_job(

@@ -1,14 +1,16 @@
 """Jobs as data: what a worker on another machine needs to open the same stores and do the same to them.
 
-Both ends come from one release, so there is no version. Neighbours: one file for each job knows what its batches are.
+Paths are bytes, because the name of a file need not be text. Both ends come from one release, so there is no version.
+Neighbours: one file for each job knows what its batches are.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import msgspec
 
+from behemoth.app.batches.tensors import Change
 from behemoth.base.errors import Invalid
 
 
@@ -25,14 +27,45 @@ class Work(Protocol):
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
     """Check chunks of one checkpoint against their CRCs, or, not deep, read the CRCs alone."""
 
-    url: str
+    url: bytes
     step: int
     write_id: str
     size_bytes: int
     deep: bool
 
 
-Job = VerifyJob
+class ExportJob(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
+    """Write safetensors files of one checkpoint; each grows below `unfinished` and is then given its name."""
+
+    url: bytes
+    step: int
+    write_id: str
+    size_bytes: int
+    to: bytes
+    unfinished: str
+    change: Change
+    max_file_bytes: int
+    metadata: list[tuple[str, str]]
+    threads: int
+
+
+class ImportJob(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
+    """Write chunks of a checkpoint out of foreign files: one `file` of a folder, or, empty, all that belong together.
+    `files` are their names, sizes and times of change in ns. A job without a `write_id` only names a record.
+    """
+
+    folder: bytes
+    file: bytes
+    files: list[tuple[bytes, int, int]]
+    to: bytes
+    step: int
+    change: Change
+    layout_digest: str
+    threads: int
+    write_id: str = ""
+
+
+Job = VerifyJob | ExportJob | ImportJob
 
 _ENCODER = msgspec.msgpack.Encoder(order="sorted")
 _DECODER = msgspec.msgpack.Decoder(Job)
@@ -49,6 +82,18 @@ def open_work(data: bytes) -> Work:
         job = _DECODER.decode(data)
     except msgspec.DecodeError as error:
         raise Invalid(f"job: expected one of this release, got {error}", code="job-format") from error
-    from behemoth.app.batches.verify_job import VerifyWork
+    match job:
+        case VerifyJob():
+            from behemoth.app.batches.verify_job import VerifyWork
 
-    return VerifyWork(job)
+            return VerifyWork(job)
+        case ExportJob():
+            from behemoth.app.batches.export_job import ExportWork
+
+            return ExportWork(job)
+        case ImportJob():
+            from behemoth.app.batches.import_job import ImportWork
+
+            return ImportWork(job)
+        case _:
+            assert_never(job)

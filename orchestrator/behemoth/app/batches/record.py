@@ -36,6 +36,11 @@ class Record(Protocol):
         """A word that the first call chose, and that later ones need."""
         ...
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether a later call will know what was done."""
+        ...
+
     def done(self) -> dict[int, Batch]:
         """Results of earlier calls of this very job."""
         ...
@@ -44,9 +49,15 @@ class Record(Protocol):
         """Keep one more."""
         ...
 
+    def forget(self, note: str) -> None:
+        """Begin anew: what was done does not stand any more."""
+        ...
+
 
 class Unrecorded:
     """Keeps nothing but the note."""
+
+    is_kept = False
 
     def __init__(self, note: str = "") -> None:
         self.note = note
@@ -56,6 +67,9 @@ class Unrecorded:
 
     def add(self, result: Batch) -> None:
         """Nothing to keep."""
+
+    def forget(self, note: str) -> None:
+        self.note = note
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +89,11 @@ _Entry = TypeVar("_Entry", _Head, _Line)
 class RecordFile:
     """The record of one job in a folder. Made by `recorded`."""
 
+    is_kept = True
+
     def __init__(self, path: Path, *, now: Callable[[], float]) -> None:
         self.path = path
+        self._job = ""
         self._file = JournalFile(path)
         self._now = now
         self._synced_s = now()
@@ -85,13 +102,11 @@ class RecordFile:
 
     def open(self, job: str, note: str) -> None:
         """Read what is there, and begin anew where it is of another job or format."""
+        self._job = job
         lines = self._file.open().splitlines(keepends=True)
         head = None if not lines else _decoded(lines[0], _Head)
         if head is None or (head.format, head.job) != (FORMAT, job):
-            os.truncate(self.path, 0)
-            self.note = note
-            self._append(_Head(format=FORMAT, job=job, note=note))
-            self._file.sync()
+            self.forget(note)
             return
         self.note = head.note
         whole_bytes = len(lines[0])
@@ -111,6 +126,13 @@ class RecordFile:
         if self._now() - self._synced_s >= SYNC_S:
             self._file.sync()
             self._synced_s = self._now()
+
+    def forget(self, note: str) -> None:
+        os.truncate(self.path, 0)
+        self._done.clear()
+        self.note = note
+        self._append(_Head(format=FORMAT, job=self._job, note=note))
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()

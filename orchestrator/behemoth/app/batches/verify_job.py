@@ -6,12 +6,13 @@ The metadata are checked by who drives the job; a worker reads record and index 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 
-from behemoth.app.batches.driving import Progress, Sized, run_job
+from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
 from behemoth.app.batches.jobs import VerifyJob, encode_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
@@ -23,10 +24,6 @@ from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
-
-MIN_BATCH_BYTES, MAX_BATCH_BYTES = 8 << 20, 256 << 20
-NUM_BATCHES = 256
-"""Of a job that is neither small nor large: enough to share out evenly."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -56,7 +53,7 @@ class VerifyWork:
 
     def __init__(self, job: VerifyJob) -> None:
         ref = CommitRef(step=Step(job.step), write_id=WriteId(job.write_id), size_bytes=job.size_bytes)
-        self._store = open_store(job.url)
+        self._store = open_store(os.fsdecode(job.url))
         record = read_record(self._store, ref)
         shards = shards_of(record, read_index(self._store, record))
         self._positions = {shard.key: position for position, shard in enumerate(shards)}
@@ -81,7 +78,7 @@ class VerifyWork:
 
 def verify_job(url: str, ref: CommitRef, *, deep: bool) -> VerifyJob:
     """The job of checking one checkpoint. `url` is a path that every worker has, or a URL."""
-    return VerifyJob(url=url, step=ref.step, write_id=ref.write_id, size_bytes=ref.size_bytes, deep=deep)
+    return VerifyJob(url=os.fsencode(url), step=ref.step, write_id=ref.write_id, size_bytes=ref.size_bytes, deep=deep)
 
 
 def check_in_batches(
@@ -107,25 +104,10 @@ def check_in_batches(
 
 
 def batches_of(shards: Sequence[Shard], spans: Sequence[Span]) -> list[Sized]:
-    """Spans in order, some together: a closed form of the checkpoint, so that a second call has the same batches."""
-    total_bytes = sum(span.num_bytes for span in spans)
-    size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
+    """Spans in order, some together."""
     batches = []
-    for number, group in enumerate(_groups(spans, size_bytes)):
+    for number, group in enumerate(grouped(spans, lambda span: span.num_bytes)):
         parts = [_Part(key=shards[span.shard].key, first=span.first, last=span.last) for span in group]
         batch = Batch(number=number, data=msgspec.msgpack.encode(parts))
         batches.append(Sized(batch=batch, num_bytes=sum(span.num_bytes for span in group)))
     return batches
-
-
-def _groups(spans: Iterable[Span], size_bytes: int) -> Iterator[list[Span]]:
-    group: list[Span] = []
-    filled_bytes = 0
-    for span in spans:
-        if group and filled_bytes + span.num_bytes > size_bytes:
-            yield group
-            group, filled_bytes = [], 0
-        group.append(span)
-        filled_bytes += span.num_bytes
-    if group:
-        yield group

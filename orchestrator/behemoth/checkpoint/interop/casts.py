@@ -1,7 +1,7 @@
 """Changes of precision: master weights to what serves, rounded to nearest even as torch rounds, and float8 back.
 
-A float8 tensor gets one scale: value = stored * scale, with scale = largest magnitude / 448, so that the range is used
-and nothing overflows. Neighbours: `tensors`, `views`.
+A float8 tensor gets a scale for each of its cells: value = stored * scale, with scale = the cell's largest magnitude /
+448, so that the range is used and nothing overflows. Neighbours: `tensors`, `views`, `cells`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ import numpy as np
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.interop.cells import (
+    BLOCK,
+    SUFFIXES,
+    Cells,
+    Scaling,
+    cells_from,
+    cells_of,
+    grid_box,
+    grid_of,
+    largest_of,
+    spread,
+)
+from behemoth.checkpoint.interop.reshaped import Unflattened
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, blocks, raw_dtype, read_box, whole
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import FLOAT8S, Floats, as_float32, round_into, scale_down, scales_for
 
 FLOAT8 = "float8_e4m3fn"
-SCALE_SUFFIX = "_scale"
-"""Of the tensor with a float8 tensor's scale: `weight` and `weight_scale`, as compressed-tensors names them."""
 PRECISIONS = ("bfloat16", "float16", "float32", FLOAT8)
 """What floating tensors may be changed to."""
 _CHANGED = frozenset({"float64", "float32", "float16", "bfloat16"})
@@ -55,36 +66,46 @@ class Cast(_Elementwise):
 
 
 class Scale:
-    """The scale of a float8 tensor, float32[1]: computed once, by reading the tensor."""
+    """The scales of a float8 tensor, float32, one for each cell (`cells`): computed once, by reading the tensor. The
+    scale of a whole tensor has shape [1]."""
 
     dtype = "float32"
-    shape = (1,)
 
-    def __init__(self, name: str, inner: Tensor) -> None:
+    def __init__(self, name: str, inner: Tensor, scaling: Scaling = "tensor") -> None:
         self._name = name
         self._inner = inner
-        self._value: np.float32 | None = None
+        self._cells = cells_of(inner.shape, scaling)
+        self._grid = grid_of(inner.shape, self._cells)
+        self.shape = (1,) if scaling == "tensor" else self._grid
+        self._scales: Floats | None = None
         self._lock = threading.Lock()
 
     def grain(self, dim: int) -> int:  # noqa: ARG002 (the port's signature)
         return 1
 
     def read_into(self, box: Box, out: Raw) -> None:
-        out[...] = np.full([stop - start for start, stop in box], self.value()).view(raw_dtype(self.dtype))
+        index = tuple(slice(start, stop) for start, stop in box)
+        np.copyto(out, self._all().reshape(self.shape)[index].view(raw_dtype(self.dtype)))
 
-    def value(self) -> np.float32:
-        """1 for a tensor of zeros. Raises Invalid for one with NaN or infinity, which no scale can hold."""
+    def of(self, box: Box) -> Floats:
+        """The scale of each element of a box, or size 1 along dims that a cell spans. Raises Invalid for a tensor with
+        NaN or infinity, which no scale can hold."""
+        index = tuple(slice(start, stop) for start, stop in grid_box(box, self._cells))
+        return spread(self._all()[index], box, self._cells)
+
+    def _all(self) -> Floats:
         with self._lock:
-            if self._value is None:
-                self._value = self._compute()
-            return self._value
+            if self._scales is None:
+                self._scales = self._compute()
+            return self._scales
 
-    def _compute(self) -> np.float32:
-        largest = np.float32(0)
+    def _compute(self) -> Floats:
+        largest = np.zeros(self._grid, np.float32)
         for box in blocks(self._inner, limit_bytes=_BLOCK_BYTES):
-            values = _as_float32(self._inner, box)
-            largest = np.maximum(largest, np.maximum(values.max(), -values.min()))
-        return np.float32(scales_for(np.array([largest]), FLOAT8, what=f"tensor {self._name!r}")[0])
+            place = tuple(slice(start, stop) for start, stop in grid_box(box, self._cells))
+            of_box = largest_of(_as_float32(self._inner, box), box, self._cells)
+            largest[place] = np.maximum(largest[place], of_box)
+        return scales_for(largest, FLOAT8, what=f"tensor {self._name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,30 +119,39 @@ class Scaled(_Elementwise):
         return FLOAT8
 
     def read_into(self, box: Box, out: Raw) -> None:
-        values = scale_down(_as_float32(self.inner, box), np.array(self.scale.value()), FLOAT8)
+        values = scale_down(_as_float32(self.inner, box), self.scale.of(box), FLOAT8)
         np.copyto(out, values.view(raw_dtype(FLOAT8)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unscaled(_Elementwise):
-    """The values of a float8 tensor with one scale: stored * scale, in `dtype`."""
+    """The values of a float8 tensor with scales, one for each of `cells`: stored * scale, in `dtype`."""
 
     scale: Tensor
+    cells: Cells
     dtype: str
 
     def read_into(self, box: Box, out: Raw) -> None:
-        values = _as_float32(self.inner, box) * _as_float32(self.scale, whole(self.scale)).reshape(())
+        if math.prod(self.scale.shape) == 1:
+            scales = _as_float32(self.scale, whole(self.scale)).reshape(())
+        else:
+            scales = spread(_as_float32(self.scale, grid_box(box, self.cells)), box, self.cells)
+        values = _as_float32(self.inner, box) * scales
         round_into(out.view(DTYPES[self.dtype]), values, what=f"tensor of shape {list(self.shape)}")
 
 
 def converted(
-    tensors: Mapping[str, Tensor], dtype: str, *, is_unscaled: Callable[[str], bool] = lambda _: False
+    tensors: Mapping[str, Tensor],
+    dtype: str,
+    *,
+    is_unscaled: Callable[[str], bool] = lambda _: False,
+    scaling: Scaling = "tensor",
 ) -> dict[str, Tensor]:
     """Floating tensors in another precision; integers, bool, complex numbers and what is float8 already stay.
 
-    To float8 go tensors of two dims or more for which `is_unscaled` does not hold, each with a tensor NAME_scale
-    beside it; the others become bfloat16. Raises Invalid for another dtype than those of PRECISIONS, and when a scale's
-    name is taken.
+    To float8 go tensors of two dims or more for which `is_unscaled` does not hold, each with a tensor of its scales
+    beside it (`cells.SUFFIXES`); the others become bfloat16. Raises Invalid for another dtype than those of PRECISIONS,
+    and when a scale's name is taken.
     """
     _check_precision(dtype, PRECISIONS)
     found: dict[str, Tensor] = {}
@@ -133,28 +163,29 @@ def converted(
         elif len(tensor.shape) < 2 or is_unscaled(name):
             found[name] = cast(tensor, "bfloat16")
         else:
-            scale = Scale(name, tensor)
+            scale, scale_name = Scale(name, tensor, scaling), name + SUFFIXES[scaling]
             found[name] = Scaled(inner=tensor, scale=scale)
-            if name + SCALE_SUFFIX in tensors:
-                raise Invalid(
-                    f"tensor {name + SCALE_SUFFIX!r}: expected that name to be free for a scale, got a tensor"
-                )
-            found[name + SCALE_SUFFIX] = scale
+            if scale_name in tensors:
+                raise Invalid(f"tensor {scale_name!r}: expected that name to be free for a scale, got a tensor")
+            found[scale_name] = scale
     return found
 
 
 def unscaled(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """The way back: floating tensors in `dtype`, those of float8 multiplied by their scales, which are gone then.
 
-    Raises Invalid for a float8 tensor without a scale of one element, whose values nobody can tell, and for a dtype
-    that is none of PRECISIONS or float8.
+    Raises Invalid for a float8 tensor without scales that fit, whose values nobody can tell, and for a dtype that is
+    none of PRECISIONS or float8.
     """
     _check_precision(dtype, [name for name in PRECISIONS if name != FLOAT8])
-    scales = {name + SCALE_SUFFIX for name, tensor in tensors.items() if tensor.dtype in FLOAT8S}
+    scales = {
+        name + suffix for name, tensor in tensors.items() if tensor.dtype in FLOAT8S for suffix in SUFFIXES.values()
+    }
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.dtype in FLOAT8S:
-            found[name] = Unscaled(inner=tensor, scale=_scale_of(name, tensors), dtype=dtype)
+            scale, cells = _scale_of(name, tensors)
+            found[name] = Unscaled(inner=tensor, scale=scale, cells=cells, dtype=dtype)
         elif name not in scales:
             found[name] = cast(tensor, dtype) if tensor.dtype in _CHANGED else tensor
     return found
@@ -170,16 +201,23 @@ def _check_precision(dtype: str, known: Sequence[str]) -> None:
         raise Invalid(f"dtype: expected one of {', '.join(known)}, got {dtype!r}", code="precision")
 
 
-def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    scale = tensors.get(name + SCALE_SUFFIX)
-    if scale is None or math.prod(scale.shape) != 1 or scale.dtype not in _CHANGED:
-        got = "none" if scale is None else f"{scale.dtype}{list(scale.shape)}"
+def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Cells]:
+    """The scales of a float8 tensor, and for which cells they are."""
+    names = [name + suffix for suffix in dict.fromkeys(SUFFIXES.values()) if name + suffix in tensors]
+    scale = tensors[names[0]] if len(names) == 1 else None
+    if scale is not None and len(scale.shape) == 1 and scale.shape == tensors[name].shape[:1]:
+        scale = Unflattened(inner=scale, dim=0, sizes=(*scale.shape, 1))  # [out] is [out, 1] to some writers
+    cells = None if scale is None else cells_from(tensors[name].shape, scale.shape)
+    if scale is None or cells is None or scale.dtype not in _CHANGED:
+        got = " and ".join(f"{one!r} {tensors[one].dtype}{list(tensors[one].shape)}" for one in names) or "none"
+        wanted = " or ".join(repr(name + suffix) for suffix in dict.fromkeys(SUFFIXES.values()))
         raise Invalid(
-            f"tensor {name!r}: expected a scale of one floating element, {name + SCALE_SUFFIX!r}, got {got}",
+            f"tensor {name!r} {list(tensors[name].shape)}: expected floating scales {wanted}, one in all, one a "
+            f"channel or one a block of {BLOCK} x {BLOCK}, got {got}",
             hint="import it as it is, without --dtype",
             code="float8-scale",
         )
-    return scale
+    return scale, cells
 
 
 def _as_float32(tensor: Tensor, box: Box) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from behemoth.ports import MovesObjects, ObjectStore, Part, WritesRanges
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 UNFINISHED = ".unfinished-"
-"""Beginning of the folders in which files grow. Each export has its own, so that two never write one file."""
+"""Beginning of the folders in which files grow."""
 BLOCK_BYTES = 64 << 20
 """Bytes of a tensor that are held at a time. A transposed tensor is read once for each such block."""
 
@@ -38,6 +38,10 @@ class FilePlan:
     header: bytes
     tensors: tuple[tuple[Tensor, int], ...]
     size_bytes: int
+
+
+Spread = Callable[[Sequence[FilePlan]], Iterable[str]]
+"""Has files written wherever it wants, and tells their names, in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,34 +118,78 @@ def kept_files(store: ObjectStore, plan: ExportPlan) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def export(store: WritesRanges, plan: ExportPlan, *, progress: Progress | None = None) -> Exported:
-    """Write the plan's files to the top of `store`. Blocks for reading all tensors, some twice (float8).
+def export(
+    store: WritesRanges,
+    plan: ExportPlan,
+    *,
+    progress: Progress | None = None,
+    unfinished: str = "",
+    spread: Spread | None = None,
+) -> Exported:
+    """Write the plan's files to the top of `store`. Blocks for reading all tensors, some twice (float8). Files are
+    written one by one, unless `spread` has that done below the folder `unfinished` (`unfinished_folder` makes a name).
 
     Cut off anywhere, it may be called again with the same plan and goes on; a file counts as whole by its head, which
     names all tensors and, in its metadata, their source. Raises Conflict for a folder with other files, Corrupt for a
     damaged source; no file of a damaged tensor gets its name.
     """
-    if not isinstance(store, MovesObjects):
-        hint = "export to a folder of this machine and copy it"
-        raise Invalid("export: expected a folder of files, got another kind of store", hint=hint, code="export-store")
+    _mover(store)
     kept = kept_files(store, plan)
     _clear(store)
-    done = sum(file.size_bytes for file in plan.files if file.name in kept)
-    written = []
-    with _own_folder(store) as folder:
-        for file in plan.files:
-            if file.name in kept:
-                continue
-            for count in _write(store, f"{folder}/{file.name}", file):
-                done += count
-                if progress is not None:
-                    progress(done, plan.size_bytes)
-            store.move(f"{folder}/{file.name}", file.name)
-            written.append(file.name)
+    left = [file for file in plan.files if file.name not in kept]
+    folder = unfinished or unfinished_folder()
+    with _removed(store, folder):
+        written = _write_here(store, folder, plan, left, progress) if spread is None else spread(left)
+        names = set(written)
     if plan.index is not None:
         with suppress(Conflict):  # it stands already, and `kept_files` has compared it
             store.create(INDEX, plan.index)
-    return Exported(written=tuple(written), kept=kept)
+    return Exported(written=tuple(file.name for file in left if file.name in names), kept=kept)
+
+
+def unfinished_folder() -> str:
+    """A new name. Each export has a folder of its own, so that two never write one file."""
+    return f"{UNFINISHED}{secrets.token_hex(8)}"
+
+
+def write_file(store: WritesRanges, folder: str, file: FilePlan) -> Iterator[int]:
+    """Write a file below `folder` and give it its name; yields bytes as they are written. Idempotent: whoever finds the
+    file there, whole, has nothing to do. Raises Conflict for another one of that name."""
+    mover = _mover(store)
+    if _is_there(store, file):
+        return
+    key = f"{folder}/{secrets.token_hex(4)}-{file.name}"  # of its own, should two workers write the same file
+    yield from _write(store, key, file)
+    try:
+        mover.move(key, file.name)
+    except Conflict:
+        if not _is_there(store, file):
+            raise
+
+
+def _write_here(
+    store: WritesRanges, folder: str, plan: ExportPlan, files: Sequence[FilePlan], progress: Progress | None
+) -> Iterator[str]:
+    done_bytes = plan.size_bytes - len(plan.index or b"") - sum(file.size_bytes for file in files)
+    for file in files:
+        for count in write_file(store, folder, file):
+            done_bytes += count
+            if progress is not None:
+                progress(done_bytes, plan.size_bytes)
+        yield file.name
+
+
+def _mover(store: WritesRanges) -> MovesObjects:
+    if not isinstance(store, MovesObjects):
+        hint = "export to a folder of this machine and copy it"
+        raise Invalid("export: expected a folder of files, got another kind of store", hint=hint, code="export-store")
+    return store
+
+
+def _is_there(store: ObjectStore, file: FilePlan) -> bool:
+    with suppress(NotFound, Corrupt):
+        return _has(store, file.name, file.size_bytes, file.header, file.size_bytes)
+    return False
 
 
 def _groups(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:
@@ -185,15 +233,19 @@ def _clear(store: ObjectStore) -> None:
 
 
 @contextmanager
-def _own_folder(store: ObjectStore) -> Iterator[str]:
-    """A folder for unfinished files, which goes with whatever is in it."""
-    folder = f"{UNFINISHED}{secrets.token_hex(8)}"
+def _removed(store: ObjectStore, folder: str) -> Iterator[None]:
+    """Whatever is in a folder of unfinished files goes at the end: of files that failed, or that two wrote."""
     try:
-        yield folder
+        yield
     except BaseException:
         with suppress(BehemothError):  # what is going on already matters more
-            store.delete([info.key for info in store.list(folder)])
+            _remove(store, folder)
         raise
+    _remove(store, folder)
+
+
+def _remove(store: ObjectStore, folder: str) -> None:
+    store.delete([info.key for info in store.list(folder)])
 
 
 def _write(store: WritesRanges, key: str, file: FilePlan) -> Iterator[int]:

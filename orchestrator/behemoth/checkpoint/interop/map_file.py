@@ -30,10 +30,14 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 def named_map(name: str, sizes: Mapping[str, int] | None = None) -> NameMap:
     """A map that ships with the package; `sizes` as in `decode_map`. Raises Invalid for an unknown name."""
+    return decode_map(shipped_map(name), source=f"map {name}", sizes=sizes)
+
+
+def shipped_map(name: str) -> bytes:
+    """The document of a map that ships with the package. Raises Invalid for an unknown name."""
     if name not in MAP_NAMES:
         raise Invalid(f"map: expected one of {', '.join(MAP_NAMES)}, got {name!r}", code="unknown-map")
-    file = resources.files("behemoth.checkpoint.interop").joinpath("maps", f"{name}.yaml")
-    return decode_map(file.read_bytes(), source=f"map {name}", sizes=sizes)
+    return resources.files("behemoth.checkpoint.interop").joinpath("maps", f"{name}.yaml").read_bytes()
 
 
 def decode_map(data: bytes, *, source: str, sizes: Mapping[str, int] | None = None) -> NameMap:

@@ -71,17 +71,22 @@ def read_box(tensor: Tensor, box: Box) -> Raw:
     return out
 
 
-def blocks(tensor: Tensor, *, limit_bytes: int, grain: Callable[[int], int] | None = None) -> Iterator[Box]:
+def blocks(tensor: Tensor, *, limit_bytes: int) -> Iterator[Box]:
     """Boxes that follow one another in C order and cover the tensor, each contiguous and of at most `limit_bytes`, or
-    of one grain, or row, where that is larger. Cut at multiples of `grain`, by default the tensor's own."""
-    shape, row_bytes, cut = tensor.shape, DTYPES[tensor.dtype].itemsize, len(tensor.shape) - 1
+    of one grain, or row, where that is larger."""
+    return blocks_of(tensor.shape, DTYPES[tensor.dtype].itemsize, limit_bytes=limit_bytes, grain=tensor.grain)
+
+
+def blocks_of(shape: tuple[int, ...], itemsize: int, *, limit_bytes: int, grain: Callable[[int], int]) -> Iterator[Box]:
+    """The same for a shape, cut at multiples of `grain` of a dim."""
+    row_bytes, cut = itemsize, len(shape) - 1
     while cut > 0 and row_bytes * shape[cut] <= limit_bytes:
         row_bytes *= shape[cut]
         cut -= 1
     if not shape:
         yield ()
         return
-    multiple = (grain or tensor.grain)(cut)
+    multiple = grain(cut)
     rows = max(1, limit_bytes // row_bytes)
     rows = rows - rows % multiple if rows >= multiple else rows
     behind = tuple((0, size) for size in shape[cut + 1 :])

@@ -1,0 +1,66 @@
+"""An export in batches: a file each, written whole or not at all, so that the folder itself tells what is done.
+
+Neighbours: `checkpoint.interop.export`, which plans files and writes them, and `driving`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from behemoth.app.batches.driving import Progress, Sized, run_job
+from behemoth.app.batches.jobs import ExportJob, encode_job
+from behemoth.app.batches.record import Unrecorded
+from behemoth.app.batches.tensors import outward
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.interop.export import ExportPlan, FilePlan, plan_export, write_file
+from behemoth.checkpoint.interop.stored import stored_tensors
+from behemoth.checkpoint.opened import open_commit
+from behemoth.ports import Batch, Executor
+from behemoth.state.effect import CommitRef
+from behemoth.storage.open import open_files, open_store
+
+
+class ExportWork:
+    """A `Work`: checkpoint, folder and plan, opened once."""
+
+    def __init__(self, job: ExportJob) -> None:
+        ref = CommitRef(step=Step(job.step), write_id=WriteId(job.write_id), size_bytes=job.size_bytes)
+        self._store, self._folder = open_store(os.fsdecode(job.url)), open_files(os.fsdecode(job.to))
+        self._unfinished = job.unfinished
+        tensors = stored_tensors(self._store, open_commit(self._store, ref), threads=job.threads)
+        plan = plan_export(outward(tensors, job.change), max_file_bytes=job.max_file_bytes, metadata=dict(job.metadata))
+        self._files = {file.name: file for file in plan.files}
+
+    def run(self, data: bytes) -> bytes:
+        for _ in write_file(self._folder, self._unfinished, self._files[data.decode()]):
+            pass
+        return b""
+
+    def close(self) -> None:
+        self._store.close()
+        self._folder.close()
+
+
+def write_in_batches(
+    executor: Executor, job: ExportJob, plan: ExportPlan, *, progress: Progress
+) -> Callable[[Sequence[FilePlan]], Iterator[str]]:
+    """What `export` wants of its `spread`: gives the name of each file that is there. `progress` counts the bytes of
+    files that an earlier export left whole as done."""
+    numbers = {file.name: number for number, file in enumerate(plan.files)}
+    names = [file.name for file in plan.files]
+
+    def spread(files: Sequence[FilePlan]) -> Iterator[str]:
+        kept_bytes = plan.size_bytes - sum(file.size_bytes for file in files)
+        batches = [
+            Sized(batch=Batch(number=numbers[file.name], data=file.name.encode()), num_bytes=file.size_bytes)
+            for file in files
+        ]
+
+        def with_kept(done_bytes: int, total_bytes: int) -> None:
+            progress(kept_bytes + done_bytes, kept_bytes + total_bytes)
+
+        for result in run_job(executor, encode_job(job), batches, Unrecorded(), progress=with_kept):
+            yield names[result.number]
+
+    return spread

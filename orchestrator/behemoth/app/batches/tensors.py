@@ -1,0 +1,69 @@
+"""What an export or an import takes and makes of it, as data and as tensors: the same here and on a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from behemoth.checkpoint.interop.casts import converted, unscaled
+from behemoth.checkpoint.interop.cells import require_scaling
+from behemoth.checkpoint.interop.map_file import decode_map
+from behemoth.checkpoint.interop.rules import NameMap
+from behemoth.checkpoint.interop.tensors import Tensor
+
+
+class MapDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A name map as it was written; `sizes` beat its own, `source` opens messages."""
+
+    data: bytes
+    source: str
+    sizes: dict[str, int]
+
+    def names(self) -> NameMap:
+        """Raises Invalid."""
+        return decode_map(self.data, source=self.source, sizes=self.sizes)
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tensors are taken (shell patterns; all without any), under which names, in which precision ("": as they
+    are)."""
+
+    patterns: tuple[str, ...] = ()
+    names: MapDocument | None = None
+    precision: str = ""
+    scaling: str = "tensor"
+    """Of float8: `cells.SCALINGS`."""
+
+
+def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+    """What an export writes. Raises Invalid as maps and casts do."""
+    names = None if change.names is None else change.names.names()
+    made = dict(_taken(tensors, change.patterns))
+    if names is not None:
+        made = names.apply(made)
+    if change.precision:
+        made = converted(
+            made,
+            change.precision,
+            is_unscaled=names.is_unscaled if names else lambda _: False,
+            scaling=require_scaling(change.scaling),
+        )
+    return made
+
+
+def inward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+    """What an import writes: the map is applied backwards. Raises Invalid as maps and casts do."""
+    made = dict(_taken(tensors, change.patterns))
+    if change.precision:
+        made = unscaled(made, change.precision)
+    if change.names is not None:
+        made = change.names.names().inverse().apply(made)
+    return made
+
+
+def _taken(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> Mapping[str, Tensor]:
+    if not patterns:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if any(fnmatchcase(name, one) for one in patterns)}
