@@ -55,6 +55,7 @@ def test_the_command_lines_benchmark_prints_a_row_per_command() -> None:
         ("restore_tiers", ()),
         ("torch_dcp", ()),
         ("checkpoint_s3", ("--rounds", "1")),
+        ("checkpoint_local", ("--rounds", "1", "--only", "memory-tier", "raw-tmpfs", "blocking")),
     ],
 )
 def test_other_cheap_benchmarks_print_rows_of_the_same_shape(name: str, options: tuple[str, ...]) -> None:

@@ -49,6 +49,7 @@ def main() -> int:
         tmpfs=options.tmpfs,
         disk=options.disk,
         peers=options.peers,
+        is_quick=options.quick,
     )
     rows: list[Row] = []
     for name in options.only:

@@ -21,7 +21,7 @@ from page_states import drop, each_file
 from sections.scene import Scene, rates
 
 FIRST_RANK = 16_000
-RANKS_PER_NODE = 8
+RANKS_PER_NODE, QUICK_RANKS = 8, 2
 NEEDED_BYTES_PER_RANK = 2 << 30
 """Two generations of staging memory, and what the operating system should keep."""
 
@@ -33,7 +33,8 @@ def one_rank(scene: Scene) -> list[Row]:
 def node(scene: Scene) -> list[Row]:
     """As many ranks of a node as memory allows."""
     fitting = _available_bytes() // NEEDED_BYTES_PER_RANK - 1  # the source takes as much as half a rank's memory
-    return _shares(scene, max(1, min(RANKS_PER_NODE, fitting)))
+    wanted = QUICK_RANKS if scene.is_quick else RANKS_PER_NODE
+    return _shares(scene, max(1, min(wanted, fitting)))
 
 
 def _shares(scene: Scene, num_ranks: int) -> list[Row]:

@@ -22,6 +22,7 @@ class Scene:
     tmpfs: Path
     disk: Path
     peers: Sequence[str]
+    is_quick: bool
 
     @contextmanager
     def folder(self, place: str) -> Iterator[Path]:
