@@ -7,7 +7,7 @@ import pytest
 
 from behemoth.base.errors import Conflict
 from behemoth.checkpoint.commit import commits
-from behemoth.checkpoint.pacing import BURST_S, PacedStore
+from behemoth.checkpoint.pacing import BURST_S, PacedStore, Pacer
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
 from behemoth.testing.objects import ObjectContract
@@ -29,7 +29,8 @@ class FakeTime:
 
 
 def paced(inner: ObjectStore, time: FakeTime, *, bytes_per_s: int, stop: threading.Event | None = None) -> PacedStore:
-    return PacedStore(inner, bytes_per_s=bytes_per_s, stop=stop or threading.Event(), now=time.now, wait=time.wait)
+    pacer = Pacer(bytes_per_s=bytes_per_s, stop=stop or threading.Event(), now=time.now, wait=time.wait)
+    return PacedStore(inner, pacer)
 
 
 def test_a_check_takes_as_long_as_its_bytes_at_that_rate_and_finds_the_same() -> None:
@@ -46,7 +47,7 @@ def test_a_check_takes_as_long_as_its_bytes_at_that_rate_and_finds_the_same() ->
 def test_a_stop_ends_reads_at_once() -> None:
     store, stop = MemoryStore(), threading.Event()
     store.create("a", bytes(1000))
-    slow = PacedStore(store, bytes_per_s=1, stop=stop)
+    slow = PacedStore(store, Pacer(bytes_per_s=1, stop=stop))
     reading = threading.Thread(target=_expect_conflict, args=(slow,), name="slow-read")
     reading.start()
     stop.set()

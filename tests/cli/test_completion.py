@@ -35,7 +35,12 @@ CASES: list[tuple[str, set[str]]] = [
     ("completion ", {"bash", "zsh", "fish"}),
     ("help ", {"exit-codes"}),
     ("pl", {"plan"}),
-    ("ckpt ", {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "rehearse", "export", "import"}),
+    (
+        "ckpt ",
+        {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "drain", "rehearse", "export", "import"},
+    ),
+    ("ckpt drain sm", {"small"}),
+    ("ckpt drain small --to l", {"large"}),
     ("ckpt export large --map l", {"llama4-hf", "llama4-meta", "llama4-megatron"}),
     ("ckpt export large --dtype bf", {"bf16"}),
     ("ckpt s", {"show", "scrub"}),

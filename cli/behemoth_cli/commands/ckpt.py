@@ -12,6 +12,7 @@ from behemoth.checkpoint.reader import digest, open_commit
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.ckpt_diff import diff
+from behemoth_cli.commands.ckpt_drain import drain
 from behemoth_cli.commands.ckpt_export import export_checkpoint
 from behemoth_cli.commands.ckpt_gc import gc
 from behemoth_cli.commands.ckpt_import import import_checkpoint
@@ -29,7 +30,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.callback()
 def ckpt() -> None:
-    """Look at checkpoints, prove and compare them, say which are kept, take them to other formats and back."""
+    """Look at checkpoints, prove and compare them, say which are kept, take them elsewhere and back."""
 
 
 @app.command("list")
@@ -73,7 +74,7 @@ def listing_of(place: Checkpoints) -> Listing:
     return checkpoint_listing(found, now_us=time.time_ns() // 1000)
 
 
-for verb in (pin, unpin, gc, diff, scrub):
+for verb in (pin, unpin, gc, diff, scrub, drain):
     app.command()(verb)
 app.command("verify")(verify_checkpoints)
 app.command("export")(export_checkpoint)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import timedelta
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from behemoth.base.errors import Invalid
-from behemoth.base.units import parse_duration, parse_size
-from behemoth.checkpoint.pacing import PacedStore
+from behemoth.base.units import parse_duration
+from behemoth.checkpoint.pacing import PacedStore, Pacer
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.checking import checked, told
+from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
 from behemoth_cli.commands.selection import Threads, Where, chosen
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
@@ -45,12 +43,10 @@ def scrub(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    bytes_per_s = parse_size(rate, name="option --rate")
-    if bytes_per_s < 1:
-        raise Invalid(f"option --rate: expected at least 1B, got {rate!r}", code="out-of-range")
+    bytes_per_s = rate_of(rate)
     interval = _interval(every, once)
     place = find_checkpoints(where)
-    with _stopped_by_interrupt() as stop:
+    with stopped_by_interrupt() as stop:
         context.console.note(f"store {place.url}, at most {figures.rate(bytes_per_s)}")
         while True:
             began_s = time.monotonic()
@@ -83,24 +79,8 @@ def _round(
     """What is there now, newest first: that is what a restore would want. Raises NotFound where nothing is: a store
     that is not mounted is not whole."""
     with closing(open_store(place.url)) as store:
-        paced = PacedStore(store, bytes_per_s=bytes_per_s, stop=stop)
+        paced = PacedStore(store, Pacer(bytes_per_s=bytes_per_s, stop=stop))
         of_store = verify_store(store)
         found = chosen(store, place, None, may_be_none=bool(of_store))
         reports = checked(paced, list(reversed(found)), context.console, threads=threads, deep=True)
     return told(reports, of_store, context.console, place, form)
-
-
-@contextmanager
-def _stopped_by_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets before it interrupts: threads that wait for their turn to read must end at once."""
-    stop = threading.Event()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.default_int_handler(number, frame)
-
-    former = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, former)

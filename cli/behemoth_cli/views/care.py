@@ -1,4 +1,4 @@
-"""What gc would delete, or has deleted, and why the rest stays."""
+"""What gc would delete, or has deleted, and why the rest stays; what a copy to another store was."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Column, Listing, Page, Section
-from behemoth_cli.views.figures import age, size
+from behemoth_cli.views.figures import age, rate, seconds, size
 
 if TYPE_CHECKING:
     from behemoth.app.clean_store import CleanPlan, Judged
+    from behemoth.checkpoint.draining import Copied
     from behemoth.checkpoint.gc import Write
     from behemoth.policy.retention import Retention
 
@@ -40,6 +41,32 @@ def clean_page(plan: CleanPlan, *, is_executed: bool, spared: Collection[Write],
             "numLeftovers": len(plan.gc.leftovers),
             "numUploads": len(plan.gc.uploads),
             "numBytes": num_bytes,
+        },
+    )
+
+
+def copy_page(copied: Copied, *, source: str, target: str, seconds_taken: float) -> Page:
+    """`seconds_taken` counts all of it, what was there already read back too."""
+    record = copied.record
+    if copied.num_bytes + copied.found_bytes == 0:
+        line = f"checkpoint/{record.step} is in {target} already"
+    else:
+        pace = rate((copied.num_bytes + copied.found_bytes) / seconds_taken)
+        there = f", {size(copied.found_bytes)} of it there already" if copied.found_bytes else ""
+        total = size(copied.num_bytes + copied.found_bytes)
+        line = f"checkpoint/{record.step} copied to {target}: {total} in {seconds(seconds_taken)} ({pace}){there}"
+    return Page(
+        kind="CheckpointCopy",
+        name=f"checkpoint/{record.step}",
+        sections=(Section(lines=(line,)),),
+        body={
+            "step": record.step,
+            "writeId": record.write_id,
+            "source": source,
+            "target": target,
+            "copiedBytes": copied.num_bytes,
+            "foundBytes": copied.found_bytes,
+            "seconds": seconds_taken,
         },
     )
 

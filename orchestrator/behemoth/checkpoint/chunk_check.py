@@ -7,7 +7,7 @@ business of `verify`. Never repairs and never writes. Neighbours: `verify`, `pro
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,18 +78,33 @@ class ChunkCheck:
     def check(self, position: int, first: int, last: int) -> Found:
         """What is wrong with these slots of a shard, and the CRCs of their chunks. Damage and errors of the store are
         problems, never raised."""
+        return self.read(position, first, last)[0]
+
+    def read(self, position: int, first: int, last: int) -> tuple[Found, npt.NDArray[np.uint8]]:
+        """As `check`, with what was read of these slots: all of their bytes in a deep check. The thread's next call
+        overwrites them."""
         shard = self._shards[position]
         problems = _check_shard_index(self._store, shard) if first == 0 else []
         num_bytes = _slot_bytes(shard.grid, first, last, self._deep)
         check = _deep if self._deep else _trailers
-        crcs = check(self._store, shard, first, last, self._buffer(num_bytes), problems)
-        return Found(shard=position, first=first, crcs=crcs, problems=tuple(problems), num_bytes=num_bytes)
+        buffer = self._buffer(num_bytes)
+        crcs = check(self._store, shard, first, last, buffer, problems)
+        found = Found(shard=position, first=first, crcs=crcs, problems=tuple(problems), num_bytes=num_bytes)
+        return found, buffer[: (last - first) * (shard.grid.stride_bytes if self._deep else TRAILER_BYTES)]
 
     def _buffer(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         buffer: npt.NDArray[np.uint8] | None = getattr(self._own, "buffer", None)
         if buffer is None or buffer.nbytes < num_bytes:
             buffer = self._own.buffer = np.empty(num_bytes, np.uint8)
         return buffer
+
+
+def content_crc(grid: Grid, parts: Iterable[tuple[Shard, Found]]) -> int:
+    """CRC-32C over the CRCs of all chunks of an array, from all of its shards' spans, in any order."""
+    crcs = np.empty(grid.num_chunks, "<u4")
+    for shard, found in parts:
+        crcs[shard.chunks[found.first : found.first + len(found.crcs)]] = found.crcs
+    return crc32c(crcs.tobytes())
 
 
 def _slot_bytes(grid: Grid, first: int, last: int, deep: bool) -> int:

@@ -15,7 +15,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.framing import read_listed
 from behemoth.checkpoint.marker import Marker
-from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit
+from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit, write_of_marker
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -75,21 +75,40 @@ def has_trace(store: ObjectStore, known: Collection[CommitRef]) -> bool:
 def read_record(store: ObjectStore, ref: CommitRef) -> CommitRecord:
     """The record behind `ref`. Raises NotFound when it is gone, rejected or of another write; Corrupt or Invalid as
     `CommitRecord.decode` does."""
+    return read_stored(store, ref)[0]
+
+
+def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes]:
+    """As `read_record`, with the bytes that lie there: those of a later minor version say more than the record."""
     key = commit_key(ref.step)
     data = _standing(store, key)
     record = None if data is None else _decoded(key, ref.step, data)
-    if record is None or record.write_id != ref.write_id or rejected_key(ref.step, ref.write_id) in _rejected(store):
+    is_taken_back = rejected_key(ref.step, ref.write_id) in _rejected(store)
+    if data is None or record is None or record.write_id != ref.write_id or is_taken_back:
         raise NotFound(f"commit of step {ref.step}, write {ref.write_id!r}: not there any more", code="commit-gone")
-    return record
+    return record, data
 
 
-def publish(store: ObjectStore, record: CommitRecord) -> CommitRecord:
+def at_step(store: ObjectStore, step: Step) -> CommitRecord | BadCommit | None:
+    """What stands where the commit of this step would, rejected or not."""
+    key = commit_key(step)
+    return next((_look(store, info) for info in store.list(COMMITS) if info.key == key), None)
+
+
+def rejected_writes(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
+    """Every write whose commit was taken back."""
+    found = (write_of_marker(info.key) for info in store.list(REJECTED))
+    return frozenset(write for write in found if write is not None)
+
+
+def publish(store: ObjectStore, record: CommitRecord, data: bytes = b"") -> CommitRecord:
     """Create the commit, the one instant at which the checkpoint begins to exist. All it names must be durable.
 
-    Returns the record that stands: this one, or an earlier one of the same write id. An ambiguous answer is read back.
-    Raises Conflict when another write has the step, Unavailable or Timeout when the store could not be asked.
+    `data` are the record's bytes where it was published elsewhere before, which must stay as they are. Returns the
+    record that stands: this one, or an earlier one of the same write id. An ambiguous answer is read back. Raises
+    Conflict when another write has the step, Unavailable or Timeout when the store could not be asked.
     """
-    data = record.encode()
+    data = data or record.encode()
     key = commit_key(record.step)
     try:
         store.create(key, data)
@@ -113,10 +132,9 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
     # A Conflict means: marked before, and the crash was between the two steps.
     with suppress(Conflict):
         store.create(rejected_key(commit.step, write_id), Marker.of(commit.step, write_id, reason=reason).encode())
-    key = commit_key(commit.step)
-    standing = next((_look(store, info) for info in store.list(COMMITS) if info.key == key), None)
+    standing = at_step(store, commit.step)
     if not isinstance(standing, CommitRecord) or standing.write_id == write_id:
-        store.delete([key])
+        store.delete([commit_key(commit.step)])
 
 
 def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:

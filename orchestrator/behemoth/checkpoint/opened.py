@@ -60,14 +60,14 @@ def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
     record = read_record(store, ref)
     index = read_index(store, record)
     for one in index.metadata:
-        _metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
+        read_metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
     return Commit(record=record, layout=index.layout, index=index)
 
 
 def read_index(store: ObjectStore, record: CommitRecord) -> CommitIndex:
     """The index that a commit names. Raises Corrupt when it is missing, not as written, or not the commit's own."""
     key = f"{record.prefix}/{INDEX}"
-    index = CommitIndex.decode(_metadata(store, key, record.index_bytes, record.index_crc))
+    index = CommitIndex.decode(read_metadata(store, key, record.index_bytes, record.index_crc))
     if index.layout.digest != record.layout_digest or index.layout.mesh != record.mesh:
         raise _damaged(key, "expected the layout of the commit, got another", code="index-layout")
     arrays = zip(index.layout.arrays, index.content_crcs, strict=True)
@@ -76,7 +76,8 @@ def read_index(store: ObjectStore, record: CommitRecord) -> CommitIndex:
     return index
 
 
-def _metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
+def read_metadata(store: ObjectStore, key: str, size_bytes: int, crc: int) -> bytes:
+    """A small object as it was written. Raises Corrupt naming it when it is missing, short, or has another CRC."""
     data = bytearray(size_bytes)
     try:
         store.read_into(key, offset_bytes=0, into=data)

@@ -1,4 +1,4 @@
-"""A store whose reads keep to a rate of bytes, so that a check in the background leaves the bandwidth to the run.
+"""Keeps reads to a rate of bytes, so that work in the background leaves the bandwidth to the run.
 
 Only reads are paced; nothing here writes. Neighbour: `base.bucket`, which computes the waits.
 """
@@ -20,34 +20,44 @@ BURST_S = 0.1
 """How much of a second's bytes may be read at once after a pause."""
 
 
-class PacedStore(PassingStore):
-    """Reads from `inner` at `bytes_per_s` by all threads together. Thread-safe.
+class Pacer:
+    """Lets bytes pass at `bytes_per_s`, those of all threads together. Thread-safe.
 
-    `stop` ends every wait: a read that waits then raises Conflict. `wait` gets seconds, and returns early when `stop`
-    is set; it and `now` (seconds that never run backwards) are for tests.
+    `stop` ends every wait: who waits, or asks later, gets a Conflict. `wait` gets seconds, and returns early when
+    `stop` is set; it and `now` (seconds that never run backwards) are for tests.
     """
 
     def __init__(
         self,
-        inner: ObjectStore,
         *,
         bytes_per_s: int,
         stop: threading.Event,
         now: Callable[[], float] = time.monotonic,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        super().__init__(inner)
         self._bucket = TokenBucket(rate_per_s=bytes_per_s, burst=bytes_per_s * BURST_S)
         self._lock = threading.Lock()
         self._stop = stop
         self._now = now
         self._wait = wait if wait is not None else stop.wait
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def take(self, num_bytes: int, *, what: str) -> None:
+        """Wait for their turn. `what` names the work in the Conflict."""
         with self._lock:
-            wait_s = self._bucket.take(memoryview(into).nbytes, now_s=self._now())
+            wait_s = self._bucket.take(num_bytes, now_s=self._now())
         if wait_s:
             self._wait(wait_s)
         if self._stop.is_set():
-            raise Conflict(f"read {key}: stopped", code="cancelled")
+            raise Conflict(f"{what}: stopped", code="cancelled")
+
+
+class PacedStore(PassingStore):
+    """Reads from `inner` as `pacer` lets them. Thread-safe."""
+
+    def __init__(self, inner: ObjectStore, pacer: Pacer) -> None:
+        super().__init__(inner)
+        self._pacer = pacer
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        self._pacer.take(memoryview(into).nbytes, what=f"read {key}")
         super().read_into(key, offset_bytes=offset_bytes, into=into)

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from behemoth.base.errors import BehemothError, NotFound
 from behemoth.base.ids import Step
-from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span, spans_of
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span, content_crc, spans_of
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import CommitRecord
@@ -220,10 +218,7 @@ def _check_contents(
         is_damaged = any(problem.kind in ("chunk", "unreadable") for part in parts for problem in part.problems)
         if is_damaged or sum(len(part.crcs) for part in parts) < grid.num_chunks:
             continue
-        crcs = np.empty(grid.num_chunks, "<u4")
-        for part in parts:
-            crcs[shards[part.shard].chunks[part.first : part.first + len(part.crcs)]] = part.crcs
-        crc, expected = crc32c(crcs.tobytes()), index.content_crcs[array]
+        crc, expected = content_crc(grid, ((shards[part.shard], part) for part in parts)), index.content_crcs[array]
         if crc != expected:
             told = f"expected CRC-32C {expected:08x} over the CRCs of all chunks, got {crc:08x}"
             message = f"array {grid.spec.name!r}: {told}: chunks of another checkpoint, or damaged CRCs"

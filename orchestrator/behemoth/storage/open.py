@@ -44,6 +44,16 @@ def is_s3(url: str) -> bool:
     return _scheme(url) == "s3"
 
 
+def is_same(url: str, other: str) -> bool:
+    """Whether two URLs name one place: one folder, by whatever path, or one prefix of one bucket name."""
+    if is_s3(url) != is_s3(other):
+        return False
+    if is_s3(url):
+        one, two = parse_s3(url), parse_s3(other)
+        return (one.bucket, one.prefix) == (two.bucket, two.prefix)
+    return os.path.realpath(path_of(url)) == os.path.realpath(path_of(other))
+
+
 def path_of(url: str) -> str:
     """The directory that a store URL names. Raises Invalid."""
     if not url or "\0" in url:

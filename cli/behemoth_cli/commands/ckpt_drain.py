@@ -1,0 +1,131 @@
+"""`behemoth ckpt drain`: copies one checkpoint to another store, down to a safer one or back from it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from behemoth.app.import_lock import importing
+from behemoth.app.run_directory import RunDirectory
+from behemoth.app.store_lock import leading
+from behemoth.base.errors import BehemothError, Conflict, Invalid
+from behemoth.checkpoint.commit_log import read_record
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.draining import Copied, copy_checkpoint
+from behemoth.checkpoint.owner import read_owner, refuse_other, take
+from behemoth.checkpoint.pacing import Pacer
+from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
+from behemoth.ports import ObjectStore, SavesTo
+from behemoth.storage.open import is_s3, is_same, open_store, path_of
+from behemoth_cli.commands.candidates import output_option, run_names
+from behemoth_cli.commands.interop_options import folder_to_be, watched
+from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
+from behemoth_cli.commands.selection import Step, Threads, intact, require_still_there
+from behemoth_cli.context import PREFIX, Context, chosen_format, find_checkpoints
+from behemoth_cli.out.console import Console
+from behemoth_cli.views.care import copy_page
+
+_TARGET = "a run, a checkpoint store, or a folder that is empty or not there"
+_TARGET_HINT = "name run/NAME, or a folder or s3:// prefix that holds checkpoints or nothing"
+
+
+def drain(
+    ctx: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Where the checkpoint is: run/NAME, a run directory, or the path or URL of a store.",
+            show_default=False,
+            autocompletion=run_names,
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="Where it shall be too: likewise, or a folder or prefix with nothing in it.",
+            show_default=False,
+            autocompletion=run_names,
+        ),
+    ],
+    step: Step = None,
+    rate: Annotated[str, typer.Option("--rate", metavar="SIZE", help="Bytes to read in a second at most.")] = "",
+    threads: Threads = 4,
+    output: Annotated[str, output_option("json", "yaml")] = "",
+) -> None:
+    """Copy a checkpoint to another store, the newest one without --step: the same bytes, each proven on its way.
+
+    The target becomes the store of the run that the source belongs to; one of another run, or of a run that is alive,
+    is refused. May be killed at any time: the same command goes on, and keeps what is there whole.
+    """
+    form = chosen_format(output, "json", "yaml")
+    context: Context = ctx.obj
+    bytes_per_s = rate_of(rate) if rate else None
+    place, target_url = find_checkpoints(source), _target_url(to)
+    if is_same(place.url, target_url):
+        raise Invalid(f"option --to {to}: expected another store than {place.url}, got the same", code="drain-same")
+    with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
+        record = read_record(given, intact(given, place, step))
+        began_s = time.monotonic()
+        with _held(given, store, target_url), stopped_by_interrupt() as stop:
+            copy = partial(copy_checkpoint, given, store, record.ref, threads=threads, pace=_pace(bytes_per_s, stop))
+            copied = _copied(context.console, given, record, copy)
+    seconds = time.monotonic() - began_s
+    context.console.show(copy_page(copied, source=given.root, target=store.root, seconds_taken=seconds), form)
+
+
+def _pace(bytes_per_s: int | None, stop: threading.Event) -> Callable[[int], None]:
+    pacer = None if bytes_per_s is None else Pacer(bytes_per_s=bytes_per_s, stop=stop)
+    return lambda num_bytes: None if pacer is None else pacer.take(num_bytes, what="copy")
+
+
+def _target_url(text: str) -> str:
+    """A store is made where nothing is; a folder of something else is no place for one."""
+    if is_s3(text):
+        return text
+    if text.startswith(PREFIX) or ("://" not in text and RunDirectory(Path(text)).identity() is not None):
+        return find_checkpoints(text).url
+    path = folder_to_be(text, expected=_TARGET, hint=_TARGET_HINT, code="drain-folder")
+    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
+    if path.exists() and not is_store and any(path.iterdir()):
+        raise Conflict(
+            f"option --to {text}: expected {_TARGET}, got a folder with other files",
+            hint=_TARGET_HINT,
+            code="drain-folder",
+        )
+    return str(path)
+
+
+@contextmanager
+def _held(given: ObjectStore, store: SavesTo, url: str) -> Iterator[None]:
+    """While this lasts nobody cleans up what is written, and the target is the source's run's. Raises Conflict for the
+    store of another run, or of one that is alive."""
+    owner = read_owner(given)
+    standing = refuse_other(store, owner.run_uid if owner is not None else None, url=url)
+    with ExitStack() as stack:
+        if standing is not None:
+            candidates = () if is_s3(url) else (Path(path_of(url)).parent,)
+            stack.enter_context(leading(store, url=url, candidates=candidates))
+        elif not is_s3(url):
+            stack.enter_context(importing(Path(path_of(url))))
+        if standing is None and owner is not None:
+            take(store, owner, url=url)
+        yield
+
+
+def _copied(console: Console, given: ObjectStore, record: CommitRecord, copy: Callable[..., Copied]) -> Copied:
+    """A live run's retention may delete what is being read; that is no damage."""
+    try:
+        return watched(console, f"copying checkpoint/{record.step}", lambda progress: copy(progress=progress))
+    except BehemothError:
+        require_still_there(given, record)
+        raise

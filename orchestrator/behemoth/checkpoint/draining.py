@@ -1,0 +1,290 @@
+"""Copies one committed checkpoint from one store to another: down to a safer tier, or back from it. The same objects,
+byte for byte, and the commit last.
+
+Every byte is proven on its way against the CRCs of the commit, so that a damaged checkpoint does not travel. May be
+killed anywhere: the target then holds objects without a commit, which the next copy of that write takes for its own
+where they prove whole, and which `gc` removes otherwise. Whether the target is the right place is the caller's matter
+(`owner`). Neighbours: `filling`, which writes, and `chunk_check`, which proves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from typing_extensions import Buffer
+
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, content_crc
+from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
+from behemoth.checkpoint.commit_log import BadCommit, at_step, publish, read_stored, rejected_writes
+from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
+from behemoth.checkpoint.filling import Filling, Piece, filling_of
+from behemoth.checkpoint.opened import read_index, read_metadata
+from behemoth.checkpoint.paths import INDEX
+from behemoth.checkpoint.problem import Problem
+from behemoth.checkpoint.threads import each_result, run_all
+from behemoth.checkpoint.verify import shards_of
+from behemoth.ports import ObjectStore, SavesTo, UploadsParts
+from behemoth.state.effect import CommitRef
+
+DAMAGED = "drain-damaged"
+"""Code of the error for a checkpoint that is not as it was committed."""
+RUBBISH = "drain-rubbish"
+"""Code of the error for what stood at the target and was no part of the checkpoint; it is gone then."""
+SMALL_THREADS = 8
+"""For metadata, which waits for the stores and does not compute."""
+
+Progress = Callable[[int, int], None]
+"""Told bytes done and bytes to do, from the thread that called."""
+Pace = Callable[[int], None]
+"""Called before so many bytes are read; may wait, or raise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """A checkpoint that both stores have now. `num_bytes` of its arrays' objects were copied, `found_bytes` were there
+    already and proved whole."""
+
+    record: CommitRecord
+    num_bytes: int
+    found_bytes: int
+
+
+def copy_checkpoint(
+    source: ObjectStore,
+    target: SavesTo,
+    ref: CommitRef,
+    *,
+    threads: int,
+    progress: Progress = lambda _done, _total: None,
+    pace: Pace = lambda _num_bytes: None,
+) -> Copied:
+    """Blocks for as long as reading, proving and writing all of it takes. Memory: a piece for each thread, 8 MiB, or
+    more where a chunk is larger or an object would have more parts than an upload may. Idempotent, also after a kill.
+
+    Raises NotFound when the commit is gone, Corrupt (`DAMAGED`, or that of the metadata) naming the place of a byte
+    that is not as it was committed, Conflict when the target has another commit of that step or has rejected this one,
+    and the stores' errors. Without a return the target has no new commit.
+    """
+    record, data = read_stored(source, ref)
+    if _is_there(target, record):
+        return Copied(record=record, num_bytes=0, found_bytes=0)
+    index = read_index(source, record)
+    copying = _Copying(source, target, record, index, threads=threads, progress=progress, pace=pace)
+    try:
+        copied = copying.run()
+    finally:
+        copying.end()
+    publish(target, record, data)
+    return copied
+
+
+def _is_there(target: ObjectStore, record: CommitRecord) -> bool:
+    """Raises Conflict where the commit could not be published, before anything is copied for it."""
+    rejected = rejected_writes(target)
+    if (record.step, record.write_id) in rejected:
+        raise Conflict(
+            f"checkpoint of step {record.step}: expected a place for write {record.write_id}, got one where it was "
+            "rejected",
+            hint="it did not restore there; take another checkpoint",
+            code="drain-rejected",
+        )
+    standing = at_step(target, record.step)
+    if standing is None:
+        return False
+    if isinstance(standing, BadCommit):
+        raise Conflict(
+            f"checkpoint of step {record.step}: expected no commit at the target, got a record that cannot be read",
+            hint=f"remove {standing.key} there; {standing.error.message}",
+            code="commit-taken",
+        )
+    if standing.write_id == record.write_id:
+        return True
+    if (standing.step, standing.write_id) in rejected:
+        return False
+    raise Conflict(
+        f"checkpoint of step {record.step}: expected none at the target, or write {record.write_id}, got write "
+        f"{standing.write_id}",
+        hint="two histories of a run do not mix: name another target, or reject the one that is wrong",
+        code="commit-taken",
+    )
+
+
+class _Unit(NamedTuple):
+    """Slots [first, last) of a shard, counted in the list of shards, and the piece of its object that they are."""
+
+    shard: int
+    first: int
+    last: int
+    number: int
+    num_pieces: int
+
+
+class _Copying:
+    """One checkpoint under way; used by one thread, which starts others."""
+
+    def __init__(
+        self,
+        source: ObjectStore,
+        target: SavesTo,
+        record: CommitRecord,
+        index: CommitIndex,
+        *,
+        threads: int,
+        progress: Progress,
+        pace: Pace,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._record = record
+        self._index = index
+        self._threads = threads
+        self._progress = progress
+        self._pace = pace
+        self._filling: Filling = filling_of(target)
+        self._shards = shards_of(record, index)
+        self._found: list[Found] = []
+        self._total_bytes = sum(shard.grid.file_bytes for shard in self._shards)
+        self._done_bytes = 0
+
+    def run(self) -> Copied:
+        """All objects, proven and durable."""
+        sizes = self._remove_rubbish()
+        units = [unit for number, shard in enumerate(self._shards) for unit in _units(number, shard, self._filling)]
+        missing = self._keep_whole(units, sizes)
+        found_bytes = self._done_bytes
+        read = ChunkCheck(self._source, self._shards, deep=True)
+        for _, found in self._each(lambda unit: self._copy(read, unit), missing):
+            self._note(found)
+        self._require_contents(reused={unit.shard for unit in set(units).difference(missing)})
+        self._filling.seal([shard.key for shard in self._shards])
+        run_all(lambda one: self._copy_small(one, sizes), self._small(), threads=SMALL_THREADS, name="ckpt-drain-small")
+        return Copied(record=self._record, num_bytes=self._done_bytes - found_bytes, found_bytes=found_bytes)
+
+    def end(self) -> None:
+        """Once nothing more is written."""
+        self._filling.end()
+
+    def _remove_rubbish(self) -> dict[str, int]:
+        """Sizes of what the target holds of this write, once that is gone which no object of it can be, and uploads
+        that nobody will complete."""
+        expected = {shard.key: shard.grid.file_bytes for shard in self._shards}
+        expected |= {one.key: one.size_bytes for one in self._small()}
+        sizes = {info.key: info.size_bytes for info in self._target.list(self._record.prefix)}
+        if wrong := [key for key, size_bytes in sizes.items() if expected.get(key) != size_bytes]:
+            self._target.delete(wrong)
+        if isinstance(self._target, UploadsParts):
+            for upload in list(self._target.list_uploads(self._record.prefix)):
+                self._target.abort_upload(upload.key, upload.upload_id)
+        return {key: size_bytes for key, size_bytes in sizes.items() if key not in wrong}
+
+    def _keep_whole(self, units: Sequence[_Unit], sizes: Mapping[str, int]) -> list[_Unit]:
+        """What has to be copied: all but what an earlier copy left and what proves whole when it is read back."""
+        check = ChunkCheck(self._target, self._shards, deep=True)
+        standing = [unit for unit in units if self._shards[unit.shard].key in sizes]
+        looked = list(self._each(lambda unit: self._look(check, unit), standing))
+        bad = {at for unit, found in looked for at in self._bad_pieces(unit, found)}
+        if not self._filling.takes_ranges:
+            broken = {shard for shard, _ in bad}
+            self._target.delete([self._shards[shard].key for shard in sorted(broken)])
+            bad |= {(unit.shard, unit.number) for unit in standing if unit.shard in broken}
+        kept = set()
+        for unit, found in looked:
+            if (unit.shard, unit.number) not in bad:
+                self._note(found)
+                kept.add(unit)
+        return [unit for unit in units if unit not in kept]
+
+    def _bad_pieces(self, unit: _Unit, found: Found) -> Iterator[tuple[int, int]]:
+        """Shard and number. An object's index is checked with its first piece, and written with the last."""
+        index_offset = self._shards[unit.shard].grid.index_offset_bytes
+        for problem in found.problems:
+            yield unit.shard, unit.num_pieces if problem.offset_bytes >= index_offset else unit.number
+
+    def _each(self, work: Callable[[_Unit], Found], units: Sequence[_Unit]) -> Iterator[tuple[_Unit, Found]]:
+        return each_result(work, units, threads=self._threads, name="ckpt-drain")
+
+    def _look(self, check: ChunkCheck, unit: _Unit) -> Found:
+        self._pace(self._num_bytes(unit))
+        return check.check(unit.shard, unit.first, unit.last)
+
+    def _copy(self, read: ChunkCheck, unit: _Unit) -> Found:
+        self._pace(self._num_bytes(unit))
+        found, data = read.read(unit.shard, unit.first, unit.last)
+        if found.problems:
+            raise _damaged(found.problems[0])
+        shard = self._shards[unit.shard]
+        buffers: list[Buffer] = [data.data]
+        if unit.number == unit.num_pieces:
+            buffers.append(shard.grid.index())
+        piece = Piece(
+            key=shard.key,
+            size_bytes=shard.grid.file_bytes,
+            number=unit.number,
+            num_pieces=unit.num_pieces,
+            offset_bytes=unit.first * shard.grid.stride_bytes,
+        )
+        self._filling.put(piece, buffers)
+        return found
+
+    def _num_bytes(self, unit: _Unit) -> int:
+        return (unit.last - unit.first) * self._shards[unit.shard].grid.stride_bytes
+
+    def _note(self, found: Found) -> None:
+        self._found.append(found)
+        self._done_bytes += found.num_bytes
+        self._progress(self._done_bytes, self._total_bytes)
+
+    def _require_contents(self, *, reused: Collection[int]) -> None:
+        """Chunks may be whole and not those of this commit: the CRC over all CRCs of an array tells."""
+        of_array: dict[int, list[tuple[Shard, Found]]] = {}
+        for found in self._found:
+            shard = self._shards[found.shard]
+            of_array.setdefault(shard.array, []).append((shard, found))
+        for array, parts in of_array.items():
+            grid, expected = parts[0][0].grid, self._index.content_crcs[array]
+            crc = content_crc(grid, parts)
+            if crc == expected:
+                continue
+            name = f"array {grid.spec.name!r} of step {self._record.step}"
+            told = f"{name}: expected CRC-32C {expected:08x} over the CRCs of its chunks, got {crc:08x}"
+            foreign = sorted({found.shard for _, found in parts}.intersection(reused))
+            if not foreign:
+                raise Corrupt(told, hint=DAMAGED_HINT, code=DAMAGED)
+            self._target.delete([self._shards[shard].key for shard in foreign])
+            raise Unavailable(
+                f"{told}: the target held chunks of something else", hint="they are removed: copy again", code=RUBBISH
+            )
+
+    def _small(self) -> list[MetadataObject]:
+        """Every zarr.json, and the index, by their keys in the store."""
+        record = self._record
+        index = MetadataObject(key=INDEX, size_bytes=record.index_bytes, crc=record.index_crc)
+        return [replace(one, key=f"{record.prefix}/{one.key}") for one in (*self._index.metadata, index)]
+
+    def _copy_small(self, one: MetadataObject, sizes: Mapping[str, int]) -> None:
+        data = read_metadata(self._source, one.key, one.size_bytes, one.crc)
+        if one.key in sizes:
+            with suppress(Corrupt):
+                read_metadata(self._target, one.key, one.size_bytes, one.crc)
+                return
+            self._target.delete([one.key])
+        self._target.create(one.key, data)
+
+
+def _units(number: int, shard: Shard, filling: Filling) -> Iterator[_Unit]:
+    grid = shard.grid
+    width = max(1, -(-filling.piece_bytes(grid.file_bytes) // grid.stride_bytes))
+    num_pieces = -(-grid.num_slots // width)
+    for at in range(num_pieces):
+        yield _Unit(number, at * width, min((at + 1) * width, grid.num_slots), at + 1, num_pieces)
+
+
+def _damaged(problem: Problem) -> BehemothError:
+    """What the store did not give may be had later; what is wrong stays wrong."""
+    if problem.kind == "unreadable":
+        return Unavailable(f"file {problem.object_key}: {problem.message}", code="drain-unreadable")
+    return Corrupt(f"file {problem.object_key}: {problem.message}", hint=DAMAGED_HINT, code=DAMAGED)

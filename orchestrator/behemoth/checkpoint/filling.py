@@ -1,0 +1,151 @@
+"""Fills large objects piece by piece, in any order and from several threads, in whichever way a store takes them.
+
+For one process that has all of an object's bytes at hand; the ranks of a run, each of which has some of them, have
+`writer` and `upload_writer`. Decides nothing about the bytes. The neighbour is `draining`, which cuts and proves them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+from behemoth.base.errors import BehemothError
+from behemoth.base.ids import UploadId
+from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.writer import seal_all
+from behemoth.ports import MAX_PARTS, MIN_PART_BYTES, Part, PartReceipt, SavesTo, UploadsParts, WritesRanges
+
+PIECE_BYTES = 8 << 20
+"""What is moved at once where an object may be cut as one likes: a core's cache holds it while it is summed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Piece `number`, from 1, of the `num_pieces` of an object of `size_bytes`; it begins at `offset_bytes`."""
+
+    key: str
+    size_bytes: int
+    number: int
+    num_pieces: int
+    offset_bytes: int
+
+
+class Filling(Protocol):
+    """Objects that are being filled. Thread-safe but for `end`."""
+
+    takes_ranges: bool
+    """Whether an object that was cut off holds pieces that count; else it is there whole or not at all."""
+
+    def piece_bytes(self, size_bytes: int) -> int:
+        """Least size of a piece of such an object; the last one may be smaller."""
+        ...
+
+    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+        """Write a piece. An object is complete with its last one. Raises the store's errors."""
+        ...
+
+    def seal(self, keys: Sequence[str]) -> None:
+        """Make complete objects durable; those, too, that an earlier process filled."""
+        ...
+
+    def end(self) -> None:
+        """Leave nothing behind of objects that are not complete, where a store hides them."""
+        ...
+
+
+def filling_of(store: SavesTo) -> Filling:
+    """The way in which this store takes large objects."""
+    return _Uploaded(store) if isinstance(store, UploadsParts) else _Ranges(store)
+
+
+class _Ranges:
+    """Files."""
+
+    takes_ranges = True
+
+    def __init__(self, store: WritesRanges) -> None:
+        self._store = store
+
+    def piece_bytes(self, _size_bytes: int) -> int:
+        return PIECE_BYTES
+
+    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+        part = Part(offset_bytes=piece.offset_bytes, buffers=buffers)
+        self._store.write_parts(piece.key, size_bytes=piece.size_bytes, parts=[part])
+
+    def seal(self, keys: Sequence[str]) -> None:
+        seal_all(self._store, keys)
+
+    def end(self) -> None:
+        return
+
+
+@dataclass(slots=True)
+class _Upload:
+    upload_id: UploadId
+    receipts: list[PartReceipt] = field(default_factory=list)
+
+
+class _Uploaded:
+    """Object storage: pieces are parts of an upload, and an object of one piece is one request."""
+
+    takes_ranges = False
+
+    def __init__(self, store: UploadsParts) -> None:
+        self._store = store
+        self._uploads: dict[str, _Upload] = {}
+        self._lock = threading.Lock()
+
+    def piece_bytes(self, size_bytes: int) -> int:
+        return max(MIN_PART_BYTES, PIECE_BYTES, -(-size_bytes // MAX_PARTS))
+
+    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+        if piece.num_pieces == 1:
+            self._store.create(piece.key, b"".join(buffers))
+            return
+        upload = self._begun(piece.key)
+        receipt = self._store.upload_part(
+            piece.key, upload.upload_id, number=piece.number, buffers=buffers, crc=_crc(buffers)
+        )
+        with self._lock:
+            upload.receipts.append(receipt)
+            is_whole = len(upload.receipts) == piece.num_pieces
+        if is_whole:
+            self._complete(piece.key, upload)
+
+    def seal(self, _keys: Sequence[str]) -> None:
+        """What is complete is durable."""
+
+    def end(self) -> None:
+        """What cannot be aborted now is found by the next one who lists uploads."""
+        while self._uploads:
+            key, upload = self._uploads.popitem()
+            with suppress(BehemothError):
+                self._store.abort_upload(key, upload.upload_id)
+
+    def _begun(self, key: str) -> _Upload:
+        with self._lock:  # the others of this object need the answer anyway
+            if key not in self._uploads:
+                self._uploads[key] = _Upload(self._store.begin_upload(key))
+            return self._uploads[key]
+
+    def _complete(self, key: str, upload: _Upload) -> None:
+        parts = sorted(upload.receipts, key=lambda part: part.number)
+        crc = 0
+        for part in parts:
+            crc = combine(crc, part.crc, part.size_bytes)
+        self._store.complete_upload(key, upload.upload_id, parts=parts, crc=crc)
+        with self._lock:
+            del self._uploads[key]
+
+
+def _crc(buffers: Sequence[Buffer]) -> int:
+    crc = 0
+    for buffer in buffers:
+        crc = crc32c(buffer, crc)
+    return crc

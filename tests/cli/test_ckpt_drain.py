@@ -1,0 +1,152 @@
+"""`behemoth ckpt drain`: one checkpoint to another store and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from behemoth.app.run_directory import RunDirectory
+from behemoth.base.ids import RunUid
+from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.owner import Owner, read_owner, take
+from behemoth.checkpoint.verify import verify
+from behemoth.spec.decode import decode_run
+from behemoth.spec.document import to_document
+from behemoth.storage.local import LocalStore
+from behemoth_cli import root
+from checkpoint.saved_checkpoint import save, small_layout
+from cli.cli_rig import NUMPY_RUN
+from servers.s3_server import BUCKET, S3Server
+from storage.s3_stores import let_in
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDirectory]:
+    """The directory of a run that nobody leads, with two checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    directory = RunDirectory(tmp_path / "runs" / "small")
+    directory.open()
+    identity = directory.found("small", None)
+    directory.write_document(yaml.safe_dump(to_document(decode_run(NUMPY_RUN.read_bytes(), source="run.yaml"))))
+    directory.close()
+    with closing(LocalStore(directory.checkpoints)) as store:
+        owner = Owner.of_run(identity.run_uid, name="small", directory=str(directory.path))
+        take(store, owner, url=str(directory.checkpoints))
+        for step in (10, 20):
+            save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    yield directory
+    directory.close()
+
+
+def drain(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = root.run(["ckpt", "drain", *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def steps_of(path: Path) -> list[int]:
+    with closing(LocalStore(path)) as store:
+        found = commits(store)
+        assert all(verify(store, one, threads=1, deep=True).is_intact for one in found)
+        return [int(one.step) for one in found if isinstance(one, CommitRef)]
+
+
+def test_the_newest_checkpoint_is_copied_and_the_store_is_the_runs_then(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = drain(capsys, "run/small", "--to", str(tmp_path / "safe"), "-o", "json")
+    told = json.loads(out)
+    assert code == 0
+    assert (told["step"], told["writeId"], told["foundBytes"]) == (20, "a1-20", 0)
+    assert told["copiedBytes"] > 0
+    assert steps_of(tmp_path / "safe") == [20]
+    with closing(LocalStore(tmp_path / "safe")) as store:
+        owner, identity = read_owner(store), directory.identity()
+        assert owner is not None
+        assert identity is not None
+        assert owner.run_uid == identity.run_uid
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_second_time_it_says_that_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert drain(capsys, "run/small", "--to", str(tmp_path / "safe"))[0] == 0
+    code, out, _ = drain(capsys, "run/small", "--to", str(tmp_path / "safe"))
+    assert (code, out) == (0, f"checkpoint/20 is in {tmp_path / 'safe'} already\n")
+
+
+def test_a_checkpoint_goes_to_a_bucket_and_back_into_the_run_that_lost_it(
+    directory: RunDirectory, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_in(monkeypatch, s3)
+    url = f"s3://{BUCKET}/drained/verb"
+    assert drain(capsys, "run/small", "--to", url, "--step", "10", "--rate", "1GB")[0] == 0
+    with closing(LocalStore(directory.checkpoints)) as store:
+        store.delete([info.key for folder in ("commits", "steps") for info in store.list(folder)])
+    assert steps_of(directory.checkpoints) == []
+    code, out, _ = drain(capsys, url, "--to", "run/small")
+    assert code == 0
+    assert out.startswith(f"checkpoint/10 copied to {directory.checkpoints}: ")
+    assert steps_of(directory.checkpoints) == [10]
+
+
+@pytest.mark.usefixtures("directory")
+def test_the_store_of_another_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(LocalStore(tmp_path / "theirs")) as store:
+        take(store, Owner.of_run(RunUid("theirs"), name="other", directory="/elsewhere"), url="theirs")
+    code, _, err = drain(capsys, "run/small", "--to", str(tmp_path / "theirs"))
+    assert code == 1
+    assert "code: store-owned" in err
+    assert steps_of(tmp_path / "theirs") == []
+
+
+def test_a_run_that_is_alive_gets_nothing(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert drain(capsys, "run/small", "--to", str(tmp_path / "safe"), "--step", "10")[0] == 0
+    with closing(LocalStore(directory.checkpoints)) as store:
+        store.delete([info.key for info in store.list("commits") if "000000010" in info.key])
+    directory.open()
+    code, _, err = drain(capsys, str(tmp_path / "safe"), "--to", "run/small")
+    assert code == 1
+    assert "code: run-locked" in err
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("run/small", "--to", "runs/small/checkpoints"), 2, "code: drain-same"),
+        (("run/small", "--to", "runs"), 1, "code: drain-folder"),
+        (("run/small", "--to", "safe", "--step", "15"), 102, "steps? 10, 20"),
+        (("run/small", "--to", "safe", "--rate", "0B"), 2, "code: out-of-range"),
+        (("run/other", "--to", "safe"), 102, "code: checkpoints-not-found"),
+        (("run/small", "--to", "run/other"), 102, "code: checkpoints-not-found"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_leaves_nothing(
+    arguments: tuple[str, ...], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, out, err = drain(capsys, *arguments)
+    assert (got, out) == (code, "")
+    assert re.search(said, err), err
+    assert not (tmp_path / "safe").exists()
+
+
+def test_a_damaged_checkpoint_is_not_copied_and_the_place_is_named(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = directory.checkpoints.glob("steps/000000020-*/model/w/c/0/0")
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    code, _, err = drain(capsys, "run/small", "--to", str(tmp_path / "safe"))
+    assert code == 3
+    assert "model/w" in err
+    assert "code: drain-damaged" in err
+    assert steps_of(tmp_path / "safe") == []
