@@ -6,7 +6,7 @@ BENCHES := cli simulate coordinator checkpoint_local checkpoint_s3 reshard resto
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo test longer check bench clean
+.PHONY: demo test longer check bench s3 clean
 
 demo: $(STAMP)
 	$(BIN)/behemoth run manifests/examples/tiny-moe.yaml
@@ -36,6 +36,9 @@ $(STAMP): pyproject.toml
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --editable ".[bench]"
 	touch $@
+
+s3: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=tests $(BIN)/python -m servers.s3_server "$${SHELL:-sh}"
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,7 +1,8 @@
 """Starts a real S3 server on this machine for tests and benchmarks, with credentials of its own, and ends it by pid.
 
 It keeps objects as files below a given folder, and what S3 says of them in another: not every file system of a test
-machine takes extended attributes. The neighbour is `versitygw_binary`.
+machine takes extended attributes. As a program it starts one for a command, a shell say, which finds it in its
+environment. The neighbour is `versitygw_binary`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +114,11 @@ def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="behemoth-s3-") as root, s3_server(Path(root)) as started:
+        environment = {**os.environ, **started.environment}
+        environment.pop("PYTHONPATH", None)  # it was meant for this program
+        ended = subprocess.run(sys.argv[1:] or ["sh"], env=environment, check=False)
+    sys.exit(ended.returncode)
