@@ -70,7 +70,9 @@ class ScaleTable:
         ]
         if all(row[0] == row[-1] for row in rows):
             rows = [row[:1] for row in rows]
-        found: Floats = self.values[np.ix_(*rows)] if rows else self.values
+        found = self.values
+        for dim, row in enumerate(rows):
+            found = found.take(row, axis=dim)
         return found
 
 
@@ -122,7 +124,8 @@ def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) ->
     one is NaN."""
     box = scales.box(tuple((start, start + size) for start, size in zip(begin, values.shape, strict=True)))
     largest: npt.NDArray[Any] = np.abs(as_float32(values))
-    for dim, (start, size, (low, high)) in enumerate(zip(begin, scales.block, box, strict=True)):
+    for dim in reversed(range(len(box))):  # the last one first: along it memory is contiguous, and little is left then
+        (low, high), size, start = box[dim], scales.block[dim], begin[dim]
         cuts = np.maximum(np.arange(low, high) * size - start, 0)
         largest = np.maximum.reduceat(largest, cuts, axis=dim)
     return box, largest
