@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import bench_table
@@ -30,8 +31,10 @@ from behemoth.checkpoint.forecast import Forecast, Rates, forecast
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.part_plan import plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.sharing import kinds, owners
+from behemoth.checkpoint.uploads import cut_parts, plan_uploads
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
@@ -50,11 +53,16 @@ def main() -> int:
     layout = layout_of("behemoth-ref", GIANT, Recipe())
     owners_s = [timed(lambda: cold_owners(layout)) for _ in range(num_rounds)]
     plan_ms = [timed_plan_ms(layout, rank) for rank in range(0, GIANT.num_ranks, rank_step)]
+    boxes = replace(layout, sharding="box")
+    uploads_s = [timed(lambda: cold_uploads(boxes)) for _ in range(num_rounds)]
+    parts_ms = [timed_parts_ms(boxes, rank) for rank in range(0, GIANT.num_ranks, rank_step)]
     verb_s = [timed(run_verb) for _ in range(num_rounds)]
     of_giant = forecast(layout, ranks_per_node=8, rates=Rates(), restored=layout)
     rows = [
         bench_table.alone("plan of one rank, owners known", "ms", plan_ms),
         bench_table.alone("owners of all ranks, once per process", "s", owners_s),
+        bench_table.alone("parts that one rank uploads, their owners known", "ms", parts_ms),
+        bench_table.alone("owners of all parts, once per process", "s", uploads_s),
         bench_table.alone("behemoth plan -o json, whole command", "s", verb_s),
         *figures(of_giant),
         *beside_dcp("scout" if options.quick else "behemoth-ref", SMALLEST if options.quick else SMALLER, num_rounds),
@@ -84,6 +92,17 @@ def cold_owners(layout: Layout) -> None:
 def timed_plan_ms(layout: Layout, rank: int) -> float:
     plan_rank.cache_clear()
     return timed(lambda: plan_rank(layout, Rank(rank))) * 1e3
+
+
+def cold_uploads(layout: Layout) -> None:
+    for kept in (grids, kinds, cut_parts, plan_uploads):
+        kept.cache_clear()
+    plan_uploads(layout)
+
+
+def timed_parts_ms(layout: Layout, rank: int) -> float:
+    plan_parts.cache_clear()
+    return timed(lambda: plan_parts(layout, Rank(rank))) * 1e3
 
 
 def run_verb() -> None:

@@ -97,7 +97,8 @@ class World:
         return [future.result() for future in futures]
 
 
-GIVEN_UP = ("save-cancelled", "upload-failed")
+GIVEN_UP = ("save-cancelled", "upload-failed", "upload-gone")
+"""Codes of errors that follow from that of another rank."""
 
 
 @contextmanager

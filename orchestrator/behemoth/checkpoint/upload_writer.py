@@ -152,9 +152,12 @@ class _Job:
 
     def abort(self) -> None:
         """End the uploads that this rank has begun, as far as the store lets it: others are gc's."""
-        for shard, upload_id in self._begun.items():
+
+        def end(shard: Shard) -> None:
             with suppress(BehemothError):
-                self._store.abort_upload(self._key(shard), upload_id)
+                self._store.abort_upload(self._key(shard), self._begun[shard])
+
+        run_all(end, list(self._begun), threads=REQUEST_THREADS, name="ckpt-abort")
 
     def _begin(self, shard: Shard) -> None:
         self._go_on()
