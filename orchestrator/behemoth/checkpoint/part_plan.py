@@ -135,6 +135,8 @@ class _KindView:
     def _nearest(self, piece: int) -> Rank:
         """Of the ranks that hold a piece, the one whose number is nearest: itself, or one of its node if there is."""
         holders = self._holders[piece]
+        if len(holders) == 1:
+            return Rank(int(holders[0]))
         return Rank(int(holders[np.argmin(np.abs(holders - self._rank))]))
 
 
