@@ -1,6 +1,6 @@
 """Uploads to and reads from an S3 server on this machine: ours, boto3's own transfers, and the server's raw rate.
 
-    .venv/bin/python tests/bench/checkpoint_s3.py [--quick] [-o json] [--dir DIR] [--rounds N]
+    .venv/bin/python tests/bench/checkpoint_s3.py [--quick] [-o json] [--dir DIR] [--rounds N] [--mib N]
 
 The server is the one of the tests (versitygw, files below DIR, by default in memory), in a process of its own, and
 takes most of the processor: it digests every byte with MD5. Everybody sends the same bytes from the same memory in
@@ -261,11 +261,12 @@ def measure(bench: Bench, *, num_rounds: int) -> list[Row]:
 def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where the server keeps its files")
     parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--mib", type=int, default=None, help="size of the object")
 
 
 def main() -> None:
     options = arguments(__doc__ or "", extend=_extend)
-    num_bytes = 64 << 20 if options.quick else 256 << 20
+    num_bytes = (options.mib or (64 if options.quick else 256)) << 20
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.dir)))
         server = stack.enter_context(s3_server(folder))
