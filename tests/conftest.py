@@ -1,11 +1,23 @@
-"""Fixtures of several packages: the S3 server, which is started once and only when a test of the session needs it."""
+"""Of all tests: the S3 server, started once and only when a test of the session needs it; and how long hypothesis
+searches: the same bounded examples for everyone, without a clock, and many random ones under `-m longer`."""
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from servers.s3_server import S3Server, s3_server
 from servers.versitygw_binary import built
+
+settings.register_profile(
+    "bounded",
+    max_examples=120,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("bounded")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
