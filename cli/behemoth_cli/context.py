@@ -123,6 +123,7 @@ def look_at(directory: RunDirectory) -> Look:
         spent=books(ledger, seen.now_us) if ledger is not None and seen is not None else None,
         saves=[row for row in history.saves.rows if row.write_id in kept],
         events=read_events(directory.events),
+        drain=directory.drain(),
     )
 
 

@@ -32,7 +32,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.DENIED: "not allowed: permissions or credentials",
     Exit.TIMEOUT: "a bounded wait ended",
     Exit.RUN_FAILED: "the run has failed",
-    Exit.RUN_NOT_FINISHED: "the run was asked to stop: it is saved, and the same command resumes it",
+    Exit.RUN_NOT_FINISHED: "the run was asked to stop, or its last save is not durable yet: the same command goes on",
     Exit.NOT_FOUND: "what was named does not exist: a run, a checkpoint, a field, a file",
     Exit.RUN_CANCELLED: "the run was cancelled for good",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; after one Ctrl-C a run is saved and can be resumed",

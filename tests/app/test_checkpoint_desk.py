@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
+from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore
@@ -248,3 +250,41 @@ def test_a_store_that_was_exchanged_during_the_run_is_neither_committed_to_nor_c
     assert isinstance(failed, SaveFailed)
     assert "got that of run/other in /elsewhere" in failed.reason
     assert {info.key for info in store.list("")} == before
+
+
+class FakeDrains:
+    """Holds what it is told to."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.holds: set[str] = set()
+
+    def found(self, commits: Sequence[CommitRef]) -> None:
+        self.steps += [one.step for one in commits]
+
+    def committed(self, commit: CommitRef) -> None:
+        self.steps.append(commit.step)
+
+    def held(self) -> frozenset[WriteId]:
+        return frozenset(WriteId(write_id) for write_id in self.holds)
+
+
+def test_what_is_held_for_a_drain_is_told_as_pinned_and_not_deleted_before_it_is_let_go() -> None:
+    told: list[Evidence] = []
+    store, drains = MemoryStore(), FakeDrains()
+    refs = [save(store, LAYOUT, logical_arrays(LAYOUT, n), step=n, write_id=f"a1-{n}").ref for n in range(1, 5)]
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append, drains=drains)
+    drains.holds = {"a1-1"}
+    desk.survey()
+    assert drains.steps == [1, 2, 3, 4]
+    assert told == [Pinned(write_ids=(WriteId("a1-1"),))]
+    desk.delete(refs[:2])
+    desk.close()
+    assert told[1:] == [Deleted(write_ids=(WriteId("a1-2"),)), Pinned(write_ids=(WriteId("a1-1"),))]
+    assert [one.step for one in commits(store)] == [1, 3, 4]
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append, drains=drains)
+    drains.holds.clear()
+    desk.delete(refs[:1])
+    desk.close()
+    assert told[3:] == [Deleted(write_ids=(WriteId("a1-1"),))]
+    assert [one.step for one in commits(store)] == [3, 4]

@@ -23,7 +23,7 @@ from behemoth.app.history import read_history
 from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import claim
-from behemoth.app.summary import Summary
+from behemoth.app.summary import DrainTable, Summary
 from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
@@ -140,7 +140,9 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
         if observation is None or observation.outcome != "succeeded" or not claimed.summary.exists():
             return None
         summary = msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
-        return summary if summary.outcome == "succeeded" else None  # one of an earlier stop tells of an older state
+        is_drained = summary.drain is None or summary.drain.is_complete
+        # One of an earlier stop tells of an older state.
+        return summary if summary.outcome == "succeeded" and is_drained else None
     except UNDECODABLE:
         # Cut off or of another release: the run writes it anew from what it finds.
         return None
@@ -241,7 +243,22 @@ def conclude(
         kept = f"is saved at step {summary.step}" if summary.digest is not None else "had nothing to save yet"
         console.note(f"run/{summary.name} {kept}; the same command resumes it")
         return Exit.INTERRUPTED if interrupt is signal.SIGINT else ending
+    if summary.drain is not None and not summary.drain.is_complete:
+        return _undrained(summary, summary.drain, console)
     return ending
+
+
+def _undrained(summary: Summary, drain: DrainTable, console: Console) -> Exit:
+    """The run has trained to its end, and its last checkpoint is only where it was saved."""
+    console.note(
+        console.paint("error:" if drain.is_required else "warning:", "1;31")
+        + f" run/{summary.name}: the checkpoint of step {summary.step} is not in {drain.url}: {drain.trouble}"
+    )
+    console.note("hint: the same command tries again to drain it")
+    if not drain.is_required:
+        return Exit.OK
+    console.note("code: not-durable")
+    return Exit.RUN_NOT_FINISHED
 
 
 @contextlib.contextmanager

@@ -63,6 +63,11 @@ def work(what: str, done_bytes: int, total_bytes: int, elapsed_s: float) -> str:
     return f"{what}: {size(done_bytes)} of {size(total_bytes)} ({share}), {rate(pace)}, ETA {left}"
 
 
+def drained_text(step: int | None, last_step: int) -> str:
+    """How far a second store is behind the first."""
+    return f"step {step} of {last_step}" if step is not None else f"nothing yet of step {last_step}"
+
+
 def count(value: float) -> str:
     """`950`, `12.3k`, `4.56M`."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

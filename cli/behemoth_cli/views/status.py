@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.events import event_item, event_listing
-from behemoth_cli.views.figures import age, moment, percent, seconds, size
+from behemoth_cli.views.figures import age, drained_text, moment, percent, seconds, size
 
 if TYPE_CHECKING:
     from behemoth.app.events import Event
+    from behemoth.app.run_directory import DrainState
     from behemoth.app.save_book import SaveRow
     from behemoth.app.snapshot import NodeView, Snapshot
     from behemoth.reconcile.ledger import Buckets
@@ -43,6 +44,8 @@ class Look:
     """Rank-microseconds up to the last line of the journal."""
     saves: Sequence[SaveRow]
     events: Sequence[Event]
+    drain: DrainState | None = None
+    """How far the second store is, where the run names one."""
     trouble: Trouble | None = None
     """Why nothing else can be told; None for nearly all."""
 
@@ -155,6 +158,7 @@ def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
         ("step time", seconds(snapshot.step_us / 1e6) if snapshot.step_us else "-"),
         ("attempt", str(status.attempt)),
         ("checkpoint", commit),
+        *_drained(look.drain, status.commit.step if status.commit is not None else 0, now_us),
         ("opened", f"{moment(snapshot.opened_us)} ({age((now_us - snapshot.opened_us) / 1e6)} ago)"),
         ("age of data", age((now_us - snapshot.now_us) / 1e6)),
     ]
@@ -163,6 +167,15 @@ def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
     if status.num_save_failures:
         facts.append(("failed saves in a row", f"{status.num_save_failures}: {one_line(status.save_message)}"))
     return tuple(facts)
+
+
+def _drained(drain: DrainState | None, last_step: int, now_us: int) -> list[tuple[str, str]]:
+    if drain is None:
+        return []
+    text = drained_text(drain.step, last_step)
+    if drain.at_us:
+        text += f", {age((now_us - drain.at_us) / 1e6)} ago, {size(drain.num_bytes)} in {seconds(drain.seconds)}"
+    return [("drained", text), *([("drain failed", one_line(drain.trouble))] if drain.trouble else [])]
 
 
 def _spent_listing(spent: Buckets | None) -> Listing:
@@ -244,11 +257,23 @@ def _item(look: Look, now_us: int) -> dict[str, object]:
         "numFailures": status.num_failures,
         "numSaveFailures": status.num_save_failures,
         "commit": {"step": commit.step, "writeId": commit.write_id, "sizeBytes": commit.size_bytes} if commit else None,
+        **({"drain": _drain_item(look.drain)} if look.drain is not None else {}),
         "openedUs": snapshot.opened_us,
         "dataAgeS": (now_us - snapshot.now_us) / 1e6,
         "nodes": [_node(node) for node in snapshot.nodes],
         "spentRankUs": _spent(look.spent),
         "events": [event_item(event) for event in look.events[-MAX_EVENTS:]],
+    }
+
+
+def _drain_item(drain: DrainState) -> dict[str, object]:
+    return {
+        "url": drain.url,
+        "step": drain.step,
+        "atUs": drain.at_us or None,
+        "numBytes": drain.num_bytes,
+        "seconds": drain.seconds,
+        "trouble": drain.trouble,
     }
 
 

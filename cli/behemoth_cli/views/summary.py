@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
-from behemoth_cli.views.figures import percent, rate, seconds, size
+from behemoth_cli.views.figures import drained_text, percent, rate, seconds, size
 
 if TYPE_CHECKING:
     from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, RestoreTable, Summary
@@ -69,11 +69,13 @@ def ledger_listing(ledger: LedgerTable) -> Listing:
 
 
 def _facts(summary: Summary) -> tuple[tuple[str, str], ...]:
+    drained = () if summary.drain is None else (("drained", drained_text(summary.drain.step, summary.step)),)
     return (
         ("steps", f"{summary.step} of {summary.total_steps} committed"),
         ("attempts", str(summary.num_attempts)),
         ("wall time", seconds(summary.ledger.wall_s)),
         ("ranks", str(summary.ledger.num_ranks)),
+        *drained,
     )
 
 

@@ -1,6 +1,6 @@
-"""Starts the agent's own helper processes: by exec, never by fork, with one socket to talk through.
+"""Starts the helper processes of an agent, or of a leader: by exec, never by fork, with one socket to talk through.
 
-The neighbours are `forkclient` and `storelink`, which know what is said.
+The neighbours are `forkclient`, `storelink` and the leader's drains, which know what is said.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 _END_LIMIT_S = 5.0
+_STDERR = 2
 
 
 class Child:
-    """A helper process and the agent's end of its socket. Must be created on the agent's main thread, since the
-    kernel ties a parent-death signal to the thread that created the child."""
+    """A helper process and our end of its socket. Must be created on a thread that lives as long as it shall (an
+    agent's main thread), since the kernel ties a parent-death signal to the thread that created the child."""
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self._process = process
@@ -26,14 +27,14 @@ class Child:
 
     @staticmethod
     def start(module: str, *, environment: Mapping[str, str], own_session: bool) -> Child:
-        """`python -m module FD AGENT_PID`. `own_session`: a signal to the agent's group does not reach it, so that it
+        """`python -m module FD OUR_PID`. `own_session`: a signal to our group does not reach it, so that it
         can still end what is below it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
+                stdout=_STDERR,
                 env=dict(environment),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=own_session,

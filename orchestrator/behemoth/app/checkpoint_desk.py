@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 from behemoth.base.clock import Clock
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
@@ -28,6 +29,22 @@ from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFa
 _log = logging.getLogger(__name__)
 
 
+class Drains(Protocol):
+    """Who copies commits to a second store. Three methods: what the store has, what is new, what must stay for it."""
+
+    def found(self, commits: Sequence[CommitRef]) -> None:
+        """The intact commits at the begin of a term, oldest first."""
+        ...
+
+    def committed(self, commit: CommitRef) -> None:
+        """A new one; before the brain is told."""
+        ...
+
+    def held(self) -> frozenset[WriteId]:
+        """Commits that nobody may delete yet."""
+        ...
+
+
 class CheckpointDesk:
     """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance."""
 
@@ -40,8 +57,10 @@ class CheckpointDesk:
         url: str = "",
         clock: Clock,
         tell: Callable[[Evidence], None],
+        drains: Drains | None = None,
     ) -> None:
         self._store = store
+        self._drains = drains
         self._run_name = run_name
         self._run_uid = run_uid
         self._url = url
@@ -52,7 +71,7 @@ class CheckpointDesk:
         self._to_reject: dict[Step, str] = {}
         self._to_delete: list[CommitRef] = []
         self._pinned: frozenset[WriteId] = frozenset()
-        """As it was last told."""
+        """As it was last told, with what is held for a drain: to the brain that is the same."""
 
     def survey(self, rejected: Collection[WriteId] = frozenset()) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
         """What the store holds: intact commits in step order, and those that cannot be used, with the reason. Blocks:
@@ -75,6 +94,8 @@ class CheckpointDesk:
         for damaged in bad:
             if isinstance(damaged.error, Corrupt) and damaged.step is not None:
                 commit_log.reject(self._store, damaged, str(damaged.error))
+        if self._drains is not None:
+            self._drains.found(intact)
         self._tell_pins(is_news=True)
         return intact, bad
 
@@ -130,6 +151,8 @@ class CheckpointDesk:
             self._tell(SaveFailed(write_id=write_id, reason=reason))
             return
         self._previous = record
+        if self._drains is not None:
+            self._drains.committed(record.ref)
         self._tell(Committed(commit=record.ref))
         self._tell_pins(is_news=False)
 
@@ -176,18 +199,24 @@ class CheckpointDesk:
         if not self._to_delete:
             return
         self._check_owner()
+        held = self._held()
         refs = self._to_delete
-        spared = execute(self._store, plan_gc(self._store, drop=refs))
+        drop = [ref for ref in refs if ref.write_id not in held]
+        spared = execute(self._store, plan_gc(self._store, drop=drop))
+        spared |= {(ref.step, ref.write_id) for ref in refs if ref.write_id in held}
         self._to_delete = []
         self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs if (ref.step, ref.write_id) not in spared)))
         if spared:
             self._tell_pins(is_news=True)
 
+    def _held(self) -> frozenset[WriteId]:
+        return frozenset() if self._drains is None else self._drains.held()
+
     def _tell_pins(self, *, is_news: bool) -> None:
         """What is pinned, when that has changed or the brain is known not to know. Pins that cannot be read are told
         nobody: deletions ask the store again, and delete nothing then."""
         try:
-            write_ids = frozenset(write_id for _, write_id in pinned_writes(self._store))
+            write_ids = frozenset(write_id for _, write_id in pinned_writes(self._store)) | self._held()
         except BehemothError as error:
             _log.error("pins cannot be read, so retention deletes nothing: %s; %s", error.message, error.hint)
             return

@@ -6,6 +6,7 @@
     logs/            one file per rank and attempt, one per agent
     evidence.jsonl   the journal; events.jsonl: what happened, for people; summary.json: how it ended
     coordinator.json where the coordinator listens and under which term
+    drain.json       which checkpoint is in the second store, where the run names one
     secret           from which agents' tokens are made; readable by the owner only
 
 Small files are replaced whole or not at all. Neighbour: `journal_file`, which owns evidence.jsonl.
@@ -25,7 +26,7 @@ import msgspec
 
 from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
-from behemoth.base.ids import Epoch, RunUid
+from behemoth.base.ids import Epoch, RunUid, Step
 
 SECRET_BYTES = 32
 
@@ -44,6 +45,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     store: str | None = None
     """Absolute path of the store that the run file names, as it was where the run began. None for the store in this
     directory, which moves with it, and in directories of releases that did not keep it."""
+    drain: str | None = None
+    """Likewise of the second store that the run file names; None where it names none."""
 
 
 class Term(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +56,20 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Epoch
     port: int
     pid: int
+
+
+class DrainState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the second store is. `step` is that of the newest checkpoint there, None for none; `at_us`, `num_bytes`
+    and `seconds` are of the last drain that succeeded, 0 where none did since the run began. `trouble` says why the
+    last one failed, empty when it did not."""
+
+    format: int = 1
+    url: str
+    step: Step | None
+    at_us: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+    trouble: str = ""
 
 
 class RunDirectory:
@@ -68,6 +85,7 @@ class RunDirectory:
         self.document = path / "run.yaml"
         self._identity = path / "identity.json"
         self._term = path / "coordinator.json"
+        self._drain = path / "drain.json"
         self._secret = path / "secret"
         self._lock_fd = -1
 
@@ -157,10 +175,12 @@ class RunDirectory:
         """Whether no start came as far as its first line in journal or events: nothing has happened here yet."""
         return not any(path.exists() and path.stat().st_size for path in (self.journal, self.events))
 
-    def found(self, name: str, store: str | None, *, run_uid: RunUid | None = None) -> Identity:
-        """Makes this directory that of a run; `store` as in `Identity`. `run_uid`: of a start that came to nothing,
-        whose store it may have taken already."""
-        identity = Identity(run_uid=run_uid or RunUid(secrets.token_hex(8)), name=name, store=store)
+    def found(
+        self, name: str, store: str | None, *, drain: str | None = None, run_uid: RunUid | None = None
+    ) -> Identity:
+        """Makes this directory that of a run; `store` and `drain` as in `Identity`. `run_uid`: of a start that came to
+        nothing, whose store it may have taken already."""
+        identity = Identity(run_uid=run_uid or RunUid(secrets.token_hex(8)), name=name, store=store, drain=drain)
         self._replace(self._identity, msgspec.json.encode(identity) + b"\n")
         return identity
 
@@ -207,6 +227,13 @@ class RunDirectory:
     def write_document(self, text: str) -> None:
         """Readable by the owner only: the environment of a workload may hold secrets."""
         self._replace(self.document, text.encode(), mode=0o600)
+
+    def drain(self) -> DrainState | None:
+        """None where nothing was told of a second store."""
+        return _read(self._drain, DrainState)
+
+    def write_drain(self, state: DrainState) -> None:
+        self._replace(self._drain, msgspec.json.encode(state) + b"\n")
 
     def write_summary(self, summary: dict[str, object]) -> None:
         self._replace(self.summary, json.dumps(summary, indent=2).encode() + b"\n")

@@ -15,7 +15,7 @@ from behemoth.base.ids import Epoch, NodeId, RunUid
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
 from behemoth.spec.run import TrainingRun
-from behemoth.storage.open import is_s3
+from behemoth.storage.open import is_s3, is_same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,8 @@ class RunPlace:
     directory: RunDirectory
     identity: Identity
     store_url: str
+    drain_url: str | None = None
+    """Of the second store, where the run names one."""
 
 
 Vet = Callable[[str, RunUid | None], None]
@@ -42,7 +44,8 @@ def claim(run: TrainingRun, path: Path, *, vet: Vet = lambda _url, _run_uid: Non
     directory.open()
     try:
         identity = _identify(run, directory, vet)
-        return RunPlace(directory=directory, identity=identity, store_url=store_root(run, directory, identity))
+        url = store_root(run, directory, identity)
+        return RunPlace(directory=directory, identity=identity, store_url=url, drain_url=identity.drain)
     except BaseException:
         directory.close()
         raise
@@ -84,8 +87,12 @@ def _identify(run: TrainingRun, directory: RunDirectory, vet: Vet) -> Identity:
     if identity is None or directory.is_beginning():
         store = _named_store(run)
         run_uid = None if identity is None else identity.run_uid
+        drain = _named_drain(run)
         vet(store or _own_store(directory), run_uid)
-        identity = directory.found(run.name, store, run_uid=run_uid)
+        if drain is not None:
+            _require_other(drain, store or _own_store(directory))
+            vet(drain, run_uid)
+        identity = directory.found(run.name, store, drain=drain, run_uid=run_uid)
         directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
         return identity
     former = decode_run(directory.read_document(), source=str(directory.document))
@@ -102,14 +109,31 @@ def _identify(run: TrainingRun, directory: RunDirectory, vet: Vet) -> Identity:
 
 def _named_store(run: TrainingRun) -> str | None:
     """The run's place in the store that its file names, seen from the present folder; None when it names none."""
-    if run.checkpoint.store is None:
-        return None
-    if is_s3(run.checkpoint.store):
-        place, mark, parameters = run.checkpoint.store.partition("?")
-        return f"{place.rstrip('/')}/{run.name}{mark}{parameters}"
-    path = Path(run.checkpoint.store, run.name).absolute()
+    return None if run.checkpoint.store is None else _place_in(run.checkpoint.store, run.name)
+
+
+def _named_drain(run: TrainingRun) -> str | None:
+    """Likewise in the second store."""
+    return None if run.checkpoint.drain is None else _place_in(run.checkpoint.drain.to, run.name)
+
+
+def _place_in(url: str, name: str) -> str:
+    if is_s3(url):
+        place, mark, parameters = url.partition("?")
+        return f"{place.rstrip('/')}/{name}{mark}{parameters}"
+    path = Path(url, name).absolute()
     _require_text(path, "checkpoint store")
     return str(path)
+
+
+def _require_other(drain: str, store: str) -> None:
+    """Two names may lead to one place. Raises Invalid."""
+    if is_same(drain, store):
+        raise Invalid(
+            f"spec.checkpoint.drain.to: expected another place than that of the run's own store, got the same, {drain}",
+            hint="name a folder or a prefix on another device",
+            code="drain-same",
+        )
 
 
 def _require_text(path: Path, what: str) -> None:

@@ -79,6 +79,18 @@ class RestoreTable(msgspec.Struct, frozen=True, kw_only=True):
     missed: str
 
 
+class DrainTable(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the second store was at the end of a run. `step`: of its newest checkpoint; `trouble`: why the last one
+    of the run is not there."""
+
+    url: str
+    step: Step | None
+    is_complete: bool
+    is_required: bool
+    """Whether the run says that a checkpoint is durable only there."""
+    trouble: str
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`digest` is `sha256:...` over the newest commit, None when nothing was committed."""
 
@@ -95,6 +107,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     num_faults: int
     restores: tuple[RestoreTable, ...]
     checkpoints: tuple[CheckpointTable, ...]
+    drain: DrainTable | None = None
+    """None for a run without a second store."""
     format: int = 1
 
     def document(self) -> dict[str, object]:
@@ -104,7 +118,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarize(
-    name: str, history: History, store: ObjectStore, *, now_us: int, cancelled: Callable[[], bool]
+    name: str,
+    history: History,
+    store: ObjectStore,
+    *,
+    now_us: int,
+    cancelled: Callable[[], bool],
+    drain: DrainTable | None = None,
 ) -> Summary:
     """Reads the newest checkpoint back: blocks for as long as that takes, or until an array after `cancelled`, which is
     then a Conflict. Raises Corrupt when it is damaged."""
@@ -126,6 +146,7 @@ def summarize(
         num_faults=history.books.ledger.num_faults if history.books.ledger else 0,
         restores=tuple(_restore(row) for row in history.restores.rows),
         checkpoints=tuple(_checkpoint(row) for row in history.saves.rows),
+        drain=drain,
     )
 
 

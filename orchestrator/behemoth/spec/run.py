@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, TypeAlias
-from urllib.parse import unquote, urlsplit
 
-from behemoth.base.errors import Invalid
 from behemoth.spec.drill import FAULT_EXPECTED, FAULT_PATTERN, Fault, format_fault, misaim, parse_fault
 from behemoth.spec.field import (
     About,
@@ -34,6 +32,7 @@ from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, misfits
 from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.problem import InvalidRun, Problem
 from behemoth.spec.recipe import Recipe
+from behemoth.spec.stores import STORE, Drain, Retention
 from behemoth.spec.workload import CommandWorkload, PythonWorkload, Workload
 
 API_VERSION = "behemoth.dev/v1alpha1"
@@ -48,37 +47,6 @@ def suggest_name(text: str) -> str:
     """The nearest valid name, or nothing."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
     return name if re.fullmatch(NAME_PATTERN, name) else ""
-
-
-def _read_store(text: str, *, name: str) -> str:
-    """A path, a file:// or an s3:// URL; other URLs are told apart so that nobody gets a folder called `gs:`."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
-    if scheme and scheme[1].lower() == "s3":
-        return _read_bucket(text, name=name)
-    if scheme and scheme[1].lower() != "file":
-        hint = "give a path on a local or shared file system, or s3://BUCKET/PREFIX"
-        reason = f"expected a path, a file:// or an s3:// URL, got {text!r}: {scheme[1]} is not supported yet"
-        raise Invalid(f"{name}: {reason}", hint=hint, code="not-supported-yet")
-    url = urlsplit(text) if scheme else None
-    well_formed = url is None or (url.netloc in ("", "localhost") and url.path.startswith("/") and not url.query)
-    if not text or "\0" in text or len(text) > 4096 or text.startswith("~") or not well_formed:
-        raise Invalid(
-            f"{name}: expected a path or a file:///absolute/path URL, got {text[:80]!r}",
-            hint="~ is not expanded: write the whole path" if text.startswith("~") else "",
-            code="store-url",
-        )
-    return unquote(url.path) if url else text
-
-
-def _read_bucket(text: str, *, name: str) -> str:
-    """As far as can be told without the adapter. Credentials are not repeated."""
-    bucket = text.partition("?")[0].partition("://")[2].partition("/")[0]
-    if "@" in bucket:
-        hint = "give credentials by the environment, a profile, or the role of the machine"
-        raise Invalid(f"{name}: expected no credentials in a URL, got some", hint=hint, code="store-credentials")
-    if not bucket or len(text) > 4096 or not text.isprintable():
-        raise Invalid(f"{name}: expected s3://BUCKET/PREFIX, got {text[:80]!r}", code="store-url")
-    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,39 +110,6 @@ Every: TypeAlias = EverySteps | EveryInterval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """Which committed checkpoints are kept: those that any of these names, and those that somebody has pinned."""
-
-    keep_last: Annotated[
-        int,
-        About(
-            doc="The newest checkpoints that are kept; at least two, because the newest may turn out to be damaged.",
-            kind=Integer(minimum=2),
-        ),
-    ] = 2
-    every_steps: Annotated[
-        int | None, About(doc="Checkpoints at multiples of this many steps are kept for ever.", kind=Integer(minimum=1))
-    ] = None
-    hourly: Annotated[
-        int,
-        About(
-            doc="The newest checkpoint of each of this many hours is kept: the latest hours, in UTC, that have one.",
-            kind=Integer(minimum=0, maximum=100_000),
-        ),
-    ] = 0
-    daily: Annotated[
-        int,
-        About(
-            doc="The newest checkpoint of each of this many days is kept: the latest days, in UTC, that have one.",
-            kind=Integer(minimum=0, maximum=100_000),
-        ),
-    ] = 0
-
-    def __post_init__(self) -> None:
-        require_ranges(self, name="retention")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Where, how often and how long."""
 
@@ -183,11 +118,25 @@ class Checkpoint:
         About(
             doc="Where checkpoints lie: a path or a file:// URL, relative to the folder in which the run is first "
             "started, or s3://BUCKET/PREFIX. The folder `checkpoints` in the run's own directory when left out.",
-            kind=Notation(
-                what="a path, a file:// or an s3:// URL", pattern=r"[^\0]+", unit="path", read=_read_store, write=str
-            ),
+            kind=STORE,
         ),
     ] = None
+    drain: Annotated[
+        Drain | None,
+        About(
+            doc="A second store, to which a process of its own copies checkpoints in the background, and from which "
+            "they come back when `store` has lost them.",
+            kind=section(Drain),
+        ),
+    ] = None
+    durable: Annotated[
+        str,
+        About(
+            doc="The store in which the last checkpoint of a run must be, or the run is not finished. Saves commit in "
+            "`store` either way.",
+            kind=Choice(names=("store", "drain")),
+        ),
+    ] = "store"
     every: Annotated[
         Every,
         About(
@@ -198,7 +147,7 @@ class Checkpoint:
     ] = EveryInterval(interval=timedelta(minutes=5))
     retention: Annotated[
         Retention, About(doc="Which checkpoints are kept, besides those that are pinned.", kind=section(Retention))
-    ] = Retention()
+    ] = Retention()  # noqa: RUF009 - frozen
     threads: Annotated[
         int,
         About(doc="Threads per node that write, read and check checkpoints.", kind=Integer(minimum=1, maximum=256)),
@@ -419,6 +368,7 @@ def _problems(run: TrainingRun) -> Iterator[Problem]:
         yield Problem(path="metadata.name", reason=f"expected a DNS label, got {run.name!r}", code="pattern")
     yield from _mesh_problems(run)
     yield from _copy_problems(run)
+    yield from _drain_problems(run)
     if isinstance(run.model, NamedModel):
         yield from _misfits(run, named_inventory(run.model.ref))
     else:
@@ -446,6 +396,29 @@ def _copy_problems(run: TrainingRun) -> Iterator[Problem]:
     if run.checkpoint.peer_rate == 0:
         yield Problem(
             path="spec.checkpoint.peer_rate", reason="expected at least 1 byte a second, got 0", code="out-of-range"
+        )
+
+
+def _drain_problems(run: TrainingRun) -> Iterator[Problem]:
+    checkpoint, drain = run.checkpoint, run.checkpoint.drain
+    if drain is None:
+        if checkpoint.durable == "drain":
+            yield Problem(
+                path="spec.checkpoint.durable",
+                reason="expected 'store' where there is no spec.checkpoint.drain, got 'drain'",
+                hint="name the second store in spec.checkpoint.drain.to",
+                code="drain-missing",
+            )
+        return
+    if checkpoint.store is not None and drain.to.rstrip("/") == checkpoint.store.rstrip("/"):
+        yield Problem(
+            path="spec.checkpoint.drain.to",
+            reason=f"expected another store than spec.checkpoint.store, got the same, {drain.to!r}",
+            code="drain-same",
+        )
+    if drain.rate == 0:
+        yield Problem(
+            path="spec.checkpoint.drain.rate", reason="expected at least 1 byte a second, got 0", code="out-of-range"
         )
 
 

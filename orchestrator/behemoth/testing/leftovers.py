@@ -19,7 +19,7 @@ from typing import Literal
 MARK_VARIABLE = "BEHEMOTH_TEST_MARK"
 """Set it to a value of one's own in the environment of what is started."""
 
-Role = Literal["run", "keeper", "agent", "forkserver", "worker", "store", "ray", "other"]
+Role = Literal["run", "keeper", "agent", "forkserver", "worker", "store", "drain", "ray", "other"]
 
 _PROC = Path("/proc")
 _SHARED_MEMORY = Path("/dev/shm")
@@ -103,6 +103,7 @@ def _role(words: Sequence[bytes], name: bytes) -> Role:
 _MODULES: dict[bytes, Role] = {
     b"behemoth.wiring.agent": "agent",
     b"behemoth.wiring.store": "store",
+    b"behemoth.wiring.drain": "drain",
     b"behemoth.wiring.worker": "forkserver",
 }
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from behemoth.agent.child import Child
 from behemoth.app.body import AgentProgram, LocalBody
 from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.app.configure import agent_setup, brain_config, failure_domains, to_us
+from behemoth.app.drains.drainer import Drainer
+from behemoth.app.drains.second_store import SecondStore, drain_settings
 from behemoth.app.drills import Drills
 from behemoth.app.event_log import EventLog
 from behemoth.app.events import Event
@@ -28,10 +33,11 @@ from behemoth.app.lineage import require_lineage
 from behemoth.app.machines import Machines
 from behemoth.app.snapshot import Snapshot, snapshot
 from behemoth.app.start_run import RunPlace, begin_term, claim, node_names, refuse_copy
-from behemoth.app.summary import Summary, summarize
+from behemoth.app.summary import DrainTable, Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Epoch, NodeId, RunUid, Step
+from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
@@ -41,6 +47,7 @@ from behemoth.rayrt.runtime import embed_ray, join_ray
 from behemoth.reconcile.loop import Loop
 from behemoth.spec.drill import Fault
 from behemoth.spec.run import BEAT_INTERVAL, TrainingRun
+from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, TermBegan
 from behemoth.state.observation import Observation
 from behemoth.storage.open import open_store
@@ -94,14 +101,30 @@ class LocalRun:
             stack.callback(journal.close)
             store = open_store(place.store_url)
             stack.callback(store.close)
-            await asyncio.to_thread(_settle, place, store, history.observation)
-            history = await self._lead(place, store, journal, history)
+            former = history.observation
+            self._clock = WallClock(not_before_us=former.now_us if former is not None else 0)
+            events = EventLog(place.directory.events, clock=self._clock, listener=request.on_event)
+            events.open()
+            stack.callback(events.close)
+            second = self._open_second(place, store, events, stack)
+            if second is not None:
+                rejected = former.rejected if former is not None else ()
+                await asyncio.to_thread(second.fetch, rejected, self._fetching())
+            await asyncio.to_thread(_settle, place, store, former)
+            drainer = None
+            if second is not None:
+                drainer = await asyncio.to_thread(_settle_second, place, second)
+                stack.push_async_callback(asyncio.to_thread, second.close)
+            history = await self._lead(place, store, journal, history, events, drainer)
             self._is_over = True
             await asyncio.to_thread(_clean_up, place, store)
+            drained = None if second is None else await self._finish(second, store)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
             cancelled = self._stop_reading.is_set
-            summary = await asyncio.to_thread(summarize, name, history, store, now_us=now_us, cancelled=cancelled)
+            summary = await asyncio.to_thread(
+                summarize, name, history, store, now_us=now_us, cancelled=cancelled, drain=drained
+            )
             place.directory.write_summary(summary.document())
             return summary
 
@@ -137,21 +160,25 @@ class LocalRun:
             connected=fleet.connected(),
         )
 
-    async def _lead(self, place: RunPlace, store: SavesTo, journal: JournalFile, history: History) -> History:
+    async def _lead(
+        self,
+        place: RunPlace,
+        store: SavesTo,
+        journal: JournalFile,
+        history: History,
+        events: EventLog,
+        drainer: Drainer | None,
+    ) -> History:
         """One term: from the journal of the former one to the end of the loop."""
         request = self._request
         async with contextlib.AsyncExitStack() as stack:
             former = history.observation
-            self._clock = WallClock(not_before_us=former.now_us if former is not None else 0)
             request.on_phase(_WAITING[request.engine])
             runtime = await asyncio.to_thread(_open_runtime, request)
             machines = Machines(runtime, self._tell)
             stack.push_async_callback(asyncio.to_thread, machines.close)
             fleet = await self._open_fleet(place)
             stack.push_async_callback(fleet.close, "the run is over on this coordinator")
-            events = EventLog(place.directory.events, clock=self._clock, listener=request.on_event)
-            events.open()
-            stack.callback(events.close)
             desk = CheckpointDesk(
                 store,
                 run_name=request.run.name,
@@ -159,6 +186,7 @@ class LocalRun:
                 url=place.store_url,
                 clock=self._clock,
                 tell=self._tell,
+                drains=drainer,
             )
             stack.push_async_callback(asyncio.to_thread, desk.close)
             nodes = list(former.config.nodes) if former is not None else _nodes(request.run, runtime.nodes())
@@ -221,6 +249,49 @@ class LocalRun:
         begin_term(place.directory, self._epoch, port)
         self._address = f"{'127.0.0.1' if is_local else own_address()}:{port}"
         return self._fleet
+
+    def _open_second(
+        self, place: RunPlace, store: SavesTo, events: EventLog, stack: contextlib.AsyncExitStack
+    ) -> SecondStore | None:
+        spec = self._request.run.checkpoint.drain
+        if spec is None or place.drain_url is None:
+            return None
+        running = asyncio.get_running_loop()
+        below = open_store(place.drain_url)
+        stack.callback(below.close)
+        return SecondStore(
+            spec,
+            drain_settings(self._request.run, spec, place, place.drain_url),
+            store=store,
+            below=below,
+            directory=place.directory,
+            clock=self._clock,
+            tell=lambda reason, message, is_warning: _post(
+                running, lambda: (events.warn if is_warning else events.note)(reason, message)
+            ),
+        )
+
+    async def _finish(self, second: SecondStore, store: SavesTo) -> DrainTable:
+        """A run is not over before its last checkpoint is in the second store."""
+        last = await asyncio.to_thread(latest, store)
+        if last is not None:
+            self._request.on_phase(f"draining the checkpoint of step {last.step}")
+        is_required = self._request.run.checkpoint.durable == "drain"
+        cancelled = self._stop_reading.is_set
+        return await asyncio.to_thread(second.finish, last, is_required=is_required, cancelled=cancelled)
+
+    def _fetching(self) -> Callable[[CommitRef, int, int], None]:
+        """Tells each tenth."""
+        running, told = asyncio.get_running_loop(), [-1]
+
+        def progress(commit: CommitRef, done_bytes: int, total_bytes: int) -> None:
+            tenth = 10 * done_bytes // total_bytes
+            if tenth > told[0]:
+                told[0] = tenth
+                text = f"fetching the checkpoint of step {commit.step} from the second store, {10 * tenth}%"
+                _post(running, lambda: self._request.on_phase(text))
+
+        return progress
 
     def _open_drills(self, place: RunPlace, store: SavesTo, events: EventLog) -> Drills:
         running = asyncio.get_running_loop()
@@ -296,11 +367,28 @@ def _settle(place: RunPlace, store: SavesTo, former: Observation | None) -> None
     require_lineage(store, former, url=url)
     if owner is not None:  # rubbish of saves that were cut off may be what fills the disk
         remove_rubbish(store)
+    _try_out(store, url)
+    take(store, _owner(place), url=url)
+
+
+def _settle_second(place: RunPlace, second: SecondStore) -> Drainer:
+    """Once the first store is settled, whose rejections it needs."""
+    assert place.drain_url is not None
+    _try_out(second.below, place.drain_url)
+    start = partial(Child.start, "behemoth.wiring.drain", environment=os.environ, own_session=True)
+    return second.open(_owner(place), start)
+
+
+def _try_out(store: SavesTo, url: str) -> None:
     if isinstance(store, UploadsParts):
         probe_uploads(store, url=url)
     else:
         probe(url)
-    take(store, Owner.of_run(identity.run_uid, name=identity.name, directory=str(directory)), url=url)
+
+
+def _owner(place: RunPlace) -> Owner:
+    identity = place.identity
+    return Owner.of_run(identity.run_uid, name=identity.name, directory=str(place.directory.path.absolute()))
 
 
 def _clean_up(place: RunPlace, store: SavesTo) -> None:

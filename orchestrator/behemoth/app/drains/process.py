@@ -1,0 +1,97 @@
+"""What the drain process of a run does: one checkpoint after the other into the second store, and retention there.
+
+A process of its own, so that reading, proving and sending take nothing from the coordinator's loop. It is the only
+writer of the second store; it decides nothing about which checkpoint comes next. Neighbours: `drainer`, which orders,
+and `checkpoint.draining`, which copies.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from behemoth.app.batches.messages import Failed
+from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, Settings, received, send
+from behemoth.base.errors import BehemothError, Corrupt
+from behemoth.checkpoint.commit_log import BadCommit, commits, reject, rejected_writes
+from behemoth.checkpoint.draining import copy_checkpoint
+from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.owner import require_own
+from behemoth.checkpoint.pacing import Pacer
+from behemoth.checkpoint.pins import pinned_writes
+from behemoth.policy.retention import Dated, Retention, expired
+from behemoth.ports import ObjectStore, SavesTo
+from behemoth.state.effect import CommitRef
+
+if TYPE_CHECKING:
+    from behemoth.storage.local import LocalStore
+    from behemoth.storage.s3 import S3Store
+
+NICENESS = 10
+"""Whoever trains and saves on this machine comes first."""
+
+
+def serve_drains(sock: socket.socket, open_store: Callable[[str], LocalStore | S3Store]) -> None:
+    """Until the leader is gone; one order at a time. Blocks."""
+    os.nice(NICENESS)
+    messages = received(sock, TO_DRAIN)
+    settings = next(messages, None)
+    if not isinstance(settings, Settings):
+        return
+    with closing(open_store(settings.source)) as source, closing(open_store(settings.target)) as target:
+        for order in messages:
+            assert isinstance(order, Drain)
+            send(sock, _answer(settings, source, target, order.commit))
+
+
+def _answer(settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef) -> Drained | Failed:
+    try:
+        return drain_one(settings, source, target, commit)
+    except BehemothError as error:
+        return Failed.of(error)
+
+
+def drain_one(settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef) -> Drained:
+    """Copy a commit, and let go what the second store need not keep. Idempotent. Raises what `copy_checkpoint` does,
+    and Conflict when the second store has become another run's."""
+    began_s = time.monotonic()
+    require_own(target, settings.run_uid, url=settings.target)
+    reject_too(source, target)
+    pacer = None if settings.rate is None else Pacer(bytes_per_s=settings.rate, stop=threading.Event())
+    copied = copy_checkpoint(
+        source,
+        target,
+        commit,
+        threads=settings.threads,
+        pace=lambda num_bytes: None if pacer is None else pacer.take(num_bytes, what="drain"),
+    )
+    seconds = time.monotonic() - began_s
+    retain(source, target, settings.retention)
+    return Drained(num_bytes=copied.num_bytes, seconds=seconds)
+
+
+def reject_too(source: ObjectStore, target: ObjectStore) -> None:
+    """What did not restore above is no checkpoint below, and neither is a damaged record: their steps come again."""
+    rejected = rejected_writes(source)
+    for found in commits(target):
+        if isinstance(found, BadCommit):
+            if isinstance(found.error, Corrupt) and found.step is not None:
+                reject(target, found, found.error.message)
+        elif (found.step, found.write_id) in rejected:
+            reject(target, found, "it was rejected in the store that it was drained from")
+
+
+def retain(source: ObjectStore, target: ObjectStore, retention: Retention) -> None:
+    """Delete what retention gives up in the second store, and what cut-off copies left. A pin in either store keeps.
+    Raises Corrupt as `pinned_writes` does."""
+    intact = [one for one in commits(target) if isinstance(one, CommitRef)]
+    pinned = pinned_writes(source) | pinned_writes(target)
+    dated = [Dated(step=one.step, committed_us=one.committed_us) for one in intact]
+    kept = [one.step for one in intact if (one.step, one.write_id) in pinned]
+    gone = set(expired(dated, retention, pinned=kept))
+    execute(target, plan_gc(target, drop=[one for one in intact if one.step in gone], in_flight=()))

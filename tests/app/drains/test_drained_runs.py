@@ -1,0 +1,133 @@
+"""Runs of processes with a second store: what is there at the end, when it fails, and when the first is lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.owner import OWNED
+from behemoth.checkpoint.verify import verify
+from behemoth.storage.local import LocalStore
+from fault.kill_stage import KillStage, spec, staged, undisturbed
+
+NOT_FINISHED = 101
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory: pytest.TempPathFactory) -> object:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), spec(steps=STEPS))
+
+
+def drained(folder: Path, *, more: str = "", durable: str = "store") -> str:
+    """A run that saves to `fast` and drains to `safe`."""
+    drain = f"drain: {{to: {folder / 'safe'}{more}}}"
+    return spec(steps=STEPS, step_ms=60, checkpoint=f"store: {folder / 'fast'}, {drain}, durable: {durable}")
+
+
+def stage_of(folder: Path, text: str) -> dict[str, object]:
+    return {"folder": folder, "text": text, "store_url": str(folder / "fast" / "kills")}
+
+
+def steps_of(place: Path) -> list[int]:
+    store = LocalStore(place)
+    found = [one for one in commits(store) if isinstance(one, CommitRef)]
+    assert all(verify(store, one, threads=1, deep=True).is_intact for one in found)
+    return [int(one.step) for one in found]
+
+
+def drain_of(stage: KillStage) -> dict[str, object]:
+    found = stage.summary()["drain"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_last_checkpoint_is_in_both_stores_and_the_tiers_own_retention_holds(
+    tmp_path: Path, digest: object
+) -> None:
+    text = drained(tmp_path, more=", retention: {keep_last: 3}", durable="drain")
+    with staged(**stage_of(tmp_path, text)) as stage:
+        stage.start()
+        stage.finish()
+        stage.expect_sound(digest)
+        below = steps_of(tmp_path / "safe" / "kills")
+        assert below[-1] == STEPS
+        assert 1 <= len(below) <= 3
+        above = steps_of(tmp_path / "fast" / "kills")
+        assert above[-2:] == [STEPS - 10, STEPS]
+        assert len(above) <= 4  # one on its way and one that waited are held until the commit that follows
+        assert (drain_of(stage)["step"], drain_of(stage)["is_complete"]) == (STEPS, True)
+        assert stage.events("Drained")
+        assert not stage.events("DrainFailed")
+
+
+def test_a_lost_first_store_is_filled_from_the_second_and_the_run_ends_as_if_nothing_had_been(
+    tmp_path: Path, digest: object
+) -> None:
+    with staged(**stage_of(tmp_path, drained(tmp_path))) as stage:
+        stage.start()
+        stage.until_event("Drained", 2)
+        assert stage.process is not None
+        stage.process.kill()
+        stage.wait()
+        stage.expect_no_process()  # the drain process too
+        shutil.rmtree(tmp_path / "fast")
+        below = steps_of(tmp_path / "safe" / "kills")
+        stage.start()
+        stage.finish()
+        stage.expect_sound(digest)
+        (fetched,) = stage.events("Fetched")
+        assert f"step {below[-1]} " in str(fetched["message"])
+        restored = [
+            event for event in stage.events("Restored") if f"stands at step {below[-1]}" in str(event["message"])
+        ]
+        assert restored
+        assert steps_of(tmp_path / "safe" / "kills")[-1] == STEPS
+
+
+def test_a_second_store_that_takes_nothing_leaves_the_run_unfinished_where_only_it_is_durable(
+    tmp_path: Path, digest: object
+) -> None:
+    safe = tmp_path / "safe" / "kills"
+    with staged(**stage_of(tmp_path, drained(tmp_path, more=", limit: 2s", durable="drain"))) as stage:
+        stage.start()
+        stage.until_event("Placed")
+        stage.until(lambda: (safe / "owner" / "run.json").exists(), "the second store", 20)
+        hidden = tmp_path / "away"
+        safe.rename(hidden)
+        safe.write_text("a file stands where the store was")
+        assert stage.wait(60) == NOT_FINISHED, stage.told()
+        assert "code: not-durable" in stage.told()
+        assert stage.events("DrainFailed")
+        assert drain_of(stage)["is_complete"] is False
+        safe.unlink()
+        hidden.rename(safe)
+        stage.start()
+        stage.finish()
+        stage.expect_sound(digest)
+        assert steps_of(safe)[-1] == STEPS
+        assert "step" in drain_of(stage)
+
+
+def test_two_runs_do_not_drain_into_one_place(tmp_path: Path) -> None:
+    with staged(**stage_of(tmp_path / "one", drained(tmp_path))) as stage:
+        stage.start()
+        stage.finish()
+    other = drained(tmp_path).replace(str(tmp_path / "fast"), str(tmp_path / "other"))
+    with staged(folder=tmp_path / "two", text=other) as stage:
+        stage.start()
+        assert stage.wait(60) == 1
+        assert f"code: {OWNED}" in stage.told()
+        assert not (tmp_path / "other").exists()
+
+
+def test_a_second_store_that_is_the_first_by_another_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "fast")
+    text = drained(tmp_path).replace(str(tmp_path / "safe"), str(tmp_path / "link"))
+    with staged(folder=tmp_path, text=text) as stage:
+        stage.start()
+        assert stage.wait(60) == 2
+        assert "code: drain-same" in stage.told()

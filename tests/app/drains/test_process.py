@@ -1,0 +1,121 @@
+"""What the drain process does with the second store: copies, rejections, retention."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from behemoth.app.batches.messages import Failed
+from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, Settings, received, send
+from behemoth.app.drains.process import drain_one, serve_drains
+from behemoth.base.errors import Conflict
+from behemoth.base.ids import RunUid
+from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.owner import OWNED, Owner, take
+from behemoth.checkpoint.pins import pin
+from behemoth.policy.retention import Retention
+from behemoth.ports import SavesTo
+from behemoth.state.effect import CommitRef
+from behemoth.storage.open import open_store
+from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
+
+SETTINGS = Settings(
+    source="above", target="below", run_uid=RunUid("mine"), threads=1, rate=None, retention=Retention(keep_last=2)
+)
+
+
+def own(store: SavesTo, run_uid: str = "mine") -> None:
+    take(store, Owner.of_run(RunUid(run_uid), name="run", directory="/run"), url="below")
+
+
+def saved(store: SavesTo, step: int, write_id: str = "") -> CommitRef:
+    record = save(store, small_layout(), step=step, write_id=write_id or f"a1-{step}")
+    assert record is not None
+    return record.ref
+
+
+def steps_of(store: SavesTo) -> list[int]:
+    return [int(one.step) for one in commits(store) if isinstance(one, CommitRef)]
+
+
+def test_the_tiers_retention_keeps_its_last_two_and_what_is_pinned_in_either_store() -> None:
+    above, below = MemoryStore(), MemoryStore()
+    own(below)
+    for step in range(1, 6):
+        ref = saved(above, step)
+        drain_one(SETTINGS, above, below, ref)
+        if step == 1:
+            pin(above, ref, reason="it is good", at_us=0)
+        if step == 2:
+            pin(below, ref, reason="it is good", at_us=0)
+    assert steps_of(below) == [1, 2, 4, 5]
+    assert {info.key.split("/")[1] for info in below.list("steps")} == {f"{s:09d}-a1-{s}" for s in (1, 2, 4, 5)}
+
+
+def test_what_was_rejected_above_is_rejected_below_and_its_step_is_drained_again() -> None:
+    above, below = MemoryStore(), MemoryStore()
+    own(below)
+    drain_one(SETTINGS, above, below, saved(above, 1))
+    bad = saved(above, 2)
+    drain_one(SETTINGS, above, below, bad)
+    reject(above, bad, "it did not restore")
+    drain_one(SETTINGS, above, below, saved(above, 2, "a2-2"))
+    assert [one.write_id for one in commits(below) if isinstance(one, CommitRef)] == ["a1-1", "a2-2"]
+
+
+def test_what_a_copy_that_was_cut_off_left_goes_with_the_next_one() -> None:
+    above, below = MemoryStore(), MemoryStore()
+    own(below)
+    save(below, small_layout(), step=1, write_id="a1-1", publish=False)
+    drain_one(SETTINGS, above, below, saved(above, 2))
+    assert {info.key.split("/")[1] for info in below.list("steps")} == {"000000002-a1-2"}
+
+
+def test_a_store_that_has_become_another_runs_gets_nothing() -> None:
+    above, below = MemoryStore(), MemoryStore()
+    own(below, "theirs")
+    with pytest.raises(Conflict) as caught:
+        drain_one(SETTINGS, above, below, saved(above, 1))
+    assert caught.value.code == OWNED
+    assert steps_of(below) == []
+
+
+def test_it_answers_each_order_and_ends_with_its_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.nice", lambda _more: 0)  # it is this process that serves here
+    with closing(open_store(str(tmp_path / "above"))) as above, closing(open_store(str(tmp_path / "below"))) as below:
+        own(below)
+        ref = saved(above, 1)
+    settings = Settings(
+        source=str(tmp_path / "above"),
+        target=str(tmp_path / "below"),
+        run_uid=RunUid("mine"),
+        threads=1,
+        rate=1 << 30,
+        retention=Retention(keep_last=2),
+    )
+    ours, theirs = socket.socketpair()
+    serving = threading.Thread(target=serve_drains, args=(theirs, open_store), name="drain")
+    serving.start()
+    with closing(ours):
+        send(ours, settings)
+        answers = received(ours, FROM_DRAIN)
+        send(ours, Drain(commit=ref))
+        first = next(answers)
+        assert isinstance(first, Drained)
+        assert first.num_bytes > 0
+        send(ours, Drain(commit=CommitRef(step=ref.step, write_id=ref.write_id, size_bytes=0)))
+        assert next(answers) == Drained(num_bytes=0, seconds=pytest.approx(0.0, abs=60))
+        missing = CommitRef(step=ref.step, write_id=type(ref.write_id)("a9-9"), size_bytes=0)
+        send(ours, Drain(commit=missing))
+        failed = next(answers)
+        assert isinstance(failed, Failed)
+        assert failed.code == "commit-gone"
+        answers.close()  # type: ignore[attr-defined]  # it holds the socket's file
+    serving.join(30)
+    assert not serving.is_alive()
+    theirs.close()
