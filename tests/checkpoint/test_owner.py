@@ -65,6 +65,12 @@ def test_another_run_is_refused_with_the_directory_that_owns_it_and_the_object_t
     assert list(store.list("")) == before
 
 
+def test_the_object_to_remove_is_named_without_the_way_to_the_bucket() -> None:
+    with pytest.raises(Conflict) as caught:
+        take(owned(), THEIRS, url="s3://bucket/tiny?endpoint=http://host:9000&addressing=path")
+    assert f"remove s3://bucket/tiny/{OWNER_KEY} and" in caught.value.hint
+
+
 def test_a_run_that_has_yet_to_begin_is_refused_a_store_of_any_other() -> None:
     refuse_other(MemoryStore(), None, url=URL)
     with pytest.raises(Conflict, match="run/tiny"):

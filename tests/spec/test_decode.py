@@ -134,6 +134,13 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
         ({"checkpoint": {"store": "gs://bucket/x"}}, "spec.checkpoint.store", "not-supported-yet", "gs", "path"),
         ({"checkpoint": {"store": "s3:///x"}}, "spec.checkpoint.store", "store-url", "expected s3://BUCKET/PREFIX", ""),
         (
+            {"checkpoint": {"store": "s3://me:half/key@b/x"}},
+            "spec.checkpoint.store",
+            "store-credentials",
+            "no credentials",
+            "",
+        ),
+        (
             {"checkpoint": {"store": "s3://me:key@b/x"}},
             "spec.checkpoint.store",
             "store-credentials",

@@ -12,7 +12,7 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import PartReceipt, UnfinishedUpload
-from behemoth.storage.probe_uploads import probe_uploads
+from behemoth.storage.probe_uploads import FOLDER, LEFT_AFTER_S, probe_uploads
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, FaultyBucket, every_death
 
@@ -87,12 +87,50 @@ def test_a_store_that_does_not_is_refused_with_a_hint_and_nothing_is_left(kind: 
     assert is_empty(store)
 
 
-def test_what_a_probe_that_was_killed_has_left_the_next_one_removes() -> None:
+def test_what_a_probe_that_was_killed_has_left_a_later_one_removes() -> None:
     counted = FaultyBucket(MemoryBucket())
     probe_uploads(counted, url=URL)
     for death in every_death(counted.num_writes):
         inner = MemoryBucket()
         with pytest.raises(Crash):
-            probe_uploads(FaultyBucket(inner, death), url=URL)
-        probe_uploads(inner, url=URL)
+            probe_uploads(FaultyBucket(inner, death), url=URL, now=lambda: 1000.0)
+        probe_uploads(inner, url=URL, now=lambda: 1001.0 + LEFT_AFTER_S)
         assert is_empty(inner)
+
+
+def test_what_somebody_else_has_there_stays() -> None:
+    store = MemoryBucket()
+    names = [f"{FOLDER}/data.bin", f"{FOLDER}/deep/behemoth-1-{'0' * 16}", f"{FOLDER}/{'0' * 16}"]
+    for name in names:
+        store.create(name, b"somebody's")
+    upload_id = store.begin_upload(f"{FOLDER}/large.bin")
+    probe_uploads(store, url=URL)
+    assert {info.key for info in store.list("")} == set(names)
+    assert [upload.upload_id for upload in store.list_uploads("")] == [upload_id]
+
+
+class TriedByAnother(MemoryBucket):
+    """Whenever something was made, another process probes the same prefix from its beginning to its end."""
+
+    is_within = False
+
+    def create(self, key: str, data: Buffer) -> None:
+        super().create(key, data)
+        self._other()
+
+    def begin_upload(self, key: str) -> UploadId:
+        upload_id = super().begin_upload(key)
+        self._other()
+        return upload_id
+
+    def _other(self) -> None:
+        if not self.is_within:
+            self.is_within = True
+            probe_uploads(self, url=URL)
+            self.is_within = False
+
+
+def test_two_that_try_a_prefix_at_once_do_not_take_each_others_probes_away() -> None:
+    store = TriedByAnother()
+    probe_uploads(store, url=URL)
+    assert is_empty(store)

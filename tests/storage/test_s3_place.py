@@ -14,6 +14,7 @@ from behemoth.storage.s3_place import S3Place, parse_s3
         ("s3://bucket", S3Place(bucket="bucket", prefix="")),
         ("S3://bucket/", S3Place(bucket="bucket", prefix="")),
         ("s3://my.bucket-1/runs/é x/", S3Place(bucket="my.bucket-1", prefix="runs/é x")),
+        ("s3://bucket/me@home:1", S3Place(bucket="bucket", prefix="me@home:1")),
         ("s3://bucket/100%25", S3Place(bucket="bucket", prefix="100%25")),
         (
             "s3://bucket/run?endpoint=https%3A%2F%2Fs3.example.org%3A9000/&region=eu-west-1&addressing=path",
@@ -53,6 +54,8 @@ def test_a_place_is_told_as_the_url_without_the_way_there() -> None:
         ("s3://bucket/run?region=", "once and with a value"),
         ("s3://bucket/run?region=a&region=b", "once and with a value"),
         ("s3://bucket/run?addressing=dns", "expected addressing auto or path or virtual"),
+        ("s3://bucket/run?endpoint=http://host:port", "expected an endpoint such as"),
+        ("s3://bucket/run?region=eu west", "expected a region such as"),
         ("s3://bucket/run?endpoint=s3.example.org", "expected an endpoint such as"),
         ("s3://bucket/run?endpoint=http://s3.example.org/path", "expected an endpoint such as"),
     ],
@@ -71,6 +74,14 @@ def test_anything_else_is_refused(url: str, expected: str) -> None:
         "s3://bucket/run?region=eu-west-1&aws_session_token=sesame",
         "s3://bucket/run?sesame",
         "s3://bucket/run?endpoint=http://user:sesame@host:9000",
+        "s3://bucket/run?endpoint=user:sesame@host:9000",
+        "s3://bucket/run?endpoint=http://host/?key=sesame",
+        "s3://bucket/run?endpoint=sesame",
+        "s3://bucket/run?region=sesame sesame",
+        "s3://AKIAEXAMPLE:sesame/with/slash@bucket/run",
+        "s3://AKIAEXAMPLE:open/sesame@bucket/run",
+        "s3://Sesame:sesame/run",
+        "s3://sesame+/key@bucket/run",
     ],
 )
 def test_credentials_are_refused_and_not_repeated(url: str) -> None:

@@ -118,7 +118,7 @@ def _owned_by(owner: Owner, *, url: str) -> Conflict:
     return Conflict(
         f"checkpoint store {url}: expected nobody's or this run's, got that of run/{owner.name} in {owner.directory}",
         hint=f"go on with that run (--dir {owner.directory}), or name another store in the run file; if that run is "
-        f"over or its directory is gone, remove {url.rstrip('/')}/{OWNER_KEY} and this run takes its checkpoints over",
+        f"over or its directory is gone, remove {url.partition('?')[0].rstrip('/')}/{OWNER_KEY} and this run takes its checkpoints over",
         code=OWNED,
     )
 

@@ -38,7 +38,7 @@ def _read_store(text: str, *, name: str) -> str:
 def _read_bucket(text: str, *, name: str) -> str:
     """As far as can be told without the adapter. Credentials are not repeated."""
     bucket = text.partition("?")[0].partition("://")[2].partition("/")[0]
-    if "@" in bucket:
+    if "@" in bucket or ":" in bucket:
         hint = "give credentials by the environment, a profile, or the role of the machine"
         raise Invalid(f"{name}: expected no credentials in a URL, got some", hint=hint, code="store-credentials")
     if not bucket or len(text) > 4096 or not text.isprintable():

@@ -2,13 +2,15 @@
 
 A store that takes conditions and does not heed them would let two leaders commit one step, and lose one of the two; one
 that takes CRCs and does not check them lets damage through. Such stores exist: S3 itself has conditional writes since
-2024 only. Must leave nothing behind that the next probe does
-not remove. The neighbour is `s3`.
+2024 only. Must leave nothing behind that a later probe does not remove, and touch nothing that no probe has made: a
+prefix may hold other things than checkpoints. Others may try the same prefix at the same moment. The neighbour is `s3`.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
+import time
 from collections.abc import Callable
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid
@@ -17,16 +19,21 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import PartReceipt, UploadsParts
 
 FOLDER = "probe"
+LEFT_AFTER_S = 3600
+"""A probe lasts seconds. One that is so old was cut off, however far the clocks of two machines are apart."""
+_NAME = re.compile(rf"{FOLDER}/behemoth-([0-9]{{1,12}})-[0-9a-f]{{16}}")
+"""With the time of its beginning, since a listing of objects tells none."""
 _HINT = "use a store that heeds If-None-Match and CRC-32C: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
 
 
-def probe_uploads(store: UploadsParts, *, url: str) -> None:
+def probe_uploads(store: UploadsParts, *, url: str, now: Callable[[], float] = time.time) -> None:
     """Create an object, try to replace it in both ways, and to upload other bytes than the CRC says. Blocks for some
-    requests.
+    requests. `now` is wall time, in seconds.
 
     Raises Invalid (`incoherent-store`) when the store lets it happen, or does not list the upload; and its errors."""
-    _clean(store)
-    key = f"{FOLDER}/{secrets.token_hex(8)}"
+    began_s = int(now())
+    _clean(store, lambda key: _is_left(key, now_s=began_s))
+    key = f"{FOLDER}/behemoth-{began_s}-{secrets.token_hex(8)}"
     try:
         store.create(key, b"first")
         _expect_refusal(lambda: store.create(key, b"second"), url, "a second create that replaced an object")
@@ -44,7 +51,7 @@ def probe_uploads(store: UploadsParts, *, url: str) -> None:
         if found != b"first":
             raise _unfit(url, f"an object of other bytes than were created: {bytes(found)!r}")
     finally:
-        _clean(store)
+        _clean(store, lambda found: found == key)
 
 
 def _send(store: UploadsParts, key: str, upload_id: UploadId, crc: int) -> PartReceipt:
@@ -63,11 +70,17 @@ def _expect_refusal(attempt: Callable[[], object], url: str, what: str) -> None:
     raise _unfit(url, what)
 
 
-def _clean(store: UploadsParts) -> None:
-    """Of probes that were cut off too."""
-    for upload in store.list_uploads(FOLDER):
-        store.abort_upload(upload.key, upload.upload_id)
-    store.delete([info.key for info in store.list(FOLDER)])
+def _is_left(key: str, *, now_s: float) -> bool:
+    """By a probe that was cut off."""
+    name = _NAME.fullmatch(key)
+    return name is not None and int(name[1]) + LEFT_AFTER_S < now_s
+
+
+def _clean(store: UploadsParts, is_ours: Callable[[str], bool]) -> None:
+    for upload in list(store.list_uploads(FOLDER)):
+        if is_ours(upload.key):
+            store.abort_upload(upload.key, upload.upload_id)
+    store.delete([info.key for info in store.list(FOLDER) if is_ours(info.key)])
 
 
 def _unfit(url: str, got: str) -> Invalid:

@@ -18,6 +18,8 @@ CREDENTIALS_HINT = (
 )
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """Amazon S3 user guide, "General purpose bucket naming rules"."""
+_REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _PARAMETERS = ("endpoint", "region", "addressing")
 _ADDRESSING = ("auto", "path", "virtual")
 _FORM = "s3://BUCKET/PREFIX, with ?endpoint=URL&region=NAME&addressing=path behind it where needed"
@@ -47,9 +49,9 @@ def parse_s3(url: str) -> S3Place:
     The prefix is taken as it stands, without percent-decoding, as other tools for S3 do."""
     head, _, query = url.partition("?")
     bucket, _, prefix = head.partition("://")[2].partition("/")
-    if "@" in bucket:
+    if holds_credentials(url):
         raise Invalid(
-            f"store s3://...@{bucket.rpartition('@')[2]}: expected no credentials in a URL, got some",
+            "store s3://...: expected no credentials in a URL, got some",
             hint=CREDENTIALS_HINT,
             code="store-credentials",
         )
@@ -67,9 +69,16 @@ def parse_s3(url: str) -> S3Place:
         bucket=bucket,
         prefix="/".join(segments),
         endpoint=_endpoint(name, parameters.get("endpoint")),
-        region=parameters.get("region"),
+        region=_region(name, parameters.get("region")),
         addressing=addressing,
     )
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether something stands before the bucket, as `user:password@` does. A secret key may hold a `/`, so that what
+    looks like the bucket is half of it; an `@` in the prefix of a sound bucket is one of the prefix."""
+    bucket, _, prefix = url.partition("?")[0].partition("://")[2].partition("/")
+    return "@" in bucket or ":" in bucket or ("@" in prefix and not _BUCKET.fullmatch(bucket))
 
 
 def _parameters(name: str, query: str) -> dict[str, str]:
@@ -88,18 +97,30 @@ def _parameters(name: str, query: str) -> dict[str, str]:
     return parameters
 
 
+def _region(name: str, text: str | None) -> str | None:
+    if text is not None and not _REGION.fullmatch(text):
+        raise Invalid(f"{name}: expected a region such as us-east-1, got none of that form", hint=f"write {_FORM}")
+    return text
+
+
 def _endpoint(name: str, text: str | None) -> str | None:
     if text is None:
         return None
-    parts = urlsplit(text)
-    if "@" in parts.netloc:
+    if "@" in text:
         raise Invalid(
             f"{name}: expected no credentials in the endpoint, got some",
             hint=CREDENTIALS_HINT,
             code="store-credentials",
         )
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in ("http", "https")
+        or not _HOST.fullmatch(parts.netloc)
+        or parts.path.strip("/")
+        or parts.query
+    ):
         raise Invalid(
-            f"{name}: expected an endpoint such as https://s3.example.org:9000, got {text!r}", hint=f"write {_FORM}"
+            f"{name}: expected an endpoint such as https://s3.example.org:9000, got none of that form",
+            hint=f"write {_FORM}",
         )
     return f"{parts.scheme}://{parts.netloc}"
