@@ -51,7 +51,9 @@ _ENDINGS = {
 }
 _STOPPING = "saving, then stopping at the next agreed step; once more stops at once"
 _FORCED = "something does not answer, probably the store: left without waiting; the same command resumes the run"
-_READING = "the run is over; its newest checkpoint is read back for the summary; once more leaves that out"
+_READING = (
+    "the run is over; what is left is to drain its last checkpoint, if it says so, and to read it back; once more stops"
+)
 
 Engine = Literal["embedded-ray", "joined-ray", "processes"]
 

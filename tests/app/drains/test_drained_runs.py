@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,12 @@ from behemoth.checkpoint.commit import CommitRef, commits
 from behemoth.checkpoint.owner import OWNED
 from behemoth.checkpoint.verify import verify
 from behemoth.storage.local import LocalStore
+from behemoth.storage.open import open_store
 from fault.kill_stage import KillStage, spec, staged, undisturbed
+from servers.s3_server import BUCKET, S3Server
+from storage.s3_stores import let_in
 
-NOT_FINISHED = 101
+INTERRUPTED, NOT_FINISHED = 130, 101
 STEPS = 60
 
 
@@ -131,3 +137,42 @@ def test_a_second_store_that_is_the_first_by_another_name_is_refused(tmp_path: P
         stage.start()
         assert stage.wait(60) == 2
         assert "code: drain-same" in stage.told()
+
+
+def test_a_run_drains_to_a_real_server_though_its_process_is_killed_and_comes_back_from_there(
+    tmp_path: Path, digest: object, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_in(monkeypatch, s3)
+    url = f"s3://{BUCKET}/{secrets.token_hex(6)}"
+    text = drained(tmp_path).replace(str(tmp_path / "safe"), url)
+    with staged(**stage_of(tmp_path, text)) as stage:
+        stage.start()
+        stage.until(lambda: stage.living("drain"), "a drain process")
+        stage.kill(stage.living("drain")[0])
+        stage.until_event("Drained")
+        assert stage.process is not None
+        stage.process.kill()
+        stage.wait()
+        stage.expect_no_process()
+        shutil.rmtree(tmp_path / "fast")
+        stage.start()
+        stage.finish()
+        stage.expect_sound(digest)
+        assert stage.events("Fetched")
+        with closing(open_store(f"{url}/kills")) as below:
+            newest = commits(below)[-1]
+            assert newest.step == STEPS
+            assert verify(below, newest, threads=2, deep=True).is_intact
+
+
+def test_two_interrupts_end_a_run_that_waits_for_its_last_drain(tmp_path: Path) -> None:
+    with staged(**stage_of(tmp_path, drained(tmp_path, more=", rate: 1B"))) as stage:
+        stage.start()
+        stage.until(lambda: "draining the checkpoint" in stage.told(), "the last drain")
+        assert stage.process is not None
+        stage.process.send_signal(signal.SIGINT)
+        stage.until(lambda: "once more" in stage.told(), "an answer")
+        stage.process.send_signal(signal.SIGINT)
+        assert stage.wait(30) == INTERRUPTED, stage.told()
+        stage.expect_no_process()
+        assert steps_of(tmp_path / "fast" / "kills")[-1] == STEPS

@@ -17,10 +17,12 @@ from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.owner import OWNED, Owner, take
 from behemoth.checkpoint.pins import pin
+from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import Retention
 from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
+from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
 
@@ -74,6 +76,30 @@ def test_what_a_copy_that_was_cut_off_left_goes_with_the_next_one() -> None:
     save(below, small_layout(), step=1, write_id="a1-1", publish=False)
     drain_one(SETTINGS, above, below, saved(above, 2))
     assert {info.key.split("/")[1] for info in below.list("steps")} == {"000000002-a1-2"}
+
+
+def test_killed_at_any_write_of_copies_and_retention_the_tier_keeps_two_whole_checkpoints_and_goes_on() -> None:
+    above, before = MemoryStore(), MemoryStore()
+    own(before)
+    refs = [saved(above, step) for step in (1, 2, 3)]
+    for ref in refs[:2]:
+        drain_one(SETTINGS, above, before, ref)
+    for write in range(1000):
+        for when in When:
+            below = before.copy()
+            try:
+                drain_one(SETTINGS, above, FaultyStore(below, Die(write=write, when=when)), refs[2])
+                assert write > 12  # a copy, a mark, a record, its objects
+                return
+            except Crash:
+                after = below.after_power_loss(seed=write) if write % 2 else below
+            found = commits(after)
+            assert len(found) >= 2
+            assert all(verify(after, one, threads=1, deep=True).is_intact for one in found)
+            drain_one(SETTINGS, above, after, refs[2])
+            assert steps_of(after) == [2, 3]
+            assert {info.key.split("/")[1] for info in after.list("steps")} == {"000000002-a1-2", "000000003-a1-3"}
+            assert list(after.list("deleting")) == []
 
 
 def test_a_store_that_has_become_another_runs_gets_nothing() -> None:
