@@ -174,8 +174,9 @@ class _Copying:
         expected = {shard.key: shard.grid.file_bytes for shard in self._shards}
         expected |= {one.key: one.size_bytes for one in self._small()}
         sizes = {info.key: info.size_bytes for info in self._target.list(self._record.prefix)}
-        if wrong := [key for key, size_bytes in sizes.items() if expected.get(key) != size_bytes]:
-            self._target.delete(wrong)
+        wrong = {key for key, size_bytes in sizes.items() if expected.get(key) != size_bytes}
+        if wrong:
+            self._target.delete(sorted(wrong))
         if isinstance(self._target, UploadsParts):
             for upload in list(self._target.list_uploads(self._record.prefix)):
                 self._target.abort_upload(upload.key, upload.upload_id)

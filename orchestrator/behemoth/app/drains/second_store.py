@@ -83,7 +83,7 @@ class SecondStore:
         newest = latest(self.below)
         self._write(DrainState(url=url, step=None if newest is None else newest.step))
         link = ProcessLink(self._settings, start=start)
-        self._drainer = Drainer(link, every=self._spec.every, below=newest, tell=self._heard)
+        self._drainer = Drainer(link, every=self._spec.every, below=newest, tell=self.heard)
         return self._drainer
 
     def finish(self, last: CommitRef | None, *, is_required: bool, cancelled: Callable[[], bool]) -> DrainTable:
@@ -105,8 +105,8 @@ class SecondStore:
         if self._drainer is not None:
             self._drainer.close()
 
-    def _heard(self, news: DrainNews) -> None:
-        """On the drainer's thread."""
+    def heard(self, news: DrainNews) -> None:
+        """What came of a try; on the drainer's thread."""
         step = news.commit.step
         if news.drained is not None:
             num_bytes, seconds = news.drained.num_bytes, news.drained.seconds
@@ -126,6 +126,8 @@ class SecondStore:
             return
         assert news.error is not None
         trouble = f"step {step}: {news.error.message}" + (f"; {news.error.hint}" if news.error.hint else "")
+        if trouble == self._state.trouble:
+            return  # a store that is away for a day is one event, not one a minute
         self._write(msgspec.structs.replace(self._state, trouble=trouble))
         then = "given up" if news.is_given_up else "tried again"
         self._tell("DrainFailed", f"checkpoint of step {step} is not drained, {then}: {news.error.message}", True)

@@ -1,0 +1,77 @@
+"""What the leader tells of its second store, and what it leaves for those who only look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from behemoth.app.drains.drainer import DrainNews
+from behemoth.app.drains.messages import Drained, Settings
+from behemoth.app.drains.second_store import SecondStore
+from behemoth.app.run_directory import DrainState, RunDirectory
+from behemoth.base.clock import ManualClock
+from behemoth.base.errors import Conflict, Unavailable
+from behemoth.base.ids import RunUid, Step, WriteId
+from behemoth.checkpoint.owner import OWNED, Owner, take
+from behemoth.policy.retention import Retention
+from behemoth.spec.stores import Drain
+from behemoth.state.effect import CommitRef
+from behemoth.testing.store import MemoryStore
+
+COMMIT = CommitRef(step=Step(20), write_id=WriteId("a1-20"), size_bytes=1)
+SETTINGS = Settings(
+    source="above", target="below", run_uid=RunUid("mine"), threads=1, rate=None, retention=Retention(keep_last=2)
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[RunDirectory]:
+    directory = RunDirectory(tmp_path / "run")
+    directory.open()
+    yield directory
+    directory.close()
+
+
+def second_of(directory: RunDirectory, told: list[tuple[str, str, bool]], below: MemoryStore) -> SecondStore:
+    return SecondStore(
+        Drain(to="below"),
+        SETTINGS,
+        store=MemoryStore(),
+        below=below,
+        directory=directory,
+        clock=ManualClock(now_us=7),
+        tell=lambda reason, message, is_warning: told.append((reason, message, is_warning)),
+    )
+
+
+def test_a_drain_is_an_event_with_its_seconds_and_rate_and_is_noted(directory: RunDirectory) -> None:
+    told: list[tuple[str, str, bool]] = []
+    second_of(directory, told, MemoryStore()).heard(
+        DrainNews(commit=COMMIT, drained=Drained(num_bytes=8 << 20, seconds=2.0))
+    )
+    assert told == [("Drained", "checkpoint of step 20 drained to below: 8.0 MiB in 2.0 s, 4.0 MiB/s", False)]
+    assert directory.drain() == DrainState(url="below", step=Step(20), at_us=7, num_bytes=8 << 20, seconds=2.0)
+
+
+def test_the_same_failure_again_and_again_is_one_event(directory: RunDirectory) -> None:
+    told: list[tuple[str, str, bool]] = []
+    second = second_of(directory, told, MemoryStore())
+    for reason in ("away", "away", "full"):
+        second.heard(DrainNews(commit=COMMIT, error=Unavailable(reason, hint="put it back")))
+    assert [message for _, message, _ in told] == [
+        "checkpoint of step 20 is not drained, tried again: away",
+        "checkpoint of step 20 is not drained, tried again: full",
+    ]
+    noted = directory.drain()
+    assert noted is not None
+    assert (noted.step, noted.trouble) == (None, "step 20: full; put it back")
+
+
+def test_nothing_is_fetched_from_the_store_of_another_run(directory: RunDirectory) -> None:
+    below = MemoryStore()
+    take(below, Owner.of_run(RunUid("theirs"), name="other", directory="/other"), url="below")
+    with pytest.raises(Conflict) as caught:
+        second_of(directory, [], below).fetch((), lambda _commit, _done, _total: None)
+    assert caught.value.code == OWNED
