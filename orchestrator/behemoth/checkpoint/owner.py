@@ -115,10 +115,11 @@ def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
 
 def _owned_by(owner: Owner, *, url: str) -> Conflict:
     """The refusal, with both ways out."""
+    place = url.partition("?")[0].rstrip("/")  # how a bucket is reached stands behind it
     return Conflict(
         f"checkpoint store {url}: expected nobody's or this run's, got that of run/{owner.name} in {owner.directory}",
         hint=f"go on with that run (--dir {owner.directory}), or name another store in the run file; if that run is "
-        f"over or its directory is gone, remove {url.partition('?')[0].rstrip('/')}/{OWNER_KEY} and this run takes its checkpoints over",
+        f"over or its directory is gone, remove {place}/{OWNER_KEY} and this run takes its checkpoints over",
         code=OWNED,
     )
 
