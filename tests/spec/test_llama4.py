@@ -133,6 +133,7 @@ def test_tied_heads_are_saved_once_and_biases_where_there_are_some() -> None:
         (b'{"model_type": "mixtral"}', "expected model_type llama4 with a text_config, or llama4_text, got 'mixtral'"),
         (b'{"model_type": "llama4"}', "got no text_config"),
         (multimodal({**TOY, "hidden_size": 0}), "hidden_size"),
+        (multimodal({**TOY, "hidden_size": 1}), r"config\.json: expected a hidden_size of at least 4 .*got 1"),
         (multimodal({name: size for name, size in TOY.items() if name != "vocab_size"}), "vocab_size"),
         (multimodal(TOY, vision_config={"image_size": []}), "image_size"),
         (b"[]", r"config\.json: expected the config\.json of a Llama 4, got"),

@@ -115,7 +115,7 @@ def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
 
 def _owned_by(owner: Owner, *, url: str) -> Conflict:
     """The refusal, with both ways out."""
-    place = url.partition("?")[0].rstrip("/")
+    place = url.partition("?")[0].rstrip("/")  # how a bucket is reached stands behind it
     return Conflict(
         f"checkpoint store {url}: expected nobody's or this run's, got that of run/{owner.name} in {owner.directory}",
         hint=f"go on with that run (--dir {owner.directory}), or name another store in the run file; if that run is "

@@ -82,6 +82,13 @@ def decode_config(data: bytes, *, source: str) -> Inventory:
                 hint="name an inventory of your own, or the safetensors index of the model",
                 code="inventory-format",
             )
+    if text.head_dim is None and text.hidden_size < text.num_attention_heads:
+        raise Invalid(
+            f"{source}: expected a hidden_size of at least {text.num_attention_heads} (num_attention_heads), got "
+            f"{text.hidden_size}",
+            hint="or name head_dim",
+            code="inventory-format",
+        )
     named = list(_tensors(text, prefix, is_tied=text.tie_word_embeddings or config.tie_word_embeddings))
     if config.model_type == "llama4":
         named += _vision(config.vision_config or VisionConfig(), text.hidden_size)
