@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -258,14 +259,41 @@ def test_strangers_that_knock_and_say_nothing_keep_nobody_out(monkeypatch: pytes
             stranger.close()
 
 
-def test_a_node_that_has_too_many_connections_says_so_by_closing_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_nodes_than_a_node_has_connections_for_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(serving({AskSnapshot: lambda _: Reply(answer=answer)}))
+        nodes = [stack.enter_context(asking()) for _ in range(5)]
+        for node in nodes * 3:
+            assert patiently_asked(node, peer) == answer
+
+
+def patiently_asked(node: PeerClient, peer: PeerAddress) -> SnapshotFound:
+    """A connection counts as busy until the thread that has just answered on it says so."""
+    for _ in range(50):
+        with contextlib.suppress(Unavailable):
+            return node.ask(peer, ask_snapshot(), SnapshotFound)
+    raise AssertionError("no room was made for another node")
+
+
+def test_a_node_that_answers_on_all_its_connections_closes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 1)
     answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
-    with serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer, asking() as first, asking() as second:
-        assert first.ask(peer, ask_snapshot(), SnapshotFound) == answer
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def slow(_: object) -> Reply:
+        is_asked.set()
+        assert may_answer.wait(30)
+        return Reply(answer=answer)
+
+    with serving({AskSnapshot: slow}) as peer, asking() as first, asking() as second, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first.ask, peer, ask_snapshot(), SnapshotFound)
+        assert is_asked.wait(30)
         with pytest.raises(Unavailable):
             second.ask(peer, ask_snapshot(), SnapshotFound)
-        assert first.ask(peer, ask_snapshot(), SnapshotFound) == answer
+        may_answer.set()
+        assert waiting.result() == answer
 
 
 @contextlib.contextmanager

@@ -29,7 +29,8 @@ from behemoth.wire.peers import MAX_PEER_FRAME_BYTES, PEER_REQUESTS, PayloadEnd,
 MAX_STRANGERS = 64
 """Connections that have not proved themselves yet."""
 MAX_CONNECTIONS = 256
-"""Connections of nodes of this run, each with a thread that mostly waits for a socket."""
+"""Connections of nodes of this run, each with a thread that mostly waits for a socket. More nodes than that may ask:
+who has asked nothing for longest makes room, and opens another when there is a question."""
 HANDSHAKE_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 30.0
 """For a message to leave; a payload has more, by its size."""
@@ -75,6 +76,7 @@ class PeerServer:
         self._lock = threading.Lock()
         self._strangers: OrderedDict[PeerSocket, None] = OrderedDict()
         self._known: set[PeerSocket] = set()
+        self._idle: OrderedDict[PeerSocket, None] = OrderedDict()  # of those, without a question; the longest first
         self._threads: set[threading.Thread] = set()
         self._is_closing = threading.Event()
         self._wake, self._woken = socket.socketpair()
@@ -132,9 +134,11 @@ class PeerServer:
             node = admit(link, self._me, deadline=time.monotonic() + HANDSHAKE_LIMIT_S)
             self._know(link)
             while not self._is_closing.is_set():
+                self._rest(link)
                 request = link.receive(
                     PEER_REQUESTS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=time.monotonic() + IDLE_LIMIT_S
                 )
+                self._work(link)
                 self._answer(link, request, node)
         except BehemothError as error:
             _log.debug("a peer's connection ended: %s", error)
@@ -144,15 +148,32 @@ class PeerServer:
             with self._lock:
                 self._strangers.pop(link, None)
                 self._known.discard(link)
+                self._idle.pop(link, None)
                 self._threads.discard(threading.current_thread())
             link.close()
 
     def _know(self, link: PeerSocket) -> None:
+        """Raises Unavailable while all others are being answered."""
+        oldest = None
         with self._lock:
             self._strangers.pop(link, None)
             if len(self._known) >= MAX_CONNECTIONS:
-                raise Unavailable(f"peer connections: expected at most {MAX_CONNECTIONS}, got another one")
+                if not self._idle:
+                    raise Unavailable(f"peer connections: expected at most {MAX_CONNECTIONS}, got another one")
+                oldest = self._idle.popitem(last=False)[0]
+                self._known.discard(oldest)
             self._known.add(link)
+        if oldest is not None:
+            oldest.cut()
+
+    def _rest(self, link: PeerSocket) -> None:
+        with self._lock:
+            if link in self._known:
+                self._idle[link] = None
+
+    def _work(self, link: PeerSocket) -> None:
+        with self._lock:
+            self._idle.pop(link, None)
 
     def _answer(self, link: PeerSocket, request: object, node: str) -> None:
         reply = self._reply(request, node)
