@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from behemoth.base.errors import Invalid
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.errors import Invalid, Unavailable
+from behemoth.base.ids import Step, UploadId, WriteId
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
 from behemoth.checkpoint.interop.ingest import import_tensors
@@ -51,6 +51,38 @@ def test_bytes_out_of_order_and_bytes_that_are_missing_are_refused() -> None:
             store.seal(["a"])
         assert len(list(inner.list_uploads(""))) == 1
     assert list(inner.list_uploads("")) == []
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("size_bytes", [0, PART_BYTES, PART_BYTES + 1])
+def test_bytes_behind_the_end_are_refused(size_bytes: int) -> None:
+    inner = bucket()
+    with SequentialStore(inner, part_bytes=PART_BYTES) as store:
+        with pytest.raises(Invalid, match=f"expected an object of {size_bytes} bytes, got bytes to {size_bytes + 5}"):
+            store.write_parts("a", size_bytes=size_bytes, parts=[Part(offset_bytes=0, buffers=[bytes(size_bytes + 5)])])
+        assert list(inner.list_uploads("")) == []
+
+
+class RefusesFirst(MemoryBucket):
+    """The first abort fails."""
+
+    num_aborts = 0
+
+    def abort_upload(self, key: str, upload_id: UploadId) -> None:
+        self.num_aborts += 1
+        if self.num_aborts == 1:
+            raise Unavailable(f"abort {key}: no answer")
+        super().abort_upload(key, upload_id)
+
+
+def test_an_upload_that_cannot_be_aborted_keeps_no_other() -> None:
+    inner = RefusesFirst(min_part_bytes=PART_BYTES)
+    store = SequentialStore(inner, part_bytes=PART_BYTES)
+    for key in ("a", "b", "c"):
+        store.write_parts(key, size_bytes=300, parts=[Part(offset_bytes=0, buffers=[bytes(200)])])
+    with pytest.raises(Unavailable, match="abort a: no answer"):
+        store.__exit__(None, None, None)
+    assert [upload.key for upload in inner.list_uploads("")] == ["a"]
 
 
 def test_it_stands_for_files_and_not_for_a_bucket() -> None:

@@ -56,25 +56,32 @@ class SequentialStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        failed: BehemothError | None = None
         for key, growing in self._growing.items():
             if growing.upload_id is not None:
                 try:
                     self._inner.abort_upload(key, growing.upload_id)
-                except BehemothError:
-                    if error is None:
-                        raise
+                except BehemothError as other:  # the rest go all the same
+                    failed = failed or other
         self._growing.clear()
+        if failed is not None and error is None:
+            raise failed
 
     def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
-        """See the port. Raises Invalid for bytes that do not follow those before."""
+        """See the port. Raises Invalid for bytes that do not follow those before, or lie behind the object's end."""
         with self._lock:
             part_bytes = max(self._part_bytes, -(-size_bytes // (MAX_PARTS - 1)))
             growing = self._growing.setdefault(key, _Growing(size_bytes=size_bytes, part_bytes=part_bytes))
         for part in parts:
             if part.offset_bytes != growing.end_bytes:
                 raise Invalid(f"write {key}: expected bytes from {growing.end_bytes} on, got {part.offset_bytes}")
-            for buffer in part.buffers:
-                self._append(key, growing, memoryview(buffer).cast("B"))
+            views = [memoryview(buffer).cast("B") for buffer in part.buffers]
+            end_bytes = part.offset_bytes + sum(view.nbytes for view in views)
+            if end_bytes > growing.size_bytes:
+                expected = f"an object of {growing.size_bytes} bytes"
+                raise Invalid(f"write {key}: expected {expected}, got bytes to {end_bytes}")
+            for view in views:
+                self._append(key, growing, view)
 
     def seal(self, keys: Sequence[str]) -> None:
         """See the port. Raises Invalid for an object of which bytes are missing."""
