@@ -223,6 +223,15 @@ WANTED = {"w": np.zeros((4, 6), DTYPES["bfloat16"])}
 OLD = {"w": np.ones((4, 6), np.float32), "i": np.ones((4, 6), np.int32), "s": np.ones((2, 6), np.float32)}
 
 
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+def test_a_saved_scale_by_which_nothing_can_be_divided_is_refused(scale: float) -> None:
+    old = {"m": np.zeros((2, 3), dtype=np.float32), "s": np.array([[1.0], [scale]], dtype=np.float32)}
+    wanted = {"w": np.zeros((2, 3), dtype=DTYPES["float8_e4m3fn"])}
+    down = Intake(convert={"w": ScaledDown(array="m", block=(1, 3), scales="s")})
+    with pytest.raises(Invalid, match="array 's': expected finite scales other than 0 to divide by, got"):
+        lone(old, wanted, down)
+
+
 @pytest.mark.parametrize(
     ("conversion", "text"),
     [

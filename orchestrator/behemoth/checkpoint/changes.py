@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.conversion import Conversion, HighBits, Joined, LowBits, ScaledDown, ScaledUp
 from behemoth.checkpoint.layout import DTYPES
@@ -114,9 +115,22 @@ class Change:
             some, into = as_float32(values[rows]), target[rows]
             scales = table.over((begin[0] + at, *begin[1:]) if begin else begin, some.shape)
             if isinstance(self.conversion, ScaledDown):
+                if self.conversion.scales is not None:
+                    _check_divisors(self.conversion.scales, scales)
                 into[...] = scale_down(some, scales, self.target)
             else:
                 round_into(into, some * scales, what=f"array {self.part!r}")
+
+
+def _check_divisors(name: str, scales: Floats) -> None:
+    """Of saved scales, which may be anything: 0 / 0 would be stored as NaN."""
+    wrong = ~np.isfinite(scales) | (scales == 0)
+    if wrong.any():
+        raise Invalid(
+            f"array {name!r}: expected finite scales other than 0 to divide by, got {float(scales[wrong][0]):g}",
+            hint="leave scales= out to have them computed",
+            code="float8-range",
+        )
 
 
 def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) -> tuple[Box, Floats]:
