@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -84,6 +85,33 @@ def test_memory_for_what_was_read_is_bounded_and_what_is_gone_is_read_again() ->
     once.clear()
     assert once.get(units[4])[1] == 1000
     assert saved.store.read_bytes == 7000
+
+
+def test_memory_is_counted_right_when_it_is_given_back_while_a_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Saved(layout_on(dp=4))
+    once = ReadOnce(lambda: saved.store, limit_bytes=1000)
+
+    class ClearedAtTheEnd(threading.Event):
+        def set(self) -> None:
+            clearing.start()
+            clearing.join(0.1)  # it ends here only if it need not wait for the read
+            super().set()
+
+    clearing = threading.Thread(target=once.clear)
+    key = next(one.key for one in saved.memory.list("") if one.size_bytes > MIB)
+    monkeypatch.setattr(once_module._Read, "__init__", _begun_with(ClearedAtTheEnd))
+    assert once.get(Unit(key, 0, 1000))[1] == 1000
+    clearing.join(10)
+    monkeypatch.undo()
+    later = [Unit(key, start, 1000) for start in (1000, 2000, 3000)]
+    assert [once.get(unit)[1] for unit in (*later, later[1])] == [1000] * 4
+
+
+def _begun_with(event: type[threading.Event]) -> Callable[[once_module._Read], None]:
+    def begin(read: once_module._Read) -> None:
+        read.done, read.data, read.error = event(), memoryview(b""), None
+
+    return begin
 
 
 def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_reads_again() -> None:

@@ -100,11 +100,12 @@ class ReadOnce:
             read.error = Internal(f"object {unit.key}: the read for all ended in an error that is not ours")
             raise
         finally:
-            self._keep(unit, read)
-            read.done.set()
+            self._end(unit, read)
 
-    def _keep(self, unit: Unit, read: _Read) -> None:
+    def _end(self, unit: Unit, read: _Read) -> None:
+        """Done and counted in one, or `clear` would count what it leaves as gone."""
         with self._lock:
+            read.done.set()
             if read.error is not None:
                 self._reads.pop(unit, None)
                 return
@@ -112,6 +113,6 @@ class ReadOnce:
             for old in list(self._reads):
                 if self._held_bytes <= self._limit_bytes:
                     return
-                if self._reads[old].done.is_set():
+                if old != unit and self._reads[old].done.is_set():
                     del self._reads[old]
                     self._held_bytes -= old.length_bytes
