@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import errno
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.checkpoint import cuts, staging
+from behemoth.checkpoint import cuts
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -32,7 +34,7 @@ PREFIX = step_prefix(Step(3), WriteId("a1-1"))
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "CHECKED_BYTES", 5)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 5)
     monkeypatch.setattr(files, "BATCH_SPANS", 2)
 
 
@@ -102,21 +104,56 @@ def test_a_file_that_is_too_long_is_not_believed(store: LocalStore, extra: bytes
         filled(store, layout, 1)
 
 
-def test_bytes_that_the_disk_does_not_give_are_an_error_and_no_signal(
+class _FailingDisk(io.FileIO):
+    """Opens, and cannot be read."""
+
+    def readinto(self, buffer: object) -> int:  # noqa: ARG002 (a FileIO's)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class _FewAtOnce(io.FileIO):
+    """Gives three bytes at most for each call, as a network's file system may."""
+
+    def readinto(self, buffer: Buffer) -> int:
+        return super().readinto(memoryview(buffer).cast("B")[:3])
+
+
+def opened_as(kind: type[io.FileIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_opened", lambda path, grid: io.BufferedReader(kind(path)))  # noqa: ARG005
+
+
+def test_bytes_that_the_disk_does_not_give_are_an_error(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    opened_as(_FailingDisk, monkeypatch)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        filled(store, layout, 0)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_corrupt(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = toy_layout()
+    save(store, layout, logical_arrays(layout, 1), step=3)
+    opened = files._opened
+
+    def cut_after_opening(path: str, grid: Grid) -> io.BufferedReader:
+        file = opened(path, grid)
+        os.truncate(path, 3)
+        return file
+
+    monkeypatch.setattr(files, "_opened", cut_after_opening)
+    with pytest.raises(Corrupt, match=r"chunk 0, file .*: the file became shorter"):
+        filled(store, layout, 0)
+
+
+def test_a_file_system_that_gives_few_bytes_at_once_is_asked_again(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = toy_layout()
-    save(store, layout, logical_arrays(layout, 1), step=3)
-    mapped = files._mapped
-
-    def cut_after_mapping(path: str, grid: Grid) -> mmap.mmap:
-        mapping = mapped(path, grid)
-        os.truncate(path, 0)  # from now on the kernel answers a touch as it does when a disk fails
-        return mapping
-
-    monkeypatch.setattr(files, "_mapped", cut_after_mapping)
-    with pytest.raises(Unavailable, match="Input/output error"):
-        filled(store, layout, 0)
+    arrays = logical_arrays(layout, 1)
+    save(store, layout, arrays, step=3)
+    opened_as(_FewAtOnce, monkeypatch)
+    expected = {name: raw_bytes(array) for name, array in local_arrays(layout, 3, arrays).items()}
+    assert filled(store, layout, 3) == expected
 
 
 def test_a_missing_file_and_a_link_in_its_place_are_not_read(store: LocalStore, tmp_path: Path) -> None:
@@ -145,7 +182,7 @@ def test_a_buffer_of_another_size_is_refused_before_anything_is_read(store: Loca
 @given(layout=layouts(), chunk_bytes=st.sampled_from([16, 64, 300]), seed=st.integers(0, 99))
 def test_random_worlds_are_read_from_their_files(layout: Layout, chunk_bytes: int, seed: int) -> None:
     with small_chunks(chunk_bytes), pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(staging, "CHECKED_BYTES", 5)
+        patch.setattr(files, "BLOCK_BYTES", 5)
         store, arrays = LocalStore(folder), logical_arrays(layout, seed)
         save(store, layout, arrays, step=3)
         for rank in range(layout.mesh.num_ranks):

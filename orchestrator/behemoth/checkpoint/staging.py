@@ -219,7 +219,7 @@ class _Unstaging:
         if self._crcs is None:
             target.fill(source, start)
             return
-        if copied_crc(source, target, start) != self._crcs[number]:
+        if _copied_crc(source, target, start) != self._crcs[number]:
             raise Corrupt(
                 f"{self._where}: {span.length} bytes at {span.arena_offset} are not those that were staged",
                 hint="memory was damaged; restore from storage",
@@ -227,7 +227,7 @@ class _Unstaging:
             )
 
 
-def copied_crc(source: Bytes, target: Held, start: int) -> int:
+def _copied_crc(source: Bytes, target: Held, start: int) -> int:
     """Copy to byte `start` of a piece, and compute the CRC-32C of what is copied, block by block, so that memory is
     read once."""
     crc = 0
@@ -268,6 +268,11 @@ class Held(NamedTuple):
     def take(self, start: int, stop: int, into: Bytes) -> None:
         """Copy bytes [start, stop) of the piece."""
         self.piece.window.gather(self.buffer, start, stop, into)
+
+    def place(self, start: int, stop: int) -> Bytes | None:
+        """Where bytes [start, stop) of the piece belong, to be overwritten; None when that is not one run of bytes."""
+        views = self.piece.window.views(self.buffer, start, stop)
+        return views[0][1] if len(views) == 1 and views[0][1].ndim == 1 else None
 
     def fill(self, data: Bytes, start: int) -> None:
         """Overwrite the piece from byte `start` on."""
