@@ -7,6 +7,8 @@ combines.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from awscrt import checksums
 from typing_extensions import Buffer
 
@@ -23,12 +25,28 @@ def crc32c(buffer: Buffer, value: int = 0) -> int:
     return int(checksums.crc32c(buffer, value))
 
 
+def crc_of(buffers: Iterable[Buffer]) -> int:
+    """CRC-32C of buffers, one behind the other."""
+    crc = 0
+    for buffer in buffers:
+        crc = crc32c(buffer, crc)
+    return crc
+
+
 def combine(crc_a: int, crc_b: int, len_b: int) -> int:
     """CRC-32C of `a + b` from the CRCs of `a` and of `b`; `len_b` is the number of bytes of `b`. About 0.1 us.
 
     Raises ValueError for a negative length.
     """
     return int(checksums.combine_crc32c(crc_a, crc_b, len_b))
+
+
+def combined(pieces: Iterable[tuple[int, int]]) -> int:
+    """CRC-32C of a whole from its pieces in order: the CRC and the number of bytes of each."""
+    total = 0
+    for crc, num_bytes in pieces:
+        total = combine(total, crc, num_bytes)
+    return total
 
 
 def trailer(crc: int) -> bytes:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, UploadId, WriteId
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.crc import crc_of
 from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.ports import PartReceipt
@@ -133,12 +133,7 @@ class RankUpload:
     def crcs_of(self, fragments: Sequence[Fragment], *, cancelled: Given) -> list[int]:
         """The CRC of each. Raises Conflict as `copy` does."""
         self._wait_whole(cancelled)
-        found = []
-        for fragment in fragments:
-            crc = 0
-            for view in self.views(fragment):
-                crc = crc32c(view, crc)
-            found.append(crc)
+        found = [crc_of(self.views(fragment)) for fragment in fragments]
         self.check_held()
         return found
 

@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import combined, crc_of
 from behemoth.checkpoint.writer import seal_all
 from behemoth.ports import MAX_PARTS, MIN_PART_BYTES, Part, PartReceipt, SavesTo, UploadsParts, WritesRanges
 
@@ -110,7 +110,7 @@ class _Uploaded:
             return
         upload = self._begun(piece.key)
         receipt = self._store.upload_part(
-            piece.key, upload.upload_id, number=piece.number, buffers=buffers, crc=_crc(buffers)
+            piece.key, upload.upload_id, number=piece.number, buffers=buffers, crc=crc_of(buffers)
         )
         with self._lock:
             upload.receipts.append(receipt)
@@ -136,16 +136,7 @@ class _Uploaded:
 
     def _complete(self, key: str, upload: _Upload) -> None:
         parts = sorted(upload.receipts, key=lambda part: part.number)
-        crc = 0
-        for part in parts:
-            crc = combine(crc, part.crc, part.size_bytes)
+        crc = combined((part.crc, part.size_bytes) for part in parts)
         self._store.complete_upload(key, upload.upload_id, parts=parts, crc=crc)
         with self._lock:
             del self._uploads[key]
-
-
-def _crc(buffers: Sequence[Buffer]) -> int:
-    crc = 0
-    for buffer in buffers:
-        crc = crc32c(buffer, crc)
-    return crc

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing_extensions import Buffer
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import combine, crc32c, crc_of
 from behemoth.checkpoint.exchange import Exchange, RankUpload
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
@@ -45,9 +45,7 @@ class PartBytes:
         total = 0
         chunk_crc = self._head_crc(part.head)
         for fragment, views in zip(part.data, self._data(part.data), strict=True):
-            crc = 0
-            for view in views:
-                crc = crc32c(view, crc)
+            crc = crc_of(views)
             chunk_crc = combine(chunk_crc, crc, fragment.length) if fragment.offset else crc
             total = combine(total, crc, fragment.length)
             buffers += views

@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import combined, crc32c
 from behemoth.ports import MAX_PARTS, ObjectInfo, Part, PartReceipt, UploadsParts
 
 PART_BYTES = 32 << 20
@@ -131,7 +131,5 @@ class SequentialStore:
             self._inner.create(key, growing.pending)
             return
         self._send(key, growing)
-        crc = 0
-        for receipt in growing.receipts:
-            crc = combine(crc, receipt.crc, receipt.size_bytes)
+        crc = combined((receipt.crc, receipt.size_bytes) for receipt in growing.receipts)
         self._inner.complete_upload(key, growing.upload_id, parts=growing.receipts, crc=crc)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from behemoth.base.errors import BehemothError, Conflict
 from behemoth.base.ids import Attempt, Rank, Step, UploadId
 from behemoth.checkpoint.arena import Arena, Snapshot
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import combined, crc32c
 from behemoth.checkpoint.exchange import Exchange, RankUpload, SentPart, Uploading
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.grid import grids
@@ -215,9 +215,7 @@ class _Job:
                 f"{len(parts)} of {sum(part.size_bytes for part in parts)} bytes",
                 code="upload-parts",
             )
-        crc = 0
-        for part in parts:
-            crc = combine(crc, part.crc, part.size_bytes)
+        crc = combined((part.crc, part.size_bytes) for part in parts)
         self._store.complete_upload(self._key(shard), self._begun[shard], parts=parts, crc=crc)
         return WrittenShard(*shard, crc)
 

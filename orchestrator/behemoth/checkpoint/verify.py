@@ -149,18 +149,18 @@ def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem
     return None
 
 
-def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int, *, kind: Kind) -> Problem | None:
-    """A small object against its CRC."""
+def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int) -> Problem | None:
+    """A zarr.json against its CRC."""
     data = bytearray(size_bytes)
     try:
         store.read_into(key, offset_bytes=0, into=data)
     except BehemothError as error:
-        of = "missing" if isinstance(error, NotFound) else kind
-        return Problem(kind=of, object_key=key, offset_bytes=0, length_bytes=size_bytes, message=error.message)
+        kind: Kind = "missing" if isinstance(error, NotFound) else "metadata"
+        return Problem(kind=kind, object_key=key, offset_bytes=0, length_bytes=size_bytes, message=error.message)
     if crc32c(data) == crc:
         return None
-    message = f"{kind}: expected CRC-32C {crc:08x} over {size_bytes} bytes, got {crc32c(data):08x}"
-    return Problem(kind=kind, object_key=key, offset_bytes=0, length_bytes=size_bytes, message=message)
+    message = f"metadata: expected CRC-32C {crc:08x} over {size_bytes} bytes, got {crc32c(data):08x}"
+    return Problem(kind="metadata", object_key=key, offset_bytes=0, length_bytes=size_bytes, message=message)
 
 
 def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str, int]) -> list[Problem]:
@@ -199,7 +199,7 @@ def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex
     names = {f"{path}/{METADATA}": array.name for path, array in arrays}
     problems = []
     for one in index.metadata:
-        problem = _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc, kind="metadata")
+        problem = _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
         if problem is not None:
             problems.append(replace(problem, array=names.get(one.key)))
     return problems

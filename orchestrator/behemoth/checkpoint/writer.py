@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
-import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Invalid
@@ -29,7 +28,7 @@ from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
 from behemoth.checkpoint.sealing import Sealing
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
-from behemoth.checkpoint.zeros import crc_of_zeros
+from behemoth.checkpoint.zeros import crc_of_zeros, is_zero
 from behemoth.ports import Part, WritesRanges
 
 SEAL_THREADS = 4
@@ -92,7 +91,7 @@ def receipt_of(
         write_id=snapshot.write_id,
         layout_digest=layout.digest,
         spans=tuple(
-            WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, _is_zero(data, span, crc))
+            WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, is_zero(payload_of(data, span), crc))
             for span, crc in zip(plan.spans, crcs, strict=True)
             if span.is_owned
         ),
@@ -206,11 +205,6 @@ class _Job:
 def payload_of(data: memoryview, span: Span) -> memoryview:
     """A span's bytes in the arena's data."""
     return data[span.arena_offset : span.arena_offset + span.length]
-
-
-def _is_zero(data: memoryview, span: Span, crc: int) -> bool:
-    """Whether a span's bytes are all zero; read again only when the CRC says that they may be."""
-    return crc == crc_of_zeros(span.length) and not np.frombuffer(payload_of(data, span), dtype=np.uint8).any()
 
 
 def _by_shard(owned: Sequence[tuple[Span, int]]) -> dict[int, list[tuple[Span, int]]]:
