@@ -61,6 +61,10 @@ class UnfinishedUpload:
     """Since it was begun, by the store's own clock alone."""
 
 
+Into: TypeAlias = Buffer | tuple[Buffer, ...]
+"""What a read fills: a buffer, or several, one behind the other."""
+
+
 class ObjectStore(Protocol):
     """Where checkpoints lie. Keys are `/`-separated relative paths without `.`, `..` or empty segments.
 
@@ -75,8 +79,9 @@ class ObjectStore(Protocol):
         or empty object, whatever is killed when."""
         ...
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
-        """Fill `into` from `offset_bytes`. Raises NotFound, or Corrupt when the object is too short."""
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        """Fill `into` from `offset_bytes`. Raises NotFound, or Corrupt when the object is too short; `into` may then
+        hold a part."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -423,6 +423,23 @@ def test_a_large_read_goes_past_the_page_cache_only_where_that_is_known_to_be_em
     assert used[0] is is_direct
 
 
+@pytest.mark.parametrize(("behind", "num_calls"), [((4,), 1), ((1, 0, 4000), 1), ((4097,), 2)])
+def test_what_follows_a_large_buffer_within_a_page_is_read_with_it(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, behind: tuple[int, ...], num_calls: int
+) -> None:
+    """A chunk and its CRC: the second would else be a read of its own, through the page cache."""
+    data = os.urandom(DIRECT_BYTES + 16384)
+    _write(store, "a", data)
+    monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)
+    calls: list[int] = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: calls.append(at) or preadv(fd, views, at))
+    into = (new_bounce()[:DIRECT_BYTES], *(bytearray(size) for size in behind))
+    store.read_into("a", offset_bytes=4096, into=into)
+    assert b"".join(into) == data[4096 : 4096 + DIRECT_BYTES + sum(behind)]
+    assert len(calls) == num_calls
+
+
 def test_a_large_read_beyond_the_end_is_corrupt(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(store, "a", BIG)
     monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)

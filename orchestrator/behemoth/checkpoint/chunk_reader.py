@@ -16,10 +16,10 @@ from behemoth.checkpoint.commit_record import DAMAGED_HINT
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import Commit
-from behemoth.ports import ObjectStore
+from behemoth.ports import Into, ObjectStore
 
 DIRECT_BYTES = 1 << 20
-"""From here on a payload is read straight into place and its CRC by a second read; below, one read and a copy."""
+"""From here on a payload is read straight into place, its CRC behind it; below, one read and a copy."""
 
 
 class ChunkReaders:
@@ -58,10 +58,8 @@ class ChunkReader:
     def payload_into(self, array: int, chunk: int, into: memoryview) -> int:
         """Read a payload straight into place; its CRC."""
         grid = grids(self._commit.layout)[array]
-        start = grid.chunk_offset_bytes(chunk)
-        self._read(array, chunk, start, into)
         tail = self._room(TRAILER_BYTES)
-        self._read(array, chunk, start + grid.payload_bytes, tail)
+        self._read(array, chunk, grid.chunk_offset_bytes(chunk), (into, tail))
         return self._checked(array, chunk, into, tail)
 
     def stride(self, array: int, chunk: int) -> tuple[memoryview, int]:
@@ -108,10 +106,10 @@ class ChunkReader:
             self._scratch = memoryview(mmap.mmap(-1, num_bytes))  # from a page on: a disk can write into it
         return self._scratch[:num_bytes]
 
-    def _read(self, array: int, chunk: int, offset_bytes: int, into: memoryview) -> None:
+    def _read(self, array: int, chunk: int, offset_bytes: int, into: Into) -> None:
         self._read_at(self._commit.shard_of(array, chunk), self._where(array, chunk), offset_bytes, into)
 
-    def _read_at(self, key: str, where: str, offset_bytes: int, into: memoryview) -> None:
+    def _read_at(self, key: str, where: str, offset_bytes: int, into: Into) -> None:
         try:
             self._store.read_into(key, offset_bytes=offset_bytes, into=into)
         except NotFound as error:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import threading
 
-from typing_extensions import Buffer
-
-from behemoth.checkpoint.passing import PassingStore
-from behemoth.ports import ObjectStore
+from behemoth.checkpoint.passing import PassingStore, num_bytes
+from behemoth.ports import Into, ObjectStore
 
 
 class CountingStore(PassingStore):
@@ -26,7 +24,7 @@ class CountingStore(PassingStore):
         """Asked for so far, by reads that succeeded."""
         return self._read_bytes
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         super().read_into(key, offset_bytes=offset_bytes, into=into)
         with self._lock:
-            self._read_bytes += memoryview(into).nbytes
+            self._read_bytes += num_bytes(into)

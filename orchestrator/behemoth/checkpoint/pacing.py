@@ -9,12 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from typing_extensions import Buffer
-
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.passing import PassingStore
-from behemoth.ports import ObjectStore
+from behemoth.checkpoint.passing import PassingStore, num_bytes
+from behemoth.ports import Into, ObjectStore
 
 BURST_S = 0.1
 """How much of a second's bytes may be read at once after a pause."""
@@ -58,6 +56,6 @@ class PacedStore(PassingStore):
         super().__init__(inner)
         self._pacer = pacer
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
-        self._pacer.take(memoryview(into).nbytes, what=f"read {key}")
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        self._pacer.take(num_bytes(into), what=f"read {key}")
         super().read_into(key, offset_bytes=offset_bytes, into=into)

@@ -6,7 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from typing_extensions import Buffer
 
-from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.ports import Into, ObjectInfo, ObjectStore
+
+
+def num_bytes(into: Into) -> int:
+    """What a read asks for."""
+    return sum(memoryview(one).nbytes for one in (into if isinstance(into, tuple) else (into,)))
 
 
 class PassingStore:
@@ -15,7 +20,7 @@ class PassingStore:
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         self._inner.read_into(key, offset_bytes=offset_bytes, into=into)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

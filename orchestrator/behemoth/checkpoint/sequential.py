@@ -17,7 +17,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import combined, crc32c
-from behemoth.ports import MAX_PARTS, ObjectInfo, Part, PartReceipt, UploadsParts
+from behemoth.ports import MAX_PARTS, Into, ObjectInfo, Part, PartReceipt, UploadsParts
 
 PART_BYTES = 32 << 20
 """What is held of an object before it is sent; more where 10,000 parts would not do."""
@@ -99,7 +99,7 @@ class SequentialStore:
     def create(self, key: str, data: Buffer) -> None:
         self._inner.create(key, data)
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         self._inner.read_into(key, offset_bytes=offset_bytes, into=into)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

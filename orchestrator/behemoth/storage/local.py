@@ -22,7 +22,7 @@ from operator import itemgetter
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
-from behemoth.ports import ObjectInfo, Part
+from behemoth.ports import Into, ObjectInfo, Part
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.open_files import OpenFiles
 from behemoth.storage.os_errors import named_errors, translated
@@ -34,8 +34,9 @@ from behemoth.storage.positional import (
     page_bytes,
     page_runs,
     read_all,
+    read_pages,
     runs_of,
-    target_view,
+    target_views,
     write_all,
     write_pages,
 )
@@ -95,15 +96,15 @@ class LocalStore:
             self._create_file(key, self._path(segments), view)
             self._sync_folders(self._folders_above(segments))
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port. Raises Corrupt too when something that is no regular file stands there."""
-        view = target_view(into, key, offset_bytes)
+        views = target_views(into, key, offset_bytes)
         path = self._path(segments_of(key))
         with named_errors(f"read {key}"), _opened(path) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Corrupt(f"read {key}: expected a regular file, got one of mode {os.fstat(fd).st_mode:o}")
-            done_bytes = self._read_direct(fd, offset_bytes, view)
-            read_all(fd, key, offset_bytes + done_bytes, view[done_bytes:])
+            done_bytes = self._read_direct(fd, offset_bytes, views)
+            read_all(fd, key, offset_bytes, views, done_bytes=done_bytes)
 
     def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
         """See the port. What the page cache lacks of them is read from the disk, at its own pace."""
@@ -228,10 +229,8 @@ class LocalStore:
         direct = _opened_direct(fd, os.O_WRONLY)
         if direct is None:
             return False
-        if not hasattr(self._own, "bounce"):
-            self._own.bounce = new_bounce()
         try:
-            write_pages(direct, pages, self._own.bounce)
+            write_pages(direct, pages, self._bounce())
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -240,10 +239,10 @@ class LocalStore:
             os.close(direct)
         return True
 
-    def _read_direct(self, fd: int, offset_bytes: int, into: memoryview) -> int:
-        """Bytes at the front of `into` that were read past the page cache: 0 where that is not possible, and where the
-        page cache holds the data, which is faster still."""
-        num_bytes = page_bytes(offset_bytes, into)
+    def _read_direct(self, fd: int, offset_bytes: int, views: Sequence[memoryview]) -> int:
+        """Bytes at the front that were read past the page cache: 0 where that is not possible, and where the page cache
+        holds the data, which is faster still."""
+        num_bytes = page_bytes(offset_bytes, views[0]) if views else 0
         if num_bytes < DIRECT_BYTES:
             return 0
         cached = cached_bytes(fd, offset_bytes, num_bytes)
@@ -253,13 +252,20 @@ class LocalStore:
         if direct is None:
             return 0
         try:
-            return os.preadv(direct, [into[:num_bytes]], offset_bytes)
+            return read_pages(direct, offset_bytes, views, self._bounce())
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             return 0
         finally:
             os.close(direct)
+
+    def _bounce(self) -> memoryview:
+        """The calling thread's own."""
+        if not hasattr(self._own, "bounce"):
+            self._own.bounce = new_bounce()
+        bounce: memoryview = self._own.bounce
+        return bounce
 
     def _create_file(self, key: str, path: str, data: memoryview) -> None:
         folder = os.path.dirname(path)

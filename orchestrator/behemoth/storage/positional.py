@@ -15,7 +15,7 @@ import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
-from behemoth.ports import Part
+from behemoth.ports import Into, Part
 
 MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))
 """Linux takes 1024 buffers in one pwritev(2) (IOV_MAX)."""
@@ -38,12 +38,30 @@ def byte_view(buffer: Buffer, doing: str) -> memoryview:
         raise Invalid(f"{doing}: expected a C-contiguous buffer of plain bytes, got {error}", hint=hint) from error
 
 
-def target_view(into: Buffer, key: str, offset_bytes: int) -> memoryview:
-    """The bytes that a read from `offset_bytes` fills. Raises Invalid for a buffer that takes none."""
-    view = byte_view(into, f"read {key}")
-    if view.readonly or offset_bytes < 0:
+def target_views(into: Into, key: str, offset_bytes: int) -> list[memoryview]:
+    """What a read from `offset_bytes` fills, in buffers that are not empty. Raises Invalid for one that takes none."""
+    found = (byte_view(one, f"read {key}") for one in (into if isinstance(into, tuple) else (into,)))
+    views = [view for view in found if view.nbytes]
+    if offset_bytes < 0 or any(view.readonly for view in views):
         raise Invalid(f"read {key}: expected a writable buffer and an offset >= 0, got offset {offset_bytes} bytes")
-    return view
+    return views
+
+
+def total_bytes(views: Sequence[memoryview]) -> int:
+    """Of all together."""
+    return sum(view.nbytes for view in views)
+
+
+def cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
+    """Bytes [start, stop) of the concatenation."""
+    found: list[memoryview] = []
+    at = 0
+    for view in views:
+        part = view[max(0, start - at) : max(0, stop - at)]
+        if part.nbytes:
+            found.append(part)
+        at += view.nbytes
+    return found
 
 
 def runs_of(key: str, size_bytes: int, parts: Sequence[Part]) -> list[Run]:
@@ -52,7 +70,7 @@ def runs_of(key: str, size_bytes: int, parts: Sequence[Part]) -> list[Run]:
     next_offset_bytes = -1
     for part in parts:
         views = [view for view in (byte_view(buffer, f"write {key}") for buffer in part.buffers) if view.nbytes]
-        end_bytes = part.offset_bytes + sum(view.nbytes for view in views)
+        end_bytes = part.offset_bytes + total_bytes(views)
         if part.offset_bytes < 0 or end_bytes > size_bytes:
             got = f"[{part.offset_bytes}, {end_bytes})"
             raise Invalid(f"write {key}: expected bytes within [0, {size_bytes}), got {got}")
@@ -88,13 +106,13 @@ def new_bounce() -> memoryview:
 def page_runs(run: Run, *, min_bytes: int) -> tuple[Run | None, list[Run]]:
     """The middle of a run that fills whole pages of the file, and what is left; None when it is below `min_bytes`."""
     offset_bytes, views = run
-    end_bytes = offset_bytes + sum(view.nbytes for view in views)
+    end_bytes = offset_bytes + total_bytes(views)
     first = -(-offset_bytes // PAGE_BYTES) * PAGE_BYTES
     last = end_bytes // PAGE_BYTES * PAGE_BYTES
     if last - first < max(min_bytes, PAGE_BYTES):
         return None, [run]
-    edges = [(offset_bytes, _cut(views, 0, first - offset_bytes)), (last, _cut(views, last - offset_bytes, end_bytes))]
-    return (first, _cut(views, first - offset_bytes, last - offset_bytes)), [edge for edge in edges if edge[1]]
+    edges = [(offset_bytes, cut(views, 0, first - offset_bytes)), (last, cut(views, last - offset_bytes, end_bytes))]
+    return (first, cut(views, first - offset_bytes, last - offset_bytes)), [edge for edge in edges if edge[1]]
 
 
 def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
@@ -103,7 +121,7 @@ def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
     offset_bytes, views = run
     for batch in _page_aligned(views, bounce):
         write_all(fd, (offset_bytes, batch))
-        offset_bytes += sum(view.nbytes for view in batch)
+        offset_bytes += total_bytes(batch)
 
 
 def page_bytes(offset_bytes: int, into: memoryview) -> int:
@@ -113,27 +131,34 @@ def page_bytes(offset_bytes: int, into: memoryview) -> int:
     return into.nbytes // PAGE_BYTES * PAGE_BYTES
 
 
-def read_all(fd: int, key: str, offset_bytes: int, into: memoryview) -> None:
-    """Fill `into`. Raises Corrupt when the file ends before, OSError."""
-    read_bytes = 0
-    while read_bytes < into.nbytes:
-        count = os.preadv(fd, [into[read_bytes:]], offset_bytes + read_bytes)
-        if count == 0:
-            expected = f"at least {offset_bytes + into.nbytes} bytes"
-            raise Corrupt(f"read {key}: expected {expected}, got {os.fstat(fd).st_size} bytes", code="truncated")
-        read_bytes += count
+def read_pages(fd: int, offset_bytes: int, views: Sequence[memoryview], bounce: memoryview) -> int:
+    """Read from a descriptor opened with O_DIRECT what forms whole pages at the front of the first view, and what
+    follows it in the same call where that fits into a page: a chunk's CRC, which would be a read of its own.
 
-
-def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
-    """Bytes [start, stop) of the concatenation."""
-    cut: list[memoryview] = []
+    Returns the bytes that are in place, which may be fewer. Raises OSError, EINVAL as `write_pages` does.
+    """
+    first_bytes, end_bytes = page_bytes(offset_bytes, views[0]), total_bytes(views)
+    buffers = [views[0][:first_bytes]]
+    if first_bytes < end_bytes <= first_bytes + PAGE_BYTES:
+        buffers.append(bounce[:PAGE_BYTES])
+    read_bytes = min(os.preadv(fd, buffers, offset_bytes), end_bytes)
     at = 0
-    for view in views:
-        part = view[max(0, start - at) : max(0, stop - at)]
-        if part.nbytes:
-            cut.append(part)
+    for view in cut(views, first_bytes, read_bytes):
+        view[:] = bounce[at : at + view.nbytes]
         at += view.nbytes
-    return cut
+    return read_bytes
+
+
+def read_all(fd: int, key: str, offset_bytes: int, views: Sequence[memoryview], *, done_bytes: int = 0) -> None:
+    """Fill all of `views` behind the first `done_bytes`. Raises Corrupt when the file ends before, OSError."""
+    end_bytes = total_bytes(views)
+    while done_bytes < end_bytes:
+        batch = cut(views, done_bytes, end_bytes)[:MAX_BUFFERS_PER_CALL]
+        count = os.preadv(fd, batch, offset_bytes + done_bytes)
+        if count == 0:
+            expected = f"at least {offset_bytes + end_bytes} bytes"
+            raise Corrupt(f"read {key}: expected {expected}, got {os.fstat(fd).st_size} bytes", code="truncated")
+        done_bytes += count
 
 
 def _page_aligned(views: Sequence[memoryview], bounce: memoryview) -> Iterator[list[memoryview]]:

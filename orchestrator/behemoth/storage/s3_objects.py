@@ -14,15 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
 from behemoth.checkpoint.crc import crc32c
-from behemoth.ports import ObjectInfo
+from behemoth.ports import Into, ObjectInfo
 from behemoth.storage.keys import MAX_KEY_BYTES, segments_of, segments_of_prefix
-from behemoth.storage.positional import byte_view, target_view
+from behemoth.storage.positional import byte_view, cut, target_views, total_bytes
 from behemoth.storage.s3_body import Body
 from behemoth.storage.s3_client import PATIENCE_S, S3Client, allowed_s, encoded_crc
 from behemoth.storage.s3_errors import error_of_code, named_errors
@@ -88,13 +89,13 @@ class S3Objects:
             if not self._client.ask(f"create {key}", lambda client: self._is_made(client, key, write_id)):
                 raise
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port."""
         self._where(key)
-        view = target_view(into, key, offset_bytes)
-        ranges = [(begin, view[begin : begin + RANGE_BYTES]) for begin in range(0, view.nbytes, RANGE_BYTES)]
+        views = target_views(into, key, offset_bytes)
+        ranges = _ranges(views)
         if len(ranges) == 1:
-            self._read_range(key, offset_bytes, view)
+            self._read_range(key, offset_bytes, views)
             return
         reads = [self._readers().submit(self._read_range, key, offset_bytes + begin, part) for begin, part in ranges]
         try:
@@ -178,27 +179,27 @@ class S3Objects:
                 self._pool = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="s3-read")
             return self._pool
 
-    def _read_range(self, key: str, offset_bytes: int, view: memoryview) -> None:
+    def _read_range(self, key: str, offset_bytes: int, views: Sequence[memoryview]) -> None:
         """A try goes on where the one before was cut off."""
-        where, done_bytes = self._where(key), 0
+        where, done_bytes, num_bytes = self._where(key), 0, total_bytes(views)
 
         def get(client: Any) -> None:
             nonlocal done_bytes
-            wanted = f"bytes {offset_bytes + done_bytes}-{offset_bytes + view.nbytes - 1}"
+            wanted = f"bytes {offset_bytes + done_bytes}-{offset_bytes + num_bytes - 1}"
             answer = client.get_object(**where, Range=wanted.replace(" ", "="))
             with closing(answer["Body"]) as body:
                 if answer.get("ContentRange", "").partition("/")[0] != wanted:
-                    raise _not_in_range(key, offset_bytes + view.nbytes, answer)
-                for got_bytes in _received(body, view[done_bytes:]):
+                    raise _not_in_range(key, offset_bytes + num_bytes, answer)
+                for got_bytes in _received(body, cut(views, done_bytes, num_bytes)):
                     done_bytes += got_bytes
 
         try:
-            self._client.ask(f"read {key}", get, size_bytes=view.nbytes)
+            self._client.ask(f"read {key}", get, size_bytes=num_bytes)
         except Invalid as error:
             if error.code != "range":
                 raise
             size_bytes = int(self._head(f"read {key}", key)["ContentLength"])
-            raise _too_short(key, offset_bytes + view.nbytes, size_bytes) from error
+            raise _too_short(key, offset_bytes + num_bytes, size_bytes) from error
 
     def _page(self, prefix: str, start: str, token: str | None) -> dict[str, Any]:
         more = {} if token is None else {"ContinuationToken": token}
@@ -221,16 +222,25 @@ class S3Objects:
         self._client.ask(doing, delete)
 
 
-def _received(body: Any, into: memoryview) -> Iterator[int]:
-    """Fills `into` from a response, slice by slice; yields the bytes of each."""
-    ends_s = time.monotonic() + allowed_s(into.nbytes)
-    at = 0
-    while at < into.nbytes:
-        got_bytes = body.readinto(into[at : at + SLICE_BYTES])
-        if not got_bytes or time.monotonic() > ends_s:
-            raise TimeoutError("expected the whole body, and in time")
-        at += got_bytes
-        yield got_bytes
+def _ranges(views: Sequence[memoryview]) -> list[tuple[int, list[memoryview]]]:
+    """Where each request begins, and what it fills. Of equal size, so that a little more than one is no two."""
+    end_bytes = total_bytes(views)
+    num_ranges = max(min(1, end_bytes), round(end_bytes / RANGE_BYTES))
+    begins = [end_bytes * number // num_ranges for number in range(num_ranges)]
+    return [(begin, cut(views, begin, end)) for begin, end in pairwise([*begins, end_bytes])]
+
+
+def _received(body: Any, views: Sequence[memoryview]) -> Iterator[int]:
+    """Fills `views` from a response, slice by slice; yields the bytes of each."""
+    ends_s = time.monotonic() + allowed_s(total_bytes(views))
+    for view in views:
+        at = 0
+        while at < view.nbytes:
+            got_bytes = body.readinto(view[at : at + SLICE_BYTES])
+            if not got_bytes or time.monotonic() > ends_s:
+                raise TimeoutError("expected the whole body, and in time")
+            at += got_bytes
+            yield got_bytes
 
 
 def _too_short(key: str, end_bytes: int, size_bytes: int) -> Corrupt:

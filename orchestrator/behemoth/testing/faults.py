@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.ports import (
+    Into,
     MovesObjects,
     ObjectInfo,
     ObjectStore,
@@ -89,7 +90,7 @@ class FaultyObjects:
     def delete(self, keys: Sequence[str]) -> None:
         self._write(lambda: self._inner.delete(keys), lambda: self._inner.delete(keys[: len(keys) // 2]))
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         self._refuse_if_dead()
         self._inner.read_into(key, offset_bytes=offset_bytes, into=into)
 

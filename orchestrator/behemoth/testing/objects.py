@@ -7,6 +7,7 @@ promise. The neighbour `store` has the fake of a directory, `bucket` that of S3.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from abc import ABC, abstractmethod
 from typing import Any
@@ -110,6 +111,27 @@ class ObjectContract(ABC):
         into = bytearray(b"........")
         store.read_into("a", offset_bytes=3, into=memoryview(into)[2:6])
         assert into == b"..3456.."
+
+    @pytest.mark.parametrize("sizes", [(4, 3), (1, 0, 2), (0,), (0, 5)])
+    def test_a_read_fills_several_buffers_one_behind_the_other(
+        self, store: ObjectStore, sizes: tuple[int, ...]
+    ) -> None:
+        store.create("a", b"0123456789")
+        into = tuple(bytearray(size) for size in sizes)
+        store.read_into("a", offset_bytes=2, into=into)
+        assert b"".join(into) == b"0123456789"[2 : 2 + sum(sizes)]
+
+    @pytest.mark.parametrize("behind_bytes", [4, 4096, 5000])
+    def test_a_large_buffer_and_a_small_one_behind_it_are_filled_at_once(
+        self, store: ObjectStore, behind_bytes: int
+    ) -> None:
+        data: Any = np.random.default_rng(4).integers(0, 256, (9 << 20) + 7000, dtype=np.uint8)
+        store.create("large", data)
+        large, small = memoryview(mmap.mmap(-1, 8 << 20)), bytearray(behind_bytes)
+        store.read_into("large", offset_bytes=4096, into=(large, small))
+        assert bytes(large) + bytes(small) == data[4096 : 4096 + len(large) + behind_bytes].tobytes()
+        with pytest.raises(Corrupt, match="read large: expected at least"):
+            store.read_into("large", offset_bytes=8192 + (1 << 20), into=(large, small))
 
     def test_a_missing_object_is_not_found(self, store: ObjectStore) -> None:
         store.create("file", b"x")

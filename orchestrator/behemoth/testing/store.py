@@ -13,9 +13,9 @@ import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, NotFound
-from behemoth.ports import ObjectInfo, ObjectStore, Part
+from behemoth.ports import Into, ObjectInfo, ObjectStore, Part
 from behemoth.storage.keys import segments_of, segments_of_prefix
-from behemoth.storage.positional import byte_view, runs_of, target_view
+from behemoth.storage.positional import byte_view, runs_of, target_views, total_bytes
 
 
 class MemoryObjects:
@@ -34,17 +34,20 @@ class MemoryObjects:
                 raise Conflict(f"create {key}: expected no such object, got one", code="exists")
             self._objects[key] = bytearray(view)
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         segments_of(key)
-        view = target_view(into, key, offset_bytes)
+        views = target_views(into, key, offset_bytes)
+        end_bytes = offset_bytes + total_bytes(views)
         with self._lock:
             data = self._objects.get(key)
             if data is None:
                 raise NotFound(f"read {key}: no such object")
-            if offset_bytes + view.nbytes > len(data) and view.nbytes:
-                expected = f"at least {offset_bytes + view.nbytes} bytes"
+            if end_bytes > len(data) and end_bytes > offset_bytes:
+                expected = f"at least {end_bytes} bytes"
                 raise Corrupt(f"read {key}: expected {expected}, got {len(data)} bytes", code="truncated")
-            view[:] = memoryview(data)[offset_bytes : offset_bytes + view.nbytes]
+            for view in views:
+                view[:] = memoryview(data)[offset_bytes : offset_bytes + view.nbytes]
+                offset_bytes += view.nbytes
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         start = "".join(f"{segment}/" for segment in segments_of_prefix(prefix))

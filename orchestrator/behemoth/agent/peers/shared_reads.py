@@ -10,8 +10,6 @@ import threading
 import zlib
 from collections.abc import Callable
 
-from typing_extensions import Buffer
-
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.table import PeerTable
@@ -19,7 +17,7 @@ from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.passing import PassingStore
 from behemoth.checkpoint.units import Unit
-from behemoth.ports import ObjectStore
+from behemoth.ports import Into, ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 
 
@@ -55,8 +53,13 @@ class SharedReads(PassingStore):
         """Received from other nodes."""
         return self._peer_bytes
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
-        target = memoryview(into).cast("B") if memoryview(into).nbytes else memoryview(into)
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        for one in into if isinstance(into, tuple) else (into,):
+            target = memoryview(one).cast("B") if memoryview(one).nbytes else memoryview(one)
+            self._read(key, offset_bytes, target)
+            offset_bytes += target.nbytes
+
+    def _read(self, key: str, offset_bytes: int, target: memoryview) -> None:
         unit = self.unit_of(key, offset_bytes, target.nbytes)
         slot = zlib.crc32(f"{unit.key} {unit.offset_bytes}".encode()) % max(1, self._table.num_slots)
         try:
@@ -65,7 +68,7 @@ class SharedReads(PassingStore):
             else:
                 self._ask(slot, unit, offset_bytes, target)
         except BehemothError:
-            super().read_into(key, offset_bytes=offset_bytes, into=into)
+            super().read_into(key, offset_bytes=offset_bytes, into=target)
             self._count(read_bytes=target.nbytes)
 
     def _read_here(self, unit: Unit, offset_bytes: int, into: memoryview) -> None:
