@@ -162,16 +162,19 @@ SavesTo: TypeAlias = WritesRanges | UploadsParts
 
 
 @runtime_checkable
-class CachesFiles(Protocol):
-    """A store whose objects are files of this machine, which its page cache may hold.
+class KeepsFiles(Protocol):
+    """A store whose objects are files that other processes of this machine can read.
 
     Not part of ObjectStore, because S3 has nothing of the kind; who asks does without where a store is none.
     """
 
-    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
-        """Absolute path of the folder that holds the objects below `prefix` as files, for other processes of this
-        machine to read, when its page cache holds most bytes of `ranges` (key, offset and length in bytes). None when
-        it does not, when nobody can tell, and where objects are no files."""
+    def folder(self, prefix: str) -> str:
+        """Absolute path of the folder that holds the objects below `prefix` as files."""
+        ...
+
+    def cached_share(self, ranges: Iterable[tuple[str, int, int]]) -> float:
+        """How much of `ranges` (key, offset and length in bytes) the machine's page cache holds, 0 .. 1; 0 when nobody
+        can tell. Raises NotFound."""
         ...
 
 

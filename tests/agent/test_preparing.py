@@ -11,7 +11,7 @@ import pytest
 from behemoth.agent import preparing
 from behemoth.agent.budget import OVER_BUDGET
 from behemoth.agent.memories import Memories
-from behemoth.agent.preparing import Preparing, files_of
+from behemoth.agent.preparing import Preparing, RankFiles, files_of
 from behemoth.agent.storewire import Budget, Prepare, Prepared
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
@@ -83,9 +83,14 @@ def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     record = save(store, layout, step=3, write_id="a1-1")
     assert record is not None
     opened = open_commit(store, record.ref)
-    for path in (one for one in tmp_path.rglob("*") if one.is_file()):
-        path.read_bytes()  # now the page cache has it
     other = Layout(mesh=Mesh(), arrays=layout.arrays)
-    assert files_of(store, opened, layout, plan_rank(layout, Rank(0))) == str(tmp_path / record.prefix)
+    for share, is_cold in ((0.95, False), (0.85, True)):
+        monkeypatch.setattr(LocalStore, "cached_share", lambda _store, _ranges, share=share: share)
+        found = files_of(store, opened, layout, plan_rank(layout, Rank(0)))
+        assert found == RankFiles(folder=str(tmp_path / record.prefix), are_cold=is_cold)
     assert files_of(store, opened, other, plan_rank(other, Rank(0))) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(preparing, "FILES_BYTES", 0)
+    next((tmp_path / record.prefix).rglob("c")).rename(tmp_path / "elsewhere")
+    assert files_of(store, opened, layout, plan_rank(layout, Rank(0))) is None
     store.close()

@@ -449,11 +449,12 @@ def test_a_large_read_beyond_the_end_is_corrupt(store: LocalStore, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("cached", "is_told"), [((100, 100), True), ((100, 80), True), ((100, 79), False), ((100, None), False)]
+    ("cached", "share"), [((100, 100), 1.0), ((100, 50), 0.75), ((0, None), 0.0), ((4096, 0), 0.5)]
 )
-def test_a_folder_is_told_when_the_page_cache_holds_nine_tenths_of_what_is_wanted(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, cached: tuple[int, int | None], is_told: bool
+def test_how_much_of_some_ranges_the_page_cache_holds(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, cached: tuple[int, int | None], share: float
 ) -> None:
+    """The kernel counts whole pages, and may tell nothing."""
     held = iter(cached)
     asked: list[tuple[int, int]] = []
     _write(store, "steps/1/w/c")
@@ -464,15 +465,18 @@ def test_a_folder_is_told_when_the_page_cache_holds_nine_tenths_of_what_is_wante
         return next(held)
 
     monkeypatch.setattr(local, "cached_bytes", answer)
-    folder = store.cached_folder("steps/1", [("steps/1/w/c", 0, 100), ("steps/1/v/c", 40, 100)])
+    assert store.cached_share([("steps/1/w/c", 0, 100), ("steps/1/v/c", 40, 100)]) == share
     assert asked == [(0, 100), (40, 100)]
-    assert folder == (os.path.join(store.root, "steps", "1") if is_told else None)
 
 
-def test_no_folder_is_told_for_nothing_or_for_a_missing_file(store: LocalStore) -> None:
-    _write(store, "steps/1/w/c")
-    assert store.cached_folder("steps/1", []) is None
-    assert store.cached_folder("steps/1", [("steps/1/w/c", 0, 100), ("steps/1/v/c", 0, 100)]) is None
+def test_the_page_cache_holds_nothing_of_nothing_and_a_missing_file_is_told(store: LocalStore) -> None:
+    assert store.cached_share([]) == 0
+    with pytest.raises(NotFound, match="steps/1/v/c"):
+        store.cached_share([("steps/1/v/c", 0, 100)])
+
+
+def test_a_folder_of_files_is_named_for_other_processes(store: LocalStore) -> None:
+    assert store.folder("steps/1") == os.path.join(store.root, "steps", "1")
 
 
 def test_what_could_not_be_made_durable_is_told_to_who_seals_it_not_to_who_writes_another_file(

@@ -383,6 +383,7 @@ class Gang:
                 step=restored_step(restore),
                 generation=answer.generation,
                 folder=answer.folder,
+                is_cold=answer.is_cold,
                 is_checked=answer.origin in ("peer", "store"),
                 threads=max(1, self._parts.setup.io_threads // self._parts.setup.ranks_per_node),
                 left_out=answer.left_out,

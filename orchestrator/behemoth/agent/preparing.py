@@ -1,6 +1,6 @@
 """Makes a rank's memory ready with the checkpoint that it shall get back, from the nearest place that has it.
 
-In this order: the rank's own memory, a peer's memory, files that this machine's page cache holds, the store. Whatever
+In this order: the rank's own memory, a peer's memory, files of this machine, the store. Whatever
 goes wrong with a nearer one is a reason to look farther, never an error. Runs in the store process; the neighbour
 `storeserver` takes the orders.
 """
@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -31,12 +32,14 @@ from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
 from behemoth.checkpoint.units import ChunkUnits
-from behemoth.ports import CachesFiles, ObjectStore
+from behemoth.ports import KeepsFiles, ObjectStore
 from behemoth.state.effect import CommitRef
 
 FILES_BYTES = 64 << 20
-"""A smaller part of a rank goes through its staging memory even when the page cache holds it: the copy costs
-milliseconds, and memory has it at the next restart even if the files are gone from the cache by then."""
+"""A smaller part of a rank goes through its staging memory: the copy costs milliseconds, and memory has it at the next
+restart."""
+CACHED_SHARE = 0.9
+"""Files of which the page cache holds this much are faster read through it than past it."""
 NUM_PROBES = 64
 """How many chunks of a rank, evenly spread, are asked for in the page cache: to ask for all takes a while."""
 
@@ -117,10 +120,16 @@ class Preparing:
         store = self._store()
         alone = CountingStore(store)
         commit = open_commit(alone, _ref(source))
-        folder = None if source.must_read or shared is not None else files_of(store, commit, layout, plan)
-        if folder is not None:
-            read_bytes = alone.read_bytes + _chunk_bytes(layout, plan)
-            return Prepared(job=order.job, generation=None, origin="files", folder=folder, store_bytes=read_bytes)
+        files = None if source.must_read or shared is not None else files_of(store, commit, layout, plan)
+        if files is not None:
+            return Prepared(
+                job=order.job,
+                generation=None,
+                origin="files",
+                folder=files.folder,
+                is_cold=files.are_cold,
+                store_bytes=alone.read_bytes + _chunk_bytes(layout, plan),
+            )
         prepared = self._read(alone, commit, order, layout, plan, arena, source)
         return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
 
@@ -153,19 +162,29 @@ def _ref(source: Source) -> CommitRef:
     return CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
 
 
-def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -> str | None:
-    """Where the rank finds its part itself; None when it is small, not in the page cache, or of another layout: only a
-    file of the rank's own layout has its spans in it."""
+class RankFiles(NamedTuple):
+    """Where a rank finds its part itself, and whether the page cache holds little of that."""
+
+    folder: str
+    are_cold: bool
+
+
+def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan) -> RankFiles | None:
+    """None when the rank's part is small, in no files, or of another layout: only a file of the rank's own layout has
+    its spans in it."""
     if commit.layout.digest != layout.digest:
         return None
-    if plan.data_bytes < FILES_BYTES or not isinstance(store, CachesFiles):
+    if plan.data_bytes < FILES_BYTES or not isinstance(store, KeepsFiles):
         return None
     ranges = []
     for span in plan.spans[:: -(-len(plan.spans) // NUM_PROBES)]:
         grid = grids(layout)[span.array]
         key = commit.shard_key(span.array, span.shard)
         ranges.append((key, grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
-    return store.cached_folder(commit.record.prefix, ranges)
+    try:
+        return RankFiles(store.folder(commit.record.prefix), store.cached_share(ranges) < CACHED_SHARE)
+    except NotFound:
+        return None  # who reads it through the store says what is missing
 
 
 def _chunk_bytes(layout: Layout, plan: RankPlan) -> int:

@@ -55,7 +55,7 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import CachesFiles, SavesTo, UploadsParts
+from behemoth.ports import KeepsFiles, SavesTo, UploadsParts
 from behemoth.wire.peers import AskStored
 from behemoth.wire.session import Peer
 
@@ -220,7 +220,7 @@ class _StoreServer:
         mode, client = self._opening.share_reads, self._client
         if mode == "never" or client is None or self._peers.num_slots < 2:
             return None
-        if mode == "auto" and isinstance(self._opened(), CachesFiles):
+        if mode == "auto" and isinstance(self._opened(), KeepsFiles):
             return None
         return SharedReads(self._opened(), once=self._once, table=self._peers, client=client)
 

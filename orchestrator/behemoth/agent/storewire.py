@@ -135,12 +135,14 @@ StoreOrder: TypeAlias = OpenStore | SeePeers | Share | KeepCopies | Pull | Prepa
 
 class Prepared(_Message, frozen=True, kw_only=True):
     """The memory is ready; the checkpoint came from `origin` and lies in `generation`. Of origin `files` it lies in no
-    generation: the rank shall read the files below `folder` itself. `left_out`: arrays, counted in the layout's order,
-    for which the checkpoint has nothing; the generation has zeros there, so it is not that checkpoint."""
+    generation: the rank shall read the files below `folder` itself; `is_cold`: the page cache holds little of them.
+    `left_out`: arrays, counted in the layout's order, for which the checkpoint has nothing; the generation has zeros
+    there, so it is not that checkpoint."""
 
     generation: int | None
     origin: Literal["memory", "peer", "store", "files", "nothing"]
     folder: str = ""
+    is_cold: bool = False
     left_out: tuple[int, ...] = ()
     peer_bytes: int = 0
     store_bytes: int = 0

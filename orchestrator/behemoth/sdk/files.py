@@ -3,8 +3,8 @@
 Going through the staging memory would copy each byte once more. The store process has opened the commit, checked its
 metadata, and says where the files are; here each chunk is read into place block by block, and checked while a block is
 in the core's caches: faster than a mapping of the same pages. Nothing is written, and the staging memory is left alone.
-Neighbours: `reader`, which fills staging memory from any store, `staging`, which copies out of that memory, and the SDK
-as the caller.
+Neighbours: `cold_files` for files that no page cache holds, `reader`, which fills staging memory from any store, and
+`staging`, which copies out of that memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 
 import numpy as np
@@ -26,8 +27,8 @@ from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.staging import Held, matched
 from behemoth.checkpoint.threads import run_all
 
-BATCH_SPANS = 16
-"""Chunks of one shard that a thread reads through one descriptor: 128 MiB at most."""
+BATCH_BYTES = 128 << 20
+"""Of one shard: what a thread reads through one descriptor."""
 BLOCK_BYTES = 2 << 20
 """What is read and then checked while it is in a core's caches. A half, a quarter and the double are as fast."""
 
@@ -40,14 +41,21 @@ def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str,
     and file when a chunk is damaged or short, Unavailable when a file cannot be read; the arrays then hold a part.
     """
     work = _FilesRead(folder, layout, plan, arrays)
-    run_all(work.run, list(_batches(plan.spans)), threads=threads, name="read-files")
+    run_all(work.run, list(batches(plan.spans, BATCH_BYTES)), threads=threads, name="read-files")
 
 
-def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """The spans in their order, some of one shard at a time."""
+def batches(spans: Sequence[Span], batch_bytes: int) -> Iterator[list[Span]]:
+    """The spans in their order, some of one shard at a time, up to `batch_bytes` of the rank's own."""
     for _, of_shard in groupby(spans, key=lambda span: (span.array, span.shard)):
-        whole = list(of_shard)
-        yield from (whole[at : at + BATCH_SPANS] for at in range(0, len(whole), BATCH_SPANS))
+        batch: list[Span] = []
+        num_bytes = 0
+        for span in of_shard:
+            if batch and num_bytes + span.length > batch_bytes:
+                yield batch
+                batch, num_bytes = [], 0
+            batch.append(span)
+            num_bytes += span.length
+        yield batch
 
 
 class _FilesRead:
@@ -63,13 +71,10 @@ class _FilesRead:
         grid = self._grids[spans[0].array]
         key = grid.shard_key(spans[0].shard)
         path = os.path.join(self._folder, self._layout.paths[spans[0].array], key)
-        try:
-            with _opened(path, grid) as file:
-                chunks = _Chunks(file, path, grid)
-                for span in spans:
-                    chunks.read(span, self._targets[span.piece])
-        except OSError as error:
-            raise Unavailable(f"read {path}: {error.strerror}", code="file-read") from error
+        with named(path), opened(path, grid) as file:
+            chunks = _Chunks(file, path, grid)
+            for span in spans:
+                chunks.read(span, self._targets[span.piece])
 
 
 class _Chunks:
@@ -99,21 +104,32 @@ class _Chunks:
         stored = np.empty(TRAILER_BYTES, np.uint8)
         self._fill(span, stored)
         if crc != int.from_bytes(stored.tobytes(), "little"):
-            raise self._damaged(span, "damaged", code="chunk-crc")
+            raise damaged(self._grid, span, self._path)
 
     def _fill(self, span: Span, block: npt.NDArray[np.uint8]) -> None:
         if self._file.readinto(block.data) != block.nbytes:  # it asks again until the file ends
-            raise self._damaged(span, "the file became shorter", code="shard-short")
-
-    def _damaged(self, span: Span, what: str, *, code: str) -> Corrupt:
-        return Corrupt(
-            f"array {self._grid.spec.name!r}, chunk {span.chunk}, file {self._path}: {what}",
-            hint="go back to an older checkpoint",
-            code=code,
-        )
+            raise damaged(self._grid, span, self._path, "the file became shorter", code="shard-short")
 
 
-def _opened(path: str, grid: Grid) -> io.BufferedReader:
+def damaged(grid: Grid, span: Span, path: str, what: str = "damaged", *, code: str = "chunk-crc") -> Corrupt:
+    """The error of a chunk that is not what was written."""
+    return Corrupt(
+        f"array {grid.spec.name!r}, chunk {span.chunk}, file {path}: {what}",
+        hint="go back to an older checkpoint",
+        code=code,
+    )
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Errors of the system as Unavailable, with the file."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"read {path}: {error.strerror}", code="file-read") from error
+
+
+def opened(path: str, grid: Grid) -> io.BufferedReader:
     """A shard file, for reading; the caller closes it. Raises Corrupt when its size is wrong."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))  # noqa: SIM115
     num_bytes = os.fstat(file.fileno()).st_size

@@ -1,8 +1,8 @@
 """How a rank gets its state back: it declares what it holds, the agent says where that lies, and the bytes are copied
 into the program's arrays.
 
-Neighbours: `run`, which calls this once, `state` (the program's memory), `files` (out of the page cache), and
-`behemoth.checkpoint.staging` (out of the agent's memory).
+Neighbours: `run`, which calls this once, `state` (the program's memory), `files` (out of the page cache),
+`cold_files` (from the disk), and `behemoth.checkpoint.staging` (out of the agent's memory).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from behemoth.base.errors import Corrupt, Internal, Invalid, Unavailable
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.staging import unstage
+from behemoth.sdk.cold_files import read_cold_files
 from behemoth.sdk.files import read_files
 from behemoth.sdk.state import BoundState
 from behemoth.wire.session import Declare, Peer, Ready, Refusal, ToWorker
@@ -59,7 +60,8 @@ def _fetch(
 
 def _take_over(bound: BoundState, arena: Arena, ready: Ready) -> None:
     if ready.folder:
-        read_files(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
+        read = read_cold_files if ready.is_cold else read_files
+        read(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
     elif ready.generation is not None:
         _copy_out(bound, arena, ready.generation, ready)
     else:

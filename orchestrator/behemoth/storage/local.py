@@ -21,7 +21,7 @@ from operator import itemgetter
 
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.ports import Into, ObjectInfo, Part
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.open_files import OpenFiles
@@ -43,8 +43,6 @@ from behemoth.storage.positional import (
 
 DIRECT_BYTES = 1 << 20
 """From here on a transfer goes to the disk itself; below, the page cache gathers better."""
-CACHED_SHARE = 0.9
-"""Files of which the page cache holds this much are faster read again than past it."""
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _TEMP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -106,12 +104,19 @@ class LocalStore:
             done_bytes = self._read_direct(fd, offset_bytes, views)
             read_all(fd, key, offset_bytes, views, done_bytes=done_bytes)
 
-    def cached_folder(self, prefix: str, ranges: Iterable[tuple[str, int, int]]) -> str | None:
-        """See the port. What the page cache lacks of them is read from the disk, at its own pace."""
-        with suppress(NotFound):
-            if self._cached_share(ranges) >= CACHED_SHARE:
-                return self._path(segments_of_prefix(prefix))
-        return None
+    def folder(self, prefix: str) -> str:
+        """See the port."""
+        return self._path(segments_of_prefix(prefix))
+
+    def cached_share(self, ranges: Iterable[tuple[str, int, int]]) -> float:
+        """See the port."""
+        wanted_bytes = held_bytes = 0
+        for key, of_key in groupby(ranges, key=itemgetter(0)):
+            with named_errors(f"ask for {key}"), _opened(self._path(segments_of(key))) as fd:
+                for _, offset_bytes, num_bytes in of_key:
+                    wanted_bytes += num_bytes
+                    held_bytes += min(cached_bytes(fd, offset_bytes, num_bytes) or 0, num_bytes)
+        return held_bytes / max(wanted_bytes, 1)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See the port. Links and other strange files are told too, so that a check can name them; temporary files are
@@ -206,16 +211,6 @@ class LocalStore:
         if folder != self._root and not os.path.isdir(folder):
             with suppress(FileExistsError):  # what stands there instead is told by the open(2) that follows
                 os.makedirs(folder, exist_ok=True)
-
-    def _cached_share(self, ranges: Iterable[tuple[str, int, int]]) -> float:
-        """0 when the kernel does not tell. Raises NotFound."""
-        wanted_bytes = held_bytes = 0
-        for key, of_key in groupby(ranges, key=itemgetter(0)):
-            with named_errors(f"ask for {key}"), _opened(self._path(segments_of(key))) as fd:
-                for _, offset_bytes, num_bytes in of_key:
-                    wanted_bytes += num_bytes
-                    held_bytes += min(cached_bytes(fd, offset_bytes, num_bytes) or 0, num_bytes)
-        return held_bytes / max(wanted_bytes, 1)
 
     def _write_run(self, fd: int, run: Run) -> None:
         pages, edges = page_runs(run, min_bytes=DIRECT_BYTES)

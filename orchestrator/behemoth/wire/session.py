@@ -180,14 +180,15 @@ class Assigned(_Message, frozen=True, kw_only=True):
 
 class Ready(_Message, frozen=True, kw_only=True):
     """Answers Declare, with the descriptor of the staging memory. The state to take over at `step` lies in
-    `generation`, or in the files below `folder` when that is given; neither: a fresh beginning at step 0. `is_checked`:
-    its CRCs were right just now, else the rank checks them. `threads` is the rank's share of the node's threads for
-    checkpoints. `left_out` are arrays, counted in the layout's order, for which there is nothing: they stay as the
-    program has them."""
+    `generation`, or in the files below `folder` when that is given; neither: a fresh beginning at step 0. `is_cold`:
+    the page cache holds little of these files. `is_checked`: the CRCs were right just now, else the rank checks them.
+    `threads` is the rank's share of the node's threads for checkpoints. `left_out` are arrays, counted in the layout's
+    order, for which there is nothing: they stay as the program has them."""
 
     step: Step
     generation: int | None
     folder: str = ""
+    is_cold: bool = False
     is_checked: bool = False
     threads: int = 1
     left_out: tuple[int, ...] = ()

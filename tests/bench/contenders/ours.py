@@ -29,6 +29,7 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import Stager, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.ports import Part
+from behemoth.sdk.cold_files import read_cold_files
 from behemoth.sdk.files import read_files
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
@@ -214,7 +215,8 @@ class Ours:
         assert (prepared.origin == "memory") is is_remembered
         arena, plan = self._memory.arena, self._memory.plan
         if prepared.folder:
-            read_files(prepared.folder, self._layout, plan, self._arrays, threads=self._threads)
+            from_files = read_cold_files if prepared.is_cold else read_files
+            from_files(prepared.folder, self._layout, plan, self._arrays, threads=self._threads)
         else:
             unstage(arena, plan, 0, self._arrays, threads=self._threads, is_checked=not is_remembered)
         end = time.perf_counter()
