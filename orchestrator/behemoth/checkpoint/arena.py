@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -115,6 +116,7 @@ class Arena:
         os.ftruncate(fd, 0)
         os.ftruncate(fd, size_bytes)
         memory = mmap.mmap(fd, size_bytes)
+        _want_large_pages(memory)
         _populate(memory, _MADV_POPULATE_WRITE)
         table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
         head = _ARENA.pack(
@@ -152,6 +154,7 @@ class Arena:
             raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
         if crc32c(memory[PAGE_BYTES : PAGE_BYTES + num_spans * _SPAN_ROW_BYTES]) != table_crc:
             raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
+        _want_large_pages(memory)
         # The pages are there: reading maps sixteen at a time, and shared memory writable, for a third of the time.
         _populate(memory, _MADV_POPULATE_READ)
         return Arena(memory, num_spans=num_spans, data_bytes=data_bytes, layout_digest=digest.hex(), rank=rank)
@@ -419,6 +422,13 @@ def _data_offset(num_spans: int, data_bytes: int, generation: int) -> int:
     first = PAGE_BYTES + _pages(num_spans * _SPAN_ROW_BYTES)
     head = _generation_head_bytes(num_spans)
     return first + generation * (head + _pages(data_bytes)) + head
+
+
+def _want_large_pages(memory: mmap.mmap) -> None:
+    """Where the machine gives shared memory pages of 2 MiB to those who ask (`shmem_enabled` of transparent hugepages),
+    copies and direct I/O get through less of them."""
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _populate(memory: mmap.mmap, advice: int) -> None:

@@ -40,6 +40,10 @@ class Follower:
             _pause(self._arena, self._cancelled)
         return filled
 
+    def is_whole(self) -> bool:
+        """Whether the generation is sealed. Raises Conflict when another filling has begun."""
+        return self._arena.sealed(self._generation, self._sequence) is not None
+
     def whole(self) -> Snapshot:
         """Blocks until the generation is sealed. Raises Conflict as `until` does."""
         while (snapshot := self._arena.sealed(self._generation, self._sequence)) is None:

@@ -38,6 +38,7 @@ class Turns:
         self._lock = threading.Lock()
         self._left: dict[int, deque[Batch]] = {}
         self._busy: dict[int, int] = {}
+        self.is_stopped = False
         self.num_batches = 0
         for number, batch in enumerate(_batches(spans)):
             self._left.setdefault(batch[0].array, deque()).append(Batch(number, batch))
@@ -68,6 +69,7 @@ class Turns:
         """Give out nothing more: a thread has failed."""
         with self._lock:
             self._left.clear()
+            self.is_stopped = True
 
 
 def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:

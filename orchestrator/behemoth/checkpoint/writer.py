@@ -9,6 +9,7 @@ files for each of thousands of arrays while everybody waits. What several ranks 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
@@ -18,7 +19,7 @@ from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step
 from behemoth.checkpoint.arena import Arena, Snapshot
 from behemoth.checkpoint.crc import combine, crc32c, trailer
-from behemoth.checkpoint.following import Follower
+from behemoth.checkpoint.following import POLL_S, Follower
 from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
@@ -31,6 +32,9 @@ from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import crc_of_zeros, is_zero
 from behemoth.ports import Part, WritesRanges
 
+THREADS_PER_WRITER = 2
+"""Once the snapshot is whole: while one computes a CRC or makes a file, another one's bytes are on their way. Before,
+more threads would only hold up the program's copy."""
 SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
@@ -110,16 +114,20 @@ def _write(job: _Job, plan: RankPlan, sealing: Sealing, *, threads: int) -> list
     turns = Turns(plan.spans)
     crcs: list[list[int]] = [[] for _ in range(turns.num_batches)]
 
-    def work(_thread: int) -> None:
+    def work(thread: int) -> None:
         try:
+            if thread >= threads:
+                job.until_whole(lambda: turns.is_stopped)
             while (batch := turns.take()) is not None:
                 crcs[batch.number] = job.run(batch.spans)
                 if turns.done(batch):
                     sealing.add(job.keys(batch.array))
-        finally:
+        except BaseException:
             turns.stop()
+            raise
 
-    run_all(work, range(threads), threads=threads, name="ckpt-write")
+    num_threads = threads * THREADS_PER_WRITER if threads > 1 else 1
+    run_all(work, range(num_threads), threads=num_threads, name="ckpt-write")
     return [crc for batch in crcs for crc in batch]
 
 
@@ -164,6 +172,11 @@ class _Job:
                 whole = Part(offset_bytes=0, buffers=[data])
                 self._store_parts(array, self._metadata_key(array), len(data), [whole])
         return crcs
+
+    def until_whole(self, is_over: Callable[[], bool]) -> None:
+        """Blocks until the program's copy is complete, unless the save ends before."""
+        while not self._follower.is_whole() and not is_over() and not self._cancelled():
+            time.sleep(POLL_S)
 
     def keys(self, array: int) -> list[str]:
         """Every object of an array that the rank wrote to. Asked once all of its batches are done."""

@@ -85,11 +85,15 @@ class OpenFiles:
             return file
 
     def _drop_removed(self) -> None:
-        """Let go of files that another process removed (rubbish of a save that failed): until then they take space."""
-        for file in list(self._files.values()):
-            if file.num_users == 0 and os.fstat(file.fd).st_nlink == 0:
-                del self._files[file.path]
-                os.close(file.fd)
+        """Let go of files that another process removed (rubbish of a save that failed): until then they take space.
+        Looked at from the longest idle one up to the first that is still there: to ask for all at each new file made
+        the files of a save cost their number squared."""
+        while self._files:
+            file = next(iter(self._files.values()))
+            if file.num_users > 0 or os.fstat(file.fd).st_nlink > 0:
+                return
+            del self._files[file.path]
+            os.close(file.fd)
 
     def _known(self, path: str) -> _OpenFile | None:
         """The open file, unless another process removed it meanwhile: writing into it would reach nobody."""
