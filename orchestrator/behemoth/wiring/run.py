@@ -123,7 +123,14 @@ class LocalRun:
             name, now_us = request.run.name, self._clock.now_us()
             cancelled = self._stop_reading.is_set
             summary = await asyncio.to_thread(
-                summarize, name, history, store, now_us=now_us, cancelled=cancelled, drain=drained
+                summarize,
+                name,
+                history,
+                store,
+                url=place.store_url,
+                now_us=now_us,
+                cancelled=cancelled,
+                drain=drained,
             )
             place.directory.write_summary(summary.document())
             return summary
