@@ -199,13 +199,14 @@ class LocalRun:
             nodes = list(former.config.nodes) if former is not None else _nodes(request.run, runtime.nodes())
             drills = self._open_drills(place, store, events)
             stack.push_async_callback(asyncio.to_thread, drills.close)
+            drains = () if drainer is None else (drainer.witness,)
             body = LocalBody(
                 fleet=fleet,
                 machines=machines,
                 desk=desk,
                 agent=self._agent_program(place),
                 domains=failure_domains(request.run, nodes),
-                witnesses=(history.witness, events.witness, drills.witness),
+                witnesses=(history.witness, events.witness, drills.witness, *drains),
             )
             self._loop = Loop(clock=self._clock, journal=journal, body=body, observation=former)
             machines.start()
