@@ -21,6 +21,7 @@ from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
     MAX_ROWS,
+    PEER_BUSY,
     AskFragmentCrcs,
     AskFragments,
     AskSentParts,
@@ -194,7 +195,7 @@ class _Patience:
 
 def _lost_since(lost_s: float | None, error: BehemothError) -> float | None:
     """None for a node that answers, if only that it is not ready. Raises the error of one that has not for too long."""
-    if error.code == _WAITING:
+    if error.code in (_WAITING, PEER_BUSY):
         return None
     now_s = time.monotonic()
     if lost_s is not None and now_s - lost_s > LOST_LIMIT_S:

@@ -34,6 +34,8 @@ MAX_PEER_FRAME_BYTES: Final = 1 << 20
 MAX_GREETING_BYTES: Final = 4 << 10
 """Of a frame until the handshake is done."""
 NONCE_BYTES: Final = 32
+PEER_BUSY: Final = "peer-busy"
+"""Code of the error of a node that answers as many others as it can: it is there, and may be asked again."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
