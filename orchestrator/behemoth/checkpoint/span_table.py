@@ -1,7 +1,7 @@
 """The spans of a receipt as columns: a save of 24 TB by 32,000 ranks has 17.6 million, and one process judges them all.
 
-As objects each takes hundreds of bytes and microseconds; as columns 33 bytes, and 7 on its way, where nearly all but the
-CRCs repeats itself. The neighbour is `receipt`.
+As objects they are gigabytes, and take most of a minute; as columns 33 bytes each, and 7 on their way, where nearly all
+but the CRCs repeats itself. The neighbour is `receipt`.
 """
 
 from __future__ import annotations
