@@ -21,6 +21,7 @@ from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
     MAX_ROWS,
+    MAX_SHARDS,
     PEER_BUSY,
     AskFragmentCrcs,
     AskFragments,
@@ -139,7 +140,7 @@ class NodeExchange:
         if self._is_here(rank):
             return self._local.upload_ids(rank, shards, cancelled=cancelled)
         found: list[UploadId] = []
-        for some in _batches(shards):
+        for some in _batches(shards, MAX_SHARDS):
             asked = AskUploadIds(
                 rank=rank, write_id=self._write_id, shards=tuple((one.array, one.number) for one in some)
             )
@@ -209,8 +210,8 @@ def _as_many(rank: Rank, asked: Sequence[object], told: Sequence[T]) -> Sequence
     return told
 
 
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + MAX_ROWS] for at in range(0, len(items), MAX_ROWS))
+def _batches(items: Sequence[T], most: int = MAX_ROWS) -> Iterator[Sequence[T]]:
+    return (items[at : at + most] for at in range(0, len(items), most))
 
 
 def _rows(fragments: Sequence[Fragment]) -> tuple[FragmentRow, ...]:

@@ -125,6 +125,10 @@ MAX_ROWS: Final = 4096
 """Of one request: so many have room in a frame."""
 
 
+MAX_SHARDS: Final = 128
+"""Of one request for upload ids, which a store may make long: so many have room in the answer's frame."""
+
+
 class AskFragments(_Message, frozen=True, kw_only=True):
     """Bytes that a rank holds of a write which it uploads. BytesFound answers, and behind it the bytes in order."""
 
@@ -146,7 +150,7 @@ class AskUploadIds(_Message, frozen=True, kw_only=True):
 
     rank: Rank
     write_id: WriteId
-    shards: Annotated[tuple[ShardRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
+    shards: Annotated[tuple[ShardRow, ...], msgspec.Meta(max_length=MAX_SHARDS)]
 
 
 class AskSentParts(_Message, frozen=True, kw_only=True):
