@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import structs
 
 from agent.stage import setup_for, stage
-from behemoth.wire.messages import Beat, RanksFinished, RanksRestored, RanksUp, WorkerEnded
+from behemoth.wire.messages import Beat, ProgramRefused, RanksFinished, RanksRestored, RanksUp, WorkerEnded
 
 
 def test_a_gang_starts_trains_saves_and_ends(tmp_path: Path) -> None:
@@ -27,14 +27,19 @@ def test_a_gang_starts_trains_saves_and_ends(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
-def test_a_program_that_stages_more_than_the_budget_ends_with_the_numbers(tmp_path: Path) -> None:
+def test_a_program_that_stages_more_than_the_budget_is_refused_with_the_numbers(tmp_path: Path) -> None:
     async def play() -> None:
         setup = structs.replace(setup_for(tmp_path), staging_budget=10_000)
         async with stage(tmp_path, setup) as here:
             here.start_gang(1)
-            ended = await here.wait_for(WorkerEnded)
-            assert ended.exit_code == 1
+            refused = await here.wait_for(ProgramRefused)
             expected = "expected at most 10KB on a node, got 320KiB: 320KiB for 2 ranks and 0B for copies of 0"
-            assert f"staging memory: {expected}" in ended.last_lines
+            assert f"staging memory: {expected}" in refused.reason
+            assert "raise spec.checkpoint.staging_budget" in refused.reason
+            here.start_gang(2)
+            await here.wait_for(ProgramRefused, lambda report: report.attempt == 2)
+            kinds = [type(report) for _, report in here.heard]
+            assert kinds.count(ProgramRefused) == 2
+            assert WorkerEnded not in kinds
 
     asyncio.run(play())

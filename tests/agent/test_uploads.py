@@ -17,13 +17,14 @@ from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
 from behemoth.agent.uploads import NodeExchange, UploadService
 from behemoth.base.errors import Conflict, Invalid, Unavailable
-from behemoth.base.ids import NodeId, Rank, WriteId
-from behemoth.checkpoint.exchange import Exchange, LocalExchange, Uploading
+from behemoth.base.ids import NodeId, Rank, UploadId, WriteId
+from behemoth.checkpoint.exchange import Exchange, LocalExchange, RankUpload, Uploading
 from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
+from behemoth.checkpoint.plan import plan_rank
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.messages import PeerPlace
-from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, toy_layout, write_all_ranks
+from checkpoint.checkpoint_rig import arena_of, commit_receipts, logical_arrays, toy_layout, write_all_ranks
 from checkpoint.upload_rig import small_parts, staged_world
 
 WRITE = WriteId("a1-1")
@@ -116,3 +117,15 @@ def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:
                 exchange.crcs(Rank(3), [fragment], cancelled=lambda: False)
         with pytest.raises(Invalid, match="node n1: rank 3: expected shards that it completes"):
             exchange.upload_ids(Rank(3), [Shard(99, 0)], cancelled=lambda: False)
+
+
+def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_takes() -> None:
+    shards = [Shard(0, number) for number in range(1000)]
+    known = {shard: UploadId(f"{shard.number:04d}{'x' * 4000}") for shard in shards}
+    plan = plan_rank(LAYOUT, Rank(3))
+    with nodes() as of, arena_of(plan) as arena:
+        upload = RankUpload(plan, arena, 0, 1)
+        of[1].uploading.enter(WRITE, upload)
+        upload.begun(known)
+        found = of[0].exchange().upload_ids(Rank(3), shards, cancelled=lambda: False)
+    assert list(found) == list(known.values())

@@ -8,6 +8,7 @@ import pytest
 
 from app.test_events import HISTORY, tick
 from behemoth.app.drills import Drills
+from behemoth.base.errors import Corrupt
 from behemoth.base.ids import Attempt, NodeId, RunUid
 from behemoth.checkpoint.commit import CommitRef, commits
 from behemoth.checkpoint.verify import verify
@@ -100,6 +101,13 @@ def test_a_line_of_the_ledger_that_was_cut_off_is_no_strike(tmp_path: Path) -> N
     scene.drills.close()
     assert ledger.read_bytes().count(b"\n") == 2
     assert [sentence for sentence, _ in scene.told][:1] == ["kill rank 0 at step 2"]
+
+
+@pytest.mark.parametrize("line", [b"rubbish", b'{"format":1}', b"[]", b"\xff", b""])
+def test_a_line_of_the_ledger_that_is_rubbish_is_named(ledger: Path, line: bytes) -> None:
+    ledger.write_bytes(b'{"format":1,"fault":"kill rank 0 at step 9"}\n' + line + b"\n")
+    with pytest.raises(Corrupt, match=r"drills.jsonl, line 2: expected a fault that has struck, got b"):
+        Scene(ledger, parse_fault("kill rank 0 at step 9"))
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, MemoryBucket])

@@ -47,6 +47,14 @@ def with_unknown_chunk(receipt: Receipt) -> Receipt:
     return replace(receipt, spans=(receipt.spans[0]._replace(chunk=10**6), *receipt.spans[1:]))
 
 
+def with_offset_beyond_all(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=(receipt.spans[0]._replace(offset=(1 << 63) - 1), *receipt.spans[1:]))
+
+
+def with_number_that_is_none(receipt: Receipt) -> Receipt:
+    return replace(receipt, spans=(receipt.spans[0]._replace(chunk=1 << 63), *receipt.spans[1:]))
+
+
 def with_unknown_array(receipt: Receipt) -> Receipt:
     return replace(receipt, spans=(receipt.spans[0]._replace(array=99), *receipt.spans[1:]))
 
@@ -64,6 +72,8 @@ def with_unknown_array(receipt: Receipt) -> Receipt:
         (with_first_span_twice, Invalid, "span-twice", r"rank 1: array 'model/.*', chunk \d: .* covered twice"),
         (with_span_beyond, Invalid, "span-outside", r"rank 1: array 'model/.*' .*got 1000000"),
         (with_unknown_chunk, Invalid, "span-outside", r"rank 1: array 'model/.*', chunk 1000000"),
+        (with_offset_beyond_all, Invalid, "span-outside", r"rank 1: array 'model/.*', chunk \d"),
+        (with_number_that_is_none, Invalid, "span-outside", r"rank 1: array 'model/.*', chunk -"),
         (with_unknown_array, Invalid, "span-outside", r"rank 1: extent \d+: .* got array 99"),
     ],
 )
@@ -205,14 +215,13 @@ def test_rubbish_is_no_receipt(data: bytes) -> None:
         Receipt.decode(data)
 
 
-def test_a_receipt_of_another_version_or_with_a_wrong_crc_is_refused() -> None:
+def test_a_receipt_of_another_version_or_of_other_spans_than_it_counts_is_refused() -> None:
     receipt = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)[0]
     document = msgspec.msgpack.decode(receipt.encode())
-    with pytest.raises(Corrupt, match="version 1, got 2"):
-        Receipt.decode(msgspec.msgpack.encode({**document, "version": 2}))
-    document["receipt"]["spans"][0][4] = 1 << 32
-    with pytest.raises(Corrupt, match="4294967295"):
-        Receipt.decode(msgspec.msgpack.encode(document))
+    with pytest.raises(Corrupt, match="version 2, got 3"):
+        Receipt.decode(msgspec.msgpack.encode({**document, "version": 3}))
+    with pytest.raises(Corrupt, match=f"for {document['num_spans'] + 1} of them, got others"):
+        Receipt.decode(msgspec.msgpack.encode({**document, "num_spans": document["num_spans"] + 1}))
 
 
 @pytest.mark.parametrize(("step", "write_id"), [(-1, "a"), (10**9, "a"), (1, ""), (1, "../x"), (1, "a/b")])

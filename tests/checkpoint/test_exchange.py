@@ -94,12 +94,16 @@ def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
             exchange.receipts(Rank(1), Rank(0), cancelled=never)
 
 
-def test_a_rank_is_asked_about_its_latest_write_only() -> None:
+def test_a_rank_can_be_asked_about_its_last_two_writes_and_one_that_comes_late_takes_no_others_place() -> None:
     uploading = Uploading()
     with arena_of(PLAN) as arena:
-        uploading.enter(WRITE, staged(arena))
-        later = staged(arena, write_id="a1-2", step=2)
-        uploading.enter(WriteId("a1-2"), later)
-        assert uploading.find(WriteId("a1-2"), Rank(1), cancelled=never) is later
+        given_up, under_way = staged(arena), staged(arena, write_id="a1-2", step=2)
+        uploading.enter(WriteId("a1-2"), under_way)
+        uploading.enter(WRITE, given_up)
+        assert uploading.find(WriteId("a1-2"), Rank(1), cancelled=never) is under_way
+        assert uploading.find(WRITE, Rank(1), cancelled=never) is given_up
+        uploading.enter(WRITE, given_up)
+        assert uploading.find(WriteId("a1-2"), Rank(1), cancelled=never) is under_way
+        uploading.enter(WriteId("a1-3"), under_way)
         with pytest.raises(Conflict, match="given up while waiting"):
-            uploading.find(WRITE, Rank(1), cancelled=lambda: True)
+            uploading.find(WriteId("a1-2"), Rank(1), cancelled=lambda: True)

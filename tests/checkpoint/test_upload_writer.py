@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, Unavailable
-from behemoth.base.ids import Rank
+from behemoth.base.ids import Rank, UploadId
+from behemoth.checkpoint import upload_writer as upload_writer_module
 from behemoth.checkpoint.commit import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import plan_parts
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.verify import verify
-from behemoth.ports import UploadsParts
+from behemoth.ports import PartReceipt, UploadsParts
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Fail, FaultyBucket, When, every_death
@@ -121,6 +122,28 @@ def test_an_error_of_the_store_is_told_by_the_rank_that_met_it_and_its_uploads_a
         assert list(store.list_uploads("")) == []
         clean(store)
         assert_rubbish_is_gone(store)
+
+
+def test_of_a_store_that_is_away_no_rank_waits_for_the_end_of_each_of_its_uploads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout, ended = toy_layout("box"), list[str]()
+
+    class Away(MemoryBucket):
+        def upload_part(self, key: str, *_: object, **__: object) -> PartReceipt:
+            raise Unavailable(f"upload a part of {key}: the store is away")
+
+        def abort_upload(self, key: str, upload_id: UploadId) -> None:
+            ended.append(key)
+            raise Unavailable(f"abort {upload_id}: the store is away")
+
+    monkeypatch.setattr(upload_writer_module, "REQUEST_THREADS", 1)
+    store = Away(min_part_bytes=4)
+    with small_parts(4, 8), staged_world(layout, logical_arrays(layout, 1)) as world:
+        with pytest.raises(Unavailable, match="upload a part"):
+            world.upload_all(store)
+        num_begun = len(list(store.list_uploads("")))
+    assert 0 < len(ended) <= layout.mesh.num_ranks < num_begun
 
 
 def test_killed_before_in_and_after_every_call_it_leaves_a_whole_checkpoint_or_rubbish_that_goes() -> None:

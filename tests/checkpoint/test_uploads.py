@@ -123,12 +123,29 @@ def test_each_object_of_several_parts_has_one_completer_who_knows_whom_to_ask(la
             [(0, 5 * MIB, 0, 0), (5 * MIB, 10 * MIB, 1, 1), (10 * MIB, 11 * MIB, 2, 2)],
         ),
         ((0, 1 * MIB, 9 * MIB), 1, [(0, 9 * MIB, 0, 1)]),  # a small one goes with the large one behind it
+        (  # and takes no more of it than it needs where there is enough for both
+            (0, 1 * MIB, 241 * MIB),
+            1,
+            [(0, 5 * MIB, 0, 1), (5 * MIB, 241 * MIB, 1, 1)],
+        ),
         ((0, 12 * MIB), 500, [(0, 6 * MIB, 0, 0), (6 * MIB, 12 * MIB, 0, 0)]),  # replicas share it out
         ((0, 6 * MIB, 6 * MIB, 12 * MIB), 1, [(0, 6 * MIB, 0, 0), (6 * MIB, 12 * MIB, 2, 2)]),  # an empty piece
     ],
 )
 def test_parts_of_a_shard(bounds: tuple[int, ...], num_holders: int, parts: list[tuple[int, ...]]) -> None:
     assert [run[:4] for run in cut_parts(bounds, num_holders)] == parts
+
+
+def test_a_small_piece_before_large_ones_makes_nobody_hand_over_a_large_one() -> None:
+    """Megatron's bucket: the first rank that has some of the array may have the end of its share only."""
+    share = 64 * MIB
+    spec = ArraySpec(
+        name="w", dtype="uint8", shape=(2 * share + MIB,), flat_over="dp", flat_bucket=(share - MIB, 4 * share)
+    )
+    plan = plan_uploads(Layout(mesh=Mesh(dp=4, edp=4), arrays=(spec,), sharding="box"))
+    assert 0 < plan.exchanged_bytes < MIN_PART_BYTES
+    assert plan.sent_bytes.tolist()[3] == 0
+    assert plan.sent_bytes[1:3].min() >= share - MIN_PART_BYTES
 
 
 def test_limits_of_parts_hold_for_any_shard() -> None:

@@ -227,6 +227,14 @@ def test_the_digest_has_a_line_of_its_own() -> None:
     assert f"\ndigest: {SUMMARY.digest}\n" in piped(summary_page(SUMMARY))
 
 
+@pytest.mark.parametrize(
+    ("trouble", "line"), [("list steps: no answer", "not read back, list steps: no answer"), ("", "none, nothing")]
+)
+def test_a_digest_that_nobody_could_compute_is_not_said_to_be_that_of_nothing(trouble: str, line: str) -> None:
+    summary = structs.replace(SUMMARY, digest=None, digest_trouble=trouble)
+    assert f"\ndigest: {line}" in piped(summary_page(summary))
+
+
 def test_the_rows_of_the_ledger_add_up_to_wall_time_times_ranks() -> None:
     *spent, total = ledger_listing(SUMMARY.ledger).rows
     assert sum(float(row[1]) for row in spent) == pytest.approx(float(total[1])) == pytest.approx(83.4 * 4)

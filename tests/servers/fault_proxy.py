@@ -8,6 +8,7 @@ One connection carries one request. Must not repair anything.
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ class How(Enum):
     ERR = "lets the server act, and answers 500 InternalError"
     CUT_REQUEST = "closes the connection in the middle of the request's body"
     CUT_ANSWER = "closes the connection in the middle of the answer's body"
+    REFUSE_EARLY = "answers 403 AccessDenied, which is lost with the rest of a body that is still on its way"
+    DAMAGE = "passes the request's body on with one bit flipped"
     CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
 
 
@@ -109,6 +112,9 @@ def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
         if how in _ANSWERS_BEFORE:
             client.sendall(_ANSWERS_BEFORE[how])
             return
+        if how is How.REFUSE_EARLY:
+            _refuse_early(client, head, body, num_bytes)
+            return
         with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
             server.sendall(_for_one_request(head))
             answer: tuple[bytes, bytes] | None = None
@@ -121,8 +127,24 @@ def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
                 if how is How.CUT_REQUEST:
                     server.sendall(_receive(client, body, num_bytes // 2))
                     return
-                server.sendall(_receive(client, body, num_bytes))
+                received = _receive(client, body, num_bytes)
+                server.sendall(_damaged(received) if how is How.DAMAGE else received)
             _pass_answer(server, client, answer or _head(server), how, is_head=head.startswith(b"HEAD"))
+
+
+def _refuse_early(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> None:
+    """TCP resets a connection that is closed with bytes unread, and drops an answer that was not read yet."""
+    if _field(head, b"expect") is not None:
+        client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if num_bytes > len(_receive(client, body, min(num_bytes, _CHUNK_BYTES))):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    else:
+        client.sendall(_DENIED)
+
+
+def _damaged(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 def _pass_answer(
@@ -189,6 +211,7 @@ def _answer(status: str, code: str) -> bytes:
 
 
 _ERROR = _answer("500 Internal Server Error", "InternalError")
+_DENIED = _answer("403 Forbidden", "AccessDenied")
 _ANSWERS_BEFORE: dict[How | None, bytes] = {
     How.STORM: _answer("503 Slow Down", "SlowDown"),
     How.CONFLICT: _answer("409 Conflict", "ConditionalRequestConflict"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from behemoth.base import retry
-from behemoth.base.errors import Conflict, Denied, NotFound, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo
 from behemoth.storage.s3 import S3Store
@@ -117,6 +117,45 @@ def test_a_part_is_sent_again_whole(store: S3Store, proxy: FaultProxy) -> None:
     assert len(proxy.struck) == 4
     store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
     assert read(store, "a", len(data)) == data
+
+
+def test_a_part_that_is_refused_while_it_is_sent_is_not_sent_until_patience_ends(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    data = random_bytes(9 << 20)
+    upload_id = store.begin_upload("a")
+    proxy.plan(Fault(How.REFUSE_EARLY, "PUT", times=10_000))
+    with pytest.raises(Denied, match=r"upload part 1 of a: AccessDenied \(403\)"):
+        store.upload_part("a", upload_id, number=1, buffers=[data], crc=crc32c(data))
+    assert proxy.num_requests == 2
+
+
+def test_a_part_whose_bytes_were_changed_on_their_way_is_sent_once_more(store: S3Store, proxy: FaultProxy) -> None:
+    data = random_bytes(6 << 20)
+    upload_id = store.begin_upload("a")
+    proxy.plan(Fault(How.DAMAGE, "PUT"))
+    receipt = store.upload_part("a", upload_id, number=1, buffers=[data], crc=crc32c(data))
+    assert proxy.num_requests == 2
+    store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
+    assert read(store, "a", len(data)) == data
+
+
+def test_a_part_whose_bytes_are_wrong_here_is_not_sent_for_ever(store: S3Store, proxy: FaultProxy) -> None:
+    upload_id = store.begin_upload("a")
+    proxy.plan()
+    with pytest.raises(Corrupt) as caught:
+        store.upload_part("a", upload_id, number=1, buffers=[b"others"], crc=crc32c(b"these"))
+    assert caught.value.code == "upload-crc"
+    assert proxy.num_requests == 2
+
+
+def test_a_small_object_whose_bytes_were_changed_on_their_way_is_sent_once_more(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.plan(Fault(How.DAMAGE, "PUT"))
+    store.create("a", b"ours")
+    assert proxy.struck == [How.DAMAGE]
+    assert read(store, "a", 4) == b"ours"
 
 
 def test_a_read_that_is_cut_goes_on_where_it_was(store: S3Store, proxy: FaultProxy) -> None:

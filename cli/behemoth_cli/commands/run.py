@@ -242,7 +242,7 @@ def conclude(
         return Exit.RUN_FAILED
     ending = _ENDINGS[summary.outcome] if summary.outcome is not None else Exit.RUN_NOT_FINISHED
     if ending is Exit.RUN_NOT_FINISHED:
-        kept = f"is saved at step {summary.step}" if summary.digest is not None else "had nothing to save yet"
+        kept = f"is saved at step {summary.step}" if summary.step else "had nothing to save yet"
         console.note(f"run/{summary.name} {kept}; the same command resumes it")
         return Exit.INTERRUPTED if interrupt is signal.SIGINT else ending
     if summary.drain is not None and not summary.drain.is_complete:

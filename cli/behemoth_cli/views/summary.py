@@ -27,9 +27,7 @@ def summary_page(summary: Summary) -> Page:
             Section(title=_fault_title(summary), listing=_fault_listing(summary.faults)),
             *_restore_sections(summary.restores),
             Section(title="Checkpoints", listing=_checkpoint_listing(summary.checkpoints)),
-            Section(
-                lines=(f"digest: {summary.digest}",) if summary.digest else ("digest: none, nothing was committed",)
-            ),
+            Section(lines=(f"digest: {_digest(summary)}",)),
         ),
         body={camel_case(name): _renamed(value) for name, value in summary.document().items()},
     )
@@ -77,6 +75,12 @@ def _facts(summary: Summary) -> tuple[tuple[str, str], ...]:
         ("ranks", str(summary.ledger.num_ranks)),
         *drained,
     )
+
+
+def _digest(summary: Summary) -> str:
+    if summary.digest_trouble:
+        return f"not read back, {one_line(summary.digest_trouble)}"
+    return summary.digest or "none, nothing was committed"
 
 
 def _fault_title(summary: Summary) -> str:

@@ -36,6 +36,7 @@ from behemoth.wire.messages import (
     Beat,
     CommandWork,
     EntrypointWork,
+    ProgramRefused,
     RanksFinished,
     RanksRestored,
     RanksUp,
@@ -107,7 +108,7 @@ class Gang:
         ]
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: list[tuple[Member, WorkerEnded]] = []
-        self._refused: RestoreRefused | None = None
+        self._refused: RestoreRefused | ProgramRefused | None = None
         self._told: set[str] = set()
         self._last_slowest_us = 0
         self._digest = ""
@@ -358,6 +359,9 @@ class Gang:
         try:
             self._check_layout(member, declared)
             memory = self._parts.arenas.declare(member.local_rank, member.rank, declared)
+        except Invalid as error:
+            self._refuse_program(f"{error.message}; {error.hint}")
+            return
         except BehemothError as error:
             if member.channel is not None:
                 member.channel.send(Refusal(reason=error.message, hint=error.hint))
@@ -404,22 +408,35 @@ class Gang:
 
     def _restore_refused(self, member: Member, answer: Failed) -> None:
         restore = self._table.restore
-        if restore is None or answer.is_over_budget:
-            if member.channel is not None:
-                reason = answer.reason if answer.is_over_budget else f"staging memory: {answer.reason}"
-                member.channel.send(Refusal(reason=reason))
-            return
         reason = f"rank {member.rank}: {answer.reason}"
+        if answer.is_over_budget:
+            self._refuse_program(reason)
+            return
+        if restore is None:
+            if member.channel is not None:
+                member.channel.send(Refusal(reason=f"staging memory: {answer.reason}"))
+            return
         _log.warning("attempt %d: restore from %s refused: %s", self.attempt, restore.write_id, reason)
-        if self._refused is None:
-            self._refused = RestoreRefused(
+        self._refuse(
+            RestoreRefused(
                 attempt=self.attempt,
                 write_id=restore.write_id,
                 reason=reason,
                 is_corrupt=answer.is_corrupt,
                 is_unfit=answer.is_unfit,
             )
-            self._parts.send(self._refused)
+        )
+
+    def _refuse_program(self, reason: str) -> None:
+        """The ranks are not told: they would end by themselves, and their ends would look like the failure."""
+        _log.warning("attempt %d: program refused: %s", self.attempt, reason)
+        self._refuse(ProgramRefused(attempt=self.attempt, reason=reason))
+
+    def _refuse(self, report: RestoreRefused | ProgramRefused) -> None:
+        """The first one: the others are the same, or follow from it."""
+        if self._refused is None:
+            self._refused = report
+            self._parts.send(report)
 
     def _tell_up(self) -> None:
         self._tell_once("up", RanksUp(attempt=self.attempt), [member.has_joined for member in self._members])

@@ -97,7 +97,7 @@ class _StoreServer:
         # A rank may restore while its last save is still being written.
         self._pool = ThreadPoolExecutor(max_workers=2 * opening.num_ranks, thread_name_prefix="store-job")
         self._threads = max(1, opening.threads // opening.num_ranks)
-        self._cancelled: set[int] = set()
+        self._stops: dict[int, threading.Event] = {}  # of jobs that are not answered yet
         self._peers = PeerTable()
         self._client: PeerClient | None = None
         self._uploading = Uploading()
@@ -141,15 +141,21 @@ class _StoreServer:
             case KeepCopies(ranks=ranks):
                 self._memories.keep_copies(ranks)
             case Pull():
-                self._copy_pool.submit(self._work, order, self._peer.take_descriptor())
+                self._begin(self._copy_pool, order)
             case Share():
                 self._pool.submit(self._share, order, self._peer.take_descriptor())
             case Prepare() | Write():
-                self._pool.submit(self._work, order, self._peer.take_descriptor())
-            case Cancel():
-                self._cancelled.add(order.job)
+                self._begin(self._pool, order)
+            case Cancel(job=job):
+                stop = self._stops.get(job)
+                if stop is not None:  # else the job was answered while this was on its way
+                    stop.set()
             case _:
                 assert_never(order)
+
+    def _begin(self, pool: ThreadPoolExecutor, order: Prepare | Write | Pull) -> None:
+        stop = self._stops[order.job] = threading.Event()
+        pool.submit(self._work, order, self._peer.take_descriptor(), stop.is_set)
 
     def _share(self, order: Share, fd: int) -> None:
         try:
@@ -159,10 +165,10 @@ class _StoreServer:
         finally:
             os.close(fd)
 
-    def _work(self, order: Prepare | Write | Pull, fd: int) -> None:
+    def _work(self, order: Prepare | Write | Pull, fd: int, cancelled: Callable[[], bool]) -> None:
         answer: StoreReport
         try:
-            answer = self._done(order, fd)
+            answer = self._done(order, fd, cancelled)
         except BehemothError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             is_corrupt, is_unfit = isinstance(error, Corrupt | NotFound), isinstance(error, Invalid)
@@ -177,19 +183,19 @@ class _StoreServer:
             answer = Failed(job=order.job, reason=f"{type(error).__name__}: {error}", is_corrupt=False)
         finally:
             os.close(fd)
-            self._cancelled.discard(order.job)
+            del self._stops[order.job]
         with self._lock:
             self._peer.send(answer, timeout_s=_SEND_LIMIT_S)
 
-    def _done(self, order: Prepare | Write | Pull, fd: int) -> StoreReport:
+    def _done(self, order: Prepare | Write | Pull, fd: int, cancelled: Callable[[], bool]) -> StoreReport:
         match order:
             case Prepare():
                 return self._prepare(order, fd)
             case Pull():
-                return self._pulling.pull(order, fd, cancelled=lambda: order.job in self._cancelled)
+                return self._pulling.pull(order, fd, cancelled=cancelled)
             case Write():
                 with self._writing():
-                    return self._write(order, fd)
+                    return self._write(order, fd, cancelled)
 
     def _prepare(self, order: Prepare, fd: int) -> Prepared:
         try:
@@ -224,7 +230,7 @@ class _StoreServer:
             return None
         return SharedReads(self._opened(), once=self._once, table=self._peers, client=client)
 
-    def _write(self, order: Write, fd: int) -> Written:
+    def _write(self, order: Write, fd: int, cancelled: Callable[[], bool]) -> Written:
         layout = Layout.decode(order.layout)
         plan = plan_rank(layout, order.rank)
         write = self._writer(self._opened(), order.write_id)
@@ -236,7 +242,7 @@ class _StoreServer:
             order.generation,
             attempt=order.attempt,
             threads=self._threads,
-            cancelled=lambda: order.job in self._cancelled,
+            cancelled=cancelled,
             following=order.following,
             updated_step=order.updated_step,
             frozen=order.frozen,

@@ -21,6 +21,8 @@ from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
     MAX_ROWS,
+    MAX_SHARDS,
+    PEER_BUSY,
     AskFragmentCrcs,
     AskFragments,
     AskSentParts,
@@ -138,7 +140,7 @@ class NodeExchange:
         if self._is_here(rank):
             return self._local.upload_ids(rank, shards, cancelled=cancelled)
         found: list[UploadId] = []
-        for some in _batches(shards):
+        for some in _batches(shards, MAX_SHARDS):
             asked = AskUploadIds(
                 rank=rank, write_id=self._write_id, shards=tuple((one.array, one.number) for one in some)
             )
@@ -194,7 +196,7 @@ class _Patience:
 
 def _lost_since(lost_s: float | None, error: BehemothError) -> float | None:
     """None for a node that answers, if only that it is not ready. Raises the error of one that has not for too long."""
-    if error.code == _WAITING:
+    if error.code in (_WAITING, PEER_BUSY):
         return None
     now_s = time.monotonic()
     if lost_s is not None and now_s - lost_s > LOST_LIMIT_S:
@@ -208,8 +210,8 @@ def _as_many(rank: Rank, asked: Sequence[object], told: Sequence[T]) -> Sequence
     return told
 
 
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + MAX_ROWS] for at in range(0, len(items), MAX_ROWS))
+def _batches(items: Sequence[T], most: int = MAX_ROWS) -> Iterator[Sequence[T]]:
+    return (items[at : at + most] for at in range(0, len(items), most))
 
 
 def _rows(fragments: Sequence[Fragment]) -> tuple[FragmentRow, ...]:

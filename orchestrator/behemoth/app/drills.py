@@ -8,7 +8,6 @@ before it strikes. Neighbour: `node_processes`, which finds the victims.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -17,8 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import assert_never
 
+import msgspec
+
 from behemoth.app import node_processes
-from behemoth.base.errors import BehemothError, Invalid, NotFound
+from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import NodeId, Rank, RunUid, Slot
 from behemoth.checkpoint.commit_log import latest, read_record
 from behemoth.ports import ObjectInfo, ObjectStore, Part, WritesRanges
@@ -38,6 +40,16 @@ MAX_REPLACED_BYTES = 64 << 20
 """Of an object of a store that takes objects whole only: it is held in memory."""
 
 _log = logging.getLogger(__name__)
+
+
+class _Struck(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the ledger."""
+
+    fault: str
+    format: int = 1
+
+
+_STRUCK = msgspec.json.Decoder(_Struck)
 
 
 class Drills:
@@ -65,18 +77,29 @@ class Drills:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drills")
 
     def open(self) -> None:
-        """Reads which faults have struck already: each line of the ledger uses up one of the same wording."""
+        """Reads which faults have struck already: each line of the ledger uses up one of the same wording. Raises
+        Corrupt for a line that is none."""
         written = self._ledger.read_bytes() if self._ledger.exists() else b""
         whole = written[: written.rfind(b"\n") + 1]
         if len(whole) < len(written):  # cut off by a full disk or a crash: that fault did not strike
             os.truncate(self._ledger, len(whole))
-        left = [json.loads(line)["fault"] for line in whole.splitlines()]
+        left = [self._struck(number, line) for number, line in enumerate(whole.splitlines(), 1)]
         for fault in self._faults:
             sentence = format_fault(fault)
             if sentence in left:
                 left.remove(sentence)
             else:
                 self._pending.append(fault)
+
+    def _struck(self, number: int, line: bytes) -> str:
+        try:
+            return _STRUCK.decode(line).fault
+        except UNDECODABLE as error:
+            raise Corrupt(
+                f"{self._ledger}, line {number}: expected a fault that has struck, got {line[:80]!r}",
+                hint="remove the line, or the file: a fault that it does not name strikes again",
+                code="drills-rubbish",
+            ) from error
 
     def witness(self, evidence: Evidence, before: Observation | None, after: Observation) -> None:
         if not self._pending or not isinstance(evidence, Tick) or evidence.progress is None:
@@ -97,7 +120,7 @@ class Drills:
     def _strike(self, fault: Fault, observation: Observation) -> None:
         try:
             with self._ledger.open("a") as file:
-                file.write(json.dumps({"format": 1, "fault": format_fault(fault)}) + "\n")
+                file.write(msgspec.json.encode(_Struck(fault=format_fault(fault))).decode() + "\n")
             self._announce(format_fault(fault), _struck_node(fault, observation))
             self._inflict(fault, observation)
         except (BehemothError, OSError) as error:

@@ -100,7 +100,7 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
         case RestoreFailed(write_id=write_id, reason=reason):
             return _event(after, "RestoreFailed", f"checkpoint {write_id}: {reason}", level="warning")
         case GangMismatched(node=node, reason=reason) if evidence.attempt == before.attempt:
-            return _event(after, "Mismatched", reason, level="warning", node=node)
+            return _event(after, "ProgramRefused", reason, level="warning", node=node)
         case SaveFailed(write_id=write_id, reason=reason):
             return _event(after, "SaveFailed", f"save {write_id} failed: {reason}", level="warning")
         case Committed(commit=commit):

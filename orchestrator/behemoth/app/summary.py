@@ -6,20 +6,22 @@ first sign, each phase by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from behemoth.app.history import History
 from behemoth.app.restore_book import RestoreRow
 from behemoth.app.save_book import SaveRow
-from behemoth.base.errors import Internal
+from behemoth.base.errors import Corrupt, Denied, Internal, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Attempt, NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.commit import latest
+from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.reader import digest, open_commit
 from behemoth.ports import ObjectStore
 from behemoth.reconcile.ledger import FaultRow, books
-from behemoth.state.effect import Outcome
+from behemoth.state.effect import CommitRef, Outcome
 from behemoth.state.observation import Cause
 
 
@@ -92,7 +94,8 @@ class DrainTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """`digest` is `sha256:...` over the newest commit, None when nothing was committed."""
+    """`digest` is `sha256:...` over the newest commit; None when nothing was committed, or when the store could not be
+    read, which `digest_trouble` says then."""
 
     name: str
     outcome: Outcome | None
@@ -109,6 +112,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: tuple[CheckpointTable, ...]
     drain: DrainTable | None = None
     """None for a run without a second store."""
+    digest_trouble: str = ""
     format: int = 1
 
     def document(self) -> dict[str, object]:
@@ -122,32 +126,63 @@ def summarize(
     history: History,
     store: ObjectStore,
     *,
+    url: str,
     now_us: int,
     cancelled: Callable[[], bool],
     drain: DrainTable | None = None,
 ) -> Summary:
-    """Reads the newest checkpoint back: blocks for as long as that takes, or until an array after `cancelled`, which is
-    then a Conflict. Raises Corrupt when it is damaged."""
+    """Reads the newest checkpoint back from the store, which lies at `url`: blocks for as long as that takes, or until
+    an array after `cancelled`, which is then a Conflict. Raises Corrupt when it is damaged."""
     observation = history.observation
     if observation is None:
         raise Internal(f"run {name}: expected an opened run to summarize, got an empty journal")
-    newest = latest(store)
-    proven = None if newest is None else digest(store, open_commit(store, newest), cancelled=cancelled)
+    found = read_back(store, observation.commits, url=url, cancelled=cancelled)
     return Summary(
         name=name,
         outcome=observation.outcome,
         reason=observation.close_reason,
-        step=newest.step if newest is not None else Step(0),
+        step=found.newest.step if found.newest is not None else Step(0),
         total_steps=observation.config.total_steps,
         num_attempts=observation.attempt,
-        digest=None if proven is None else f"sha256:{proven}",
+        digest=found.digest,
         ledger=_ledger(history, now_us),
         faults=tuple(_fault(row) for row in history.books.ledger.faults) if history.books.ledger else (),
         num_faults=history.books.ledger.num_faults if history.books.ledger else 0,
         restores=tuple(_restore(row) for row in history.restores.rows),
         checkpoints=tuple(_checkpoint(row) for row in history.saves.rows),
         drain=drain,
+        digest_trouble=found.trouble,
     )
+
+
+class ReadBack(NamedTuple):
+    """The newest commit, as far as is known, and its digest; of a store that cannot be read, why."""
+
+    newest: CommitRef | None
+    digest: str | None
+    trouble: str = ""
+
+
+def read_back(
+    store: ObjectStore, committed: Sequence[CommitRef], *, url: str, cancelled: Callable[[], bool]
+) -> ReadBack:
+    """`committed` is what the run knows of, oldest first: a store that is away shows nothing, and raises nothing.
+    Raises Corrupt and NotFound for damage in a store that is there, Conflict when `cancelled`."""
+    try:
+        newest = latest(store)
+        if newest is not None:
+            try:
+                return ReadBack(newest, f"sha256:{digest(store, open_commit(store, newest), cancelled=cancelled)}")
+            except (Corrupt, NotFound):
+                require_there(store, url=url)
+                raise
+        if not committed:
+            return ReadBack(None, None)
+        require_there(store, url=url)
+        trouble = f"checkpoint store {url}: expected the checkpoint of step {committed[-1].step}, got none"
+    except (Unavailable, Timeout, Denied) as error:
+        trouble = error.message
+    return ReadBack(committed[-1] if committed else None, None, trouble)
 
 
 def _ledger(history: History, now_us: int) -> LedgerTable:

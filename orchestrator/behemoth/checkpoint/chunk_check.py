@@ -7,7 +7,7 @@ business of `verify`. Never repairs and never writes. Neighbours: `verify`, `pro
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,12 +99,25 @@ class ChunkCheck:
         return buffer
 
 
-def content_crc(grid: Grid, parts: Iterable[tuple[Shard, Found]]) -> int:
-    """CRC-32C over the CRCs of all chunks of an array, from all of its shards' spans, in any order."""
-    crcs = np.empty(grid.num_chunks, "<u4")
-    for shard, found in parts:
+class Contents:
+    """The CRCs of all chunks of some shards as they are found out, four bytes each: the largest checkpoints have
+    millions of chunks. Used by one thread."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self._crcs: dict[int, npt.NDArray[np.uint32]] = {}
+
+    def note(self, found: Found) -> None:
+        """What is noted later of the same slots counts."""
+        shard = self._shards[found.shard]
+        crcs = self._crcs.get(shard.array)
+        if crcs is None:
+            crcs = self._crcs[shard.array] = np.zeros(shard.grid.num_chunks, np.uint32)
         crcs[shard.chunks[found.first : found.first + len(found.crcs)]] = found.crcs
-    return crc32c(crcs.tobytes())
+
+    def crc(self, array: int) -> int:
+        """CRC-32C over the CRCs of all chunks of an array, all of which have been noted."""
+        return crc32c(self._crcs[array].astype("<u4").tobytes())
 
 
 def _slot_bytes(grid: Grid, first: int, last: int, deep: bool) -> int:

@@ -71,7 +71,8 @@ def _check_array(grid: Grid, extents: Extents, rows: Ints) -> CoverageFault | No
     chunk, begin = extents.chunk[rows], extents.offset[rows]
     end = begin + extents.length[rows]
     need = grid.all_data_bytes()
-    if len(bad := np.flatnonzero((chunk < 0) | (chunk >= grid.num_chunks) | (begin < 0))):
+    is_wrapped = end < begin  # no int64 holds where it ends
+    if len(bad := np.flatnonzero((chunk < 0) | (chunk >= grid.num_chunks) | (begin < 0) | is_wrapped)):
         return _fault(grid, int(chunk[bad[0]]), "lies outside of the array", "span-outside", int(rows[bad[0]]))
     is_first = np.diff(chunk, prepend=-1) > 0
     expected = np.where(is_first, 0, np.roll(end, 1))

@@ -9,15 +9,17 @@ where they prove whole, and which `gc` removes otherwise. Whether the target is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
-from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, content_crc
+from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import BadCommit, at_step, publish, read_stored, rejected_writes
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
@@ -146,20 +148,21 @@ class _Copying:
         self._pace = pace
         self._filling: Filling = filling_of(target)
         self._shards = shards_of(record, index)
-        self._found: list[Found] = []
+        self._contents = Contents(self._shards)
         self._total_bytes = sum(shard.grid.file_bytes for shard in self._shards)
         self._done_bytes = 0
 
     def run(self) -> Copied:
         """All objects, proven and durable."""
         sizes = self._remove_rubbish()
-        units = [unit for number, shard in enumerate(self._shards) for unit in _units(number, shard, self._filling)]
-        missing = self._keep_whole(units, sizes)
+        kept = self._keep_whole(sizes)
         found_bytes = self._done_bytes
         read = ChunkCheck(self._source, self._shards, deep=True)
+        missing = (unit for unit in self._units() if unit.shard not in kept or not kept[unit.shard][unit.number - 1])
         for _, found in self._each(lambda unit: self._copy(read, unit), missing):
-            self._note(found)
-        self._require_contents(reused={unit.shard for unit in set(units).difference(missing)})
+            self._contents.note(found)
+            self._count(found.num_bytes)
+        self._require_contents(reused={shard for shard, is_kept in kept.items() if is_kept.any()})
         self._filling.seal([shard.key for shard in self._shards])
         run_all(lambda one: self._copy_small(one, sizes), self._small(), threads=SMALL_THREADS, name="ckpt-drain-small")
         return Copied(record=self._record, num_bytes=self._done_bytes - found_bytes, found_bytes=found_bytes)
@@ -182,30 +185,32 @@ class _Copying:
                 self._target.abort_upload(upload.key, upload.upload_id)
         return {key: size_bytes for key, size_bytes in sizes.items() if key not in wrong}
 
-    def _keep_whole(self, units: Sequence[_Unit], sizes: Mapping[str, int]) -> list[_Unit]:
-        """What has to be copied: all but what an earlier copy left and what proves whole when it is read back."""
+    def _keep_whole(self, sizes: Mapping[str, int]) -> dict[int, npt.NDArray[np.bool_]]:
+        """Which pieces an earlier copy left whole, as reading them back proves, of each object that is there."""
         check = ChunkCheck(self._target, self._shards, deep=True)
-        standing = [unit for unit in units if self._shards[unit.shard].key in sizes]
-        looked = list(self._each(lambda unit: self._look(check, unit), standing))
-        bad = {at for unit, found in looked for at in self._bad_pieces(unit, found)}
+        standing = [number for number, shard in enumerate(self._shards) if shard.key in sizes]
+        kept = {number: np.ones(self._num_pieces(number), bool) for number in standing}
+        for unit, found in self._each(lambda unit: self._look(check, unit), self._units(standing)):
+            self._contents.note(found)
+            for number in self._bad_pieces(unit, found):
+                kept[unit.shard][number - 1] = False
         if not self._filling.takes_ranges:
-            broken = {shard for shard, _ in bad}
-            self._target.delete([self._shards[shard].key for shard in sorted(broken)])
-            bad |= {(unit.shard, unit.number) for unit in standing if unit.shard in broken}
-        kept = set()
-        for unit, found in looked:
-            if (unit.shard, unit.number) not in bad:
-                self._note(found)
-                kept.add(unit)
-        return [unit for unit in units if unit not in kept]
+            broken = [shard for shard, is_kept in kept.items() if not is_kept.all()]
+            self._target.delete([self._shards[shard].key for shard in broken])
+            for shard in broken:
+                kept[shard][:] = False
+        for unit in self._units(standing):
+            if kept[unit.shard][unit.number - 1]:
+                self._count(self._num_bytes(unit))
+        return kept
 
-    def _bad_pieces(self, unit: _Unit, found: Found) -> Iterator[tuple[int, int]]:
-        """Shard and number. An object's index is checked with its first piece, and written with the last."""
+    def _bad_pieces(self, unit: _Unit, found: Found) -> Iterator[int]:
+        """An object's index is checked with its first piece, and written with the last."""
         index_offset = self._shards[unit.shard].grid.index_offset_bytes
         for problem in found.problems:
-            yield unit.shard, unit.num_pieces if problem.offset_bytes >= index_offset else unit.number
+            yield unit.num_pieces if problem.offset_bytes >= index_offset else unit.number
 
-    def _each(self, work: Callable[[_Unit], Found], units: Sequence[_Unit]) -> Iterator[tuple[_Unit, Found]]:
+    def _each(self, work: Callable[[_Unit], Found], units: Iterable[_Unit]) -> Iterator[tuple[_Unit, Found]]:
         return each_result(work, units, threads=self._threads, name="ckpt-drain")
 
     def _look(self, check: ChunkCheck, unit: _Unit) -> Found:
@@ -231,28 +236,42 @@ class _Copying:
         self._filling.put(piece, buffers)
         return found
 
-    def _num_bytes(self, unit: _Unit) -> int:
-        return (unit.last - unit.first) * self._shards[unit.shard].grid.stride_bytes
+    def _units(self, shards: Iterable[int] | None = None) -> Iterator[_Unit]:
+        """One after the other: the largest checkpoints have millions."""
+        for number in range(len(self._shards)) if shards is None else shards:
+            grid, width, num_pieces = self._shards[number].grid, self._width(number), self._num_pieces(number)
+            for at in range(num_pieces):
+                yield _Unit(number, at * width, min((at + 1) * width, grid.num_slots), at + 1, num_pieces)
 
-    def _note(self, found: Found) -> None:
-        self._found.append(found)
-        self._done_bytes += found.num_bytes
+    def _width(self, number: int) -> int:
+        """Slots of a piece."""
+        grid = self._shards[number].grid
+        return max(1, -(-self._filling.piece_bytes(grid.file_bytes) // grid.stride_bytes))
+
+    def _num_pieces(self, number: int) -> int:
+        return -(-self._shards[number].grid.num_slots // self._width(number))
+
+    def _num_bytes(self, unit: _Unit) -> int:
+        """That are read for it: the index goes with the first one."""
+        grid = self._shards[unit.shard].grid
+        return (unit.last - unit.first) * grid.stride_bytes + (grid.index_bytes if unit.first == 0 else 0)
+
+    def _count(self, num_bytes: int) -> None:
+        self._done_bytes += num_bytes
         self._progress(self._done_bytes, self._total_bytes)
 
     def _require_contents(self, *, reused: Collection[int]) -> None:
         """Chunks may be whole and not those of this commit: the CRC over all CRCs of an array tells."""
-        of_array: dict[int, list[tuple[Shard, Found]]] = {}
-        for found in self._found:
-            shard = self._shards[found.shard]
-            of_array.setdefault(shard.array, []).append((shard, found))
-        for array, parts in of_array.items():
-            grid, expected = parts[0][0].grid, self._index.content_crcs[array]
-            crc = content_crc(grid, parts)
+        names = (array.name for array in self._index.layout.arrays)
+        for array, (name, expected) in enumerate(zip(names, self._index.content_crcs, strict=True)):
+            crc = self._contents.crc(array)
             if crc == expected:
                 continue
-            name = f"array {grid.spec.name!r} of step {self._record.step}"
-            told = f"{name}: expected CRC-32C {expected:08x} over the CRCs of its chunks, got {crc:08x}"
-            foreign = sorted({found.shard for _, found in parts}.intersection(reused))
+            told = (
+                f"array {name!r} of step {self._record.step}: expected CRC-32C {expected:08x} over the CRCs of its "
+                f"chunks, got {crc:08x}"
+            )
+            foreign = sorted(number for number in reused if self._shards[number].array == array)
             if not foreign:
                 raise Corrupt(told, hint=DAMAGED_HINT, code=DAMAGED)
             self._target.delete([self._shards[shard].key for shard in foreign])
@@ -274,14 +293,6 @@ class _Copying:
                 return
             self._target.delete([one.key])
         self._target.create(one.key, data)
-
-
-def _units(number: int, shard: Shard, filling: Filling) -> Iterator[_Unit]:
-    grid = shard.grid
-    width = max(1, -(-filling.piece_bytes(grid.file_bytes) // grid.stride_bytes))
-    num_pieces = -(-grid.num_slots // width)
-    for at in range(num_pieces):
-        yield _Unit(number, at * width, min((at + 1) * width, grid.num_slots), at + 1, num_pieces)
 
 
 def _damaged(problem: Problem) -> BehemothError:

@@ -190,21 +190,25 @@ class Uploading:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._uploads: dict[Rank, tuple[WriteId, RankUpload]] = {}
+        self._uploads: dict[Rank, dict[WriteId, RankUpload]] = {}
 
     def enter(self, write_id: WriteId, upload: RankUpload) -> None:
-        """From now on the rank can be asked about this write, and no longer about the one before: one save is under way
-        at a time."""
+        """From now on the rank can be asked about this write, and about the last one of the others: a save that was
+        given up may come here late, and must not take the place of the one that is under way."""
         with self._changed:
-            self._uploads[upload.rank] = write_id, upload
+            known = self._uploads.setdefault(upload.rank, {})
+            known.pop(write_id, None)
+            known[write_id] = upload
+            for old in list(known)[:-2]:
+                del known[old]
             self._changed.notify_all()
 
     def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given) -> RankUpload:
         """Waits for the rank to begin with the write. Raises Conflict when cancelled."""
         with self._changed:
             while True:
-                known, found = self._uploads.get(rank, (None, None))
-                if found is not None and known == write_id:
+                found = self._uploads.get(rank, {}).get(write_id)
+                if found is not None:
                     return found
                 if cancelled():
                     raise Conflict(f"rank {rank}: given up while waiting for it to begin", code="save-cancelled")

@@ -18,12 +18,13 @@ from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import combined_runs, crc32c
 from behemoth.checkpoint.freshness import held_prints
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.receipt import Receipt, WrittenSpan
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.span_table import SpanTable
 from behemoth.checkpoint.writer import payload_crc
 
 
@@ -64,16 +65,21 @@ def prove(
     the rank, and the array where there is one.
     """
     by_rank = _one_each(layout, receipts, step=step, write_id=write_id, attempt=attempt)
-    spans = [span for receipt in by_rank for span in receipt.spans]
-    ranks = np.repeat([receipt.rank for receipt in by_rank], [len(receipt.spans) for receipt in by_rank])
-    extents = Extents.of([span[:4] for span in spans])
+    tables = [SpanTable.of(receipt.spans) for receipt in by_rank]
+    ranks = np.repeat([receipt.rank for receipt in by_rank], [len(table) for table in tables])
+    extents = Extents(
+        array=_counts(tables, "array"),
+        chunk=_counts(tables, "chunk"),
+        offset=_counts(tables, "offset"),
+        length=_counts(tables, "length"),
+    )
     fault = check_coverage(layout, extents)
     if fault is not None:
         rank = ranks[fault.row] if fault.row >= 0 else _owing(layout, by_rank, fault.array, fault.chunk)
         told = "" if rank is None else f"rank {rank}: "
         raise Invalid(f"write {write_id!r} of step {step}: {told}{fault.message}", code=fault.code)
     order = extents.order()
-    summaries, shared, chunk_crcs = _summaries(layout, extents, order, spans)
+    summaries, shared, chunk_crcs = _summaries(layout, extents, order, tables)
     first_rows = order[np.searchsorted(extents.array[order], np.arange(len(layout.arrays)))]
     return Proof(
         arrays=summaries,
@@ -82,6 +88,11 @@ def prove(
         first_ranks=tuple(Rank(rank) for rank in ranks[first_rows].tolist()),
         held_prints=held_prints(layout, by_rank),
     )
+
+
+def _counts(tables: Sequence[SpanTable], name: str) -> Ints:
+    """A column of all spans. What no int64 holds comes out negative, which no coverage lets pass."""
+    return np.concatenate([table.column(name) for table in tables]).astype(np.int64)
 
 
 def _owing(layout: Layout, by_rank: Sequence[Receipt], array: int, chunk: int) -> Rank | None:
@@ -149,11 +160,11 @@ def _check_receipt(layout: Layout, receipt: Receipt, *, step: Step, write_id: Wr
 
 
 def _summaries(
-    layout: Layout, extents: Extents, order: Ints, spans: Sequence[WrittenSpan]
+    layout: Layout, extents: Extents, order: Ints, tables: Sequence[SpanTable]
 ) -> tuple[tuple[ArraySummary, ...], tuple[SharedChunk, ...], tuple[npt.NDArray[np.uint32], ...]]:
     """Coverage is proven, so rows in `order` run through every chunk of every array from its start to its end."""
-    crcs = np.array([span.crc for span in spans], dtype=np.uint32)[order]
-    zero = np.array([span.is_zero for span in spans], dtype=bool)[order]
+    crcs = np.concatenate([table.column("crc") for table in tables]).astype(np.uint32)[order]
+    zero = np.concatenate([table.column("is_zero") for table in tables]).astype(bool)[order]
     chunk, length = extents.chunk[order], extents.length[order]
     bounds = np.searchsorted(extents.array[order], np.arange(len(layout.arrays) + 1))
     summaries: list[ArraySummary] = []
@@ -186,10 +197,7 @@ def _chunk_crcs(
     """The CRC of each chunk's data, and which chunks have several pieces."""
     first = np.searchsorted(chunk, np.arange(num_chunks + 1))
     combined = crcs[first[:-1]].copy()
-    several = np.flatnonzero(np.diff(first) > 1).tolist()
-    for k in several:
-        crc = int(combined[k])
-        for row in range(first[k] + 1, first[k + 1]):
-            crc = combine(crc, int(crcs[row]), int(length[row]))
-        combined[k] = crc
-    return combined, several
+    several = np.flatnonzero(np.diff(first) > 1)
+    bounds = zip(first[several].tolist(), first[several + 1].tolist(), strict=True)
+    combined[several] = combined_runs(crcs.tolist(), length.tolist(), bounds)
+    return combined, several.tolist()

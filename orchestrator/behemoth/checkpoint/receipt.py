@@ -1,35 +1,29 @@
 """What a rank says that it wrote: the leader proves a checkpoint from these alone, so they carry all it must believe.
 
-Receipts cross the network as msgpack, are bounded, and decode strictly. Neighbours: `writer` makes, `commit` judges.
+Receipts cross the network as msgpack, are bounded, and decode strictly. Neighbours: `writer` makes, `commit` judges,
+`span_table` has what there are millions of.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 import msgspec
 
 from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSpan
+
+__all__ = ["Freshness", "Receipt", "WrittenShard", "WrittenSpan"]
 
 MAX_RECEIPT_BYTES = 64 << 20
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-
-
-class WrittenSpan(NamedTuple):
-    """Bytes `offset` .. `offset + length` of one chunk, with their CRC-32C. `array` counts in the layout's order."""
-
-    array: _Count
-    chunk: _Count
-    offset: _Count
-    length: _Count
-    crc: _Crc
-    is_zero: bool
 
 
 class WrittenShard(NamedTuple):
@@ -64,35 +58,51 @@ class Receipt:
     step: _Count
     write_id: _Text
     layout_digest: _Text
-    spans: tuple[WrittenSpan, ...]
+    spans: Sequence[WrittenSpan]
     freshness: Freshness | msgspec.UnsetType = msgspec.UNSET
     shards: tuple[WrittenShard, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""
-        data = msgspec.msgpack.encode(_Document(version=FORMAT_VERSION, receipt=self))
-        if len(data) > MAX_RECEIPT_BYTES:
-            raise Invalid(f"receipt of rank {self.rank}: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}")
+        table = SpanTable.of(self.spans)
+        header = replace(self, spans=())
+        data = msgspec.msgpack.encode(
+            _Document(version=FORMAT_VERSION, receipt=header, num_spans=len(table), spans=table.encode())
+        )
+        if len(data) > MAX_RECEIPT_BYTES or table.num_bytes > MAX_TABLE_BYTES:
+            raise Invalid(
+                f"receipt of rank {self.rank}: expected at most {MAX_RECEIPT_BYTES} bytes and {MAX_TABLE_BYTES} of "
+                f"spans, got {len(data)} and {table.num_bytes} bytes"
+            )
         return data
 
     @staticmethod
     def decode(data: bytes) -> Receipt:
-        """Raises Corrupt for what is no receipt of this version."""
+        """Its spans are a SpanTable. Raises Corrupt for what is no receipt of this version."""
         if len(data) > MAX_RECEIPT_BYTES:
             raise Corrupt(f"receipt: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}", code="receipt-size")
         try:
+            version = msgspec.msgpack.decode(data, type=_Version).version
+            if version != FORMAT_VERSION:
+                raise Corrupt(
+                    f"receipt: expected version {FORMAT_VERSION}, got {version}",
+                    hint="all agents of a run must be of one release",
+                    code="receipt-version",
+                )
             document = msgspec.msgpack.decode(data, type=_Document)
         except UNDECODABLE as error:
             raise Corrupt(f"receipt: expected a msgpack document, got {error}", code="receipt-rubbish") from error
-        if document.version != FORMAT_VERSION:
-            raise Corrupt(
-                f"receipt: expected version {FORMAT_VERSION}, got {document.version}",
-                hint="all agents of a run must be of one release",
-                code="receipt-version",
-            )
-        return document.receipt
+        return replace(document.receipt, spans=SpanTable.decode(document.spans, num_spans=document.num_spans))
+
+
+class _Version(msgspec.Struct, kw_only=True):
+    version: int
 
 
 class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`receipt` has no spans: they stand beside it, packed."""
+
     version: int
     receipt: Receipt
+    num_spans: _Count
+    spans: bytes

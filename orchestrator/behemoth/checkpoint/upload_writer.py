@@ -151,13 +151,20 @@ class _Job:
         run_all(write, arrays, threads=REQUEST_THREADS, name="ckpt-metadata")
 
     def abort(self) -> None:
-        """End the uploads that this rank has begun, as far as the store lets it: others are gc's."""
+        """End the uploads that this rank has begun. What cannot be ended, and what comes after it, is gc's: a store
+        that is away would take its time for each, and who waits for the failure would wait for all of that."""
+        with suppress(BehemothError):
+            run_all(
+                lambda shard: self._store.abort_upload(self._key(shard), self._begun[shard]),
+                list(self._begun),
+                threads=REQUEST_THREADS,
+                name="ckpt-abort",
+            )
 
-        def end(shard: Shard) -> None:
-            with suppress(BehemothError):
-                self._store.abort_upload(self._key(shard), self._begun[shard])
-
-        run_all(end, list(self._begun), threads=REQUEST_THREADS, name="ckpt-abort")
+    def _in_turn(self, ranks: Collection[Rank]) -> list[Rank]:
+        """From this rank's own number on: if all began with the lowest, that one would be asked by all at once."""
+        num_ranks = self._layout.mesh.num_ranks
+        return sorted(ranks, key=lambda rank: (rank - self._parts.rank) % num_ranks)
 
     def _begin(self, shard: Shard) -> None:
         self._go_on()
@@ -169,7 +176,8 @@ class _Job:
         for part in parts:
             wanted.setdefault(part.completer, {})[part.shard] = None
         found: dict[Shard, UploadId] = {}
-        for completer, shards in wanted.items():
+        for completer in self._in_turn(wanted):
+            shards = wanted[completer]
             ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._cancelled)
             found.update(zip(shards, ids, strict=True))
         return found
@@ -193,7 +201,7 @@ class _Job:
     def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
         receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
         uploaders = {rank for shard in shards for rank in self._parts.completes[shard]}
-        for uploader in sorted(uploaders):
+        for uploader in self._in_turn(uploaders):
             told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._cancelled)
             for one in told:
                 if one.shard in receipts:

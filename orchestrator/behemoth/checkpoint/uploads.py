@@ -33,7 +33,8 @@ SINGLE_BYTES = 8 << 20
 
 
 class Run(NamedTuple):
-    """A part: data [begin, end) of its shard, of segments first .. last; `turn` counts parts of the same segments."""
+    """A part: data [begin, end) of its shard, of segments first .. last; `turn` counts parts of the same segments, and
+    is -1 for one that takes some of a large segment to be large enough."""
 
     begin: int
     end: int
@@ -123,7 +124,8 @@ def cut_parts(bounds: tuple[int, ...], num_holders: int) -> tuple[Run, ...]:
     """The parts of a shard whose segments lie between `bounds`, in bytes of data from 0 on; each has `num_holders`
     holders.
 
-    What a segment's several holders can share out is cut for all of them, as far as parts stay large enough.
+    What a segment's several holders can share out is cut for all of them, as far as parts stay large enough. Small
+    segments before a large one take no more of it than they need: who sends their part may hold none of the rest.
     """
     total = bounds[-1]
     least = max(MIN_PART_BYTES, -(-total // (MAX_PARTS - 1)))
@@ -133,6 +135,9 @@ def cut_parts(bounds: tuple[int, ...], num_holders: int) -> tuple[Run, ...]:
         if start == end:
             continue
         first = segment if first < 0 else first
+        if begin < start and end - begin >= 2 * least:
+            runs.append(Run(begin, begin + least, first, segment, -1))
+            begin, first = begin + least, segment
         if end - begin >= least or end == total:
             runs += _split(begin, end, first, segment, least, num_holders)
             begin, first = end, -1

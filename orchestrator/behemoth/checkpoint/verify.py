@@ -8,12 +8,14 @@ beside the checkpoints; `reader` refuses at the first fault because a run waits,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from behemoth.base.errors import BehemothError, NotFound
 from behemoth.base.ids import Step
-from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span, content_crc, spans_of
+from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, spans_of
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import CommitRecord
@@ -80,12 +82,14 @@ def verify(
     problems += _check_metadata(store, record, index)
     shards = [shard for shard in shards_of(record, index) if listed.get(shard.key) == shard.grid.file_bytes]
     spans = spans_of(shards, deep=deep)
-    found = list(
+    tally = _Tally(shards)
+    for found in (
         _check_here(store, shards, spans, deep, threads, progress) if spread is None else spread(record, shards, spans)
-    )
-    problems += [problem for one in found for problem in one.problems]
-    problems += _check_contents(record, index, shards, found)
-    return _report(commit.step, deep, problems, found, num_objects=len(listed) + 1)
+    ):
+        tally.note(found)
+    problems += tally.problems
+    problems += _check_contents(record, index, shards, tally)
+    return _report(commit.step, deep, problems, tally, num_objects=len(listed) + 1)
 
 
 def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
@@ -121,15 +125,38 @@ def _check_here(
         yield found
 
 
+class _Tally:
+    """What was found in all shards together."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self.contents = Contents(shards)
+        self.problems: list[Problem] = []
+        self.num_chunks: Counter[int] = Counter()
+        """By array, as the layout counts them."""
+        self.damaged: set[int] = set()
+        """Arrays of which a chunk is damaged, or nobody knows."""
+        self.num_bytes = 0
+
+    def note(self, found: Found) -> None:
+        array = self._shards[found.shard].array
+        self.contents.note(found)
+        self.problems += found.problems
+        self.num_chunks[array] += len(found.crcs)
+        self.num_bytes += found.num_bytes
+        if any(problem.kind in ("chunk", "unreadable") for problem in found.problems):
+            self.damaged.add(array)
+
+
 def _report(
-    step: Step | None, deep: bool, problems: Sequence[Problem], found: Sequence[Found] = (), *, num_objects: int = 1
+    step: Step | None, deep: bool, problems: Sequence[Problem], tally: _Tally | None = None, *, num_objects: int = 1
 ) -> Report:
     return Report(
         step=step,
         deep=deep,
         num_objects=num_objects,
-        num_chunks=sum(len(one.crcs) for one in found),
-        num_bytes=sum(one.num_bytes for one in found),
+        num_chunks=0 if tally is None else tally.num_chunks.total(),
+        num_bytes=0 if tally is None else tally.num_bytes,
         problems=tuple(sorted(problems, key=lambda problem: (problem.object_key, problem.offset_bytes))),
     )
 
@@ -206,21 +233,18 @@ def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex
 
 
 def _check_contents(
-    record: CommitRecord, index: CommitIndex, shards: Sequence[Shard], found: Sequence[Found]
+    record: CommitRecord, index: CommitIndex, shards: Sequence[Shard], tally: _Tally
 ) -> Iterator[Problem]:
     """Chunks that are whole but not those of this commit: the CRC over all CRCs tells. Says nothing of arrays of which
     an object is missing or a chunk was found damaged already."""
-    of_array: dict[int, list[Found]] = {}
-    for one in found:
-        of_array.setdefault(shards[one.shard].array, []).append(one)
-    for array, parts in of_array.items():
-        grid = shards[parts[0].shard].grid
-        is_damaged = any(problem.kind in ("chunk", "unreadable") for part in parts for problem in part.problems)
-        if is_damaged or sum(len(part.crcs) for part in parts) < grid.num_chunks:
+    for array, parts in groupby(shards, key=lambda shard: shard.array):
+        first = next(parts)
+        grid = first.grid
+        if array in tally.damaged or tally.num_chunks[array] < grid.num_chunks:
             continue
-        crc, expected = content_crc(grid, ((shards[part.shard], part) for part in parts)), index.content_crcs[array]
+        crc, expected = tally.contents.crc(array), index.content_crcs[array]
         if crc != expected:
             told = f"expected CRC-32C {expected:08x} over the CRCs of all chunks, got {crc:08x}"
             message = f"array {grid.spec.name!r}: {told}: chunks of another checkpoint, or damaged CRCs"
-            key = f"{record.prefix}/{index.layout.paths[array]}" if grid.num_shards > 1 else shards[parts[0].shard].key
+            key = f"{record.prefix}/{index.layout.paths[array]}" if grid.num_shards > 1 else first.key
             yield problem_at("content", key, 0, grid.num_shards * grid.index_offset_bytes, message, grid)

@@ -36,6 +36,7 @@ from behemoth.wire.messages import (
     Hello,
     Leave,
     PeerPlace,
+    ProgramRefused,
     RanksFinished,
     RanksGone,
     RanksRestored,
@@ -334,7 +335,7 @@ class Fleet:
             case WorkerEnded():
                 self._tell_progress()
                 self._sink(evidence_of(link.node, report))
-            case RestoreRefused() | SaveMissed() | SaveBroken():
+            case RestoreRefused() | ProgramRefused() | SaveMissed() | SaveBroken():
                 self._sink(evidence_of(link.node, report))
             case Refused():
                 _log.info("node %s refused %s: %s", link.node, report.command, report.reason)

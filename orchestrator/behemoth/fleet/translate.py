@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from behemoth.base.ids import NodeId
-from behemoth.state.evidence import RestoreFailed, SaveFailed, SavePassed, WorkerFailed
-from behemoth.wire.messages import RestoreRefused, SaveBroken, SaveMissed, WorkerEnded
+from behemoth.state.evidence import GangMismatched, RestoreFailed, SaveFailed, SavePassed, WorkerFailed
+from behemoth.wire.messages import ProgramRefused, RestoreRefused, SaveBroken, SaveMissed, WorkerEnded
 
-SingleReport: TypeAlias = WorkerEnded | RestoreRefused | SaveMissed | SaveBroken
+SingleReport: TypeAlias = WorkerEnded | RestoreRefused | ProgramRefused | SaveMissed | SaveBroken
 
 
-def evidence_of(node: NodeId, report: SingleReport) -> WorkerFailed | RestoreFailed | SavePassed | SaveFailed:
+def evidence_of(
+    node: NodeId, report: SingleReport
+) -> WorkerFailed | RestoreFailed | GangMismatched | SavePassed | SaveFailed:
     """What `node` says, as a fact about the run."""
     match report:
         case WorkerEnded():
@@ -33,6 +35,8 @@ def evidence_of(node: NodeId, report: SingleReport) -> WorkerFailed | RestoreFai
                 is_corrupt=report.is_corrupt,
                 is_unfit=report.is_unfit,
             )
+        case ProgramRefused():
+            return GangMismatched(attempt=report.attempt, node=node, reason=report.reason)
         case SaveMissed():
             return SavePassed(attempt=report.attempt, write_id=report.write_id, step=report.step)
         case SaveBroken():

@@ -31,7 +31,8 @@ def holders(slot: int, domains: Sequence[int], *, stride: int, copies: int) -> t
 
 
 def wards(slot: int, domains: Sequence[int], *, stride: int, copies: int) -> tuple[Slot, ...]:
-    """The slots whose copies `slot` holds. O(slots x copies)."""
+    """The slots whose copies `slot` holds. O(slots x copies) where slots of a domain are neighbours."""
+    copies = min(copies, len(set(domains)) - 1)  # or every slot would look for a further domain among all
     return tuple(
         Slot(other) for other in range(len(domains)) if slot in holders(other, domains, stride=stride, copies=copies)
     )

@@ -122,7 +122,8 @@ class GangRestored(_Evidence, frozen=True, kw_only=True):
 
 
 class GangMismatched(_Evidence, frozen=True, kw_only=True):
-    """Ranks of the attempt on `node` declare other arrays than their peers, so that no save of theirs could commit."""
+    """What ranks of the attempt on `node` declare cannot be, nor at another attempt: other arrays than their peers, so
+    that no save could commit, or more staging memory than a node may hold."""
 
     attempt: Attempt
     node: NodeId

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from behemoth.base.errors import Corrupt, Invalid
-from behemoth.checkpoint.crc import combine
+from behemoth.checkpoint.crc import combined
 from behemoth.ports import MAX_PART_BYTES, MAX_PARTS, MIN_PART_BYTES, PartReceipt
 
 
@@ -31,7 +31,6 @@ def check_parts(
     numbers = [part.number for part in ordered]
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
         raise Invalid(f"complete {key}: expected parts 1 .. n, got {_told(numbers)}", code="part-number")
-    combined = 0
     for part in ordered:
         check_part(key, number=part.number, size_bytes=part.size_bytes)
         if part.size_bytes < min_bytes and part is not ordered[-1]:
@@ -40,11 +39,9 @@ def check_parts(
                 f"got {part.size_bytes} bytes",
                 code="part-size",
             )
-        combined = combine(combined, part.crc, part.size_bytes)
-    if combined != crc:
-        raise Corrupt(
-            f"complete {key}: expected parts of CRC {crc:08x} together, got {combined:08x}", code="upload-crc"
-        )
+    got = combined((part.crc, part.size_bytes) for part in ordered)
+    if got != crc:
+        raise Corrupt(f"complete {key}: expected parts of CRC {crc:08x} together, got {got:08x}", code="upload-crc")
     return ordered
 
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Invalid, NotFound, Unavailable
@@ -24,6 +25,8 @@ from behemoth.storage.positional import byte_view
 from behemoth.storage.s3_body import Body
 from behemoth.storage.s3_client import allowed_s, encoded_crc
 from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects
+
+_REFUSALS = (401, 403, 404)
 
 
 class S3Store(S3Objects):
@@ -52,19 +55,24 @@ class S3Store(S3Objects):
         size_bytes = sum(view.nbytes for view in views)
         check_part(key, number=number, size_bytes=size_bytes)
 
+        arguments = {**where, "UploadId": upload_id, "PartNumber": number, "ChecksumCRC32C": encoded_crc(crc)}
+        was_cut = False
+
         def send(client: Any) -> str:
-            answer = client.upload_part(
-                **where,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=Body(views, ends_s=time.monotonic() + allowed_s(size_bytes)),
-                ChecksumCRC32C=encoded_crc(crc),
-            )
+            nonlocal was_cut
+            if was_cut:
+                _require_welcome(client, arguments)
+            body = Body(views, ends_s=time.monotonic() + allowed_s(size_bytes))
+            try:
+                answer = client.upload_part(**arguments, Body=body)
+            except BotoCoreError:
+                was_cut = True
+                raise
             if answer.get("ChecksumCRC32C") != encoded_crc(crc):
                 raise _no_checksums(doing)
             return str(answer["ETag"])
 
-        etag = self._client.ask(doing, send, size_bytes=size_bytes)
+        etag = self._client.send(doing, send, size_bytes=size_bytes)
         return PartReceipt(number=number, etag=etag, crc=crc, size_bytes=size_bytes)
 
     def complete_upload(self, key: str, upload_id: UploadId, *, parts: Sequence[PartReceipt], crc: int) -> None:
@@ -90,8 +98,8 @@ class S3Store(S3Objects):
 
         try:
             self._client.ask(f"complete {key}", complete)
-        except (Conflict, NotFound, Unavailable):
-            if not self._holds(key, size_bytes, crc):
+        except (Conflict, NotFound, Unavailable) as error:
+            if not self._holds(key, size_bytes, crc, is_last_look=isinstance(error, Unavailable)):
                 raise
             self.abort_upload(key, upload_id)
 
@@ -140,10 +148,10 @@ class S3Store(S3Objects):
             ),
         )
 
-    def _holds(self, key: str, size_bytes: int, crc: int) -> bool:
+    def _holds(self, key: str, size_bytes: int, crc: int, *, is_last_look: bool) -> bool:
         """Whether exactly these bytes stand there. Where the server keeps no CRC of the whole they are read."""
         try:
-            found = self._head(f"complete {key}: ask what stands there", key)
+            found = self._head(f"complete {key}: ask what stands there", key, is_last_look=is_last_look)
         except NotFound:
             return False
         if int(found["ContentLength"]) != size_bytes:
@@ -159,6 +167,18 @@ class S3Store(S3Objects):
             self.read_into(key, offset_bytes=begin, into=part)
             crc = crc32c(part, crc)
         return crc
+
+
+def _require_welcome(client: Any, arguments: dict[str, Any]) -> None:
+    """Raises the store's refusal of a part, if it refuses who sends it or knows no such upload. A store that does so
+    while the body is on its way closes the connection, and its answer is lost with what was still coming: the same
+    bytes would be sent until patience ends. So before they are sent again it is asked with none at all; where these
+    would be welcome it finds that they are not those of the CRC."""
+    try:
+        client.upload_part(**arguments, Body=b"")
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _REFUSALS:
+            raise
 
 
 def _age_s(begun: datetime, served: str | None) -> float:

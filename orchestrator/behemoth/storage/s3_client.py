@@ -17,8 +17,9 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+from behemoth.base.errors import Corrupt
 from behemoth.base.retry import retried
-from behemoth.storage.s3_errors import named_errors
+from behemoth.storage.s3_errors import UPLOAD_CRC, named_errors
 from behemoth.storage.s3_place import S3Place
 
 CONNECT_LIMIT_S = 10
@@ -42,16 +43,28 @@ class S3Client:
         self._client: Any = None
         self._lock = threading.Lock()
 
-    def ask(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int = 0) -> _T:
+    def ask(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int = 0, is_last_look: bool = False) -> _T:
         """What `request` returns, which gets boto3's client and may be called several times: it must be idempotent.
-        `doing` begins the messages of errors. Blocks for `size_bytes` at the slowest rate, and `patience_s`. Raises
-        Unavailable when nothing helps, with the number of tries."""
+        `doing` begins the messages of errors. Blocks for `size_bytes` at the slowest rate, and `patience_s`; with
+        `is_last_look`, after a call that has waited so long in vain, for one try. Raises Unavailable when nothing
+        helps, with the number of tries."""
 
         def work() -> _T:
             with named_errors(doing):
                 return request(self._connected())
 
-        return retried(work, limit_s=self._patience_s + size_bytes / SLOWEST_BYTES_PER_S)
+        limit_s = 0.0 if is_last_look else self._patience_s + size_bytes / SLOWEST_BYTES_PER_S
+        return retried(work, limit_s=limit_s)
+
+    def send(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int) -> _T:
+        """As `ask`, and once more when the store received other bytes than the CRC says: what was changed on its way is
+        right the second time, and what was wrong here is wrong again. Raises Corrupt then."""
+        try:
+            return self.ask(doing, request, size_bytes=size_bytes)
+        except Corrupt as error:
+            if error.code != UPLOAD_CRC:
+                raise
+        return self.ask(doing, request, size_bytes=size_bytes)
 
     def close(self) -> None:
         """Give back all connections."""

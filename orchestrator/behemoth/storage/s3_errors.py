@@ -16,6 +16,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.storage.s3_place import CREDENTIALS_HINT
 
+UPLOAD_CRC = "upload-crc"
+"""Code of the error for bytes that are not those of their CRC."""
 _ALLOWED = "allow it in the bucket's policy, or use other credentials"
 _REGION = "name the bucket's region: AWS_REGION, or ?region= behind the store's URL"
 _NO_CREDENTIALS = (
@@ -56,7 +58,7 @@ def error_of_code(code: str, status: int, doing: str) -> BehemothError:
         case "ObjectParentIsFile" | "ExistingObjectIsDirectory" | "XMinioParentIsObject":
             return Conflict(f"{doing}: an object and a folder claim the same name")
         case "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest":
-            return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code="upload-crc")
+            return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code=UPLOAD_CRC)
         case "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "XAdminUserNotFound":
             return Denied(message, hint=_ALLOWED)
         case "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidClientTokenId":

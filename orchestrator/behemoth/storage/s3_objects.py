@@ -84,9 +84,12 @@ class S3Objects:
             )
 
         try:
-            self._client.ask(f"create {key}", put, size_bytes=view.nbytes)
-        except (Conflict, Unavailable):
-            if not self._client.ask(f"create {key}", lambda client: self._is_made(client, key, write_id)):
+            self._client.send(f"create {key}", put, size_bytes=view.nbytes)
+        except (Conflict, Unavailable) as error:
+            is_last_look = isinstance(error, Unavailable)
+            if not self._client.ask(
+                f"create {key}", lambda client: self._is_made(client, key, write_id), is_last_look=is_last_look
+            ):
                 raise
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
@@ -158,9 +161,11 @@ class S3Objects:
         """Characters in front of a store's key in the bucket's."""
         return len(self._place.prefix) + 1 if self._place.prefix else 0
 
-    def _head(self, doing: str, key: str) -> dict[str, Any]:
+    def _head(self, doing: str, key: str, *, is_last_look: bool = False) -> dict[str, Any]:
         where = self._where(key)
-        return self._client.ask(doing, lambda client: dict(client.head_object(**where, ChecksumMode="ENABLED")))
+        return self._client.ask(
+            doing, lambda client: dict(client.head_object(**where, ChecksumMode="ENABLED")), is_last_look=is_last_look
+        )
 
     def _is_made(self, client: Any, key: str, write_id: str) -> bool:
         """Whether this very call has made the object. Raises Conflict when another has."""

@@ -116,6 +116,14 @@ class RestoreRefused(_Message, frozen=True, kw_only=True):
     is_unfit: bool = False
 
 
+class ProgramRefused(_Message, frozen=True, kw_only=True):
+    """What a rank of the node declares cannot be had, whatever attempt asks for it: arrays that are not those of its
+    peers, or more staging memory than the node may hold."""
+
+    attempt: Attempt
+    reason: str
+
+
 class SaveReached(_Message, frozen=True, kw_only=True):
     """All ranks of the node reached this stage of the save."""
 
@@ -169,6 +177,7 @@ Report: TypeAlias = (
     | RanksFinished
     | WorkerEnded
     | RestoreRefused
+    | ProgramRefused
     | SaveReached
     | SaveMissed
     | ReceiptBatch

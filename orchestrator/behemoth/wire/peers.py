@@ -34,6 +34,8 @@ MAX_PEER_FRAME_BYTES: Final = 1 << 20
 MAX_GREETING_BYTES: Final = 4 << 10
 """Of a frame until the handshake is done."""
 NONCE_BYTES: Final = 32
+PEER_BUSY: Final = "peer-busy"
+"""Code of the error of a node that answers as many others as it can: it is there, and may be asked again."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
@@ -123,6 +125,10 @@ MAX_ROWS: Final = 4096
 """Of one request: so many have room in a frame."""
 
 
+MAX_SHARDS: Final = 128
+"""Of one request for upload ids, which a store may make long: so many have room in the answer's frame."""
+
+
 class AskFragments(_Message, frozen=True, kw_only=True):
     """Bytes that a rank holds of a write which it uploads. BytesFound answers, and behind it the bytes in order."""
 
@@ -144,7 +150,7 @@ class AskUploadIds(_Message, frozen=True, kw_only=True):
 
     rank: Rank
     write_id: WriteId
-    shards: Annotated[tuple[ShardRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
+    shards: Annotated[tuple[ShardRow, ...], msgspec.Meta(max_length=MAX_SHARDS)]
 
 
 class AskSentParts(_Message, frozen=True, kw_only=True):

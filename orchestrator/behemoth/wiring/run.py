@@ -23,7 +23,7 @@ from behemoth.app.body import AgentProgram, LocalBody
 from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.app.configure import agent_setup, brain_config, failure_domains, to_us
 from behemoth.app.drains.drainer import Drainer
-from behemoth.app.drains.second_store import SecondStore, drain_settings
+from behemoth.app.drains.second_store import SecondStore, drain_settings, last_commit
 from behemoth.app.drills import Drills
 from behemoth.app.event_log import EventLog
 from behemoth.app.events import Event
@@ -37,7 +37,6 @@ from behemoth.app.summary import DrainTable, Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Epoch, NodeId, RunUid, Step
-from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.fleet.server import Fleet, FleetSettings
 from behemoth.fleet.tokens import Tokens
@@ -118,12 +117,19 @@ class LocalRun:
             history = await self._lead(place, store, journal, history, events, drainer)
             self._is_over = True
             await asyncio.to_thread(_clean_up, place, store)
-            drained = None if second is None else await self._finish(second, store)
+            drained = None if second is None else await self._finish(second, store, history)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
             cancelled = self._stop_reading.is_set
             summary = await asyncio.to_thread(
-                summarize, name, history, store, now_us=now_us, cancelled=cancelled, drain=drained
+                summarize,
+                name,
+                history,
+                store,
+                url=place.store_url,
+                now_us=now_us,
+                cancelled=cancelled,
+                drain=drained,
             )
             place.directory.write_summary(summary.document())
             return summary
@@ -192,13 +198,14 @@ class LocalRun:
             nodes = list(former.config.nodes) if former is not None else _nodes(request.run, runtime.nodes())
             drills = self._open_drills(place, store, events)
             stack.push_async_callback(asyncio.to_thread, drills.close)
+            drains = () if drainer is None else (drainer.witness,)
             body = LocalBody(
                 fleet=fleet,
                 machines=machines,
                 desk=desk,
                 agent=self._agent_program(place),
                 domains=failure_domains(request.run, nodes),
-                witnesses=(history.witness, events.witness, drills.witness),
+                witnesses=(history.witness, events.witness, drills.witness, *drains),
             )
             self._loop = Loop(clock=self._clock, journal=journal, body=body, observation=former)
             machines.start()
@@ -271,9 +278,10 @@ class LocalRun:
             ),
         )
 
-    async def _finish(self, second: SecondStore, store: SavesTo) -> DrainTable:
+    async def _finish(self, second: SecondStore, store: SavesTo, history: History) -> DrainTable:
         """A run is not over before its last checkpoint is in the second store."""
-        last = await asyncio.to_thread(latest, store)
+        committed = () if history.observation is None else history.observation.commits
+        last = await asyncio.to_thread(last_commit, store, committed)
         if last is not None:
             self._request.on_phase(f"draining the checkpoint of step {last.step}")
         is_required = self._request.run.checkpoint.durable == "drain"

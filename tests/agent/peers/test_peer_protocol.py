@@ -27,6 +27,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Inval
 from behemoth.base.ids import NodeId, Rank, WriteId
 from behemoth.wire.frames import encode_frame
 from behemoth.wire.peers import (
+    PEER_BUSY,
     AskBytes,
     AskSnapshot,
     BytesFound,
@@ -266,18 +267,12 @@ def test_more_nodes_than_a_node_has_connections_for_take_turns(monkeypatch: pyte
         peer = stack.enter_context(serving({AskSnapshot: lambda _: Reply(answer=answer)}))
         nodes = [stack.enter_context(asking()) for _ in range(5)]
         for node in nodes * 3:
-            assert patiently_asked(node, peer) == answer
+            assert node.ask(peer, ask_snapshot(), SnapshotFound) == answer
 
 
-def patiently_asked(node: PeerClient, peer: PeerAddress) -> SnapshotFound:
-    """A connection counts as busy until the thread that has just answered on it says so."""
-    for _ in range(50):
-        with contextlib.suppress(Unavailable):
-            return node.ask(peer, ask_snapshot(), SnapshotFound)
-    raise AssertionError("no room was made for another node")
-
-
-def test_a_node_that_answers_on_all_its_connections_closes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_answers_on_all_its_connections_says_so_to_the_next_which_asks_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 1)
     answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
     is_asked, may_answer = threading.Event(), threading.Event()
@@ -287,13 +282,18 @@ def test_a_node_that_answers_on_all_its_connections_closes_the_next(monkeypatch:
         assert may_answer.wait(30)
         return Reply(answer=answer)
 
-    with serving({AskSnapshot: slow}) as peer, asking() as first, asking() as second, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(first.ask, peer, ask_snapshot(), SnapshotFound)
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(serving({AskSnapshot: slow}))
+        first, hasty, patient = (stack.enter_context(asking(limit_s=limit_s)) for limit_s in (30.0, SHORT_S, 30.0))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        asked = [pool.submit(first.ask, peer, ask_snapshot(), SnapshotFound)]
         assert is_asked.wait(30)
-        with pytest.raises(Unavailable):
-            second.ask(peer, ask_snapshot(), SnapshotFound)
+        with pytest.raises(Unavailable) as caught:
+            hasty.ask(peer, ask_snapshot(), SnapshotFound)
+        assert caught.value.code == PEER_BUSY
+        asked.append(pool.submit(patient.ask, peer, ask_snapshot(), SnapshotFound))
         may_answer.set()
-        assert waiting.result() == answer
+        assert [one.result(30) for one in asked] == [answer, answer]
 
 
 @contextlib.contextmanager

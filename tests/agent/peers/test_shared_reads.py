@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from typing_extensions import Buffer
 from agent.peers.shared_fleet import MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers import once as once_module
+from behemoth.agent.peers import shared_reads as shared_reads_module
 from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.preparing import Preparing
@@ -45,6 +47,37 @@ def test_alone_each_rank_reads_more_than_it_needs() -> None:
     saved = Saved(layout_on(dp=4))
     saved.restore_alone(saved.layout)
     assert saved.store.read_bytes / needed_bytes(saved.layout) > 2
+
+
+def test_what_every_rank_reads_is_read_once_by_each_group_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_reads_module, "GROUP_NODES", 2)
+    saved = Saved(layout_on(dp=4))
+    counts = []
+    with fleet(saved.store) as nodes:
+        for node in (0, 1, 3, 2):
+            open_commit(nodes[node].reads(saved.store), saved.ref)
+            counts.append(saved.store.read_bytes)
+    alone = CountingStore(saved.memory)
+    open_commit(alone, saved.ref)
+    assert counts == [alone.read_bytes, alone.read_bytes, 2 * alone.read_bytes, 2 * alone.read_bytes]
+
+
+def test_what_a_store_says_to_the_node_that_reads_is_not_asked_for_again() -> None:
+    saved = Saved(layout_on(dp=4))
+
+    class Away(CountingStore):
+        num_asked = 0
+
+        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+            self.num_asked += 1
+            raise Unavailable(f"read {key} from {offset_bytes}, {memoryview(into).nbytes} bytes: no whole answer")
+
+    away = Away(saved.memory)
+    with fleet(away) as nodes:
+        own = next(number for number in range(100) if zlib.crc32(f"a{number} 0".encode()) % NODES == nodes[0].slot)
+        with pytest.raises(Unavailable, match="no whole answer"):
+            nodes[0].reads(away).read_into(f"a{own}", offset_bytes=0, into=bytearray(8))
+    assert away.num_asked == 1
 
 
 def refuses(_asked: AskStored) -> Reply:

@@ -24,6 +24,7 @@ class FakeLink:
 
     def __init__(self, *errors: BehemothError) -> None:
         self.asked: list[int] = []
+        self.ways: list[bool] = []
         self._errors = list(errors)
         self._is_open = threading.Event()
         self._is_open.set()
@@ -46,6 +47,9 @@ class FakeLink:
         if self._errors:
             raise self._errors.pop(0)
         return Drained(num_bytes=1, seconds=1.0)
+
+    def give_way(self, is_saving: bool) -> None:
+        self.ways.append(is_saving)
 
     def close(self) -> None:
         self._is_closed = True

@@ -9,16 +9,18 @@ import pytest
 
 from behemoth.app.drains.drainer import DrainNews
 from behemoth.app.drains.messages import Drained, Settings
-from behemoth.app.drains.second_store import SecondStore
+from behemoth.app.drains.second_store import SecondStore, last_commit
 from behemoth.app.run_directory import DrainState, RunDirectory
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Conflict, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.owner import OWNED, Owner, take
 from behemoth.policy.retention import Retention
+from behemoth.ports import ObjectInfo
 from behemoth.spec.stores import Drain
 from behemoth.state.effect import CommitRef
 from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
 
 COMMIT = CommitRef(step=Step(20), write_id=WriteId("a1-20"), size_bytes=1)
 SETTINGS = Settings(
@@ -67,6 +69,22 @@ def test_the_same_failure_again_and_again_is_one_event(directory: RunDirectory) 
     noted = directory.drain()
     assert noted is not None
     assert (noted.step, noted.trouble) == (None, "step 20: full; put it back")
+
+
+class Away(MemoryStore):
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        raise Unavailable(f"list {prefix}: no whole answer from the store")
+
+
+def test_what_a_run_must_not_end_without_is_known_also_when_its_first_store_is_away() -> None:
+    store = MemoryStore()
+    record = save(store, small_layout(), step=30, write_id="a1-30")
+    assert record is not None
+    for first in (MemoryStore(), Away()):
+        assert last_commit(first, (COMMIT,)) == COMMIT
+    assert last_commit(store, (COMMIT,)) == record.ref
+    assert last_commit(MemoryStore(), ()) is None
+    assert last_commit(Away(), ()) is None
 
 
 def test_nothing_is_fetched_from_the_store_of_another_run(directory: RunDirectory) -> None:

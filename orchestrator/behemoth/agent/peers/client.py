@@ -6,6 +6,7 @@ neighbour is `server`, the other end.
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from behemoth.wire.peers import (
     MAX_PEER_FRAME_BYTES,
     PAYLOAD_ENDS,
     PEER_ANSWERS,
+    PEER_BUSY,
     PayloadEnd,
     PeerAnswer,
     PeerFailed,
@@ -30,6 +32,8 @@ CONNECT_LIMIT_S = 5.0
 HANDSHAKE_LIMIT_S = 10.0
 """A store process that has just died has a successor that accepts within this time."""
 ANSWER_LIMIT_S = 30.0
+BUSY_PAUSE_S = 0.2
+"""At most, before a node that answers too many others is asked again."""
 MAX_IDLE = 64
 """Connections that are kept open between questions."""
 
@@ -50,8 +54,11 @@ class PeerClient:
     ) -> A:
         """The answer, with its payload in `into`, which it must fill exactly. Raises the error that the node told, or
         Unavailable, Timeout, Corrupt; Conflict when the payload changed while it was sent. After an error `into` may
-        hold anything, and nobody writes to it any more."""
-        answer = self._asked(peer, request, into)
+        hold anything, and nobody writes to it any more. A node that answers too many others is asked again until
+        the limit of an answer is over."""
+        patience_ends_s = time.monotonic() + self._answer_limit_s
+        while _is_busy(answer := self._asked(peer, request, into)) and time.monotonic() < patience_ends_s:
+            time.sleep(random.uniform(0, BUSY_PAUSE_S))
         if isinstance(answer, PeerFailed):
             raise error_of(answer, peer.node)
         if not isinstance(answer, answer_type):
@@ -80,7 +87,10 @@ class PeerClient:
         except BaseException:
             link.close()
             raise
-        self._keep(peer, link)
+        if _is_busy(answer):
+            link.close()
+        else:
+            self._keep(peer, link)
         return answer
 
     def _answer(self, link: PeerSocket, request: PeerRequest, into: memoryview | None) -> PeerAnswer:
@@ -139,3 +149,8 @@ class PeerClient:
             self._idle = [(peer, link) for peer, link in self._idle if not is_unwanted(peer)]
         for link in gone:
             link.close()
+
+
+def _is_busy(answer: PeerAnswer) -> bool:
+    """Whether a node only says that it cannot answer now."""
+    return isinstance(answer, PeerFailed) and answer.code == PEER_BUSY

@@ -24,13 +24,14 @@ from typing_extensions import Buffer
 from behemoth.agent.peers.identity import PeerIdentity, admit
 from behemoth.agent.peers.sockets import PeerSocket, payload_limit_s
 from behemoth.base.errors import BehemothError, Internal, Unavailable
-from behemoth.wire.peers import MAX_PEER_FRAME_BYTES, PEER_REQUESTS, PayloadEnd, PeerAnswer, failed
+from behemoth.wire.peers import MAX_PEER_FRAME_BYTES, PEER_BUSY, PEER_REQUESTS, PayloadEnd, PeerAnswer, failed
 
-MAX_STRANGERS = 64
+MAX_STRANGERS = 128
 """Connections that have not proved themselves yet."""
 MAX_CONNECTIONS = 256
 """Connections of nodes of this run, each with a thread that mostly waits for a socket. More nodes than that may ask:
-who has asked nothing for longest makes room, and opens another when there is a question."""
+who has asked nothing for longest makes room, and opens another when there is a question. While all of them wait for
+answers, another one is told so."""
 HANDSHAKE_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 30.0
 """For a message to leave; a payload has more, by its size."""
@@ -132,7 +133,9 @@ class PeerServer:
         """The supervisor of one connection: whatever a peer sends, only its own connection ends."""
         try:
             node = admit(link, self._me, deadline=time.monotonic() + HANDSHAKE_LIMIT_S)
-            self._know(link)
+            if not self._know(link):
+                self._turn_away(link)
+                return
             while not self._is_closing.is_set():
                 self._rest(link)
                 request = link.receive(
@@ -152,19 +155,28 @@ class PeerServer:
                 self._threads.discard(threading.current_thread())
             link.close()
 
-    def _know(self, link: PeerSocket) -> None:
-        """Raises Unavailable while all others are being answered."""
+    def _know(self, link: PeerSocket) -> bool:
+        """False while all others are being answered."""
         oldest = None
         with self._lock:
-            self._strangers.pop(link, None)
             if len(self._known) >= MAX_CONNECTIONS:
                 if not self._idle:
-                    raise Unavailable(f"peer connections: expected at most {MAX_CONNECTIONS}, got another one")
+                    return False
                 oldest = self._idle.popitem(last=False)[0]
                 self._known.discard(oldest)
+            self._strangers.pop(link, None)
             self._known.add(link)
         if oldest is not None:
             oldest.cut()
+        return True
+
+    def _turn_away(self, link: PeerSocket) -> None:
+        """A connection that was only cut would look like that of a node which is gone. It stays among the strangers for
+        this one answer."""
+        deadline = time.monotonic() + HANDSHAKE_LIMIT_S
+        link.receive(PEER_REQUESTS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=deadline)
+        busy = Unavailable(f"peer connections: expected at most {MAX_CONNECTIONS}, got another one", code=PEER_BUSY)
+        link.send(failed(busy), deadline=deadline)
 
     def _rest(self, link: PeerSocket) -> None:
         with self._lock:

@@ -13,16 +13,20 @@ from collections.abc import Callable
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.table import PeerTable
-from behemoth.base.errors import BehemothError, Corrupt, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, Invalid, Timeout, Unavailable
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.passing import PassingStore
 from behemoth.checkpoint.units import Unit
 from behemoth.ports import Into, ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 
+GROUP_NODES = 64
+"""What every rank reads is read by one node of each group of so many: a single one would have to answer the fleet."""
+
 
 class SharedReads(PassingStore):
-    """Reads of one restore; thread-safe. `unit_of` says of which unit a range is a part."""
+    """Reads of one restore; thread-safe. `unit_of` says of which unit a range is a part; until it is known, each range
+    is one, and what every rank wants: the commit and its index."""
 
     def __init__(
         self,
@@ -31,7 +35,7 @@ class SharedReads(PassingStore):
         once: ReadOnce,
         table: PeerTable,
         client: PeerClient,
-        unit_of: Callable[[str, int, int], Unit] = Unit,
+        unit_of: Callable[[str, int, int], Unit] | None = None,
     ) -> None:
         super().__init__(inner)
         self.unit_of = unit_of
@@ -60,16 +64,30 @@ class SharedReads(PassingStore):
             offset_bytes += target.nbytes
 
     def _read(self, key: str, offset_bytes: int, target: memoryview) -> None:
-        unit = self.unit_of(key, offset_bytes, target.nbytes)
-        slot = zlib.crc32(f"{unit.key} {unit.offset_bytes}".encode()) % max(1, self._table.num_slots)
+        whole = (key, offset_bytes, target.nbytes)
+        unit = Unit(*whole) if self.unit_of is None else self.unit_of(*whole)
+        is_here = False
         try:
-            if slot == self._table.slot:
+            slot = self._reader_of(unit)
+            is_here = slot == self._table.slot
+            if is_here:
                 self._read_here(unit, offset_bytes, target)
             else:
                 self._ask(slot, unit, offset_bytes, target)
-        except BehemothError:
+        except BehemothError as error:
+            if is_here and not isinstance(error, Timeout | Invalid):
+                raise  # the store's own word, for which it has had its time
             super().read_into(key, offset_bytes=offset_bytes, into=target)
             self._count(read_bytes=target.nbytes)
+
+    def _reader_of(self, unit: Unit) -> int:
+        """The slot of the node that reads it: the same for all nodes, or, of what all of them want, for a group."""
+        num = max(1, self._table.num_slots)
+        number = zlib.crc32(f"{unit.key} {unit.offset_bytes}".encode())
+        if self.unit_of is None:
+            num_groups = -(-num // GROUP_NODES)
+            number += self._table.slot * num_groups // num * (num // num_groups)
+        return number % num
 
     def _read_here(self, unit: Unit, offset_bytes: int, into: memoryview) -> None:
         data, read_bytes = self._once.get(unit)

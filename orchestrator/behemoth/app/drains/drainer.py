@@ -19,6 +19,8 @@ from behemoth.app.drains.messages import Drained
 from behemoth.base.errors import BehemothError, Corrupt, NotFound
 from behemoth.base.ids import WriteId
 from behemoth.state.effect import CommitRef
+from behemoth.state.evidence import Evidence
+from behemoth.state.observation import Observation
 
 FIRST_WAIT_S = 1.0
 """At most, after a first failure; twice as long after each later one."""
@@ -32,6 +34,11 @@ class DrainLink(Protocol):
 
     def drain(self, commit: CommitRef) -> Drained:
         """Blocks until the commit is below. Raises Behemoth's errors, Unavailable when the process ends meanwhile."""
+        ...
+
+    def give_way(self, is_saving: bool) -> None:
+        """Whether a save is being written, for which a `drain` under way, and any later one, waits a while. From any
+        thread; returns at once."""
         ...
 
     def close(self) -> None:
@@ -73,6 +80,7 @@ class Drainer:
         self._current: CommitRef | None = None
         self._given_up: WriteId | None = None
         self._is_closed = False
+        self._is_saving = False
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="drainer", daemon=True)
         self._thread.start()
@@ -98,6 +106,13 @@ class Drainer:
             self._num_since += 1
             if self._num_since >= self._every:
                 self._want(commit)
+
+    def witness(self, _evidence: Evidence, _before: Observation | None, after: Observation) -> None:
+        """A witness of the loop: a save has the bandwidth to itself from when the gang stands at its step."""
+        is_saving = after.save is not None and after.save.reached_us is not None
+        if is_saving != self._is_saving:
+            self._is_saving = is_saving
+            self._link.give_way(is_saving)
 
     def held(self) -> frozenset[WriteId]:
         """Commits that the first store must keep: the one on its way, and the one that waits."""

@@ -5,12 +5,13 @@ Neighbours: `drainer`, which asks, and `process`, which answers.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
 from behemoth.agent.child import Child
 from behemoth.app.batches.messages import Failed
-from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, Settings, received, send
+from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Settings, encoded, received, send
 from behemoth.base.errors import Unavailable
 from behemoth.state.effect import CommitRef
 
@@ -25,6 +26,7 @@ class ProcessLink:
         self._child: Child | None = None
         self._answers: Iterator[Drained | Failed] = iter(())
         self._is_closed = False
+        self._is_saving = False
         self._lock = threading.Lock()
 
     def drain(self, commit: CommitRef) -> Drained:
@@ -42,6 +44,13 @@ class ProcessLink:
             raise answer.error()
         return answer
 
+    def give_way(self, is_saving: bool) -> None:
+        """See DrainLink."""
+        with self._lock:
+            self._is_saving = is_saving
+            if self._child is not None:
+                self._tell(self._child)
+
     def close(self) -> None:
         """See DrainLink."""
         self._is_closed = True
@@ -55,7 +64,19 @@ class ProcessLink:
                 self._child = self._start()
                 self._answers = received(self._child.sock, FROM_DRAIN)
                 send(self._child.sock, self._settings)
+                self._tell(self._child)
             return self._child
+
+    def _tell(self, child: Child) -> None:
+        """Never blocks: it is called from the coordinator's loop. A process that has left so much unread that this
+        finds no room is stuck; it is ended, and `drain` sees that."""
+        message = encoded(GiveWay(is_saving=self._is_saving))
+        try:
+            num_sent = child.sock.send(message, socket.MSG_DONTWAIT)
+        except OSError:
+            num_sent = 0
+        if num_sent != len(message):
+            child.end()
 
     def _end(self) -> None:
         with self._lock:

@@ -35,6 +35,12 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     commit: CommitRef
 
 
+class GiveWay(msgspec.Struct, frozen=True, kw_only=True, tag="give-way"):
+    """Whether a save is being written, at any time between the others; not answered."""
+
+    is_saving: bool
+
+
 class Drained(msgspec.Struct, frozen=True, kw_only=True, tag="drained"):
     """It is in the second store, durably. `num_bytes` were copied, the others were there."""
 
@@ -42,15 +48,20 @@ class Drained(msgspec.Struct, frozen=True, kw_only=True, tag="drained"):
     seconds: float
 
 
-ToDrain = Settings | Drain
+ToDrain = Settings | Drain | GiveWay
 FromDrain = Drained | Failed
-TO_DRAIN: msgspec.json.Decoder[Settings | Drain] = msgspec.json.Decoder(Settings | Drain)
+TO_DRAIN: msgspec.json.Decoder[Settings | Drain | GiveWay] = msgspec.json.Decoder(Settings | Drain | GiveWay)
 FROM_DRAIN: msgspec.json.Decoder[Drained | Failed] = msgspec.json.Decoder(Drained | Failed)
 
 
 def send(sock: socket.socket, message: ToDrain | FromDrain) -> None:
     """Blocks while the other end does not read. Raises OSError when it is gone."""
-    sock.sendall(msgspec.json.encode(message) + b"\n")
+    sock.sendall(encoded(message))
+
+
+def encoded(message: ToDrain | FromDrain) -> bytes:
+    """A message as it travels."""
+    return msgspec.json.encode(message) + b"\n"
 
 
 def received(sock: socket.socket, decoder: msgspec.json.Decoder[_T]) -> Iterator[_T]:

@@ -11,12 +11,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from behemoth.app.batches.messages import Failed
-from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, Settings, received, send
+from behemoth.app.drains.giving_way import GivingWay
+from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, GiveWay, Settings, ToDrain, received, send
 from behemoth.base.errors import BehemothError, Corrupt
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject, rejected_writes
 from behemoth.checkpoint.draining import copy_checkpoint
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from behemoth.storage.s3 import S3Store
 
 NICENESS = 10
-"""Whoever trains and saves on this machine comes first."""
+"""Whoever trains and saves on this machine has its processors first; `giving_way` is about the rest."""
 
 
 def serve_drains(sock: socket.socket, open_store: Callable[[str], LocalStore | S3Store]) -> None:
@@ -43,32 +45,61 @@ def serve_drains(sock: socket.socket, open_store: Callable[[str], LocalStore | S
     settings = next(messages, None)
     if not isinstance(settings, Settings):
         return
+    orders: SimpleQueue[Drain | None] = SimpleQueue()
+    way = GivingWay()
+    hearing = threading.Thread(target=_hear, args=(messages, orders, way), name="drain-orders", daemon=True)
+    hearing.start()
     with closing(open_store(settings.source)) as source, closing(open_store(settings.target)) as target:
-        for order in messages:
-            assert isinstance(order, Drain)
-            send(sock, _answer(settings, source, target, order.commit))
+        while (order := orders.get()) is not None:
+            send(sock, _answer(settings, source, target, order.commit, way))
+    hearing.join()
 
 
-def _answer(settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef) -> Drained | Failed:
+def _hear(messages: Iterator[ToDrain], orders: SimpleQueue[Drain | None], way: GivingWay) -> None:
+    """On a thread of its own: a save begins while something is copied."""
+    with suppress(OSError):  # the leader was killed
+        for message in messages:
+            match message:
+                case Drain():
+                    orders.put(message)
+                case GiveWay(is_saving=is_saving):
+                    way.tell(is_saving)
+                case Settings():
+                    break  # they are told once
+    orders.put(None)
+
+
+def _answer(
+    settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef, way: GivingWay
+) -> Drained | Failed:
     try:
-        return drain_one(settings, source, target, commit)
+        return drain_one(settings, source, target, commit, way=way)
     except BehemothError as error:
         return Failed.of(error)
 
 
-def drain_one(settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef) -> Drained:
+def drain_one(
+    settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef, *, way: GivingWay | None = None
+) -> Drained:
     """Copy a commit, and let go what the second store need not keep. Idempotent. Raises what `copy_checkpoint` does,
     and Conflict when the second store has become another run's."""
     began_s = time.monotonic()
     require_own(target, settings.run_uid, url=settings.target)
     reject_too(source, target)
     pacer = None if settings.rate is None else Pacer(bytes_per_s=settings.rate, stop=threading.Event())
+
+    def pace(num_bytes: int) -> None:
+        if way is not None:
+            way.wait()
+        if pacer is not None:
+            pacer.take(num_bytes, what="drain")
+
     copied = copy_checkpoint(
         source,
         target,
         commit,
         threads=settings.threads,
-        pace=lambda num_bytes: None if pacer is None else pacer.take(num_bytes, what="drain"),
+        pace=pace,
     )
     seconds = time.monotonic() - began_s
     retain(source, target, settings.retention)

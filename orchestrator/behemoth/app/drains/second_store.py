@@ -6,7 +6,7 @@ file `drain.json` for those who only look. The neighbour is `wiring.run`, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -20,7 +20,7 @@ from behemoth.app.run_directory import DrainState, RunDirectory
 from behemoth.app.start_run import RunPlace
 from behemoth.app.summary import DrainTable
 from behemoth.base.clock import Clock
-from behemoth.base.errors import BehemothError
+from behemoth.base.errors import BehemothError, Denied, Timeout, Unavailable
 from behemoth.base.ids import WriteId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.owner import Owner, refuse_other, take
@@ -146,6 +146,17 @@ class SecondStore:
             self._directory.write_drain(state)
         except BehemothError as error:
             self._tell("DrainFailed", f"what is drained cannot be noted: {error.message}", True)
+
+
+def last_commit(store: SavesTo, committed: Sequence[CommitRef]) -> CommitRef | None:
+    """What a run must not end without in its second store. `committed` is what it knows of, oldest first: that counts
+    where the store shows nothing, since one that is away must not pass for one without checkpoints."""
+    known = committed[-1] if committed else None
+    try:
+        newest = latest(store)
+    except (Unavailable, Timeout, Denied):
+        return known
+    return known if newest is None else newest
 
 
 def drain_settings(run: TrainingRun, spec: Drain, place: RunPlace, url: str) -> Settings:

@@ -1,0 +1,82 @@
+"""What the end of a run says of its newest checkpoint, which is read back: also when the store cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from behemoth.app.summary import read_back
+from behemoth.base.errors import Corrupt, NotFound, Unavailable
+from behemoth.base.ids import RunUid
+from behemoth.checkpoint.owner import Owner, take
+from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.reader import digest, open_commit
+from behemoth.ports import ObjectInfo
+from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
+from reconcile.player import ref
+
+URL = "/mnt/shared/tiny"
+KNOWN = (ref(10, "a1-1"), ref(20, "a1-2"))
+
+
+def stored() -> MemoryStore:
+    store = MemoryStore()
+    take(store, Owner.of_run(RunUid("uid"), name="tiny", directory="/runs/tiny"), url=URL)
+    for commit in KNOWN:
+        save(store, small_layout(), step=commit.step, write_id=commit.write_id)
+    return store
+
+
+class Away(MemoryStore):
+    """A server that does not answer."""
+
+    def list(self, prefix: str) -> list[ObjectInfo]:  # type: ignore[override]
+        raise Unavailable(f"list {prefix}: no whole answer from the store")
+
+
+def never() -> bool:
+    return False
+
+
+def test_the_digest_is_that_of_the_newest_checkpoint() -> None:
+    store = stored()
+    found = read_back(store, KNOWN, url=URL, cancelled=never)
+    assert found.newest is not None
+    assert (found.newest.step, found.trouble) == (20, "")
+    assert found.digest == f"sha256:{digest(store, open_commit(store, found.newest))}"
+
+
+def test_a_run_that_has_committed_nothing_has_no_digest_and_no_trouble() -> None:
+    assert read_back(MemoryStore(), (), url=URL, cancelled=never) == (None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("store", "trouble"),
+    [
+        (MemoryStore(), "expected that of a run, got none of its objects"),
+        (Away(), "no whole answer from the store"),
+    ],
+)
+def test_a_store_that_is_away_is_told_and_the_checkpoint_is_not_called_missing(
+    store: MemoryStore, trouble: str
+) -> None:
+    found = read_back(store, KNOWN, url=URL, cancelled=never)
+    assert (found.newest, found.digest) == (KNOWN[-1], None)
+    assert trouble in found.trouble
+
+
+def test_a_checkpoint_that_is_missing_from_a_store_that_is_there_is_told() -> None:
+    store = stored()
+    store.delete([commit_key(commit.step) for commit in KNOWN])
+    found = read_back(store, KNOWN, url=URL, cancelled=never)
+    assert found.trouble == f"checkpoint store {URL}: expected the checkpoint of step 20, got none"
+
+
+def test_damage_in_a_store_that_is_there_is_an_error() -> None:
+    store = stored()
+    newest = read_back(store, KNOWN, url=URL, cancelled=never).newest
+    assert newest is not None
+    shards = [info.key for info in store.list("steps") if "a1-2" in info.key and "/c/" in info.key]
+    store.delete(shards[:1])
+    with pytest.raises((Corrupt, NotFound)):
+        read_back(store, KNOWN, url=URL, cancelled=never)
