@@ -232,6 +232,24 @@ def test_a_saved_scale_by_which_nothing_can_be_divided_is_refused(scale: float) 
         lone(old, wanted, down)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_values_that_saved_scales_are_too_small_for_are_refused_instead_of_clipped(dtype: str) -> None:
+    most = float(ml_dtypes.finfo(DTYPES[dtype]).max)
+    wanted = {"w": np.zeros((1, 2), DTYPES[dtype])}
+    down = Intake(convert={"w": ScaledDown(array="m", block=(1, 2), scales="s")}, extra=())
+
+    def stored(value: float) -> bytes:
+        old = {"m": np.array([[1, value]], np.float32), "s": np.full((1, 1), 0.5, np.float32)}
+        return lone(old, wanted, down)["w"]
+
+    assert stored(-most / 2) == np.array([2, -most], DTYPES[dtype]).tobytes()
+    assert stored(most / 2 * 1.03) == np.array([2, most], DTYPES[dtype]).tobytes()  # as a cast rounds
+    assert stored(np.nan) == np.array([2, np.nan], DTYPES[dtype]).tobytes()
+    for value in (most, -1e38, *([np.inf] if dtype == "float8_e4m3fn" else [])):
+        with pytest.raises(Invalid, match=f"array 'm': expected value / scale to be at most {most:g} to store it as"):
+            stored(value)
+
+
 @pytest.mark.parametrize(
     ("conversion", "text"),
     [

@@ -117,7 +117,7 @@ class Change:
             if isinstance(self.conversion, ScaledDown):
                 if self.conversion.scales is not None:
                     _check_divisors(self.conversion.scales, scales)
-                into[...] = scale_down(some, scales, self.target)
+                into[...] = scale_down(some, scales, self.target, what=f"array {self.part!r}")
             else:
                 round_into(into, some * scales, what=f"array {self.part!r}")
 
