@@ -294,9 +294,10 @@ def test_an_array_of_another_type_is_refused_unless_it_is_converted() -> None:
         lone(OLD, WANTED, Intake(convert={"v": Cast(array="w")}, extra=("i", "s")))
 
 
-def test_a_checkpoint_in_the_wanted_form_is_not_converted_again() -> None:
-    old = {"w": numbers((4, 6), "bfloat16", 6)}
-    assert lone(old, old, Intake(convert={"w": Cast(array="master")}))["w"] == raw_bytes(old["w"])
+def test_a_conversion_counts_also_where_the_checkpoint_has_an_array_of_that_form() -> None:
+    old = {"w": numbers((4, 6), "bfloat16", 6), "m": numbers((4, 6), "float32", 7)}
+    got = lone(old, old, Intake(convert={"w": Cast(array="m")}))
+    assert got == {"w": raw_bytes(old["m"].astype(DTYPES["bfloat16"])), "m": raw_bytes(old["m"])}
 
 
 def test_a_chunk_that_is_wanted_as_it_is_and_converted_is_read_once() -> None:

@@ -30,10 +30,7 @@ def origins(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SA
     Raises Invalid naming missing, unknown and changed arrays, patterns that name nothing, and conversions that do not
     fit.
     """
-    if intake != AS_SAVED and not _has_own_arrays(saved, layout):
-        _check_intake(saved, layout, step, intake)
-    else:
-        intake = AS_SAVED
+    _check_intake(saved, layout, step, intake)
     found = tuple(_origin(saved, array, intake) for array in layout.arrays)
     _check_same_model(saved, layout, step, intake, found)
     return found
@@ -43,6 +40,13 @@ def saved_positions(saved: Layout, layout: Layout, *, step: Step, intake: Intake
     """As `origins`, of what is not converted; None for the rest too."""
     found = origins(saved, layout, step=step, intake=intake)
     return tuple(origin if isinstance(origin, int) else None for origin in found)
+
+
+def has_own_arrays(saved: Layout, layout: Layout) -> bool:
+    """Whether a checkpoint has the arrays of `layout`, no more and no less, on whatever mesh."""
+    return saved.positions.keys() == layout.positions.keys() and all(
+        _is_same(old, new) or _is_of_other_ranks(old, new) for old, new in zip(saved.arrays, layout.arrays, strict=True)
+    )
 
 
 def left_out(layout: Layout, found: Sequence[Origin]) -> tuple[int, ...]:
@@ -117,12 +121,6 @@ def _check_patterns(what: str, patterns: Iterable[str], names: Collection[str], 
             hint="names and patterns such as 'optim/*' are compared with whole names of arrays",
             code="arrays-listed",
         )
-
-
-def _has_own_arrays(saved: Layout, layout: Layout) -> bool:
-    return saved.positions.keys() == layout.positions.keys() and all(
-        _is_same(old, new) or _is_of_other_ranks(old, new) for old, new in zip(saved.arrays, layout.arrays, strict=True)
-    )
 
 
 def _is_wanted(name: str, intake: Intake) -> bool:
