@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint import changes
+from behemoth.checkpoint.changes import Change, Scales, ScaleTable
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,
@@ -85,7 +88,8 @@ def check(data: st.DataObject, old: Logical, wanted: Logical, convert: Mapping[s
     before = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in plain(old)))
     before = replace(before, arrays=tuple(replace(spec, may_be_zero=True) for spec in before.arrays))
     layout = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in plain(wanted)))
-    with small_chunks(data.draw(CHUNK_BYTES)):
+    with small_chunks(data.draw(CHUNK_BYTES)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(changes, "_BLOCK_ELEMENTS", data.draw(st.sampled_from([1, 7, 1 << 18])))
         store, opened = saved(old, before)
         for rank in range(now.num_ranks):
             got = restored(store, opened, layout, rank, Intake(convert=dict(convert)))
@@ -309,6 +313,46 @@ def test_a_chunk_that_is_wanted_as_it_is_and_converted_is_read_once() -> None:
         found = origins(before, layout, step=Step(1), intake=Intake(convert={"w": Cast(array="m")}))
         work = plan_resharding(before, layout, plan_rank(layout, Rank(0)), found)
         assert [read.chunk for read in work.reads] == list(range(grids(before)[0].num_chunks))
+
+
+def test_a_rank_looks_for_scales_in_its_parts_of_a_packed_dim_and_not_between_them() -> None:
+    """gate|up of 4 columns each: coordinate 0 of 4 holds the first column of either."""
+    master = np.arange(1, 17, dtype=np.float32).reshape(2, 8)
+    packed = ArraySpec(name="w", dtype="float32", shape=(2, 8), dims=((1, "tp"),), packed=(1, (4, 4)))
+    layout = Layout(mesh=Mesh(tp=4, edp=4), arrays=(replace(packed, dtype="float8_e4m3fn"),))
+    down = Intake(convert={"w": ScaledDown(array="w", block=(2, 1))})
+    with small_chunks(4):
+        store, opened = saved({"w": master}, Layout(mesh=Mesh(tp=8, edp=8), arrays=(replace(packed, packed=None),)))
+        grid = grids(opened.layout)[0]
+        mine = {chunk for chunk in range(grid.num_chunks) if grid.chunk_box(chunk)[1].start in (0, 4)}
+        for chunk in set(range(grid.num_chunks)) - mine:
+            store._objects[opened.shard_key(0, 0)][grid.chunk_offset_bytes(chunk)] ^= 1
+        got = restored(store, opened, layout, 0, down)["w"]
+    columns = master[:, [0, 4]]
+    scales = columns.max(axis=0) / np.float32(448)
+    assert got == raw_bytes((columns / scales).astype(DTYPES["float8_e4m3fn"]))
+
+
+def test_scaling_a_chunk_of_a_stack_of_experts_takes_little_memory_beside_it() -> None:
+    values = np.ones((1, 1, 2048, 1024), dtype=np.float32)
+    scales = Scales(values=0, block=(1, 1, 128, 128), dtype="float8_e4m3fn")
+    table = ScaleTable(scales=scales, box=((0, 1), (0, 1), (0, 16), (0, 8)), values=np.ones((1, 1, 16, 8), np.float32))
+    change = Change(
+        conversion=ScaledDown(array="w", block=scales.block),
+        part="w",
+        source="float32",
+        target=scales.dtype,
+        low=(0, 0, 0, 0),
+        scales=scales,
+    )
+    target = np.empty(values.shape, dtype="V1")
+    place = tuple(slice(0, size) for size in values.shape)
+    tracemalloc.start()
+    change.apply(values.view("V4"), target, place, {scales: table})
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert target.tobytes() == np.ones(values.shape, DTYPES[scales.dtype]).tobytes()
+    assert peak_bytes < values.nbytes
 
 
 def test_a_damaged_chunk_is_named_also_when_only_its_scale_is_wanted() -> None:

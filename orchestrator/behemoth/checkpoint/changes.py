@@ -9,9 +9,8 @@ the rank holds. Pure computation on memory. Neighbours: `conversion` (what is as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import EllipsisType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +62,7 @@ class ScaleTable:
     values: Floats
     """In the shape of the box."""
 
-    def over(self, begin: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
+    def over(self, begin: Sequence[int], shape: tuple[int, ...]) -> Floats:
         """The scale of each element of the box that begins there; with one block, a single number."""
         rows = [
             (start + np.arange(size)) // per_scale - low
@@ -110,10 +109,10 @@ class Change:
                 round_into(target.view(DTYPES[self.target]), values, what=f"array {self.part!r}")
 
     def _scale(self, values: Values, target: Values, place: tuple[slice, ...], table: ScaleTable) -> None:
-        begin = tuple(low + part.start for low, part in zip(self.low, place, strict=True))
-        for at, rows in _row_blocks(values.shape):
-            some, into = as_float32(values[rows]), target[rows]
-            scales = table.over((begin[0] + at, *begin[1:]) if begin else begin, some.shape)
+        for rows in _row_blocks(values.shape):
+            some, into = as_float32(values[(*rows, ...)]), target[(*rows, ...)]
+            begin = [low + part.start + inside.start for low, part, inside in zip(self.low, place, rows, strict=True)]
+            scales = table.over(begin, some.shape)
             if isinstance(self.conversion, ScaledDown):
                 if self.conversion.scales is not None:
                     _check_divisors(self.conversion.scales, scales)
@@ -145,11 +144,14 @@ def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) ->
     return box, largest
 
 
-def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, slice | EllipsisType]]:
-    """Some rows of dim 0 at a time, and the first of them; all at once of what has no dims."""
+def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Parts of an array of this shape, some rows at a time of the first dim that has several: what a chunk and a rank
+    have in common is one row of all dims before it."""
+    cut = next((dim for dim, size in enumerate(shape) if size > 1), 0)
+    whole = tuple(slice(0, size) for size in shape)
     if not shape:
-        yield 0, ...
+        yield whole
         return
-    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
-    for at in range(0, shape[0], rows):
-        yield at, slice(at, at + rows)
+    rows = max(1, _BLOCK_ELEMENTS // math.prod(shape[cut + 1 :]))
+    for at in range(0, shape[cut], rows):
+        yield (*whole[:cut], slice(at, min(at + rows, shape[cut])), *whole[cut + 1 :])

@@ -74,8 +74,9 @@ class Resharding:
     reads: tuple[ChunkRead, ...]
     blanks: tuple[Interval, ...] = ()
     """Bytes of the arena that the checkpoint has nothing for."""
-    scales: Mapping[Scales, Box] = field(default_factory=dict)
-    """The scales that must be known first, and of which blocks."""
+    scales: Mapping[Scales, tuple[Box, ...]] = field(default_factory=dict)
+    """The scales that must be known first, and of which boxes of blocks: of a packed dim a rank holds several parts,
+    and what lies between them is not its business."""
     fills: tuple[ScaleFill, ...] = ()
 
 
@@ -96,9 +97,18 @@ def plan_resharding(saved: Layout, layout: Layout, plan: RankPlan, found: Sequen
 
 def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
     """Of one box of a saved array, counted in the saved layout's order, that begins with the area's first byte."""
-    meeting = _meeting(grid, box)
-    reads = [ChunkRead(array, chunk, [Copy(0, source, target)]) for chunk, source, target in meeting.commons]
-    return Resharding(slabs=(Slab(meeting.shape, grid.spec.itemsize, 0),), reads=tuple(reads))
+    slab = Slab(tuple(high - low for low, high in box), grid.spec.itemsize, 0)
+    return Resharding(slabs=(slab,), reads=tuple(plan_boxes(grid, array, [box])))
+
+
+def plan_boxes(grid: Grid, array: int, boxes: Sequence[Box]) -> list[ChunkRead]:
+    """The chunks of a saved array that boxes meet, each once, with what they have in common; `slab` is the box's
+    number."""
+    taken: dict[int, list[Copy]] = {}
+    for number, box in enumerate(boxes):
+        for chunk, source, target in _meeting(grid, box).commons:
+            taken.setdefault(chunk, []).append(Copy(number, source, target))
+    return [ChunkRead(array, chunk, copies) for chunk, copies in sorted(taken.items())]
 
 
 class _Draft:
@@ -110,7 +120,7 @@ class _Draft:
         self._known: dict[object, tuple[_Meeting, ...]] = {}
         self._slabs: list[Slab] = []
         self._taken: dict[tuple[int, int], list[Copy]] = {}
-        self._scales: dict[Scales, Box] = {}
+        self._scales: dict[Scales, dict[Box, None]] = {}
         self._fills: list[ScaleFill] = []
         self.blanks: list[Interval] = []
 
@@ -120,7 +130,7 @@ class _Draft:
             slabs=tuple(self._slabs),
             reads=tuple(reads),
             blanks=tuple(self.blanks),
-            scales=self._scales,
+            scales={scales: tuple(boxes) for scales, boxes in self._scales.items()},
             fills=tuple(self._fills),
         )
 
@@ -172,8 +182,7 @@ class _Draft:
         return scales
 
     def _need(self, scales: Scales, box: Box) -> None:
-        known = self._scales.get(scales, box)
-        self._scales[scales] = tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(known, box, strict=True))
+        self._scales.setdefault(scales, {})[box] = None
 
 
 def _change(

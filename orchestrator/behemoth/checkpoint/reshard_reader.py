@@ -16,7 +16,7 @@ from types import EllipsisType
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.crc import crc32c
@@ -25,7 +25,7 @@ from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.precision import Floats, as_float32, scales_for
-from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, Slab, plan_box
+from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, Slab, plan_box, plan_boxes
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -53,7 +53,7 @@ def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes
     an array whose values cannot be converted."""
     for start, stop in work.blanks:
         area[start:stop] = 0
-    tables = {scales: _table(store, commit, scales, box, threads) for scales, box in work.scales.items()}
+    tables = {scales: _table(store, commit, scales, boxes, threads) for scales, boxes in work.scales.items()}
     for fill in work.fills:
         slab = work.slabs[fill.slab]
         inside = tuple(
@@ -66,10 +66,12 @@ def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes
     run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
 
 
-def _table(store: ObjectStore, commit: Commit, scales: Scales, box: Box, threads: int) -> ScaleTable:
-    """The scales of a box of blocks: those that were saved, or what the values of these blocks give."""
+def _table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box], threads: int) -> ScaleTable:
+    """The scales of boxes of blocks: those that were saved, or what the values of these blocks give; what lies between
+    the boxes says nothing."""
+    box = enclosing(boxes)
     if scales.saved is None:
-        largest = _Largest(store, commit, scales, box).found(threads)
+        largest = _Largest(store, commit, scales, boxes).found(threads)
         what = f"array {commit.layout.arrays[scales.values].name!r}"
         return ScaleTable(scales=scales, box=box, values=scales_for(largest, scales.dtype, what=what))
     grid = grids(commit.layout)[scales.saved]
@@ -82,20 +84,22 @@ def _table(store: ObjectStore, commit: Commit, scales: Scales, box: Box, threads
 
 
 class _Largest:
-    """Finds the largest magnitude in each block of a box of blocks, on several threads."""
+    """Finds the largest magnitude in each block of some boxes of blocks, on several threads."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, scales: Scales, box: Box) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box]) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grid = grids(commit.layout)[scales.values]
         self._scales = scales
-        self._box = box
-        self._largest: Floats = np.zeros([high - low for low, high in box], dtype=np.float32)
+        self._boxes = boxes
+        self._box = enclosing(boxes)
+        self._largest: Floats = np.zeros([high - low for low, high in self._box], dtype=np.float32)
         self._lock = threading.Lock()
 
     def found(self, threads: int) -> Floats:
-        elements = self._scales.elements(self._box, self._grid.spec.shape)
-        work = plan_box(self._grid, self._scales.values, elements)
-        run_all(self._run, batched(work.reads, threads=threads), threads=threads, name="ckpt-scales")
+        """In the shape of the box that encloses them, 0 where none of them is."""
+        elements = [self._scales.elements(box, self._grid.spec.shape) for box in self._boxes]
+        reads = plan_boxes(self._grid, self._scales.values, elements)
+        run_all(self._run, batched(reads, threads=threads), threads=threads, name="ckpt-scales")
         return self._largest
 
     def _run(self, reads: Sequence[ChunkRead]) -> None:
