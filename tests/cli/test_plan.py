@@ -128,10 +128,6 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
         (["--restore-mesh", "tp=5"], "--restore-mesh: tp: expected a divisor of 202048"),
         (["--restore-mesh", "tp"], "--restore-mesh: expected each axis once with its size, got 'tp'"),
         (["--restore-recipe", "weights"], "--restore-recipe: expected each field once with its value, got 'weights'"),
-        (
-            ["--restore-recipe", "weights=float8_e4m3fn"],
-            "over-read: expected whole arrays without scales, got ScaledDown",
-        ),
         (["--bandwidth", "dsk=1GB"], "hint: did you mean disk?"),
         (["--bandwidth", "disk=1GB", "--bandwidth", "disk=2GB"], "expected each of memory, peer, disk, store once"),
         (["--bandwidth", "disk=5"], "got '5' without a unit"),

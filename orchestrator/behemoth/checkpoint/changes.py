@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +111,8 @@ class Change:
 
     def _scale(self, values: Values, target: Values, place: tuple[slice, ...], table: ScaleTable) -> None:
         for rows in _row_blocks(values.shape):
-            some, into = as_float32(values[(*rows, ...)]), target[(*rows, ...)]
+            index: tuple[slice | EllipsisType, ...] = (*rows, ...)  # never a scalar, also of an array without dims
+            some, into = as_float32(values[index]), target[index]
             begin = [low + part.start + inside.start for low, part, inside in zip(self.low, place, rows, strict=True)]
             scales = table.over(begin, some.shape)
             if isinstance(self.conversion, ScaledDown):

@@ -2,7 +2,7 @@
 
 Each chunk is read whole and checked, then what this rank holds of it is copied, or computed: no byte is believed before
 its CRC. Up to one chunk per thread is in memory beside the arena; a chunk that the rank holds as it is goes straight
-into place. Scales that are to be computed take a pass of their own before, over the blocks that this rank meets.
+into place. Scales that are to be computed take a pass of their own over the blocks of an array that this rank meets.
 Every rank reads for itself. Neighbours: `reader`, which decides that this is needed, `changes`, and `chunk_reader`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
 
@@ -25,7 +26,7 @@ from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.precision import Floats, as_float32, scales_for
-from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, Slab, plan_box, plan_boxes
+from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, ScaleFill, Slab, plan_box, plan_boxes
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -53,17 +54,33 @@ def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes
     an array whose values cannot be converted."""
     for start, stop in work.blanks:
         area[start:stop] = 0
-    tables = {scales: _table(store, commit, scales, boxes, threads) for scales, boxes in work.scales.items()}
+    of_array: defaultdict[int, list[Scales]] = defaultdict(list)
+    for scales in work.scales:
+        of_array[scales.values].append(scales)
+    plain: list[ChunkRead] = []
+    scaled: dict[int, list[ChunkRead]] = {array: [] for array in of_array}
+    for read in work.reads:
+        scaled.get(read.array, plain).append(read)
+    fills: defaultdict[Scales, list[ScaleFill]] = defaultdict(list)
     for fill in work.fills:
-        slab = work.slabs[fill.slab]
-        inside = tuple(
-            slice(low - begin, high - begin)
-            for (low, high), (begin, _) in zip(fill.box, tables[fill.scales].box, strict=True)
-        )
-        into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
-        into[...] = tables[fill.scales].values[inside].reshape(slab.shape)
-    reading = _Reading(store, commit, work.slabs, area, tables)
-    run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
+        fills[fill.scales].append(fill)
+
+    reading = _Reading(store, commit, work.slabs, area)
+    run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
+    # Array by array, so that what was read for an array's scales may be in a cache when its values are read.
+    for array, reads in scaled.items():
+        reading.tables = {one: _table(store, commit, one, work.scales[one], threads) for one in of_array[array]}
+        for scales, table in reading.tables.items():
+            for fill in fills[scales]:
+                _fill(work.slabs[fill.slab], fill.box, table, area)
+        run_all(reading.run, batched(reads, threads=threads), threads=threads, name="ckpt-reshard")
+
+
+def _fill(slab: Slab, box: Box, table: ScaleTable, area: Bytes) -> None:
+    """Put the scales of a box of blocks into the slab that holds them."""
+    inside = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, table.box, strict=True))
+    into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
+    into[...] = table.values[inside].reshape(slab.shape)
 
 
 def _table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box], threads: int) -> ScaleTable:
@@ -119,20 +136,13 @@ class _Largest:
 
 
 class _Reading:
-    """Reads chunks on several threads; no two of them write to the same bytes."""
+    """Reads chunks on several threads; no two of them write to the same bytes. `tables`: what these chunks need."""
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        commit: Commit,
-        slabs: Sequence[Slab],
-        area: Bytes,
-        tables: Mapping[Scales, ScaleTable],
-    ) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, slabs: Sequence[Slab], area: Bytes) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grids = grids(commit.layout)
         self._slabs = [as_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
-        self._tables = tables
+        self.tables: Mapping[Scales, ScaleTable] = {}
 
     def run(self, reads: Sequence[ChunkRead]) -> None:
         chunks = self._readers.mine()
@@ -140,7 +150,7 @@ class _Reading:
             self._read(chunks, read)
 
     def _read(self, chunks: ChunkReader, read: ChunkRead) -> None:
-        read_chunk(chunks, self._grids[read.array], read, self._slabs, self._tables)
+        read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables)
 
 
 def read_chunk(
