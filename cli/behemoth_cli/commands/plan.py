@@ -22,6 +22,7 @@ from behemoth_cli.errors import nearest
 from behemoth_cli.out.console import Console
 from behemoth_cli.out.progress import Progress
 from behemoth_cli.views.figures import seconds
+from behemoth_cli.views.forecast import Restore
 from behemoth_cli.views.plan import axes_text, plan_page
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def plan(
         recipe = parse_recipe(restore_recipe, recipe, name="option --restore-recipe")
     save = _forecast(context.console, run, inventory, reader, recipe, rates_of(bandwidth or [], price))
     dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
-    page = plan_page(run, inventory, is_full=bool(form), save=save, reader=f"{dense}; experts {expert}")
+    restore = Restore(reader=f"{dense}; experts {expert}", reads_shared=_reads_shared(run))
+    page = plan_page(run, inventory, is_full=bool(form), save=save, restore=restore)
     context.console.show(page, form)
 
 
@@ -174,6 +176,12 @@ def _forecast(
         )
     finally:
         progress.close()
+
+
+def _reads_shared(run: TrainingRun) -> bool:
+    from behemoth.app.configure import reads_are_shared
+
+    return reads_are_shared(run, run.checkpoint.store or "")
 
 
 def _progress_text(done: int, total: int, elapsed_s: float) -> str:

@@ -57,6 +57,11 @@ class OverRead:
         """Over-read of a rank that reads for itself, the mean of all bytes."""
         return _ratio(self.alone_bytes, self.held_bytes)
 
+    @property
+    def fleet_alone(self) -> float:
+        """Over-read of a fleet whose ranks read for themselves, each replica too; of all ranks only."""
+        return _ratio(self.alone_bytes, self.needed_bytes)
+
 
 def over_read(
     saved: Layout, layout: Layout, found: Sequence[Origin], *, ranks: Sequence[int] | None = None

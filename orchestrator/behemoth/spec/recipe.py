@@ -88,6 +88,9 @@ class Recipe:
             )
 
 
+DEFAULT = Recipe()
+
+
 def parse_recipe(text: str, base: Recipe, *, name: str = "recipe") -> Recipe:
     """Read fields such as `weights=bfloat16,master=none`; those that are left out are those of `base`.
 
