@@ -33,47 +33,53 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _TIERS = ("memory", "peer", "disk", "store")
 
 
+RestoreMesh = Annotated[
+    str | None,
+    typer.Option(
+        "--restore-mesh",
+        metavar="AXES",
+        help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
+    ),
+]
+RestoreRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--restore-recipe",
+        metavar="FIELDS",
+        help="Recipe of the state that is restored, such as weights=bfloat16,master=none,shares=whole; fields that "
+        "are left out are the run's own.",
+    ),
+]
+Bandwidths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bandwidth",
+        metavar="TIER=RATE",
+        help="Bytes per second of a tier, such as disk=5GB/s; may be repeated. Assumed when left out: memory=7GB/s "
+        "for each rank, peer=10GB/s, disk=2GB/s and store=200MB/s for each node.",
+        autocompletion=one_of(*(f"{tier}=" for tier in _TIERS)),
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price",
+        metavar="USD",
+        min=0,
+        help="Price of a million requests; 5, the list price of Amazon S3, when left out.",
+    ),
+]
+
+
 @app.command()
 def plan(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The run file.")],
     output: Annotated[str, output_option("wide", "json", "yaml", help="wide and documents have one row a rank.")] = "",
-    restore_mesh: Annotated[
-        str | None,
-        typer.Option(
-            "--restore-mesh",
-            metavar="AXES",
-            help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
-        ),
-    ] = None,
-    restore_recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--restore-recipe",
-            metavar="FIELDS",
-            help="Recipe of the state that is restored, such as weights=bfloat16,master=none,shares=whole; fields that "
-            "are left out are the run's own.",
-        ),
-    ] = None,
-    bandwidth: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--bandwidth",
-            metavar="TIER=RATE",
-            help="Bytes per second of a tier, such as disk=5GB/s; may be repeated. Assumed when left out: memory=7GB/s "
-            "for each rank, peer=10GB/s, disk=2GB/s and store=200MB/s for each node.",
-            autocompletion=one_of(*(f"{tier}=" for tier in _TIERS)),
-        ),
-    ] = None,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            "--price",
-            metavar="USD",
-            min=0,
-            help="Price of a million requests; 5, the list price of Amazon S3, when left out.",
-        ),
-    ] = None,
+    restore_mesh: RestoreMesh = None,
+    restore_recipe: RestoreRecipe = None,
+    bandwidth: Bandwidths = None,
+    price: Price = None,
 ) -> None:
     """What a run file asks for: nodes, ranks, bytes, and what a save costs where the model's tensors are known. Starts
     nothing."""
