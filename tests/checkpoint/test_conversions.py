@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint import changes
-from behemoth.checkpoint.changes import Change, Scales, ScaleTable
+from behemoth.checkpoint.changes import Change, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,
@@ -333,7 +333,7 @@ def test_a_rank_looks_for_scales_in_its_parts_of_a_packed_dim_and_not_between_th
     assert got == raw_bytes((columns / scales).astype(DTYPES["float8_e4m3fn"]))
 
 
-def test_scaling_a_chunk_of_a_stack_of_experts_takes_little_memory_beside_it() -> None:
+def test_a_chunk_of_a_stack_of_experts_is_scaled_with_little_memory_beside_it() -> None:
     values = np.ones((1, 1, 2048, 1024), dtype=np.float32)
     scales = Scales(values=0, block=(1, 1, 128, 128), dtype="float8_e4m3fn")
     table = ScaleTable(scales=scales, box=((0, 1), (0, 1), (0, 16), (0, 8)), values=np.ones((1, 1, 16, 8), np.float32))
@@ -348,6 +348,7 @@ def test_scaling_a_chunk_of_a_stack_of_experts_takes_little_memory_beside_it() -
     target = np.empty(values.shape, dtype="V1")
     place = tuple(slice(0, size) for size in values.shape)
     tracemalloc.start()
+    assert {float(found.max()) for _, found in largest_of_blocks(values, (0, 0, 0, 0), scales)} == {1}
     change.apply(values.view("V4"), target, place, {scales: table})
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

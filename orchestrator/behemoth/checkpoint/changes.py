@@ -27,7 +27,7 @@ Elements = npt.NDArray[np.void]
 """Whatever they mean: bytes of one size that are moved together."""
 _HALVES = np.dtype([("low", "<u2"), ("high", "<u2")])
 _BLOCK_ELEMENTS = 1 << 18
-"""Converted at once where scales are needed, so that a few intermediate arrays of them need little memory."""
+"""Worked on at once where scales are concerned, so that a few intermediate arrays of them need little memory."""
 
 
 class Scales(NamedTuple):
@@ -134,16 +134,20 @@ def _check_divisors(name: str, scales: Floats) -> None:
         )
 
 
-def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) -> tuple[Box, Floats]:
-    """The blocks that a box of values, which begins at this index, meets, and the largest magnitude in each; NaN where
-    one is NaN."""
-    box = scales.box(tuple((start, start + size) for start, size in zip(begin, values.shape, strict=True)))
-    largest: npt.NDArray[Any] = np.abs(as_float32(values))
-    for dim in reversed(range(len(box))):  # the last one first: along it memory is contiguous, and little is left then
-        (low, high), size, start = box[dim], scales.block[dim], begin[dim]
-        cuts = np.maximum(np.arange(low, high) * size - start, 0)
-        largest = np.maximum.reduceat(largest, cuts, axis=dim)
-    return box, largest
+def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) -> Iterator[tuple[Box, Floats]]:
+    """For parts of a box of values, which begins at this index, the blocks that they meet, and the largest magnitude in
+    each of what the part has of it; NaN where one is NaN. A block may come several times."""
+    for rows in _row_blocks(values.shape):
+        index: tuple[slice | EllipsisType, ...] = (*rows, ...)
+        some = as_float32(values[index])
+        starts = [start + inside.start for start, inside in zip(begin, rows, strict=True)]
+        box = scales.box(tuple((start, start + size) for start, size in zip(starts, some.shape, strict=True)))
+        largest: npt.NDArray[Any] = np.abs(some, out=some)
+        for dim in reversed(range(len(box))):  # the last one first: along it memory is contiguous, and little is left
+            (low, high), size, start = box[dim], scales.block[dim], starts[dim]
+            cuts = np.maximum(np.arange(low, high) * size - start, 0)
+            largest = np.maximum.reduceat(largest, cuts, axis=dim)
+        yield box, largest
 
 
 def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:

@@ -127,7 +127,9 @@ class _Largest:
             begins = [part.start for part in self._grid.chunk_box(read.chunk)]
             for copy in read.copies:
                 begin = tuple(start + part.start for start, part in zip(begins, copy.source, strict=True))
-                self._merge(*largest_of_blocks(_part(chunk, copy.source).view(DTYPES[spec.dtype]), begin, self._scales))
+                values = _part(chunk, copy.source).view(DTYPES[spec.dtype])
+                for box, largest in largest_of_blocks(values, begin, self._scales):
+                    self._merge(box, largest)
 
     def _merge(self, box: Box, largest: Floats) -> None:
         place = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, self._box, strict=True))
