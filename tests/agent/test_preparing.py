@@ -12,10 +12,11 @@ from behemoth.agent import preparing
 from behemoth.agent.budget import OVER_BUDGET
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing, RankFiles, files_of
-from behemoth.agent.storewire import Budget, Prepare, Prepared
+from behemoth.agent.storewire import Budget, Prepare, Prepared, Source
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit
@@ -54,7 +55,7 @@ def test_memory_beyond_the_budget_is_refused_with_the_numbers_before_any_is_form
     size_bytes = Arena.size_bytes(plan_rank(layout, Rank(0)))
     memories = Memories(num_ranks=1)
     unasked: Any = pytest.fail
-    preparing = Preparing(memories, store=unasked, peer=unasked, shared=unasked, threads=1)
+    preparing = Preparing(memories, store=unasked, peer=unasked, shared=unasked, threads=1, run_name="toy")
     fd = os.memfd_create("budget-test", os.MFD_ALLOW_SEALING)
 
     def prepare(limit_bytes: int) -> Prepared:
@@ -93,4 +94,43 @@ def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     monkeypatch.setattr(preparing, "FILES_BYTES", 0)
     next((tmp_path / record.prefix).rglob("c")).rename(tmp_path / "elsewhere")
     assert files_of(store, opened, layout, plan_rank(layout, Rank(0))) is None
+    store.close()
+
+
+@pytest.mark.parametrize("files_bytes", [0, 64 << 20])
+def test_what_a_program_leaves_out_of_a_checkpoint_comes_back_from_the_run_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_bytes: int
+) -> None:
+    """Of the very same arrays: whose they are is told by the run that its commit names."""
+    monkeypatch.setattr(preparing, "FILES_BYTES", files_bytes)
+    store, layout = LocalStore(tmp_path), small_layout()
+    record = save(store, layout, step=3, write_id="a1-1")  # by run "test"
+    assert record is not None
+    for path in (one for one in tmp_path.rglob("*") if one.is_file()):
+        path.read_bytes()  # now the page cache has it
+    unasked: Any = pytest.fail
+
+    def prepared(run_name: str) -> Prepared:
+        here = Preparing(
+            Memories(num_ranks=1), store=lambda: store, peer=unasked, shared=lambda: None, threads=1, run_name=run_name
+        )
+        fd = os.memfd_create("intake-test", os.MFD_ALLOW_SEALING)
+        order = Prepare(
+            job=1,
+            rank=Rank(0),
+            layout=layout.encode(),
+            is_new=True,
+            source=Source(step=record.step, write_id=record.write_id, held_in=None, spare=0),
+            intake=Intake(only=("model/*",)).encode(),
+        )
+        try:
+            return here.prepare(order, fd)
+        finally:
+            os.close(fd)
+
+    own = prepared("test")
+    assert (own.left_out, own.origin) == ((), "store" if files_bytes else "files")
+    other = prepared("other")
+    left_out = tuple(layout.positions[name] for name in ("optim/m", "state/count"))
+    assert (other.left_out, other.origin) == (left_out, "store")
     store.close()

@@ -93,6 +93,7 @@ class ThisNode:
             ),
             shared=lambda: None,
             threads=THREADS,
+            run_name="bench",
         )
         self._targets = {one.name: np.ones(one.shape, dtype=np.float32) for one in self._layout.arrays}
         self._save()

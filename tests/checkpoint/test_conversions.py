@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint import changes
+from behemoth.checkpoint.changes import Change, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,
@@ -85,7 +88,8 @@ def check(data: st.DataObject, old: Logical, wanted: Logical, convert: Mapping[s
     before = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in plain(old)))
     before = replace(before, arrays=tuple(replace(spec, may_be_zero=True) for spec in before.arrays))
     layout = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in plain(wanted)))
-    with small_chunks(data.draw(CHUNK_BYTES)):
+    with small_chunks(data.draw(CHUNK_BYTES)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(changes, "_BLOCK_ELEMENTS", data.draw(st.sampled_from([1, 7, 1 << 18])))
         store, opened = saved(old, before)
         for rank in range(now.num_ranks):
             got = restored(store, opened, layout, rank, Intake(convert=dict(convert)))
@@ -232,6 +236,24 @@ def test_a_saved_scale_by_which_nothing_can_be_divided_is_refused(scale: float) 
         lone(old, wanted, down)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_values_that_saved_scales_are_too_small_for_are_refused_instead_of_clipped(dtype: str) -> None:
+    most = float(ml_dtypes.finfo(DTYPES[dtype]).max)
+    wanted = {"w": np.zeros((1, 2), DTYPES[dtype])}
+    down = Intake(convert={"w": ScaledDown(array="m", block=(1, 2), scales="s")}, extra=())
+
+    def stored(value: float) -> bytes:
+        old = {"m": np.array([[1, value]], np.float32), "s": np.full((1, 1), 0.5, np.float32)}
+        return lone(old, wanted, down)["w"]
+
+    assert stored(-most / 2) == np.array([2, -most], DTYPES[dtype]).tobytes()
+    assert stored(most / 2 * 1.03) == np.array([2, most], DTYPES[dtype]).tobytes()  # as a cast rounds
+    assert stored(np.nan) == np.array([2, np.nan], DTYPES[dtype]).tobytes()
+    for value in (most, -1e38, *([np.inf] if dtype == "float8_e4m3fn" else [])):
+        with pytest.raises(Invalid, match=f"array 'm': expected value / scale to be at most {most:g} to store it as"):
+            stored(value)
+
+
 @pytest.mark.parametrize(
     ("conversion", "text"),
     [
@@ -276,9 +298,10 @@ def test_an_array_of_another_type_is_refused_unless_it_is_converted() -> None:
         lone(OLD, WANTED, Intake(convert={"v": Cast(array="w")}, extra=("i", "s")))
 
 
-def test_a_checkpoint_in_the_wanted_form_is_not_converted_again() -> None:
-    old = {"w": numbers((4, 6), "bfloat16", 6)}
-    assert lone(old, old, Intake(convert={"w": Cast(array="master")}))["w"] == raw_bytes(old["w"])
+def test_a_conversion_counts_also_where_the_checkpoint_has_an_array_of_that_form() -> None:
+    old = {"w": numbers((4, 6), "bfloat16", 6), "m": numbers((4, 6), "float32", 7)}
+    got = lone(old, old, Intake(convert={"w": Cast(array="m")}))
+    assert got == {"w": raw_bytes(old["m"].astype(DTYPES["bfloat16"])), "m": raw_bytes(old["m"])}
 
 
 def test_a_chunk_that_is_wanted_as_it_is_and_converted_is_read_once() -> None:
@@ -290,6 +313,47 @@ def test_a_chunk_that_is_wanted_as_it_is_and_converted_is_read_once() -> None:
         found = origins(before, layout, step=Step(1), intake=Intake(convert={"w": Cast(array="m")}))
         work = plan_resharding(before, layout, plan_rank(layout, Rank(0)), found)
         assert [read.chunk for read in work.reads] == list(range(grids(before)[0].num_chunks))
+
+
+def test_a_rank_looks_for_scales_in_its_parts_of_a_packed_dim_and_not_between_them() -> None:
+    """gate|up of 4 columns each: coordinate 0 of 4 holds the first column of either."""
+    master = np.arange(1, 17, dtype=np.float32).reshape(2, 8)
+    packed = ArraySpec(name="w", dtype="float32", shape=(2, 8), dims=((1, "tp"),), packed=(1, (4, 4)))
+    layout = Layout(mesh=Mesh(tp=4, edp=4), arrays=(replace(packed, dtype="float8_e4m3fn"),))
+    down = Intake(convert={"w": ScaledDown(array="w", block=(2, 1))})
+    with small_chunks(4):
+        store, opened = saved({"w": master}, Layout(mesh=Mesh(tp=8, edp=8), arrays=(replace(packed, packed=None),)))
+        grid = grids(opened.layout)[0]
+        mine = {chunk for chunk in range(grid.num_chunks) if grid.chunk_box(chunk)[1].start in (0, 4)}
+        for chunk in set(range(grid.num_chunks)) - mine:
+            store._objects[opened.shard_key(0, 0)][grid.chunk_offset_bytes(chunk)] ^= 1
+        got = restored(store, opened, layout, 0, down)["w"]
+    columns = master[:, [0, 4]]
+    scales = columns.max(axis=0) / np.float32(448)
+    assert got == raw_bytes((columns / scales).astype(DTYPES["float8_e4m3fn"]))
+
+
+def test_a_chunk_of_a_stack_of_experts_is_scaled_with_little_memory_beside_it() -> None:
+    values = np.ones((1, 1, 2048, 1024), dtype=np.float32)
+    scales = Scales(values=0, block=(1, 1, 128, 128), dtype="float8_e4m3fn")
+    table = ScaleTable(scales=scales, box=((0, 1), (0, 1), (0, 16), (0, 8)), values=np.ones((1, 1, 16, 8), np.float32))
+    change = Change(
+        conversion=ScaledDown(array="w", block=scales.block),
+        part="w",
+        source="float32",
+        target=scales.dtype,
+        low=(0, 0, 0, 0),
+        scales=scales,
+    )
+    target = np.empty(values.shape, dtype="V1")
+    place = tuple(slice(0, size) for size in values.shape)
+    tracemalloc.start()
+    assert {float(found.max()) for _, found in largest_of_blocks(values, (0, 0, 0, 0), scales)} == {1}
+    change.apply(values.view("V4"), target, place, {scales: table})
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert target.tobytes() == np.ones(values.shape, DTYPES[scales.dtype]).tobytes()
+    assert peak_bytes < values.nbytes
 
 
 def test_a_damaged_chunk_is_named_also_when_only_its_scale_is_wanted() -> None:

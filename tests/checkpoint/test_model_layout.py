@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
-from behemoth.checkpoint.plan import prove_coverage
+from behemoth.checkpoint.plan import plan_rank, prove_coverage
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import decode_inventory, named_inventory
+from behemoth.spec.model import decode_inventory, named_inventory, rank_bytes
 from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.recipe import Recipe
 
@@ -91,6 +92,24 @@ def test_uneven_and_virtual_stages_hold_each_layer_once_and_each_byte_has_one_wr
     assert (arrays["model/embed"].stage, arrays["model/head"].stage) == (0, pp - 1)
     with pytest.raises(Invalid, match=r"pipeline\.layers: expected \d parts .*, got \d"):
         model_layout(TOY, Recipe(), mesh, Pipeline(layers=(*layers, 0), virtual=virtual))
+
+
+def test_context_parallel_ranks_share_the_state_as_data_parallel_ones_do() -> None:
+    mesh = Mesh(tp=2, cp=3, dp=2, pp=2, ep=2, edp=6)
+    layout = model_layout(TOY, Recipe(weights="bfloat16"), mesh)
+    prove_coverage(layout)
+    shares: dict[int, set[tuple[int, int]]] = {}
+    for rank in map(Rank, range(mesh.num_ranks)):
+        for piece in plan_rank(layout, rank).pieces:
+            if piece.name == "optim/master/embed":
+                shares.setdefault(piece.box[0][0], set()).add(piece.flat)
+                assert piece.box[0][0] == 6 * mesh.coordinate(rank, "tp")
+                assert piece.flat[0] == 8 * (mesh.coordinate(rank, "cp") + 3 * mesh.coordinate(rank, "dp"))
+    assert shares == {begin: {(8 * at, 8 * at + 8) for at in range(6)} for begin in (0, 6)}
+    held = rank_bytes(TOY, mesh, Rank(0), recipe=Recipe(weights="bfloat16"))
+    pieces = plan_rank(layout, Rank(0)).pieces
+    assert held.optimizer_bytes == sum(piece.nbytes for piece in pieces if piece.name.startswith("optim/"))
+    assert held.weights_bytes == sum(piece.nbytes for piece in pieces if piece.name.startswith("model/"))
 
 
 def test_rows_are_shared_of_weights_too_and_whole_replicas_of_nothing() -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint.conversion import Cast, HighBits, Intake, Joined, LowBits, ScaledDown
+from behemoth.checkpoint.conversion import (
+    Cast,
+    Conversion,
+    HighBits,
+    Intake,
+    Joined,
+    LowBits,
+    ScaledDown,
+    ScaledUp,
+    ScalesOf,
+    num_blocks,
+)
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins, saved_positions
 from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.plan import plan_rank
@@ -21,7 +35,7 @@ from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import arena_of, logical_arrays, save, toy_layout
-from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chunks
+from checkpoint.random_layouts import CHUNK_BYTES, layouts, meshes, reshared, shared, small_chunks
 
 
 def planned(old: Layout, new: Layout, rank: int) -> tuple[int, int]:
@@ -74,16 +88,6 @@ def test_bytes_of_what_is_converted_are_those_of_the_saved_arrays() -> None:
             assert figures.needed_bytes == 6 * 40 * 4
 
 
-def test_scales_and_parts_are_refused_as_not_counted() -> None:
-    old = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(4, 6)),))
-    new = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float8_e4m3fn", shape=(4, 6)),))
-    part = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(2, 6)),))
-    for layout, conversion in ((new, ScaledDown(array="w", block=(2, 2))), (part, Cast(array="w", begin=(1, 0)))):
-        found = origins(old, layout, step=Step(1), intake=Intake(convert={"w": conversion}))
-        with pytest.raises(Invalid, match=r"over-read: expected whole arrays .*, got (ScaledDown|Cast) of 'w'"):
-            over_read(old, layout, found)
-
-
 class Metered(MemoryStore):
     """Counts what is read."""
 
@@ -94,6 +98,78 @@ class Metered(MemoryStore):
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         super().read_into(key, offset_bytes=offset_bytes, into=into)
         self.read_bytes += memoryview(into).nbytes
+
+
+def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion]) -> tuple[list[int], OverRead]:
+    """What each rank of a restore that converts reads, and what is told of all of them."""
+    store = Metered()
+    ones = {spec.name: np.ones(spec.shape, DTYPES[spec.dtype]) for spec in old.arrays}
+    opened = open_commit(store, save(store, old, ones, step=1).ref)
+    intake = Intake(convert=dict(convert))
+    read_bytes = []
+    for rank in range(new.mesh.num_ranks):
+        store.read_bytes = 0
+        plan = plan_rank(new, Rank(rank))
+        with arena_of(plan) as arena:
+            read_rank(store, opened, new, plan, arena, 0, threads=1, intake=intake)
+        read_bytes.append(store.read_bytes)
+    return read_bytes, over_read(old, new, origins(old, new, step=Step(1), intake=intake))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    shape=st.lists(st.integers(1, 12), min_size=0, max_size=3).map(tuple),
+    way=st.sampled_from(["computed", "scales alone", "saved", "part"]),
+    chunk_bytes=CHUNK_BYTES,
+)
+def test_what_ranks_read_for_scales_and_parts_is_counted_as_they_read_it(
+    data: st.DataObject, shape: tuple[int, ...], way: str, chunk_bytes: int
+) -> None:
+    was, now = data.draw(meshes()), data.draw(meshes())
+    block = tuple(data.draw(st.sampled_from([1, 2, 5, 128])) for _ in shape)
+    values = ArraySpec(name="w", dtype="float32", shape=shape, may_be_zero=True)
+    low = replace(values, dtype="float8_e4m3fn")
+    scales = ArraySpec(name="s", dtype="float32", shape=num_blocks(shape, block), may_be_zero=True)
+    begin = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    part = tuple(size - at for size, at in zip(shape, begin, strict=True))
+    cases: dict[str, tuple[list[ArraySpec], list[ArraySpec], dict[str, Conversion]]] = {
+        "computed": (
+            [values],
+            [low, scales],
+            {"w": ScaledDown(array="w", block=block), "s": ScalesOf(array="w", block=block)},
+        ),
+        "scales alone": ([values], [scales], {"s": ScalesOf(array="w", block=block)}),
+        "saved": ([low, scales], [values, scales], {"w": ScaledUp(array="w", scales="s", block=block)}),
+        "part": ([values], [replace(values, shape=part)], {"w": Cast(array="w", begin=begin)}),
+    }
+    saved, wanted, convert = cases[way]
+    with small_chunks(chunk_bytes):
+        old = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in saved))
+        new = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in wanted))
+        read_bytes, told = metered(old, new, convert)
+        assert told.alone_bytes == sum(read_bytes)
+        alone = metered(old, replace(new, mesh=Mesh(), arrays=tuple(plain(spec) for spec in new.arrays)), convert)
+        assert told.once_bytes == alone[0][0]  # one rank has no choice
+        needed = {"computed": values, "scales alone": values, "part": wanted[0]}
+        assert told.needed_bytes == (needed[way].num_bytes if way in needed else low.num_bytes + scales.num_bytes)
+
+
+def plain(spec: ArraySpec) -> ArraySpec:
+    """Whole, on one rank."""
+    return ArraySpec(name=spec.name, dtype=spec.dtype, shape=spec.shape, may_be_zero=True)
+
+
+def test_one_scale_for_a_tensor_makes_each_rank_read_all_of_it_and_one_a_block_its_own_twice() -> None:
+    old = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(256, 64)),))
+    low = ArraySpec(name="w", dtype="float8_e4m3fn", shape=(256, 64), dims=((0, "tp"),))
+    new = Layout(mesh=Mesh(tp=8, edp=8), arrays=(low,))
+    with small_chunks(64 * 4):  # a chunk a row
+        for block, passes in (((256, 64), 1 + 8), ((32, 64), 1 + 1)):
+            found = origins(old, new, step=Step(1), intake=Intake(convert={"w": ScaledDown(array="w", block=block)}))
+            told = over_read(old, new, found)
+            assert told.alone == pytest.approx(passes * (256 + TRAILER_BYTES) / 256)
+            assert told.once == pytest.approx(2 * (256 + TRAILER_BYTES) / 256)
 
 
 def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> None:

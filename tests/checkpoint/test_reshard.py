@@ -17,7 +17,7 @@ from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint import reshard_reader
 from behemoth.checkpoint.boxes import flat_boxes
 from behemoth.checkpoint.chunk_reader import ChunkReader
-from behemoth.checkpoint.conversion import AS_SAVED, Intake
+from behemoth.checkpoint.conversion import AS_SAVED, Cast, Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -276,10 +276,17 @@ def test_only_leaves_out_the_rest_on_both_sides() -> None:
         restored(store, opened, new, 0, intake=Intake(only=("model/*", "optim/new")))
 
 
-def test_an_intake_says_nothing_about_a_checkpoint_of_the_same_arrays() -> None:
+@pytest.mark.parametrize("layout", [toy_layout(), other_layout()])
+def test_an_intake_counts_for_a_checkpoint_of_the_same_arrays_too(layout: Layout) -> None:
     store, opened = saved(toy_layout())
-    intake = Intake(only=("model/*",), extra=("before/*",), missing=("later/*",))
-    assert restored(store, opened, other_layout(), 0, intake=intake) == expected_on(other_layout(), 0)
+    expected = expected_on(layout, 0)
+    got = restored(store, opened, layout, 0, intake=Intake(only=("model/*",)))
+    assert got == {name: data if name.startswith("model/") else bytes(len(data)) for name, data in expected.items()}
+    of_another = Intake(convert={"optim/one": Cast(array="optim/one")})  # the values as they are, by another way
+    assert restored(store, opened, layout, 0, intake=of_another) == expected
+    for intake in (Intake(extra=("before/*",)), Intake(missing=("later/*",)), Intake(convert={"no": Cast(array="no")})):
+        with pytest.raises(Invalid, match=r"(before|later|no)"):
+            restored(store, opened, layout, 0, intake=intake)
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,8 +11,9 @@ import pytest
 from msgspec import structs
 
 from behemoth.app.events import Event
+from behemoth.app.restore_book import RestoreRow
 from behemoth.app.snapshot import NodeView, Snapshot, snapshot
-from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, RestoreTable, Summary
+from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
 from behemoth.base.ids import Attempt, NodeId, Rank, Slot, Step, WriteId
 from behemoth.fleet.progress import Vitals
 from behemoth.reconcile.decide import decide
@@ -84,7 +85,7 @@ SUMMARY = Summary(
     ),
     num_faults=2,
     restores=(
-        RestoreTable(
+        RestoreRow(
             attempt=Attempt(2),
             step=Step(40),
             num_from_memory=4,
@@ -94,7 +95,7 @@ SUMMARY = Summary(
             store_bytes=0,
             missed="",
         ),
-        RestoreTable(
+        RestoreRow(
             attempt=Attempt(3),
             step=Step(80),
             num_from_memory=2,

@@ -47,6 +47,8 @@ TOY = {
     "num_attention_heads": 4,
     "num_local_experts": 2,
     "vocab_size": 12,
+    "num_key_value_heads": None,
+    "head_dim": None,
 }
 
 
@@ -77,6 +79,14 @@ def test_names_and_shapes_alone_give_the_inventory_that_ships_with_its_vision_pa
     found = inventory_of_shapes({tensor.name: tensor.shape for tensor in shipped.tensors}, source="index")
     assert {tensor.name: tensor for tensor in found.tensors} == {tensor.name: tensor for tensor in shipped.tensors}
     assert found.num_experts == shipped.num_experts
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_configuration_without_what_transformers_leaves_out_means_the_same(name: str) -> None:
+    """`save_pretrained` writes of a nested configuration only what is not the default, which is Scout's."""
+    told = {field: size for field, size in CONFIGS[name].items() if size != SCOUT[field]}
+    brief, full = (decode_config(multimodal(text), source="config.json") for text in (told, CONFIGS[name]))
+    assert brief == full
 
 
 def test_sizes_of_a_vision_tower_follow_its_configuration_and_the_defaults_of_transformers() -> None:
@@ -134,7 +144,7 @@ def test_tied_heads_are_saved_once_and_biases_where_there_are_some() -> None:
         (b'{"model_type": "llama4"}', "got no text_config"),
         (multimodal({**TOY, "hidden_size": 0}), "hidden_size"),
         (multimodal({**TOY, "hidden_size": 1}), r"config\.json: expected a hidden_size of at least 4 .*got 1"),
-        (multimodal({name: size for name, size in TOY.items() if name != "vocab_size"}), "vocab_size"),
+        (multimodal({**TOY, "vocab_size": None}), "vocab_size"),
         (multimodal(TOY, vision_config={"image_size": []}), "image_size"),
         (b"[]", r"config\.json: expected the config\.json of a Llama 4, got"),
     ],

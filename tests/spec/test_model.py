@@ -8,8 +8,17 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.decode import decode_document
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import MODEL_NAMES, decode_inventory, misfits, named_inventory, rank_bytes
+from behemoth.spec.model import (
+    MODEL_NAMES,
+    TensorEntry,
+    decode_inventory,
+    inventory_of,
+    misfits,
+    named_inventory,
+    rank_bytes,
+)
 from behemoth.spec.problem import InvalidRun
+from behemoth.spec.recipe import Recipe
 from behemoth.spec.run import require_fit
 from spec.run_texts import document
 
@@ -40,6 +49,22 @@ def test_every_name_has_an_inventory() -> None:
 def test_one_rank_holds_everything() -> None:
     held = rank_bytes(named_inventory("scout"), Mesh(), Rank(0))
     assert (held.weights_bytes, held.optimizer_bytes) == (2 * 108_641_793_536, 12 * 108_641_793_536)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights_bytes", "optimizer_bytes"),
+    [
+        (Recipe(), 2, 12 / 4),
+        (Recipe(weights="bfloat16", master="split", exp_avg="bfloat16", exp_avg_sq="bfloat16"), 2, 6 / 4),
+        (Recipe(weights="float32", master="none", shares="rows"), 4 / 4, 8 / 4),
+        (Recipe(weights="float8_e4m3fn", exp_avg="float8_e4m3fn", exp_avg_sq="none", shares="whole"), 1, 5),
+    ],
+)
+def test_what_a_rank_holds_follows_the_recipe(recipe: Recipe, weights_bytes: float, optimizer_bytes: float) -> None:
+    one = TensorEntry(name="w", shape=[64, 8], shard="tp0")
+    inventory = inventory_of([one], num_experts=0, source="toy")
+    held = rank_bytes(inventory, Mesh(tp=2, dp=4, edp=8), Rank(3), recipe=recipe)
+    assert (held.weights_bytes, held.optimizer_bytes) == (256 * weights_bytes, 256 * optimizer_bytes)
 
 
 def test_pipeline_stages_hold_every_tensor_once() -> None:

@@ -19,6 +19,7 @@ from spec.run_texts import document
         ({"weights": "float32", "master": "split"}, "split beside bfloat16 weights, got it beside float32"),
         ({"weights": "int4"}, "recipe.weights: expected one of none, float32"),
         ({"scale_block": 0}, "recipe.scale_block: expected an integer from 1"),
+        ({"scale_block": 64, "weights": "bfloat16"}, "expected it with float8_e4m3fn weights, got 64 with bfloat16"),
         ({"shares": "columns"}, "expected one of flat, rows, whole"),
     ],
 )
@@ -47,6 +48,14 @@ def test_fields_of_a_text_change_a_recipe_and_leave_the_rest() -> None:
     base = Recipe(exp_avg="bfloat16")
     read = parse_recipe("weights=float8_e4m3fn, scale_block=64,master=none", base)
     assert read == Recipe(weights="float8_e4m3fn", scale_block=64, master="none", exp_avg="bfloat16")
+
+
+def test_blocks_of_scales_go_with_the_weights_that_had_them() -> None:
+    base = Recipe(weights="float8_e4m3fn", scale_block=64)
+    assert parse_recipe("weights=bfloat16", base) == Recipe(weights="bfloat16")
+    assert parse_recipe("master=none", base).scale_block == 64
+    with pytest.raises(Invalid, match=r"--x: recipe\.scale_block: expected it with float8_e4m3fn weights"):
+        parse_recipe("weights=bfloat16,scale_block=64", base, name="--x")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from behemoth_cli.errors import nearest
 from behemoth_cli.out.console import Console
 from behemoth_cli.out.progress import Progress
 from behemoth_cli.views.figures import seconds
+from behemoth_cli.views.forecast import Restore
 from behemoth_cli.views.plan import axes_text, plan_page
 
 if TYPE_CHECKING:
@@ -32,47 +33,53 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _TIERS = ("memory", "peer", "disk", "store")
 
 
+RestoreMesh = Annotated[
+    str | None,
+    typer.Option(
+        "--restore-mesh",
+        metavar="AXES",
+        help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
+    ),
+]
+RestoreRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--restore-recipe",
+        metavar="FIELDS",
+        help="Recipe of the state that is restored, such as weights=bfloat16,master=none,shares=whole; fields that "
+        "are left out are the run's own.",
+    ),
+]
+Bandwidths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bandwidth",
+        metavar="TIER=RATE",
+        help="Bytes per second of a tier, such as disk=5GB/s; may be repeated. Assumed when left out: memory=7GB/s "
+        "for each rank, peer=10GB/s, disk=2GB/s and store=200MB/s for each node.",
+        autocompletion=one_of(*(f"{tier}=" for tier in _TIERS)),
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price",
+        metavar="USD",
+        min=0,
+        help="Price of a million requests; 5, the list price of Amazon S3, when left out.",
+    ),
+]
+
+
 @app.command()
 def plan(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The run file.")],
     output: Annotated[str, output_option("wide", "json", "yaml", help="wide and documents have one row a rank.")] = "",
-    restore_mesh: Annotated[
-        str | None,
-        typer.Option(
-            "--restore-mesh",
-            metavar="AXES",
-            help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
-        ),
-    ] = None,
-    restore_recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--restore-recipe",
-            metavar="FIELDS",
-            help="Recipe of the state that is restored, such as weights=bfloat16,master=none,shares=whole; fields that "
-            "are left out are the run's own.",
-        ),
-    ] = None,
-    bandwidth: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--bandwidth",
-            metavar="TIER=RATE",
-            help="Bytes per second of a tier, such as disk=5GB/s; may be repeated. Assumed when left out: memory=7GB/s "
-            "for each rank, peer=10GB/s, disk=2GB/s and store=200MB/s for each node.",
-            autocompletion=one_of(*(f"{tier}=" for tier in _TIERS)),
-        ),
-    ] = None,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            "--price",
-            metavar="USD",
-            min=0,
-            help="Price of a million requests; 5, the list price of Amazon S3, when left out.",
-        ),
-    ] = None,
+    restore_mesh: RestoreMesh = None,
+    restore_recipe: RestoreRecipe = None,
+    bandwidth: Bandwidths = None,
+    price: Price = None,
 ) -> None:
     """What a run file asks for: nodes, ranks, bytes, and what a save costs where the model's tensors are known. Starts
     nothing."""
@@ -96,7 +103,8 @@ def plan(
         recipe = parse_recipe(restore_recipe, recipe, name="option --restore-recipe")
     save = _forecast(context.console, run, inventory, reader, recipe, rates_of(bandwidth or [], price))
     dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
-    page = plan_page(run, inventory, is_full=bool(form), save=save, reader=f"{dense}; experts {expert}")
+    restore = Restore(reader=f"{dense}; experts {expert}", reads_shared=_reads_shared(run))
+    page = plan_page(run, inventory, is_full=bool(form), save=save, restore=restore)
     context.console.show(page, form)
 
 
@@ -174,6 +182,12 @@ def _forecast(
         )
     finally:
         progress.close()
+
+
+def _reads_shared(run: TrainingRun) -> bool:
+    from behemoth.app.configure import reads_are_shared
+
+    return reads_are_shared(run, run.checkpoint.store or "")
 
 
 def _progress_text(done: int, total: int, elapsed_s: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Section
@@ -29,12 +29,23 @@ _NAMES = (
     "seconds",
     "over_read",
     "over_read_alone",
+    "over_read_worst",
+    "over_read_fleet_alone",
+    "reads_shared",
 )
 
 
-def forecast_section(found: Forecast, reader: str) -> Section:
-    """`reader` is the mesh that restores, in words."""
-    spent = found.seconds
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """Of what is forecast: the mesh that restores, in words, and whether its nodes pass on what they read."""
+
+    reader: str
+    reads_shared: bool
+
+
+def forecast_section(found: Forecast, restore: Restore) -> Section:
+    spent, read = found.seconds, found.over_read
+    way = "this run shares reads" if restore.reads_shared else "this run's ranks do"
     return Section(
         title="A save",
         pairs=(
@@ -51,18 +62,16 @@ def forecast_section(found: Forecast, reader: str) -> Section:
             ("  rate", _rate(found)),
             ("  sent per rank", _spread(found.sent_per_rank)),
             ("  exchanged", f"{size(found.exchanged_bytes)}, {percent(found.exchanged_bytes, found.data_bytes)}"),
-            ("restore on", reader),
-            (
-                "  over-read",
-                f"{found.over_read.once:.4f} x, {found.over_read.alone:.2f} x if each rank reads for itself",
-            ),
+            ("restore on", restore.reader),
+            ("  over-read", f"{read.once:.4f} x, {read.fleet_alone:.2f} x if each rank reads for itself; {way}"),
+            ("  of a rank", f"{read.alone:.2f} x then, {read.worst_alone:.2f} x at most"),
         ),
     )
 
 
-def forecast_body(found: Forecast | None) -> dict[str, object]:
+def forecast_body(found: Forecast | None, restore: Restore | None) -> dict[str, object]:
     """The same names whether or not there is something to tell."""
-    if found is None:
+    if found is None or restore is None:
         return dict.fromkeys(_NAMES)
     values: tuple[object, ...] = (
         found.data_bytes,
@@ -82,6 +91,9 @@ def forecast_body(found: Forecast | None) -> dict[str, object]:
         dict(found.seconds),
         found.over_read.once,
         found.over_read.alone,
+        found.over_read.worst_alone,
+        found.over_read.fleet_alone,
+        restore.reads_shared,
     )
     return dict(zip(_NAMES, values, strict=True))
 

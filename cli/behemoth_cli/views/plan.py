@@ -14,7 +14,7 @@ from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.run import EverySteps, TrainingRun
 from behemoth_cli.out.table import Column, Listing, Page, Section
 from behemoth_cli.views.figures import count, ranks, size
-from behemoth_cli.views.forecast import forecast_body, forecast_section
+from behemoth_cli.views.forecast import Restore, forecast_body, forecast_section
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.forecast import Forecast
@@ -36,10 +36,15 @@ class PlannedRank:
 
 
 def plan_page(
-    run: TrainingRun, inventory: Inventory | None, *, is_full: bool, save: Forecast | None = None, reader: str = ""
+    run: TrainingRun,
+    inventory: Inventory | None,
+    *,
+    is_full: bool,
+    save: Forecast | None = None,
+    restore: Restore | None = None,
 ) -> Page:
-    """`is_full`: one row for every rank, however many there are. `save`: what one costs, where that is known; `reader`:
-    the mesh that restores it, in words."""
+    """`is_full`: one row for every rank, however many there are. `save`: what one costs, where that is known;
+    `restore`: how it is read then."""
     planned = planned_ranks(run, inventory)
     one_by_one = is_full or len(planned) <= MAX_ROWS
     listing = _rank_listing(run, planned) if one_by_one else _folded_listing(planned)
@@ -48,10 +53,10 @@ def plan_page(
         name=f"run/{run.name}",
         sections=(
             Section(pairs=_facts(run, inventory)),
-            *((forecast_section(save, reader),) if save is not None else ()),
+            *((forecast_section(save, restore),) if save is not None and restore is not None else ()),
             Section(title="Ranks", listing=listing),
         ),
-        body=_body(run, inventory, planned) | forecast_body(save),
+        body=_body(run, inventory, planned) | forecast_body(save, restore),
     )
 
 
@@ -69,7 +74,7 @@ def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[Planned
         rank = Rank(number)
         stage = run.mesh.coordinate(rank, "pp")
         if known is not None and stage not in of_stage:
-            of_stage[stage] = rank_bytes(known, run.mesh, rank, run.pipeline)
+            of_stage[stage] = rank_bytes(known, run.mesh, rank, run.pipeline, run.recipe)
         node, local_rank = divmod(number, run.nodes.gpus_per_node)
         coordinates = tuple(run.mesh.coordinate(rank, axis) for axis in _AXES)
         planned.append(

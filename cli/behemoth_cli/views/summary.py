@@ -8,7 +8,8 @@ from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.figures import drained_text, percent, rate, seconds, size
 
 if TYPE_CHECKING:
-    from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, RestoreTable, Summary
+    from behemoth.app.restore_book import RestoreRow
+    from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
 
 _BUCKETS = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recomputed", "idle")
 
@@ -121,7 +122,7 @@ def _where(fault: FaultTable) -> str:
     return " ".join(part for part in parts if part) or "-"
 
 
-def _restore_sections(restores: tuple[RestoreTable, ...]) -> tuple[Section, ...]:
+def _restore_sections(restores: tuple[RestoreRow, ...]) -> tuple[Section, ...]:
     """Nothing for a run that never had to go back to a checkpoint."""
     if not restores:
         return ()

@@ -249,6 +249,7 @@ class Agent:
                 url=setup.store_url,
                 threads=setup.io_threads,
                 num_ranks=setup.ranks_per_node,
+                run_name=setup.run_name,
                 peers=self._peer_service(setup),
                 share_reads=setup.share_reads,
             ),

@@ -28,7 +28,7 @@ from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import left_out, origins
+from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
 from behemoth.checkpoint.units import ChunkUnits
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class Preparing:
     """Thread-safe. `peer(slot, plan, write_id, step)` is the snapshot that the node of a slot may have; it raises
     Behemoth's errors when nobody is there. `shared()` is the store as nodes read it together, None where each reads for
-    itself."""
+    itself. `run_name` tells the run's own checkpoints from those that it begins from."""
 
     def __init__(
         self,
@@ -59,12 +59,14 @@ class Preparing:
         peer: Callable[[int, RankPlan, WriteId, Step], SnapshotSource],
         shared: Callable[[], SharedReads | None],
         threads: int,
+        run_name: str,
     ) -> None:
         self._memories = memories
         self._store = store
         self._peer = peer
         self._shared = shared
         self._threads = threads
+        self._run_name = run_name
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._lock = threading.Lock()
         self._busy: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
@@ -120,7 +122,9 @@ class Preparing:
         store = self._store()
         alone = CountingStore(store)
         commit = open_commit(alone, _ref(source))
-        files = None if source.must_read or shared is not None else files_of(store, commit, layout, plan)
+        files = None
+        if self._intake(order, commit, layout) == AS_SAVED and not source.must_read and shared is None:
+            files = files_of(store, commit, layout, plan)
         if files is not None:
             return Prepared(
                 job=order.job,
@@ -143,7 +147,7 @@ class Preparing:
         arena: Arena,
         source: Source,
     ) -> Prepared:
-        intake = Intake.decode(order.intake) if order.intake else AS_SAVED
+        intake = self._intake(order, commit, layout)
         read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
         nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
         if nothing:  # it is not that checkpoint, which a peer might take it for
@@ -156,6 +160,19 @@ class Preparing:
             peer_bytes=store.peer_bytes if isinstance(store, SharedReads) else 0,
             store_bytes=store.read_bytes,
         )
+
+    def _intake(self, order: Prepare, commit: Commit, layout: Layout) -> Intake:
+        """What the program says of a checkpoint that it begins from. It says the same at every start, also when the
+        run goes on from a checkpoint that it has saved itself: that one comes back whole."""
+        intake = Intake.decode(order.intake) if order.intake else AS_SAVED
+        is_own = commit.record.run == self._run_name and has_own_arrays(commit.layout, layout)
+        if is_own and intake != AS_SAVED:
+            _log.info(
+                "rank %d, write %s: the run's own, so nothing is converted or left out",
+                order.rank,
+                commit.record.write_id,
+            )
+        return AS_SAVED if is_own else intake
 
 
 def _ref(source: Source) -> CommitRef:

@@ -109,6 +109,7 @@ class _StoreServer:
             peer=self._peer_snapshot,
             shared=self._shared_reads,
             threads=self._threads,
+            run_name=opening.run_name,
         )
         self._num_writing = 0
         self._copy_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-copy")

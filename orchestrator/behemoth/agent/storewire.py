@@ -45,11 +45,12 @@ class PeerService(msgspec.Struct, frozen=True, kw_only=True):
 
 class OpenStore(_Message, frozen=True, kw_only=True):
     """First order; not answered. `threads` bounds the threads of all jobs together. With `peers` it carries the
-    descriptor of a socket that listens for them."""
+    descriptor of a socket that listens for them. `run_name`: as commits of this run have it."""
 
     url: str
     threads: int
     num_ranks: int
+    run_name: str = ""
     peers: PeerService | None = None
     share_reads: Literal["auto", "always", "never"] = "never"
     """Whether each part of a checkpoint is read from the store by one node and passed on."""

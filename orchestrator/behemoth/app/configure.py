@@ -76,6 +76,12 @@ def failure_domains(run: TrainingRun, nodes: Sequence[NodeId]) -> dict[NodeId, i
     return {node: order // run.nodes.failure_domain for order, node in enumerate(nodes)}
 
 
+def reads_are_shared(run: TrainingRun, store_url: str) -> bool:
+    """Whether nodes of the run read a checkpoint together, as each of their store processes decides."""
+    mode = _share_reads(run)
+    return run.nodes.count > 1 and (mode == "always" or (mode == "auto" and is_s3(store_url)))
+
+
 def to_us(duration: timedelta) -> int:
     """Whole microseconds."""
     return duration // timedelta(microseconds=1)

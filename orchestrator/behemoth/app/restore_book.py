@@ -13,7 +13,9 @@ MAX_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRow:
-    """Ranks by the place that their state came from, and bytes that were read for it."""
+    """One attempt that got a checkpoint back, also as the summary has it: its ranks by the place that their state came
+    from, the bytes that were read for it, and, where copies are kept in the memory of peers, why some rank's was not
+    found there."""
 
     attempt: Attempt
     step: Step

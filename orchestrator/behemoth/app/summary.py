@@ -15,7 +15,7 @@ from behemoth.app.history import History
 from behemoth.app.restore_book import RestoreRow
 from behemoth.app.save_book import SaveRow
 from behemoth.base.errors import Corrupt, Denied, Internal, NotFound, Timeout, Unavailable
-from behemoth.base.ids import Attempt, NodeId, Rank, Step, WriteId
+from behemoth.base.ids import NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.commit import latest
 from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.reader import digest, open_commit
@@ -67,20 +67,6 @@ class CheckpointTable(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_s: float | None
 
 
-class RestoreTable(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt that got a checkpoint back: its ranks by the place that their state came from, the bytes that were
-    read for it, and, where copies are kept in the memory of peers, why some rank's was not found there."""
-
-    attempt: Attempt
-    step: Step
-    num_from_memory: int
-    num_from_peer: int
-    num_from_store: int
-    peer_bytes: int
-    store_bytes: int
-    missed: str
-
-
 class DrainTable(msgspec.Struct, frozen=True, kw_only=True):
     """How far the second store was at the end of a run. `step`: of its newest checkpoint; `trouble`: why the last one
     of the run is not there."""
@@ -108,7 +94,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     ledger: LedgerTable
     faults: tuple[FaultTable, ...]
     num_faults: int
-    restores: tuple[RestoreTable, ...]
+    restores: tuple[RestoreRow, ...]
     checkpoints: tuple[CheckpointTable, ...]
     drain: DrainTable | None = None
     """None for a run without a second store."""
@@ -148,7 +134,7 @@ def summarize(
         ledger=_ledger(history, now_us),
         faults=tuple(_fault(row) for row in history.books.ledger.faults) if history.books.ledger else (),
         num_faults=history.books.ledger.num_faults if history.books.ledger else 0,
-        restores=tuple(_restore(row) for row in history.restores.rows),
+        restores=tuple(history.restores.rows),
         checkpoints=tuple(_checkpoint(row) for row in history.saves.rows),
         drain=drain,
         digest_trouble=found.trouble,
@@ -215,19 +201,6 @@ def _fault(row: FaultRow) -> FaultTable:
         restore_s=_span_s(row.restarted_us, row.restored_us),
         to_first_step_s=_span_s(row.at_us, row.first_step_us),
         to_regained_s=_span_s(row.at_us, row.regained_us),
-    )
-
-
-def _restore(row: RestoreRow) -> RestoreTable:
-    return RestoreTable(
-        attempt=row.attempt,
-        step=row.step,
-        num_from_memory=row.num_from_memory,
-        num_from_peer=row.num_from_peer,
-        num_from_store=row.num_from_store,
-        peer_bytes=row.peer_bytes,
-        store_bytes=row.store_bytes,
-        missed=row.missed,
     )
 
 

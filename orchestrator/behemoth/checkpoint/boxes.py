@@ -107,6 +107,11 @@ def flat_boxes(box: Box, flat: Interval) -> list[Box]:
     return found + [((low + last, low + last + 1), *part) for part in tail]
 
 
+def enclosing(boxes: Sequence[Box]) -> Box:
+    """The smallest box that has all of these in it."""
+    return tuple((min(low for low, _ in dim), max(high for _, high in dim)) for dim in zip(*boxes, strict=True))
+
+
 def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) -> tuple[int, ...]:
     """Where `within` cuts a box for each of `num` holders: the begin of each piece, then the end of the last."""
     return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows, bucket=spec.flat_bucket)

@@ -9,7 +9,7 @@ the rank holds. Pure computation on memory. Neighbours: `conversion` (what is as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ Elements = npt.NDArray[np.void]
 """Whatever they mean: bytes of one size that are moved together."""
 _HALVES = np.dtype([("low", "<u2"), ("high", "<u2")])
 _BLOCK_ELEMENTS = 1 << 18
-"""Converted at once where scales are needed, so that a few intermediate arrays of them need little memory."""
+"""Worked on at once where scales are concerned, so that a few intermediate arrays of them need little memory."""
 
 
 class Scales(NamedTuple):
@@ -63,7 +63,7 @@ class ScaleTable:
     values: Floats
     """In the shape of the box."""
 
-    def over(self, begin: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
+    def over(self, begin: Sequence[int], shape: tuple[int, ...]) -> Floats:
         """The scale of each element of the box that begins there; with one block, a single number."""
         rows = [
             (start + np.arange(size)) // per_scale - low
@@ -110,14 +110,15 @@ class Change:
                 round_into(target.view(DTYPES[self.target]), values, what=f"array {self.part!r}")
 
     def _scale(self, values: Values, target: Values, place: tuple[slice, ...], table: ScaleTable) -> None:
-        begin = tuple(low + part.start for low, part in zip(self.low, place, strict=True))
-        for at, rows in _row_blocks(values.shape):
-            some, into = as_float32(values[rows]), target[rows]
-            scales = table.over((begin[0] + at, *begin[1:]) if begin else begin, some.shape)
+        for rows in _row_blocks(values.shape):
+            index: tuple[slice | EllipsisType, ...] = (*rows, ...)  # never a scalar, also of an array without dims
+            some, into = as_float32(values[index]), target[index]
+            begin = [low + part.start + inside.start for low, part, inside in zip(self.low, place, rows, strict=True)]
+            scales = table.over(begin, some.shape)
             if isinstance(self.conversion, ScaledDown):
                 if self.conversion.scales is not None:
                     _check_divisors(self.conversion.scales, scales)
-                into[...] = scale_down(some, scales, self.target)
+                into[...] = scale_down(some, scales, self.target, what=f"array {self.part!r}")
             else:
                 round_into(into, some * scales, what=f"array {self.part!r}")
 
@@ -133,23 +134,30 @@ def _check_divisors(name: str, scales: Floats) -> None:
         )
 
 
-def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) -> tuple[Box, Floats]:
-    """The blocks that a box of values, which begins at this index, meets, and the largest magnitude in each; NaN where
-    one is NaN."""
-    box = scales.box(tuple((start, start + size) for start, size in zip(begin, values.shape, strict=True)))
-    largest: npt.NDArray[Any] = np.abs(as_float32(values))
-    for dim in reversed(range(len(box))):  # the last one first: along it memory is contiguous, and little is left then
-        (low, high), size, start = box[dim], scales.block[dim], begin[dim]
-        cuts = np.maximum(np.arange(low, high) * size - start, 0)
-        largest = np.maximum.reduceat(largest, cuts, axis=dim)
-    return box, largest
+def largest_of_blocks(values: Values, begin: tuple[int, ...], scales: Scales) -> Iterator[tuple[Box, Floats]]:
+    """For parts of a box of values, which begins at this index, the blocks that they meet, and the largest magnitude in
+    each of what the part has of it; NaN where one is NaN. A block may come several times."""
+    for rows in _row_blocks(values.shape):
+        index: tuple[slice | EllipsisType, ...] = (*rows, ...)
+        some = as_float32(values[index])
+        starts = [start + inside.start for start, inside in zip(begin, rows, strict=True)]
+        box = scales.box(tuple((start, start + size) for start, size in zip(starts, some.shape, strict=True)))
+        largest: npt.NDArray[Any] = np.abs(some, out=some)
+        for dim in reversed(range(len(box))):  # the last one first: along it memory is contiguous, and little is left
+            (low, high), size, start = box[dim], scales.block[dim], starts[dim]
+            cuts = np.maximum(np.arange(low, high) * size - start, 0)
+            largest = np.maximum.reduceat(largest, cuts, axis=dim)
+        yield box, largest
 
 
-def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, slice | EllipsisType]]:
-    """Some rows of dim 0 at a time, and the first of them; all at once of what has no dims."""
+def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Parts of an array of this shape, some rows at a time of the first dim that has several: what a chunk and a rank
+    have in common is one row of all dims before it."""
+    cut = next((dim for dim, size in enumerate(shape) if size > 1), 0)
+    whole = tuple(slice(0, size) for size in shape)
     if not shape:
-        yield 0, ...
+        yield whole
         return
-    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
-    for at in range(0, shape[0], rows):
-        yield at, slice(at, at + rows)
+    rows = max(1, _BLOCK_ELEMENTS // math.prod(shape[cut + 1 :]))
+    for at in range(0, shape[cut], rows):
+        yield (*whole[:cut], slice(at, min(at + rows, shape[cut])), *whole[cut + 1 :])

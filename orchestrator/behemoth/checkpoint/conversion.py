@@ -88,9 +88,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     patterns of names.
 
     `only`: everything else is left out, on both sides. `extra`: arrays of the checkpoint that are not read. `missing`:
-    arrays of the layout that the checkpoint lacks. A checkpoint that has the layout's own arrays, no more and no less,
-    needs none of this and comes back as it is: a run that goes on from its own checkpoint says the same as at its
-    beginning.
+    arrays of the layout that the checkpoint lacks. All of it is done or refused, whatever arrays the checkpoint has.
     """
 
     convert: dict[_Name, Conversion] = {}

@@ -21,7 +21,7 @@ from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.matching import origins
-from behemoth.checkpoint.over_read import OverRead, over_read, require_countable
+from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
 
 Tier = Literal["memory", "peer", "disk", "store"]
@@ -110,10 +110,9 @@ def forecast(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Forecast:
     """`restored`: the layout that reads the checkpoint, by `intake` when its arrays are others. `progress` is told
-    phases: done, of how many. Takes seconds. Raises Invalid at once for an intake whose reading cannot be counted.
+    phases: done, of how many. Takes seconds.
     """
     found = origins(layout, restored, step=_NO_STEP, intake=intake)
-    require_countable(found)
     progress(0, NUM_PHASES)
     of_files = loads(layout)
     progress(1, NUM_PHASES)

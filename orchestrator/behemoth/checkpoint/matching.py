@@ -8,8 +8,7 @@ another precision, in silence, would train on. Pure. Neighbours: `layout`, `conv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 from behemoth.base.errors import Invalid
@@ -17,6 +16,7 @@ from behemoth.base.ids import Step
 from behemoth.checkpoint.conversion import AS_SAVED, Conversion, Intake, saved_names
 from behemoth.checkpoint.fitting import check_conversion
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.checkpoint.records import RANKS_ARRAY
 
 Origin: TypeAlias = int | Conversion | None
@@ -30,12 +30,10 @@ def origins(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SA
     Raises Invalid naming missing, unknown and changed arrays, patterns that name nothing, and conversions that do not
     fit.
     """
-    if intake != AS_SAVED and not _has_own_arrays(saved, layout):
-        _check_intake(saved, layout, step, intake)
-    else:
-        intake = AS_SAVED
-    found = tuple(_origin(saved, array, intake) for array in layout.arrays)
-    _check_same_model(saved, layout, step, intake, found)
+    asked = _Asked(intake)
+    _check_intake(saved, layout, step, asked)
+    found = tuple(_origin(saved, array, asked) for array in layout.arrays)
+    _check_same_model(saved, layout, step, asked, found)
     return found
 
 
@@ -45,22 +43,42 @@ def saved_positions(saved: Layout, layout: Layout, *, step: Step, intake: Intake
     return tuple(origin if isinstance(origin, int) else None for origin in found)
 
 
+def has_own_arrays(saved: Layout, layout: Layout) -> bool:
+    """Whether a checkpoint has the arrays of `layout`, no more and no less, on whatever mesh."""
+    return saved.positions.keys() == layout.positions.keys() and all(
+        _is_same(old, new) or _is_of_other_ranks(old, new) for old, new in zip(saved.arrays, layout.arrays, strict=True)
+    )
+
+
 def left_out(layout: Layout, found: Sequence[Origin]) -> tuple[int, ...]:
     """The arrays, counted in the layout's order, for which there is nothing to give. `found` is what `origins` said."""
     return tuple(at for at, origin in enumerate(found) if origin is None and layout.arrays[at].name != RANKS_ARRAY)
 
 
-def _origin(saved: Layout, array: ArraySpec, intake: Intake) -> Origin:
-    if array.name in intake.convert:
-        return intake.convert[array.name]
+class _Asked:
+    """An intake whose patterns are ready to be compared with thousands of names."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.convert = intake.convert
+        self.only, self.extra, self.missing = map(NamePatterns, (intake.only, intake.extra, intake.missing))
+        self._takes_all = not intake.only
+
+    def takes(self, name: str) -> bool:
+        """Whether the array is not left out on either side."""
+        return self._takes_all or self.only.has(name)
+
+
+def _origin(saved: Layout, array: ArraySpec, asked: _Asked) -> Origin:
+    if array.name in asked.convert:
+        return asked.convert[array.name]
     position = saved.positions.get(array.name)
-    if position is None or not _is_wanted(array.name, intake):
+    if position is None or not asked.takes(array.name):
         return None
     return None if _is_of_other_ranks(saved.arrays[position], array) else position
 
 
-def _check_same_model(saved: Layout, layout: Layout, step: Step, intake: Intake, found: Sequence[Origin]) -> None:
-    read = {name for conversion in intake.convert.values() for name in saved_names(conversion)}
+def _check_same_model(saved: Layout, layout: Layout, step: Step, asked: _Asked, found: Sequence[Origin]) -> None:
+    read = {name for conversion in asked.convert.values() for name in saved_names(conversion)}
     changed = [
         (saved.arrays[origin], array)
         for origin, array in zip(found, layout.arrays, strict=True)
@@ -71,16 +89,13 @@ def _check_same_model(saved: Layout, layout: Layout, step: Step, intake: Intake,
         for origin, array in zip(found, layout.arrays, strict=True)
         if origin is None
         and array.name not in saved.positions
-        and _is_wanted(array.name, intake)
-        and not _is_any(array.name, intake.missing)
+        and asked.takes(array.name)
+        and not asked.missing.has(array.name)
     ]
     unknown = [
         name
         for name in saved.positions
-        if name not in layout.positions
-        and name not in read
-        and _is_wanted(name, intake)
-        and not _is_any(name, intake.extra)
+        if name not in layout.positions and name not in read and asked.takes(name) and not asked.extra.has(name)
     ]
     if missing or unknown or changed:
         raise Invalid(
@@ -92,13 +107,13 @@ def _check_same_model(saved: Layout, layout: Layout, step: Step, intake: Intake,
         )
 
 
-def _check_intake(saved: Layout, layout: Layout, step: Step, intake: Intake) -> None:
+def _check_intake(saved: Layout, layout: Layout, step: Step, asked: _Asked) -> None:
     alone = saved.positions.keys() - layout.positions.keys()
     lacking = layout.positions.keys() - saved.positions.keys()
-    _check_patterns("only", intake.only, saved.positions.keys() | layout.positions.keys(), "either side has", step)
-    _check_patterns("extra", intake.extra, alone, "the checkpoint alone has", step)
-    _check_patterns("missing", intake.missing, lacking, "the layout alone has", step)
-    for name, conversion in intake.convert.items():
+    _check_patterns("only", asked.only, saved.positions.keys() | layout.positions.keys(), "either side has", step)
+    _check_patterns("extra", asked.extra, alone, "the checkpoint alone has", step)
+    _check_patterns("missing", asked.missing, lacking, "the layout alone has", step)
+    for name, conversion in asked.convert.items():
         position = layout.positions.get(name)
         if position is None:
             raise Invalid(
@@ -108,29 +123,15 @@ def _check_intake(saved: Layout, layout: Layout, step: Step, intake: Intake) -> 
         check_conversion(saved, layout.arrays[position], conversion, step=step)
 
 
-def _check_patterns(what: str, patterns: Iterable[str], names: Collection[str], having: str, step: Step) -> None:
+def _check_patterns(what: str, patterns: NamePatterns, names: Collection[str], having: str, step: Step) -> None:
     """A misspelt name must be found."""
-    wrong = sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names))
+    wrong = sorted(patterns.unused(names))
     if wrong:
         raise Invalid(
             f"checkpoint of step {step}: expected {what} to name arrays that {having}, got {wrong[:3]}",
             hint="names and patterns such as 'optim/*' are compared with whole names of arrays",
             code="arrays-listed",
         )
-
-
-def _has_own_arrays(saved: Layout, layout: Layout) -> bool:
-    return saved.positions.keys() == layout.positions.keys() and all(
-        _is_same(old, new) or _is_of_other_ranks(old, new) for old, new in zip(saved.arrays, layout.arrays, strict=True)
-    )
-
-
-def _is_wanted(name: str, intake: Intake) -> bool:
-    return not intake.only or _is_any(name, intake.only)
-
-
-def _is_any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_same(old: ArraySpec, new: ArraySpec) -> bool:

@@ -8,6 +8,7 @@ the program. A program's small state (cursors, random number states) is not amon
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.conversion import num_blocks
@@ -24,8 +25,8 @@ _MATRIX_DIMS = 2
 def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pipeline = EVEN) -> Layout:
     """One array per tensor and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`, `optim/exp_avg_sq/T`.
 
-    Dense tensors are shared over dp (and whole on every coordinate of cp), experts over edp. Raises Invalid when mesh
-    or pipeline do not suit the model, and for an inventory without tensors.
+    Dense tensors are shared over all that replicate them, dp x cp, as Megatron and FSDP do, and experts over edp.
+    Raises Invalid when mesh or pipeline do not suit the model, and for an inventory without tensors.
     """
     if not inventory.tensors:
         raise Invalid(
@@ -37,12 +38,13 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pip
     num_layers = inventory.num_layers
     for field, reason in pipeline.misfits(num_layers, mesh.pp):
         raise Invalid(f"pipeline.{field}: {reason}", code="pipeline-model")
+    folded = _without_cp(mesh)
     return Layout(
-        mesh=mesh,
+        mesh=folded,
         arrays=tuple(
             array
             for tensor in inventory.tensors
-            for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp, pipeline))
+            for array in _arrays(tensor, recipe, folded, stage_of(tensor, num_layers, mesh.pp, pipeline))
         ),
     )
 
@@ -65,6 +67,12 @@ def slot_dtypes(recipe: Recipe) -> dict[str, str]:
         "exp_avg": recipe.exp_avg,
         "exp_avg_sq": recipe.exp_avg_sq,
     }
+
+
+def _without_cp(mesh: Mesh) -> Mesh:
+    """The same ranks with the same blocks: context parallelism cuts sequences and no parameters, and cp and dp are
+    neighbours in the order of ranks."""
+    return replace(mesh, cp=1, dp=mesh.cp * mesh.dp)
 
 
 def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[ArraySpec]:

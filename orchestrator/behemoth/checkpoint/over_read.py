@@ -8,14 +8,15 @@ the whole fleet, whose ranks pass it on to each other, and each rank for itself,
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box, piece_bounds
 from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.crc import TRAILER_BYTES
@@ -23,6 +24,8 @@ from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
 from behemoth.checkpoint.matching import Origin
+from behemoth.checkpoint.reshard import chunks_met
+from behemoth.checkpoint.scale_reads import computed_scales, scale_bytes
 from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds
 
 
@@ -30,10 +33,11 @@ from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds
 class OverRead:
     """Bytes of the arrays that are restored, CRCs counted as read.
 
-    `needed_bytes` counts each logical byte once, and `once_bytes` what the fleet reads when each chunk is read once.
+    `needed_bytes` counts each logical byte once, and `once_bytes` what the fleet reads when each chunk is read once:
+    again where scales are computed, since all of their values are looked through before the first is converted.
     `held_bytes` and `alone_bytes` are sums over the ranks that were asked about: what they hold, and what they read
-    when each reads for itself. Where arrays are converted, bytes are those of the saved arrays, and of each wanted one
-    by itself: a chunk of which a rank makes two arrays counts twice in these sums.
+    when each reads for itself, for scales too. Where arrays are converted, bytes are those of the saved arrays, and of
+    each wanted one by itself: a chunk of which a rank makes two arrays counts twice in these sums.
     """
 
     needed_bytes: int
@@ -53,88 +57,131 @@ class OverRead:
         """Over-read of a rank that reads for itself, the mean of all bytes."""
         return _ratio(self.alone_bytes, self.held_bytes)
 
-
-def require_countable(found: Sequence[Origin]) -> None:
-    """Raises Invalid for parts of arrays and for scales, whose blocks are not counted here."""
-    for origin in found:
-        if isinstance(origin, ScaledDown | ScaledUp | ScalesOf) or (isinstance(origin, Cast) and origin.begin):
-            raise Invalid(
-                "over-read: expected whole arrays without scales, got "
-                f"{type(origin).__name__} of {value_names(origin)[0]!r}",
-                hint="ask for a restore without float8 weights",
-                code="over-read-scales",
-            )
+    @property
+    def fleet_alone(self) -> float:
+        """Over-read of a fleet whose ranks read for themselves, each replica too; of all ranks only."""
+        return _ratio(self.alone_bytes, self.needed_bytes)
 
 
 def over_read(
     saved: Layout, layout: Layout, found: Sequence[Origin], *, ranks: Sequence[int] | None = None
 ) -> OverRead:
-    """Of a restore on `layout` from a checkpoint on `saved`; `found` as `matching.origins` tells. Raises Invalid
-    for what cannot be counted.
+    """Of a restore on `layout` from a checkpoint on `saved`; `found` as `matching.origins` tells.
 
     `ranks` are those to count for the ranks' own figures, by default all. O(chunks that pieces meet), in columns: a
     second for 32,000 ranks of the reference Behemoth.
     """
-    require_countable(found)
     of_saved = grids(saved)
     chosen = np.arange(layout.mesh.num_ranks) if ranks is None else np.array(ranks, dtype=np.int64)
     held, alone = np.zeros((2, len(chosen)), dtype=np.int64)
-    sources = [_positions(saved, origin) for origin in found]
-    wanted = [of_saved[position] for position in sorted({position for some in sources for position in some})]
+    sources = [_sources(saved, origin) for origin in found]
     for kind in kinds(layout):
         pieces = kind.sharing.piece_of_rank[chosen]
         holds = pieces >= 0
         elements = bytes_of_pieces(kind) // kind.grid.spec.itemsize
-        for grid, num_arrays in _saved_grids(kind, of_saved, sources):
+        for grid, begin, num_arrays in _saved_grids(kind, of_saved, sources):
             held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
-            alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid)[pieces[holds]]
+            alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, begin)[pieces[holds]]
+    alone += scale_bytes(saved, layout, found, chosen)
+    needed_bytes, once_bytes = _of_fleet(saved, layout, found, sources)
     return OverRead(
-        needed_bytes=sum(grid.spec.num_bytes for grid in wanted),
-        once_bytes=sum(grid.num_chunks * _chunk_bytes(grid) for grid in wanted),
+        needed_bytes=needed_bytes,
+        once_bytes=once_bytes,
         held_bytes=int(held.sum()),
         alone_bytes=int(alone.sum()),
         worst_alone=_worst(held, alone),
     )
 
 
-def _positions(saved: Layout, origin: Origin) -> tuple[int, ...]:
-    """The saved arrays that a wanted one is made of, element by element."""
+class _Source(NamedTuple):
+    """A saved array whose elements a wanted one takes, and where in it the wanted one begins; no index: it is whole."""
+
+    position: int
+    begin: tuple[int, ...]
+
+
+def _sources(saved: Layout, origin: Origin) -> tuple[_Source, ...]:
     match origin:
-        case None:
+        case None | ScalesOf():
             return ()
         case int():
-            return (origin,)
+            return (_Source(origin, ()),)
+        case Cast(array=array, begin=begin):
+            return (_Source(saved.positions[array], begin),)
         case _:
-            return tuple(saved.positions[name] for name in value_names(origin))
+            return tuple(_Source(saved.positions[name], ()) for name in value_names(origin))
 
 
-def _saved_grids(kind: Kind, of_saved: Sequence[Grid], sources: Sequence[Sequence[int]]) -> list[tuple[Grid, int]]:
-    """The grids that a kind's arrays have in the checkpoint, but for their names, and how many arrays have each."""
-    found: dict[object, list[Grid]] = {}
+def _of_fleet(
+    saved: Layout, layout: Layout, found: Sequence[Origin], sources: Sequence[Sequence[_Source]]
+) -> tuple[int, int]:
+    """Bytes that are needed, and that the fleet reads when each pass over an array reads each chunk once."""
+    passes: Counter[int] = Counter({one.position for some in sources for one in some if not one.begin})
+    passes.update({position for origin in found for position in _saved_scales(saved, origin)})
+    passes.update(scales.values for scales in computed_scales(saved, layout, found))
+    of_saved = grids(saved)
+    needed_bytes = sum(of_saved[position].spec.num_bytes for position in passes)
+    once_bytes = sum(
+        num * of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position, num in passes.items()
+    )
+    boxes: dict[int, list[Box]] = {}
+    for array, some in zip(layout.arrays, sources, strict=True):
+        for position, begin in some:
+            if begin and position not in passes:
+                box = tuple((low, low + size) for low, size in zip(begin, array.shape, strict=True))
+                boxes.setdefault(position, []).append(box)
+    for position, of_array in boxes.items():
+        grid = of_saved[position]
+        needed_bytes += sum(math.prod(high - low for low, high in box) for box in of_array) * grid.spec.itemsize
+        once_bytes += len(chunks_met(grid.chunk_shape, grid.chunks_per_dim, of_array)) * _chunk_bytes(grid)
+    return needed_bytes, once_bytes
+
+
+def _saved_scales(saved: Layout, origin: Origin) -> tuple[int, ...]:
+    match origin:
+        case ScaledDown(scales=str(scales)) | ScaledUp(scales=scales):
+            return (saved.positions[scales],)
+        case _:
+            return ()
+
+
+def _saved_grids(
+    kind: Kind, of_saved: Sequence[Grid], sources: Sequence[Sequence[_Source]]
+) -> list[tuple[Grid, tuple[int, ...], int]]:
+    """The grids that a kind's arrays have in the checkpoint, but for their names, where in them they begin, and how
+    many arrays have each."""
+    found: dict[object, list[tuple[Grid, tuple[int, ...]]]] = {}
     for array in kind.positions:
-        for position in sources[array]:
+        for position, begin in sources[array]:
             grid = of_saved[position]
-            found.setdefault((grid.chunk_shape, grid.chunks_per_dim, grid.spec.itemsize), []).append(grid)
-    return [(alike[0], len(alike)) for alike in found.values()]
+            alike = (grid.chunk_shape, grid.chunks_per_dim, grid.spec.itemsize, begin)
+            found.setdefault(alike, []).append((grid, begin))
+    return [(*same[0], len(same)) for same in found.values()]
 
 
-def _num_met(kind: Kind, grid: Grid) -> Ints:
+def _num_met(kind: Kind, grid: Grid, begin: tuple[int, ...]) -> Ints:
     """How many chunks each piece meets."""
-    return np.concatenate([_num_met_of_cell(kind, grid, cell) for cell in cells(kind)])
+    return np.concatenate([_num_met_of_cell(kind, grid, cell, begin) for cell in cells(kind)])
 
 
-def _num_met_of_cell(kind: Kind, grid: Grid, cell: Cell) -> Ints:
+def _num_met_of_cell(kind: Kind, grid: Grid, cell: Cell, begin: tuple[int, ...]) -> Ints:
     num = num_flat(kind)
     bounds = [piece_bounds(kind.grid.spec, part, cell.shape, num) for part in cell.parts]
     if not cell.parts:
         return np.zeros(num, dtype=np.int64)
     if len(cell.parts) == 1:
-        return _num_met_alike(_shifted(cell.parts[0].box, grid.chunk_shape), grid.chunk_shape, bounds[0])
+        box = _moved(cell.parts[0].box, begin)
+        return _num_met_alike(_shifted(box, grid.chunk_shape), grid.chunk_shape, bounds[0])
     met = [
-        _met(part.box, grid.chunk_shape, grid.chunks_per_dim, of_part)
+        _met(_moved(part.box, begin), grid.chunk_shape, grid.chunks_per_dim, of_part)
         for part, of_part in zip(cell.parts, bounds, strict=True)
     ]
     return _per_piece(np.concatenate(met), num)
+
+
+def _moved(box: Box, begin: tuple[int, ...]) -> Box:
+    """A box of a part of an array, as a box of the array."""
+    return tuple((low + at, high + at) for (low, high), at in zip(box, begin, strict=True)) if begin else box
 
 
 def _shifted(box: Box, chunk_shape: tuple[int, ...]) -> Box:

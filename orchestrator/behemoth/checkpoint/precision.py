@@ -1,8 +1,9 @@
 """How numbers change their precision: one rule for restores, exports and imports.
 
-Nearest value, ties to even, as torch and ml_dtypes round; a NaN stays one. What exceeds a type with infinities becomes
-infinite. float8_e4m3fn has none, and there torch gives the largest value where ml_dtypes gives NaN: neither happens in
-silence here. Pure functions on numpy arrays. Neighbours: `conversion` (what is asked for), `interop.casts`.
+Nearest value, ties to even, as torch and ml_dtypes round; a NaN stays one. Both bring float64 to float32 first, so it
+is rounded twice on its way to 8 or to bfloat16's 16 bits. What exceeds a type with infinities becomes infinite.
+float8_e4m3fn has none, and there torch gives the largest value where ml_dtypes gives NaN: neither happens in silence
+here. Pure functions on numpy arrays. Neighbours: `conversion` (what is asked for), `interop.casts`.
 """
 
 from __future__ import annotations
@@ -59,10 +60,25 @@ def scales_for(largest: Floats, dtype: str, *, what: str) -> Floats:
     return np.where(largest == 0, np.float32(1), scales).astype(np.float32)
 
 
-def scale_down(values: Floats, scales: Floats, dtype: str) -> Values:
-    """value / scale in float32, rounded to `dtype`. Clipped, since the quotient of the largest may round above it."""
-    most = np.float32(LARGEST[dtype])
-    return np.asarray(np.clip(values / scales, -most, most)).astype(DTYPES[dtype])
+def scale_down(values: Floats, scales: Floats, dtype: str, *, what: str) -> Values:
+    """value / scale in float32, rounded to `dtype`; of scales that `scales_for` gives, always within its range.
+
+    Scales from elsewhere may be too small. Raises Invalid that begins with `what` for a quotient that `dtype` lacks.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        quotients = np.asarray(values / scales)
+        rounded = quotients.astype(DTYPES[dtype])
+    lost = ~np.isfinite(rounded) & np.isfinite(values)
+    if DTYPES[dtype] == DTYPES["float8_e4m3fn"]:  # which has no infinity either
+        lost |= np.isinf(values)
+    if lost.any():
+        raise Invalid(
+            f"{what}: expected value / scale to be at most {LARGEST[dtype]:g} to store it as {dtype}, got "
+            f"{float(quotients[lost][0]):g} of value {float(values[lost][0]):g}",
+            hint="the scales are those of other values: have them computed",
+            code="float8-range",
+        )
+    return rounded
 
 
 def as_float32(values: Values) -> Floats:

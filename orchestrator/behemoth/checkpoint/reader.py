@@ -154,7 +154,8 @@ def _read_plan(
     threads: int,
 ) -> list[int]:
     """The CRC of each span, whose bytes are then in place."""
-    if commit.layout.digest == layout.digest:
+    is_as_saved = list(found) == list(range(len(layout.arrays)))
+    if is_as_saved and commit.layout.digest == layout.digest:
         return _read_spans(store, commit, plan, data, threads=threads)
     work = plan_resharding(commit.layout, layout, plan, found)
     return read_resharded(store, commit, plan, work, data, threads=threads)

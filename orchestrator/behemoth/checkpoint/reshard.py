@@ -10,7 +10,7 @@ way), `reshard_reader` (does it).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
@@ -74,8 +74,9 @@ class Resharding:
     reads: tuple[ChunkRead, ...]
     blanks: tuple[Interval, ...] = ()
     """Bytes of the arena that the checkpoint has nothing for."""
-    scales: Mapping[Scales, Box] = field(default_factory=dict)
-    """The scales that must be known first, and of which blocks."""
+    scales: Mapping[Scales, tuple[Box, ...]] = field(default_factory=dict)
+    """The scales that must be known first, and of which boxes of blocks: of a packed dim a rank holds several parts,
+    and what lies between them is not its business."""
     fills: tuple[ScaleFill, ...] = ()
 
 
@@ -96,9 +97,46 @@ def plan_resharding(saved: Layout, layout: Layout, plan: RankPlan, found: Sequen
 
 def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
     """Of one box of a saved array, counted in the saved layout's order, that begins with the area's first byte."""
-    meeting = _meeting(grid, box)
-    reads = [ChunkRead(array, chunk, [Copy(0, source, target)]) for chunk, source, target in meeting.commons]
-    return Resharding(slabs=(Slab(meeting.shape, grid.spec.itemsize, 0),), reads=tuple(reads))
+    slab = Slab(tuple(high - low for low, high in box), grid.spec.itemsize, 0)
+    return Resharding(slabs=(slab,), reads=tuple(plan_boxes(grid, array, [box])))
+
+
+def plan_boxes(grid: Grid, array: int, boxes: Sequence[Box]) -> list[ChunkRead]:
+    """The chunks of a saved array that boxes meet, each once, with what they have in common; `slab` is the box's
+    number."""
+    taken: dict[int, list[Copy]] = {}
+    for number, box in enumerate(boxes):
+        for chunk, source, target in _meeting(grid, box).commons:
+            taken.setdefault(chunk, []).append(Copy(number, source, target))
+    return [ChunkRead(array, chunk, copies) for chunk, copies in sorted(taken.items())]
+
+
+def scales_of(saved: Layout, wanted: ArraySpec, origin: Origin) -> Scales | None:
+    """Which scales must be known to make `wanted` of what it comes from."""
+    match origin:
+        case ScalesOf(array=array, block=block, dtype=dtype):
+            return Scales(saved.positions[array], block, dtype)
+        case ScaledDown(array=array, block=block, scales=None):
+            return Scales(saved.positions[array], block, wanted.dtype)
+        case (
+            ScaledDown(array=array, block=block, scales=str(scales)) | ScaledUp(array=array, block=block, scales=scales)
+        ):
+            return Scales(saved.positions[array], block, "", saved.positions[scales])
+        case _:
+            return None
+
+
+def blocks_needed(scales: Scales, box: Box, *, holds_them: bool) -> Box:
+    """The blocks of which a rank must know the scales, for a box of the scales that it holds, or of the values."""
+    if not holds_them:
+        return scales.box(box)
+    has_dims = len(box) == len(scales.block)  # else it is one scale for all, in a shape of its own
+    return box if has_dims else ((0, 1),) * len(scales.block)
+
+
+def chunks_met(chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], boxes: Iterable[Box]) -> set[int]:
+    """The numbers of the chunks that boxes meet."""
+    return {chunk for box in boxes for chunk in _chunks(chunk_shape, chunks_per_dim, box)}
 
 
 class _Draft:
@@ -110,7 +148,7 @@ class _Draft:
         self._known: dict[object, tuple[_Meeting, ...]] = {}
         self._slabs: list[Slab] = []
         self._taken: dict[tuple[int, int], list[Copy]] = {}
-        self._scales: dict[Scales, Box] = {}
+        self._scales: dict[Scales, dict[Box, None]] = {}
         self._fills: list[ScaleFill] = []
         self.blanks: list[Interval] = []
 
@@ -120,7 +158,7 @@ class _Draft:
             slabs=tuple(self._slabs),
             reads=tuple(reads),
             blanks=tuple(self.blanks),
-            scales=self._scales,
+            scales={scales: tuple(boxes) for scales, boxes in self._scales.items()},
             fills=tuple(self._fills),
         )
 
@@ -138,12 +176,14 @@ class _Draft:
         for box in flat_boxes(piece.box, piece.flat):
             slab = self._new_slab(tuple(high - low for low, high in box), wanted.itemsize, arena_offset)
             arena_offset += self._slabs[slab].nbytes
-            if isinstance(conversion, ScalesOf):
-                self._fill(slab, box, conversion)
-                continue
-            values = tuple(self._saved.positions[name] for name in value_names(conversion))
-            scales = self._scales_of(conversion, wanted, values[0], box)
-            for position in values:
+            scales = scales_of(self._saved, wanted, conversion)
+            if scales is not None:
+                blocks = blocks_needed(scales, box, holds_them=isinstance(conversion, ScalesOf))
+                self._scales.setdefault(scales, {})[blocks] = None
+                if isinstance(conversion, ScalesOf):
+                    self._fills.append(ScaleFill(slab, scales, blocks))
+                    continue
+            for position in (self._saved.positions[name] for name in value_names(conversion)):
                 change = _change(conversion, self._saved.arrays[position], wanted, box, scales)
                 self._take(position, slab, _meeting(self._grids[position], _shifted(box, conversion)), change)
 
@@ -154,26 +194,6 @@ class _Draft:
     def _take(self, position: int, slab: int, meeting: _Meeting, change: Change | None) -> None:
         for chunk, source, target in meeting.commons:
             self._taken.setdefault((position, chunk), []).append(Copy(slab, source, target, change))
-
-    def _fill(self, slab: int, box: Box, conversion: ScalesOf) -> None:
-        values = self._saved.positions[conversion.array]
-        scales = Scales(values, conversion.block, conversion.dtype)
-        if len(box) != len(conversion.block):  # one scale for all, in a shape of its own
-            box = ((0, 1),) * len(conversion.block)
-        self._need(scales, box)
-        self._fills.append(ScaleFill(slab, scales, box))
-
-    def _scales_of(self, conversion: Conversion, wanted: ArraySpec, values: int, box: Box) -> Scales | None:
-        if not isinstance(conversion, ScaledDown | ScaledUp):
-            return None
-        saved = None if conversion.scales is None else self._saved.positions[conversion.scales]
-        scales = Scales(values, conversion.block, wanted.dtype if saved is None else "", saved)
-        self._need(scales, scales.box(box))
-        return scales
-
-    def _need(self, scales: Scales, box: Box) -> None:
-        known = self._scales.get(scales, box)
-        self._scales[scales] = tuple((min(a, c), max(b, d)) for (a, b), (c, d) in zip(known, box, strict=True))
 
 
 def _change(
@@ -220,16 +240,18 @@ def _meeting(grid: Grid, box: Box) -> _Meeting:
         begins = [(begin, max(begin, low), min(begin + size, high)) for begin in _begins(low, high, size)]
         sources.append([slice(start - begin, stop - begin) for begin, start, stop in begins])
         targets.append([slice(start - low, stop - low) for _, start, stop in begins])
-    commons = list(zip(_chunks(grid, box), product(*sources), product(*targets), strict=True))
+    commons = list(
+        zip(_chunks(grid.chunk_shape, grid.chunks_per_dim, box), product(*sources), product(*targets), strict=True)
+    )
     return _Meeting(tuple(high - low for low, high in box), commons)
 
 
-def _chunks(grid: Grid, box: Box) -> list[int]:
+def _chunks(chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], box: Box) -> list[int]:
     """The numbers of the chunks that a box meets, in C order of their grid."""
-    weights = [math.prod(grid.chunks_per_dim[dim + 1 :]) for dim in range(len(box))]
+    weights = [math.prod(chunks_per_dim[dim + 1 :]) for dim in range(len(box))]
     numbers = [
         [begin // size * weight for begin in _begins(low, high, size)]
-        for (low, high), size, weight in zip(box, grid.chunk_shape, weights, strict=True)
+        for (low, high), size, weight in zip(box, chunk_shape, weights, strict=True)
     ]
     return [sum(one) for one in product(*numbers)]
 

@@ -2,7 +2,7 @@
 
 Each chunk is read whole and checked, then what this rank holds of it is copied, or computed: no byte is believed before
 its CRC. Up to one chunk per thread is in memory beside the arena; a chunk that the rank holds as it is goes straight
-into place. Scales that are to be computed take a pass of their own before, over the blocks that this rank meets.
+into place. Scales that are to be computed take a pass of their own over the blocks of an array that this rank meets.
 Every rank reads for itself. Neighbours: `reader`, which decides that this is needed, `changes`, and `chunk_reader`.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
 
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.crc import crc32c
@@ -25,7 +26,7 @@ from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.precision import Floats, as_float32, scales_for
-from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, Slab, plan_box
+from behemoth.checkpoint.reshard import ChunkRead, Part, Resharding, ScaleFill, Slab, plan_box, plan_boxes
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -53,23 +54,41 @@ def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes
     an array whose values cannot be converted."""
     for start, stop in work.blanks:
         area[start:stop] = 0
-    tables = {scales: _table(store, commit, scales, box, threads) for scales, box in work.scales.items()}
+    of_array: defaultdict[int, list[Scales]] = defaultdict(list)
+    for scales in work.scales:
+        of_array[scales.values].append(scales)
+    plain: list[ChunkRead] = []
+    scaled: dict[int, list[ChunkRead]] = {array: [] for array in of_array}
+    for read in work.reads:
+        scaled.get(read.array, plain).append(read)
+    fills: defaultdict[Scales, list[ScaleFill]] = defaultdict(list)
     for fill in work.fills:
-        slab = work.slabs[fill.slab]
-        inside = tuple(
-            slice(low - begin, high - begin)
-            for (low, high), (begin, _) in zip(fill.box, tables[fill.scales].box, strict=True)
-        )
-        into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
-        into[...] = tables[fill.scales].values[inside].reshape(slab.shape)
-    reading = _Reading(store, commit, work.slabs, area, tables)
-    run_all(reading.run, batched(work.reads, threads=threads), threads=threads, name="ckpt-reshard")
+        fills[fill.scales].append(fill)
+
+    reading = _Reading(store, commit, work.slabs, area)
+    run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
+    # Array by array, so that what was read for an array's scales may be in a cache when its values are read.
+    for array, reads in scaled.items():
+        reading.tables = {one: _table(store, commit, one, work.scales[one], threads) for one in of_array[array]}
+        for scales, table in reading.tables.items():
+            for fill in fills[scales]:
+                _fill(work.slabs[fill.slab], fill.box, table, area)
+        run_all(reading.run, batched(reads, threads=threads), threads=threads, name="ckpt-reshard")
 
 
-def _table(store: ObjectStore, commit: Commit, scales: Scales, box: Box, threads: int) -> ScaleTable:
-    """The scales of a box of blocks: those that were saved, or what the values of these blocks give."""
+def _fill(slab: Slab, box: Box, table: ScaleTable, area: Bytes) -> None:
+    """Put the scales of a box of blocks into the slab that holds them."""
+    inside = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, table.box, strict=True))
+    into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
+    into[...] = table.values[inside].reshape(slab.shape)
+
+
+def _table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box], threads: int) -> ScaleTable:
+    """The scales of boxes of blocks: those that were saved, or what the values of these blocks give; what lies between
+    the boxes says nothing."""
+    box = enclosing(boxes)
     if scales.saved is None:
-        largest = _Largest(store, commit, scales, box).found(threads)
+        largest = _Largest(store, commit, scales, boxes).found(threads)
         what = f"array {commit.layout.arrays[scales.values].name!r}"
         return ScaleTable(scales=scales, box=box, values=scales_for(largest, scales.dtype, what=what))
     grid = grids(commit.layout)[scales.saved]
@@ -82,20 +101,22 @@ def _table(store: ObjectStore, commit: Commit, scales: Scales, box: Box, threads
 
 
 class _Largest:
-    """Finds the largest magnitude in each block of a box of blocks, on several threads."""
+    """Finds the largest magnitude in each block of some boxes of blocks, on several threads."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, scales: Scales, box: Box) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box]) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grid = grids(commit.layout)[scales.values]
         self._scales = scales
-        self._box = box
-        self._largest: Floats = np.zeros([high - low for low, high in box], dtype=np.float32)
+        self._boxes = boxes
+        self._box = enclosing(boxes)
+        self._largest: Floats = np.zeros([high - low for low, high in self._box], dtype=np.float32)
         self._lock = threading.Lock()
 
     def found(self, threads: int) -> Floats:
-        elements = self._scales.elements(self._box, self._grid.spec.shape)
-        work = plan_box(self._grid, self._scales.values, elements)
-        run_all(self._run, batched(work.reads, threads=threads), threads=threads, name="ckpt-scales")
+        """In the shape of the box that encloses them, 0 where none of them is."""
+        elements = [self._scales.elements(box, self._grid.spec.shape) for box in self._boxes]
+        reads = plan_boxes(self._grid, self._scales.values, elements)
+        run_all(self._run, batched(reads, threads=threads), threads=threads, name="ckpt-scales")
         return self._largest
 
     def _run(self, reads: Sequence[ChunkRead]) -> None:
@@ -106,7 +127,9 @@ class _Largest:
             begins = [part.start for part in self._grid.chunk_box(read.chunk)]
             for copy in read.copies:
                 begin = tuple(start + part.start for start, part in zip(begins, copy.source, strict=True))
-                self._merge(*largest_of_blocks(_part(chunk, copy.source).view(DTYPES[spec.dtype]), begin, self._scales))
+                values = _part(chunk, copy.source).view(DTYPES[spec.dtype])
+                for box, largest in largest_of_blocks(values, begin, self._scales):
+                    self._merge(box, largest)
 
     def _merge(self, box: Box, largest: Floats) -> None:
         place = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, self._box, strict=True))
@@ -115,20 +138,13 @@ class _Largest:
 
 
 class _Reading:
-    """Reads chunks on several threads; no two of them write to the same bytes."""
+    """Reads chunks on several threads; no two of them write to the same bytes. `tables`: what these chunks need."""
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        commit: Commit,
-        slabs: Sequence[Slab],
-        area: Bytes,
-        tables: Mapping[Scales, ScaleTable],
-    ) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, slabs: Sequence[Slab], area: Bytes) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grids = grids(commit.layout)
         self._slabs = [as_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
-        self._tables = tables
+        self.tables: Mapping[Scales, ScaleTable] = {}
 
     def run(self, reads: Sequence[ChunkRead]) -> None:
         chunks = self._readers.mine()
@@ -136,7 +152,7 @@ class _Reading:
             self._read(chunks, read)
 
     def _read(self, chunks: ChunkReader, read: ChunkRead) -> None:
-        read_chunk(chunks, self._grids[read.array], read, self._slabs, self._tables)
+        read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables)
 
 
 def read_chunk(

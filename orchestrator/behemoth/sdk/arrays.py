@@ -23,6 +23,7 @@ class Tensor(Protocol):
     """What is used of a torch tensor."""
 
     dtype: object
+    device: object
     shape: tuple[int, ...]
     is_cpu: bool
 
@@ -30,6 +31,8 @@ class Tensor(Protocol):
     def numel(self) -> int: ...
     def element_size(self) -> int: ...
     def is_contiguous(self) -> bool: ...
+    def is_conj(self) -> bool: ...
+    def is_neg(self) -> bool: ...
     def detach(self) -> Tensor: ...
     def copy_(self, source: Tensor) -> Tensor: ...
     def __float__(self) -> float: ...
@@ -48,6 +51,14 @@ class HostArray:
             raise Invalid(
                 f"array {name!r}: expected a numpy array or a torch tensor, got {type(value).__name__}",
                 hint="use state.record for small values that are no arrays",
+                code="array-type",
+            )
+        if hasattr(value, "to_local"):  # a DTensor has the shape of the whole and no memory of its own
+            raise Invalid(
+                f"array {name!r}: expected this rank's piece as a plain tensor, got a {type(value).__name__} of shape "
+                f"{tuple(value.shape)}",
+                hint="give tensor.to_local(), which has the same memory, and say by dims= or flat_over= how it is "
+                "sharded",
                 code="array-type",
             )
 
@@ -107,10 +118,24 @@ class HostArray:
             )
         if isinstance(value, np.ndarray):
             return value.reshape(-1).view(np.uint8)
-        return _tensor_bytes(_tensor(value))
+        tensor = _tensor(value)
+        if tensor.is_conj() or tensor.is_neg():  # its memory holds other numbers than it shows
+            raise Invalid(
+                f"array {self._name!r}: expected a tensor that shows what its memory holds, got a lazy conjugate or "
+                "negative",
+                hint="give tensor.resolve_conj().resolve_neg()",
+                code="array-strided",
+            )
+        return _tensor_bytes(tensor)
 
     def _mirrored(self) -> Tensor:
         if self._mirror is None:
+            if str(_tensor(self._value).device) == "meta":
+                raise Invalid(
+                    f"array {self._name!r}: expected a tensor with memory, got one on the meta device",
+                    hint="materialise the module (to_empty, or load it) before the state is saved or restored",
+                    code="array-type",
+                )
             torch = sys.modules["torch"]
             self._mirror = torch.empty_like(self._value, device="cpu", requires_grad=False).contiguous()
         assert self._mirror is not None
@@ -132,5 +157,11 @@ def _tensor_bytes(tensor: Tensor) -> Bytes:
     num_bytes = tensor.numel() * tensor.element_size()
     if num_bytes == 0:
         return np.empty(0, dtype=np.uint8)
+    if tensor.data_ptr() == 0:
+        raise Invalid(
+            f"tensor of shape {tuple(tensor.shape)}: expected memory behind it, got none",
+            hint="its storage was freed, or it is a wrapper of other tensors: declare the tensor that holds the values",
+            code="array-type",
+        )
     # The ctypes array does not own the memory: whoever uses these bytes holds the tensor.
     return np.frombuffer(memoryview((ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())), dtype=np.uint8)

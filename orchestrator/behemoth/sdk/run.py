@@ -138,8 +138,8 @@ class Run:
         The checkpoint of another program may have other arrays than `state`: patterns name those to take at all
         (`only`), those of the checkpoint that are not read (`extra`), and those of `state` that the checkpoint lacks
         (`missing`); `convert` tells what an array is made of. What has nothing to be restored from stays as the program
-        has it. All ranks say the same. A checkpoint with the very arrays of `state`, such as the run's own, comes back
-        whole.
+        has it. All ranks say the same. A checkpoint that this run has saved, of the arrays of `state`, comes back whole
+        whatever is said: a program says the same at every start. Outside a run nothing is restored.
 
         Raises Invalid when the declarations do not fit the mesh or the checkpoint, Corrupt when memory was damaged.
         """

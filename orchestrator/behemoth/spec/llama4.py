@@ -23,19 +23,22 @@ _Named = tuple[str, tuple[int, ...]]
 
 
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that shapes follow from; a configuration has many more. Defaults are those of transformers."""
+    """The fields that shapes follow from; a configuration has many more. The defaults are those of transformers'
+    Llama4TextConfig, whose `save_pretrained` leaves out of a nested configuration what equals them."""
 
-    hidden_size: _Size
-    intermediate_size: _Size
+    hidden_size: _Size = 5120
+    intermediate_size: _Size = 8192
     """Of an expert, and of the shared one."""
-    intermediate_size_mlp: _Size
+    intermediate_size_mlp: _Size = 16384
     """Of a layer without experts."""
-    num_hidden_layers: _Layers
-    num_attention_heads: _Size
-    num_local_experts: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
-    vocab_size: _Size
-    num_key_value_heads: _Size | None = None
-    head_dim: _Size | None = None
+    num_hidden_layers: _Layers = 48
+    num_attention_heads: _Size = 40
+    num_local_experts: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 16
+    vocab_size: _Size = 202048
+    num_key_value_heads: _Size | None = 8
+    """null: as many as heads."""
+    head_dim: _Size | None = 128
+    """null: hidden_size / num_attention_heads."""
     interleave_moe_layer_step: _Size = 1
     moe_layers: list[Annotated[int, msgspec.Meta(ge=0, lt=10_000)]] | None = None
     attention_bias: bool = False
@@ -67,7 +70,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_config(data: bytes, *, source: str) -> Inventory:
-    """Raises Invalid that names `source` for another model and for a configuration that lacks a size."""
+    """Raises Invalid that names `source` for another model and for sizes that cannot be."""
     what = "the config.json of a Llama 4"
     config = decode_model_json(data, _Config, what=what, source=source)
     match config.model_type:

@@ -23,13 +23,14 @@ from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Choice, Text, require_ranges
 from behemoth.spec.mesh import Axis, Mesh
 from behemoth.spec.pipeline import EVEN, Pipeline
+from behemoth.spec.recipe import DEFAULT, Recipe
 
 MODEL_NAMES = ("tiny-moe", "scout", "maverick", "behemoth-ref")
 MAX_INVENTORY_BYTES = 16 << 20
-WEIGHT_BYTES = 2
-"""bfloat16 weights."""
-OPTIMIZER_BYTES = 12
-"""fp32 master weight and two fp32 moments per parameter (AdamW), sharded over the replicas of a block."""
+_ITEM_BYTES = {"none": 0, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "split": 2}
+"""Of a parameter in a slot of the recipe; of a split master its low half, whose other one is the weights."""
+_WORKING_BYTES = 2
+"""Of bfloat16 weights, which a program computes with where the recipe saves none."""
 
 Stage = Literal["first", "last", "layer"]
 Form = TypeVar("Form")
@@ -111,7 +112,7 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankBytes:
-    """What one rank holds. Replicated weights count on every holder; optimizer state is sharded over the replicas."""
+    """What one rank holds, by the recipe. Replicated weights count on every holder; scales of float8 do not count."""
 
     weights_bytes: int
     optimizer_bytes: int
@@ -189,13 +190,17 @@ def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
             yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
 
 
-def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank, pipeline: Pipeline = EVEN) -> RankBytes:
-    """Bytes of weights (2 per parameter) and optimizer state (12 per parameter) on `rank`.
+def rank_bytes(
+    inventory: Inventory, mesh: Mesh, rank: Rank, pipeline: Pipeline = EVEN, recipe: Recipe = DEFAULT
+) -> RankBytes:
+    """Bytes of weights and optimizer state (master and moments) on `rank`.
 
     Layers are spread over the stages as `pipeline` tells; the embedding and the vision tower
-    sit on the first stage, the final norm and the head on the last. Optimizer state of a block is sharded over the
-    ranks that hold the same block: dp x cp for dense tensors, edp for experts (Megatron's distributed optimizer).
+    sit on the first stage, the final norm and the head on the last. What `recipe.shares` says is sharded over the
+    ranks that hold the same block: dp x cp for dense tensors, edp for experts.
     """
+    per_weight = _ITEM_BYTES[recipe.weights] or _WORKING_BYTES
+    per_state = sum(_ITEM_BYTES[dtype] for dtype in (recipe.master, recipe.exp_avg, recipe.exp_avg_sq))
     weights_bytes = optimizer_bytes = 0
     num_layers, stage = inventory.num_layers, mesh.coordinate(rank, "pp")
     for tensor in inventory.tensors:
@@ -203,8 +208,8 @@ def rank_bytes(inventory: Inventory, mesh: Mesh, rank: Rank, pipeline: Pipeline 
             continue
         held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
-        weights_bytes += held * WEIGHT_BYTES
-        optimizer_bytes += -(-held // replicas) * OPTIMIZER_BYTES
+        weights_bytes += -(-held // (replicas if recipe.shares == "rows" else 1)) * per_weight
+        optimizer_bytes += -(-held // (1 if recipe.shares == "whole" else replicas)) * per_state
     return RankBytes(weights_bytes=weights_bytes, optimizer_bytes=optimizer_bytes)
 
 

@@ -18,6 +18,9 @@ Master = Literal["none", "float32", "split"]
 Moment = Literal["none", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 Shares = Literal["flat", "rows", "whole"]
 
+FLOAT8 = "float8_e4m3fn"
+SCALE_BLOCK = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -39,7 +42,7 @@ class Recipe:
             "DeepSeek-V3's weights.",
             kind=Integer(minimum=1, maximum=1 << 30),
         ),
-    ] = 128
+    ] = SCALE_BLOCK
     master: Annotated[
         Master,
         About(
@@ -86,6 +89,15 @@ class Recipe:
                 hint="set recipe.weights to bfloat16",
                 code="recipe-split",
             )
+        if self.scale_block != SCALE_BLOCK and self.weights != FLOAT8:
+            raise Invalid(
+                f"recipe.scale_block: expected it with {FLOAT8} weights, got {self.scale_block} with {self.weights}",
+                hint="leave it out: nothing has scales",
+                code="option-without-effect",
+            )
+
+
+DEFAULT = Recipe()
 
 
 def parse_recipe(text: str, base: Recipe, *, name: str = "recipe") -> Recipe:
@@ -106,6 +118,8 @@ def parse_recipe(text: str, base: Recipe, *, name: str = "recipe") -> Recipe:
                 code="recipe-text",
             )
         changes[field] = int(value) if is_number else value
+    if changes.get("weights", base.weights) != FLOAT8:
+        changes.setdefault("scale_block", SCALE_BLOCK)  # that of the base says nothing then
     try:
         return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # ranges are checked
     except Invalid as error:

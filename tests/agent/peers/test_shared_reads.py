@@ -217,6 +217,7 @@ def test_damage_that_only_a_peer_saw_is_no_damage() -> None:
             peer=lambda *_: pytest.fail("no holder was named"),
             shared=lambda: node.reads(saved.store),
             threads=1,
+            run_name="toy",
         )
         fd = os.memfd_create("prepared", os.MFD_ALLOW_SEALING)
         source = Source(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections import Counter
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.chunk_reader import ChunkReader
+from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.stream import stream
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
@@ -79,6 +82,28 @@ def test_memory_is_a_block_and_a_chunk_whatever_the_size_of_the_tensor() -> None
             tracemalloc.stop()
     assert total == 32 << 20
     assert peak_bytes < 3 << 20
+
+
+class InPairs(MemoryStore):
+    """Answers for the CRC beside a chunk only when another thread asks for one too."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__()
+        self._objects = inner._objects
+        self._both = threading.Barrier(2, timeout=10)
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+        if memoryview(into).nbytes == TRAILER_BYTES:
+            self._both.wait()
+
+
+def test_crcs_of_an_array_are_asked_for_on_several_threads() -> None:
+    layout = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(16, 64)),))
+    with small_chunks(256):
+        store, opened = saved(layout)
+        blocks = list(stream(InPairs(store), opened, limit_bytes=1 << 20, threads=2))
+    assert raw_bytes(blocks[0].values) == raw_bytes(logical_arrays(layout, 1)["w"])
 
 
 def test_patterns_choose_and_a_precision_is_changed_on_the_way() -> None:

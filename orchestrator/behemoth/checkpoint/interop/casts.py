@@ -72,7 +72,7 @@ class Scale:
     dtype = "float32"
 
     def __init__(self, name: str, inner: Tensor, scaling: Scaling = "tensor") -> None:
-        self._name = name
+        self.name = name
         self._inner = inner
         self._cells = cells_of(inner.shape, scaling)
         self._grid = grid_of(inner.shape, self._cells)
@@ -105,7 +105,7 @@ class Scale:
             place = tuple(slice(start, stop) for start, stop in grid_box(box, self._cells))
             of_box = largest_of(_as_float32(self._inner, box), box, self._cells)
             largest[place] = np.maximum(largest[place], of_box)
-        return scales_for(largest, FLOAT8, what=f"tensor {self._name!r}")
+        return scales_for(largest, FLOAT8, what=f"tensor {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,8 @@ class Scaled(_Elementwise):
         return FLOAT8
 
     def read_into(self, box: Box, out: Raw) -> None:
-        values = scale_down(_as_float32(self.inner, box), self.scale.of(box), FLOAT8)
+        what = f"tensor {self.scale.name!r}"
+        values = scale_down(_as_float32(self.inner, box), self.scale.of(box), FLOAT8, what=what)
         np.copyto(out, values.view(raw_dtype(FLOAT8)))
 
 

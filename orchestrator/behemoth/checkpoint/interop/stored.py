@@ -8,6 +8,7 @@ chunk which is whole but of another write is found although nobody reads them al
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +21,7 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype
 from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
 
@@ -31,7 +33,7 @@ def stored_tensors(store: ObjectStore, commit: Commit, *, threads: int) -> dict[
             dtype=grid.spec.dtype,
             shape=grid.spec.shape,
             chunk_shape=grid.chunk_shape,
-            load=partial(_Array.load, _Array(readers=readers, commit=commit, position=position)),
+            load=partial(_Array.load, _Array(readers=readers, commit=commit, position=position, threads=threads)),
             threads=threads,
         )
         for position, grid in enumerate(grids(commit.layout))
@@ -43,6 +45,7 @@ class _Array:
     readers: ChunkReaders
     commit: Commit
     position: int
+    threads: int
     _crcs: npt.NDArray[np.uint32] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -58,16 +61,21 @@ class _Array:
         return data.reshape(sizes)
 
     def _committed_crcs(self) -> npt.NDArray[np.uint32]:
-        """What stands beside the chunks, once it is proven to be what was committed."""
+        """What stands beside the chunks, once it is proven to be what was committed. A large array has thousands of
+        chunks, and in a bucket each is a request: several are under way at a time."""
         with self._lock:
             if self._crcs is None:
-                reader = self.readers.mine()
-                numbers = range(grids(self.commit.layout)[self.position].num_chunks)
-                crcs = np.array([reader.stored_crc(self.position, number) for number in numbers], dtype="<u4")
+                numbers = batched(range(grids(self.commit.layout)[self.position].num_chunks), threads=self.threads)
+                parts = run_all(self._stored_crcs, numbers, threads=self.threads, name="ckpt-crcs")
+                crcs = np.array([crc for part in parts for crc in part], dtype="<u4")
                 if crc32c(crcs.tobytes()) != self.commit.index.content_crcs[self.position]:
                     raise self._not_committed()
                 self._crcs = crcs
             return self._crcs
+
+    def _stored_crcs(self, numbers: Sequence[int]) -> list[int]:
+        reader = self.readers.mine()
+        return [reader.stored_crc(self.position, number) for number in numbers]
 
     def _not_committed(self) -> Corrupt:
         name, files = self.commit.layout.arrays[self.position].name, self.commit.files(self.position)

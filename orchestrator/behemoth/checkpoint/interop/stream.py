@@ -7,7 +7,6 @@ For hosts that do not train: they fill a generator's memory, compare, convert, c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from behemoth.checkpoint.interop.casts import converted
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor, blocks, read_box
 from behemoth.checkpoint.layout import DTYPES
+from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.checkpoint.opened import Commit
 from behemoth.ports import ObjectStore
 
@@ -53,14 +53,15 @@ def stream(
     that names nothing; Corrupt naming array, chunk and file for damage, before any byte of that chunk is given out.
     """
     tensors = stored_tensors(store, commit, threads=threads)
-    unused = [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in tensors)]
+    patterns = NamePatterns(only)
+    unused = patterns.unused(tensors.keys())
     if unused:
         raise Invalid(
             f"checkpoint of step {commit.record.step}: expected patterns of its arrays, got {unused[:3]}",
             hint="patterns such as 'model/*' are compared with whole names",
             code="arrays-listed",
         )
-    chosen = {name: one for name, one in tensors.items() if any(fnmatchcase(name, pattern) for pattern in only)}
+    chosen = {name: one for name, one in tensors.items() if patterns.has(name)}
     return _blocks(chosen if dtype is None else converted(chosen, dtype), limit_bytes)
 
 

@@ -73,7 +73,8 @@ def read_box(tensor: Tensor, box: Box) -> Raw:
 
 def blocks(tensor: Tensor, *, limit_bytes: int) -> Iterator[Box]:
     """Boxes that follow one another in C order and cover the tensor, each contiguous and of at most `limit_bytes`, or
-    of one grain, or row, where that is larger."""
+    of one element where that is larger. They end where grains do as far as a grain fits; what has larger ones, as a
+    transposed tensor may, is read again for each block of a grain."""
     return blocks_of(tensor.shape, DTYPES[tensor.dtype].itemsize, limit_bytes=limit_bytes, grain=tensor.grain)
 
 
