@@ -11,6 +11,7 @@ import pytest
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledUp
 from behemoth.sdk import Run, State, join
 from behemoth.sdk.place import lone_place
 from behemoth.sdk.state import BoundState
@@ -141,7 +142,33 @@ def test_patterns_of_restore_are_lists_and_no_text(monkeypatch: pytest.MonkeyPat
     run = join()
     with pytest.raises(Invalid, match="expected only as a list of patterns, got 'model/"):
         run.restore(State(), only="model/*")
+    with pytest.raises(Invalid, match=r"expected missing as a list of patterns, got \[3\]"):
+        run.restore(State(), missing=[3])  # type: ignore[list-item]
     assert run.restore(State(), only=["model/*"], missing=("lora/*",)) == 0
+
+
+@pytest.mark.parametrize(
+    ("conversion", "told"),
+    [
+        (Cast(array="e", begin=(-1, 0)), r"array 'w' by Cast: .* >= 0 - at `\$.begin\[0\]`"),
+        (ScaledUp(array="q", scales="s", block=(0, 6)), r"by ScaledUp: .* >= 1 - at `\$.block\[0\]`"),
+        (Cast(array=""), "by Cast: .* length >= 1"),
+        (Cast(array="e", begin=(1.5,)), r"by Cast: .*Expected `int`, got `float`"),  # type: ignore[arg-type]
+        ("optim/w", "by str: expected a conversion"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_refused_where_it_was_written(
+    monkeypatch: pytest.MonkeyPatch, conversion: Conversion, told: str
+) -> None:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    with pytest.raises(Invalid, match=told):
+        join().restore(State(), convert={"w": conversion})
+
+
+def test_a_part_may_begin_at_integers_of_numpy() -> None:
+    intake = Intake(convert={"w": Cast(array="e", begin=(np.int64(3), 0))})  # type: ignore[arg-type]
+    intake.require_valid()
+    assert Intake.decode(intake.encode()).convert == {"w": Cast(array="e", begin=(3, 0))}
 
 
 def test_torch_tensors_are_taken_in_place_whatever_their_dtype() -> None:
