@@ -171,6 +171,53 @@ def test_a_part_may_begin_at_integers_of_numpy() -> None:
     assert Intake.decode(intake.encode()).convert == {"w": Cast(array="e", begin=(3, 0))}
 
 
+def test_a_tensor_that_stands_for_others_is_refused_and_never_read_at_its_address() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Wrapper(torch.Tensor):  # as DTensor is one
+        @staticmethod
+        def __new__(cls, inner: Any) -> Any:
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise NotImplementedError(func)
+
+    for value, told in (
+        (Wrapper(torch.ones(4)), "got a Wrapper"),
+        (torch.empty(4, device="meta"), "got one on the meta device"),
+        (torch.nested.nested_tensor([torch.ones(4)], layout=torch.jagged), "got a NestedTensor"),
+    ):
+        with pytest.raises(Invalid, match=f"expected a tensor with memory of its own, {told}"):
+            State().array("w", value, shape=(4,))
+
+
+def test_a_tensor_whose_memory_holds_other_values_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    lazy = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    for value in (lazy, torch._neg_view(torch.ones(2))):
+        state = State()
+        state.array("w", value, shape=(2,))
+        with pytest.raises(Invalid, match="got a lazy conjugate or negative"):
+            BoundState(state, Mesh(), Rank(0)).sources()
+    state = State()
+    state.array("w", lazy.resolve_conj(), shape=(2,))
+    assert (
+        bytes(BoundState(state, Mesh(), Rank(0)).sources()["w"]) == np.array([1 - 2j, 3 + 4j], np.complex64).tobytes()
+    )
+
+
+def test_masked_and_read_only_arrays_are_refused() -> None:
+    with pytest.raises(Invalid, match="expected an array without a mask"):
+        State().array("w", np.ma.masked_array([1.0, 2.0], mask=[False, True]), shape=(2,))
+    fixed = np.ones(2)
+    fixed.flags.writeable = False
+    state = State()
+    state.array("w", fixed, shape=(2,))
+    with pytest.raises(Invalid, match="expected an array that can be restored in place, got a read-only one"):
+        BoundState(state, Mesh(), Rank(0)).targets()
+
+
 def test_torch_tensors_are_taken_in_place_whatever_their_dtype() -> None:
     torch = pytest.importorskip("torch")
     tensors = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Protocol, TypeGuard
+from typing import ClassVar, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,15 @@ Bytes = npt.NDArray[np.uint8]
 class Tensor(Protocol):
     """What is used of a torch tensor."""
 
+    __torch_dispatch__: ClassVar[object]
     dtype: object
     shape: tuple[int, ...]
     is_cpu: bool
+    is_meta: bool
+    is_nested: bool
 
+    def is_conj(self) -> bool: ...
+    def is_neg(self) -> bool: ...
     def data_ptr(self) -> int: ...
     def numel(self) -> int: ...
     def element_size(self) -> int: ...
@@ -50,6 +55,14 @@ class HostArray:
                 hint="use state.record for small values that are no arrays",
                 code="array-type",
             )
+        if isinstance(value, np.ma.MaskedArray):
+            raise Invalid(
+                f"array {name!r}: expected an array without a mask, got a masked one",
+                hint="give its .data, and its .mask as an array of its own",
+                code="array-type",
+            )
+        if is_tensor(value):
+            _require_memory(name, value)
 
     @property
     def dtype(self) -> str:
@@ -86,6 +99,12 @@ class HostArray:
 
     def bytes_to_fill(self) -> Bytes:
         """Memory to write restored content to; `push` puts it in place."""
+        if isinstance(self._value, np.ndarray) and not self._value.flags.writeable:
+            raise Invalid(
+                f"array {self._name!r}: expected an array that can be restored in place, got a read-only one",
+                hint="give a writable copy",
+                code="array-read-only",
+            )
         return self._own_bytes() if self._is_in_place() else _tensor_bytes(self._mirrored())
 
     def push(self) -> None:
@@ -106,8 +125,15 @@ class HostArray:
                 code="array-strided",
             )
         if isinstance(value, np.ndarray):
-            return value.reshape(-1).view(np.uint8)
-        return _tensor_bytes(_tensor(value))
+            return np.asarray(value).reshape(-1).view(np.uint8)
+        tensor = _tensor(value)
+        if tensor.is_conj() or tensor.is_neg():
+            raise Invalid(
+                f"array {self._name!r}: expected a tensor that holds its values, got a lazy conjugate or negative",
+                hint="give tensor.resolve_conj().resolve_neg()",
+                code="array-lazy",
+            )
+        return _tensor_bytes(tensor)
 
     def _mirrored(self) -> Tensor:
         if self._mirror is None:
@@ -121,6 +147,22 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
     """True for a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _require_memory(name: str, tensor: Tensor) -> None:
+    """Raises Invalid for a tensor whose address leads to no elements: those that stand for others (DTensor, tensors
+    that are made for tracing or by quantization libraries), nested ones, and those on the meta device."""
+    torch, kind = sys.modules["torch"], type(tensor)
+    # Plain tensors and parameters have torch's own; what answers operations itself keeps its elements elsewhere.
+    is_plain = kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    if is_plain and not tensor.is_nested and not tensor.is_meta:
+        return
+    got = f"a {kind.__name__}" if not is_plain else "a nested one" if tensor.is_nested else "one on the meta device"
+    raise Invalid(
+        f"array {name!r}: expected a tensor with memory of its own, got {got}",
+        hint="give what holds the elements; of a DTensor tensor.to_local(), and declare how the whole is shared out",
+        code="array-type",
+    )
 
 
 def _tensor(value: object) -> Tensor:
