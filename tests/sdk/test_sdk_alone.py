@@ -207,6 +207,28 @@ def test_a_tensor_whose_memory_holds_other_values_is_refused() -> None:
     )
 
 
+def test_a_type_that_the_value_has_not_is_refused_also_when_it_changes_later() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(Invalid, match="expected elements of float16, as declared, got bfloat16"):
+        State().array("w", torch.ones(4, dtype=torch.bfloat16), shape=(4,), dtype="float16")
+    weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16))
+    state = State()
+    state.array("w", weight, shape=(2, 3))
+    bound = BoundState(state, Mesh(), Rank(0))
+    weight.data = torch.ones(3, 2, dtype=torch.bfloat16)
+    with pytest.raises(Invalid, match=r"expected a local piece of shape \(2, 3\) .*, got \(3, 2\)"):
+        bound.sources()
+    weight.data = torch.ones(2, 3, dtype=torch.float16)
+    with pytest.raises(Invalid, match="expected elements of bfloat16, as declared, got float16"):
+        bound.sources()
+
+
+@pytest.mark.parametrize("shape", [(4.7,), ("4",), 4])
+def test_a_shape_is_integers(shape: Any) -> None:
+    with pytest.raises(Invalid, match="array 'w': expected a shape of integers, got"):
+        State().array("w", np.ones(4), shape=shape)
+
+
 def test_masked_and_read_only_arrays_are_refused() -> None:
     with pytest.raises(Invalid, match="expected an array without a mask"):
         State().array("w", np.ma.masked_array([1.0, 2.0], mask=[False, True]), shape=(2,))
