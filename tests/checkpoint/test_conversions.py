@@ -261,6 +261,7 @@ def test_values_that_saved_scales_are_too_small_for_are_refused_instead_of_clipp
         (Cast(array="i"), "expected 'i' saved as bfloat16, or two of .*, got int32"),
         (Cast(array="s"), r"expected 's' saved with shape \[4, 6\], got float32\[2, 6\]"),
         (Cast(array="w", begin=(1, 0)), r"a part of shape \[4, 6\] of 'w' at \[1, 0\], got float32\[4, 6\]"),
+        (Cast(array="w", begin=(-1, 0)), r"a part of shape \[4, 6\] of 'w' at \[-1, 0\]"),
         (Cast(array="w", begin=(0,)), r"a part of shape \[4, 6\] of 'w' at \[0\]"),
         (
             ScaledDown(array="w", block=(2, 2)),
@@ -280,7 +281,8 @@ def test_a_conversion_that_does_not_fit_is_refused_before_anything_is_read(conve
 @pytest.mark.parametrize(
     ("conversion", "text"),
     [
-        (ScaledDown(array="w", block=(2,)), r"expected a block of 2 dims, got \[2\]"),
+        (ScaledDown(array="w", block=(2,)), r"expected a block of 2 dims, each 1 or more, got \[2\]"),
+        (ScaledDown(array="w", block=(2, 0)), r"expected a block of 2 dims, each 1 or more, got \[2, 0\]"),
         (ScaledDown(array="w", block=(3, 1), scales="i"), r"expected scales 'i' as .*\[2, 6\], got int32\[4, 6\]"),
         (ScaledDown(array="w", block=(2, 2), scales="s"), r"expected scales 's' as .*\[2, 3\], got float32\[2, 6\]"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from behemoth.base.errors import NotFound, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import saved_positions
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.over_read import over_read
@@ -109,3 +109,10 @@ def test_a_missing_file_is_damage() -> None:
     with pytest.raises(NotFound):
         store.read_into(commit.shard_key(0, 0), offset_bytes=0, into=bytearray(1))
     assert not rehearsed(store, commit, commit.layout).is_intact
+
+
+def test_a_rank_for_which_there_is_no_memory_is_refused_with_a_way_out() -> None:
+    store, commit = saved()
+    huge = ArraySpec(name="w", dtype="float64", shape=(1 << 45,))  # more than the addresses of a process
+    with pytest.raises(Unavailable, match="largest rank's state, 281474976710656 bytes, got none"):
+        rehearsed(store, commit, Layout(mesh=Mesh(), arrays=(huge,)))

@@ -384,3 +384,12 @@ def test_what_was_pinned_after_the_plan_counts_as_kept() -> None:
     body = clean_page(plan, is_executed=True, spared=spared, now_us=0).body
     assert (body["numDropped"], verdicts(json.dumps(body))[10]) == (1, ["pinned"])
     assert body["numBytes"] == sum(info.size_bytes for info in store.list("steps/000000020-a1-20"))
+
+
+def test_a_store_that_cannot_be_made_is_refused_with_its_name_and_a_way_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    store = tmp_path / "file" / "store"
+    with pytest.raises(Conflict, match=f"store {store}: .*claim the same name"), importing(store):
+        pass

@@ -55,7 +55,7 @@ def test_damage_is_told_by_rank_and_ends_with_3(place: Path, capsys: pytest.Capt
     assert code == 3
     assert out.startswith(f"checkpoint/{TRAINED_STEPS} not restored, and thrown away\n")
     assert "array 'model/table', chunk 0, file steps/" in out.splitlines()[-1]
-    assert "ranks:    1 of 2," in out
+    assert "ranks:    1 of 2 (1)," in out
 
 
 @pytest.mark.usefixtures("place")

@@ -12,6 +12,7 @@ import pytest
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledUp
 from behemoth.sdk import Run, State, join
 from behemoth.sdk.place import lone_place
 from behemoth.sdk.state import BoundState
@@ -142,7 +143,102 @@ def test_patterns_of_restore_are_lists_and_no_text(monkeypatch: pytest.MonkeyPat
     run = join()
     with pytest.raises(Invalid, match="expected only as a list of patterns, got 'model/"):
         run.restore(State(), only="model/*")
+    with pytest.raises(Invalid, match=r"expected missing as a list of patterns, got \[3\]"):
+        run.restore(State(), missing=[3])  # type: ignore[list-item]
     assert run.restore(State(), only=["model/*"], missing=("lora/*",)) == 0
+
+
+@pytest.mark.parametrize(
+    ("conversion", "told"),
+    [
+        (Cast(array="e", begin=(-1, 0)), r"array 'w' by Cast: .* >= 0 - at `\$.begin\[0\]`"),
+        (ScaledUp(array="q", scales="s", block=(0, 6)), r"by ScaledUp: .* >= 1 - at `\$.block\[0\]`"),
+        (Cast(array=""), "by Cast: .* length >= 1"),
+        (Cast(array="e", begin=(1.5,)), r"by Cast: .*Expected `int`, got `float`"),  # type: ignore[arg-type]
+        ("optim/w", "by str: expected a conversion"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_refused_where_it_was_written(
+    monkeypatch: pytest.MonkeyPatch, conversion: Conversion, told: str
+) -> None:
+    monkeypatch.delenv("BEHEMOTH_WORKER_FD", raising=False)
+    with pytest.raises(Invalid, match=told):
+        join().restore(State(), convert={"w": conversion})
+
+
+def test_a_part_may_begin_at_integers_of_numpy() -> None:
+    intake = Intake(convert={"w": Cast(array="e", begin=(np.int64(3), 0))})  # type: ignore[arg-type]
+    intake.require_valid()
+    assert Intake.decode(intake.encode()).convert == {"w": Cast(array="e", begin=(3, 0))}
+
+
+def test_a_tensor_that_stands_for_others_is_refused_and_never_read_at_its_address() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Wrapper(torch.Tensor):  # as DTensor is one
+        @staticmethod
+        def __new__(cls, inner: Any) -> Any:
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise NotImplementedError(func)
+
+    for value, told in (
+        (Wrapper(torch.ones(4)), "got a Wrapper"),
+        (torch.empty(4, device="meta"), "got one on the meta device"),
+        (torch.nested.nested_tensor([torch.ones(4)], layout=torch.jagged), "got a NestedTensor"),
+    ):
+        with pytest.raises(Invalid, match=f"expected a tensor with memory of its own, {told}"):
+            State().array("w", value, shape=(4,))
+
+
+def test_a_tensor_whose_memory_holds_other_values_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    lazy = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    for value in (lazy, torch._neg_view(torch.ones(2))):
+        state = State()
+        state.array("w", value, shape=(2,))
+        with pytest.raises(Invalid, match="got a lazy conjugate or negative"):
+            BoundState(state, Mesh(), Rank(0)).sources()
+    state = State()
+    state.array("w", lazy.resolve_conj(), shape=(2,))
+    assert (
+        bytes(BoundState(state, Mesh(), Rank(0)).sources()["w"]) == np.array([1 - 2j, 3 + 4j], np.complex64).tobytes()
+    )
+
+
+def test_a_type_that_the_value_has_not_is_refused_also_when_it_changes_later() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(Invalid, match="expected elements of float16, as declared, got bfloat16"):
+        State().array("w", torch.ones(4, dtype=torch.bfloat16), shape=(4,), dtype="float16")
+    weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16))
+    state = State()
+    state.array("w", weight, shape=(2, 3))
+    bound = BoundState(state, Mesh(), Rank(0))
+    weight.data = torch.ones(3, 2, dtype=torch.bfloat16)
+    with pytest.raises(Invalid, match=r"expected a local piece of shape \(2, 3\) .*, got \(3, 2\)"):
+        bound.sources()
+    weight.data = torch.ones(2, 3, dtype=torch.float16)
+    with pytest.raises(Invalid, match="expected elements of bfloat16, as declared, got float16"):
+        bound.sources()
+
+
+@pytest.mark.parametrize("shape", [(4.7,), ("4",), 4])
+def test_a_shape_is_integers(shape: Any) -> None:
+    with pytest.raises(Invalid, match="array 'w': expected a shape of integers, got"):
+        State().array("w", np.ones(4), shape=shape)
+
+
+def test_masked_and_read_only_arrays_are_refused() -> None:
+    with pytest.raises(Invalid, match="expected an array without a mask"):
+        State().array("w", np.ma.masked_array([1.0, 2.0], mask=[False, True]), shape=(2,))
+    fixed = np.ones(2)
+    fixed.flags.writeable = False
+    state = State()
+    state.array("w", fixed, shape=(2,))
+    with pytest.raises(Invalid, match="expected an array that can be restored in place, got a read-only one"):
+        BoundState(state, Mesh(), Rank(0)).targets()
 
 
 def test_torch_tensors_are_taken_in_place_whatever_their_dtype() -> None:

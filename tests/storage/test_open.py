@@ -6,7 +6,7 @@ import pytest
 
 from behemoth.base.errors import Invalid
 from behemoth.ports import UploadsParts
-from behemoth.storage.open import open_files, open_store
+from behemoth.storage.open import is_nested, open_files, open_store
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,30 @@ def test_a_bucket_is_opened_without_a_request() -> None:
     assert isinstance(store, UploadsParts)
     assert store.root == "s3://bucket/run"
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "is_so"),
+    [
+        ("/data/run", "file:///data/run/", True),
+        ("/data/run", "/data/run/second", True),
+        ("/data/run/../run/a", "/data/run", True),
+        ("/data/run", "/data/run-2", False),
+        ("s3://bucket/run", "s3://bucket/run/second?region=x", True),
+        ("s3://bucket", "s3://bucket/run", True),
+        ("s3://bucket/run", "s3://bucket/run-2", False),
+        ("s3://bucket/run", "/bucket/run", False),
+    ],
+)
+def test_a_place_within_another_is_told_from_one_apart(url: str, other: str, is_so: bool) -> None:
+    assert is_nested(url, other) is is_so
+    assert is_nested(other, url) is is_so
+
+
+def test_a_link_hides_no_place_within_another(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    assert is_nested(str(tmp_path / "store"), str(tmp_path / "link" / "second"))
 
 
 def test_what_only_a_directory_can_do_refuses_a_bucket() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Column, Listing, Page, Section
-from behemoth_cli.views.figures import age, rate, seconds, size
+from behemoth_cli.views.figures import rate, seconds, since, size
 
 if TYPE_CHECKING:
     from behemoth.app.clean_store import CleanPlan, Judged
@@ -85,7 +85,7 @@ def _listing(plan: CleanPlan, spared: Collection[Write], now_us: int) -> Listing
         (
             str(one.commit.step),
             one.commit.write_id,
-            age((now_us - one.commit.committed_us) / 1e6),
+            since(one.commit.committed_us, now_us),
             size(one.commit.size_bytes),
             "keep" if (reasons := _reasons(one, spared)) else "drop",
             ", ".join(reasons) or "-",

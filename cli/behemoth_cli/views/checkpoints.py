@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
-from behemoth_cli.views.figures import age, moment, size
+from behemoth_cli.views.figures import moment, since, size
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.commit_record import CommitRecord
@@ -134,7 +134,7 @@ def _row(one: Found, now_us: int) -> tuple[str, ...]:
     return (
         step,
         one.write_id,
-        age((now_us - record.committed_us) / 1e6),
+        since(record.committed_us, now_us),
         size(record.data_bytes),
         str(len(record.arrays)),
         pinned,

@@ -51,6 +51,11 @@ def age(seconds_ago: float) -> str:
     return f"{total // 86_400}d{total % 86_400 // 3_600:02d}h"
 
 
+def since(at_us: int, now_us: int) -> str:
+    """The age of what happened then; `-` for 0, which stands for an unknown time."""
+    return age((now_us - at_us) / 1e6) if at_us else "-"
+
+
 def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
@@ -82,7 +87,9 @@ def clock(at_us: int) -> str:
 
 
 def moment(at_us: int) -> str:
-    """Date and time, ISO 8601, UTC."""
+    """Date and time, ISO 8601, UTC; `-` for 0, which stands for an unknown time."""
+    if not at_us:
+        return "-"
     return datetime.fromtimestamp(at_us // 1_000_000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

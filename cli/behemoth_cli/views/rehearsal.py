@@ -24,7 +24,7 @@ def rehearsal_page(record: CommitRecord, mesh: Mesh, found: Rehearsal, *, open_s
     slowest = found.slowest
     pairs = (
         ("mesh", f"{mesh_text(mesh)}{own}"),
-        ("ranks", f"{rank_list(one.rank for one in found.ranks)} of {mesh.num_ranks}, one after the other"),
+        ("ranks", f"{_ranks(found, mesh)}, one after the other"),
         ("held", size(found.held_bytes)),
         ("read", f"{size(found.read_bytes)}, {found.over_read:.2f} x what is held"),
         ("metadata", seconds(open_s)),
@@ -55,6 +55,12 @@ def rehearsal_page(record: CommitRecord, mesh: Mesh, found: Rehearsal, *, open_s
             "ranks": [_item(one) for one in found.ranks],
         },
     )
+
+
+def _ranks(found: Rehearsal, mesh: Mesh) -> str:
+    """How many of how many, and, where it is not all of them, which."""
+    some = f" ({rank_list(one.rank for one in found.ranks)})" if len(found.ranks) < mesh.num_ranks else ""
+    return f"{len(found.ranks)} of {mesh.num_ranks}{some}"
 
 
 def _rate(num_bytes: int, elapsed_s: float) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.events import event_item, event_listing
-from behemoth_cli.views.figures import age, drained_text, moment, percent, seconds, size
+from behemoth_cli.views.figures import age, drained_text, moment, percent, seconds, since, size
 
 if TYPE_CHECKING:
     from behemoth.app.events import Event
@@ -205,7 +205,7 @@ def _save_listing(saves: Sequence[SaveRow], now_us: int) -> Listing:
             Column(name="age", align="right"),
         ),
         rows=tuple(
-            (str(row.step), row.write_id, size(row.size_bytes), age((now_us - row.committed_us) / 1e6)) for row in saves
+            (str(row.step), row.write_id, size(row.size_bytes), since(row.committed_us, now_us)) for row in saves
         ),
     )
 

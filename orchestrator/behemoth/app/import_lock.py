@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from behemoth.base.errors import Conflict
+from behemoth.storage.os_errors import named_errors
 
 
 @contextmanager
 def importing(folder: Path) -> Iterator[None]:
     """While this lasts nobody may `clear` the store in `folder`, which is made; others may import too. Raises Conflict
     while somebody clears it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with named_errors(f"store {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, fcntl.LOCK_SH, expected="nobody to clean up there", got="a gc that is under way"):
         yield
 
@@ -34,7 +36,8 @@ def clearing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None]:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with named_errors(f"store {folder}"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(fd, how | fcntl.LOCK_NB)

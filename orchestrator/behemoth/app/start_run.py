@@ -15,7 +15,7 @@ from behemoth.base.ids import Epoch, NodeId, RunUid
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
 from behemoth.spec.run import TrainingRun
-from behemoth.storage.open import is_s3, is_same
+from behemoth.storage.open import is_nested, is_s3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +127,10 @@ def _place_in(url: str, name: str) -> str:
 
 
 def _require_other(drain: str, store: str) -> None:
-    """Two names may lead to one place. Raises Invalid."""
-    if is_same(drain, store):
+    """Two names may lead to one place, and what lies within a store is lost with it. Raises Invalid."""
+    if is_nested(drain, store):
         raise Invalid(
-            f"spec.checkpoint.drain.to: expected another place than that of the run's own store, got the same, {drain}",
+            f"spec.checkpoint.drain.to: expected a place apart from {store}, the run's own store, got {drain}",
             hint="name a folder or a prefix on another device",
             code="drain-same",
         )

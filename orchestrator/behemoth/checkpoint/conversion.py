@@ -8,11 +8,12 @@ store process. Neighbours: `matching` holds them against a checkpoint, `reshard`
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, TypeAlias
 
 import msgspec
 
-from behemoth.base.errors import Corrupt
+from behemoth.base.errors import Corrupt, Invalid
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 _Names = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=1 << 20)]
@@ -96,8 +97,15 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: _Names = ()
     missing: _Names = ()
 
+    def require_valid(self) -> None:
+        """Raises Invalid for what a program put in that is no value of these types, such as an index below 0: nobody
+        has checked that."""
+        for name, conversion in self.convert.items():
+            _require_valid(name, conversion)
+
     def encode(self) -> bytes:
-        return msgspec.msgpack.encode(self)
+        """Integers may be numpy's."""
+        return msgspec.msgpack.encode(self, enc_hook=operator.index)
 
     @staticmethod
     def decode(data: bytes) -> Intake:
@@ -109,6 +117,15 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 AS_SAVED = Intake()
+
+
+def _require_valid(name: str, conversion: Conversion) -> None:
+    try:
+        msgspec.msgpack.decode(msgspec.msgpack.encode(conversion, enc_hook=operator.index), type=Conversion)
+    except (msgspec.MsgspecError, TypeError) as error:
+        kind = type(conversion).__name__
+        message = f"array {name!r} by {kind}: expected a conversion as documented, got another: {error}"
+        raise Invalid(message, code="conversion") from error
 
 
 def value_names(conversion: Conversion) -> tuple[str, ...]:

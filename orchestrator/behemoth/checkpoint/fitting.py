@@ -94,7 +94,10 @@ class _Fit:
             return
         ends = [start + size for start, size in zip(begin, wanted.shape, strict=False)]
         has_dims = len(begin) == len(wanted.shape) == len(spec.shape)
-        if not has_dims or any(end > size for end, size in zip(ends, spec.shape, strict=True)):
+        is_within = has_dims and all(
+            start >= 0 and end <= size for start, end, size in zip(begin, ends, spec.shape, strict=True)
+        )
+        if not is_within:
             raise self.refused(f"a part of shape {list(wanted.shape)} of {name!r} at {list(begin)}", _form(spec))
 
     def scales(self, name: str | None, block: tuple[int, ...]) -> None:
@@ -110,8 +113,8 @@ class _Fit:
         self._of_blocks(self._wanted, spec.shape, block, {"float32"})
 
     def _block(self, block: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        if len(block) != len(shape):
-            raise self.refused(f"a block of {len(shape)} dims", f"{list(block)}")
+        if len(block) != len(shape) or any(size < 1 for size in block):
+            raise self.refused(f"a block of {len(shape)} dims, each 1 or more", f"{list(block)}")
 
     def _of_blocks(
         self, scales: ArraySpec, shape: tuple[int, ...], block: tuple[int, ...], dtypes: set[str] | frozenset[str]

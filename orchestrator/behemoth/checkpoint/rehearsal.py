@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from behemoth.base.errors import Corrupt
+from behemoth.base.errors import Corrupt, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.layout import Layout
@@ -84,13 +84,14 @@ def rehearse(
     """Restore `ranks` of `layout`, one after the other. Blocks for as long; memory is the largest rank's state and a
     chunk for each thread.
 
-    Damage is reported, never raised. Raises Invalid for a layout of another model, and the store's other errors.
+    Damage is reported, never raised. Raises Invalid for a layout of another model, Unavailable where there is no room
+    for a rank's state, and the store's other errors.
     """
     sizes = {rank: int(size) for rank, size in zip(ranks, loads(layout).data_bytes[list(ranks)], strict=True)}
     counting = CountingStore(store)
     done, total = 0, sum(sizes.values())
     found = []
-    memory = mmap.mmap(-1, max(PAGE_BYTES, *sizes.values()))
+    memory = _memory(max(PAGE_BYTES, *sizes.values()))
     for start in range(0, len(memory), PAGE_BYTES):
         memory[start] = 0  # a restore finds the pages of its arena in place, too
     for rank in ranks:
@@ -98,6 +99,17 @@ def rehearse(
         done += sizes[rank]
         progress(done, total)
     return Rehearsal(ranks=tuple(found))
+
+
+def _memory(num_bytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, num_bytes)
+    except OSError as error:
+        raise Unavailable(
+            f"rehearsal: expected memory for the largest rank's state, {num_bytes} bytes, got none: {error.strerror}",
+            hint="rehearse on a mesh of more ranks (--mesh), or on a larger machine",
+            code="no-memory",
+        ) from error
 
 
 def _restored(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Protocol, TypeGuard
+from typing import ClassVar, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +22,19 @@ Bytes = npt.NDArray[np.uint8]
 class Tensor(Protocol):
     """What is used of a torch tensor."""
 
+    __torch_dispatch__: ClassVar[object]
     dtype: object
-    device: object
     shape: tuple[int, ...]
     is_cpu: bool
+    is_meta: bool
+    is_nested: bool
 
+    def is_conj(self) -> bool: ...
+    def is_neg(self) -> bool: ...
     def data_ptr(self) -> int: ...
     def numel(self) -> int: ...
     def element_size(self) -> int: ...
     def is_contiguous(self) -> bool: ...
-    def is_conj(self) -> bool: ...
-    def is_neg(self) -> bool: ...
     def detach(self) -> Tensor: ...
     def copy_(self, source: Tensor) -> Tensor: ...
     def __float__(self) -> float: ...
@@ -53,14 +55,14 @@ class HostArray:
                 hint="use state.record for small values that are no arrays",
                 code="array-type",
             )
-        if hasattr(value, "to_local"):  # a DTensor has the shape of the whole and no memory of its own
+        if isinstance(value, np.ma.MaskedArray):
             raise Invalid(
-                f"array {name!r}: expected this rank's piece as a plain tensor, got a {type(value).__name__} of shape "
-                f"{tuple(value.shape)}",
-                hint="give tensor.to_local(), which has the same memory, and say by dims= or flat_over= how it is "
-                "sharded",
+                f"array {name!r}: expected an array without a mask, got a masked one",
+                hint="give its .data, and its .mask as an array of its own",
                 code="array-type",
             )
+        if is_tensor(value):
+            _require_memory(name, value)
 
     @property
     def dtype(self) -> str:
@@ -97,6 +99,12 @@ class HostArray:
 
     def bytes_to_fill(self) -> Bytes:
         """Memory to write restored content to; `push` puts it in place."""
+        if isinstance(self._value, np.ndarray) and not self._value.flags.writeable:
+            raise Invalid(
+                f"array {self._name!r}: expected an array that can be restored in place, got a read-only one",
+                hint="give a writable copy",
+                code="array-read-only",
+            )
         return self._own_bytes() if self._is_in_place() else _tensor_bytes(self._mirrored())
 
     def push(self) -> None:
@@ -117,25 +125,18 @@ class HostArray:
                 code="array-strided",
             )
         if isinstance(value, np.ndarray):
-            return value.reshape(-1).view(np.uint8)
+            return np.asarray(value).reshape(-1).view(np.uint8)
         tensor = _tensor(value)
-        if tensor.is_conj() or tensor.is_neg():  # its memory holds other numbers than it shows
+        if tensor.is_conj() or tensor.is_neg():
             raise Invalid(
-                f"array {self._name!r}: expected a tensor that shows what its memory holds, got a lazy conjugate or "
-                "negative",
+                f"array {self._name!r}: expected a tensor that holds its values, got a lazy conjugate or negative",
                 hint="give tensor.resolve_conj().resolve_neg()",
-                code="array-strided",
+                code="array-lazy",
             )
         return _tensor_bytes(tensor)
 
     def _mirrored(self) -> Tensor:
         if self._mirror is None:
-            if str(_tensor(self._value).device) == "meta":
-                raise Invalid(
-                    f"array {self._name!r}: expected a tensor with memory, got one on the meta device",
-                    hint="materialise the module (to_empty, or load it) before the state is saved or restored",
-                    code="array-type",
-                )
             torch = sys.modules["torch"]
             self._mirror = torch.empty_like(self._value, device="cpu", requires_grad=False).contiguous()
         assert self._mirror is not None
@@ -148,6 +149,22 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def _require_memory(name: str, tensor: Tensor) -> None:
+    """Raises Invalid for a tensor whose address leads to no elements: those that stand for others (DTensor, tensors
+    that are made for tracing or by quantization libraries), nested ones, and those on the meta device."""
+    torch, kind = sys.modules["torch"], type(tensor)
+    # Plain tensors and parameters have torch's own; what answers operations itself keeps its elements elsewhere.
+    is_plain = kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    if is_plain and not tensor.is_nested and not tensor.is_meta:
+        return
+    got = f"a {kind.__name__}" if not is_plain else "a nested one" if tensor.is_nested else "one on the meta device"
+    raise Invalid(
+        f"array {name!r}: expected a tensor with memory of its own, got {got}",
+        hint="give what holds the elements; of a DTensor tensor.to_local(), and declare how the whole is shared out",
+        code="array-type",
+    )
+
+
 def _tensor(value: object) -> Tensor:
     assert is_tensor(value)
     return value
@@ -157,11 +174,5 @@ def _tensor_bytes(tensor: Tensor) -> Bytes:
     num_bytes = tensor.numel() * tensor.element_size()
     if num_bytes == 0:
         return np.empty(0, dtype=np.uint8)
-    if tensor.data_ptr() == 0:
-        raise Invalid(
-            f"tensor of shape {tuple(tensor.shape)}: expected memory behind it, got none",
-            hint="its storage was freed, or it is a wrapper of other tensors: declare the tensor that holds the values",
-            code="array-type",
-        )
     # The ctypes array does not own the memory: whoever uses these bytes holds the tensor.
     return np.frombuffer(memoryview((ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())), dtype=np.uint8)

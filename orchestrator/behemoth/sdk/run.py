@@ -149,6 +149,7 @@ class Run:
             missing=_names("missing", missing),
             convert=dict(convert or {}),
         )
+        intake.require_valid()
         if self._bound is not None:
             raise Conflict("restore: expected one call before the first step, got a second")
         place = self._place
@@ -284,9 +285,10 @@ class Run:
 
 def _names(what: str, patterns: Iterable[str]) -> tuple[str, ...]:
     """A text is iterable too: each of its letters would be a pattern."""
-    if isinstance(patterns, str):
+    listed = () if isinstance(patterns, str) else tuple(patterns)
+    if isinstance(patterns, str) or not all(isinstance(one, str) and one for one in listed):
         raise Invalid(f"restore: expected {what} as a list of patterns, got {patterns!r}", code="arrays-listed")
-    return tuple(patterns)
+    return listed
 
 
 _has_joined = False

@@ -7,6 +7,7 @@ a State, and `behemoth.checkpoint.layout`, which holds the rules of sharing.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,9 +109,9 @@ class State:
             raise Invalid(
                 f"array {name!r}: expected a value, or the dtype of one that another stage holds, got neither"
             )
-        self._arrays[name] = _Array(
+        declared = _Array(
             host=host,
-            shape=tuple(int(size) for size in shape),
+            shape=_shape_of(name, shape),
             dims=tuple(sorted((dims or {}).items())),
             packed=packed_of(name, packed),
             flat_over=flat_over,
@@ -122,6 +123,8 @@ class State:
             may_be_zero=may_be_zero,
             is_frozen=frozen,
         )
+        _check_dtype(name, declared)
+        self._arrays[name] = declared
 
     def record(
         self, *, get: Callable[[], Value], set: Callable[[Value], None], capacity_bytes: int = RECORD_BYTES
@@ -217,7 +220,10 @@ class BoundState:
         record = self._state._records.get(name)
         if record is not None:
             return record.memory
-        host = self._state._arrays[name].host
+        array = self._state._arrays[name]
+        _check_dtype(name, array)
+        _check_local(self._held[name], array)
+        host = array.host
         assert host is not None
         return host.bytes_to_fill() if is_out else host.pull()
 
@@ -258,6 +264,23 @@ def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
         size = record.memory.nbytes
         specs.append(rank_records_spec(mesh.num_ranks, size) if name == RANKS_ARRAY else run_record_spec(size))
     return specs
+
+
+def _shape_of(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(size) for size in shape)
+    except TypeError as error:
+        raise Invalid(f"array {name!r}: expected a shape of integers, got {shape!r}", code="array-shape") from error
+
+
+def _check_dtype(name: str, array: _Array) -> None:
+    """Elements of another type of the same size would be saved as what they are not. A tensor's may change under it."""
+    if array.host is not None and array.host.dtype != array.dtype:
+        raise Invalid(
+            f"array {name!r}: expected elements of {array.dtype}, as declared, got {array.host.dtype}",
+            hint="declare the type that the value has, and keep it",
+            code="array-dtype",
+        )
 
 
 def _check_local(piece: Piece, array: _Array) -> None:

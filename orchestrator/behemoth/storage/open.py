@@ -7,6 +7,8 @@ Neighbours: `local`, `s3`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -54,6 +56,15 @@ def is_same(url: str, other: str) -> bool:
     return os.path.realpath(path_of(url)) == os.path.realpath(path_of(other))
 
 
+def is_nested(url: str, other: str) -> bool:
+    """Whether one of two URLs names a place within the other's, or both name the same one."""
+    if is_s3(url) != is_s3(other):
+        return False
+    one, two = _folders(url), _folders(other)
+    num_common = min(len(one), len(two))
+    return one[:num_common] == two[:num_common]
+
+
 def path_of(url: str) -> str:
     """The directory that a store URL names. Raises Invalid."""
     if not url or "\0" in url:
@@ -69,6 +80,14 @@ def path_of(url: str) -> str:
     if _scheme(url) != "file":
         raise Invalid(f"store {url}: expected {_SUPPORTED}, got scheme {_scheme(url)!r}", hint=f"use {_SUPPORTED}")
     return _path_of_file_url(url)
+
+
+def _folders(url: str) -> Sequence[str]:
+    """The bucket and what its prefix consists of, or what a path does."""
+    if is_s3(url):
+        place = parse_s3(url)
+        return [place.bucket, *filter(None, place.prefix.split("/"))]
+    return Path(os.path.realpath(path_of(url))).parts
 
 
 def _scheme(url: str) -> str:

@@ -130,9 +130,12 @@ def test_two_runs_do_not_drain_into_one_place(tmp_path: Path) -> None:
         assert not (tmp_path / "other").exists()
 
 
-def test_a_second_store_that_is_the_first_by_another_name_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("within", ["", "kills/second"])
+def test_a_second_store_that_is_the_first_by_another_name_or_lies_within_it_is_refused(
+    tmp_path: Path, within: str
+) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "fast")
-    text = drained(tmp_path).replace(str(tmp_path / "safe"), str(tmp_path / "link"))
+    text = drained(tmp_path).replace(str(tmp_path / "safe"), str(tmp_path / "link" / within))
     with staged(folder=tmp_path, text=text) as stage:
         stage.start()
         assert stage.wait(60) == 2
