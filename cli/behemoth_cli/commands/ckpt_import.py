@@ -27,7 +27,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import COMMITS, MAX_STEP, OWNER, REJECTED, STEPS
 from behemoth.checkpoint.sequential import SequentialStore
 from behemoth.ports import ObjectStore, WritesRanges
-from behemoth.storage.open import is_s3, open_bucket, open_files, path_of
+from behemoth.storage.open import is_s3, open_bucket, open_files, open_source, path_of
 from behemoth.storage.probe_uploads import probe_uploads
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
@@ -95,7 +95,7 @@ def import_checkpoint(
             code="option-without-effect",
         )
     options = batching(context.console, on=on, address=address, threads=threads, state=state, anew=anew)
-    with options as batches, closing(open_files(folder)) as given, _target(to, is_dry=is_dry) as (store, url):
+    with options as batches, closing(open_source(folder)) as given, _target(to, is_dry=is_dry) as (store, url):
         found, files = _read(batches, given, file, skips_pickles=skips_pickles)
         require_matches(found, select)
         tensors = inward(found, change)

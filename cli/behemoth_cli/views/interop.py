@@ -9,12 +9,12 @@ from behemoth_cli.out.table import Column, Listing, Page, Section
 from behemoth_cli.views.figures import size
 
 if TYPE_CHECKING:
-    from behemoth.checkpoint.interop.export import ExportPlan
+    from behemoth.checkpoint.interop.export_plan import ExportPlan
     from behemoth.checkpoint.interop.tensors import Tensor
     from behemoth.checkpoint.layout import Layout
 
 
-def export_page(plan: ExportPlan, *, step: int, folder: str, kept: Sequence[str], is_done: bool) -> Page:
+def export_page(plan: ExportPlan, *, step: int, target: str, kept: Sequence[str], is_done: bool) -> Page:
     """`kept` are the files that an earlier try had left whole."""
     what = f"{len(plan.files)} {'file' if len(plan.files) == 1 else 'files'} of {size(plan.size_bytes)}"
     again = f", {len(kept)} of them there already" if kept else ""
@@ -27,10 +27,10 @@ def export_page(plan: ExportPlan, *, step: int, folder: str, kept: Sequence[str]
         kind="CheckpointExport",
         name=f"checkpoint/{step}",
         sections=(
-            Section(lines=(f"checkpoint/{step} {verb} to {folder}: {plan.num_tensors} tensors, {what}{again}",)),
+            Section(lines=(f"checkpoint/{step} {verb} to {target}: {plan.num_tensors} tensors, {what}{again}",)),
             Section(listing=_file_listing(files)),
         ),
-        body={"step": step, "folder": folder, "isDone": is_done, "numTensors": plan.num_tensors, "files": files},
+        body={"step": step, "folder": target, "isDone": is_done, "numTensors": plan.num_tensors, "files": files},
     )
 
 

@@ -25,7 +25,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.ports import Batch, Executor, ObjectStore
-from behemoth.storage.open import open_files
+from behemoth.storage.open import open_files, open_source
 
 _pieces_decoder = msgspec.msgpack.Decoder(list[Piece])
 _spans_decoder = msgspec.msgpack.Decoder(list[WrittenSpan])
@@ -36,7 +36,7 @@ class ImportWork:
     else the job must be one of safetensors."""
 
     def __init__(self, job: ImportJob, tensors: Mapping[str, Tensor] | None = None) -> None:
-        self._source, self._store = open_files(os.fsdecode(job.folder)), open_files(os.fsdecode(job.to))
+        self._source, self._store = open_source(os.fsdecode(job.folder)), open_files(os.fsdecode(job.to))
         self._prefix = step_prefix(Step(job.step), WriteId(job.write_id))
         if tensors is None:
             model = read_model(self._source, file=os.fsdecode(job.file) or None, threads=job.threads)
