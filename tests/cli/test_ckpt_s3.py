@@ -11,9 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load, load_file, save_file
 
-from behemoth.checkpoint import sequential
 from behemoth.checkpoint.commit import commits
-from behemoth.ports import MIN_PART_BYTES
 from behemoth.storage.s3 import S3Store
 from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root
@@ -107,10 +105,9 @@ def test_a_checkpoint_is_exported_into_a_bucket_in_parts_and_the_library_reads_w
 
 
 def test_safetensors_are_imported_into_a_bucket_in_parts_and_come_back_bit_for_bit(
-    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: S3Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sequential.SequentialStore.__init__, "__kwdefaults__", {"part_bytes": MIN_PART_BYTES})
-    tensors = {"w": np.random.default_rng(5).random((3, 1 << 20), np.float32), "b": np.arange(7, dtype=np.int64)}
+    tensors = {"w": np.random.default_rng(5).random((30, 1 << 20), np.float32), "b": np.arange(7, dtype=np.int64)}
     save_file(tensors, tmp_path / "model.safetensors")
     to = f"{store.root}/imported"
     assert "would" in told(capsys, "import", str(tmp_path), "--to", to, "--dry-run")

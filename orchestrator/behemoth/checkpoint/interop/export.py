@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
-from behemoth.checkpoint.filling import Piece, filling_of
+from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.checkpoint.threads import each_result
@@ -145,8 +145,7 @@ def _check_kind(store: SavesTo) -> None:
 def _write(store: SavesTo, key: str, file: FilePlan) -> Iterator[int]:
     """Write and seal a file; yields bytes as they are written. Holds a part for each thread."""
     filling = filling_of(store)
-    least_bytes = 0 if filling.takes_ranges else filling.piece_bytes(file.size_bytes)
-    parts = list(enumerate(file.parts(least_bytes), start=1))
+    parts = list(enumerate(file.parts(least_bytes(store, file.size_bytes)), start=1))
 
     def put(numbered: tuple[int, FilePart]) -> None:
         number, part = numbered
