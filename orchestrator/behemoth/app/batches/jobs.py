@@ -66,7 +66,21 @@ class ImportJob(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     write_id: str = ""
 
 
-Job = VerifyJob | ExportJob | ImportJob
+class ReshardJob(msgspec.Struct, frozen=True, kw_only=True, tag="reshard"):
+    """Write a checkpoint in another `layout`, encoded, with arrays that come from the first one as `intake`, encoded,
+    says. A job without a `new_write_id` only names a record."""
+
+    url: bytes
+    step: int
+    write_id: str
+    size_bytes: int
+    to: bytes
+    layout: bytes
+    intake: bytes
+    new_write_id: str = ""
+
+
+Job = VerifyJob | ExportJob | ImportJob | ReshardJob
 
 _ENCODER = msgspec.msgpack.Encoder(order="sorted")
 _DECODER: msgspec.msgpack.Decoder[Job] = msgspec.msgpack.Decoder(Job)
@@ -100,5 +114,9 @@ def open_work(data: bytes) -> Work:
             from behemoth.app.batches.import_job import open_import
 
             return open_import(job)
+        case ReshardJob() as job:
+            from behemoth.app.batches.reshard_job import open_reshard
+
+            return open_reshard(job)
         case _ as other:
             assert_never(other)
