@@ -112,7 +112,7 @@ def _reshard(
             batches,
             store,
             url,
-            reshard_writing(made.layout, store),
+            reshard_writing(commit.layout, made.layout, store),
             verb="reshard",
             job=lambda write_id: encode_job(msgspec.structs.replace(job, new_write_id=write_id)),
             run=record.run,

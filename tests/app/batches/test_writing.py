@@ -17,8 +17,9 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.conversion import AS_SAVED
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.filling import least_bytes
+from behemoth.checkpoint.interop import resharded
 from behemoth.checkpoint.interop.ingest import write_checkpoint
-from behemoth.checkpoint.interop.resharded import CheckpointSource
+from behemoth.checkpoint.interop.resharded import CheckpointSource, batch_bytes
 from behemoth.checkpoint.interop.unit_writer import UnitWriter
 from behemoth.checkpoint.interop.units import units_of
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -48,9 +49,9 @@ def source() -> tuple[MemoryStore, Commit]:
     return store, open_commit(store, save(store, layout, logical_arrays(layout, 1), step=STEP).ref)
 
 
-def writing_to(store: SavesTo, layout: Layout = NEW, *, max_bytes: int = 200, block_bytes: int = 64) -> Writing:
+def writing_to(store: SavesTo, layout: Layout = NEW, *, size_bytes: int = 200, block_bytes: int = 64) -> Writing:
     units = units_of(layout, block_bytes=block_bytes, least_bytes=partial(least_bytes, store))
-    return Writing(layout=layout, units=units, max_bytes=max_bytes)
+    return Writing(layout=layout, units=units, batch_bytes=size_bytes)
 
 
 def write(
@@ -134,13 +135,16 @@ def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1), (2, 8)])
 def test_the_source_is_read_about_once_whatever_is_cut_where(before: int, after: int) -> None:
     spec = ArraySpec(name="w", dtype="uint8", shape=(512, 256), dims=((1, "tp"),))
-    with small_chunks(1 << 10), small_parts():
+    with small_chunks(1 << 10), small_parts(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resharded, "MIN_BATCH_BYTES", 1 << 10)
         old = Layout(mesh=Mesh(tp=before, etp=before), arrays=(spec,))
         new = Layout(mesh=Mesh(tp=after, etp=after), arrays=(spec,), sharding="box")
         store, target = MemoryStore(), new_bucket()
         commit = open_commit(store, save(store, old, logical_arrays(old, 1), step=STEP).ref)
         counting = CountingStore(store)
-        writing = writing_to(target, new, max_bytes=16 << 10, block_bytes=1 << 10)
+        size_bytes = batch_bytes(old, new)
+        assert size_bytes == 2 * 8 << 10  # a row of eight chunks, twice
+        writing = writing_to(target, new, size_bytes=size_bytes, block_bytes=1 << 10)
         assert len(writing.batches()) >= 8
         write(counting, commit, target, writing, Unrecorded(), WriteId("one"))
         assert counting.read_bytes <= 1.1 * spec.num_bytes

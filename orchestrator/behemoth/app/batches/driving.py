@@ -27,11 +27,13 @@ class Sized:
 
 
 def grouped(
-    items: Sequence[_Item], num_bytes: Callable[[_Item], int], *, max_bytes: int = MAX_BATCH_BYTES
+    items: Sequence[_Item], num_bytes: Callable[[_Item], int], *, size_bytes: int | None = None
 ) -> Iterator[list[_Item]]:
-    """Items in order, as many together as make a batch: a closed form, so that a second call has the same batches."""
-    total_bytes = sum(map(num_bytes, items))
-    size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), max_bytes)
+    """Items in order, as many together as make a batch: a closed form, so that a second call has the same batches.
+    `size_bytes` is what a batch takes at most, where it is not to follow from how much there is in all."""
+    if size_bytes is None:
+        total_bytes = sum(map(num_bytes, items))
+        size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
     group: list[_Item] = []
     filled_bytes = 0
     for item in items:

@@ -12,7 +12,7 @@ from behemoth.app.batches.writing import WriteWork, Writing
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.interop.relayout import Relayout
-from behemoth.checkpoint.interop.resharded import CheckpointSource, reshard_units
+from behemoth.checkpoint.interop.resharded import CheckpointSource, batch_bytes, reshard_units
 from behemoth.checkpoint.interop.unit_writer import UnitWriter
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.opened import open_commit
@@ -20,9 +20,6 @@ from behemoth.checkpoint.paths import step_prefix
 from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
-
-MAX_BATCH_BYTES = 64 << 20
-"""A batch is held whole, once for each thread: what its units share is read once."""
 
 
 def open_reshard(job: ReshardJob) -> WriteWork:
@@ -35,9 +32,9 @@ def open_reshard(job: ReshardJob) -> WriteWork:
     return WriteWork(reshard_units(layout, target), writer, source, target)
 
 
-def reshard_writing(layout: Layout, store: SavesTo) -> Writing:
-    """What is written of a checkpoint to a store."""
-    return Writing(layout=layout, units=reshard_units(layout, store), max_bytes=MAX_BATCH_BYTES)
+def reshard_writing(saved: Layout, layout: Layout, store: SavesTo) -> Writing:
+    """What is written of a checkpoint of `saved` to a store."""
+    return Writing(layout=layout, units=reshard_units(layout, store), batch_bytes=batch_bytes(saved, layout))
 
 
 def reshard_job(url: str, ref: CommitRef, to: str, made: Relayout) -> ReshardJob:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from behemoth.app.batches.driving import MAX_BATCH_BYTES, Progress, Sized, grouped, run_job
+from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.grid import grids
@@ -45,11 +45,11 @@ _written_decoder = msgspec.msgpack.Decoder(list[Written])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """What is written: the units of a layout, as many together in a batch as `max_bytes` allow."""
+    """What is written: the units of a layout. `batch_bytes`: of a batch at most; None: as `grouped` has it."""
 
     layout: Layout
     units: Sequence[Unit]
-    max_bytes: int = MAX_BATCH_BYTES
+    batch_bytes: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +59,7 @@ class Writing:
         """Units in order, some together."""
         found: list[Sized] = []
         first = 0
-        for group in grouped(self.units, lambda unit: unit.num_bytes, max_bytes=self.max_bytes):
+        for group in grouped(self.units, lambda unit: unit.num_bytes, size_bytes=self.batch_bytes):
             order = _Order(first=first, last=first + len(group))
             first = order.last
             batch = Batch(number=len(found), data=msgspec.msgpack.encode(order))

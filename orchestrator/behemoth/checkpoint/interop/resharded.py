@@ -7,6 +7,7 @@ chunk that some pieces meet is read once for all of them and checked. Neighbours
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from behemoth.checkpoint.boxes import Box, Interval
 from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.filling import least_bytes
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Raw, raw_dtype
 from behemoth.checkpoint.interop.units import Piece, Unit, units_of
 from behemoth.checkpoint.layout import Layout
@@ -28,6 +30,8 @@ from behemoth.ports import ObjectStore, SavesTo
 
 BLOCK_BYTES = 8 << 20
 """Of a piece: a chunk. Small, so that a batch has neighbours from several objects, which come from the same bytes."""
+MIN_BATCH_BYTES, MAX_BATCH_BYTES = 64 << 20, 256 << 20
+"""Of pieces that are read together, and held."""
 
 
 class _Wanted(NamedTuple):
@@ -66,6 +70,17 @@ class CheckpointSource:
         for one in wanted:
             data = area[one.arena_offset : one.arena_offset + one.nbytes]
             yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape([b - a for a, b in one.box])
+
+
+def batch_bytes(saved: Layout, layout: Layout) -> int:
+    """How much is to be read together so that what it shares is there: two rows of chunks side by side, of whichever
+    layout has the wider ones. A batch that begins amid a row reads half of what it reads again."""
+    widest = max(
+        grid.payload_bytes * math.prod(grid.chunks_per_dim[grid.cut_dim + 1 :])
+        for one in (saved, layout)
+        for grid in grids(one)
+    )
+    return min(max(2 * widest, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
 
 
 def reshard_units(layout: Layout, store: SavesTo) -> list[Unit]:
