@@ -17,7 +17,8 @@ import pytest
 import safetensors.numpy
 
 from behemoth.checkpoint.commit_log import latest
-from behemoth.checkpoint.interop.export import Exported, ExportPlan, export
+from behemoth.checkpoint.interop.export import Exported, export
+from behemoth.checkpoint.interop.export_plan import ExportPlan
 from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
@@ -154,6 +155,28 @@ def test_a_single_file_is_imported_by_its_name(place: Path, capsys: pytest.Captu
     assert arrays_of(place / "store").keys() == {"a"}
     code, _, err = run(capsys, "import", ".", "--to", "other")
     assert (code, "code: safetensors-index" in err) == (2, True)
+
+
+def test_a_snapshot_in_the_cache_of_hugging_face_is_imported_through_its_links(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = Path("hub/models--a--b/snapshots/5d0f2e8")
+    for folder in (snapshot, snapshot.parent.parent / "blobs"):
+        folder.mkdir(parents=True)
+    for number in (1, 2):
+        blob = snapshot.parent.parent / "blobs" / f"blob{number}"
+        safetensors.numpy.save_file({f"w{number}": np.full(5, number)}, blob)
+        (snapshot / f"model-{number:05d}-of-00002.safetensors").symlink_to(f"../../blobs/blob{number}")
+    index = {"weight_map": {f"w{number}": f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert run(capsys, "import", str(snapshot), "--to", "store")[0] == 0
+    assert same(arrays_of(place / "store"), {"w1": np.full(5, 1), "w2": np.full(5, 2)})
+    one = snapshot / "model-00001-of-00002.safetensors"
+    assert run(capsys, "import", str(one), "--to", "one")[0] == 0
+    assert arrays_of(place / "one").keys() == {"w1"}
+    (snapshot.parent.parent / "blobs" / "blob1").unlink()
+    code, _, err = run(capsys, "import", str(snapshot), "--to", "again")
+    assert (code, "code: link-dangling" in err, "hint: the download may not have ended" in err) == (102, True, True)
 
 
 def test_a_folder_whose_name_is_no_text_is_imported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

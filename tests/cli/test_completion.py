@@ -37,7 +37,8 @@ CASES: list[tuple[str, set[str]]] = [
     ("pl", {"plan"}),
     (
         "ckpt ",
-        {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "drain", "rehearse", "export", "import"},
+        {"list", "show", "verify", "diff", "pin", "unpin", "gc", "scrub", "drain", "rehearse", "reshard"}
+        | {"export", "import"},
     ),
     ("ckpt drain sm", {"small"}),
     ("ckpt drain small --to l", {"large"}),

@@ -22,10 +22,12 @@ from torch.distributed.checkpoint.metadata import Metadata
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Denied, Invalid, NotFound
+from behemoth.base.ids import NodeId
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.dcp import BehemothReader
 from behemoth.dcp.foreign import read_dcp
 from behemoth.dcp.metadata_file import METADATA_FILE, decode_metadata
+from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from dcp.trees import blank, load, same, save
@@ -70,6 +72,19 @@ def test_what_torch_saved_is_imported_and_loads_as_torch_loads_it(
     expected = load(blank(state_of(0)), storage_reader=FileSystemReader(old))
     assert same(got, expected)
     assert same(got["model"], state_of(1)["model"])
+
+
+def test_workers_of_a_ray_import_what_threads_import(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [NodeId("n0"), NodeId("n1")]
+    monkeypatch.setattr("behemoth.wiring.batch.embed_ray", lambda _nodes: SubprocessRuntime(nodes))
+    places = {place: str(tmp_path / place) for place in ("threads", "ray")}
+    for place, to in places.items():
+        code, _, err = run(capsys, "import", str(old), "--to", to, "--on", place)
+        assert code == 0, err
+    told = [run(capsys, "show", to, "--digest")[1].splitlines()[-1] for to in places.values()]
+    assert told[0] == told[1]
 
 
 def test_a_part_is_selected_and_a_dry_run_writes_nothing(

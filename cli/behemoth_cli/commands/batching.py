@@ -61,20 +61,23 @@ class Batching:
         """Whether this process does the work."""
         return self.on == "threads"
 
-    def executor(self, open_work: Callable[[bytes], Work] | None = None) -> Executor:
-        """Closed when the `batching` block ends. `open_work` opens jobs on threads, for what is open here already."""
+    def executor(self, open_work: Callable[[bytes], Work] | None = None, *, worker: str | None = None) -> Executor:
+        """Closed when the `batching` block ends. `open_work` opens jobs on threads, for what is open here already;
+        `worker` is the module of another program than the usual one for workers."""
         from behemoth.app.batches import jobs
-        from behemoth.wiring.batch import open_executor
+        from behemoth.wiring.batch import WORKER, open_executor
 
         if self._executor is None:
             if self.is_here:
                 self._executor = open_executor("threads", threads=self.threads, open_work=open_work or jobs.open_work)
             elif self.address:
                 self.console.note("joining Ray")
-                self._executor = open_executor("joined-ray", threads=self.threads, ray_address=self.address)
+                self._executor = open_executor(
+                    "joined-ray", threads=self.threads, ray_address=self.address, worker=worker or WORKER
+                )
             else:
                 self.console.note("starting Ray")
-                self._executor = open_executor("embedded-ray", threads=self.threads)
+                self._executor = open_executor("embedded-ray", threads=self.threads, worker=worker or WORKER)
             self._stack.callback(self._executor.close)
         return self._executor
 

@@ -18,6 +18,7 @@ from behemoth_cli.commands.ckpt_gc import gc
 from behemoth_cli.commands.ckpt_import import import_checkpoint
 from behemoth_cli.commands.ckpt_pins import pin, unpin
 from behemoth_cli.commands.ckpt_rehearse import rehearse_restore
+from behemoth_cli.commands.ckpt_reshard import reshard_checkpoint
 from behemoth_cli.commands.ckpt_scrub import scrub
 from behemoth_cli.commands.ckpt_verify import verify_checkpoints
 from behemoth_cli.commands.selection import Step, Where, all_found, intact, pins_of
@@ -79,4 +80,5 @@ for verb in (pin, unpin, gc, diff, scrub, drain):
 app.command("verify")(verify_checkpoints)
 app.command("export")(export_checkpoint)
 app.command("import")(import_checkpoint)
+app.command("reshard")(reshard_checkpoint)
 app.command("rehearse")(rehearse_restore)

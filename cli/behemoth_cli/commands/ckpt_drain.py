@@ -15,19 +15,19 @@ import typer
 from behemoth.app.import_lock import importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import leading
-from behemoth.base.errors import BehemothError, Conflict, Invalid
+from behemoth.base.errors import BehemothError, Invalid
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
-from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, is_same, open_store, path_of
 from behemoth_cli.commands.candidates import output_option, run_names
-from behemoth_cli.commands.interop_options import folder_to_be, watched
+from behemoth_cli.commands.interop_options import watched
 from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
 from behemoth_cli.commands.selection import Step, Threads, intact, require_still_there
+from behemoth_cli.commands.writing import store_to_be
 from behemoth_cli.context import PREFIX, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.care import copy_page
@@ -89,20 +89,11 @@ def _pace(bytes_per_s: int | None, stop: threading.Event) -> Callable[[int], Non
 
 
 def _target_url(text: str) -> str:
-    """A store is made where nothing is; a folder of something else is no place for one."""
     if is_s3(text):
         return text
     if text.startswith(PREFIX) or ("://" not in text and RunDirectory(Path(text)).identity() is not None):
         return find_checkpoints(text).url
-    path = folder_to_be(text, expected=_TARGET, hint=_TARGET_HINT, code="drain-folder")
-    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
-    if path.exists() and not is_store and any(path.iterdir()):
-        raise Conflict(
-            f"option --to {text}: expected {_TARGET}, got a folder with other files",
-            hint=_TARGET_HINT,
-            code="drain-folder",
-        )
-    return str(path)
+    return str(store_to_be(text, expected=_TARGET, hint=_TARGET_HINT, code="drain-folder"))
 
 
 @contextmanager

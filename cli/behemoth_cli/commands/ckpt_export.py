@@ -17,11 +17,13 @@ from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.units import parse_size
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
-from behemoth.checkpoint.interop.export import Exported, ExportPlan, export, kept_files, plan_export, unfinished_folder
+from behemoth.checkpoint.interop.export import Exported, export, kept_files, unfinished_folder
+from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.reader import Commit, open_commit
-from behemoth.ports import ObjectStore, WritesRanges
-from behemoth.storage.open import is_s3, open_files, open_store
+from behemoth.ports import ObjectStore, SavesTo, UploadsParts
+from behemoth.storage.open import is_s3, located, open_store
+from behemoth.storage.probe_uploads import probe_uploads
 from behemoth_cli.commands.batching import Address, Batching, On, batching
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.commands.interop_options import (
@@ -48,7 +50,9 @@ _DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
 def export_checkpoint(
     ctx: typer.Context,
     where: Where,
-    to: Annotated[str, typer.Option("--to", metavar="DIR", help="A new or empty folder.", show_default=False)],
+    to: Annotated[
+        str, typer.Option("--to", metavar="WHERE", help="A new or empty folder, or s3:// prefix.", show_default=False)
+    ],
     step: Step = None,
     name_map: MapOption = "",
     size: SizeOption = None,
@@ -82,51 +86,54 @@ def export_checkpoint(
     max_file_bytes = _file_size(max_file_size)
     precision = precision_of(dtype, *PRECISIONS)
     change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
-    folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
+    if not is_s3(to):
+        folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
     place = find_checkpoints(where)
-    with options as batches, closing(open_store(place.url)) as store, closing(open_files(to)) as folder:
+    with options as batches, closing(open_store(place.url)) as store, closing(open_store(to)) as target:
         commit = open_commit(store, intact(store, place, step))
         found = stored_tensors(store, commit, threads=threads)
         require_matches(found, select)
         tensors, metadata = outward(found, change), _provenance(commit, change)
         plan = plan_export(tensors, max_file_bytes=max_file_bytes, metadata=metadata)
         if is_dry:
-            kept = kept_files(folder, plan)
+            kept = kept_files(target, plan)
             if not form:
                 context.console.show(tensor_listing(tensors), form)
         else:
-            ref, url = commit.record.ref, place.url if is_s3(place.url) else store.root
+            ref = commit.record.ref
             job = ExportJob(
-                url=os.fsencode(url),
+                url=os.fsencode(located(place.url, store)),
                 step=ref.step,
                 write_id=ref.write_id,
                 size_bytes=ref.size_bytes,
-                to=os.fsencode(folder.root),
+                to=os.fsencode(located(to, target)),
                 unfinished=unfinished_folder(),
                 change=change,
                 max_file_bytes=max_file_bytes,
                 metadata=list(metadata.items()),
                 threads=threads,
             )
-            kept = _export(batches, store, commit, folder, plan, job)
+            kept = _export(batches, store, commit, target, plan, job)
         step_number = commit.record.step
-        page = export_page(plan, step=step_number, folder=folder.root, kept=kept, is_done=not is_dry)
+        page = export_page(plan, step=step_number, target=target.root, kept=kept, is_done=not is_dry)
         context.console.show(page, form)
 
 
 def _export(
-    batches: Batching, store: ObjectStore, commit: Commit, folder: WritesRanges, plan: ExportPlan, job: ExportJob
+    batches: Batching, store: ObjectStore, commit: Commit, target: SavesTo, plan: ExportPlan, job: ExportJob
 ) -> tuple[str, ...]:
     """Files that stood there already. A live run's retention may delete what is being read; that is no damage."""
 
     def do(progress: Callable[[int, int], None]) -> Exported:
         if batches.is_here:
-            return export(folder, plan, progress=progress)
+            return export(target, plan, progress=progress)
         spread = write_in_batches(batches.executor(), job, plan, progress=progress)
-        return export(folder, plan, unfinished=job.unfinished, spread=spread)
+        return export(target, plan, unfinished=job.unfinished, spread=spread)
 
+    if isinstance(target, UploadsParts):  # its server is tried out before the first byte
+        probe_uploads(target, url=os.fsdecode(job.to))
     try:
         return watched(batches.console, f"exporting checkpoint/{job.step}", do).kept
     except (Corrupt, NotFound):

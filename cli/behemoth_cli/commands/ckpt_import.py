@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import os
-import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
 
-from behemoth.app.batches.import_job import ImportWork, import_job, require_written, write_in_batches
+from behemoth.app.batches.import_job import files_of, import_writing, opened_here
 from behemoth.app.batches.jobs import ImportJob, encode_job
 from behemoth.app.batches.tensors import inward
-from behemoth.app.import_lock import importing
-from behemoth.base.errors import Conflict, Invalid, NotFound
+from behemoth.base.errors import Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
-from behemoth.checkpoint.interop.ingest import check_free, import_layout, import_tensors
+from behemoth.checkpoint.interop.ingest import check_free, import_layout
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.paths import COMMITS, MAX_STEP, OWNER, REJECTED, STEPS
-from behemoth.checkpoint.sequential import SequentialStore
-from behemoth.ports import ObjectStore, WritesRanges
-from behemoth.storage.open import is_s3, open_bucket, open_files, path_of
-from behemoth.storage.probe_uploads import probe_uploads
+from behemoth.checkpoint.paths import MAX_STEP
+from behemoth.ports import ObjectStore, SavesTo
+from behemoth.storage.open import is_s3, located, open_source, path_of
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import (
@@ -39,26 +34,29 @@ from behemoth_cli.commands.interop_options import (
     SizeOption,
     change_of,
     dtype_option,
-    folder_to_be,
     precision_of,
     require_matches,
-    watched,
 )
 from behemoth_cli.commands.selection import Threads
-from behemoth_cli.context import PREFIX, Context, chosen_format
+from behemoth_cli.commands.writing import opened_target, write_recorded
+from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.views.interop import import_page
 
 _DCP_METADATA = ".metadata"
 """By this file torch's DCP knows a checkpoint, and so do we, without torch."""
+_DCP_WORKER = "behemoth.dcp.batch_worker"
+"""The program of workers that can read it."""
 _DTYPE_HELP = "Precision of floating tensors; float8 ones are multiplied by their scales."
-_TARGET = "a checkpoint store, or a folder that is empty or not there"
-_TARGET_HINT = "name a folder of its own; a run takes it over when spec.checkpoint.store and its name lead there"
 
 
 def import_checkpoint(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="DIR", help="A folder with safetensors files, one such file, or a DCP checkpoint.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder or s3:// prefix with safetensors files, one such file, or a DCP checkpoint.",
+        ),
     ],
     to: Annotated[
         str, typer.Option("--to", metavar="WHERE", help="Path or URL of a store that is no run's.", show_default=False)
@@ -89,108 +87,57 @@ def import_checkpoint(
     context: Context = ctx.obj
     change = change_of(select, name_map, size, precision_of(dtype, *FULL_PRECISIONS))
     folder, file = _source(source)
-    if is_s3(to) and (on != "threads" or state or anew):
-        raise Invalid(
-            "option --to: expected a folder with --on ray, --state or --anew, got a bucket, which is written in order",
-            code="option-without-effect",
-        )
     options = batching(context.console, on=on, address=address, threads=threads, state=state, anew=anew)
-    with options as batches, closing(open_files(folder)) as given, _target(to, is_dry=is_dry) as (store, url):
-        found, files = _read(batches, given, file, skips_pickles=skips_pickles)
-        require_matches(found, select)
-        tensors = inward(found, change)
+    with (
+        options as batches,
+        closing(open_source(folder)) as given,
+        opened_target(to, code="import-folder", is_dry=is_dry) as store,
+    ):
+        url = located(to, store)
+        found = _read(batches, given, file, skips_pickles=skips_pickles)
+        require_matches(found.tensors, select)
+        tensors = inward(found.tensors, change)
         layout = import_layout(tensors)
         check_free(store, Step(step))
-        write_id = None
-        if not is_dry:
-            job = import_job(
-                given.root,
-                file or "",
-                url,
-                change,
-                layout,
-                step=Step(step),
-                files=files,
-                threads=1,
-            )
-            write_id = (_import_in_order if is_s3(to) else _import)(batches, store, tensors, layout, job)
-        page = import_page(layout, step=step, source=source, url=url, write_id=write_id)
+        job = ImportJob(
+            source=os.fsencode(located(folder, given)),
+            kind=found.kind,
+            file=os.fsencode(file),
+            files=files_of(folder, found.sizes),
+            skips_pickles=skips_pickles,
+            to=os.fsencode(url),
+            step=step,
+            change=change,
+            layout_digest=layout.digest,
+        )
+        write_id = None if is_dry else _import(batches, store, url, tensors, layout, job, given.root)
+        page = import_page(layout, step=step, source=source, url=store.root, write_id=write_id)
         context.console.show(page, form)
 
 
-@contextmanager
-def _target(to: str, *, is_dry: bool) -> Iterator[tuple[WritesRanges, str]]:
-    """The store that is written to, and its path or URL. A bucket's server is tried out before the first byte."""
-    if not is_s3(to):
-        _check_target(to)
-        with closing(open_files(to)) as files:
-            yield files, files.root
-        return
-    with closing(open_bucket(to)) as bucket, SequentialStore(bucket) as store:
-        if not is_dry:
-            probe_uploads(bucket, url=bucket.root)
-        yield store, bucket.root
-
-
-def _import_in_order(
-    batches: Batching, store: WritesRanges, tensors: Mapping[str, Tensor], layout: Layout, job: ImportJob
-) -> WriteId:
-    """Into a bucket, whose objects are written from front to back; the write that was committed."""
-    del layout
-    write_id = _fresh()
-
-    def do(progress: Callable[[int, int], None]) -> CommitRecord:
-        return import_tensors(
-            store,
-            tensors,
-            run=_run_of(job),
-            step=Step(job.step),
-            write_id=write_id,
-            committed_us=time.time_ns() // 1000,
-            progress=progress,
-        )
-
-    watched(batches.console, f"importing checkpoint/{job.step}", do)
-    return write_id
-
-
 def _import(
-    batches: Batching, store: WritesRanges, tensors: Mapping[str, Tensor], layout: Layout, job: ImportJob
+    batches: Batching,
+    store: SavesTo,
+    url: str,
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    job: ImportJob,
+    root: str,
 ) -> WriteId:
-    """The write that was committed. While it goes on, nobody clears what it has written; what is recorded stays when
-    it fails."""
-    fresh, num_bytes = _fresh(), sum(array.num_bytes for array in layout.arrays)
-    with (
-        importing(Path(os.fsdecode(job.to))),
-        batches.record("import", encode_job(job), num_bytes=num_bytes, note=fresh) as record,
-    ):
-        write_id = require_written(store, job, layout, record, fresh)
-        named = msgspec.structs.replace(job, write_id=write_id)
-        executor = batches.executor(lambda _job: ImportWork(named, tensors))
-
-        def do(progress: Callable[[int, int], None]) -> CommitRecord:
-            return import_tensors(
-                store,
-                tensors,
-                run=_run_of(job),
-                step=Step(job.step),
-                write_id=write_id,
-                committed_us=time.time_ns() // 1000,
-                spread=write_in_batches(executor, named, layout, record, progress=progress),
-                keeps_unfinished=record.is_kept,
-            )
-
-        watched(batches.console, f"importing checkpoint/{job.step}", do)
-    return write_id
-
-
-def _fresh() -> WriteId:
-    return WriteId(f"import-{secrets.token_hex(4)}")
-
-
-def _run_of(job: ImportJob) -> str:
-    """What stands for a run in the record."""
-    return f"import:{_text(Path(os.fsdecode(job.folder)).name)}"
+    """The write that was committed."""
+    writing = import_writing(layout, store)
+    return write_recorded(
+        batches,
+        store,
+        url,
+        writing,
+        verb="import",
+        job=lambda write_id: encode_job(msgspec.structs.replace(job, write_id=write_id)),
+        open_work=opened_here(store, tensors, writing),
+        worker=_DCP_WORKER if job.kind == "dcp" else None,
+        run=f"import:{_text(Path(root).name)}",
+        step=Step(job.step),
+    )
 
 
 def _text(name: str) -> str:
@@ -198,34 +145,40 @@ def _text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _read(
-    batches: Batching, given: ObjectStore, file: str | None, *, skips_pickles: bool
-) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """The tensors of the source, which is a DCP checkpoint where its metadata is, and its files."""
-    files = tuple(info.key for info in given.list("")) if file is None else ()
-    if _DCP_METADATA in files:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """The tensors of a source, and the sizes of the files that hold them."""
+
+    kind: Literal["safetensors", "dcp"]
+    tensors: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+
+
+def _read(batches: Batching, given: ObjectStore, file: str, *, skips_pickles: bool) -> _Given:
+    """A source is a DCP checkpoint where its metadata is."""
+    sizes = {info.key: info.size_bytes for info in given.list("")}
+    if _DCP_METADATA in sizes and not file:
         from behemoth.dcp.foreign import read_dcp  # torch takes a second to load
 
-        if not batches.is_here:
-            raise Invalid(
-                "option --on ray: expected safetensors files, got a DCP checkpoint",
-                hint="leave it out: a DCP checkpoint is read by threads of this process",
-                code="option-without-effect",
-            )
         state = read_dcp(given, threads=1, skips_pickles=skips_pickles)
         if state.skipped:
             batches.console.note(f"left out, since only pickle could load them: {', '.join(state.skipped)}")
-        return state.tensors, files
+        return _Given(kind="dcp", tensors=state.tensors, sizes=sizes)
     if skips_pickles:
         raise Invalid(
             "option --skip-pickled: expected a DCP checkpoint, got safetensors, which hold no pickles",
             code="option-without-effect",
         )
-    model = read_model(given, file=file, threads=1)
-    return model.tensors, model.files
+    model = read_model(given, file=file or None, threads=1)
+    return _Given(kind="safetensors", tensors=model.tensors, sizes={name: sizes[name] for name in model.files})
 
 
-def _source(text: str) -> tuple[str, str | None]:
+def _source(text: str) -> tuple[str, str]:
+    """Where the files are, and which one is meant; empty: all that belong together."""
+    if is_s3(text):
+        head, mark, how = text.partition("?")
+        folder, _, name = head.rpartition("/")
+        return (folder + mark + how, name) if name.endswith(FILE_SUFFIX) else (text, "")
     path = Path(path_of(text))
     if path.name.endswith(FILE_SUFFIX) and path.is_file():
         return str(path.parent), path.name
@@ -237,13 +190,4 @@ def _source(text: str) -> tuple[str, str | None]:
         raise NotFound(
             f"{text}: expected a folder, or a {FILE_SUFFIX} file, got {got}", hint=hint, code="safetensors-not-found"
         )
-    return str(path), None
-
-
-def _check_target(text: str) -> None:
-    """A store is made where nothing is; a folder of something else is no place for one."""
-    path = folder_to_be(text, expected=_TARGET, hint=_TARGET_HINT, code="import-folder")
-    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
-    if text.startswith(PREFIX) or (path.exists() and not is_store and any(path.iterdir())):
-        got = "a run" if text.startswith(PREFIX) else "a folder with other files"
-        raise Conflict(f"option --to {text}: expected {_TARGET}, got {got}", hint=_TARGET_HINT, code="import-folder")
+    return str(path), ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from behemoth.checkpoint.verify_store import verify_store
-from behemoth.storage.open import is_s3, open_store
+from behemoth.storage.open import located, open_store
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.checking import checked, told
@@ -49,7 +49,7 @@ def verify_checkpoints(
             of_store = verify_store(store)
             # Damage is told even where nothing was committed.
             wanted = chosen(store, place, step, may_be_none=bool(of_store) and step is None)
-            url = place.url if is_s3(place.url) else store.root
+            url = located(place.url, store)
             spread = partial(_spread, batches, url, not fast)
             reports = checked(store, wanted, context.console, threads=threads, deep=not fast, spread=spread)
     return told(reports, of_store, context.console, place, form)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from behemoth.checkpoint.records import RANKS_ARRAY
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES
 from behemoth_cli.out.table import Column, Listing, Page, Section
 from behemoth_cli.views.figures import size
+from behemoth_cli.views.plan import axes_text
 
 if TYPE_CHECKING:
-    from behemoth.checkpoint.interop.export import ExportPlan
+    from behemoth.checkpoint.interop.export_plan import ExportPlan
     from behemoth.checkpoint.interop.tensors import Tensor
     from behemoth.checkpoint.layout import Layout
+    from behemoth.checkpoint.opened import Commit
 
 
-def export_page(plan: ExportPlan, *, step: int, folder: str, kept: Sequence[str], is_done: bool) -> Page:
+def export_page(plan: ExportPlan, *, step: int, target: str, kept: Sequence[str], is_done: bool) -> Page:
     """`kept` are the files that an earlier try had left whole."""
     what = f"{len(plan.files)} {'file' if len(plan.files) == 1 else 'files'} of {size(plan.size_bytes)}"
     again = f", {len(kept)} of them there already" if kept else ""
@@ -27,10 +31,10 @@ def export_page(plan: ExportPlan, *, step: int, folder: str, kept: Sequence[str]
         kind="CheckpointExport",
         name=f"checkpoint/{step}",
         sections=(
-            Section(lines=(f"checkpoint/{step} {verb} to {folder}: {plan.num_tensors} tensors, {what}{again}",)),
+            Section(lines=(f"checkpoint/{step} {verb} to {target}: {plan.num_tensors} tensors, {what}{again}",)),
             Section(listing=_file_listing(files)),
         ),
-        body={"step": step, "folder": folder, "isDone": is_done, "numTensors": plan.num_tensors, "files": files},
+        body={"step": step, "folder": target, "isDone": is_done, "numTensors": plan.num_tensors, "files": files},
     )
 
 
@@ -38,11 +42,7 @@ def import_page(layout: Layout, *, step: int, source: str, url: str, write_id: s
     """`write_id` is None for what was only looked at."""
     num_bytes = sum(array.num_bytes for array in layout.arrays)
     verb = "imported" if write_id is not None else "would be imported"
-    arrays: list[Mapping[str, object]] = [
-        {"name": array.name, "dtype": array.dtype, "shape": list(array.shape), "sizeBytes": array.num_bytes}
-        for array in layout.arrays
-    ]
-    line = f"checkpoint/{step} {verb} into {url} from {source}: {len(arrays)} arrays of {size(num_bytes)}"
+    line = f"checkpoint/{step} {verb} into {url} from {source}: {len(layout.arrays)} arrays of {size(num_bytes)}"
     return Page(
         kind="CheckpointImport",
         name=f"checkpoint/{step}",
@@ -53,7 +53,38 @@ def import_page(layout: Layout, *, step: int, source: str, url: str, write_id: s
             "url": url,
             "writeId": write_id,
             "sizeBytes": num_bytes,
-            "arrays": arrays,
+            "arrays": _array_rows(layout),
+        },
+    )
+
+
+def reshard_page(commit: Commit, layout: Layout, *, source: str, url: str, write_id: str | None) -> Page:
+    """`layout` is that of the result; `write_id` is None for what was only looked at."""
+    record, num_bytes = commit.record, sum(array.num_bytes for array in layout.arrays)
+    verb = "resharded" if write_id is not None else "would be resharded"
+    dense, expert = axes_text(layout.mesh, DENSE_AXES), axes_text(layout.mesh, EXPERT_AXES)
+    lines = [
+        f"checkpoint/{record.step} {verb} into {url} from {source}: {len(layout.arrays)} arrays of {size(num_bytes)}",
+        f"mesh {dense}; experts {expert}",
+    ]
+    has_records = RANKS_ARRAY in layout.positions
+    if has_records and layout.mesh.num_ranks != record.mesh.num_ranks:
+        lines.append(
+            f"the ranks' own records are blank: they are of {record.mesh.num_ranks} ranks, not of "
+            f"{layout.mesh.num_ranks}; a restore on another mesh has none either"
+        )
+    return Page(
+        kind="CheckpointReshard",
+        name=f"checkpoint/{record.step}",
+        sections=(Section(lines=tuple(lines)),),
+        body={
+            "step": record.step,
+            "source": source,
+            "url": url,
+            "writeId": write_id,
+            "sizeBytes": num_bytes,
+            "mesh": {axis: layout.mesh.size(axis) for axis in (*DENSE_AXES, *EXPERT_AXES)},
+            "arrays": _array_rows(layout),
         },
     )
 
@@ -67,6 +98,13 @@ def tensor_listing(tensors: Mapping[str, Tensor]) -> Listing:
             (name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar") for name, tensor in tensors.items()
         ),
     )
+
+
+def _array_rows(layout: Layout) -> list[Mapping[str, object]]:
+    return [
+        {"name": array.name, "dtype": array.dtype, "shape": list(array.shape), "sizeBytes": array.num_bytes}
+        for array in layout.arrays
+    ]
 
 
 def _file_listing(files: Sequence[Mapping[str, object]]) -> Listing:

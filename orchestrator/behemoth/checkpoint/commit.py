@@ -105,6 +105,18 @@ def complete(
     )
 
 
+def create_same(store: ObjectStore, key: str, data: bytes) -> None:
+    """Create a small object, or find that it is there with these bytes: a leader may repeat another's work. Raises
+    Conflict when others stand there."""
+    try:
+        store.create(key, data)
+    except Conflict:
+        standing = bytearray(len(data))
+        store.read_into(key, offset_bytes=0, into=standing)
+        if bytes(standing) != data:
+            raise
+
+
 def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> bytes:
     """Write what no rank could: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
     index."""
@@ -119,7 +131,7 @@ def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> byte
     small = {name: data for name, data in objects.items() if name not in of_arrays} | {INDEX: index}
     if isinstance(store, UploadsParts):
         items = [(f"{prefix}/{name}", data) for name, data in small.items()]
-        run_all(lambda item: _create_same(store, *item), items, threads=SEAL_THREADS, name="ckpt-create")
+        run_all(lambda item: create_same(store, *item), items, threads=SEAL_THREADS, name="ckpt-create")
     else:
         _write(store, prefix, small, _tails(prefix, layout, proof))
     return index
@@ -146,18 +158,6 @@ def _write(
         keys.append(f"{prefix}/{name}")
         store.write_parts(keys[-1], size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
     seal_all(store, keys)
-
-
-def _create_same(store: ObjectStore, key: str, data: bytes) -> None:
-    """Create a small object, or find that it is there with these bytes: a leader may repeat another's work. Raises
-    Conflict when others stand there."""
-    try:
-        store.create(key, data)
-    except Conflict:
-        standing = bytearray(len(data))
-        store.read_into(key, offset_bytes=0, into=standing)
-        if bytes(standing) != data:
-            raise
 
 
 def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_bytes: Mapping[str, int]) -> None:

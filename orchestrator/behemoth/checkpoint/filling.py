@@ -63,6 +63,12 @@ def filling_of(store: SavesTo) -> Filling:
     return _Uploaded(store) if isinstance(store, UploadsParts) else _Ranges(store)
 
 
+def least_bytes(store: SavesTo, size_bytes: int) -> int:
+    """The least size of a part that is not the last one of an object of `size_bytes`; 0 where writes may be of any."""
+    filling = filling_of(store)
+    return 0 if filling.takes_ranges else filling.piece_bytes(size_bytes)
+
+
 class _Ranges:
     """Files."""
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from behemoth.checkpoint.boxes import Box, Interval, flat_boxes
 from behemoth.checkpoint.changes import Change, Scales
@@ -21,7 +21,7 @@ from behemoth.checkpoint.conversion import Cast, Conversion, ScaledDown, ScaledU
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import Origin
-from behemoth.checkpoint.plan import Piece, RankPlan
+from behemoth.checkpoint.plan import RankPlan
 
 Part = tuple[slice, ...]
 """A box within another one, per dim."""
@@ -80,11 +80,35 @@ class Resharding:
     fills: tuple[ScaleFill, ...] = ()
 
 
+class Wanted(Protocol):
+    """Elements `flat` of a box of an array, and where they shall lie: what `plan.Piece` is, among others."""
+
+    @property
+    def array(self) -> int: ...
+
+    @property
+    def box(self) -> Box: ...
+
+    @property
+    def flat(self) -> Interval: ...
+
+    @property
+    def arena_offset(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 def plan_resharding(saved: Layout, layout: Layout, plan: RankPlan, found: Sequence[Origin]) -> Resharding:
     """`found`: where each array of `layout`, the plan's own, comes from, as `matching.origins` tells. O(chunks that are
     met)."""
+    return plan_pieces(saved, layout, plan.pieces, found)
+
+
+def plan_pieces(saved: Layout, layout: Layout, pieces: Iterable[Wanted], found: Sequence[Origin]) -> Resharding:
+    """The same for pieces that need not be any rank's."""
     draft = _Draft(saved)
-    for piece in plan.pieces:
+    for piece in pieces:
         origin = found[piece.array]
         if origin is None:
             draft.blanks.append((piece.arena_offset, piece.arena_offset + piece.nbytes))
@@ -162,7 +186,7 @@ class _Draft:
             fills=tuple(self._fills),
         )
 
-    def copy(self, piece: Piece, position: int) -> None:
+    def copy(self, piece: Wanted, position: int) -> None:
         """The array at this position of the checkpoint, as it is."""
         grid = self._grids[position]
         arena_offset = piece.arena_offset
@@ -171,7 +195,7 @@ class _Draft:
             self._take(position, slab, meeting, None)
             arena_offset += self._slabs[slab].nbytes
 
-    def convert(self, piece: Piece, wanted: ArraySpec, conversion: Conversion) -> None:
+    def convert(self, piece: Wanted, wanted: ArraySpec, conversion: Conversion) -> None:
         arena_offset = piece.arena_offset
         for box in flat_boxes(piece.box, piece.flat):
             slab = self._new_slab(tuple(high - low for low, high in box), wanted.itemsize, arena_offset)
@@ -226,7 +250,7 @@ class _Meeting(NamedTuple):
     commons: list[tuple[int, Part, Part]]
 
 
-def _meetings(grid: Grid, piece: Piece, known: dict[object, tuple[_Meeting, ...]]) -> tuple[_Meeting, ...]:
+def _meetings(grid: Grid, piece: Wanted, known: dict[object, tuple[_Meeting, ...]]) -> tuple[_Meeting, ...]:
     """Computed once for all arrays that are cut alike: a model has thousands, of some dozens of kinds."""
     key = (grid.chunk_shape, grid.chunks_per_dim, piece.box, piece.flat)
     if key not in known:

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from behemoth.base.errors import BehemothError, NotFound
+from behemoth.base.errors import BehemothError, Corrupt, NotFound
 from behemoth.base.ids import Step
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, spans_of
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, read_record
-from behemoth.checkpoint.commit_record import CommitRecord
-from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.opened import METADATA_MISSING, read_index
+from behemoth.checkpoint.opened import METADATA_MISSING, read_index, read_metadata
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.checkpoint.problem import Kind, Problem, problem_at
 from behemoth.checkpoint.threads import each_result
@@ -90,6 +89,17 @@ def verify(
     problems += tally.problems
     problems += _check_contents(record, index, shards, tally)
     return _report(commit.step, deep, problems, tally, num_objects=len(listed) + 1)
+
+
+def require_committed(store: ObjectStore, ref: CommitRef, *, threads: int) -> None:
+    """That every object stands there, and beside the chunks the CRCs that were committed: whoever then checks each
+    chunk against the one beside it reads what was committed. Blocks for a small read per chunk. Raises Corrupt naming
+    the first damage."""
+    report = verify(store, ref, threads=threads, deep=False)
+    if report.problems:
+        first, num_more = report.problems[0], len(report.problems) - 1
+        more = f" (and {num_more} more)" if num_more else ""
+        raise Corrupt(f"file {first.object_key}: {first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
 
 
 def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
@@ -178,16 +188,12 @@ def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem
 
 def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int) -> Problem | None:
     """A zarr.json against its CRC."""
-    data = bytearray(size_bytes)
     try:
-        store.read_into(key, offset_bytes=0, into=data)
+        read_metadata(store, key, size_bytes, crc)
     except BehemothError as error:
-        kind: Kind = "missing" if isinstance(error, NotFound) else "metadata"
-        return Problem(kind=kind, object_key=key, offset_bytes=0, length_bytes=size_bytes, message=error.message)
-    if crc32c(data) == crc:
-        return None
-    message = f"metadata: expected CRC-32C {crc:08x} over {size_bytes} bytes, got {crc32c(data):08x}"
-    return Problem(kind="metadata", object_key=key, offset_bytes=0, length_bytes=size_bytes, message=message)
+        kind: Kind = "missing" if error.code == METADATA_MISSING else "metadata"
+        return problem_at(kind, key, 0, size_bytes, error.message)
+    return None
 
 
 def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str, int]) -> list[Problem]:

@@ -1,7 +1,7 @@
 """From the URL in a run's spec, or a path on the command line, to an ObjectStore.
 
 The only place that knows which adapters exist. Must not touch the store: opening is free, the first use may fail.
-Neighbours: `local`, `s3`.
+Neighbours: `local`, `linked`, `s3`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from behemoth.base.errors import Invalid
+from behemoth.storage.linked import LinkedFolder
 from behemoth.storage.local import LocalStore
 from behemoth.storage.s3_place import parse_s3
 
@@ -41,9 +42,20 @@ def open_files(url: str) -> LocalStore:
     return LocalStore(path_of(url))
 
 
+def open_source(url: str) -> LinkedFolder | S3Store:
+    """What other programs wrote, for reading: as `open_store`, and links to files are followed."""
+    return open_bucket(url) if is_s3(url) else LinkedFolder(path_of(url))
+
+
 def is_s3(url: str) -> bool:
     """Whether a URL names a bucket."""
     return _scheme(url) == "s3"
+
+
+def located(url: str, store: LocalStore | LinkedFolder | S3Store) -> str:
+    """What leads another process of this machine to the store that was opened for `url`, wherever it works: the
+    absolute path of a folder, the URL of a bucket with all that it says."""
+    return url if is_s3(url) else store.root
 
 
 def is_same(url: str, other: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, Unavailable
+from behemoth.base.ids import UploadId
+from behemoth.checkpoint import filling
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.interop import export as export_module
-from behemoth.checkpoint.interop.export import INDEX, SINGLE, UNFINISHED, ExportPlan, export, kept_files, plan_export
+from behemoth.checkpoint.interop import export_plan
+from behemoth.checkpoint.interop.export import INDEX, UNFINISHED, export, kept_files
+from behemoth.checkpoint.interop.export_plan import SINGLE, ExportPlan, plan_export
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.reader import Commit, open_commit
-from behemoth.ports import ObjectStore, Part
+from behemoth.ports import ObjectStore, Part, PartReceipt
 from behemoth.storage.local import LocalStore
-from behemoth.testing.faults import Crash, Die, Fail, FaultyStore, When, every_death
+from behemoth.testing.bucket import MemoryBucket
+from behemoth.testing.faults import Crash, Die, Fail, FaultyBucket, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
 from checkpoint.interop.tensor_trees import chunked, read
@@ -109,7 +114,7 @@ def test_the_index_says_which_file_has_a_tensor_and_how_large_all_are(tmp_path: 
 
 
 def test_a_tensor_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(export_plan, "BLOCK_BYTES", 64)
     array = np.arange(400, dtype=np.float32).reshape(20, 20)
     tensor = chunked(array, (3, 20))
     longest = 0
@@ -204,6 +209,69 @@ def test_an_export_that_dies_at_any_write_leaves_whole_files_only_and_goes_on_wh
         assert set(done.kept) | set(done.written) == whole.keys() - {INDEX}
 
 
+@pytest.fixture
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads of parts of 64 bytes and more, made of blocks of at most 32."""
+    monkeypatch.setattr(filling, "MIN_PART_BYTES", 64)
+    monkeypatch.setattr(filling, "PIECE_BYTES", 64)
+    monkeypatch.setattr(export_plan, "BLOCK_BYTES", 32)
+
+
+@pytest.mark.usefixtures("_small_parts")
+def test_a_bucket_gets_the_same_files_in_parts_none_of_which_is_larger_than_it_must_be() -> None:
+    tensors: dict[str, Tensor] = {
+        name: chunked(np.arange(size, dtype=np.float32), (8,)) for name, size in (("a", 3), ("b", 400), ("c", 17))
+    }
+    plan = plan_export(tensors, max_file_bytes=1 << 20, metadata={})
+    folder, longest = MemoryStore(), 0
+
+    class Watched(MemoryBucket):
+        def upload_part(self, key: str, upload_id: UploadId, **part: Any) -> PartReceipt:
+            nonlocal longest
+            longest = max(longest, sum(memoryview(buffer).nbytes for buffer in part["buffers"]))
+            return super().upload_part(key, upload_id, **part)
+
+    bucket = Watched(min_part_bytes=64)
+    export(folder, plan)
+    export(bucket, plan)
+    assert contents(bucket) == contents(folder)
+    assert 64 <= longest <= len(plan.files[0].header) + 32
+    assert export(bucket, plan).written == ()
+
+
+@pytest.mark.usefixtures("_small_parts")
+def test_an_export_to_a_bucket_that_dies_at_any_write_shows_whole_files_only_and_leaves_no_upload_when_told_again() -> (
+    None
+):
+    plan, _ = small_plan()
+    counted = FaultyBucket(MemoryBucket(min_part_bytes=64))
+    export(counted, plan)
+    whole = contents(counted)
+    num_left = 0
+    for death in every_death(counted.num_writes):
+        inner = MemoryBucket(min_part_bytes=64)
+        with pytest.raises(Crash):
+            export(FaultyBucket(inner, death), plan)
+        num_left += len(list(inner.list_uploads("")))
+        left = contents(inner)
+        assert left.items() <= whole.items(), death
+        assert INDEX not in left or left == whole, death
+        assert set(export(inner, plan).kept) == left.keys() - {INDEX}
+        assert contents(inner) == whole, death
+        assert not list(inner.list_uploads("")), death
+    assert num_left > 10
+
+
+@pytest.mark.usefixtures("_small_parts")
+def test_uploads_of_others_below_the_same_prefix_stay() -> None:
+    plan, _ = small_plan()
+    bucket = MemoryBucket(min_part_bytes=64)
+    bucket.begin_upload("run/steps/000000001-a1-1/w/c/0")
+    bucket.begin_upload(plan.files[0].name)
+    export(bucket, plan)
+    assert [upload.key for upload in bucket.list_uploads("")] == ["run/steps/000000001-a1-1/w/c/0"]
+
+
 def contents(store: ObjectStore) -> dict[str, bytes]:
     found = {}
     for info in store.list(""):
@@ -241,7 +309,7 @@ def test_a_folder_with_anything_else_is_refused_and_stays_as_it_is(name: str) ->
     store.create(name, b"somebody's")
     with pytest.raises(Conflict, match=f"got {name} in it") as refused:
         export(store, plan)
-    assert refused.value.hint == "name another folder, or remove what lies there"
+    assert refused.value.hint == "name another one, or remove what lies there"
     assert contents(store) == {name: b"somebody's"}
 
 
@@ -306,7 +374,7 @@ def test_nothing_to_export_and_a_store_that_cannot_move_are_refused() -> None:
         pass
 
     plan, _ = small_plan()
-    with pytest.raises(Invalid, match="expected a folder of files"):
+    with pytest.raises(Invalid, match="expected a folder of files or a bucket"):
         export(NoMoves(), plan)  # type: ignore[arg-type]
 
 

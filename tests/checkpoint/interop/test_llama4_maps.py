@@ -19,7 +19,8 @@ import torch
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.boxes import Box
-from behemoth.checkpoint.interop.export import export, plan_export
+from behemoth.checkpoint.interop.export import export
+from behemoth.checkpoint.interop.export_plan import plan_export
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.ingest import import_tensors
 from behemoth.checkpoint.interop.map_file import named_map

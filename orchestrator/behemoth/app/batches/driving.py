@@ -26,10 +26,14 @@ class Sized:
     num_bytes: int
 
 
-def grouped(items: Sequence[_Item], num_bytes: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-    """Items in order, as many together as make a batch: a closed form, so that a second call has the same batches."""
-    total_bytes = sum(map(num_bytes, items))
-    size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
+def grouped(
+    items: Sequence[_Item], num_bytes: Callable[[_Item], int], *, size_bytes: int | None = None
+) -> Iterator[list[_Item]]:
+    """Items in order, as many together as make a batch: a closed form, so that a second call has the same batches.
+    `size_bytes` is what a batch takes at most, where it is not to follow from how much there is in all."""
+    if size_bytes is None:
+        total_bytes = sum(map(num_bytes, items))
+        size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
     group: list[_Item] = []
     filled_bytes = 0
     for item in items:
@@ -43,10 +47,17 @@ def grouped(items: Sequence[_Item], num_bytes: Callable[[_Item], int]) -> Iterat
 
 
 def run_job(
-    executor: Executor, job: bytes, batches: Sequence[Sized], record: Record, *, progress: Progress
+    executor: Executor,
+    job: bytes,
+    batches: Sequence[Sized],
+    record: Record,
+    *,
+    progress: Progress,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
     """The result of every batch, those of earlier calls first. Raises what the executor does; then the record has what
-    was done until then."""
+    was done until then. `prepare` is called with each batch just before it goes out, behind all earlier results, and
+    gives it the form in which it goes."""
     sizes = {one.batch.number: one.num_bytes for one in batches}
     total_bytes, done_bytes = sum(sizes.values()), 0
     kept = {number: result for number, result in record.done().items() if number in sizes}
@@ -55,7 +66,7 @@ def run_job(
         yield result
     if kept:
         progress(done_bytes, total_bytes)
-    left = [one.batch for one in batches if one.batch.number not in kept]
+    left = (prepare(one.batch) for one in batches if one.batch.number not in kept)
     for result in executor.run(job, left):
         record.add(result)
         done_bytes += sizes[result.number]

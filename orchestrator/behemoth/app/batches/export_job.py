@@ -1,4 +1,4 @@
-"""An export in batches: a file each, written whole or not at all, so that the folder itself tells what is done.
+"""An export in batches: a file each, written whole or not at all, so that the target itself tells what is done.
 
 Neighbours: `checkpoint.interop.export`, which plans files and writes them, and `driving`.
 """
@@ -13,33 +13,34 @@ from behemoth.app.batches.jobs import ExportJob, encode_job
 from behemoth.app.batches.record import Unrecorded
 from behemoth.app.batches.tensors import outward
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.interop.export import ExportPlan, FilePlan, plan_export, write_file
+from behemoth.checkpoint.interop.export import write_file
+from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.opened import open_commit
 from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
-from behemoth.storage.open import open_files, open_store
+from behemoth.storage.open import open_store
 
 
 class ExportWork:
-    """A `Work`: checkpoint, folder and plan, opened once."""
+    """A `Work`: checkpoint, target and plan, opened once."""
 
     def __init__(self, job: ExportJob) -> None:
         ref = CommitRef(step=Step(job.step), write_id=WriteId(job.write_id), size_bytes=job.size_bytes)
-        self._store, self._folder = open_store(os.fsdecode(job.url)), open_files(os.fsdecode(job.to))
+        self._store, self._target = open_store(os.fsdecode(job.url)), open_store(os.fsdecode(job.to))
         self._unfinished = job.unfinished
         tensors = stored_tensors(self._store, open_commit(self._store, ref), threads=job.threads)
         plan = plan_export(outward(tensors, job.change), max_file_bytes=job.max_file_bytes, metadata=dict(job.metadata))
         self._files = {file.name: file for file in plan.files}
 
     def run(self, data: bytes) -> bytes:
-        for _ in write_file(self._folder, self._unfinished, self._files[data.decode()]):
+        for _ in write_file(self._target, self._unfinished, self._files[data.decode()]):
             pass
         return b""
 
     def close(self) -> None:
         self._store.close()
-        self._folder.close()
+        self._target.close()
 
 
 def write_in_batches(

@@ -6,7 +6,7 @@ Neighbours: one file for each job knows what its batches are.
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never
+from typing import Literal, Protocol, assert_never
 
 import msgspec
 
@@ -50,25 +50,40 @@ class ExportJob(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
 
 
 class ImportJob(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
-    """Write chunks of a checkpoint out of foreign files: one `file` of a folder, or, empty, all that belong together.
-    `files` are their names, sizes and times of change in ns. A job without a `write_id` only names a record.
+    """Write a checkpoint out of foreign files: of `source`, a folder or a prefix, one `file` or, empty, all that belong
+    together. `files` are their names, sizes and times of change in ns. A job without a `write_id` only names a record.
     """
 
-    folder: bytes
+    source: bytes
+    kind: Literal["safetensors", "dcp"]
     file: bytes
     files: list[tuple[bytes, int, int]]
+    skips_pickles: bool
     to: bytes
     step: int
     change: Change
     layout_digest: str
-    threads: int
     write_id: str = ""
 
 
-Job = VerifyJob | ExportJob | ImportJob
+class ReshardJob(msgspec.Struct, frozen=True, kw_only=True, tag="reshard"):
+    """Write a checkpoint in another `layout`, encoded, with arrays that come from the first one as `intake`, encoded,
+    says. A job without a `new_write_id` only names a record."""
+
+    url: bytes
+    step: int
+    write_id: str
+    size_bytes: int
+    to: bytes
+    layout: bytes
+    intake: bytes
+    new_write_id: str = ""
+
+
+Job = VerifyJob | ExportJob | ImportJob | ReshardJob
 
 _ENCODER = msgspec.msgpack.Encoder(order="sorted")
-_DECODER = msgspec.msgpack.Decoder(Job)
+_DECODER: msgspec.msgpack.Decoder[Job] = msgspec.msgpack.Decoder(Job)
 
 
 def encode_job(job: Job) -> bytes:
@@ -76,24 +91,32 @@ def encode_job(job: Job) -> bytes:
     return _ENCODER.encode(job)
 
 
-def open_work(data: bytes) -> Work:
-    """Open a job in this process. Raises Invalid for what is no job, and what its stores raise."""
+def decode_job(data: bytes) -> Job:
+    """Raises Invalid for what is no job."""
     try:
-        job = _DECODER.decode(data)
+        return _DECODER.decode(data)
     except msgspec.DecodeError as error:
         raise Invalid(f"job: expected one of this release, got {error}", code="job-format") from error
-    match job:
-        case VerifyJob():
+
+
+def open_work(data: bytes) -> Work:
+    """Open a job in this process. Raises Invalid for what is no job, and what its stores raise."""
+    match decode_job(data):
+        case VerifyJob() as job:
             from behemoth.app.batches.verify_job import VerifyWork
 
             return VerifyWork(job)
-        case ExportJob():
+        case ExportJob() as job:
             from behemoth.app.batches.export_job import ExportWork
 
             return ExportWork(job)
-        case ImportJob():
-            from behemoth.app.batches.import_job import ImportWork
+        case ImportJob() as job:
+            from behemoth.app.batches.import_job import open_import
 
-            return ImportWork(job)
-        case _:
-            assert_never(job)
+            return open_import(job)
+        case ReshardJob() as job:
+            from behemoth.app.batches.reshard_job import open_reshard
+
+            return open_reshard(job)
+        case _ as other:
+            assert_never(other)

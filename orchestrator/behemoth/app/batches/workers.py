@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import selectors
 import socket
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,6 @@ from behemoth.fleet.tokens import Tokens
 from behemoth.ports import Batch, Runtime
 from behemoth.wire.frames import MAX_HELLO_BYTES, FrameReader, decode_body, encode_frame
 
-ARGV = (sys.executable, "-m", "behemoth.wiring.batch_worker")
 MAX_LOSSES = 3
 """In a row without a result: of a node's workers, before the node is left alone, and of one batch's, before it is taken
 for the reason."""
@@ -72,10 +70,10 @@ class WorkerExecutor:
     """Implements `behemoth.ports.Executor` on `runtime`, which it owns.
 
     Workers connect to `address`, at which this process listens on `host`; each runs `threads` batches at a time. `argv`
-    is the worker's program, for tests.
+    is the worker's program.
     """
 
-    def __init__(self, runtime: Runtime, *, threads: int, host: str, address: str, argv: Sequence[str] = ARGV) -> None:
+    def __init__(self, runtime: Runtime, *, threads: int, host: str, address: str, argv: Sequence[str]) -> None:
         self._runtime = runtime
         self._threads = threads
         self._address = address

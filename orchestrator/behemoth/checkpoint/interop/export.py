@@ -1,62 +1,36 @@
 """Writes tensors as safetensors files, one block at a time, so that no reader ever meets a half of anything.
 
-A file is written aside, made durable, and moved to its name; the index that names several files comes last. What was
-moved is whole, so an export that was killed is told again and goes on behind its last whole file. Neighbours: `header`
-(the format), `foreign` (the way back), `tensors`.
+In a folder a file is written aside, made durable, and moved to its name; in a bucket it appears with the end of its
+upload. The index that names several files comes last. What has its name is whole, so an export that was killed is told
+again and goes on behind its last whole file. Neighbours: `export_plan` (what is written), `foreign` (the way back).
 """
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from typing_extensions import Buffer
+
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
-from behemoth.checkpoint.interop.header import HeadTensor, encode_header
-from behemoth.checkpoint.interop.tensors import Tensor, blocks, num_bytes, read_box
-from behemoth.checkpoint.layout import DTYPES
-from behemoth.ports import MovesObjects, ObjectStore, Part, WritesRanges
+from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
+from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
+from behemoth.checkpoint.interop.tensors import read_box
+from behemoth.checkpoint.threads import each_result
+from behemoth.ports import MovesObjects, ObjectStore, SavesTo, UploadsParts
 
 INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 UNFINISHED = ".unfinished-"
 """Beginning of the folders in which files grow."""
-BLOCK_BYTES = 64 << 20
-"""Bytes of a tensor that are held at a time. A transposed tensor is read once for each such block."""
+UPLOAD_THREADS = 2
+"""Of a file: the next part is read while one is sent."""
 
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilePlan:
-    """One file: its head, and each tensor with the place of its first byte in the file."""
-
-    name: str
-    header: bytes
-    tensors: tuple[tuple[Tensor, int], ...]
-    size_bytes: int
-
-
 Spread = Callable[[Sequence[FilePlan]], Iterable[str]]
 """Has files written wherever it wants, and tells their names, in any order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportPlan:
-    """What will be written. `index` is None when one file holds everything, as transformers has it."""
-
-    files: tuple[FilePlan, ...]
-    index: bytes | None
-    num_tensors: int
-    data_bytes: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size_bytes for file in self.files) + len(self.index or b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,32 +41,8 @@ class Exported:
     kept: tuple[str, ...]
 
 
-def plan_export(tensors: Mapping[str, Tensor], *, max_file_bytes: int, metadata: Mapping[str, str]) -> ExportPlan:
-    """Share tensors out to files, in their order; one that is larger than `max_file_bytes` gets a file of its own.
-
-    Reads nothing. The same arguments give the same plan. `metadata` goes into every file. Raises Invalid for no tensor
-    at all, and for a dtype that safetensors does not know.
-    """
-    if not tensors:
-        raise Invalid("export: expected at least one tensor, got none", hint="look at --select", code="export-empty")
-    groups = _groups(tensors, max_file_bytes)
-    files = []
-    for number, names in enumerate(groups, start=1):
-        name = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        files.append(_file(name, {key: tensors[key] for key in names}, metadata))
-    data_bytes = sum(num_bytes(tensor) for tensor in tensors.values())
-    holders = {key: file.name for file, names in zip(files, groups, strict=True) for key in names}
-    index = {"metadata": {"total_size": data_bytes}, "weight_map": dict(sorted(holders.items()))}
-    return ExportPlan(
-        files=tuple(files),
-        index=json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n" if len(files) > 1 else None,
-        num_tensors=len(tensors),
-        data_bytes=data_bytes,
-    )
-
-
 def kept_files(store: ObjectStore, plan: ExportPlan) -> tuple[str, ...]:
-    """Files of this plan that stand in the folder already, whole. Reads their heads.
+    """Files of this plan that stand there already, whole. Reads their heads.
 
     Raises Conflict when anything else lies there: another export, or files of somebody.
     """
@@ -111,15 +61,15 @@ def kept_files(store: ObjectStore, plan: ExportPlan) -> tuple[str, ...]:
             is_ours = False
         if not is_ours:
             raise Conflict(
-                f"export: expected an empty folder, or one that this very export began to fill, got {info.key} in it",
-                hint="name another folder, or remove what lies there",
+                f"export: expected an empty place, or one that this very export began to fill, got {info.key} in it",
+                hint="name another one, or remove what lies there",
                 code="export-folder",
             )
     return tuple(kept)
 
 
 def export(
-    store: WritesRanges,
+    store: SavesTo,
     plan: ExportPlan,
     *,
     progress: Progress | None = None,
@@ -130,15 +80,15 @@ def export(
     written one by one, unless `spread` has that done below the folder `unfinished` (`unfinished_folder` makes a name).
 
     Cut off anywhere, it may be called again with the same plan and goes on; a file counts as whole by its head, which
-    names all tensors and, in its metadata, their source. Raises Conflict for a folder with other files, Corrupt for a
+    names all tensors and, in its metadata, their source. Raises Conflict for a place with other files, Corrupt for a
     damaged source; no file of a damaged tensor gets its name.
     """
-    _mover(store)
+    _check_kind(store)
     kept = kept_files(store, plan)
-    _clear(store)
+    _clear(store, plan, UNFINISHED)
     left = [file for file in plan.files if file.name not in kept]
     folder = unfinished or unfinished_folder()
-    with _removed(store, folder):
+    with _cleared_after(store, plan, folder):
         written = _write_here(store, folder, plan, left, progress) if spread is None else spread(left)
         names = set(written)
     if plan.index is not None:
@@ -152,23 +102,28 @@ def unfinished_folder() -> str:
     return f"{UNFINISHED}{secrets.token_hex(8)}"
 
 
-def write_file(store: WritesRanges, folder: str, file: FilePlan) -> Iterator[int]:
-    """Write a file below `folder` and give it its name; yields bytes as they are written. Idempotent: whoever finds the
-    file there, whole, has nothing to do. Raises Conflict for another one of that name."""
-    mover = _mover(store)
+def write_file(store: SavesTo, folder: str, file: FilePlan) -> Iterator[int]:
+    """Write a file and give it its name; yields bytes as they are written. Idempotent: whoever finds the file there,
+    whole, has nothing to do. Files grow below `folder`, where a store shows what is unfinished. Raises Conflict for
+    another one of that name."""
+    _check_kind(store)
     if _is_there(store, file):
         return
-    key = f"{folder}/{secrets.token_hex(4)}-{file.name}"  # of its own, should two workers write the same file
-    yield from _write(store, key, file)
     try:
-        mover.move(key, file.name)
+        if isinstance(store, MovesObjects):
+            key = f"{folder}/{secrets.token_hex(4)}-{file.name}"  # of its own, should two workers write the same file
+            yield from _write(store, key, file)
+            _check_still_there(store, key, file)
+            store.move(key, file.name)
+        else:
+            yield from _write(store, file.name, file)
     except Conflict:
         if not _is_there(store, file):
             raise
 
 
 def _write_here(
-    store: WritesRanges, folder: str, plan: ExportPlan, files: Sequence[FilePlan], progress: Progress | None
+    store: SavesTo, folder: str, plan: ExportPlan, files: Sequence[FilePlan], progress: Progress | None
 ) -> Iterator[str]:
     done_bytes = plan.size_bytes - len(plan.index or b"") - sum(file.size_bytes for file in files)
     for file in files:
@@ -179,43 +134,48 @@ def _write_here(
         yield file.name
 
 
-def _mover(store: WritesRanges) -> MovesObjects:
-    if not isinstance(store, MovesObjects):
+def _check_kind(store: SavesTo) -> None:
+    if not isinstance(store, MovesObjects | UploadsParts):
         hint = "export to a folder of this machine and copy it"
-        raise Invalid("export: expected a folder of files, got another kind of store", hint=hint, code="export-store")
-    return store
+        raise Invalid(
+            "export: expected a folder of files or a bucket, got another store", hint=hint, code="export-store"
+        )
+
+
+def _write(store: SavesTo, key: str, file: FilePlan) -> Iterator[int]:
+    """Write and seal a file; yields bytes as they are written. Holds a part for each thread."""
+    filling = filling_of(store)
+    parts = list(enumerate(file.parts(least_bytes(store, file.size_bytes)), start=1))
+
+    def put(numbered: tuple[int, FilePart]) -> None:
+        number, part = numbered
+        piece = Piece(
+            key=key,
+            size_bytes=file.size_bytes,
+            number=number,
+            num_pieces=len(parts),
+            offset_bytes=part.offset_bytes,
+        )
+        filling.put(piece, _buffers(part))
+
+    try:
+        threads = 1 if filling.takes_ranges else UPLOAD_THREADS
+        for (_, part), _done in each_result(put, parts, threads=threads, name="ckpt-export"):
+            yield part.num_bytes
+        filling.seal([key])
+    finally:
+        filling.end()
+
+
+def _buffers(part: FilePart) -> list[Buffer]:
+    head: list[Buffer] = [part.head] if part.head else []
+    return head + [read_box(block.tensor, block.box).reshape(-1).view("u1").data for block in part.blocks]
 
 
 def _is_there(store: ObjectStore, file: FilePlan) -> bool:
     with suppress(NotFound, Corrupt):
         return _has(store, file.name, file.size_bytes, file.header, file.size_bytes)
     return False
-
-
-def _groups(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:
-    groups: list[list[str]] = []
-    filled = 0
-    for name, tensor in tensors.items():
-        size = num_bytes(tensor)
-        if not groups or filled + size > max_file_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return groups
-
-
-def _file(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> FilePlan:
-    """Larger elements come first, so that every tensor begins at a multiple of its element's size."""
-    order = sorted(tensors, key=lambda key: -DTYPES[tensors[key].dtype].itemsize)
-    heads, end = [], 0
-    for key in order:
-        tensor = tensors[key]
-        heads.append(HeadTensor(name=key, dtype=tensor.dtype, shape=tensor.shape, offset_bytes=end))
-        end += num_bytes(tensor)
-    header = encode_header(heads, metadata)
-    placed = ((tensors[head.name], len(header) + head.offset_bytes) for head in heads)
-    return FilePlan(name=name, header=header, tensors=tuple(placed), size_bytes=len(header) + end)
 
 
 def _has(store: ObjectStore, key: str, size_bytes: int, first: bytes, expected_bytes: int) -> bool:
@@ -227,46 +187,27 @@ def _has(store: ObjectStore, key: str, size_bytes: int, first: bytes, expected_b
     return data == first
 
 
-def _clear(store: ObjectStore) -> None:
-    """Remove what exports that were cut off left."""
-    store.delete([info.key for info in store.list("") if info.key.startswith(UNFINISHED)])
-
-
 @contextmanager
-def _removed(store: ObjectStore, folder: str) -> Iterator[None]:
-    """Whatever is in a folder of unfinished files goes at the end: of files that failed, or that two wrote."""
+def _cleared_after(store: SavesTo, plan: ExportPlan, folder: str) -> Iterator[None]:
+    """Whatever is unfinished goes at the end: of files that failed, or that two wrote."""
     try:
         yield
     except BaseException:
         with suppress(BehemothError):  # what is going on already matters more
-            _remove(store, folder)
+            _clear(store, plan, folder)
         raise
-    _remove(store, folder)
+    _clear(store, plan, folder)
 
 
-def _remove(store: ObjectStore, folder: str) -> None:
-    store.delete([info.key for info in store.list(folder)])
-
-
-def _write(store: WritesRanges, key: str, file: FilePlan) -> Iterator[int]:
-    """Write and seal a file; yields bytes as they are written."""
-    _put(store, key, file, 0, [file.header])
-    yield len(file.header)
-    for tensor, begin in file.tensors:
-        offset_bytes = begin
-        for box in blocks(tensor, limit_bytes=BLOCK_BYTES):
-            data = read_box(tensor, box).reshape(-1).view("u1").data
-            _put(store, key, file, offset_bytes, [data])
-            offset_bytes += data.nbytes
-            yield data.nbytes
-    store.seal([key])
-    _check_still_there(store, key, file)
-
-
-def _put(
-    store: WritesRanges, key: str, file: FilePlan, offset_bytes: int, buffers: Sequence[bytes | memoryview]
-) -> None:
-    store.write_parts(key, size_bytes=file.size_bytes, parts=[Part(offset_bytes=offset_bytes, buffers=buffers)])
+def _clear(store: SavesTo, plan: ExportPlan, unfinished: str) -> None:
+    """Remove what exports that were cut off left: folders whose names begin so, and uploads of the plan's files."""
+    if not isinstance(store, UploadsParts):
+        store.delete([info.key for info in store.list("") if info.key.startswith(unfinished)])
+        return
+    names = {file.name for file in plan.files}
+    for upload in list(store.list_uploads("")):
+        if upload.key in names:
+            store.abort_upload(upload.key, upload.upload_id)
 
 
 def _check_still_there(store: ObjectStore, key: str, file: FilePlan) -> None:
@@ -276,6 +217,6 @@ def _check_still_there(store: ObjectStore, key: str, file: FilePlan) -> None:
             return
     raise Conflict(
         f"export of {file.name}: expected the file that was being written, got another",
-        hint="somebody else exports into this folder: name another one",
+        hint="somebody else exports into this place: name another one",
         code="export-folder",
     )

@@ -1,0 +1,99 @@
+"""What verbs that write a checkpoint into a store of its own have in common: the store, the write, its record."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from behemoth.app.batches.jobs import Work
+from behemoth.app.batches.writing import Writing, require_written, write_in_batches
+from behemoth.app.import_lock import importing
+from behemoth.base.errors import Conflict
+from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.interop.ingest import write_checkpoint
+from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
+from behemoth.ports import SavesTo, UploadsParts
+from behemoth.storage.open import is_s3, open_store
+from behemoth.storage.probe_uploads import probe_uploads
+from behemoth_cli.commands.batching import Batching
+from behemoth_cli.commands.interop_options import folder_to_be, watched
+from behemoth_cli.context import PREFIX
+
+if TYPE_CHECKING:
+    from behemoth.storage.local import LocalStore
+    from behemoth.storage.s3 import S3Store
+
+TARGET = "a checkpoint store, or a folder that is empty or not there"
+TARGET_HINT = "name a folder of its own; a run takes it over when spec.checkpoint.store and its name lead there"
+FIRST = Attempt(1)
+
+
+@contextmanager
+def opened_target(to: str, *, code: str, is_dry: bool) -> Iterator[LocalStore | S3Store]:
+    """The store that is written to. A bucket's server is tried out before the
+    first byte. Raises Conflict, with `code`, for a folder of something else."""
+    if to.startswith(PREFIX):
+        raise Conflict(f"option --to {to}: expected {TARGET}, got a run", hint=TARGET_HINT, code=code)
+    if not is_s3(to):
+        store_to_be(to, expected=TARGET, hint=TARGET_HINT, code=code)
+    with closing(open_store(to)) as store:
+        if isinstance(store, UploadsParts) and not is_dry:
+            probe_uploads(store, url=store.root)
+        yield store
+
+
+def store_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
+    """A store is made where nothing is; a folder of something else is no place for one. Raises Conflict."""
+    path = folder_to_be(text, expected=expected, hint=hint, code=code)
+    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
+    if path.exists() and not is_store and any(path.iterdir()):
+        got = "a folder with other files"
+        raise Conflict(f"option --to {text}: expected {expected}, got {got}", hint=hint, code=code)
+    return path
+
+
+def write_recorded(
+    batches: Batching,
+    store: SavesTo,
+    url: str,
+    writing: Writing,
+    *,
+    verb: Literal["import", "reshard"],
+    job: Callable[[str], bytes],
+    open_work: Callable[[bytes], Work] | None = None,
+    worker: str | None = None,
+    run: str,
+    step: Step,
+    attempt: Attempt = FIRST,
+) -> WriteId:
+    """Write and commit a checkpoint in batches; the write that was committed. While it goes on, nobody clears what it
+    has written in a folder; what is recorded stays when it fails. `job` gives the job with a write id, or, with an
+    empty one, what names its record."""
+    fresh = WriteId(f"{verb}-{secrets.token_hex(4)}")
+    with (
+        nullcontext() if is_s3(url) else importing(Path(url)),
+        batches.record(verb, job(""), num_bytes=writing.num_bytes, note=fresh) as record,
+    ):
+        write_id = require_written(store, step, writing, record, fresh)
+
+        def do(progress: Callable[[int, int], None]) -> CommitRecord:
+            executor = batches.executor(open_work, worker=worker)
+            return write_checkpoint(
+                store,
+                writing.layout,
+                write_in_batches(executor, job(write_id), writing, record, progress=progress),
+                run=run,
+                step=step,
+                write_id=write_id,
+                attempt=attempt,
+                committed_us=time.time_ns() // 1000,
+                keeps_unfinished=record.is_kept,
+            )
+
+        watched(batches.console, f"{verb}ing checkpoint/{step}", do)
+    return write_id

@@ -1,0 +1,133 @@
+"""What jobs that write a checkpoint have in common: units in batches, and how a later call goes on with the same write.
+
+What was written stays after a kill, under its write id and, in a bucket, in uploads that are still open; the record has
+what was told of it. Neighbours: `import_job` and `reshard_job`, which say where the bytes come from;
+`checkpoint.interop.ingest`, which commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+import msgspec
+
+from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
+from behemoth.app.batches.record import Record
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.interop.ingest import Spread
+from behemoth.checkpoint.interop.object_uploads import ObjectUploads
+from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written, object_key
+from behemoth.checkpoint.interop.units import Unit
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.ports import Batch, Executor, SavesTo, UploadsParts
+
+
+class Closes(Protocol):
+    def close(self) -> None: ...
+
+
+class _Order(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Units [first, last) of the job, and the uploads to which they go."""
+
+    first: int
+    last: int
+    uploads: list[str] = []
+
+
+_order_decoder = msgspec.msgpack.Decoder(_Order)
+_written_decoder = msgspec.msgpack.Decoder(list[Written])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """What is written: the units of a layout. `batch_bytes`: of a batch at most; None: as `grouped` has it."""
+
+    layout: Layout
+    units: Sequence[Unit]
+    batch_bytes: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.num_bytes for array in self.layout.arrays)
+
+    def batches(self) -> list[Sized]:
+        """Units in order, some together."""
+        found: list[Sized] = []
+        first = 0
+        for group in grouped(self.units, lambda unit: unit.num_bytes, size_bytes=self.batch_bytes):
+            order = _Order(first=first, last=first + len(group))
+            first = order.last
+            batch = Batch(number=len(found), data=msgspec.msgpack.encode(order))
+            found.append(Sized(batch=batch, num_bytes=sum(unit.num_bytes for unit in group)))
+        return found
+
+
+class WriteWork:
+    """A `Work`: writes units; closes at its end what was opened for that."""
+
+    def __init__(self, units: Sequence[Unit], writer: UnitWriter, *opened: Closes) -> None:
+        self._units = units
+        self._writer = writer
+        self._opened = opened
+
+    def run(self, data: bytes) -> bytes:
+        order = _order_decoder.decode(data)
+        return msgspec.msgpack.encode(self._writer.write(self._units[order.first : order.last], order.uploads))
+
+    def close(self) -> None:
+        for one in self._opened:
+            one.close()
+
+
+def write_in_batches(executor: Executor, job: bytes, writing: Writing, record: Record, *, progress: Progress) -> Spread:
+    """What `write_checkpoint` wants of its `spread`."""
+
+    def spread(uploads: ObjectUploads) -> Iterator[list[Written]]:
+        def prepare(batch: Batch) -> Batch:
+            order = _order_decoder.decode(batch.data)
+            ids = [uploads.upload_id(unit) for unit in writing.units[order.first : order.last]]
+            return Batch(number=batch.number, data=msgspec.msgpack.encode(msgspec.structs.replace(order, uploads=ids)))
+
+        for result in run_job(executor, job, writing.batches(), record, progress=progress, prepare=prepare):
+            yield _written_decoder.decode(result.data)
+
+    return spread
+
+
+def require_written(store: SavesTo, step: Step, writing: Writing, record: Record, fresh: WriteId) -> WriteId:
+    """The write id to go on with: that of the record, or `fresh` where something of what is done is gone (`gc`)."""
+    write_id = WriteId(record.note)
+    done = list(chain.from_iterable(_written_decoder.decode(result.data) for result in record.done().values()))
+    if not done or _is_there(store, step_prefix(step, write_id), writing, done):
+        return write_id
+    record.forget(fresh)
+    return fresh
+
+
+def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Iterable[Written]) -> bool:
+    """Whether every object of which units were written stands in full size, or the upload to which they went is open.
+    An object that is whole takes no more parts."""
+    parts: dict[tuple[int, int], list[Written]] = {}
+    for one in done:
+        parts.setdefault((one.array, one.shard), []).append(one)
+    listed = {info.key: info.size_bytes for info in store.list(prefix)}
+    uploads = (
+        {(one.key, one.upload_id) for one in store.list_uploads(prefix)} if isinstance(store, UploadsParts) else set()
+    )
+    num_parts = {(unit.array, unit.shard): unit.num_parts for unit in writing.units}
+    for which, of_object in parts.items():
+        key = object_key(prefix, writing.layout, *which)
+        is_whole = listed.get(key) == grids(writing.layout)[which[0]].file_bytes
+        upload_id = of_object[0].upload_id
+        if not upload_id:
+            is_standing = is_whole
+        else:
+            is_standing = (key, upload_id) in uploads or (is_whole and len(of_object) == num_parts[which])
+        if not is_standing:
+            return False
+    return True

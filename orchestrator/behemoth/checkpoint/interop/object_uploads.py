@@ -1,0 +1,90 @@
+"""The objects of a write that is made of units: their uploads, begun when they are needed, and their end.
+
+For whoever has units written and gathers what was. Where objects are files there is nothing to begin and nothing to
+end. What it knows can be had again from what was told of units, and from the store, so a successor goes on. Neighbours:
+`unit_writer`, `filling` (for one process that fills objects itself).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from behemoth.base.errors import BehemothError
+from behemoth.base.ids import UploadId
+from behemoth.checkpoint.crc import combined
+from behemoth.checkpoint.interop.unit_writer import Written, object_key
+from behemoth.checkpoint.interop.units import Unit
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.receipt import WrittenShard, WrittenSpan
+from behemoth.checkpoint.threads import run_all
+from behemoth.ports import PartReceipt, SavesTo, UploadsParts
+
+COMPLETE_THREADS = 8
+"""They wait for the store."""
+
+
+class ObjectUploads:
+    """Of one write, whose objects lie below `prefix`. Used by one thread."""
+
+    def __init__(self, store: SavesTo, prefix: str, layout: Layout) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._layout = layout
+        self._written: dict[tuple[int, int], dict[int, Written]] = {}
+        self._ids: dict[tuple[int, int], str] = {}
+        self._listed: dict[str, UploadId] | None = None
+
+    def upload_id(self, unit: Unit) -> str:
+        """Of the upload to which a unit goes, which is begun if need be; empty where it needs none."""
+        if not isinstance(self._store, UploadsParts) or unit.num_parts == 1:
+            return ""
+        which = unit.array, unit.shard
+        if which not in self._ids:
+            self._ids[which] = self._listed_or_begun(self._store, object_key(self._prefix, self._layout, *which))
+        return self._ids[which]
+
+    def add(self, written: Written) -> None:
+        """What was written, now or by a predecessor: then before any `upload_id`."""
+        which = written.array, written.shard
+        self._ids.setdefault(which, written.upload_id)
+        self._written.setdefault(which, {})[written.number] = written
+
+    def spans(self) -> list[WrittenSpan]:
+        """Of all that was written, in order."""
+        return sorted(span for parts in self._written.values() for one in parts.values() for span in one.spans)
+
+    def complete(self) -> list[WrittenShard]:
+        """Make objects of what was uploaded, and abort what of it nobody needs. Empty where objects are files."""
+        store = self._store
+        if not isinstance(store, UploadsParts):
+            return []
+
+        def complete(which: tuple[int, int]) -> WrittenShard:
+            parts = [part for _, part in sorted(self._written[which].items())]
+            crc = combined((part.crc, part.num_bytes) for part in parts)
+            if self._ids[which]:
+                key = object_key(self._prefix, self._layout, *which)
+                receipts = [
+                    PartReceipt(number=part.number, etag=part.etag, crc=part.crc, size_bytes=part.num_bytes)
+                    for part in parts
+                ]
+                store.complete_upload(key, UploadId(self._ids[which]), parts=receipts, crc=crc)
+            return WrittenShard(array=which[0], shard=which[1], crc=crc)
+
+        found = run_all(complete, list(self._written), threads=COMPLETE_THREADS, name="ckpt-complete")
+        abort_uploads(store, self._prefix)
+        return found
+
+    def _listed_or_begun(self, store: UploadsParts, key: str) -> str:
+        if self._listed is None:
+            self._listed = {upload.key: upload.upload_id for upload in store.list_uploads(self._prefix)}
+        return self._listed.get(key) or store.begin_upload(key)
+
+
+def abort_uploads(store: SavesTo, prefix: str) -> None:
+    """End all uploads of objects below a prefix, whoever began them. What cannot be ended now is found by `gc`."""
+    if isinstance(store, UploadsParts):
+        with suppress(BehemothError):
+            for upload in list(store.list_uploads(prefix)):
+                with suppress(BehemothError):
+                    store.abort_upload(upload.key, upload.upload_id)

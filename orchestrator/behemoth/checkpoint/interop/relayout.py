@@ -1,0 +1,108 @@
+"""The layout of a checkpoint that is to be made of another one, and how its arrays come from there. Pure.
+
+Of another mesh, of some arrays, of another floating type, or of another recipe where the model's tensors are known.
+Neighbours: `checkpoint.on_mesh`, `checkpoint.model_layout` and `checkpoint.recipe_change`, which know the parts of it,
+and `resharded`, which reads by the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Step
+from behemoth.checkpoint.conversion import Cast, Conversion, Intake
+from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding
+from behemoth.checkpoint.matching import left_out, origins
+from behemoth.checkpoint.on_mesh import on_mesh
+from behemoth.checkpoint.precision import FLOAT8S, FLOATS
+from behemoth.spec.mesh import Mesh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relayout:
+    """What is written, and how its arrays come from those that were saved."""
+
+    layout: Layout
+    intake: Intake
+
+
+def relayout(
+    saved: Layout,
+    mesh: Mesh,
+    *,
+    step: Step,
+    sharding: Sharding,
+    only: Sequence[str] = (),
+    dtype: str = "",
+    model: Layout | None = None,
+    recipe: Intake | None = None,
+) -> Relayout:
+    """`model`, on `mesh`, says how arrays of its names and shapes are cut; others are cut as they were saved. `recipe`
+    makes the arrays of `model` out of those that were saved, which then are all that is taken but what the model has
+    no part in. `only` are shell patterns of names of the result. `dtype` is that of all floating arrays but float8
+    ones; empty: as they are.
+
+    Raises Invalid for patterns that name nothing, conversions that do not fit, arrays that would come from nowhere, and
+    nothing at all. `step` is for the messages.
+    """
+    arrays = {array.name: array for array in on_mesh(saved, mesh).arrays}
+    convert: dict[str, Conversion] = {} if recipe is None else dict(recipe.convert)
+    if model is not None:
+        arrays = _of_model(arrays, model, recipe)
+    if unused := [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in arrays)]:
+        raise Invalid(
+            f"option --only: expected patterns of arrays of the checkpoint of step {step}, got {unused[:3]}",
+            hint="patterns such as 'model/*' are compared with whole names",
+            code="arrays-listed",
+        )
+    kept = [array for array in arrays.values() if not only or any(fnmatchcase(array.name, one) for one in only)]
+    if dtype:
+        kept = [replace(array, dtype=dtype) if array.dtype in FLOATS - FLOAT8S else array for array in kept]
+        convert |= {
+            array.name: Cast(array=array.name)
+            for array in kept
+            if array.name not in convert and array.dtype != saved.arrays[saved.positions[array.name]].dtype
+        }
+    layout = Layout(mesh=mesh, arrays=tuple(kept), sharding=sharding)
+    return Relayout(layout=layout, intake=_intake(saved, layout, convert, step))
+
+
+def _of_model(arrays: dict[str, ArraySpec], model: Layout, recipe: Intake | None) -> dict[str, ArraySpec]:
+    """Cut as the model's; with a recipe also the model's arrays that the checkpoint lacks, without those whose place
+    they take."""
+    cut = {array.name: array for array in model.arrays}
+    if recipe is None:
+        return {
+            name: replace(cut[name], dtype=array.dtype, may_be_zero=array.may_be_zero)
+            if name in cut and cut[name].shape == array.shape
+            else array
+            for name, array in arrays.items()
+        }
+    others = {
+        name: array
+        for name, array in arrays.items()
+        if name not in cut and not any(fnmatchcase(name, pattern) for pattern in recipe.extra)
+    }
+    return cut | others
+
+
+def _intake(saved: Layout, layout: Layout, convert: dict[str, Conversion], step: Step) -> Intake:
+    """What is taken as it is, or converted; everything else is left where it is."""
+    wanted = {name: one for name, one in convert.items() if name in layout.positions}
+    extra = tuple(sorted(saved.positions.keys() - layout.positions.keys()))
+    intake = Intake(convert=wanted, extra=tuple(_literal(name) for name in extra))
+    found = origins(saved, layout, step=step, intake=intake)
+    if nowhere := [layout.arrays[at].name for at in left_out(layout, found)]:
+        raise Invalid(
+            f"checkpoint of step {step}: expected something to make each array of, got nothing for {nowhere[:3]}",
+            code="model-mismatch",
+        )
+    return intake
+
+
+def _literal(name: str) -> str:
+    """A name as a shell pattern of itself alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

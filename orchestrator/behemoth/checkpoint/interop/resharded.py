@@ -1,0 +1,88 @@
+"""A committed checkpoint as the source of another one, in another layout: of another mesh, in part, converted.
+
+The same plan and the same reads as a restore, for boxes of the new checkpoint in place of what a rank holds: each saved
+chunk that some pieces meet is read once for all of them and checked. Neighbours: `checkpoint.reshard`,
+`checkpoint.matching` (which array is which), `unit_writer`, which asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.conversion import Intake
+from behemoth.checkpoint.filling import least_bytes
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.interop.tensors import Raw, raw_dtype
+from behemoth.checkpoint.interop.units import Piece, Unit, units_of
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.plan import ALIGNMENT_BYTES
+from behemoth.checkpoint.reshard import plan_pieces
+from behemoth.checkpoint.reshard_reader import read_slabs
+from behemoth.ports import ObjectStore, SavesTo
+
+BLOCK_BYTES = 8 << 20
+"""Of a piece: a chunk. Small, so that a batch has neighbours from several objects, which come from the same bytes."""
+MIN_BATCH_BYTES, MAX_BATCH_BYTES = 64 << 20, 256 << 20
+"""Of pieces that are read together, and held."""
+
+
+class _Wanted(NamedTuple):
+    """A piece, and where it lies in the area; see `plan_pieces`."""
+
+    array: int
+    box: Box
+    flat: Interval
+    arena_offset: int
+    nbytes: int
+
+
+class CheckpointSource:
+    """The Source of a checkpoint of `layout` that is made of `commit` as `intake` says. `threads` read at once. Raises
+    Invalid for arrays that do not match."""
+
+    def __init__(self, store: ObjectStore, commit: Commit, layout: Layout, intake: Intake, *, threads: int) -> None:
+        self._store = store
+        self._commit = commit
+        self._layout = layout
+        self._found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
+        self._threads = threads
+
+    def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
+        """See the protocol. Holds all of them. Raises Corrupt naming array, chunk and file."""
+        wanted: list[_Wanted] = []
+        end = 0
+        for piece in pieces:
+            itemsize = self._layout.arrays[piece.array].itemsize
+            flat = (0, piece.num_bytes // itemsize)
+            wanted.append(_Wanted(piece.array, piece.box, flat, end, piece.num_bytes))
+            end += -(-piece.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        area = np.empty(end, dtype=np.uint8)
+        work = plan_pieces(self._commit.layout, self._layout, wanted, self._found)
+        read_slabs(self._store, self._commit, work, area, threads=self._threads)
+        for one in wanted:
+            data = area[one.arena_offset : one.arena_offset + one.nbytes]
+            yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape([b - a for a, b in one.box])
+
+
+def batch_bytes(saved: Layout, layout: Layout) -> int:
+    """How much is to be read together so that what it shares is there: two rows of chunks side by side, of whichever
+    layout has the wider ones. A batch that begins amid a row reads half of what it reads again."""
+    widest = max(
+        grid.payload_bytes * math.prod(grid.chunks_per_dim[grid.cut_dim + 1 :])
+        for one in (saved, layout)
+        for grid in grids(one)
+    )
+    return min(max(2 * widest, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
+
+
+def reshard_units(layout: Layout, store: SavesTo) -> list[Unit]:
+    """The units in which a checkpoint is written to a store."""
+    return units_of(layout, block_bytes=BLOCK_BYTES, least_bytes=partial(least_bytes, store))

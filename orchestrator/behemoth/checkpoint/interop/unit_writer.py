@@ -1,0 +1,158 @@
+"""Writes units of a checkpoint's objects, in whichever way their store takes them, from whatever has their elements.
+
+It decides nothing and remembers nothing: what it tells of a unit is all that completing the object and proving the
+checkpoint need, on any machine. Neighbours: `units`, `object_uploads` (completes), `checkpoint.writer` (the same for a
+rank's arena).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+from behemoth.base.ids import UploadId
+from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.commit import create_same
+from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
+from behemoth.checkpoint.interop.units import Piece, Unit
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.paths import METADATA
+from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.writer import chunk_tail, seal_all
+from behemoth.checkpoint.zeros import is_zero
+from behemoth.ports import Part, SavesTo, UploadsParts
+
+
+class Source(Protocol):
+    """What has the elements of a checkpoint that is to be written. One method, because pieces that are asked for
+    together may come from the same bytes. Thread-safe."""
+
+    def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
+        """The elements of each piece's box, raw and of its shape, in order; each is the caller's own. Blocks."""
+        ...
+
+
+class Written(NamedTuple):
+    """What was written of a unit; durable. `etag` is empty where it was no part of an upload, `crc` is of its bytes as
+    they lie in the object, and 0 for files."""
+
+    array: int
+    shard: int
+    number: int
+    spans: list[WrittenSpan]
+    num_bytes: int
+    crc: int
+    etag: str
+    upload_id: str
+
+
+class TensorSource:
+    """The Source of arrays that are tensors under their own names."""
+
+    def __init__(self, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = [tensors[array.name] for array in layout.arrays]
+
+    def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
+        """See the protocol. Holds one piece at a time."""
+        for piece in pieces:
+            yield read_box(self._tensors[piece.array], piece.box)
+
+
+def object_key(prefix: str, layout: Layout, array: int, shard: int) -> str:
+    """Of a shard of an array, in the store."""
+    return f"{prefix}/{layout.paths[array]}/{grids(layout)[array].shard_key(shard)}"
+
+
+class UnitWriter:
+    """Writes below the `prefix` of a write. Thread-safe."""
+
+    def __init__(self, store: SavesTo, prefix: str, layout: Layout, source: Source) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._layout = layout
+        self._source = source
+
+    def write(self, units: Sequence[Unit], upload_ids: Sequence[str]) -> list[Written]:
+        """Write units, and with the first one of an array its zarr.json. Idempotent; several processes may do so at
+        once. `upload_ids`: of those units that are parts of an upload, empty for others."""
+        data = self._source.read([piece for unit in units for piece in unit.pieces])
+        found: list[Written] = []
+        keys: dict[str, None] = {}
+        for unit, upload_id in zip(units, upload_ids, strict=True):
+            if (unit.shard, unit.number) == (0, 1):
+                keys[self._write_metadata(unit.array)] = None
+            keys[object_key(self._prefix, self._layout, unit.array, unit.shard)] = None
+            found.append(self._write(unit, data, upload_id))
+        if not isinstance(self._store, UploadsParts):
+            seal_all(self._store, list(keys))
+        return found
+
+    def _write(self, unit: Unit, data: Iterator[Raw], upload_id: str) -> Written:
+        grid = grids(self._layout)[unit.array]
+        chunks = [chunk for piece in unit.pieces for chunk in _chunks(grid, piece, next(data))]
+        spans = [_span(unit.array, number, chunk) for number, chunk in chunks]
+        buffers: list[Buffer] = []
+        for (_, chunk), span in zip(chunks, spans, strict=True):
+            buffers += [chunk.data, chunk_tail(grid, span.crc, span.length)]
+        if unit.pieces[-1].last == grid.num_slots:
+            buffers.append(grid.index())
+        key = object_key(self._prefix, self._layout, unit.array, unit.shard)
+        num_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+        crc, etag = 0, ""
+        if isinstance(self._store, UploadsParts):
+            crc = _crc(spans, buffers)
+            etag = _upload(self._store, key, unit, buffers, crc, upload_id)
+        else:
+            part = Part(offset_bytes=unit.first * grid.stride_bytes, buffers=buffers)
+            self._store.write_parts(key, size_bytes=grid.file_bytes, parts=[part])
+        return Written(unit.array, unit.shard, unit.number, spans, num_bytes, crc, etag, upload_id)
+
+    def _write_metadata(self, array: int) -> str:
+        key = f"{self._prefix}/{self._layout.paths[array]}/{METADATA}"
+        data = grids(self._layout)[array].zarr_json()
+        if isinstance(self._store, UploadsParts):
+            create_same(self._store, key, data)
+        else:
+            parts = [Part(offset_bytes=0, buffers=[data])]
+            self._store.write_parts(key, size_bytes=len(data), parts=parts)
+        return key
+
+
+def _upload(store: UploadsParts, key: str, unit: Unit, buffers: Sequence[Buffer], crc: int, upload_id: str) -> str:
+    """The etag of a part; empty for what goes in one request."""
+    if unit.num_parts == 1:
+        create_same(store, key, b"".join(buffers))
+        return ""
+    return store.upload_part(key, UploadId(upload_id), number=unit.number, buffers=buffers, crc=crc).etag
+
+
+def _chunks(grid: Grid, piece: Piece, data: Raw) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Numbers and bytes of a piece's chunks."""
+    for number in grid.chunks_of(piece.shard)[piece.first : piece.last].tolist():
+        chunk = data[_within(grid.chunk_box(number), piece.box)]
+        yield number, np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+
+
+def _within(chunk: tuple[slice, ...], box: Box) -> tuple[slice, ...]:
+    return tuple(slice(part.start - start, part.stop - start) for part, (start, _) in zip(chunk, box, strict=True))
+
+
+def _span(position: int, number: int, data: npt.NDArray[np.uint8]) -> WrittenSpan:
+    crc = crc32c(data.data)
+    return WrittenSpan(
+        array=position, chunk=number, offset=0, length=data.nbytes, crc=crc, is_zero=is_zero(data.data, crc)
+    )
+
+
+def _crc(spans: Sequence[WrittenSpan], buffers: Sequence[Buffer]) -> int:
+    """Of all buffers: a chunk and what is behind it, in turn, and perhaps the index. Those of chunks are known."""
+    total = 0
+    for span, tail in zip(spans, buffers[1::2], strict=False):
+        total = crc32c(tail, combine(total, span.crc, span.length))
+    return crc32c(buffers[-1], total) if len(buffers) > 2 * len(spans) else total

@@ -1,0 +1,75 @@
+"""Somebody's folder for reading, in which a symbolic link to a file is that file.
+
+Hugging Face's cache keeps snapshots so: `snapshots/REVISION/model.safetensors` leads to `../../blobs/DIGEST`. A store
+of ours has no links, and `local` follows none, so that nobody is led astray where things are written and deleted; here
+nothing is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Denied, NotFound
+from behemoth.ports import Into, ObjectInfo
+from behemoth.storage.keys import segments_of
+from behemoth.storage.local import LocalStore
+from behemoth.storage.os_errors import named_errors
+
+
+class LinkedFolder:
+    """An ObjectStore that only reads. Thread-safe."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._files = LocalStore(root)
+
+    @property
+    def root(self) -> str:
+        """Absolute path of the folder."""
+        return self._files.root
+
+    def create(self, key: str, data: Buffer) -> None:
+        """Raises Denied."""
+        self._refuse(f"create {key} of {len(memoryview(data))} bytes")
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        """See the port. Raises NotFound for a link that leads nowhere."""
+        path = self._path(key)
+        if os.path.islink(path):
+            folder, name = os.path.split(os.path.realpath(path))
+            LocalStore(folder).read_into(name, offset_bytes=offset_bytes, into=into)
+        else:
+            self._files.read_into(key, offset_bytes=offset_bytes, into=into)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See the port; a link with the size of what it leads to. Raises NotFound for one that leads nowhere."""
+        for info in self._files.list(prefix):
+            path = self._path(info.key)
+            if not os.path.islink(path):
+                yield info
+                continue
+            if not os.path.exists(path):
+                raise NotFound(
+                    f"link {path}: expected a file where it leads, got none",
+                    hint="the download may not have ended; or copy the folder with what its links lead to",
+                    code="link-dangling",
+                )
+            if os.path.isfile(path):
+                with named_errors(f"list {path}"):
+                    yield ObjectInfo(key=info.key, size_bytes=os.stat(path).st_size)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Raises Denied."""
+        self._refuse(f"delete {', '.join(keys[:3])}")
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.root, *segments_of(key))
+
+    def _refuse(self, doing: str) -> NoReturn:
+        raise Denied(f"{doing}: expected only reads of {self.root}, which is somebody's", code="read-only")

@@ -1,0 +1,56 @@
+"""A folder that is only read, in which links to files are files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from behemoth.base.errors import Denied, NotFound
+from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.storage.linked import LinkedFolder
+from behemoth.testing.store import read
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "b").write_bytes(b"somewhere else")
+    (tmp_path / "top" / "below").mkdir(parents=True)
+    (tmp_path / "top" / "plain").write_bytes(b"here")
+    (tmp_path / "top" / "link").symlink_to("../blobs/b")
+    (tmp_path / "top" / "below" / "chain").symlink_to("../link")
+    (tmp_path / "top" / "folder").symlink_to("below")
+    return tmp_path / "top"
+
+
+def test_a_link_is_listed_and_read_as_the_file_that_it_leads_to(folder: Path) -> None:
+    store: ObjectStore = LinkedFolder(folder)
+    assert list(store.list("")) == [
+        ObjectInfo(key="below/chain", size_bytes=14),
+        ObjectInfo(key="link", size_bytes=14),
+        ObjectInfo(key="plain", size_bytes=4),
+    ]
+    assert (read(store, "link", 14), read(store, "below/chain", 14)) == (b"somewhere else", b"somewhere else")
+    part = bytearray(4)
+    store.read_into("link", offset_bytes=10, into=part)
+    assert (bytes(part), read(store, "plain", 4)) == (b"else", b"here")
+
+
+def test_a_link_that_leads_nowhere_is_named(folder: Path) -> None:
+    (folder.parent / "blobs" / "b").unlink()
+    store = LinkedFolder(folder)
+    with pytest.raises(NotFound, match=r"below/chain: expected a file where it leads, got none"):
+        list(store.list(""))
+    with pytest.raises(NotFound):
+        store.read_into("link", offset_bytes=0, into=bytearray(1))
+
+
+def test_nothing_is_written_there(folder: Path) -> None:
+    store = LinkedFolder(folder)
+    with pytest.raises(Denied, match="create new of 1 bytes: expected only reads"):
+        store.create("new", b"x")
+    with pytest.raises(Denied, match="delete plain"):
+        store.delete(["plain"])
+    assert (folder / "plain").exists()
+    assert not (folder / "new").exists()
