@@ -40,7 +40,7 @@ def test_runs_of_boxes_cover_every_chunk_exactly_once(cut: tuple[tuple[int, ...]
     shape, boxes = cut
     layout = layout_of(shape, boxes)
     grid = grids(layout)[0]
-    rows = [(0, run.chunk, run.offset_bytes, run.length_bytes) for box in boxes for run in runs_of(grid, box)]
+    rows = [(0, run.chunk, run.offset, run.length) for box in boxes for run in runs_of(grid, box)]
     assert check_coverage(layout, Extents.of(rows)) is None
     assert sum(ends_array(grid, box) for box in boxes) == 1
 
@@ -55,8 +55,8 @@ def test_runs_put_every_element_where_the_chunk_wants_it(cut: tuple[tuple[int, .
         local = logical[tuple(slice(*part) for part in box)]
         for run in runs_of(grid, box):
             data = np.ascontiguousarray(local[run.part]).reshape(-1).view(np.uint8)
-            assert data.nbytes == run.length_bytes
-            chunks[run.chunk][run.offset_bytes : run.offset_bytes + run.length_bytes] = data
+            assert data.nbytes == run.length
+            chunks[run.chunk][run.offset : run.offset + run.length] = data
     for number, chunk in enumerate(chunks):
         expected = np.ascontiguousarray(logical[grid.chunk_box(number)]).tobytes()
         assert chunk[: len(expected)].tobytes() == expected

@@ -39,7 +39,7 @@ class Shared:
 def opened(patch: pytest.MonkeyPatch, inner: MemoryStore, *plan: Fault) -> Iterator[Shared]:
     shared = Shared(inner, *plan)
     with patch.context() as here:
-        here.setattr(writer, "open_files", lambda _: shared)
+        here.setattr(writer, "open_files", lambda _, **_options: shared)
         here.setattr(reader, "open_store", lambda _: shared)
         yield shared
 

@@ -51,7 +51,8 @@ class WrittenBox:
     """The spans of one item. Their `array` means nothing: the coordinator alone knows all arrays."""
 
     name: str
-    spans: tuple[WrittenSpan, ...]
+    spans: tuple[WrittenSpan, ...] = ()
+    """None of an empty box."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

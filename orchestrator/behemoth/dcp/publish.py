@@ -23,12 +23,12 @@ from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import MAX_STEP, rejected_key
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt, WrittenSpan
-from behemoth.checkpoint.writer import seal_all
 from behemoth.dcp.address import Address
-from behemoth.dcp.box_writer import keys_of, write_box
+from behemoth.dcp.box_writer import PlacedBox, write_boxes
 from behemoth.dcp.contents import CONTENTS_ARRAY, Contents, paths_of
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
 from behemoth.dcp.save_plan import SavedState
+from behemoth.dcp.tensors import Tensors
 from behemoth.ports import ObjectStore, WritesRanges
 
 RUN = "torch.distributed.checkpoint"
@@ -68,7 +68,6 @@ def publish(
     told: Sequence[Sequence[Told]],
     *,
     replaces: bool,
-    threads: int,
 ) -> None:
     """Write the record of contents, prove, and commit; one that `replaces` takes the place of the checkpoint of its
     step, unless that was pinned meanwhile. `told` has what each rank returned. Raises as `checkpoint.commit` does; no
@@ -79,7 +78,7 @@ def publish(
     spec = ArraySpec(name=CONTENTS_ARRAY, dtype="uint8", shape=(len(data),), may_be_zero=True)
     layout = Layout(mesh=state.mesh, arrays=(*state.arrays.values(), spec))
     boxes = [[one for one in rank if isinstance(one, WrittenBox)] for rank in told]
-    boxes[0].append(_write_contents(store, state, spec, data, threads=threads))
+    boxes[0].append(_write_contents(store, state, spec, data))
     receipts = [_receipt(state, layout, Rank(rank), written) for rank, written in enumerate(boxes)]
     record = complete(
         store,
@@ -153,17 +152,14 @@ def _check_complete(state: SavedState, contents: Contents, metadata: Metadata) -
         )
 
 
-def _write_contents(
-    store: WritesRanges, state: SavedState, spec: ArraySpec, data: bytes, *, threads: int
-) -> WrittenBox:
+def _write_contents(store: WritesRanges, state: SavedState, spec: ArraySpec, data: bytes) -> WrittenBox:
     orders = Orders(
         step=state.step, write_id=state.write_id, mesh=state.mesh, arrays=(spec,), folders=dict(state.folders)
     )
     placed = orders.placed()[spec.name]
     box = ((0, len(data)),)
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    spans = write_box(store, placed, box, tensor, threads=threads)
-    seal_all(store, keys_of(placed, box))
+    (spans,) = write_boxes(store, [PlacedBox(placed, box)], Tensors(lambda _: tensor), threads=1)
     return WrittenBox(name=spec.name, spans=spans)
 
 

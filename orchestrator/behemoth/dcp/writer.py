@@ -31,6 +31,7 @@ from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
 from behemoth.dcp.save_plan import SavedState, rank_orders, saved_state
 from behemoth.ports import ObjectStore
+from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_files, path_of
 
 
@@ -124,7 +125,7 @@ class BehemothWriter(StorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
         plans = self._plans = self._whole_plans(plans)
-        with closing(open_files(self._address.url)) as store:
+        with closing(_opened(self._address.url)) as store:
             self._drop_failed(store)
             self._held.enter_context(importing(Path(store.root)))
             step = check_place(store, self._address, overwrite=self._overwrite)
@@ -147,7 +148,7 @@ class BehemothWriter(StorageWriter):
                 hint="give every rank a BehemothWriter",
                 code="dcp-orders",
             )
-        with closing(open_files(self._address.url)) as store:
+        with closing(_opened(self._address.url)) as store:
             rank = RankWriter(store, orders, planner, allow_pickle=self._allow_pickle, threads=self._threads)
             results = rank.write(plan.items)
         future: Future[list[WriteResult]] = Future()
@@ -160,14 +161,13 @@ class BehemothWriter(StorageWriter):
         if save is None:
             raise Conflict("BehemothWriter: expected a save that was planned here, got none", code="dcp-orders")
         metadata.storage_meta = self.storage_meta()
-        with closing(open_files(save.url)) as store:
+        with closing(_opened(save.url)) as store:
             publish(
                 store,
                 save.state,
                 metadata,
                 [[result.storage_data for result in rank] for rank in results],
                 replaces=save.replaces,
-                threads=self._threads,
             )
         self._save = None
         self._held.close()
@@ -207,3 +207,8 @@ def _on_files(address: Address) -> Address:
     """Ranks write ranges of one object, which only files take. Raises Invalid for a bucket."""
     path_of(address.url)
     return address
+
+
+def _opened(url: str) -> LocalStore:
+    """What is saved stays in the page cache: a DCP program has no agent that keeps it in memory for a restart."""
+    return open_files(url, direct_writes=False)
