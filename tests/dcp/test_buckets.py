@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +19,7 @@ from behemoth.dcp.orders import PIECES
 from behemoth.state.effect import CommitRef
 from behemoth.storage.s3 import S3Store
 from behemoth.storage.s3_place import S3Place
+from dcp.programs import told_by
 from servers.s3_server import BUCKET, S3Server
 from storage.s3_stores import let_in, opened
 
@@ -45,13 +43,9 @@ def place(s3: S3Server, told: Any, monkeypatch: pytest.MonkeyPatch) -> Place:  #
 
 
 def told_of(states: Sequence[str], s3: S3Server, folder: Path) -> Any:
-    program = Path(__file__).parent / "bucket_program.py"
-    command = [sys.executable, str(program), f"s3://{BUCKET}/{PREFIX}", str(folder), *states]
     with pytest.MonkeyPatch.context() as patch:
         let_in(patch, s3)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+        return told_by("bucket_program", f"s3://{BUCKET}/{PREFIX}", str(folder), *states)
 
 
 def store_of(name: str) -> AbstractContextManager[S3Store]:
@@ -83,6 +77,15 @@ def test_states_of_every_cut_and_dtype_go_through_a_bucket(
     for name in MORE:
         assert [rank[name]["differ"] for rank in told["load"]] == [[], [], []]
         check_whole(store_of, name)
+
+
+@pytest.mark.longer
+def test_processes_save_into_a_bucket_what_was_staged(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    told = told_by("process_program", f"s3://{BUCKET}/{PREFIX}/processes")
+    assert told == [{"same": True}, {"same": True}]
+    with store_of("processes") as store:
+        assert [ref.step for ref in refs(store)] == [1, 2]
 
 
 def check_whole(place: Place, name: str) -> None:
