@@ -1,9 +1,11 @@
 """torch.distributed.checkpoint through our adapters beside its own FileSystemWriter and FileSystemReader.
 
-Two gloo ranks save and load the same state dict of DTensors, each with its half of the rows, in one run in turns, into
-new files; all writers make files durable. torch's own goes as it comes (one thread) and with as many threads as there
-are cores. `async_save` is what training waits for, in threads, with each writer's own staging. Loads follow a save:
-torch's files are in the page cache then, ours went past it. Ours checks every CRC, torch's has none.
+One and two gloo ranks save and load the same state dict of DTensors, each with its share of the rows, in one run in
+turns, into new files; all writers make files durable. torch's own goes as it comes (one thread) and with as many
+threads as there are cores. Everybody's files are in the page cache after a save: `load, just saved` reads them there,
+`load, cold` from the disk after they were dropped (on tmpfs nothing can be dropped). `async_save` is what training
+waits for, in threads, with each writer's own staging. Ours checks every CRC, torch's has none. The second state has
+next to some large tensors many small ones, as optimizers make them: each is two files of ours.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from bench_table import Row, alternate, arguments, beside, show
+from page_states import drop, each_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from behemoth.dcp import BehemothReader, BehemothWriter
 
-NUM_RANKS = 2
+WORLDS = (1, 2)
 NUM_TENSORS = 16
+NUM_SMALL = 100
+"""Of 4 KiB each, in the second state."""
 CORES = len(os.sched_getaffinity(0))
 OURS, DEFAULT, BEST = "ours", "torch DCP", f"torch DCP, {CORES} threads"
 Timed = Mapping[str, float]
@@ -39,37 +44,42 @@ Timed = Mapping[str, float]
 
 def main() -> None:
     options = arguments(__doc__ or "", extend=extend)
-    size_mib = options.mib or (32 if options.quick else 1024)
-    rounds = options.rounds or (2 if options.quick else 7)
+    size_mib = options.mib or (32 if options.quick else 256)
+    rounds = options.rounds or (2 if options.quick else 15)
+    found: list[Row] = []
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-dcp-") as folder:
-        mp.spawn(rank_main, args=(folder, size_mib, rounds), nprocs=NUM_RANKS)
-        samples = json.loads(Path(folder, "samples.json").read_text())
-    show("torch_dcp", rows(samples), options, notes=[f"{size_mib} MiB in {NUM_TENSORS} tensors on {NUM_RANKS} ranks"])
+        for num_ranks, num_small in [*((world, 0) for world in WORLDS), (1, NUM_SMALL)]:
+            mp.spawn(rank_main, args=(folder, num_ranks, num_small, size_mib, rounds), nprocs=num_ranks)
+            samples = json.loads(Path(folder, "samples.json").read_text())
+            found += rows(samples, f"{num_ranks} rank{'s'[: num_ranks > 1]}" + (", small" if num_small else ""))
+    notes = [f"{size_mib} MiB in {NUM_TENSORS} tensors; small: and {NUM_SMALL} of 4 KiB"]
+    show("torch_dcp", found, options, notes=notes)
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", default=None, help="folder to write into; by default the system's for temporary files")
-    parser.add_argument("--mib", type=int, help="size of the state (default: 1024, quick 32)")
-    parser.add_argument("--rounds", type=int, help="counted rounds (default: 7, quick 2)")
+    parser.add_argument("--mib", type=int, help="size of the state (default: 256, quick 32)")
+    parser.add_argument("--rounds", type=int, help="counted rounds (default: 15, quick 2)")
 
 
-def rows(samples: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
+def rows(samples: Mapping[str, Mapping[str, list[float]]], world: str) -> list[Row]:
     ours = samples[OURS]
     return [
-        beside(metric, "s", ours[metric], peer, samples[peer][metric])
+        beside(f"{metric}, {world}", "s", ours[metric], peer, samples[peer][metric])
         for metric in ours
         for peer in samples
         if peer != OURS
     ]
 
 
-def rank_main(rank: int, folder: str, size_mib: int, rounds: int) -> None:
+def rank_main(rank: int, folder: str, num_ranks: int, num_small: int, size_mib: int, rounds: int) -> None:
     """The same rounds on every rank; rank 0 writes down what it saw."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS)
-    mesh = init_device_mesh("cpu", (NUM_RANKS,))
-    saved, blank = state(mesh, size_mib, 1.0), state(mesh, size_mib, 0.0)
+    meeting = f"file://{folder}/rendezvous-{num_ranks}-{num_small}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_ranks)
+    mesh = init_device_mesh("cpu", (num_ranks,))
+    saved, blank = (state(mesh, size_mib, num_small, value) for value in (1.0, 0.0))
     best = partial(dcp.FileSystemWriter, thread_count=CORES)
     contenders = {
         OURS: (partial(BehemothWriter, threads=CORES), partial(BehemothReader, threads=CORES)),
@@ -88,14 +98,18 @@ def rank_main(rank: int, folder: str, size_mib: int, rounds: int) -> None:
     dist.destroy_process_group()
 
 
-def state(mesh: DeviceMesh, size_mib: int, value: float) -> dict[str, Any]:
+def state(mesh: DeviceMesh, size_mib: int, num_small: int, value: float) -> dict[str, Any]:
     """Rows over the ranks; half is float32, half bfloat16."""
     made: dict[str, Any] = {"step": 7}
     for number in range(NUM_TENSORS):
         dtype = torch.float32 if number % 2 else torch.bfloat16
-        rows = (size_mib << 20) // NUM_TENSORS // NUM_RANKS // 1024 // dtype.itemsize
+        rows = (size_mib << 20) // NUM_TENSORS // mesh.size() // 1024 // dtype.itemsize
         local = torch.full((rows, 1024), value + number, dtype=dtype)
         made[f"layers.{number}.weight"] = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+    for number in range(num_small):
+        made[f"layers.{number}.norm"] = DTensor.from_local(
+            torch.full((1024,), value), mesh, [Shard(0)], run_check=False
+        )
     return made
 
 
@@ -106,14 +120,18 @@ def one_round(
     writer: Callable[[str], Any],
     reader: Callable[[str], Any],
 ) -> Timed:
-    """Save, load and save asynchronously, each from a barrier on; checks that the load did load."""
+    """Save, load twice and save asynchronously, each from a barrier on; checks that the loads did load."""
     at = str(path)
     timed = {"save": seconds(lambda: dcp.save(saved, storage_writer=writer(at)))}
-    for value in blank.values():
-        if isinstance(value, DTensor):
-            value.to_local().zero_()
-    timed["load, just saved"] = seconds(lambda: dcp.load(blank, storage_reader=reader(at)))
-    assert all(torch.equal(blank[key].to_local(), saved[key].to_local()) for key in saved if key != "step")
+    for metric in ("load, just saved", "load, cold"):
+        for value in blank.values():
+            if isinstance(value, DTensor):
+                value.to_local().zero_()
+        if metric == "load, cold":
+            dist.barrier()
+            each_file(path, drop)
+        timed[metric] = seconds(lambda: dcp.load(blank, storage_reader=reader(at)))
+        assert all(torch.equal(blank[key].to_local(), saved[key].to_local()) for key in saved if key != "step")
     clear(path)
     futures: list[Any] = []
     timed["async_save, blocks"] = seconds(

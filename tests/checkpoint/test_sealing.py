@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from behemoth.base.errors import Unavailable
-from behemoth.checkpoint.sealing import KEYS_PER_CALL, Sealing
+from behemoth.checkpoint.sealing import BYTES_PER_CALL, KEYS_PER_CALL, Sealing
 
 
 class SealedOnly:
@@ -43,6 +43,15 @@ def test_sealing_begins_before_all_is_written() -> None:
     with Sealing(store.seal) as sealing:
         sealing.add([f"object-{number}" for number in range(KEYS_PER_CALL)])
         assert store.called.wait(timeout=30)
+
+
+def test_sealing_begins_at_once_when_much_of_few_objects_waits_for_the_disk() -> None:
+    store = SealedOnly()
+    with Sealing(store.seal) as sealing:
+        sealing.add(["small"], num_bytes=BYTES_PER_CALL - 1)
+        sealing.add(["large"], num_bytes=1)
+        assert store.called.wait(timeout=30)
+    assert sorted(store.sealed) == ["large", "small"]
 
 
 def test_an_error_of_the_store_is_raised_at_the_end() -> None:

@@ -22,7 +22,7 @@ def spans_of(*arrays_mib: int) -> tuple[Span, ...]:
     return plan_rank(Layout(mesh=Mesh(), arrays=specs), Rank(0)).spans
 
 
-def taken(turns: Turns) -> Batch:
+def taken(turns: Turns[Span]) -> Batch[Span]:
     batch = turns.take()
     assert batch is not None
     return batch

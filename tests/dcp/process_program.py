@@ -1,4 +1,4 @@
-"""`python process_program.py FOLDER`: two ranks save twice with async_save, by a process of each rank.
+"""`python process_program.py STORE`: two ranks save twice with async_save, by a process of each rank.
 
 Prints one JSON document: of each rank, whether what it loads is what it saved last, as it was when it was staged.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from world import run_world
 from behemoth.dcp import BehemothReader, BehemothWriter
 
 
-def save(folder: Path) -> dict[str, Any]:
+def save(url: str) -> dict[str, Any]:
     """As torchtitan does: staged, saved by a daemon process, the same writer again."""
-    writer = BehemothWriter(folder)
+    writer = BehemothWriter(url)
     stager = DefaultStager(
         StagingOptions(
             use_pinned_memory=torch.cuda.is_available(),
@@ -38,7 +37,7 @@ def save(folder: Path) -> dict[str, Any]:
         done = dcp.async_save(
             state,
             storage_writer=writer,
-            checkpoint_id=folder / f"step-{step}",
+            checkpoint_id=f"{url}/step-{step}",
             async_checkpointer_type=AsyncCheckpointerType.PROCESS,
             async_stager=stager,
         )
@@ -50,11 +49,11 @@ def save(folder: Path) -> dict[str, Any]:
         done.upload_completion.result()
     stager.close()
     got = {**placements(9), "step": 0}
-    dcp.load(got, storage_reader=BehemothReader(folder))
+    dcp.load(got, storage_reader=BehemothReader(url))
     dist.barrier()
     return {"same": leaves(got) == leaves({**placements(2), "step": 2})}
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    sys.stdout.write(json.dumps(run_world(2, lambda _: save(Path(sys.argv[1])))))
+    sys.stdout.write(json.dumps(run_world(2, lambda _: save(sys.argv[1]))))

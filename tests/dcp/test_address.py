@@ -63,8 +63,8 @@ def test_a_step_of_ten_digits_is_refused_when_it_is_given_by_itself() -> None:
         parse_address("out").at(10**9)
 
 
-def test_a_writer_takes_no_bucket_and_says_so_at_once() -> None:
-    assert BehemothReader.validate_checkpoint_id("s3://bucket/run")
-    assert not BehemothWriter.validate_checkpoint_id("s3://bucket/run")
-    with pytest.raises(Invalid, match="s3://"):
-        BehemothWriter("s3://bucket/run/step-1")
+def test_writer_and_reader_take_buckets_and_nothing_unknown() -> None:
+    for adapter in (BehemothReader, BehemothWriter):
+        assert adapter.validate_checkpoint_id("s3://bucket/run")
+        assert not adapter.validate_checkpoint_id("gopher://bucket/run")
+    assert BehemothWriter("s3://bucket/run/step-1").checkpoint_id == "s3://bucket/run step 1"

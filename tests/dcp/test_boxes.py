@@ -7,32 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given
-from hypothesis import strategies as st
 
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.dcp.boxes import array_spec, ends_array, mesh_of, runs_of
+from dcp.cuts import partitions
 
 
 def layout_of(shape: tuple[int, ...], boxes: Sequence[Box], dtype: str = "float32") -> Layout:
     return Layout(mesh=mesh_of(len(boxes)), arrays=(array_spec("a", dtype, shape, boxes),))
-
-
-@st.composite
-def partitions(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Box]]:
-    """A shape, and boxes that cover it once: any box is cut again and again along any dim."""
-    shape = tuple(draw(st.lists(st.integers(1, 9), max_size=4)))
-    boxes: list[Box] = [tuple((0, size) for size in shape)]
-    for _ in range(draw(st.integers(0, 6)) if shape else 0):
-        box = boxes.pop(draw(st.integers(0, len(boxes) - 1)))
-        dim = draw(st.integers(0, len(shape) - 1))
-        low, high = box[dim]
-        at = draw(st.integers(low, high))
-        parts = [(low, at), (at, high)] if low < at < high else [(low, high)]
-        boxes += [(*box[:dim], part, *box[dim + 1 :]) for part in parts]
-    return shape, boxes
 
 
 @given(partitions())
@@ -40,7 +25,7 @@ def test_runs_of_boxes_cover_every_chunk_exactly_once(cut: tuple[tuple[int, ...]
     shape, boxes = cut
     layout = layout_of(shape, boxes)
     grid = grids(layout)[0]
-    rows = [(0, run.chunk, run.offset_bytes, run.length_bytes) for box in boxes for run in runs_of(grid, box)]
+    rows = [(0, run.chunk, run.offset, run.length) for box in boxes for run in runs_of(grid, box)]
     assert check_coverage(layout, Extents.of(rows)) is None
     assert sum(ends_array(grid, box) for box in boxes) == 1
 
@@ -55,8 +40,8 @@ def test_runs_put_every_element_where_the_chunk_wants_it(cut: tuple[tuple[int, .
         local = logical[tuple(slice(*part) for part in box)]
         for run in runs_of(grid, box):
             data = np.ascontiguousarray(local[run.part]).reshape(-1).view(np.uint8)
-            assert data.nbytes == run.length_bytes
-            chunks[run.chunk][run.offset_bytes : run.offset_bytes + run.length_bytes] = data
+            assert data.nbytes == run.length
+            chunks[run.chunk][run.offset : run.offset + run.length] = data
     for number, chunk in enumerate(chunks):
         expected = np.ascontiguousarray(logical[grid.chunk_box(number)]).tobytes()
         assert chunk[: len(expected)].tobytes() == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -15,31 +15,43 @@ from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.verify import verify
 from behemoth.dcp import BehemothReader, BehemothWriter, reader, writer
 from behemoth.state.effect import CommitRef
-from behemoth.testing.faults import Fail, Fault, FaultyStore, When, every_death
+from behemoth.testing.bucket import MemoryBucket
+from behemoth.testing.faults import Fail, Fault, FaultyBucket, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore
 from dcp.trees import blank, load, same, save
 
 
-class Shared:
-    """What `open_files` gives to the adapters here: one store in memory, behind faults. Closing it does nothing."""
+class SharedFiles(FaultyStore):
+    """What the adapters open: one store in memory, behind faults. Closing it does nothing."""
 
     root = "/tmp"
-
-    def __init__(self, inner: MemoryStore, *plan: Fault) -> None:
-        self.faulty = FaultyStore(inner, *plan)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.faulty, name)
 
     def close(self) -> None:
         pass
 
 
+class SharedBucket(FaultyBucket):
+    """The same, in which objects are uploaded."""
+
+    def close(self) -> None:
+        pass
+
+
+Inner = MemoryStore | MemoryBucket
+Kind = Literal["files", "bucket"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def shared_by(inner: Inner, *plan: Fault) -> SharedFiles | SharedBucket:
+    return SharedBucket(inner, *plan) if isinstance(inner, MemoryBucket) else SharedFiles(inner, *plan)
+
+
 @contextmanager
-def opened(patch: pytest.MonkeyPatch, inner: MemoryStore, *plan: Fault) -> Iterator[Shared]:
-    shared = Shared(inner, *plan)
+def opened(patch: pytest.MonkeyPatch, inner: Inner, *plan: Fault) -> Iterator[SharedFiles | SharedBucket]:
+    shared = shared_by(inner, *plan)
     with patch.context() as here:
-        here.setattr(writer, "open_files", lambda _: shared)
+        here.setattr(writer, "_opened", lambda _: shared)
+        here.setattr(writer, "probe_uploads", lambda *_args, **_options: None)  # it has crash points of its own
         here.setattr(reader, "open_store", lambda _: shared)
         yield shared
 
@@ -60,39 +72,40 @@ def loaded(step: int) -> dict[str, Any] | None:
         return None
 
 
-def two_steps(patch: pytest.MonkeyPatch) -> MemoryStore:
-    inner = MemoryStore()
+def two_steps(patch: pytest.MonkeyPatch, kind: Kind) -> Inner:
+    inner = MemoryStore() if kind == "files" else MemoryBucket()
     with opened(patch, inner):
         save_step(1, 1)
         save_step(2, 2)
     return inner
 
 
-def num_writes(patch: pytest.MonkeyPatch, step: int) -> int:
-    with opened(patch, two_steps(patch)) as shared:
+def num_writes(patch: pytest.MonkeyPatch, kind: Kind, step: int) -> int:
+    with opened(patch, two_steps(patch, kind)) as shared:
         save_step(step, 3)
-        return shared.faulty.num_writes
+        return shared.num_writes
 
 
-def deaths(patch: pytest.MonkeyPatch, step: int) -> Iterator[MemoryStore]:
+def deaths(patch: pytest.MonkeyPatch, kind: Kind, step: int) -> Iterator[Inner]:
     """The store as each death of that save leaves it."""
-    for death in every_death(num_writes(patch, step)):
-        inner = two_steps(patch)
+    for death in every_death(num_writes(patch, kind, step)):
+        inner = two_steps(patch, kind)
         with opened(patch, inner, death), suppress(CheckpointException):
             save_step(step, 3)
         yield inner
 
 
-def check_whole(patch: pytest.MonkeyPatch, inner: MemoryStore) -> None:
+def check_whole(patch: pytest.MonkeyPatch, inner: Inner) -> None:
     with opened(patch, inner):
         for ref in commits(inner):
             assert isinstance(ref, CommitRef)
             assert verify(inner, ref, threads=1, deep=True).problems == ()
 
 
-def test_a_new_step_is_whole_or_not_there_wherever_its_save_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_step_is_whole_or_not_there_wherever_its_save_dies(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     seen = set()
-    for inner in deaths(monkeypatch, 3):
+    for inner in deaths(monkeypatch, kind, 3):
         with opened(monkeypatch, inner):
             assert same(loaded(1), state_of(1))
             assert same(loaded(2), state_of(2))
@@ -103,11 +116,12 @@ def test_a_new_step_is_whole_or_not_there_wherever_its_save_dies(monkeypatch: py
     assert seen == {True, False}
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_that_is_replaced_is_the_old_one_or_the_new_one_or_brought_back_by_hand(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
     seen = []
-    for inner in deaths(monkeypatch, 2):
+    for inner in deaths(monkeypatch, kind, 2):
         with opened(monkeypatch, inner):
             assert same(loaded(1), state_of(1))
             replaced = loaded(2)
@@ -126,11 +140,14 @@ def test_a_step_that_is_replaced_is_the_old_one_or_the_new_one_or_brought_back_b
     )
 
 
-def test_a_store_that_fails_while_a_step_is_replaced_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    last = num_writes(monkeypatch, 2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_fails_while_a_step_is_replaced_leaves_the_old_one(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    last = num_writes(monkeypatch, kind, 2)
     outcomes = set()
     for number in range(last):
-        inner = two_steps(monkeypatch)
+        inner = two_steps(monkeypatch, kind)
         failure = Fail(write=number, when=When.BEFORE, error=Unavailable("the store is away"))
         try:
             with opened(monkeypatch, inner, failure):

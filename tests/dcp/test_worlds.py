@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +21,7 @@ from behemoth.dcp.contents import Contents
 from behemoth.dcp.foreign import read_dcp
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
+from dcp.programs import told_by
 
 STATES = ("fsdp", "tensor_parallel_fsdp", "hybrid_fsdp", "placements", "dtypes")
 SAVED = 1
@@ -36,14 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Any]:
-    return told_by("resharding_program", folder)
-
-
-def told_by(program: str, folder: Path) -> Any:
-    command = [sys.executable, str(Path(__file__).parent / f"{program}.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return told_by("resharding_program", str(folder))
 
 
 def newest(store: LocalStore) -> CommitRef:
@@ -132,7 +123,7 @@ def test_an_import_of_torchs_own_checkpoint_holds_what_our_writer_saved(
 
 @pytest.mark.longer
 def test_processes_save_what_was_staged_while_training_goes_on(tmp_path: Path) -> None:
-    assert told_by("process_program", tmp_path) == [{"same": True}, {"same": True}]
+    assert told_by("process_program", str(tmp_path)) == [{"same": True}, {"same": True}]
     with closing(LocalStore(tmp_path)) as store:
         assert [one.step for one in commits(store)] == [1, 2]
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -337,6 +338,24 @@ def test_many_processes_fill_one_object(store: LocalStore) -> None:
 
 
 BIG = os.urandom(DIRECT_BYTES + 5000)
+
+
+def test_without_direct_writes_all_bytes_go_through_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[bool] = []
+    pwritev = os.pwritev
+
+    def watched(fd: int, views: list[memoryview], at: int) -> int:
+        used.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT != 0)
+        return pwritev(fd, views, at)
+
+    monkeypatch.setattr(os, "pwritev", watched)
+    with closing(LocalStore(tmp_path, direct_writes=False)) as store:
+        store.write_parts("a", size_bytes=len(BIG), parts=[Part(offset_bytes=0, buffers=[BIG])])
+        store.seal(["a"])
+    assert set(used) == {False}
+    assert (tmp_path / "a").read_bytes() == BIG
 
 
 def test_a_large_write_goes_past_the_page_cache_but_for_its_edges(

@@ -15,6 +15,8 @@ THREADS = 4
 """They wait for the disk and do not compute."""
 KEYS_PER_CALL = 64
 """A call also syncs the folders that its objects share."""
+BYTES_PER_CALL = 32 << 20
+"""Of objects that went through the page cache: the disk is to work while the next ones are written."""
 
 
 class Sealing:
@@ -25,16 +27,19 @@ class Sealing:
         self._seal = seal
         self._lock = threading.Lock()
         self._waiting: list[str] = []
+        self._waiting_bytes = 0
         self._begun: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="ckpt-seal")
 
-    def add(self, keys: Sequence[str]) -> None:
-        """These are written as a whole; they are sealed soon."""
+    def add(self, keys: Sequence[str], *, num_bytes: int = 0) -> None:
+        """These are written as a whole; they are sealed soon, at once when much of them waits for the disk:
+        `num_bytes`, 0 of what went past the page cache."""
         with self._lock:
             self._waiting += keys
-            if len(self._waiting) >= KEYS_PER_CALL:
+            self._waiting_bytes += num_bytes
+            if len(self._waiting) >= KEYS_PER_CALL or self._waiting_bytes >= BYTES_PER_CALL:
                 self._begin(self._waiting)
-                self._waiting = []
+                self._waiting, self._waiting_bytes = [], 0
 
     def finish(self) -> None:
         """Blocks until all that was added is durable. Raises the store's errors."""

@@ -11,32 +11,43 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-from behemoth.checkpoint.plan import Span
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 BATCH_BYTES = 32 << 20
 """One call of the store: large enough to drown its cost, small enough to share an array among threads."""
 BATCH_SPANS = 256
 
 
-class Batch(NamedTuple):
+class Spanlike(Protocol):
+    """Bytes that lie in the file of an array: a span of a plan, or a run of a box that torch cut."""
+
+    @property
+    def array(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+
+_Span = TypeVar("_Span", bound=Spanlike)
+
+
+class Batch(NamedTuple, Generic[_Span]):
     """Consecutive spans of one array, and their place among all batches."""
 
     number: int
-    spans: Sequence[Span]
+    spans: Sequence[_Span]
 
     @property
     def array(self) -> int:
         return self.spans[0].array
 
 
-class Turns:
+class Turns(Generic[_Span]):
     """The batches of some spans, each given out once. Thread-safe."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[_Span]) -> None:
         self._lock = threading.Lock()
-        self._left: dict[int, deque[Batch]] = {}
+        self._left: dict[int, deque[Batch[_Span]]] = {}
         self._busy: dict[int, int] = {}
         self.is_stopped = False
         self.num_batches = 0
@@ -44,7 +55,7 @@ class Turns:
             self._left.setdefault(batch[0].array, deque()).append(Batch(number, batch))
             self.num_batches += 1
 
-    def take(self) -> Batch | None:
+    def take(self) -> Batch[_Span] | None:
         """The next batch to write; None when all are given out. It is answered by `done`."""
         with self._lock:
             array = next((one for one in self._left if one not in self._busy), next(iter(self._left), None))
@@ -56,7 +67,7 @@ class Turns:
             self._busy[array] = self._busy.get(array, 0) + 1
             return batch
 
-    def done(self, batch: Batch) -> bool:
+    def done(self, batch: Batch[_Span]) -> bool:
         """True when that was the last of its array."""
         with self._lock:
             self._busy[batch.array] -= 1
@@ -72,9 +83,9 @@ class Turns:
             self.is_stopped = True
 
 
-def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
+def _batches(spans: Sequence[_Span]) -> Iterator[list[_Span]]:
     """Consecutive spans of one array, up to a size."""
-    batch: list[Span] = []
+    batch: list[_Span] = []
     num_bytes = 0
     for span in spans:
         is_full = len(batch) >= BATCH_SPANS or num_bytes + span.length > BATCH_BYTES

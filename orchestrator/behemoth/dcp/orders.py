@@ -7,15 +7,22 @@ Neighbours: `writer` makes and judges them, `box_writer` acts on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.records import Value
+from behemoth.ports import PartReceipt
 from behemoth.spec.mesh import Mesh
+
+PIECES = "__pieces"
+"""Folder of what ranks leave for the coordinator; no array can have a name that gives it (`checkpoint.names`)."""
+ShardName = tuple[str, int]
+"""An array and the number of one of its objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +35,31 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """One rank's. `folders` has the folder of each of its arrays below the write's prefix."""
+    """Those of `rank`. `folders` has the folder of each of its arrays below the write's prefix, `begun` the uploads of
+    the objects among them that it shares with others; none on files."""
 
+    rank: Rank
     step: Step
     write_id: WriteId
     mesh: Mesh
+    sharding: Sharding
     arrays: tuple[ArraySpec, ...]
     folders: Mapping[str, str]
+    begun: Mapping[ShardName, UploadId] = field(default_factory=dict)
 
     def placed(self) -> dict[str, Placed]:
         """Where each array lies, by name."""
         prefix = step_prefix(self.step, self.write_id)
-        layout = Layout(mesh=self.mesh, arrays=self.arrays)
+        layout = Layout(mesh=self.mesh, arrays=self.arrays, sharding=self.sharding)
         return {
             grid.spec.name: Placed(grid=grid, folder=f"{prefix}/{self.folders[grid.spec.name]}")
             for grid in grids(layout)
         }
+
+    @property
+    def pieces_key(self) -> str:
+        """Of the object in which the rank leaves what it cannot send as a part."""
+        return f"{step_prefix(self.step, self.write_id)}/{PIECES}/{self.rank}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +67,8 @@ class WrittenBox:
     """The spans of one item. Their `array` means nothing: the coordinator alone knows all arrays."""
 
     name: str
-    spans: tuple[WrittenSpan, ...]
+    spans: tuple[WrittenSpan, ...] = ()
+    """None of an empty box."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +85,43 @@ class KeptPickle:
 
     key: str
     data: bytes
+
+
+class SentObject(NamedTuple):
+    """An object of an array that is whole, and the CRC-32C of all its bytes."""
+
+    array: str
+    shard: int
+    crc: int
+
+
+class SentPart(NamedTuple):
+    """A part of one."""
+
+    array: str
+    shard: int
+    receipt: PartReceipt
+
+
+class SentPiece(NamedTuple):
+    """Bytes [offset, offset + length) of a chunk's data, which lie from `at` on in the sender's object of pieces."""
+
+    array: str
+    chunk: int
+    offset: int
+    length: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentObjects:
+    """All that a rank has put into a bucket. `parts` are those of objects that it shares with others."""
+
+    objects: tuple[SentObject, ...]
+    parts: tuple[SentPart, ...]
+    pieces: tuple[SentPiece, ...]
+    pieces_key: str
+
+
+Told = WrittenBox | KeptValue | KeptPickle | SentObjects
+"""What a rank says of its part of a save."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 
+import msgspec
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -17,25 +19,28 @@ from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
 from behemoth.checkpoint.commit_log import publish as publish_record
+from behemoth.checkpoint.gc import BATCH_KEYS
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import MAX_STEP, rejected_key
 from behemoth.checkpoint.pins import pinned_writes
-from behemoth.checkpoint.receipt import Receipt, WrittenSpan
-from behemoth.checkpoint.writer import seal_all
+from behemoth.checkpoint.receipt import Receipt, WrittenShard, WrittenSpan
 from behemoth.dcp.address import Address
-from behemoth.dcp.box_writer import keys_of, write_box
+from behemoth.dcp.box_writer import PlacedBox, write_boxes
+from behemoth.dcp.bucket_borders import complete_shared
+from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.contents import CONTENTS_ARRAY, Contents, paths_of
-from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
-from behemoth.dcp.save_plan import SavedState
-from behemoth.ports import ObjectStore, WritesRanges
+from behemoth.dcp.orders import KeptPickle, KeptValue, SentObjects, Told, WrittenBox
+from behemoth.dcp.save_plan import SavedState, orders_of
+from behemoth.dcp.tensors import Tensors
+from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 
 RUN = "torch.distributed.checkpoint"
 """What stands in place of a run's name."""
 _ATTEMPT = Attempt(1)
-
-Told = WrittenBox | KeptValue | KeptPickle
+_COORDINATOR = Rank(0)
+"""DCP may make any rank of its group the coordinator; ranks here are places in the list of plans."""
 
 
 def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Step:
@@ -62,7 +67,7 @@ def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Ste
 
 
 def publish(
-    store: WritesRanges,
+    store: SavesTo,
     state: SavedState,
     metadata: Metadata,
     told: Sequence[Sequence[Told]],
@@ -77,10 +82,12 @@ def publish(
     _check_complete(state, contents, metadata)
     data = contents.encode()
     spec = ArraySpec(name=CONTENTS_ARRAY, dtype="uint8", shape=(len(data),), may_be_zero=True)
-    layout = Layout(mesh=state.mesh, arrays=(*state.arrays.values(), spec))
-    boxes = [[one for one in rank if isinstance(one, WrittenBox)] for rank in told]
-    boxes[0].append(_write_contents(store, state, spec, data, threads=threads))
-    receipts = [_receipt(state, layout, Rank(rank), written) for rank, written in enumerate(boxes)]
+    layout = Layout(mesh=state.mesh, arrays=(*state.arrays.values(), spec), sharding=state.sharding)
+    by_rank = [[*rank] for rank in told]
+    by_rank[0] += _write_contents(store, state, spec, data)
+    if isinstance(store, UploadsParts):
+        by_rank[0].append(_completed(store, state, by_rank, threads=threads))
+    receipts = [_receipt(state, layout, Rank(rank), of_rank) for rank, of_rank in enumerate(by_rank)]
     record = complete(
         store,
         run=RUN,
@@ -104,9 +111,14 @@ def publish(
 
 
 def discard(store: ObjectStore, state: SavedState) -> None:
-    """Remove what a save wrote that will never be committed; a write that was committed stays."""
-    if not any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
-        store.delete([info.key for info in store.list(state.prefix)])
+    """Remove what a save wrote that will never be committed, its unfinished uploads too; a write that was committed
+    stays."""
+    if any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
+        return
+    if isinstance(store, UploadsParts):
+        for upload in list(store.list_uploads(state.prefix)):
+            store.abort_upload(upload.key, upload.upload_id)
+    _delete_below(store, state.prefix)
 
 
 def _check_replaceable(
@@ -153,25 +165,39 @@ def _check_complete(state: SavedState, contents: Contents, metadata: Metadata) -
         )
 
 
-def _write_contents(
-    store: WritesRanges, state: SavedState, spec: ArraySpec, data: bytes, *, threads: int
-) -> WrittenBox:
-    orders = Orders(
-        step=state.step, write_id=state.write_id, mesh=state.mesh, arrays=(spec,), folders=dict(state.folders)
-    )
-    placed = orders.placed()[spec.name]
-    box = ((0, len(data)),)
+def _write_contents(store: SavesTo, state: SavedState, spec: ArraySpec, data: bytes) -> list[Told]:
+    orders = orders_of(state, _COORDINATOR, [spec])
+    boxes = [PlacedBox(orders.placed()[spec.name], ((0, len(data)),))]
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    spans = write_box(store, placed, box, tensor, threads=threads)
-    seal_all(store, keys_of(placed, box))
-    return WrittenBox(name=spec.name, spans=spans)
+    tensors = Tensors(lambda _: tensor)
+    if not isinstance(store, UploadsParts):
+        (spans,) = write_boxes(store, boxes, tensors, threads=1)
+        return [WrittenBox(name=spec.name, spans=spans)]
+    (spans,), sent = upload_boxes(store, boxes, tensors, begun={}, pieces_key=orders.pieces_key, threads=1)
+    return [WrittenBox(name=spec.name, spans=spans), sent]
 
 
-def _receipt(state: SavedState, layout: Layout, rank: Rank, written: Sequence[WrittenBox]) -> Receipt:
+def _completed(
+    store: UploadsParts, state: SavedState, by_rank: Sequence[Sequence[Told]], *, threads: int
+) -> SentObjects:
+    """The objects that no rank could send alone."""
+    orders = orders_of(state, _COORDINATOR, state.arrays.values())
+    sent = [one for of_rank in by_rank for one in of_rank if isinstance(one, SentObjects)]
+    objects = complete_shared(store, orders.placed(), state.begun, sent, threads=threads)
+    return SentObjects(objects=tuple(objects), parts=(), pieces=(), pieces_key=orders.pieces_key)
+
+
+def _receipt(state: SavedState, layout: Layout, rank: Rank, told: Sequence[Told]) -> Receipt:
     spans: list[WrittenSpan] = []
-    for box in (one for one in written if one.spans):  # a tensor without elements is no array
+    for box in (one for one in told if isinstance(one, WrittenBox) and one.spans):
         position = layout.positions[box.name]
         spans += [span._replace(array=position) for span in box.spans]
+    shards = tuple(
+        WrittenShard(layout.positions[one.array], one.shard, one.crc)
+        for sent in told
+        if isinstance(sent, SentObjects)
+        for one in sent.objects
+    )
     return Receipt(
         rank=rank,
         attempt=_ATTEMPT,
@@ -179,6 +205,7 @@ def _receipt(state: SavedState, layout: Layout, rank: Rank, written: Sequence[Wr
         write_id=state.write_id,
         layout_digest=layout.digest,
         spans=tuple(spans),
+        shards=shards or msgspec.UNSET,
     )
 
 
@@ -197,8 +224,14 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
         _put_back(store, record, old, marks)
         raise
     for one in old:
-        store.delete([info.key for info in store.list(one.prefix)])
+        _delete_below(store, one.prefix)
     store.delete(marks)
+
+
+def _delete_below(store: ObjectStore, prefix: str) -> None:
+    keys = (info.key for info in list(store.list(prefix)))
+    while batch := list(islice(keys, BATCH_KEYS)):
+        store.delete(batch)
 
 
 def _put_back(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecord], marks: Sequence[str]) -> None:

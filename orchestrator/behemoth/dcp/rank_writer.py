@@ -1,7 +1,7 @@
 """One rank's part of a DCP save: its items, tensors into chunks and values into their typed forms.
 
 What a planner gives is resolved as late as it can be, since that may take memory. Neighbours: `writer`, whose
-`write_data` this is; `box_writer` (the bytes of one box), `values` (what is no tensor).
+`write_data` this is; `box_writer` and `bucket_writer` (the bytes of boxes), `values` (what is no tensor).
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ from typing import TypeGuard
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.threads import run_all
-from behemoth.checkpoint.turns import BATCH_BYTES
-from behemoth.checkpoint.writer import seal_all
-from behemoth.dcp.box_writer import keys_of, write_box
+from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.dcp.box_writer import PlacedBox, write_boxes
+from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.items import TensorItem, tensor_item
-from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, WrittenBox
+from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, SentObjects, Told, WrittenBox
+from behemoth.dcp.tensors import Tensors
 from behemoth.dcp.values import to_record
-from behemoth.ports import WritesRanges
+from behemoth.ports import SavesTo, UploadsParts
 
 
 class RankWriter:
     """Writes items of one save. Several threads only read it."""
 
     def __init__(
-        self, store: WritesRanges, orders: Orders, planner: SavePlanner, *, allow_pickle: bool, threads: int
+        self, store: SavesTo, orders: Orders, planner: SavePlanner, *, allow_pickle: bool, threads: int
     ) -> None:
         self._store = store
+        self._orders = orders
         self._placed = orders.placed()
         self._planner = planner
         self._allow_pickle = allow_pickle
@@ -40,23 +42,34 @@ class RankWriter:
 
     def write(self, items: Sequence[WriteItem]) -> list[WriteResult]:
         """A result for each item; its objects are durable. Values first: what is refused is refused before bytes are
-        written. The threads share large boxes, and take small ones one by one."""
+        written."""
         results = [self._value(item) for item in items if item.type == WriteItemType.BYTE_IO]
         tensors = [(item, tensor_item(item)) for item in items if item.type != WriteItemType.BYTE_IO]
-        small = [pair for pair in tensors if pair[1].num_bytes <= BATCH_BYTES]
-        large = [pair for pair in tensors if pair[1].num_bytes > BATCH_BYTES]
-        results += run_all(lambda pair: self._box(*pair, threads=1), small, threads=self._threads, name="dcp-write")
-        results += [self._box(*pair, threads=self._threads) for pair in large]
-        full = [head for _, head in tensors if head.num_bytes]
-        seal_all(self._store, sorted({key for head in full for key in keys_of(self._placed[head.name], head.box)}))
+        # An empty share of an uneven cut, or a tensor without elements, has nothing to write.
+        results += [_result(item, 0, WrittenBox(name=head.name)) for item, head in tensors if not head.num_bytes]
+        full = [pair for pair in tensors if pair[1].num_bytes]
+        boxes = [PlacedBox(self._placed[head.name], head.box) for _, head in full]
+        spans, sent = self._store_boxes(boxes, Tensors(lambda number: self._tensor(*full[number])))
+        for (item, head), of_box in zip(full, spans, strict=True):
+            results.append(_result(item, head.num_bytes, WrittenBox(name=head.name, spans=of_box)))
+        if sent is not None:
+            results.append(WriteResult(index=MetadataIndex(sent.pieces_key), size_in_bytes=0, storage_data=sent))
         return results
 
-    def _box(self, item: WriteItem, head: TensorItem, *, threads: int) -> WriteResult:
-        if not head.num_bytes:  # an empty share of an uneven cut, or a tensor without elements
-            return _result(item, 0, WrittenBox(name=head.name, spans=()))
-        tensor = self._tensor(item, head)
-        spans = write_box(self._store, self._placed[head.name], head.box, tensor, threads=threads)
-        return _result(item, head.num_bytes, WrittenBox(name=head.name, spans=spans))
+    def _store_boxes(
+        self, boxes: Sequence[PlacedBox], tensors: Tensors
+    ) -> tuple[list[tuple[WrittenSpan, ...]], SentObjects | None]:
+        """The spans of each, and, in a bucket, what was sent."""
+        if not isinstance(self._store, UploadsParts):
+            return write_boxes(self._store, boxes, tensors, threads=self._threads), None
+        return upload_boxes(
+            self._store,
+            boxes,
+            tensors,
+            begun=self._orders.begun,
+            pieces_key=self._orders.pieces_key,
+            threads=self._threads,
+        )
 
     def _tensor(self, item: WriteItem, head: TensorItem) -> torch.Tensor:
         """What the planner gives, which may be something else than it planned."""
@@ -117,5 +130,5 @@ def _unlike_plan(head: TensorItem, expected: tuple[int, ...], got: str) -> Inval
     )
 
 
-def _result(item: WriteItem, size_in_bytes: int, data: WrittenBox | KeptValue | KeptPickle) -> WriteResult:
+def _result(item: WriteItem, size_in_bytes: int, data: Told) -> WriteResult:
     return WriteResult(index=item.index, size_in_bytes=size_in_bytes, storage_data=data)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -24,14 +24,20 @@ from torch.futures import Future
 
 from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
-from behemoth.base.ids import WriteId
-from behemoth.dcp.address import Address, parse_address
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.dcp.address import parse_address
+from behemoth.dcp.bucket_borders import begin_shared
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
-from behemoth.dcp.save_plan import SavedState, rank_orders, saved_state
-from behemoth.ports import ObjectStore
-from behemoth.storage.open import open_files, path_of
+from behemoth.dcp.save_plan import SavedState, orders_of, rank_boxes, rank_orders, saved_state
+from behemoth.ports import ObjectStore, UploadsParts
+from behemoth.storage.local import LocalStore
+from behemoth.storage.open import is_s3, open_bucket, open_files
+from behemoth.storage.probe_uploads import probe_uploads
+
+if TYPE_CHECKING:
+    from behemoth.storage.s3 import S3Store
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +54,12 @@ class _Save:
 class BehemothWriter(StorageWriter):
     """Saves a state dict as a checkpoint in Behemoth's format.
 
-    `path` is a path or a URL of files. One that ends in a step (`out/step-100`) names that checkpoint of the store
-    `out`; any other names a store, in which the checkpoint is that of `step`, or, without one, the next after its
-    newest. A `checkpoint_id` given to `dcp.save` takes the place of `path`. A checkpoint that is there already is
-    replaced once the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that only pickle
-    can hold, which run code when they are loaded; without it they are refused by name. `threads` write at once on each
-    rank.
+    `path` is a path, or a URL of files or of a bucket. One that ends in a step (`out/step-100`) names that checkpoint
+    of the store `out`; any other names a store, in which the checkpoint is that of `step`, or, without one, the next
+    after its newest. A `checkpoint_id` given to `dcp.save` takes the place of `path`. A checkpoint that is there
+    already is replaced once the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that
+    only pickle can hold, which run code when they are loaded; without it they are refused by name. `threads` write at
+    once on each rank.
 
     One save at a time: wait for the future of an async_save before the next. Raises, wrapped by DCP into a
     CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then.
@@ -69,7 +75,7 @@ class BehemothWriter(StorageWriter):
         threads: int = 4,
     ) -> None:
         super().__init__()
-        self._given = _on_files(parse_address(path).at(step))
+        self._given = parse_address(path).at(step)
         self._address = self._given
         self._overwrite = overwrite
         self._allow_pickle = allow_pickle
@@ -79,6 +85,7 @@ class BehemothWriter(StorageWriter):
         self._save: _Save | None = None
         self._held = ExitStack()
         self._plans: list[SavePlan] = []
+        self._probed: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no save under way."""
@@ -93,7 +100,7 @@ class BehemothWriter(StorageWriter):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether the id names a store that can be opened."""
         try:
-            _on_files(parse_address(checkpoint_id))
+            parse_address(checkpoint_id)
         except Invalid:
             return False
         return True
@@ -102,7 +109,7 @@ class BehemothWriter(StorageWriter):
         """Begin another save, of `checkpoint_id` where DCP was given one."""
         self._address = self._given
         if checkpoint_id is not None:
-            self._address = _on_files(parse_address(checkpoint_id, store=self._given.url))
+            self._address = parse_address(checkpoint_id, store=self._given.url)
         self._save_id = secrets.token_hex(8)
 
     def storage_meta(self) -> StorageMeta | None:
@@ -124,19 +131,26 @@ class BehemothWriter(StorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
         plans = self._plans = self._whole_plans(plans)
-        with closing(open_files(self._address.url)) as store:
+        url = self._address.url
+        with closing(_opened(url)) as store:
             self._drop_failed(store)
-            self._held.enter_context(importing(Path(store.root)))
+            if not isinstance(store, UploadsParts):
+                self._held.enter_context(importing(Path(store.root)))
+            elif url not in self._probed:
+                probe_uploads(store, url=url)
+                self._probed.add(url)
             step = check_place(store, self._address, overwrite=self._overwrite)
-            write_id = WriteId(f"dcp-{secrets.token_hex(4)}")
-            state = saved_state([plan.items for plan in plans], step=step, write_id=write_id)
+            state = _planned(store, plans, step)
         self._save = _Save(
-            url=self._address.url,
+            url=url,
             state=state,
             thread=threading.get_ident(),
             replaces=self._overwrite and self._address.step is not None,
         )
-        return [dataclasses.replace(plan, storage_data=rank_orders(state, plan.items)) for plan in plans]
+        return [
+            dataclasses.replace(plan, storage_data=rank_orders(state, Rank(rank), plan.items))
+            for rank, plan in enumerate(plans)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write and seal this rank's items. Blocks until they are durable; the future is done."""
@@ -147,7 +161,7 @@ class BehemothWriter(StorageWriter):
                 hint="give every rank a BehemothWriter",
                 code="dcp-orders",
             )
-        with closing(open_files(self._address.url)) as store:
+        with closing(_opened(self._address.url)) as store:
             rank = RankWriter(store, orders, planner, allow_pickle=self._allow_pickle, threads=self._threads)
             results = rank.write(plan.items)
         future: Future[list[WriteResult]] = Future()
@@ -160,7 +174,7 @@ class BehemothWriter(StorageWriter):
         if save is None:
             raise Conflict("BehemothWriter: expected a save that was planned here, got none", code="dcp-orders")
         metadata.storage_meta = self.storage_meta()
-        with closing(open_files(save.url)) as store:
+        with closing(_opened(save.url)) as store:
             publish(
                 store,
                 save.state,
@@ -203,7 +217,18 @@ class BehemothWriter(StorageWriter):
         self._held.close()
 
 
-def _on_files(address: Address) -> Address:
-    """Ranks write ranges of one object, which only files take. Raises Invalid for a bucket."""
-    path_of(address.url)
-    return address
+def _planned(store: LocalStore | S3Store, plans: Sequence[SavePlan], step: Step) -> SavedState:
+    """A write of its own; in a bucket, the uploads that several ranks share are begun."""
+    items = [plan.items for plan in plans]
+    write_id = WriteId(f"dcp-{secrets.token_hex(4)}")
+    if not isinstance(store, UploadsParts):
+        return saved_state(items, step=step, write_id=write_id, sharding="array")
+    state = saved_state(items, step=step, write_id=write_id, sharding="box")
+    placed = orders_of(state, Rank(0), state.arrays.values()).placed()
+    return dataclasses.replace(state, begun=begin_shared(store, placed, [rank_boxes(one) for one in items]))
+
+
+def _opened(url: str) -> LocalStore | S3Store:
+    """What is saved on files stays in the page cache: a DCP program has no agent that keeps it in memory for a
+    restart."""
+    return open_bucket(url) if is_s3(url) else open_files(url, direct_writes=False)

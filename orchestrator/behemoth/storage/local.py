@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 import stat
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -55,11 +56,13 @@ _NOT_REMOVED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
 class LocalStore:
     """One directory. The root is made by the first write. Thread-safe; many processes may share a root.
 
-    `max_open_files` bounds the descriptors that wait for `seal`.
+    `max_open_files` bounds the descriptors that wait for `seal`. Without `direct_writes` everything that is written
+    stays in the page cache, for who reads it again soon on this machine and has it nowhere else in memory.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 256) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 256, direct_writes: bool = True) -> None:
         self._root = os.path.abspath(root)
+        self._min_direct_bytes = DIRECT_BYTES if direct_writes else sys.maxsize
         self._files = OpenFiles(limit=max_open_files)
         self._own = threading.local()
 
@@ -213,7 +216,7 @@ class LocalStore:
                 os.makedirs(folder, exist_ok=True)
 
     def _write_run(self, fd: int, run: Run) -> None:
-        pages, edges = page_runs(run, min_bytes=DIRECT_BYTES)
+        pages, edges = page_runs(run, min_bytes=self._min_direct_bytes)
         if pages is not None and not self._is_written_direct(fd, pages):
             edges = [run]
         for edge in edges:

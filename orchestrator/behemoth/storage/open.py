@@ -37,9 +37,10 @@ def open_bucket(url: str) -> S3Store:
     return S3Store(parse_s3(url))
 
 
-def open_files(url: str) -> LocalStore:
-    """As `open_store`, for what only a directory can do. Raises Invalid for `s3://`."""
-    return LocalStore(path_of(url))
+def open_files(url: str, *, direct_writes: bool = True) -> LocalStore:
+    """As `open_store`, for what only a directory can do; `direct_writes`: see LocalStore. Raises Invalid for
+    `s3://`."""
+    return LocalStore(path_of(url), direct_writes=direct_writes)
 
 
 def open_source(url: str) -> LinkedFolder | S3Store:

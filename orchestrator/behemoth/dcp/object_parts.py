@@ -1,0 +1,83 @@
+"""How the objects of an array are sent to a bucket: in parts of whole chunks, each by whoever holds all of them.
+
+The ranks of a DCP program cannot ask each other for bytes, so a part has one sender. A rank knows by itself which
+chunks it holds whole, and so which parts and objects are its own; what is left over at the borders of boxes is put
+together by the coordinator. Pure. Neighbours: `box_shards` (so that borders are rare), `bucket_writer` (a rank's
+share), `bucket_borders` (the rest).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from typing_extensions import Buffer
+
+from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.grid import Grid
+from behemoth.checkpoint.writer import chunk_tail
+from behemoth.dcp.boxes import Run
+from behemoth.ports import MAX_PARTS
+
+PART_BYTES = 8 << 20
+"""Of a part at least, but for the last; what fits into one is sent as one object."""
+
+
+class ObjectPart(NamedTuple):
+    """Chunks that follow one another in a shard, and what stands behind them. Parts count from 1."""
+
+    shard: int
+    number: int
+    num_parts: int
+    chunks: tuple[int, ...]
+
+    @property
+    def is_last(self) -> bool:
+        """It ends with the shard's index."""
+        return self.number == self.num_parts
+
+
+def parts_of(grid: Grid, shard: int) -> list[ObjectPart]:
+    """The parts of a shard; one where it is sent whole."""
+    chunks: list[int] = grid.chunks_of(shard).tolist()
+    least_bytes = max(PART_BYTES, -(-grid.file_bytes // MAX_PARTS))
+    width = -(-least_bytes // grid.stride_bytes)
+    groups = [tuple(chunks[at : at + width]) for at in range(0, len(chunks), width)]
+    return [ObjectPart(shard, number, len(groups), group) for number, group in enumerate(groups, 1)]
+
+
+def whole_chunks(grid: Grid, runs: Iterable[Run]) -> frozenset[int]:
+    """The chunks all of whose data are in these runs."""
+    held_bytes: Counter[int] = Counter()
+    for run in runs:
+        held_bytes[run.chunk] += run.length
+    return frozenset(chunk for chunk, num_bytes in held_bytes.items() if num_bytes == grid.data_bytes(chunk))
+
+
+def own_parts(grid: Grid, shard: int, whole: frozenset[int]) -> list[ObjectPart]:
+    """The parts of a shard that who holds these chunks sends."""
+    return [part for part in parts_of(grid, shard) if whole.issuperset(part.chunks)]
+
+
+def part_bytes(
+    grid: Grid, part: ObjectPart, data_of: Callable[[int], Iterable[tuple[memoryview, int]]]
+) -> tuple[list[Buffer], int]:
+    """Buffers that make up a part, and the CRC-32C of them all. `data_of` gives a chunk's data in order, in pieces,
+    each with its CRC."""
+    buffers: list[Buffer] = []
+    total = 0
+    for chunk in part.chunks:
+        chunk_crc = 0
+        for data, crc in data_of(chunk):
+            chunk_crc = combine(chunk_crc, crc, data.nbytes)
+            total = combine(total, crc, data.nbytes)
+            buffers.append(data)
+        tail = chunk_tail(grid, chunk_crc, grid.data_bytes(chunk))
+        total = crc32c(tail, total)
+        buffers.append(tail)
+    if part.is_last:
+        index = grid.index()
+        total = crc32c(index, total)
+        buffers.append(index)
+    return buffers, total

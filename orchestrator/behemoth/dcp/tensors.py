@@ -1,0 +1,43 @@
+"""The tensors of a save, resolved as late as can be and let go as soon as they are written, and their bytes.
+
+What a planner gives may be made for the occasion and take memory; several threads may need the same one. Neighbours:
+`rank_writer`, which knows the planner, `box_writer` and `bucket_writer`, which ask.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from behemoth.checkpoint.reshard import Part
+
+
+class Tensors:
+    """Tensors by number, each asked of `resolve` when it is first needed. Thread-safe; `resolve` is called by one
+    thread at a time."""
+
+    def __init__(self, resolve: Callable[[int], torch.Tensor]) -> None:
+        self._resolve = resolve
+        self._held: dict[int, torch.Tensor] = {}
+        self._lock = threading.Lock()
+
+    def of(self, number: int) -> torch.Tensor:
+        """Raises what `resolve` does."""
+        with self._lock:
+            if number not in self._held:
+                self._held[number] = self._resolve(number)
+            return self._held[number]
+
+    def drop(self, number: int) -> None:
+        """It is needed no more."""
+        with self._lock:
+            self._held.pop(number, None)
+
+
+def bytes_of(tensor: torch.Tensor, part: Part) -> memoryview:
+    """The elements of a part in C order; the tensor's own memory where they are contiguous on the CPU."""
+    elements = tensor[part].detach().cpu().resolve_conj().resolve_neg().contiguous()
+    raw: memoryview = elements.reshape(-1).view(torch.uint8).numpy().data
+    return raw
