@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import combined, crc32c
+from behemoth.checkpoint.filling import Piece, filling_of
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
-from behemoth.checkpoint.sequential import SequentialStore
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.checkpoint.zeros import is_zero
@@ -28,7 +28,7 @@ from behemoth.dcp.boxes import Run, ends_array, runs_of
 from behemoth.dcp.object_parts import ObjectPart, own_parts, part_bytes, parts_of, whole_chunks
 from behemoth.dcp.orders import Placed, SentObject, SentObjects, SentPart, SentPiece, ShardName
 from behemoth.dcp.tensors import Tensors, bytes_of
-from behemoth.ports import Part, PartReceipt, UploadsParts
+from behemoth.ports import PartReceipt, UploadsParts
 
 Spans = dict[int, list[WrittenSpan]]
 """By the number of their box."""
@@ -178,7 +178,7 @@ class _Job:
                 self.spans.setdefault(run.array, []).append(span)
             yield data, crc
 
-    def _done(self, runs: Iterator[Run]) -> None:
+    def _done(self, runs: Iterable[Run]) -> None:
         """Tensors all of whose runs are sent are let go."""
         with self._lock:
             for run in runs:
@@ -193,18 +193,40 @@ class _Job:
     def _send_pieces(self, loose: Sequence[tuple[_Held, Run]]) -> Iterator[SentPiece]:
         """One behind the other, in one object."""
         size_bytes, at = sum(run.length for _, run in loose), 0
-        with SequentialStore(self._store) as pieces:
-            for held, run in loose:
-                ((data, _),) = self._data([run])
-                part = Part(offset_bytes=at, buffers=[data])
-                pieces.write_parts(self._pieces_key, size_bytes=size_bytes, parts=[part])
-                yield SentPiece(held.name, run.chunk, run.offset, run.length, at)
-                at += run.length
-                self._done(iter([run]))
-            pieces.seal([self._pieces_key])
+        filling = filling_of(self._store)
+        gathered = _gathered(loose, filling.piece_bytes(size_bytes))
+        try:
+            for number, runs in enumerate(gathered, start=1):
+                piece = Piece(
+                    key=self._pieces_key,
+                    size_bytes=size_bytes,
+                    number=number,
+                    num_pieces=len(gathered),
+                    offset_bytes=at,
+                )
+                filling.put(piece, [data for _, run in runs for data, _ in self._data([run])])
+                for held, run in runs:
+                    yield SentPiece(held.name, run.chunk, run.offset, run.length, at)
+                    at += run.length
+                self._done(run for _, run in runs)
+        finally:
+            filling.end()
 
     def _create_metadata(self, placed: Placed) -> None:
         self._store.create(f"{placed.folder}/{METADATA}", placed.grid.zarr_json())
+
+
+def _gathered(loose: Sequence[tuple[_Held, Run]], least_bytes: int) -> list[list[tuple[_Held, Run]]]:
+    """The runs in their order, some at a time: of `least_bytes` at least, but for the last ones."""
+    found: list[list[tuple[_Held, Run]]] = [[]]
+    num_bytes = 0
+    for one in loose:
+        if num_bytes >= least_bytes:
+            found.append([])
+            num_bytes = 0
+        found[-1].append(one)
+        num_bytes += one[1].length
+    return found
 
 
 def completed(store: UploadsParts, key: str, upload_id: UploadId, parts: Sequence[PartReceipt]) -> int:
