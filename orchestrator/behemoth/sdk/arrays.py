@@ -174,5 +174,11 @@ def _tensor_bytes(tensor: Tensor) -> Bytes:
     num_bytes = tensor.numel() * tensor.element_size()
     if num_bytes == 0:
         return np.empty(0, dtype=np.uint8)
+    if tensor.data_ptr() == 0:
+        raise Invalid(
+            f"tensor of shape {tuple(tensor.shape)}: expected memory behind it, got none",
+            hint="its storage was freed: declare the tensor that holds the values",
+            code="array-type",
+        )
     # The ctypes array does not own the memory: whoever uses these bytes holds the tensor.
     return np.frombuffer(memoryview((ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())), dtype=np.uint8)
