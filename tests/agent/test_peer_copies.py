@@ -16,7 +16,8 @@ from agent.stage import LIMIT_S, Stage, descendants, gone, kill, setup_for, stag
 from agent.test_agent_peers import store_pid
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.base.ids import NodeId
-from behemoth.checkpoint.arena import NUM_GENERATIONS, Arena
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import NUM_GENERATIONS
 from behemoth.wire.messages import Hello, RanksRestored, Report, RestoreFrom, Setup
 
 NODES = 4

@@ -17,7 +17,8 @@ from functools import partial
 from behemoth.agent.peers.server import FilePart, Handler, Reply
 from behemoth.base.errors import BehemothError, Invalid, NotFound
 from behemoth.base.ids import Rank, WriteId
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.plan import RankPlan
 from behemoth.wire.peers import AskBytes, AskSnapshot, BytesFound, SnapshotFound
 

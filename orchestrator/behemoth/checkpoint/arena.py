@@ -4,10 +4,7 @@ The agent owns the memory (an anonymous memfd) and passes it as a descriptor to 
 to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
 generation counts only while its header is intact and says so, and the header changes before the first byte of data is
 touched and after the last one. In between a mark tells how far it has come, for those who follow (`following`). The
-module never creates or closes the descriptor. Neighbours: `staging`, `writer`.
-
-    page 0          header: sizes, layout digest, CRC          then the span table: (offset, length) of each span
-    per generation  header page, with the mark | CRC-32C of each span | data, each part from a page boundary on
+module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `staging`, `writer`.
 """
 
 from __future__ import annotations
@@ -15,79 +12,36 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.arena_format import (
+    ARENA_HEADER_BYTES,
+    CRC_BYTES,
+    GENERATION_HEADER_BYTES,
+    MARK_OFFSET,
+    MAX_WRITE_ID_BYTES,
+    NUM_GENERATIONS,
+    PAGE_BYTES,
+    SPAN_ROW_BYTES,
+    ArenaHeader,
+    GenerationHeader,
+    Snapshot,
+    State,
+    arena_size_bytes,
+    data_offset,
+    head_offset,
+)
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan
 
-NUM_GENERATIONS = 2
-PAGE_BYTES = 4096
-MAX_WRITE_ID_BYTES = 64
-
-_ARENA = struct.Struct("<8sIIQQQ32sI")  # magic, version, rank, spans, data bytes, size, layout digest, CRC of the table
-_GENERATION = struct.Struct(
-    "<8sIIQQ32sI64s"
-)  # magic, state, CRC of the CRC table, sequence, step, digest, id length, id
-_CRC = struct.Struct("<I")
-_MARK_OFFSET = PAGE_BYTES // 2  # two words of 64 bits, each written at once: sequence, bytes filled
-_ARENA_MAGIC, _GENERATION_MAGIC = b"BHMARENA", b"BHMGENER"
-_VERSION = 1
-_SPAN_ROW_BYTES = 16
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # linux/mman.h, since Linux 5.14; Python 3.11 has no names for them
-
-
-class State(IntEnum):
-    """What a generation holds. Only STAGED and VERIFIED are snapshots; VERIFIED also knows its CRCs."""
-
-    EMPTY = 0
-    COPYING = 1
-    STAGED = 2
-    VERIFIED = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """A whole generation. `sequence` orders the snapshots of one arena: steps may run backwards after a restore."""
-
-    generation: int
-    sequence: int
-    step: Step
-    write_id: WriteId
-    layout_digest: str
-    is_verified: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Header:
-    state: State
-    table_crc: int
-    sequence: int
-    step: int
-    digest: str
-    write_id: str
-
-    def encode(self) -> bytes:
-        name = self.write_id.encode()
-        body = _GENERATION.pack(
-            _GENERATION_MAGIC,
-            self.state,
-            self.table_crc,
-            self.sequence,
-            self.step,
-            bytes.fromhex(self.digest),
-            len(name),
-            name,
-        )
-        return body + _CRC.pack(crc32c(body))
 
 
 class Arena:
@@ -119,18 +73,16 @@ class Arena:
         _want_large_pages(memory)
         _populate(memory, _MADV_POPULATE_WRITE)
         table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
-        head = _ARENA.pack(
-            _ARENA_MAGIC,
-            _VERSION,
-            plan.rank,
-            len(plan.spans),
-            plan.data_bytes,
-            size_bytes,
-            bytes.fromhex(plan.layout_digest),
-            crc32c(table),
+        header = ArenaHeader(
+            rank=plan.rank,
+            num_spans=len(plan.spans),
+            data_bytes=plan.data_bytes,
+            size_bytes=size_bytes,
+            digest=plan.layout_digest,
+            table_crc=crc32c(table),
         )
         memory[PAGE_BYTES : PAGE_BYTES + len(table)] = table
-        memory[: len(head) + _CRC.size] = head + _CRC.pack(crc32c(head))
+        memory[:ARENA_HEADER_BYTES] = header.encode()
         return Arena(
             memory,
             num_spans=len(plan.spans),
@@ -147,17 +99,21 @@ class Arena:
         if size_bytes < PAGE_BYTES:
             raise Corrupt(f"arena: expected at least {PAGE_BYTES} bytes, got {size_bytes}", code="arena-header")
         memory = mmap.mmap(fd, size_bytes)
-        head = memory[: _ARENA.size]
-        magic, version, rank, num_spans, data_bytes, claimed, digest, table_crc = _ARENA.unpack(head)
-        (crc,) = _CRC.unpack_from(memory, _ARENA.size)
-        if magic != _ARENA_MAGIC or version != _VERSION or crc != crc32c(head) or claimed != size_bytes:
+        header = ArenaHeader.decode(memory[:ARENA_HEADER_BYTES])
+        if header is None or header.size_bytes != size_bytes:
             raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
-        if crc32c(memory[PAGE_BYTES : PAGE_BYTES + num_spans * _SPAN_ROW_BYTES]) != table_crc:
+        if crc32c(memory[PAGE_BYTES : PAGE_BYTES + header.num_spans * SPAN_ROW_BYTES]) != header.table_crc:
             raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
         _want_large_pages(memory)
         # The pages are there: reading maps sixteen at a time, and shared memory writable, for a third of the time.
         _populate(memory, _MADV_POPULATE_READ)
-        return Arena(memory, num_spans=num_spans, data_bytes=data_bytes, layout_digest=digest.hex(), rank=rank)
+        return Arena(
+            memory,
+            num_spans=header.num_spans,
+            data_bytes=header.data_bytes,
+            layout_digest=header.digest,
+            rank=header.rank,
+        )
 
     def begin(self, generation: int, write_id: WriteId, step: Step, layout_digest: str) -> memoryview:
         """Give up what `generation` held and return its data area for filling. Raises Invalid for another layout."""
@@ -180,7 +136,7 @@ class Arena:
         self._mark(generation)[:] = (sequence, 0)
         self._put(
             generation,
-            _Header(
+            GenerationHeader(
                 state=State.COPYING,
                 table_crc=0,
                 sequence=sequence,
@@ -223,14 +179,15 @@ class Arena:
                 code="snapshot-replaced",
             )
         marked, filled_bytes = self._mark(generation).tolist()
-        if _is_whole(header):
+        if header.is_whole:
             return self.data_bytes
         return int(filled_bytes) if marked == sequence else 0
 
     def sealed(self, generation: int, sequence: int) -> Snapshot | None:
         """The snapshot, or None while it is being filled. Raises Conflict once another sequence has begun."""
         self.filled_bytes(generation, sequence)
-        return _snapshot(generation, self._header(generation))
+        header = self._header(generation)
+        return None if header is None else header.snapshot(generation)
 
     def filling(self, generation: int) -> memoryview:
         """The data area of a generation that may be unfinished; only what is filled may be read."""
@@ -241,7 +198,7 @@ class Arena:
         header = self._expect(generation, State.COPYING)
         self._put(
             generation,
-            _Header(
+            GenerationHeader(
                 state=State.STAGED,
                 table_crc=0,
                 sequence=header.sequence,
@@ -254,19 +211,19 @@ class Arena:
 
     def discard(self, generation: int) -> None:
         """Forget what `generation` holds, as before its memory is given to something else."""
-        self._memory[self._head(generation) : self._head(generation) + _GENERATION.size + _CRC.size] = bytes(
-            _GENERATION.size + _CRC.size
-        )
+        start = self._head(generation)
+        self._memory[start : start + GENERATION_HEADER_BYTES] = bytes(GENERATION_HEADER_BYTES)
 
     def held(self) -> tuple[Snapshot, ...]:
         """The snapshots, oldest first. A generation that was being copied when its writer died is not among them."""
-        found = [_snapshot(index, header) for index, header in enumerate(self._headers()) if _is_whole(header)]
+        found = [header.snapshot(index) for index, header in enumerate(self._headers()) if header is not None]
         return tuple(sorted((one for one in found if one is not None), key=lambda one: one.sequence))
 
     def snapshot(self, generation: int) -> Snapshot:
         """Raises NotFound when `generation` holds none."""
         self._check(generation)
-        found = _snapshot(generation, self._headers()[generation])
+        header = self._header(generation)
+        found = None if header is None else header.snapshot(generation)
         if found is None:
             raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
         return found
@@ -285,7 +242,7 @@ class Arena:
     def data_offset_bytes(self, generation: int) -> int:
         """Where the data area of `generation` begins in the memfd, for who sends it from there."""
         self._check(generation)
-        return _data_offset(self._num_spans, self.data_bytes, generation)
+        return data_offset(self._num_spans, self.data_bytes, generation)
 
     def record_crcs(self, generation: int, sequence: int, crcs: Sequence[int]) -> None:
         """Keep the CRC of every span, in plan order, and call the snapshot verified. Raises Invalid on a wrong count,
@@ -302,7 +259,7 @@ class Arena:
         self._memory[start : start + len(table)] = table
         self._put(
             generation,
-            _Header(
+            GenerationHeader(
                 state=State.VERIFIED,
                 table_crc=crc32c(table),
                 sequence=header.sequence,
@@ -321,7 +278,7 @@ class Arena:
         """The recorded CRCs. Raises NotFound before `record_crcs`, Corrupt when the table was damaged."""
         header = self._expect(generation, State.VERIFIED)
         start = self._head(generation) + PAGE_BYTES
-        table = self._memory[start : start + self._num_spans * _CRC.size]
+        table = self._memory[start : start + self._num_spans * CRC_BYTES]
         if crc32c(table) != header.table_crc:
             raise Corrupt(f"arena of rank {self.rank}, generation {generation}: its CRC table is damaged")
         return np.frombuffer(table, dtype="<u4")
@@ -334,26 +291,14 @@ class Arena:
         except BufferError:
             return  # an exported view is alive; the mapping ends with it
 
-    def _headers(self) -> list[_Header | None]:
+    def _headers(self) -> list[GenerationHeader | None]:
         return [self._header(generation) for generation in range(NUM_GENERATIONS)]
 
-    def _header(self, generation: int) -> _Header | None:
+    def _header(self, generation: int) -> GenerationHeader | None:
         start = self._head(generation)
-        body = self._memory[start : start + _GENERATION.size]
-        (crc,) = _CRC.unpack_from(self._memory, start + _GENERATION.size)
-        magic, state, table_crc, sequence, step, digest, length, name = _GENERATION.unpack(body)
-        if magic != _GENERATION_MAGIC or crc != crc32c(body):
-            return None
-        return _Header(
-            state=State(state),
-            table_crc=table_crc,
-            sequence=sequence,
-            step=step,
-            digest=digest.hex(),
-            write_id=name[:length].decode(),
-        )
+        return GenerationHeader.decode(self._memory[start : start + GENERATION_HEADER_BYTES])
 
-    def _expect(self, generation: int, state: State) -> _Header:
+    def _expect(self, generation: int, state: State) -> GenerationHeader:
         self._check(generation)
         header = self._header(generation)
         if header is None or header.state is not state:
@@ -367,9 +312,9 @@ class Arena:
 
     def _mark(self, generation: int) -> npt.NDArray[np.uint64]:
         self._check(generation)
-        return np.frombuffer(self._memory, dtype="<u8", count=2, offset=self._head(generation) + _MARK_OFFSET)
+        return np.frombuffer(self._memory, dtype="<u8", count=2, offset=self._head(generation) + MARK_OFFSET)
 
-    def _put(self, generation: int, header: _Header) -> None:
+    def _put(self, generation: int, header: GenerationHeader) -> None:
         self._check(generation)
         encoded = header.encode()
         start = self._head(generation)
@@ -380,48 +325,11 @@ class Arena:
             raise Invalid(f"arena of rank {self.rank}: expected generation 0 or 1, got {generation}")
 
     def _head(self, generation: int) -> int:
-        return _data_offset(self._num_spans, self.data_bytes, generation) - _generation_head_bytes(self._num_spans)
+        return head_offset(self._num_spans, self.data_bytes, generation)
 
     def _data(self, generation: int) -> memoryview:
         start = self.data_offset_bytes(generation)
         return self._view[start : start + self.data_bytes]
-
-
-def arena_size_bytes(num_spans: int, data_bytes: int) -> int:
-    """Size of the memfd for a plan of so many spans and so much data: two generations, their tables and headers."""
-    return _data_offset(num_spans, data_bytes, NUM_GENERATIONS) - _generation_head_bytes(num_spans)
-
-
-def _is_whole(header: _Header | None) -> bool:
-    return header is not None and header.state in (State.STAGED, State.VERIFIED)
-
-
-def _snapshot(generation: int, header: _Header | None) -> Snapshot | None:
-    if header is None or not _is_whole(header):
-        return None
-    return Snapshot(
-        generation=generation,
-        sequence=header.sequence,
-        step=Step(header.step),
-        write_id=WriteId(header.write_id),
-        layout_digest=header.digest,
-        is_verified=header.state is State.VERIFIED,
-    )
-
-
-def _pages(num_bytes: int) -> int:
-    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
-
-
-def _generation_head_bytes(num_spans: int) -> int:
-    return PAGE_BYTES + _pages(num_spans * _CRC.size)
-
-
-def _data_offset(num_spans: int, data_bytes: int, generation: int) -> int:
-    """Where the data of `generation` begins; for generation 2, where it would."""
-    first = PAGE_BYTES + _pages(num_spans * _SPAN_ROW_BYTES)
-    head = _generation_head_bytes(num_spans)
-    return first + generation * (head + _pages(data_bytes)) + head
 
 
 def _want_large_pages(memory: mmap.mmap) -> None:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from behemoth.base.errors import Conflict
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.threads import run_all

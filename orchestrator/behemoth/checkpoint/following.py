@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 
 POLL_S = 0.0005
 """A block of 32 MiB takes two to four times as long to copy."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behemoth.checkpoint.arena import arena_size_bytes
+from behemoth.checkpoint.arena_format import arena_size_bytes
 from behemoth.checkpoint.boxes import Held, local_boxes, local_shape, piece_bounds
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout

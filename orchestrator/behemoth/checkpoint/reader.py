@@ -16,7 +16,8 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.boxes import Interval
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.conversion import AS_SAVED, Intake

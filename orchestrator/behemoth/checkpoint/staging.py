@@ -18,7 +18,8 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import Piece, RankPlan
 from behemoth.checkpoint.threads import run_all

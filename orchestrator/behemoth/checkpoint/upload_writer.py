@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from behemoth.base.errors import BehemothError, Conflict
 from behemoth.base.ids import Attempt, Rank, Step, UploadId
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.crc import combined, crc32c
 from behemoth.checkpoint.exchange import Exchange, RankUpload, SentPart, Uploading
 from behemoth.checkpoint.following import Follower

@@ -17,7 +17,8 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step
-from behemoth.checkpoint.arena import Arena, Snapshot
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.crc import combine, crc32c, trailer
 from behemoth.checkpoint.following import POLL_S, Follower
 from behemoth.checkpoint.freshness import held_crc
