@@ -175,7 +175,7 @@ def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_b
             raise Corrupt(
                 f"file {prefix}/{name}: expected one of {num_bytes} bytes that ranks wrote, got {got}",
                 hint="something else deletes files in this store (a clean-up job, another user): stop it; the next "
-                "save writes everything anew",
+                "save, or the same command, writes everything anew",
                 code="shard-gone",
             )
 

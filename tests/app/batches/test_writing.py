@@ -114,15 +114,18 @@ def test_killed_at_any_write_the_same_command_goes_on_under_the_same_name_and_le
         assert (min(num_done), max(num_done) >= 8) == (0, True)
 
 
+@pytest.mark.parametrize("gone", ["shard", "zarr.json"])
 @KINDS
 def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
-    tmp_path: Path, new: Callable[[], MemoryStore | MemoryBucket], faulty: Callable[..., SavesTo]
+    tmp_path: Path, new: Callable[[], MemoryStore | MemoryBucket], faulty: Callable[..., SavesTo], gone: str
 ) -> None:
     with small_chunks(32), small_parts():
         inner = new()
         with pytest.raises(Crash):
             resumable(tmp_path, faulty(inner, Die(write=16, when=When.AFTER)), "first")
-        if isinstance(inner, MemoryBucket):
+        if gone == "zarr.json":
+            inner.delete([next(info.key for info in inner.list("steps") if info.key.endswith(gone))])
+        elif isinstance(inner, MemoryBucket):
             for upload in list(inner.list_uploads("")):
                 inner.abort_upload(upload.key, upload.upload_id)
         else:

@@ -7,7 +7,7 @@ what was told of it. Neighbours: `import_job` and `reshard_job`, which say where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -20,7 +20,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.ingest import Spread
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
-from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written, object_key
+from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written, brings_metadata, metadata_key, object_key
 from behemoth.checkpoint.interop.units import Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -109,9 +109,9 @@ def require_written(store: SavesTo, step: Step, writing: Writing, record: Record
     return fresh
 
 
-def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Iterable[Written]) -> bool:
-    """Whether every object of which units were written stands in full size, or the upload to which they went is open.
-    An object that is whole takes no more parts."""
+def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Sequence[Written]) -> bool:
+    """Whether every object of which units were written stands in full size, or the upload to which they went is open,
+    and every zarr.json that came with them. An object that is whole takes no more parts."""
     parts: dict[tuple[int, int], list[Written]] = {}
     for one in done:
         parts.setdefault((one.array, one.shard), []).append(one)
@@ -120,9 +120,14 @@ def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Iterable[Writ
         {(one.key, one.upload_id) for one in store.list_uploads(prefix)} if isinstance(store, UploadsParts) else set()
     )
     num_parts = {(unit.array, unit.shard): unit.num_parts for unit in writing.units}
+    of_arrays = grids(writing.layout)
+    for array in (one.array for one in done if brings_metadata(one)):
+        key = metadata_key(prefix, writing.layout, array)
+        if listed.get(key) != len(of_arrays[array].zarr_json()):
+            return False
     for which, of_object in parts.items():
         key = object_key(prefix, writing.layout, *which)
-        is_whole = listed.get(key) == grids(writing.layout)[which[0]].file_bytes
+        is_whole = listed.get(key) == of_arrays[which[0]].file_bytes
         upload_id = of_object[0].upload_id
         if not upload_id:
             is_standing = is_whole

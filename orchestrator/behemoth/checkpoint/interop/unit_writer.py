@@ -69,6 +69,16 @@ def object_key(prefix: str, layout: Layout, array: int, shard: int) -> str:
     return f"{prefix}/{layout.paths[array]}/{grids(layout)[array].shard_key(shard)}"
 
 
+def metadata_key(prefix: str, layout: Layout, array: int) -> str:
+    """Of an array's zarr.json, in the store."""
+    return f"{prefix}/{layout.paths[array]}/{METADATA}"
+
+
+def brings_metadata(one: Unit | Written) -> bool:
+    """Whether the array's zarr.json is written with this unit."""
+    return (one.shard, one.number) == (0, 1)
+
+
 class UnitWriter:
     """Writes below the `prefix` of a write. Thread-safe."""
 
@@ -85,7 +95,7 @@ class UnitWriter:
         found: list[Written] = []
         keys: dict[str, None] = {}
         for unit, upload_id in zip(units, upload_ids, strict=True):
-            if (unit.shard, unit.number) == (0, 1):
+            if brings_metadata(unit):
                 keys[self._write_metadata(unit.array)] = None
             keys[object_key(self._prefix, self._layout, unit.array, unit.shard)] = None
             found.append(self._write(unit, data, upload_id))
@@ -114,7 +124,7 @@ class UnitWriter:
         return Written(unit.array, unit.shard, unit.number, spans, num_bytes, crc, etag, upload_id)
 
     def _write_metadata(self, array: int) -> str:
-        key = f"{self._prefix}/{self._layout.paths[array]}/{METADATA}"
+        key = metadata_key(self._prefix, self._layout, array)
         data = grids(self._layout)[array].zarr_json()
         if isinstance(self._store, UploadsParts):
             create_same(self._store, key, data)
