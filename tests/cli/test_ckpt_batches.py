@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from app.batches.full_disk import full_disk
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.reader import open_commit, read_array
@@ -176,6 +177,30 @@ def test_a_killed_verification_goes_on_where_it_stopped(large: Path, tmp_path: P
     assert (ended.code, f"going on behind {num_done} batches of an earlier call" in ended.err) == (0, True)
     assert ended.out == behemoth("ckpt", "verify", "store", cwd=large).out
     assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_a_verification_whose_record_nobody_asked_for_does_not_need_a_place_for_it(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_entry(_uid: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr("behemoth_cli.commands.batching.RECORDED_BYTES", 1)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    code, _, err = run(capsys, "verify", str(place))
+    assert (code, err.count("expected a home folder, got none; --state DIR keeps it in another")) == (0, 1), err
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    code, _, err = run(capsys, "verify", str(place))
+    assert (code, f"state folder {tmp_path}/file/.local/state/behemoth: expected to write" in err) == (0, True), err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with full_disk():
+        asked = run(capsys, "verify", str(place), "--state", "state")
+        unasked = run(capsys, "verify", str(place))
+    assert (asked[0], "hint: free space on its disk, or name another folder with --state" in asked[2]) == (1, True)
+    assert (unasked[0], "going on without a record of what is done: journal" in unasked[2]) == (0, True), unasked[2]
 
 
 @pytest.mark.usefixtures("place")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +55,7 @@ class Batching:
     threads: int
     _stack: ExitStack = field(default_factory=ExitStack)
     _executor: Executor | None = None
+    _is_told: bool = False
 
     @property
     def is_here(self) -> bool:
@@ -83,20 +84,40 @@ class Batching:
 
     @contextmanager
     def record(self, verb: str, job: bytes, *, num_bytes: int, note: str = "") -> Iterator[Record]:
-        """Where results of a job are kept; what an earlier call had done is said."""
+        """Where results of a job are kept; what an earlier call had done is said. Only where --state asked for it must
+        it be possible."""
+        from behemoth.app.batches.optional_record import recorded_if_possible
         from behemoth.app.batches.record import Unrecorded, recorded
 
-        if num_bytes < RECORDED_BYTES and not self.state:
-            yield Unrecorded(note)
-            return
-        folder = Path(self.state).expanduser() if self.state else state_folder()
-        with recorded(folder, verb=verb, job=job, note=note, anew=self.anew) as record:
+        asked = Path(os.path.expanduser(self.state)) if self.state else None
+        folder = asked or state_folder()
+        keeps: AbstractContextManager[Record]
+        if asked:
+            keeps = recorded(asked, verb=verb, job=job, note=note, anew=self.anew)
+        elif num_bytes < RECORDED_BYTES:
+            keeps = nullcontext(Unrecorded(note))
+        elif folder is None:
+            self._tell_unrecorded("expected a home folder, got none")
+            keeps = nullcontext(Unrecorded(note))
+        else:
+            keeps = recorded_if_possible(
+                folder, verb=verb, job=job, note=note, anew=self.anew, tell=self._tell_unrecorded
+            )
+        with keeps as record:
             if done := record.done():
                 self.console.note(
-                    f"going on behind {len(done)} batches of an earlier call that did not end ({record.path}); "
+                    f"going on behind {len(done)} batches of an earlier call that did not end (kept in {folder}); "
                     "--anew does them again"
                 )
             yield record
+
+    def _tell_unrecorded(self, reason: str) -> None:
+        """Once a call, which may have a job for each of many checkpoints."""
+        if not self._is_told:
+            self.console.note(
+                f"going on without a record of what is done: {reason}; --state DIR keeps it in another folder"
+            )
+        self._is_told = True
 
 
 @contextmanager
@@ -114,6 +135,7 @@ def batching(
         yield made
 
 
-def state_folder() -> Path:
-    """As the XDG base directory specification has it."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "behemoth"
+def state_folder() -> Path | None:
+    """As the XDG base directory specification has it; None for a user without a home folder."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return None if state.startswith("~") else Path(state) / "behemoth"

@@ -7,16 +7,23 @@ again. What a line says is `behemoth.reconcile.journal`'s business.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from behemoth.base.errors import Unavailable
 
+_RUN_HINT = "free space on the disk of the run directory and run the same file again: it resumes"
+
 
 class JournalFile:
-    """Exclusive writer of one journal; the run directory's lock sees to that. Call `open` first, `close` last."""
+    """Exclusive writer of one journal; the run directory's lock sees to that. Call `open` first, `close` last.
 
-    def __init__(self, path: Path) -> None:
+    `hint` is the way out when it cannot be written; without one, that of a run."""
+
+    def __init__(self, path: Path, *, hint: str = _RUN_HINT) -> None:
         self._path = path
+        self._hint = hint
         self._fd = -1
 
     def open(self) -> bytes:
@@ -34,22 +41,29 @@ class JournalFile:
 
     def append(self, line: bytes) -> None:
         """In the page cache when it returns: survives the process. Raises Unavailable when the disk is full."""
-        try:
+        with self._written(f"append {len(line)} bytes"):
             _write_all(self._fd, line)
-        except OSError as error:
-            raise Unavailable(
-                f"journal {self._path}: expected to append {len(line)} bytes, got {error.strerror}",
-                hint="free space on the disk of the run directory and run the same file again: it resumes",
-                code="journal-write",
-            ) from error
 
     def sync(self) -> None:
-        os.fdatasync(self._fd)
+        """Raises Unavailable: some file systems tell only here that they are full."""
+        with self._written("make it durable"):
+            os.fdatasync(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    @contextmanager
+    def _written(self, expected: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unavailable(
+                f"journal {self._path}: expected to {expected}, got {error.strerror}",
+                hint=self._hint,
+                code="journal-write",
+            ) from error
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 The first line names the job, every other one holds the result of a batch; each has a CRC. What follows a line that is
 not whole, after a crash or a power cut, counts as not done: batches are idempotent. The file is locked while a job
-runs, and goes when it is done. Neighbour: `driving`.
+runs, and goes when it is done. Neighbours: `driving`, `optional_record` (where nobody asked for it).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from behemoth.ports import Batch
 SYNC_S = 1.0
 """Results of the last second may be lost with the machine, never with the process."""
 FORMAT = 1
+_HINT = "free space on its disk, or name another folder with --state; the same command goes on where it stopped"
 
 
 class Record(Protocol):
@@ -94,7 +95,7 @@ class RecordFile:
     def __init__(self, path: Path, *, now: Callable[[], float]) -> None:
         self.path = path
         self._job = ""
-        self._file = JournalFile(path)
+        self._file = JournalFile(path, hint=_HINT)
         self._now = now
         self._synced_s = now()
         self._done: dict[int, Batch] = {}
@@ -154,8 +155,8 @@ def recorded(
     """The record of a job below `folder`, which is made; it is removed when the block ends without an error.
 
     `note` is kept by the first call and told by `RecordFile.note` to all. With `anew` nothing of earlier calls counts.
-    Raises Conflict while another process does
-    the same job, Denied where the folder cannot be written.
+    Raises Conflict while another process does the same job, Denied where the folder cannot be written, Unavailable
+    where its disk is full.
     """
     key = hashlib.sha256(job).hexdigest()
     path = folder / f"{verb}-{key[:16]}.jsonl"
