@@ -188,6 +188,30 @@ def test_a_folder_whose_name_is_no_text_is_imported(place: Path, capsys: pytest.
     assert arrays_of(place / "store").keys() == {"a"}
 
 
+_WITHOUT_UNUSED = """
+format: 1
+rules:
+  - {ours: "{name*}", theirs: "{name*}"}
+drop:
+  theirs: [model.unused]
+"""
+
+
+def test_a_tensor_without_elements_stops_an_import_until_a_map_leaves_it_out(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {"model.unused": np.zeros((0,), np.float32), "model.w": np.ones((2, 3), np.float32)}
+    safetensors.numpy.save_file(tensors, place / "some.safetensors")
+    code, _, err = run(capsys, "import", "some.safetensors", "--to", "store")
+    hint = "leave it out by a map that has its name in SOURCE under drop: theirs"
+    assert (code, "array 'model.unused'" in err, hint in err) == (2, True, True), err
+    (place / "map.yaml").write_text(_WITHOUT_UNUSED)
+    assert run(capsys, "import", "some.safetensors", "--to", "store", "--map", "map.yaml")[0] == 0
+    found = arrays_of(place / "store")
+    assert list(found) == ["model.w"]
+    assert found["model.w"].tobytes() == tensors["model.w"].tobytes()
+
+
 def test_names_that_are_no_good_as_paths_are_imported_under_their_own(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,12 @@ from behemoth.spec.mesh import Mesh
 BLOCK_BYTES = 64 << 20
 """Bytes of a tensor that are held at a time. A transposed one is read once for each such block."""
 
+_HINTS = {
+    "array-name": "rename it by a map",
+    "array-shape": "a checkpoint cannot hold it: leave it out by a map that has its name in SOURCE under drop: theirs",
+}
+"""The ways out of tensors that a layout refuses, by the code of the refusal."""
+
 Spread = Callable[[ObjectUploads], Iterable[Sequence[Written]]]
 """Has all units written wherever it wants, to the uploads that are told, and tells what was, in any order."""
 
@@ -43,8 +49,7 @@ def import_layout(tensors: Mapping[str, Tensor]) -> Layout:
     try:
         specs = [ArraySpec(name=name, dtype=tensor.dtype, shape=tensor.shape) for name, tensor in tensors.items()]
     except Invalid as error:
-        hint = "rename it by a map" if error.code == "array-name" else error.hint
-        raise Invalid(f"import: {error.message}", hint=hint, code=error.code) from error
+        raise Invalid(f"import: {error.message}", hint=_HINTS.get(error.code, error.hint), code=error.code) from error
     return Layout(mesh=Mesh(), arrays=tuple(specs))
 
 
