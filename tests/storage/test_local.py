@@ -246,6 +246,16 @@ def test_folders_that_a_write_made_and_put_nothing_into_are_left_over(store: Loc
     assert not Path(store.root, "steps/2").exists()
 
 
+def test_a_folder_above_goes_with_the_last_leftover_in_it(store: LocalStore) -> None:
+    store.create("steps/1/array/zarr.json", DATA)
+    Path(store.root, "steps/1/array/c").mkdir()
+    leftovers = list(store.leftovers())
+    assert leftovers == ["steps/1/array/c/"]
+    store.delete(["steps/1/array/zarr.json"])
+    store.delete_leftovers(leftovers)
+    assert os.listdir(store.root) == []
+
+
 def test_only_leftovers_are_deleted_as_such(store: LocalStore) -> None:
     store.create("commits/1.json", DATA)
     for name in ("commits/1.json", f"../{TEMP_PREFIX}x"):

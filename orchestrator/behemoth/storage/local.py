@@ -162,11 +162,13 @@ class LocalStore:
             yield from _empty_folders(self._root)
 
     def delete_leftovers(self, names: Sequence[str]) -> None:
-        """Remove temporary files and empty folders; missing ones are fine. Whoever still uses one makes it again."""
+        """Remove temporary files and empty folders, and folders above them that nothing else is in; missing ones are
+        fine. Whoever still uses one makes it again."""
         folders: set[str] = set()
         for name in names:
             if name.endswith("/"):
-                folders.add(self._path(segments_of_prefix(name[:-1])))
+                segments = segments_of_prefix(name[:-1])
+                folders.update((self._path(segments), *self._folders_above(segments)))
                 continue
             folder, _, last = name.rpartition("/")
             if not last.startswith(TEMP_PREFIX):
