@@ -24,9 +24,10 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.ports import Into, ObjectInfo, Part
+from behemoth.storage.folders import empty_folders, make_root, remove_empty, sync_folders, unlink, walk
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.open_files import OpenFiles
-from behemoth.storage.os_errors import named_errors, translated
+from behemoth.storage.os_errors import named_errors
 from behemoth.storage.page_cache import cached_bytes
 from behemoth.storage.positional import (
     Run,
@@ -49,8 +50,6 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _TEMP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _NUM_TRIES = 5
 """How often a folder that `delete` of another process takes away is made again before we give up."""
-_NOT_REMOVED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
-"""What rmdir(2) says of a folder that is not empty, or that is no folder any more."""
 
 
 class LocalStore:
@@ -86,7 +85,7 @@ class LocalStore:
             with named_errors(f"seal {key}"):
                 self._files.sync(self._path(segments))
             folders.update(self._folders_above(segments))
-        self._sync_folders(folders)
+        sync_folders(folders)
 
     def create(self, key: str, data: Buffer) -> None:
         """See the port. A temporary file is written, made durable, and linked to its name; whoever finds the name
@@ -95,7 +94,7 @@ class LocalStore:
         view = byte_view(data, f"create {key}")
         with named_errors(f"create {key}"):
             self._create_file(key, self._path(segments), view)
-            self._sync_folders(self._folders_above(segments))
+            sync_folders(self._folders_above(segments))
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port. Raises Corrupt too when something that is no regular file stands there."""
@@ -126,7 +125,7 @@ class LocalStore:
         not. What vanishes meanwhile is left out."""
         segments = segments_of_prefix(prefix)
         with named_errors(f"list {prefix or self._root}"):
-            yield from _walk(self._path(segments), "".join(f"{segment}/" for segment in segments))
+            yield from walk(self._path(segments), "".join(f"{segment}/" for segment in segments))
 
     def move(self, source: str, target: str) -> None:
         """See the port. By link(2), which never replaces anything."""
@@ -134,12 +133,12 @@ class LocalStore:
         path, to_path = self._path(segments), self._path(to_segments)
         with named_errors(f"move {source} to {target}"):
             self._link_new(target, path, to_path)
-            self._sync_folders(self._folders_above(to_segments))
-            _unlink(path)
+            sync_folders(self._folders_above(to_segments))
+            unlink(path)
             self._files.forget(path)
             folders = set(self._folders_above(segments))
-            self._remove_empty(folders)
-            self._sync_folders(folders, missing_ok=True)
+            remove_empty(self._root, folders)
+            sync_folders(folders, missing_ok=True)
 
     def delete(self, keys: Sequence[str]) -> None:
         """See the port. In the given order, and durable on return, so that what must go first has gone first."""
@@ -148,18 +147,18 @@ class LocalStore:
             segments = segments_of(key)
             path = self._path(segments)
             with named_errors(f"delete {key}"):
-                _unlink(path)
+                unlink(path)
                 self._files.forget(path)
             folders.update(self._folders_above(segments))
-        self._remove_empty(folders)
-        self._sync_folders(folders, missing_ok=True)
+        remove_empty(self._root, folders)
+        sync_folders(folders, missing_ok=True)
 
     def leftovers(self) -> Iterator[str]:
         """Temporary files of creations that were cut off, or are under way, as paths relative to the root. Then folders
         that writes made and put nothing into, deepest first, with a `/` at the end."""
         with named_errors(f"list {self._root}"):
-            yield from (info.key for info in _walk(self._root, "", temps=True))
-            yield from _empty_folders(self._root)
+            yield from (info.key for info in walk(self._root, "", temps=True))
+            yield from empty_folders(self._root)
 
     def delete_leftovers(self, names: Sequence[str]) -> None:
         """Remove temporary files and empty folders, and folders above them that nothing else is in; missing ones are
@@ -175,9 +174,9 @@ class LocalStore:
                 raise Invalid(f"delete leftover {name!r}: expected a name that begins with {TEMP_PREFIX!r}")
             segments = (*segments_of_prefix(folder), last)
             with named_errors(f"delete leftover {name}"):
-                _unlink(self._path(segments))
+                unlink(self._path(segments))
             folders.update(self._folders_above(segments))
-        self._remove_empty(folders)
+        remove_empty(self._root, folders)
 
     def close(self) -> None:
         """Give back all descriptors. What was written and not sealed is not made durable."""
@@ -212,7 +211,7 @@ class LocalStore:
         raise Unavailable(f"write {key}: its folder was cleared away {_NUM_TRIES} times")
 
     def _make_folder(self, folder: str) -> None:
-        _make_root(self._root)
+        make_root(self._root)
         if folder != self._root and not os.path.isdir(folder):
             with suppress(FileExistsError):  # what stands there instead is told by the open(2) that follows
                 os.makedirs(folder, exist_ok=True)
@@ -278,7 +277,7 @@ class LocalStore:
             except FileNotFoundError:
                 continue  # somebody's gc cleared the folder or the temporary file away
             finally:
-                _unlink(temp)
+                unlink(temp)
         raise Unavailable(f"create {key}: what was unfinished was cleared away {_NUM_TRIES} times")
 
     def _link_new(self, key: str, path: str, to_path: str) -> None:
@@ -288,19 +287,6 @@ class LocalStore:
             os.link(path, to_path, follow_symlinks=False)
         except FileExistsError as error:
             raise Conflict(f"move to {key}: expected no such object, got one", code="exists") from error
-
-    def _remove_empty(self, folders: set[str]) -> None:
-        for folder in sorted(folders - {self._root}, key=len, reverse=True):
-            try:
-                os.rmdir(folder)
-            except OSError as error:
-                if error.errno not in _NOT_REMOVED:
-                    raise translated(error, f"delete folder {folder}") from error
-
-    def _sync_folders(self, folders: Iterable[str], *, missing_ok: bool = False) -> None:
-        for folder in sorted(folders, key=len, reverse=True):
-            with named_errors(f"fsync directory {folder}"):
-                _sync_folder(folder, missing_ok=missing_ok)
 
 
 @contextmanager
@@ -349,61 +335,3 @@ def _link_durable(key: str, temp: str, path: str, data: memoryview) -> None:
                 raise Conflict(f"create {key}: expected no such object, got one", code="exists") from error
     finally:
         os.close(fd)
-
-
-def _make_root(root: str) -> None:
-    """Make the root and those above it; the entry of each new one is durable before anything is put into it.
-
-    Folders below are not synced here: `seal` and `create` sync all of them up to the root, once, and one sync for each
-    new folder was a third of a save's time (ext4 commits its journal for each).
-    """
-    if os.path.isdir(root):
-        return
-    above = os.path.dirname(root)
-    _make_root(above)
-    with suppress(FileExistsError):
-        os.mkdir(root)
-    _sync_folder(above, missing_ok=True)
-
-
-def _sync_folder(folder: str, *, missing_ok: bool = False) -> None:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        if missing_ok:
-            return
-        raise
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _unlink(path: str) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(path)
-
-
-def _walk(folder: str, prefix: str, *, temps: bool = False) -> Iterator[ObjectInfo]:
-    """Objects below `folder`, or the temporary files there. A folder sorts as its name and `/`: that is key order."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted((f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name, entry in found:
-        if name.endswith("/"):
-            yield from _walk(entry.path, f"{prefix}{name}", temps=temps)
-        elif name.startswith(TEMP_PREFIX) == temps:
-            with suppress(FileNotFoundError):
-                yield ObjectInfo(key=f"{prefix}{name}", size_bytes=entry.stat(follow_symlinks=False).st_size)
-
-
-def _empty_folders(root: str) -> Iterator[str]:
-    """Folders below `root` in which there is nothing but such folders, deepest first."""
-    full: set[str] = {root}
-    for folder, _, files in os.walk(root, topdown=False):
-        if files or folder in full:
-            full.add(os.path.dirname(folder))
-        else:
-            yield f"{os.path.relpath(folder, root)}/"
