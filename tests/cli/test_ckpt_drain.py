@@ -122,6 +122,7 @@ def test_a_run_that_is_alive_gets_nothing(
     ("arguments", "code", "said"),
     [
         (("run/small", "--to", "runs/small/checkpoints"), 2, "code: drain-same"),
+        (("run/small", "--to", "runs/small/checkpoints/safe"), 2, "code: drain-same"),
         (("run/small", "--to", "runs"), 1, "code: drain-folder"),
         (("run/small", "--to", "safe", "--step", "15"), 102, "steps? 10, 20"),
         (("run/small", "--to", "safe", "--rate", "0B"), 2, "code: out-of-range"),

@@ -133,8 +133,10 @@ def test_a_run_file_gives_its_mesh_the_cuts_of_its_model_and_a_recipe(capsys: py
         (("--to", "x"), Exit.USAGE, "options --mesh and -f: expected one of them, got none"),
         (("--to", "x", "--mesh", "dp=2", "--recipe", "master=none"), Exit.USAGE, "option --recipe: expected it with"),
         (("--to", "runs/small/checkpoints", "--mesh", "dp=2"), Exit.USAGE, "code: reshard-same"),
+        (("--to", "runs/small/checkpoints/next", "--mesh", "dp=2"), Exit.USAGE, "code: reshard-same"),
         (("--to", "run/small", "--mesh", "dp=2"), Exit.FAILED, "code: reshard-folder"),
-        (("--to", "runs", "--mesh", "dp=2"), Exit.FAILED, "code: reshard-folder"),
+        (("--to", "runs", "--mesh", "dp=2"), Exit.USAGE, "code: reshard-same"),
+        (("--to", ".", "--mesh", "dp=2"), Exit.FAILED, "code: reshard-folder"),
         (("--to", "x", "--mesh", "dp=2", "--step", "1"), Exit.NOT_FOUND, "expected a checkpoint of step 1, got none"),
     ],
 )

@@ -22,7 +22,7 @@ from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
 from behemoth.ports import ObjectStore, SavesTo
-from behemoth.storage.open import is_s3, is_same, open_store, path_of
+from behemoth.storage.open import is_nested, is_s3, open_store, path_of
 from behemoth_cli.commands.candidates import output_option, run_names
 from behemoth_cli.commands.interop_options import watched
 from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
@@ -71,8 +71,12 @@ def drain(
     context: Context = ctx.obj
     bytes_per_s = rate_of(rate) if rate else None
     place, target_url = find_checkpoints(source), _target_url(to)
-    if is_same(place.url, target_url):
-        raise Invalid(f"option --to {to}: expected another store than {place.url}, got the same", code="drain-same")
+    if is_nested(place.url, target_url):
+        raise Invalid(
+            f"option --to {to}: expected a store apart from {place.url}, got it, or one within the other",
+            hint="what lies within a store is lost with it",
+            code="drain-same",
+        )
     with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
         record = read_record(given, intact(given, place, step))
         began_s = time.monotonic()

@@ -25,7 +25,7 @@ from behemoth.checkpoint.verify import require_committed
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.spec.mesh import parse_mesh
 from behemoth.spec.recipe import parse_recipe
-from behemoth.storage.open import is_same, located, open_store
+from behemoth.storage.open import is_nested, located, open_store
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
@@ -74,8 +74,12 @@ def reshard_checkpoint(
     wanted = _Wanted(mesh=mesh, file=file, only=only or (), dtype=precision_of(dtype, *FULL_PRECISIONS), recipe=recipe)
     options = batching(context.console, on=on, address=address, threads=threads, state=state, anew=anew)
     place = find_checkpoints(where)
-    if is_same(place.url, to):
-        raise Invalid(f"option --to {to}: expected another store than {place.url}, got the same", code="reshard-same")
+    if is_nested(place.url, to):
+        raise Invalid(
+            f"option --to {to}: expected a store apart from {place.url}, got it, or one within the other",
+            hint="what lies within a store is foreign to it, and its run may clear it away",
+            code="reshard-same",
+        )
     with (
         options as batches,
         closing(open_store(place.url)) as given,

@@ -59,16 +59,6 @@ def located(url: str, store: LocalStore | LinkedFolder | S3Store) -> str:
     return url if is_s3(url) else store.root
 
 
-def is_same(url: str, other: str) -> bool:
-    """Whether two URLs name one place: one folder, by whatever path, or one prefix of one bucket name."""
-    if is_s3(url) != is_s3(other):
-        return False
-    if is_s3(url):
-        one, two = parse_s3(url), parse_s3(other)
-        return (one.bucket, one.prefix) == (two.bucket, two.prefix)
-    return os.path.realpath(path_of(url)) == os.path.realpath(path_of(other))
-
-
 def is_nested(url: str, other: str) -> bool:
     """Whether one of two URLs names a place within the other's, or both name the same one."""
     if is_s3(url) != is_s3(other):

@@ -63,8 +63,8 @@ def check_free(store: ObjectStore, step: Step) -> None:
     _refuse_owned(store)
     if any(one.step == step for one in commits(store)):
         raise Conflict(
-            f"import: expected no checkpoint of step {step}, got one",
-            hint="name another step with --step, or another folder",
+            f"target store: expected no checkpoint of step {step}, got one",
+            hint="name another store, or another step where it may have any",
             code="import-taken",
         )
 
@@ -150,8 +150,8 @@ def _refuse_owned(store: ObjectStore) -> None:
     owner = read_owner(store)
     if owner is not None:
         raise Conflict(
-            f"import: expected a store that belongs to no run, got that of run/{owner.name} in {owner.directory}",
-            hint="import into a folder of its own",
+            f"target store: expected a store that belongs to no run, got that of run/{owner.name} in {owner.directory}",
+            hint="name a store of its own",
             code="import-owned",
         )
 

@@ -45,13 +45,13 @@ def relayout(
     no part in. `only` are shell patterns of names of the result. `dtype` is that of all floating arrays but float8
     ones; empty: as they are.
 
-    Raises Invalid for patterns that name nothing, conversions that do not fit, arrays that would come from nowhere, and
-    nothing at all. `step` is for the messages.
+    Raises Invalid for patterns that name nothing, another model, conversions that do not fit, arrays that would come
+    from nowhere, and nothing at all. `step` is for the messages.
     """
     arrays = {array.name: array for array in on_mesh(saved, mesh).arrays}
     convert: dict[str, Conversion] = {} if recipe is None else dict(recipe.convert)
     if model is not None:
-        arrays = _of_model(arrays, model, recipe)
+        arrays = _of_model(arrays, model, recipe, step)
     if unused := [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in arrays)]:
         raise Invalid(
             f"option --only: expected patterns of arrays of the checkpoint of step {step}, got {unused[:3]}",
@@ -64,23 +64,36 @@ def relayout(
         convert |= {
             array.name: Cast(array=array.name)
             for array in kept
-            if array.name not in convert and array.dtype != saved.arrays[saved.positions[array.name]].dtype
+            if array.name not in convert and _saved_dtype(saved, array.name) not in (array.dtype, None)
         }
     layout = Layout(mesh=mesh, arrays=tuple(kept), sharding=sharding)
     return Relayout(layout=layout, intake=_intake(saved, layout, convert, step))
 
 
-def _of_model(arrays: dict[str, ArraySpec], model: Layout, recipe: Intake | None) -> dict[str, ArraySpec]:
+def _saved_dtype(saved: Layout, name: str) -> str | None:
+    """None for what was not saved, which `origins` names."""
+    position = saved.positions.get(name)
+    return None if position is None else saved.arrays[position].dtype
+
+
+def _of_model(arrays: dict[str, ArraySpec], model: Layout, recipe: Intake | None, step: Step) -> dict[str, ArraySpec]:
     """Cut as the model's; with a recipe also the model's arrays that the checkpoint lacks, without those whose place
-    they take."""
+    they take. Raises Invalid where the model says nothing of any array."""
     cut = {array.name: array for array in model.arrays}
     if recipe is None:
-        return {
+        known = {
             name: replace(cut[name], dtype=array.dtype, may_be_zero=array.may_be_zero)
-            if name in cut and cut[name].shape == array.shape
-            else array
             for name, array in arrays.items()
+            if name in cut and cut[name].shape == array.shape
         }
+        if not known:
+            raise Invalid(
+                f"checkpoint of step {step}: expected arrays of the run file's model, got none of its {len(cut)} by "
+                "name and shape",
+                hint="name the run file of the model that was saved, or only a mesh with --mesh",
+                code="model-mismatch",
+            )
+        return arrays | known
     others = {
         name: array
         for name, array in arrays.items()

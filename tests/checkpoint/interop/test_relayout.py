@@ -1,0 +1,89 @@
+"""The layout of a checkpoint that is made of another one: on any mesh, in part, in another precision, of a model."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from behemoth.base.errors import Invalid
+from behemoth.base.ids import Step
+from behemoth.checkpoint.conversion import Cast
+from behemoth.checkpoint.interop.relayout import relayout
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
+from behemoth.checkpoint.recipe_change import recipe_change
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import Inventory, Tensor
+from behemoth.spec.recipe import Recipe
+from behemoth.testing.store import MemoryStore
+from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save
+from checkpoint.interop.rewriting import rewrite, small_parts
+from checkpoint.random_layouts import layouts, meshes, small_chunks
+
+STEP = Step(4)
+
+
+def inventory(*names: str) -> Inventory:
+    tensors = [Tensor(name=name, shape=(6, 4), cuts=(), stage="first", layer=None) for name in names]
+    return Inventory(num_experts=1, tensors=tuple(tensors))
+
+
+def of_model(*names: str, recipe: Recipe = Recipe(), mesh: Mesh = Mesh()) -> Layout:  # noqa: B008  both are frozen
+    return model_layout(inventory(*names), recipe, mesh)
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=layouts(), mesh=meshes(), chunk_bytes=st.sampled_from([16, 300]))
+def test_there_on_any_mesh_and_back_every_array_has_its_bits(old: Layout, mesh: Mesh, chunk_bytes: int) -> None:
+    saved = Layout(mesh=old.mesh, arrays=old.arrays)
+    with small_chunks(chunk_bytes), small_parts():
+        store = MemoryStore()
+        commit = open_commit(store, save(store, saved, logical_arrays(saved, 1), step=4).ref)
+        for wanted in (mesh, old.mesh):
+            made = relayout(commit.layout, wanted, step=STEP, sharding="array")
+            target = MemoryStore()
+            commit = open_commit(target, rewrite(store, commit, target, made.layout, intake=made.intake).ref)
+            assert commit.record.mesh == wanted
+            store = target
+        for name, array in logical_arrays(saved, 1).items():
+            assert raw_bytes(read_array(store, commit, name)) == raw_bytes(array)
+
+
+def test_letters_of_patterns_in_names_of_arrays_leave_no_other_array_out() -> None:
+    names = ("w[0]", "w0", "w*", "wx", "keep")
+    saved = Layout(mesh=Mesh(), arrays=tuple(ArraySpec(name=name, dtype="float32", shape=(2,)) for name in names))
+    made = relayout(saved, Mesh(dp=2, edp=2), step=STEP, sharding="array", only=("w0", "wx", "keep"))
+    assert [array.name for array in made.layout.arrays] == ["keep", "w0", "wx"]
+    assert None not in origins(saved, made.layout, step=STEP, intake=made.intake)
+
+
+def test_another_precision_is_that_of_floats_alone() -> None:
+    dtypes = {"half": "bfloat16", "full": "float32", "eighth": "float8_e4m3fn", "whole": "int64"}
+    arrays = tuple(ArraySpec(name=name, dtype=dtype, shape=(2,)) for name, dtype in dtypes.items())
+    made = relayout(Layout(mesh=Mesh(), arrays=arrays), Mesh(), step=STEP, sharding="array", dtype="float32")
+    assert {array.name: array.dtype for array in made.layout.arrays} == dtypes | {"half": "float32"}
+    assert made.intake.convert == {"half": Cast(array="half")}
+
+
+@pytest.mark.parametrize("dtype", ["", "float32"])
+def test_arrays_of_a_model_that_were_not_saved_are_named_whatever_the_precision(dtype: str) -> None:
+    saved, wanted = Recipe(), Recipe(exp_avg="none", exp_avg_sq="none")
+    with pytest.raises(Invalid, match=r"1 arrays are missing \['optim/master/v'\]"):
+        relayout(
+            of_model("w"),
+            Mesh(),
+            step=STEP,
+            sharding="array",
+            dtype=dtype,
+            model=of_model("v", "w", recipe=wanted),
+            recipe=recipe_change(inventory("v", "w"), saved, wanted),
+        )
+
+
+def test_a_model_of_which_no_array_was_saved_is_refused() -> None:
+    with pytest.raises(Invalid, match="expected arrays of the run file's model, got none of its 3 by name and shape"):
+        relayout(of_model("w"), Mesh(), step=STEP, sharding="array", model=of_model("v"))
