@@ -15,19 +15,19 @@ import typer
 from behemoth.app.import_lock import importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import leading
-from behemoth.base.errors import BehemothError, Invalid
+from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
 from behemoth.ports import ObjectStore, SavesTo
-from behemoth.storage.open import is_nested, is_s3, open_store, path_of
+from behemoth.storage.open import is_s3, open_store, path_of
 from behemoth_cli.commands.candidates import output_option, run_names
 from behemoth_cli.commands.interop_options import watched
 from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
 from behemoth_cli.commands.selection import Step, Threads, intact, require_still_there
-from behemoth_cli.commands.writing import store_to_be
+from behemoth_cli.commands.writing import require_apart, store_to_be
 from behemoth_cli.context import PREFIX, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.care import copy_page
@@ -71,12 +71,7 @@ def drain(
     context: Context = ctx.obj
     bytes_per_s = rate_of(rate) if rate else None
     place, target_url = find_checkpoints(source), _target_url(to)
-    if is_nested(place.url, target_url):
-        raise Invalid(
-            f"option --to {to}: expected a store apart from {place.url}, got it, or one within the other",
-            hint="what lies within a store is lost with it",
-            code="drain-same",
-        )
+    require_apart(place.url, target_url, code="drain-same")
     with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
         record = read_record(given, intact(given, place, step))
         began_s = time.monotonic()

@@ -40,6 +40,7 @@ from behemoth_cli.commands.interop_options import (
     watched,
 )
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
+from behemoth_cli.commands.writing import require_apart
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
@@ -91,6 +92,7 @@ def export_checkpoint(
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
     place = find_checkpoints(where)
+    require_apart(place.url, to, code="export-folder")
     with options as batches, closing(open_store(place.url)) as store, closing(open_store(to)) as target:
         commit = open_commit(store, intact(store, place, step))
         found = stored_tensors(store, commit, threads=threads)

@@ -25,13 +25,13 @@ from behemoth.checkpoint.verify import require_committed
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.spec.mesh import parse_mesh
 from behemoth.spec.recipe import parse_recipe
-from behemoth.storage.open import is_nested, located, open_store
+from behemoth.storage.open import located, open_store
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
 from behemoth_cli.commands.plan import inventory_of
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
-from behemoth_cli.commands.writing import opened_target, write_recorded
+from behemoth_cli.commands.writing import opened_target, require_apart, write_recorded
 from behemoth_cli.context import Context, chosen_format, find_checkpoints, read_run
 from behemoth_cli.views.interop import reshard_page
 
@@ -74,12 +74,7 @@ def reshard_checkpoint(
     wanted = _Wanted(mesh=mesh, file=file, only=only or (), dtype=precision_of(dtype, *FULL_PRECISIONS), recipe=recipe)
     options = batching(context.console, on=on, address=address, threads=threads, state=state, anew=anew)
     place = find_checkpoints(where)
-    if is_nested(place.url, to):
-        raise Invalid(
-            f"option --to {to}: expected a store apart from {place.url}, got it, or one within the other",
-            hint="what lies within a store is foreign to it, and its run may clear it away",
-            code="reshard-same",
-        )
+    require_apart(place.url, to, code="reshard-same")
     with (
         options as batches,
         closing(open_store(place.url)) as given,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from behemoth.app.batches.jobs import Work
 from behemoth.app.batches.writing import Writing, require_written, write_in_batches
 from behemoth.app.import_lock import importing
-from behemoth.base.errors import Conflict
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.interop.ingest import write_checkpoint
 from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
 from behemoth.ports import SavesTo, UploadsParts
-from behemoth.storage.open import is_s3, open_store
+from behemoth.storage.open import is_nested, is_s3, open_store
 from behemoth.storage.probe_uploads import probe_uploads
 from behemoth_cli.commands.batching import Batching
 from behemoth_cli.commands.interop_options import folder_to_be, watched
@@ -45,6 +45,16 @@ def opened_target(to: str, *, code: str, is_dry: bool) -> Iterator[LocalStore | 
         if isinstance(store, UploadsParts) and not is_dry:
             probe_uploads(store, url=store.root)
         yield store
+
+
+def require_apart(source: str, to: str, *, code: str) -> None:
+    """What is written within the store that it is made of is foreign there. Raises Invalid."""
+    if is_nested(source, to):
+        raise Invalid(
+            f"option --to {to}: expected a place apart from {source}, got it, or one within the other",
+            hint="what lies within a store is lost with it, and its run may clear it away",
+            code=code,
+        )
 
 
 def store_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
