@@ -45,10 +45,10 @@ def parse_address(checkpoint_id: str | os.PathLike[str], *, store: str | None = 
     """
     text = os.fspath(checkpoint_id)
     place, mark, options = text.partition("?") if is_s3(text) else (text, "", "")
-    if is_s3(text):
-        parse_s3(text)
-    else:
+    if not is_s3(text):
         path_of(text)
+    elif not parse_s3(text).prefix:
+        return Address(url=text, step=None)  # a bucket may be called step-100
     folder, slash, last = place.rstrip("/").rpartition("/")
     match = _NAMED_STEP.fullmatch(last)
     if match is None:
@@ -57,4 +57,6 @@ def parse_address(checkpoint_id: str | os.PathLike[str], *, store: str | None = 
         raise Invalid(f"checkpoint id {place!r}: expected a step of 0 .. {MAX_STEP}, got {last}", code="dcp-step")
     if not slash:
         folder = store or "."
+    elif folder.endswith("/"):
+        folder += "/"  # file:///step-1, whose store is the root
     return Address(url=f"{folder or '/'}{mark}{options}", step=Step(int(match.group(1))))
