@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.opened import Commit
@@ -177,6 +179,26 @@ def test_workers_of_several_nodes_write_what_threads_write(
     assert run(capsys, *command, str(tmp_path / "there"), "--on", "ray")[0] == 0
     assert run(capsys, "verify", str(tmp_path / "there"))[0] == 0
     assert digest(capsys, str(tmp_path / "there")) == digest(capsys, str(large / "store"))
+
+
+@pytest.mark.usefixtures("place")
+def test_what_was_recorded_and_is_gone_from_the_target_is_written_again_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("reshard", "run/small", "--to", "again", "--mesh", "dp=3", "--state", "state")
+
+    def no_commit(*_given: object, **_more: object) -> None:
+        raise Unavailable("the store went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("behemoth.checkpoint.interop.ingest.commit", no_commit)
+        assert run(capsys, *command)[0] == Exit.FAILED
+    assert num_lines(Path("state")) > 1
+    shutil.rmtree("again/steps")
+    code, _, err = run(capsys, *command)
+    assert (code, "what that call wrote is gone from the target" in err) == (0, True)
+    assert run(capsys, "verify", "again")[0] == 0
+    assert digest(capsys, "again") == digest(capsys, "run/small")
 
 
 def killed_in_the_middle(command: list[str], folder: Path, store: S3Store) -> int:

@@ -89,7 +89,10 @@ def write_recorded(
         nullcontext() if is_s3(url) else importing(Path(url)),
         batches.record(verb, job(""), num_bytes=writing.num_bytes, note=fresh) as record,
     ):
+        recorded_id = record.note
         write_id = require_written(store, step, writing, record, fresh)
+        if write_id != recorded_id:
+            batches.console.note("what that call wrote is gone from the target: all batches are done again")
 
         def do(progress: Callable[[int, int], None]) -> CommitRecord:
             executor = batches.executor(open_work, worker=worker)
