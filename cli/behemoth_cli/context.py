@@ -183,6 +183,7 @@ def find_checkpoints(text: str) -> Checkpoints:
         directory = RunDirectory(_run_path(text))
         identity = directory.identity()
         if identity is not None:
+            _require_one_meaning(text, directory.path)
             run = read_run(directory.document)
             return Checkpoints(url=store_root(run, directory, identity), run=identity.name, directory=directory.path)
     path = Path(path_of(text))
@@ -192,13 +193,28 @@ def find_checkpoints(text: str) -> Checkpoints:
             hint=_nearest_run(text) or "name run/NAME, a run directory, or the path or URL of a checkpoint store",
             code="checkpoints-not-found",
         )
-    if not any((path / name).is_dir() for name in _FOLDERS):
+    if not _has_checkpoints(path):
         raise NotFound(
             f"{text}: expected a folder with checkpoints (commits/ and steps/), got one without",
             hint="the checkpoints of a run lie in its folder checkpoints/ unless spec.checkpoint.store names another",
             code="checkpoints-not-found",
         )
     return Checkpoints(url=str(path), run="")
+
+
+def _require_one_meaning(text: str, found: Path) -> None:
+    """The name of a run may be that of a store here too, and some verbs delete. Raises Invalid."""
+    here = Path(text)
+    if found != here and not text.startswith(PREFIX) and _has_checkpoints(here):
+        raise Invalid(
+            f"{text}: expected one meaning, got run/{text} and the folder ./{text}, which has checkpoints",
+            hint=f"write run/{text} or ./{text}",
+            code="checkpoints-ambiguous",
+        )
+
+
+def _has_checkpoints(path: Path) -> bool:
+    return any((path / name).is_dir() for name in _FOLDERS)
 
 
 def _find_in_bucket(url: str) -> Checkpoints:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from behemoth.base.ids import Step
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.paths import commit_key, step_prefix
 from behemoth.checkpoint.verify import Report
@@ -18,6 +19,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.commands import checking
+from behemoth_cli.exits import Exit
 from cli.cli_rig import TRAINED_STEPS as NEWEST
 from cli.cli_rig import on_terminal
 
@@ -56,6 +58,18 @@ def test_checkpoints_are_named_by_run_directory_path_and_url(
     for where in ("run/small", "small", "runs/small", str(place), f"file://{place}"):
         assert root.run(["ckpt", "list", where, "-o", "name"]) == 0
         assert capsys.readouterr().out == f"checkpoint/{older}\ncheckpoint/{NEWEST}\n"
+
+
+def test_a_name_of_both_a_run_and_a_store_is_refused_until_it_says_which(
+    place: Path, older: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place, "small")
+    Path("small", commit_key(Step(older))).unlink()
+    assert root.run(["ckpt", "list", "small"]) == Exit.USAGE
+    assert "hint: write run/small or ./small\ncode: checkpoints-ambiguous" in capsys.readouterr().err
+    for where, steps in (("run/small", [older, NEWEST]), ("./small", [NEWEST])):
+        assert root.run(["ckpt", "list", where, "-o", "name"]) == 0
+        assert capsys.readouterr().out.split() == [f"checkpoint/{step}" for step in steps]
 
 
 def test_intact_checkpoints_verify(place: Path, older: int, capsys: pytest.CaptureFixture[str]) -> None:
