@@ -30,6 +30,7 @@ from behemoth.dcp.tensors import Tensors
 from behemoth.ports import MAX_PARTS
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import read
+from checkpoint.interop.rewriting import small_parts
 from checkpoint.random_layouts import small_chunks
 from dcp.cuts import partitions
 
@@ -80,7 +81,11 @@ def test_ranks_and_their_coordinator_make_every_object_right_and_once(
     for box in boxes:
         ranks[data.draw(st.integers(0, num_ranks - 1))].append(box)
     bucket = MemoryBucket(min_part_bytes=1)
-    with small_chunks(chunk_bytes, poor_bytes=max(1, chunk_bytes // 8)), pytest.MonkeyPatch.context() as patch:
+    with (
+        small_chunks(chunk_bytes, poor_bytes=max(1, chunk_bytes // 8)),
+        small_parts(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(object_parts, "PART_BYTES", part_bytes)
         placed = placed_of(shape, ranks)
         begun = begin_shared(bucket, placed, [{"a": of_rank} if of_rank else {} for of_rank in ranks])
