@@ -342,9 +342,11 @@ def test_the_maps_that_ship_are_readable(name: str) -> None:
     assert named_map(name).rules
 
 
-def test_the_map_of_the_documentation_is_readable_and_works() -> None:
+def test_the_maps_of_the_documentation_are_readable_and_that_of_its_own_chapter_works() -> None:
     page = (Path(__file__).parents[3] / "docs" / "interop.md").read_text()
-    document = page.partition("```yaml\n")[2].partition("```")[0]
+    documents = [block.partition("```")[0] for block in page.split("```yaml\n")[1:]]
+    assert all(decode_map(document.encode(), source="interop.md").rules for document in documents)
+    document = page.partition("## Name maps")[2].partition("```yaml\n")[2].partition("```")[0]
     ours = numbered(
         ("model/layers.0.attention.wqkv", (4, 8)),
         ("model/layers.0.experts.0.w", (2,)),
