@@ -37,7 +37,7 @@ from behemoth_cli.commands.interop_options import (
     precision_of,
     require_matches,
 )
-from behemoth_cli.commands.selection import Threads
+from behemoth_cli.commands.selection import NewStore, Threads
 from behemoth_cli.commands.writing import opened_target, write_recorded
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.views.interop import import_page
@@ -58,9 +58,7 @@ def import_checkpoint(
             help="A folder or s3:// prefix with safetensors files, one such file, or a DCP checkpoint.",
         ),
     ],
-    to: Annotated[
-        str, typer.Option("--to", metavar="WHERE", help="Path or URL of a store that is no run's.", show_default=False)
-    ],
+    to: NewStore,
     step: Annotated[
         int, typer.Option("--step", metavar="N", min=0, max=MAX_STEP, help="The step that the checkpoint gets.")
     ] = 0,

@@ -30,7 +30,7 @@ from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, b
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
 from behemoth_cli.commands.plan import inventory_of
-from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
+from behemoth_cli.commands.selection import NewStore, Step, Threads, Where, intact, require_still_there
 from behemoth_cli.commands.writing import opened_target, require_apart, write_recorded
 from behemoth_cli.context import Context, chosen_format, find_checkpoints, read_run
 from behemoth_cli.views.interop import reshard_page
@@ -42,9 +42,7 @@ _RECIPE_HELP = "Recipe of the result, such as weights=bfloat16,master=none; the 
 def reshard_checkpoint(
     ctx: typer.Context,
     where: Where,
-    to: Annotated[
-        str, typer.Option("--to", metavar="WHERE", help="Path or URL of a store that is no run's.", show_default=False)
-    ],
+    to: NewStore,
     step: Step = None,
     mesh: Annotated[str, typer.Option("--mesh", metavar="AXES", help="The mesh, such as tp=4,dp=2.")] = "",
     file: Annotated[

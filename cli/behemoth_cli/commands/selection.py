@@ -30,6 +30,9 @@ Where = Annotated[
     ),
 ]
 Step = Annotated[int | None, typer.Option("--step", metavar="N", min=0, help="The checkpoint of this step.")]
+NewStore = Annotated[
+    str, typer.Option("--to", metavar="WHERE", help="Path or URL of a store that is no run's.", show_default=False)
+]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, max=256, help="Threads that read and check.")]
 
 

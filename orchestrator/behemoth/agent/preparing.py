@@ -115,15 +115,16 @@ class Preparing:
             try:
                 commit = open_commit(shared, _ref(source))
                 shared.unit_of = ChunkUnits(commit).unit_of
-                return self._read(shared, commit, order, layout, plan, arena, source)
+                intake = self._intake(order, commit, layout)
+                return self._read(shared, commit, intake, order.job, layout, plan, arena, source)
             except (Corrupt, Invalid):  # as seen through peers: who judges a checkpoint has read it alone
                 _log.warning("rank %d, write %s: read again, alone", order.rank, source.write_id)
                 in_vain = shared.read_bytes
         store = self._store()
         alone = CountingStore(store)
         commit = open_commit(alone, _ref(source))
-        files = None
-        if self._intake(order, commit, layout) == AS_SAVED and not source.must_read and shared is None:
+        intake, files = self._intake(order, commit, layout), None
+        if intake == AS_SAVED and not source.must_read and shared is None:
             files = files_of(store, commit, layout, plan)
         if files is not None:
             return Prepared(
@@ -134,26 +135,26 @@ class Preparing:
                 is_cold=files.are_cold,
                 store_bytes=alone.read_bytes + _chunk_bytes(layout, plan),
             )
-        prepared = self._read(alone, commit, order, layout, plan, arena, source)
+        prepared = self._read(alone, commit, intake, order.job, layout, plan, arena, source)
         return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
 
     def _read(
         self,
         store: CountingStore | SharedReads,
         commit: Commit,
-        order: Prepare,
+        intake: Intake,
+        job: int,
         layout: Layout,
         plan: RankPlan,
         arena: Arena,
         source: Source,
     ) -> Prepared:
-        intake = self._intake(order, commit, layout)
         read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
         nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
         if nothing:  # it is not that checkpoint, which a peer might take it for
             arena.disprove(source.spare)
         return Prepared(
-            job=order.job,
+            job=job,
             generation=source.spare,
             origin="store",
             left_out=nothing,

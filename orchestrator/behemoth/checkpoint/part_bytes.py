@@ -6,7 +6,7 @@ once. Neighbours: `part_plan`, which says what a part is made of, `upload_writer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from typing_extensions import Buffer
@@ -18,6 +18,24 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_plan import Fragment, PlannedPart
 from behemoth.checkpoint.writer import chunk_tail
+
+
+class Summed:
+    """Buffers one behind the other, and the CRC-32C of them all."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Buffer] = []
+        self.crc = 0
+
+    def add(self, buffers: Iterable[Buffer], crc: int, num_bytes: int) -> None:
+        """Some whose CRC together is known."""
+        self.crc = combine(self.crc, crc, num_bytes)
+        self.buffers += buffers
+
+    def append(self, data: bytes) -> None:
+        """A small one, whose CRC is computed here."""
+        self.crc = crc32c(data, self.crc)
+        self.buffers.append(data)
 
 
 class PartBytes:
@@ -41,23 +59,17 @@ class PartBytes:
     def of(self, part: PlannedPart) -> tuple[list[Buffer], int]:
         """Buffers that make up the part, and the CRC-32C of them all. Raises what the exchange does."""
         grid = self._grids[part.shard.array]
-        buffers: list[Buffer] = []
-        total = 0
+        summed = Summed()
         chunk_crc = self._head_crc(part.head)
         for fragment, views in zip(part.data, self._data(part.data), strict=True):
             crc = crc_of(views)
             chunk_crc = combine(chunk_crc, crc, fragment.length) if fragment.offset else crc
-            total = combine(total, crc, fragment.length)
-            buffers += views
+            summed.add(views, crc, fragment.length)
             if fragment.offset + fragment.length == grid.data_bytes(fragment.chunk):
-                tail = chunk_tail(grid, chunk_crc, grid.data_bytes(fragment.chunk))
-                total = crc32c(tail, total)
-                buffers.append(tail)
+                summed.append(chunk_tail(grid, chunk_crc, grid.data_bytes(fragment.chunk)))
         if part.is_last:
-            index = grid.index()
-            total = crc32c(index, total)
-            buffers.append(index)
-        return buffers, total
+            summed.append(grid.index())
+        return summed.buffers, summed.crc
 
     def _head_crc(self, head: Sequence[Fragment]) -> int:
         """Of the first chunk's data that lie in earlier parts."""

@@ -9,9 +9,14 @@ from typing_extensions import Buffer
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 
 
+def buffers_of(into: Into) -> tuple[Buffer, ...]:
+    """What a read fills, one behind the other."""
+    return into if isinstance(into, tuple) else (into,)
+
+
 def num_bytes(into: Into) -> int:
     """What a read asks for."""
-    return sum(memoryview(one).nbytes for one in (into if isinstance(into, tuple) else (into,)))
+    return sum(memoryview(one).nbytes for one in buffers_of(into))
 
 
 class PassingStore:

@@ -220,7 +220,7 @@ class _Unstaging:
         if self._crcs is None:
             target.fill(source, start)
             return
-        if copied_crc(source, target, start) != self._crcs[number]:
+        if _copied_crc(source, target, start) != self._crcs[number]:
             raise Corrupt(
                 f"{self._where}: {span.length} bytes at {span.arena_offset} are not those that were staged",
                 hint="memory was damaged; restore from storage",
@@ -228,7 +228,7 @@ class _Unstaging:
             )
 
 
-def copied_crc(source: Bytes, target: Held, start: int) -> int:
+def _copied_crc(source: Bytes, target: Held, start: int) -> int:
     """Copy to byte `start` of a piece, and compute the CRC-32C of what is copied, block by block, so that memory is
     read once."""
     crc = 0

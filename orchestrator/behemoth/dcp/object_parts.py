@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from typing_extensions import Buffer
 
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import combine
 from behemoth.checkpoint.grid import Grid
+from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.writer import chunk_tail
 from behemoth.dcp.boxes import Run
 from behemoth.ports import MAX_PARTS
@@ -65,19 +66,13 @@ def part_bytes(
 ) -> tuple[list[Buffer], int]:
     """Buffers that make up a part, and the CRC-32C of them all. `data_of` gives a chunk's data in order, in pieces,
     each with its CRC."""
-    buffers: list[Buffer] = []
-    total = 0
+    summed = Summed()
     for chunk in part.chunks:
         chunk_crc = 0
         for data, crc in data_of(chunk):
             chunk_crc = combine(chunk_crc, crc, data.nbytes)
-            total = combine(total, crc, data.nbytes)
-            buffers.append(data)
-        tail = chunk_tail(grid, chunk_crc, grid.data_bytes(chunk))
-        total = crc32c(tail, total)
-        buffers.append(tail)
+            summed.add([data], crc, data.nbytes)
+        summed.append(chunk_tail(grid, chunk_crc, grid.data_bytes(chunk)))
     if part.is_last:
-        index = grid.index()
-        total = crc32c(index, total)
-        buffers.append(index)
-    return buffers, total
+        summed.append(grid.index())
+    return summed.buffers, summed.crc

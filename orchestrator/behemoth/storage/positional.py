@@ -15,6 +15,7 @@ import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.passing import buffers_of
 from behemoth.ports import Into, Part
 
 MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))
@@ -40,7 +41,7 @@ def byte_view(buffer: Buffer, doing: str) -> memoryview:
 
 def target_views(into: Into, key: str, offset_bytes: int) -> list[memoryview]:
     """What a read from `offset_bytes` fills, in buffers that are not empty. Raises Invalid for one that takes none."""
-    found = (byte_view(one, f"read {key}") for one in (into if isinstance(into, tuple) else (into,)))
+    found = (byte_view(one, f"read {key}") for one in buffers_of(into))
     views = [view for view in found if view.nbytes]
     if offset_bytes < 0 or any(view.readonly for view in views):
         raise Invalid(f"read {key}: expected a writable buffer and an offset >= 0, got offset {offset_bytes} bytes")

@@ -15,7 +15,7 @@ from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, Timeout, Unavailable
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.passing import PassingStore
+from behemoth.checkpoint.passing import PassingStore, buffers_of
 from behemoth.checkpoint.units import Unit
 from behemoth.ports import Into, ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
@@ -58,7 +58,7 @@ class SharedReads(PassingStore):
         return self._peer_bytes
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        for one in into if isinstance(into, tuple) else (into,):
+        for one in buffers_of(into):
             target = memoryview(one).cast("B") if memoryview(one).nbytes else memoryview(one)
             self._read(key, offset_bytes, target)
             offset_bytes += target.nbytes
