@@ -19,6 +19,7 @@ from behemoth.checkpoint.commit import commits, latest
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
+from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
@@ -181,6 +182,7 @@ def flip(store: MemoryStore, key: str, bit: int) -> None:
 
 
 def damage_is_found(store: ObjectStore) -> bool:
+    """By who restores, or, in what only other readers need, by `verify`."""
     found = commits(store)
     if len(found) != 1 or not hasattr(found[0], "write_id"):
         return True
@@ -188,7 +190,21 @@ def damage_is_found(store: ObjectStore) -> bool:
         digest(store, open_commit(store, found[0]))
     except (Corrupt, Invalid):
         return True
-    return False
+    return not verify(store, found[0], threads=1, deep=False).is_intact
+
+
+def test_a_checkpoint_whose_zarr_json_is_damaged_comes_back_and_is_told_by_verify() -> None:
+    layout = toy_layout()
+    store = MemoryStore()
+    arrays = logical_arrays(layout, 1)
+    ref = save(store, layout, arrays, step=1).ref
+    whole = digest(store, open_commit(store, ref))
+    keys = [key for key, _ in objects_of(store) if key.endswith("/zarr.json")]
+    for key in keys:
+        flip(store, key, 8)
+    assert digest(store, open_commit(store, ref)) == whole
+    told = verify(store, ref, threads=1, deep=False).problems
+    assert {problem.object_key for problem in told} == set(keys)
 
 
 @pytest.mark.parametrize("sharding", ["array", "box"])
@@ -226,11 +242,10 @@ def test_a_damaged_shard_is_named_with_array_chunk_and_file(damage: str) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
-@pytest.mark.parametrize("name", ["index", "model/norm/zarr.json"])
-def test_damaged_metadata_is_named_with_its_file_and_what_to_do(name: str, damage: str) -> None:
+def test_a_damaged_index_is_named_with_its_file_and_what_to_do(damage: str) -> None:
     layout, store = toy_layout(), MemoryStore()
     record = save(store, layout, logical_arrays(layout, 1), step=1)
-    key = f"{record.prefix}/{name}"
+    key = f"{record.prefix}/index"
     if damage == "missing":
         store.delete([key])
     elif damage == "flipped":

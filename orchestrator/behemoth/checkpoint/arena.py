@@ -9,8 +9,6 @@ module never creates or closes the descriptor. Neighbours: `arena_format` (what 
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.arena_format import (
     ARENA_HEADER_BYTES,
@@ -38,18 +36,16 @@ from behemoth.checkpoint.arena_format import (
     data_offset,
     head_offset,
 )
+from behemoth.checkpoint.arena_memory import enter, map_shared, take
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan
-
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # linux/mman.h, since Linux 5.14; Python 3.11 has no names for them
 
 
 class Arena:
     """A mapping of one rank's arena. Not thread-safe: one thread of one process fills a generation at a time."""
 
-    def __init__(self, memory: mmap.mmap, *, num_spans: int, data_bytes: int, layout_digest: str, rank: int) -> None:
+    def __init__(self, memory: memoryview, *, num_spans: int, data_bytes: int, layout_digest: str, rank: int) -> None:
         self._memory = memory
-        self._view = memoryview(memory)
         self._num_spans = num_spans
         self.data_bytes = data_bytes
         self.layout_digest = layout_digest
@@ -69,9 +65,8 @@ class Arena:
         size_bytes = Arena.size_bytes(plan)
         os.ftruncate(fd, 0)
         os.ftruncate(fd, size_bytes)
-        memory = mmap.mmap(fd, size_bytes)
-        _want_large_pages(memory)
-        _populate(memory, _MADV_POPULATE_WRITE)
+        memory = map_shared(fd, size_bytes)
+        take(memory)
         table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
         header = ArenaHeader(
             rank=plan.rank,
@@ -98,15 +93,13 @@ class Arena:
         size_bytes = os.fstat(fd).st_size
         if size_bytes < PAGE_BYTES:
             raise Corrupt(f"arena: expected at least {PAGE_BYTES} bytes, got {size_bytes}", code="arena-header")
-        memory = mmap.mmap(fd, size_bytes)
-        header = ArenaHeader.decode(memory[:ARENA_HEADER_BYTES])
+        memory = map_shared(fd, size_bytes)
+        header = ArenaHeader.decode(bytes(memory[:ARENA_HEADER_BYTES]))
         if header is None or header.size_bytes != size_bytes:
             raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
         if crc32c(memory[PAGE_BYTES : PAGE_BYTES + header.num_spans * SPAN_ROW_BYTES]) != header.table_crc:
             raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
-        _want_large_pages(memory)
-        # The pages are there: reading maps sixteen at a time, and shared memory writable, for a third of the time.
-        _populate(memory, _MADV_POPULATE_READ)
+        enter(memory)
         return Arena(
             memory,
             num_spans=header.num_spans,
@@ -278,25 +271,22 @@ class Arena:
         """The recorded CRCs. Raises NotFound before `record_crcs`, Corrupt when the table was damaged."""
         header = self._expect(generation, State.VERIFIED)
         start = self._head(generation) + PAGE_BYTES
-        table = self._memory[start : start + self._num_spans * CRC_BYTES]
+        table = bytes(self._memory[start : start + self._num_spans * CRC_BYTES])
         if crc32c(table) != header.table_crc:
             raise Corrupt(f"arena of rank {self.rank}, generation {generation}: its CRC table is damaged")
         return np.frombuffer(table, dtype="<u4")
 
     def close(self) -> None:
-        """Unmap. Idempotent. Views that are still in use keep the mapping until they go."""
-        self._view.release()
-        try:
-            self._memory.close()
-        except BufferError:
-            return  # an exported view is alive; the mapping ends with it
+        """Give up the mapping. Idempotent. Views that are still in use keep it until they go."""
+        with suppress(BufferError):  # a view of it is in use
+            self._memory.release()
 
     def _headers(self) -> list[GenerationHeader | None]:
         return [self._header(generation) for generation in range(NUM_GENERATIONS)]
 
     def _header(self, generation: int) -> GenerationHeader | None:
         start = self._head(generation)
-        return GenerationHeader.decode(self._memory[start : start + GENERATION_HEADER_BYTES])
+        return GenerationHeader.decode(bytes(self._memory[start : start + GENERATION_HEADER_BYTES]))
 
     def _expect(self, generation: int, state: State) -> GenerationHeader:
         self._check(generation)
@@ -329,25 +319,4 @@ class Arena:
 
     def _data(self, generation: int) -> memoryview:
         start = self.data_offset_bytes(generation)
-        return self._view[start : start + self.data_bytes]
-
-
-def _want_large_pages(memory: mmap.mmap) -> None:
-    """Where the machine gives shared memory pages of 2 MiB to those who ask (`shmem_enabled` of transparent hugepages),
-    copies and direct I/O get through less of them."""
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-
-
-def _populate(memory: mmap.mmap, advice: int) -> None:
-    try:
-        memory.madvise(advice)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise Unavailable(
-                f"arena of {len(memory)} bytes: expected that much memory, got {error.strerror}",
-                hint="free memory on the node, or shrink what a rank holds",
-                code="arena-memory",
-            ) from error
-        # An older kernel: reading maps the pages, and the first copy pays for the rest.
-        np.frombuffer(memory, dtype=np.uint8)[::PAGE_BYTES].max()
+        return self._memory[start : start + self.data_bytes]

@@ -194,6 +194,9 @@ class Layout:
             _check_stage(self.mesh, array)
             _check_bucket(self.mesh, array)
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Layout) and self.digest == other.digest)
+
     def __hash__(self) -> int:
         return hash(self.digest)
 

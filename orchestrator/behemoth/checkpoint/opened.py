@@ -24,7 +24,7 @@ METADATA_MISSING = "metadata-missing"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """An opened checkpoint: its record is intact, and so is all of its metadata."""
+    """An opened checkpoint: its record is intact, and so is its index."""
 
     record: CommitRecord
     layout: Layout
@@ -52,15 +52,14 @@ class Commit:
 
 
 def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
-    """Read and check the metadata: the record, the index against it, each zarr.json against the index.
+    """Read and check the record, and the index against it.
 
-    Blocks for one small read per array. Raises NotFound when the commit is gone, Corrupt naming the file, Invalid for a
-    newer format.
+    Blocks for two small reads, however many arrays there are: the zarr.json of an array is for others, what it says
+    follows from the layout, and `verify` looks after it. Raises NotFound when the commit is gone, Corrupt naming the
+    file, Invalid for a newer format.
     """
     record = read_record(store, ref)
     index = read_index(store, record)
-    for one in index.metadata:
-        read_metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
     return Commit(record=record, layout=index.layout, index=index)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-THREADS = 4
-"""They wait for the disk and do not compute."""
-KEYS_PER_CALL = 64
-"""A call also syncs the folders that its objects share."""
+THREADS = 16
+"""They wait for the disk and do not compute; a file system makes durable at once what many of them wait for."""
+KEYS_PER_CALL = 8
+"""A call also syncs the folders that its objects share, and one file after another."""
 BYTES_PER_CALL = 32 << 20
 """Of objects that went through the page cache: the disk is to work while the next ones are written."""
 

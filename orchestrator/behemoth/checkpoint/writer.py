@@ -33,9 +33,9 @@ from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import crc_of_zeros, is_zero
 from behemoth.ports import Part, WritesRanges
 
-THREADS_PER_WRITER = 2
-"""Once the snapshot is whole: while one computes a CRC or makes a file, another one's bytes are on their way. Before,
-more threads would only hold up the program's copy."""
+THREADS_PER_WRITER = 5
+"""Once the snapshot is whole: while one computes a CRC or makes a file, the others' bytes are on their way, though
+threads of one disk tend to end their writes together. Before, more threads would only hold up the program's copy."""
 SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
