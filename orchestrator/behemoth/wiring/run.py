@@ -38,7 +38,8 @@ from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Epoch, NodeId, RunUid, Step
 from behemoth.checkpoint.owner import Owner, refuse_other, take
-from behemoth.fleet.server import Fleet, FleetSettings
+from behemoth.fleet.server import Fleet
+from behemoth.fleet.settings import FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.ports import Runtime, SavesTo, UploadsParts
 from behemoth.rayrt.processes import SubprocessRuntime
