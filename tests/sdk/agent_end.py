@@ -16,6 +16,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.sdk import Run, State
 from behemoth.sdk.run import _place, _Session
+from behemoth.wire.ends import Peer, send_with
 from behemoth.wire.frames import encode_frame
 from behemoth.wire.session import (
     FROM_WORKER,
@@ -25,12 +26,10 @@ from behemoth.wire.session import (
     FromWorker,
     Grant,
     InPhase,
-    Peer,
     Proceed,
     Ready,
     SaveDue,
     SaveSafe,
-    send_with,
 )
 
 M = TypeVar("M")

@@ -27,6 +27,7 @@ from behemoth.sdk.state import BoundState, State
 from behemoth.sdk.turn import Turn
 from behemoth.spec.mesh import Mesh
 from behemoth.state.config import WorkPhase
+from behemoth.wire.ends import Peer
 from behemoth.wire.frames import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from behemoth.wire.session import (
     DUMP_SIGNAL,
@@ -34,7 +35,6 @@ from behemoth.wire.session import (
     WORKER_FD_VARIABLE,
     Assigned,
     Join,
-    Peer,
     Refusal,
     Standing,
     StepsEnded,
