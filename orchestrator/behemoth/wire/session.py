@@ -21,6 +21,7 @@ DUMP_SIGNAL: Final = signal.SIGRTMIN + 7
 """Makes a joined worker write the Python stacks of all threads to its log. A real-time signal, because programs that
 handle signals at all take the classic ones (SIGUSR1, SIGUSR2, SIGTERM)."""
 
+
 def worker_title(rank: Rank) -> str:
     """What a forked worker calls itself in process listings (PR_SET_NAME keeps 15 bytes)."""
     return f"rank-{rank}"
