@@ -4,22 +4,21 @@ The agent owns the memory (an anonymous memfd) and passes it as a descriptor to 
 to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
 generation counts only while its header is intact and says so, and the header changes before the first byte of data is
 touched and after the last one. In between a mark tells how far it has come, for those who follow (`following`). The
-module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `staging`, `writer`.
+module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `arena_pages`, `staging`,
+`writer`.
 """
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.arena_format import (
     ARENA_HEADER_BYTES,
@@ -38,10 +37,9 @@ from behemoth.checkpoint.arena_format import (
     data_offset,
     head_offset,
 )
+from behemoth.checkpoint.arena_pages import fault_in, map_new
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan
-
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # linux/mman.h, since Linux 5.14; Python 3.11 has no names for them
 
 
 class Arena:
@@ -67,11 +65,7 @@ class Arena:
         Blocks about 1 s per GiB. What the memory held before is lost. Raises Unavailable when memory is short.
         """
         size_bytes = Arena.size_bytes(plan)
-        os.ftruncate(fd, 0)
-        os.ftruncate(fd, size_bytes)
-        memory = mmap.mmap(fd, size_bytes)
-        _want_large_pages(memory)
-        _populate(memory, _MADV_POPULATE_WRITE)
+        memory = map_new(fd, size_bytes)
         table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
         header = ArenaHeader(
             rank=plan.rank,
@@ -104,9 +98,7 @@ class Arena:
             raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
         if crc32c(memory[PAGE_BYTES : PAGE_BYTES + header.num_spans * SPAN_ROW_BYTES]) != header.table_crc:
             raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
-        _want_large_pages(memory)
-        # The pages are there: reading maps sixteen at a time, and shared memory writable, for a third of the time.
-        _populate(memory, _MADV_POPULATE_READ)
+        fault_in(memory)
         return Arena(
             memory,
             num_spans=header.num_spans,
@@ -196,17 +188,7 @@ class Arena:
     def seal(self, generation: int) -> Snapshot:
         """All data is in place: from now on `generation` is a snapshot. Raises Conflict when nobody began one."""
         header = self._expect(generation, State.COPYING)
-        self._put(
-            generation,
-            GenerationHeader(
-                state=State.STAGED,
-                table_crc=0,
-                sequence=header.sequence,
-                step=header.step,
-                digest=header.digest,
-                write_id=header.write_id,
-            ),
-        )
+        self._put(generation, replace(header, state=State.STAGED, table_crc=0))
         return self.snapshot(generation)
 
     def discard(self, generation: int) -> None:
@@ -257,17 +239,7 @@ class Arena:
         start = self._head(generation) + PAGE_BYTES
         # A torn table is harmless in either state: STAGED does not use it, VERIFIED has its CRC in the header.
         self._memory[start : start + len(table)] = table
-        self._put(
-            generation,
-            GenerationHeader(
-                state=State.VERIFIED,
-                table_crc=crc32c(table),
-                sequence=header.sequence,
-                step=header.step,
-                digest=header.digest,
-                write_id=header.write_id,
-            ),
-        )
+        self._put(generation, replace(header, state=State.VERIFIED, table_crc=crc32c(table)))
 
     def disprove(self, generation: int) -> None:
         """A verified snapshot whose content is not that of its write: it knows no CRCs any more. Raises NotFound when
@@ -330,24 +302,3 @@ class Arena:
     def _data(self, generation: int) -> memoryview:
         start = self.data_offset_bytes(generation)
         return self._view[start : start + self.data_bytes]
-
-
-def _want_large_pages(memory: mmap.mmap) -> None:
-    """Where the machine gives shared memory pages of 2 MiB to those who ask (`shmem_enabled` of transparent hugepages),
-    copies and direct I/O get through less of them."""
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-
-
-def _populate(memory: mmap.mmap, advice: int) -> None:
-    try:
-        memory.madvise(advice)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise Unavailable(
-                f"arena of {len(memory)} bytes: expected that much memory, got {error.strerror}",
-                hint="free memory on the node, or shrink what a rank holds",
-                code="arena-memory",
-            ) from error
-        # An older kernel: reading maps the pages, and the first copy pays for the rest.
-        np.frombuffer(memory, dtype=np.uint8)[::PAGE_BYTES].max()
