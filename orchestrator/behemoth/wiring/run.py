@@ -46,7 +46,8 @@ from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.rayrt.runtime import embed_ray, join_ray
 from behemoth.reconcile.loop import Loop
 from behemoth.spec.drill import Fault
-from behemoth.spec.run import BEAT_INTERVAL, TrainingRun
+from behemoth.spec.recovery import BEAT_INTERVAL
+from behemoth.spec.run import TrainingRun
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, TermBegan
 from behemoth.state.observation import Observation
