@@ -10,7 +10,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import typer
@@ -25,6 +25,7 @@ from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile
 from behemoth.spec.run import TrainingRun, require_fit
+from behemoth.wiring.engine import Engine
 from behemoth.wiring.run import LocalRun, RunRequest
 from behemoth_cli.commands.at_once import forced_end
 from behemoth_cli.commands.candidates import one_of, output_option
@@ -47,8 +48,6 @@ _STOPPING = "saving, then stopping at the next agreed step; once more stops at o
 _READING = (
     "the run is over; what is left is to drain its last checkpoint, if it says so, and to read it back; once more stops"
 )
-
-Engine = Literal["embedded-ray", "joined-ray", "processes"]
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
