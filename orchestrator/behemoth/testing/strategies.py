@@ -25,7 +25,7 @@ def run_configs(
 ) -> st.SearchStrategy[RunConfig]:
     """Runs of 1 to 4 slots with up to 2 spares, two minutes of one-second steps, a save every few of them."""
     return st.builds(
-        _run_config,
+        run_config,
         num_slots=st.integers(1, 4),
         num_spares=st.integers(0, MAX_NODES - 4),
         cadence=st.one_of(
@@ -39,7 +39,7 @@ def run_configs(
     )
 
 
-def _run_config(
+def run_config(
     *,
     num_slots: int,
     num_spares: int,
@@ -49,6 +49,7 @@ def _run_config(
     total_steps: int,
     node_wait_s: int,
 ) -> RunConfig:
+    """A run whose limits fit steps of a second."""
     return RunConfig(
         run_uid=RunUid("run"),
         nodes=tuple(NodeId(f"n{order}") for order in range(num_slots + num_spares)),
