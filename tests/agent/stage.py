@@ -127,6 +127,19 @@ class Stage:
         with contextlib.suppress(KeyError):
             os.close(self.lifelines.pop(node))
 
+    async def replace_agents(self, *indexes: int) -> None:
+        """These nodes lose their agents with all memory at once, and come back empty."""
+        names = [NodeId(f"n{index}") for index in indexes]
+        below = {pid for name in names for pid in descendants(self.agents[name].pid)}
+        for name in names:
+            kill(self.agents[name].pid)
+        await gone(below, limit_s=10)
+        for index, name in zip(indexes, names, strict=True):
+            since = len(self.heard)
+            self.cut_lifeline(name)
+            self.start_agent(index)
+            await self.wait_for(Hello, lambda hello, name=name: hello.node == name, since=since)
+
     # Talking
 
     def send(self, command: object, *nodes: NodeId) -> None:

@@ -30,6 +30,7 @@ from behemoth.wire.messages import (
     RanksUp,
     ReceiptBatch,
     Refused,
+    RestoreFrom,
     RestoreRefused,
     SaveAt,
     SaveBroken,
@@ -49,15 +50,14 @@ def play(folder: Path, scene: Callable[[Stage], Awaitable[None]], setup: Setup |
     asyncio.run(run())
 
 
-async def replace_agent(here: Stage) -> None:
-    """Node n0 loses its agent and all memory, and comes back."""
-    below = descendants(here.agents["n0"].pid)
-    kill(here.agents["n0"].pid)
-    await gone(below, limit_s=10)
-    since = len(here.heard)
-    here.cut_lifeline("n0")
-    here.start_agent(0)
-    await here.wait_for(Hello, since=since)
+async def saved_and_stopped(here: Stage) -> RestoreFrom:
+    """What attempt 1 has saved, after the end of its workers."""
+    here.start_gang(1)
+    await here.wait_for(RanksRestored)
+    saved = await here.save(20, "a1-1", 1)
+    here.send(StopGang(fence=here.fence(1), reason="test"))
+    await here.wait_for(RanksGone)
+    return saved
 
 
 async def worker_pids(here: Stage) -> list[int]:
@@ -98,7 +98,7 @@ def test_a_checkpoint_comes_back_from_the_store_when_the_agent_and_its_memory_ar
         here.start_gang(1)
         await here.wait_for(RanksRestored)
         saved = await here.save(20, "a1-1", 1)
-        await replace_agent(here)
+        await here.replace_agents(0)
         here.start_gang(2, restore=saved)
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
         assert (restored.step, restored.num_from_memory) == (20, 0)
@@ -167,7 +167,7 @@ def test_a_large_state_whose_files_are_in_the_page_cache_is_read_by_its_rank(tmp
         here.start_gang(1)
         await here.wait_for(RanksRestored)
         saved = await here.save(8, "a1-1", 1)
-        await replace_agent(here)
+        await here.replace_agents(0)
         is_cached = is_in_page_cache(big_file(here))
         here.start_gang(2, restore=saved)
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
@@ -187,7 +187,7 @@ def test_a_damaged_file_that_a_rank_reads_is_told_as_the_store_process_tells_it(
         await here.wait_for(RanksRestored)
         first = await here.save(8, "a1-1", 1)
         second = await here.save(16, "a1-2", 1)
-        await replace_agent(here)
+        await here.replace_agents(0)
         for path in here.folder.rglob("big/c/0"):
             path.read_bytes()
         with big_file(here, "a1-2").open("r+b") as file:
@@ -295,20 +295,12 @@ def test_a_suspend_saves_at_its_step_and_ends_the_workers(tmp_path: Path) -> Non
 
 def test_a_flipped_bit_in_the_store_refuses_the_restore_as_corrupt(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
-        here.start_gang(1)
-        await here.wait_for(RanksRestored)
-        saved = await here.save(20, "a1-1", 1)
-        here.send(StopGang(fence=here.fence(1), reason="test"))
-        await here.wait_for(RanksGone)
+        saved = await saved_and_stopped(here)
         shard = next(path for path in (tmp_path / "checkpoints" / "steps").rglob("weight/c/*") if path.is_file())
         data = bytearray(shard.read_bytes())
         data[1] ^= 4
         shard.write_bytes(data)
-        kill(here.agents["n0"].pid)
-        since = len(here.heard)
-        here.cut_lifeline("n0")
-        here.start_agent(0)
-        await here.wait_for(Hello, since=since)
+        await here.replace_agents(0)
         here.start_gang(2, restore=saved)
         refused = await here.wait_for(RestoreRefused)
         assert refused.is_corrupt
@@ -319,17 +311,9 @@ def test_a_flipped_bit_in_the_store_refuses_the_restore_as_corrupt(tmp_path: Pat
 
 def test_a_store_that_is_away_refuses_the_restore_and_damages_no_checkpoint(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
-        here.start_gang(1)
-        await here.wait_for(RanksRestored)
-        saved = await here.save(20, "a1-1", 1)
-        here.send(StopGang(fence=here.fence(1), reason="test"))
-        await here.wait_for(RanksGone)
+        saved = await saved_and_stopped(here)
         (tmp_path / "checkpoints").rename(tmp_path / "unmounted")
-        kill(here.agents["n0"].pid)
-        since = len(here.heard)
-        here.cut_lifeline("n0")
-        here.start_agent(0)
-        await here.wait_for(Hello, since=since)
+        await here.replace_agents(0)
         here.start_gang(2, restore=saved)
         refused = await here.wait_for(RestoreRefused)
         assert (refused.is_corrupt, refused.is_unfit) == (False, False)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from agent.stage import LIMIT_S, Stage, descendants, gone, kill, setup_for, stage
+from agent.stage import LIMIT_S, Stage, kill, setup_for, stage
 from agent.test_agent_peers import store_pid
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import NUM_GENERATIONS
-from behemoth.wire.messages import Hello, RanksRestored, Report, RestoreFrom, Setup
+from behemoth.wire.messages import RanksRestored, Report, RestoreFrom, Setup
 
 NODES = 4
 MIB = 2
@@ -119,20 +119,6 @@ async def copied(here: Stage, write: RestoreFrom, wards: Sequence[int] = range(N
     await until(lambda: all(is_copied(here, ward, write) for ward in wards), here)
 
 
-async def replace(here: Stage, *nodes: int) -> None:
-    """These nodes lose their agents with all memory at once, and come back empty."""
-    names = [NodeId(f"n{node}") for node in nodes]
-    below = {pid for name in names for pid in descendants(here.agents[name].pid)}
-    for name in names:
-        kill(here.agents[name].pid)
-    await gone(below, limit_s=10)
-    for node, name in zip(nodes, names, strict=True):
-        since = len(here.heard)
-        here.cut_lifeline(name)
-        here.start_agent(node)
-        await here.wait_for(Hello, lambda hello, name=name: hello.node == name, since=since)
-
-
 async def all_restored(here: Stage, attempt: int) -> list[RanksRestored]:
     """The word of each node that its ranks stand."""
 
@@ -163,7 +149,7 @@ def test_any_node_may_be_lost_and_nothing_is_read_from_the_store(tmp_path: Path)
         saved = await here.save(30, "a1-1", 1)
         for attempt, node in enumerate(range(NODES), start=2):
             await copied(here, saved)  # what the node before held is held again
-            await replace(here, node)
+            await here.replace_agents(node)
             expected = Sources(memory=NODES - 1, peer=1, peer_bytes=MIB << 20, store_bytes=0, missed="")
             assert await restored(here, attempt, saved) == expected
             if node == 1:
@@ -176,7 +162,7 @@ def test_a_node_that_is_lost_with_its_holder_gets_its_state_from_the_store_and_s
     async def scene(here: Stage) -> None:
         saved = await here.save(30, "a1-1", 1)
         await copied(here, saved)
-        await replace(here, 1, holder_of(1))
+        await here.replace_agents(1, holder_of(1))
         sources = await restored(here, 2, saved)
         assert (sources.memory, sources.peer, sources.store) == (2, 1, 1)
         assert sources.peer_bytes == MIB << 20
@@ -191,7 +177,7 @@ def test_all_nodes_of_a_failure_domain_may_be_lost_at_once(tmp_path: Path) -> No
     async def scene(here: Stage) -> None:
         saved = await here.save(30, "a1-1", 1)
         await until(lambda: copied_ranks(here, saved) == set(range(NODES)), here)
-        await replace(here, 2, 3)
+        await here.replace_agents(2, 3)
         expected = Sources(memory=2, peer=2, peer_bytes=2 * MIB << 20, store_bytes=0, missed="")
         assert await restored(here, 2, saved) == expected
 
@@ -214,7 +200,7 @@ def test_a_holder_whose_store_process_is_killed_within_a_pull_has_the_copy_in_th
         await until(lambda: is_being_copied(here, 0, 1), here)
         kill(store_pid(here, "n1"))
         await copied(here, saved)
-        await replace(here, 0)
+        await here.replace_agents(0)
         assert (await restored(here, 2, saved)).store_bytes == 0
 
     play(tmp_path, scene, rate=SLOW_BYTES_PER_S)
@@ -225,10 +211,10 @@ def test_a_holder_that_is_lost_within_a_pull_is_replaced_by_one_that_pulls_again
     async def scene(here: Stage) -> None:
         saved = await here.save(30, "a1-1", 1)
         await until(lambda: is_being_copied(here, 0, 1), here)
-        await replace(here, holder_of(0))
+        await here.replace_agents(holder_of(0))
         assert (await restored(here, 2, saved)).memory == NODES - 1
         await copied(here, saved)
-        await replace(here, 0)
+        await here.replace_agents(0)
         assert (await restored(here, 3, saved)).store_bytes == 0
 
     play(tmp_path, scene, rate=SLOW_BYTES_PER_S)
@@ -256,7 +242,7 @@ def test_a_ward_that_is_killed_within_a_pull_leaves_the_older_copy_whole(tmp_pat
         newer = await here.save(older.step + 60, "a1-2", 1)
         await until(lambda: is_being_copied(here, 3, 2), here)
         assert not is_copied(here, 3, newer)
-        await replace(here, 3)
+        await here.replace_agents(3)
         sources = await restored(here, 2, older)
         assert (sources.peer, sources.store_bytes) == (1, 0)
         assert f"memory of rank 3: no snapshot of write {newer.write_id}" in (await restored(here, 3, newer)).missed

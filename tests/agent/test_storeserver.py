@@ -18,8 +18,8 @@ from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import Part
 from behemoth.testing.store import MemoryStore
+from behemoth.wire.ends import Peer, send_with
 from behemoth.wire.frames import encode_frame
-from behemoth.wire.session import Peer, send_with
 
 LIMIT_S = 30
 WRITE = WriteId("a1-1")

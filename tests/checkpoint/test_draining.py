@@ -22,7 +22,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, contents
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
 from checkpoint.upload_rig import small_parts
 from servers.s3_server import S3Server
@@ -44,15 +44,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(filling, "MIN_PART_BYTES", LEAST_BYTES)
     with small_parts(LEAST_BYTES, 2 * LEAST_BYTES):
         yield
-
-
-def contents(store: ObjectStore) -> dict[str, bytes]:
-    found = {}
-    for info in store.list(""):
-        data = bytearray(info.size_bytes)
-        store.read_into(info.key, offset_bytes=0, into=data)
-        found[info.key] = bytes(data)
-    return found
 
 
 def saved(store: SavesTo, step: int = 10, write_id: str = "a1-10", *, seed: int | None = None) -> CommitRef:

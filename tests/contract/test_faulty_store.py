@@ -5,7 +5,7 @@ import pytest
 from behemoth.base.errors import NotFound, Unavailable
 from behemoth.ports import Part
 from behemoth.testing.faults import Crash, Die, FaultyStore, When, every_death, lost_answer
-from behemoth.testing.store import MemoryStore, read
+from behemoth.testing.store import MemoryStore, contents, read
 
 
 def _two_writes(store: FaultyStore) -> None:
@@ -34,7 +34,7 @@ def test_it_dies_where_told_and_stays_dead(fault: Die, held: dict[str, bytes]) -
         store.list("")
     with pytest.raises(Crash):
         store.seal(["a"])
-    assert {info.key: read(inner, info.key, info.size_bytes) for info in inner.list("")} == held
+    assert contents(inner) == held
 
 
 def test_a_lost_answer_fails_once_and_the_write_is_done() -> None:

@@ -12,8 +12,9 @@ import pytest
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
-from behemoth.fleet import link, server
-from behemoth.fleet.server import Fleet, FleetSettings
+from behemoth.fleet import connections, link
+from behemoth.fleet.server import Fleet
+from behemoth.fleet.settings import FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.state.config import HangFloors
 from behemoth.state.evidence import Evidence, GangUp, NodeJoined, NodeLost, Tick, WorkerFailed
@@ -190,7 +191,7 @@ def test_a_peer_that_speaks_something_else_is_cut_off() -> None:
 def test_a_peer_that_has_not_shown_its_token_may_not_announce_a_long_frame(
     monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 10 * WAIT_S)
+    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 10 * WAIT_S)
 
     async def work(scene: Scene) -> None:
         agent = await connect(scene)
@@ -221,7 +222,7 @@ def test_a_hello_of_the_greatest_length_is_heard_and_a_member_may_say_more() -> 
 def test_a_peer_that_does_not_greet_in_time_is_cut_off_and_a_member_may_be_silent(
     monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT_S", 0.5)
 
     async def work(scene: Scene) -> None:
         member = await join(scene, A)

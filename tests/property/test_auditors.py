@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from behemoth.base.errors import Internal
-from behemoth.base.ids import Attempt, NodeId, RunUid, Step
+from behemoth.base.ids import Attempt
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
 from behemoth.reconcile.journal import audit as audit_journal
@@ -18,11 +18,12 @@ from behemoth.simulation.body import Brain
 from behemoth.simulation.channel import Loss
 from behemoth.simulation.history import Crash, Strike, Wait
 from behemoth.simulation.timing import Timing
-from behemoth.state.config import Cadence, HangFloors, RunConfig
+from behemoth.state.config import Cadence
 from behemoth.state.decision import Decision
 from behemoth.state.effect import Close, Effect, Evict, Place, Provision, Save, Start
 from behemoth.state.evidence import Evidence, Tick, WorkerFailed
 from behemoth.state.observation import Observation
+from behemoth.testing.strategies import SECOND_US, run_config
 from property import audit
 from property.audit import (
     AgainChangesNothing,
@@ -41,32 +42,15 @@ from property.audit import (
 )
 from property.played import SETTLE_US, Example, history_of, play
 
-SECOND_US = 1_000_000
-NODES = tuple(NodeId(f"n{order}") for order in range(3))
 EXAMPLE = Example(
-    config=RunConfig(
-        run_uid=RunUid("run"),
-        nodes=NODES,
+    config=run_config(
         num_slots=2,
-        ranks_per_node=2,
-        total_steps=Step(60),
+        num_spares=1,
         cadence=Cadence(steps=5),
-        keep_last=2,
-        keep_every_steps=None,
-        heartbeat_limit_us=3 * SECOND_US,
-        hang_floors=HangFloors(
-            start_us=10 * SECOND_US,
-            restore_us=10 * SECOND_US,
-            first_step_us=10 * SECOND_US,
-            step_us=5 * SECOND_US,
-            eval_us=10 * SECOND_US,
-            save_us=10 * SECOND_US,
-        ),
-        settle_us=SECOND_US // 2,
-        max_failures=3,
-        node_wait_us=600 * SECOND_US,
         rejoin_us=5 * SECOND_US,
-        save_limit_us=20 * SECOND_US,
+        max_failures=3,
+        total_steps=60,
+        node_wait_s=600,
     ),
     timing=Timing(),
     loss=None,
@@ -80,6 +64,7 @@ EXAMPLE = Example(
         Crash(num_applied=0, down_us=SECOND_US, do_agents_survive=True, is_tail_lost=True),
     ),
 )
+NODES = EXAMPLE.config.nodes
 
 
 def altered(change: Callable[[Effect], Effect | None]) -> Brain:

@@ -18,16 +18,8 @@ from behemoth.reconcile.journal import audit, decode_lines, effects_of, encode_l
 from behemoth.state.config import RunConfig
 from behemoth.state.evidence import Decided, Evidence, RunOpened
 from behemoth.state.observation import Observation, indexes_of
-from behemoth.testing.strategies import (
-    bad_channels,
-    calms,
-    decided,
-    evidences,
-    run_configs,
-    shortages,
-    silences,
-    struggles,
-)
+from behemoth.testing.evidences import decided, evidences
+from behemoth.testing.strategies import bad_channels, calms, run_configs, shortages, silences, struggles
 from property.audit import (
     AgainChangesNothing,
     EvictedBeforeReplaced,

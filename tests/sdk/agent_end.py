@@ -15,7 +15,9 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.sdk import Run, State
-from behemoth.sdk.run import _place, _Session
+from behemoth.sdk.joining import _place
+from behemoth.sdk.run import Session
+from behemoth.wire.ends import Peer, send_with
 from behemoth.wire.frames import encode_frame
 from behemoth.wire.session import (
     FROM_WORKER,
@@ -25,12 +27,10 @@ from behemoth.wire.session import (
     FromWorker,
     Grant,
     InPhase,
-    Peer,
     Proceed,
     Ready,
     SaveDue,
     SaveSafe,
-    send_with,
 )
 
 M = TypeVar("M")
@@ -59,7 +59,7 @@ class Agent:
             total_steps=Step(100),
             wait_limit_us=int(LIMIT_S * 1e6),
         )
-        self.run = Run(_place(assigned), _Session(Peer(theirs, TO_WORKER), assigned))
+        self.run = Run(_place(assigned), Session(Peer(theirs, TO_WORKER), assigned))
         self._theirs = theirs
         self._fd = os.memfd_create("test-saver")
         restoring = threading.Thread(target=self._restore, name="agent")

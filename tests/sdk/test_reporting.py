@@ -9,7 +9,8 @@ import pytest
 
 from behemoth.base.ids import Step
 from behemoth.sdk.reporting import Reporter
-from behemoth.wire.session import FROM_WORKER, TO_WORKER, FromWorker, InPhase, Peer, Report
+from behemoth.wire.ends import Peer
+from behemoth.wire.session import FROM_WORKER, TO_WORKER, FromWorker, InPhase, Report
 
 LIMIT_S = 20.0
 SECOND_NS = 1_000_000_000

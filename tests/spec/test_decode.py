@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from behemoth.base.errors import BehemothError, Invalid
+from behemoth.spec.checkpoint import EveryInterval, EverySteps
 from behemoth.spec.decode import decode_document, decode_run
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.problem import InvalidRun, Problem
-from behemoth.spec.run import EveryInterval, EverySteps
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from spec.run_texts import document, workload
 

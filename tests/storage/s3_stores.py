@@ -35,3 +35,20 @@ def let_in(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> None:
 def new_place(*, endpoint: str | None = None) -> S3Place:
     """A prefix that nobody has; reached where the environment says, or at what stands before it."""
     return S3Place(bucket=BUCKET, prefix=f"runs/é x/{secrets.token_hex(6)}", endpoint=endpoint)
+
+
+class OpenedAgain:
+    """For a conformance suite, which opens its store a second time: the stores of a test, at one place."""
+
+    def opened_at(self, place: S3Place) -> Iterator[S3Store]:
+        """The first; all are closed afterwards."""
+        self._place = place
+        self._opened = [S3Store(place)]
+        yield self._opened[0]
+        for store in self._opened:
+            store.close()
+
+    def reopened(self, store: Any) -> Any:
+        assert store in self._opened
+        self._opened.append(S3Store(self._place))
+        return self._opened[-1]

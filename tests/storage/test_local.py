@@ -13,9 +13,10 @@ import pytest
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.ports import Part
-from behemoth.storage import local
+from behemoth.storage import direct, local
+from behemoth.storage.direct import DIRECT_BYTES
 from behemoth.storage.keys import TEMP_PREFIX
-from behemoth.storage.local import DIRECT_BYTES, LocalStore
+from behemoth.storage.local import LocalStore
 from behemoth.storage.positional import new_bounce
 from behemoth.testing.store import read
 
@@ -221,7 +222,7 @@ def test_a_link_that_succeeded_but_whose_answer_was_lost_counts_as_won(
 
 def test_a_killed_create_leaves_a_leftover_that_is_no_object(store: LocalStore) -> None:
     program = (
-        "import os, signal, sys; from behemoth.storage.local import DIRECT_BYTES, LocalStore\n"
+        "import os, signal, sys; from behemoth.storage.local import LocalStore\n"
         "os.link = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "LocalStore(sys.argv[1]).create('commits/1.json', b'data')\n"
     )
@@ -334,7 +335,7 @@ def test_something_that_is_no_regular_file_neither_hangs_nor_passes(store: Local
 
 def test_many_processes_fill_one_object(store: LocalStore) -> None:
     program = (
-        "import sys; from behemoth.ports import Part; from behemoth.storage.local import DIRECT_BYTES, LocalStore\n"
+        "import sys; from behemoth.ports import Part; from behemoth.storage.local import LocalStore\n"
         "root, number = sys.argv[1], int(sys.argv[2]); store = LocalStore(root)\n"
         "for piece in range(number, 400, 4):\n"
         "    part = Part(offset_bytes=997 * piece, buffers=[bytes([piece % 251 + 1]) * 997])\n"
@@ -403,7 +404,7 @@ def test_a_file_system_without_direct_io_gets_ordinary_transfers(
         return answer
 
     monkeypatch.setattr(os, refused, refusing(getattr(os, refused)))
-    monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)
+    monkeypatch.setattr(direct, "cached_bytes", lambda *_: 0)
     _write(store, "a", BIG)
     into = new_bounce()[: len(BIG)]
     store.read_into("a", offset_bytes=0, into=into)
@@ -437,7 +438,7 @@ def test_a_large_read_goes_past_the_page_cache_only_where_that_is_known_to_be_em
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, cached: int | None, skew: int, is_direct: bool
 ) -> None:
     _write(store, "a", BIG)
-    monkeypatch.setattr(local, "cached_bytes", lambda *_: cached)
+    monkeypatch.setattr(direct, "cached_bytes", lambda *_: cached)
     used: list[bool] = []
     preadv = os.preadv
 
@@ -459,7 +460,7 @@ def test_what_follows_a_large_buffer_within_a_page_is_read_with_it(
     """A chunk and its CRC: the second would else be a read of its own, through the page cache."""
     data = os.urandom(DIRECT_BYTES + 16384)
     _write(store, "a", data)
-    monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)
+    monkeypatch.setattr(direct, "cached_bytes", lambda *_: 0)
     calls: list[int] = []
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: calls.append(at) or preadv(fd, views, at))
@@ -471,7 +472,7 @@ def test_what_follows_a_large_buffer_within_a_page_is_read_with_it(
 
 def test_a_large_read_beyond_the_end_is_corrupt(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(store, "a", BIG)
-    monkeypatch.setattr(local, "cached_bytes", lambda *_: 0)
+    monkeypatch.setattr(direct, "cached_bytes", lambda *_: 0)
     with pytest.raises(Corrupt) as caught:
         store.read_into("a", offset_bytes=0, into=new_bounce()[: len(BIG) + 4096])
     assert caught.value.code == "truncated"

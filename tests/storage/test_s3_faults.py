@@ -18,7 +18,7 @@ from behemoth.testing.store import read
 from behemoth.testing.uploads import UploadContract, random_bytes, send
 from servers.fault_proxy import Fault, FaultProxy, How, every, fault_proxy
 from servers.s3_server import S3Server
-from storage.s3_stores import let_in, new_place, opened
+from storage.s3_stores import OpenedAgain, let_in, new_place, opened
 
 METHODS = ("PUT", "POST", "GET", "HEAD", "DELETE")
 
@@ -37,7 +37,7 @@ def store(proxy: FaultProxy) -> Iterator[S3Store]:
         yield store
 
 
-class TestS3StoreBehindFaults(UploadContract):
+class TestS3StoreBehindFaults(OpenedAgain, UploadContract):
     """The whole contract, with the first requests of every kind refused, acted upon without an answer, and cut off."""
 
     @pytest.fixture
@@ -53,16 +53,7 @@ class TestS3StoreBehindFaults(UploadContract):
             ),
             *(Fault(How.CUT_REQUEST, "PUT"), Fault(How.CUT_ANSWER, "GET")),
         )
-        self._place = new_place(endpoint=proxy.endpoint)
-        self._opened = [S3Store(self._place)]
-        yield self._opened[0]
-        for store in self._opened:
-            store.close()
-
-    def reopened(self, store: Any) -> Any:
-        assert store in self._opened
-        self._opened.append(S3Store(self._place))
-        return self._opened[-1]
+        yield from self.opened_at(new_place(endpoint=proxy.endpoint))
 
 
 def test_an_upload_that_was_begun_without_an_answer_is_listed(store: S3Store, proxy: FaultProxy) -> None:

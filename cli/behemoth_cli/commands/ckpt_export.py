@@ -46,30 +46,33 @@ from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
 
 _DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
+_To = Annotated[
+    str, typer.Option("--to", metavar="WHERE", help="A new or empty folder, or s3:// prefix.", show_default=False)
+]
+_Scaling = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SCALINGS),
+        help="With fp8: a scale for each tensor or output channel (NAME_scale), or block of 128x128 "
+        "(NAME_scale_inv); tensor when left out.",
+        autocompletion=one_of(*SCALINGS),
+    ),
+]
+_FileSize = Annotated[
+    str, typer.Option(metavar="SIZE", help="Bytes of tensors in a file; a larger tensor has one of its own.")
+]
 
 
 def export_checkpoint(
     ctx: typer.Context,
     where: Where,
-    to: Annotated[
-        str, typer.Option("--to", metavar="WHERE", help="A new or empty folder, or s3:// prefix.", show_default=False)
-    ],
+    to: _To,
     step: Step = None,
     name_map: MapOption = "",
     size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*PRECISIONS, help=_DTYPE_HELP)] = "",
-    fp8_scale: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(SCALINGS),
-            help="With fp8: a scale for each tensor or output channel (NAME_scale), or block of 128x128 "
-            "(NAME_scale_inv); tensor when left out.",
-            autocompletion=one_of(*SCALINGS),
-        ),
-    ] = "",
-    max_file_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Bytes of tensors in a file; a larger tensor has one of its own.")
-    ] = "5GB",
+    fp8_scale: _Scaling = "",
+    max_file_size: _FileSize = "5GB",
     select: Select = None,
     on: On = "threads",
     address: Address = "",
@@ -118,8 +121,7 @@ def export_checkpoint(
                 threads=threads,
             )
             kept = _export(batches, store, commit, target, plan, job)
-        step_number = commit.record.step
-        page = export_page(plan, step=step_number, target=target.root, kept=kept, is_done=not is_dry)
+        page = export_page(plan, step=commit.record.step, target=target.root, kept=kept, is_done=not is_dry)
         context.console.show(page, form)
 
 

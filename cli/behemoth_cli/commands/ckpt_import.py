@@ -47,17 +47,21 @@ _DCP_METADATA = ".metadata"
 _DCP_WORKER = "behemoth.dcp.batch_worker"
 """The program of workers that can read it."""
 _DTYPE_HELP = "Precision of floating tensors; float8 ones are multiplied by their scales."
+_Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder or s3:// prefix with safetensors files, one such file, or a DCP checkpoint.",
+    ),
+]
+_SkipsPickles = Annotated[
+    bool, typer.Option("--skip-pickled", help="Leave out values of a DCP checkpoint that only pickle could load.")
+]
 
 
 def import_checkpoint(
     ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A folder or s3:// prefix with safetensors files, one such file, or a DCP checkpoint.",
-        ),
-    ],
+    source: _Source,
     to: NewStore,
     step: Annotated[
         int, typer.Option("--step", metavar="N", min=0, max=MAX_STEP, help="The step that the checkpoint gets.")
@@ -66,9 +70,7 @@ def import_checkpoint(
     size: SizeOption = None,
     dtype: Annotated[str, dtype_option(*FULL_PRECISIONS, help=_DTYPE_HELP)] = "",
     select: Select = None,
-    skips_pickles: Annotated[
-        bool, typer.Option("--skip-pickled", help="Leave out values of a DCP checkpoint that only pickle could load.")
-    ] = False,
+    skips_pickles: _SkipsPickles = False,
     on: On = "threads",
     address: Address = "",
     threads: Threads = 4,

@@ -7,18 +7,14 @@ stands still cannot hold up a heartbeat.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import signal
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import typer
 
-from behemoth.app.events import Event
 from behemoth.app.history import read_history
 from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
@@ -29,16 +25,15 @@ from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile
 from behemoth.spec.run import TrainingRun, require_fit
+from behemoth.wiring.engine import Engine
 from behemoth.wiring.run import LocalRun, RunRequest
 from behemoth_cli.commands.at_once import forced_end
 from behemoth_cli.commands.candidates import one_of, output_option
+from behemoth_cli.commands.telling import Teller, narrated
 from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import choose
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.console import Console, Format
-from behemoth_cli.out.narrator import LinePainter, Narrator, Painter
-from behemoth_cli.views.events import event_line
-from behemoth_cli.views.live import MAX_EVENTS, Pace, live_frame, paced
 from behemoth_cli.views.summary import summary_page
 
 REFRESH_S = 0.2
@@ -50,12 +45,9 @@ _ENDINGS = {
     "cancelled": Exit.RUN_CANCELLED,
 }
 _STOPPING = "saving, then stopping at the next agreed step; once more stops at once"
-_FORCED = "something does not answer, probably the store: left without waiting; the same command resumes the run"
 _READING = (
     "the run is over; what is left is to drain its last checkpoint, if it says so, and to read it back; once more stops"
 )
-
-Engine = Literal["embedded-ray", "joined-ray", "processes"]
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -152,46 +144,6 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
         claimed.close()
 
 
-class Teller:
-    """Turns what the run tells into lines and frames. Lives on the run's event loop."""
-
-    def __init__(self, narrator: Narrator, console: Console) -> None:
-        self._narrator = narrator
-        self._console = console
-        self._is_live = console.is_error_terminal
-        self._events: deque[Event] = deque(maxlen=4 * MAX_EVENTS)
-        self._pace = Pace()
-        self._local: LocalRun | None = None
-
-    def watch(self, local: LocalRun) -> None:
-        """Whose events will come; before the first one."""
-        self._local = local
-
-    def event(self, event: Event) -> None:
-        self._events.append(event)
-        if not self._is_live:
-            snapshot = self._local.snapshot() if event.reason == "Committed" and self._local is not None else None
-            self._narrator.line(event_line(event, snapshot.vitals if snapshot is not None else None))
-
-    def phase(self, text: str) -> None:
-        self._narrator.line(f"{text} ...")
-
-    def note(self, text: str) -> None:
-        self._narrator.line(text)
-
-    def forced(self) -> None:
-        """Said from another thread, as the last thing."""
-        self._narrator.line(_FORCED)
-        self._narrator.close()
-
-    def look(self, local: LocalRun) -> None:
-        """Paint how the run stands."""
-        snapshot = local.snapshot() if self._is_live else None
-        if snapshot is not None:
-            self._pace = paced(self._pace, snapshot)
-            self._narrator.frame(live_frame(snapshot, self._pace, list(self._events), width=self._console.width))
-
-
 async def supervise(
     local: LocalRun, teller: Teller, stop_in_time: Callable[[], None]
 ) -> tuple[Summary | None, signal.Signals | None]:
@@ -261,40 +213,6 @@ def _undrained(summary: Summary, drain: DrainTable, console: Console) -> Exit:
         return Exit.OK
     console.note("code: not-durable")
     return Exit.RUN_NOT_FINISHED
-
-
-@contextlib.contextmanager
-def narrated(context: Context) -> Iterator[Narrator]:
-    """A narrator for stderr, which warnings of the library go through too."""
-    narrator = Narrator(_painter(context.console))
-    handler = _NarratorHandler(narrator)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
-    handler.setLevel(logging.INFO if context.is_verbose else logging.WARNING)
-    logger = logging.getLogger("behemoth")
-    logger.addHandler(handler)
-    narrator.start()
-    try:
-        yield narrator
-    finally:
-        narrator.close()
-        logger.removeHandler(handler)
-
-
-class _NarratorHandler(logging.Handler):
-    def __init__(self, narrator: Narrator) -> None:
-        super().__init__()
-        self._narrator = narrator
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._narrator.line(self.format(record))
-
-
-def _painter(console: Console) -> Painter:
-    if not console.is_error_terminal:
-        return LinePainter(console)
-    from behemoth_cli.out.live import LivePainter  # rich is for terminals only
-
-    return LivePainter(console.stderr, color=console.has_error_color)
 
 
 def _faults(texts: Sequence[str], training: TrainingRun) -> list[Fault]:

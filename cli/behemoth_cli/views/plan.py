@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from behemoth.base.ids import Rank
 from behemoth.base.units import format_duration
+from behemoth.spec.checkpoint import EverySteps
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, RankBytes, rank_bytes
 from behemoth.spec.pipeline import EVEN, Pipeline
-from behemoth.spec.run import EverySteps, TrainingRun
+from behemoth.spec.run import TrainingRun
 from behemoth_cli.out.table import Column, Listing, Page, Section
 from behemoth_cli.views.figures import count, ranks, size
 from behemoth_cli.views.forecast import Restore, forecast_body, forecast_section

@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from behemoth.base.errors import BehemothError
+from behemoth.wire.ends import Inbox, send_with
 from behemoth.wire.frames import encode_frame
-from behemoth.wire.session import Inbox, send_with
 
 T = TypeVar("T")
 

@@ -40,7 +40,8 @@ from behemoth.agent.forkwire import (
 from behemoth.agent.processes import adopt_orphans, children, die_with_parent, kill_group, kill_strays, name_process
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Rank
-from behemoth.wire.session import WORKER_FD_VARIABLE, Peer, worker_title
+from behemoth.wire.ends import Peer
+from behemoth.wire.session import WORKER_FD_VARIABLE, worker_title
 
 _SEND_LIMIT_S = 10.0
 _IDLE_WAIT_MS = 1000

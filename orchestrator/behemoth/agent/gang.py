@@ -1,7 +1,8 @@
-"""This node's part of one attempt: its workers from fork to exit, and what they say, counted into one message each.
+"""This node's part of one attempt: its workers from fork to exit, and where each of their messages goes.
 
 It decides nothing about failures: an end that should not be is reported, and the coordinator starts a higher attempt.
-Neighbours: `forkclient` starts and ends processes, `saves` follows saves, `member` is one worker.
+Neighbours: `forkclient` starts and ends processes, `admission` lets workers in, `saves` follows saves, `told` keeps
+what the coordinator has heard, `member` is one worker.
 """
 
 from __future__ import annotations
@@ -11,55 +12,29 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from functools import partial
 from typing import assert_never
 
-import msgspec
-
-from behemoth.agent.arenas import Arenas, restored_step
+from behemoth.agent.admission import Admission, wait_limit_us
 from behemoth.agent.channel import Channel
-from behemoth.agent.copies import Copies
-from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited, Spawn
-from behemoth.agent.member import Member, beat_of
-from behemoth.agent.output import Output
+from behemoth.agent.gang_parts import Parts
+from behemoth.agent.member import Member, beat_of, now_us
 from behemoth.agent.ranklog import log_path
-from behemoth.agent.saves import Saves
-from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import Failed
-from behemoth.base.errors import BehemothError, Invalid
+from behemoth.agent.told import Told
+from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Attempt, Rank
-from behemoth.wire.frames import PROTOCOL_MAJOR
-from behemoth.wire.messages import (
-    Beat,
-    CommandWork,
-    EntrypointWork,
-    ProgramRefused,
-    RanksFinished,
-    RanksRestored,
-    RanksUp,
-    RestoreRefused,
-    Setup,
-    StartGang,
-    WorkerEnded,
-)
-from behemoth.wire.messages import (
-    Report as NodeReport,
-)
+from behemoth.wire.messages import Beat, CommandWork, EntrypointWork, RanksFinished, StartGang, WorkerEnded
 from behemoth.wire.session import (
     DUMP_SIGNAL,
     FROM_WORKER,
     Armed,
-    Assigned,
     Declare,
     FromWorker,
     InPhase,
     Join,
     Missed,
-    Ready,
-    Refusal,
     Report,
     Staged,
     Staging,
@@ -72,26 +47,8 @@ from behemoth.wire.session import (
 DUMP_LIMIT_S = 1.0
 _DUMP_QUIET_S = 0.1
 _POLL_S = 0.02
-_WAIT_FLOORS = 10
-"""A rank waits this many times the longest hang floor for its agent: the coordinator calls the hang long before."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a gang works with; all of it outlives the gang."""
-
-    setup: Setup
-    forks: ForkClient
-    store: StoreLink
-    output: Output
-    arenas: Arenas
-    saves: Saves
-    copies: Copies
-    send: Callable[[NodeReport], None]
-    beat: Callable[[], None]
-    """Send a beat at once."""
 
 
 class Gang:
@@ -103,15 +60,12 @@ class Gang:
         self._slot = slot
         count = parts.setup.ranks_per_node
         self._members = [
-            Member(rank=Rank(slot * count + local), local_rank=local, phase_since_us=_now_us())
-            for local in range(count)
+            Member(rank=Rank(slot * count + local), local_rank=local, phase_since_us=now_us()) for local in range(count)
         ]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended: list[tuple[Member, WorkerEnded]] = []
-        self._refused: RestoreRefused | ProgramRefused | None = None
-        self._told: set[str] = set()
+        self._told = Told(parts.send)
+        self._admission = Admission(parts, table, self._members, self._told)
         self._last_slowest_us = 0
-        self._digest = ""
         self._is_ending = False
 
     @property
@@ -130,7 +84,7 @@ class Gang:
         """Fork all workers of the node. A failure is reported as the end of the worker that it concerns."""
         self._parts.saves.began(self._members)
         try:
-            await self._parts.forks.ready(timeout_s=self._wait_limit_us() / 1e6)
+            await self._parts.forks.ready(timeout_s=wait_limit_us(self._parts.setup.hang_floors) / 1e6)
         except (BehemothError, TimeoutError) as error:
             for member in self._members:
                 self._failed(member, exit_code=1, signum=None, last_lines=f"{error}" or "its imports took too long")
@@ -167,23 +121,13 @@ class Gang:
             return
         if report.exit_code == 0 and member.has_ended_steps:
             self._release(member)
-            self._tell_once("finished", RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
+            self._told.milestone(RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
             return
         self._run(self._report_end(member, report), member, "end")
 
     def tell_again(self) -> None:
         """How things stand, for a coordinator that has just come."""
-        told, self._told = self._told, set()
-        if "up" in told:
-            self._tell_up()
-        if "restored" in told:
-            self._tell_restored()
-        if "finished" in told:
-            self._tell_once("finished", RanksFinished(attempt=self.attempt), [True])
-        for member, ended in self._ended:
-            self._tell_ended(member, ended)
-        if self._refused is not None:
-            self._parts.send(self._refused)
+        self._told.again()
 
     def beat(self, *, port: int) -> Beat:
         beat = beat_of(
@@ -192,7 +136,7 @@ class Gang:
             floors=self._parts.setup.hang_floors,
             port=port,
             last_slowest_us=self._last_slowest_us,
-            now_us=_now_us(),
+            now_us=now_us(),
         )
         # That steps were made, without their time: it has been told, and each sample counts once.
         self._last_slowest_us = min(beat.slowest_step_us, 1)
@@ -215,7 +159,10 @@ class Gang:
         order = Spawn(
             attempt=attempt,
             local_rank=member.local_rank,
-            environment=self._environment(member),
+            environment={
+                **_torchrun_environment(member, self._table, slot=self._slot, ranks_per_node=setup.ranks_per_node),
+                "PYTHONUNBUFFERED": setup.environment.get("PYTHONUNBUFFERED", "1"),
+            },
             entrypoint=work.entrypoint if isinstance(work, EntrypointWork) else None,
             argv=work.argv if isinstance(work, CommandWork) else (),
         )
@@ -226,25 +173,6 @@ class Gang:
             self._failed(member, exit_code=1, signum=None, last_lines=f"{error}" or "the fork server did not answer")
         finally:
             os.close(writing)
-
-    def _environment(self, member: Member) -> dict[str, str]:
-        """torchrun's contract. The user's own variables are in the fork server's environment already."""
-        table, count = self._table, self._parts.setup.ranks_per_node
-        return {
-            "RANK": str(member.rank),
-            "LOCAL_RANK": str(member.local_rank),
-            "WORLD_SIZE": str(len(table.nodes) * count),
-            "LOCAL_WORLD_SIZE": str(count),
-            "GROUP_RANK": str(self._slot),
-            "GROUP_WORLD_SIZE": str(len(table.nodes)),
-            "ROLE_RANK": str(member.rank),
-            "ROLE_WORLD_SIZE": str(len(table.nodes) * count),
-            "MASTER_ADDR": table.master_host,
-            "MASTER_PORT": str(table.master_port),
-            "TORCHELASTIC_RUN_ID": table.fence.run_uid,
-            "TORCHELASTIC_RESTART_COUNT": str(self.attempt - 1),
-            "PYTHONUNBUFFERED": self._parts.setup.environment.get("PYTHONUNBUFFERED", "1"),
-        }
 
     async def _report_end(self, member: Member, report: Exited) -> None:
         last_lines = await self._parts.output.last_lines(member.pipe) if member.pipe is not None else ""
@@ -263,12 +191,8 @@ class Gang:
             last_lines=last_lines,
         )
         _log.warning("attempt %d rank %d ended: exit %s signal %s", self.attempt, member.rank, exit_code, signum)
-        self._ended.append((member, ended))
         self._parts.beat()  # how far the node came goes first: the attempt is over with what follows
-        self._tell_ended(member, ended)
-
-    def _tell_ended(self, member: Member, ended: WorkerEnded) -> None:
-        self._parts.send(msgspec.structs.replace(ended, quiet_us=max(0, _now_us() - member.phase_since_us)))
+        self._told.ended(member, ended)
 
     def _release(self, member: Member) -> None:
         if member.channel is not None:
@@ -297,16 +221,15 @@ class Gang:
     def _take(self, member: Member, message: FromWorker) -> None:
         match message:
             case Join():
-                self._joined(member, message)
+                self._admission.joined(member, message)
             case Declare():
-                self._run(self._prepare(member, message), member, "prepare")
+                self._run(self._admission.prepare(member, message), member, "prepare")
             case Standing():
-                member.step, member.is_standing = message.step, True
-                self._tell_restored()
+                self._admission.standing(member, message.step)
             case Report():
                 self._completed(member, message)
             case InPhase():
-                member.enter(message.phase, _now_us())
+                member.enter(message.phase, now_us())
             case Armed() | Missed() | Staging() | Staged() | StagingFailed():
                 self._parts.saves.take(member, message)
             case Stalled():
@@ -322,147 +245,13 @@ class Gang:
         if not self._is_ending and not member.is_gone:
             _log.info("attempt %d rank %d: %s", self.attempt, member.rank, reason)
 
-    def _joined(self, member: Member, join: Join) -> None:
-        assert member.channel is not None
-        if join.major != PROTOCOL_MAJOR:
-            reason = f"session: expected protocol {PROTOCOL_MAJOR}, got {join.major}"
-            member.channel.send(Refusal(reason=reason, hint="install the agent's release of behemoth for the program"))
-            return
-        setup = self._parts.setup
-        member.channel.send(
-            Assigned(
-                rank=member.rank,
-                world_size=len(self._table.nodes) * setup.ranks_per_node,
-                local_rank=member.local_rank,
-                attempt=self.attempt,
-                mesh=setup.mesh,
-                args=setup.args,
-                total_steps=setup.total_steps,
-                wait_limit_us=self._wait_limit_us(),
-                sharding=setup.sharding,
-            )
-        )
-        member.has_joined = True
-        member.enter("restore", _now_us())
-        self._tell_up()
-
     def _completed(self, member: Member, report: Report) -> None:
         was_first = all(one.num_steps for one in self._members)
-        member.completed(report, _now_us())
+        member.completed(report, now_us())
         is_first = not was_first and all(one.num_steps for one in self._members)
         total_steps = self._parts.setup.total_steps
         if is_first or (report.step == total_steps and all(one.step >= total_steps for one in self._members)):
             self._parts.beat()
-
-    async def _prepare(self, member: Member, declared: Declare) -> None:
-        """Give the worker its staging memory, with the checkpoint to restore in it."""
-        try:
-            self._check_layout(member, declared)
-            memory = self._parts.arenas.declare(member.local_rank, member.rank, declared)
-        except Invalid as error:
-            self._refuse_program(f"{error.message}; {error.hint}")
-            return
-        except BehemothError as error:
-            if member.channel is not None:
-                member.channel.send(Refusal(reason=error.message, hint=error.hint))
-            return
-        self._parts.copies.declared(declared)
-        restore = self._table.restore
-        source = memory.source(restore) if restore is not None else None
-        if source is not None:
-            source = msgspec.structs.replace(source, holders=self._parts.copies.asked())
-        if source is not None and declared.must_read:
-            source = msgspec.structs.replace(source, held_in=None, must_read=True)
-        budget = self._parts.copies.budget([one.rank for one in self._members])
-        answer = await self._parts.store.prepare(memory, source, budget=budget)
-        if isinstance(answer, Failed):
-            self._restore_refused(member, answer)
-            return
-        memory.is_new = False
-        if restore is not None and answer.generation is not None:
-            memory.restored(answer.generation, None if answer.left_out else restore.write_id)
-        member.was_prepared(answer)
-        if member.channel is not None:
-            ready = Ready(
-                step=restored_step(restore),
-                generation=answer.generation,
-                folder=answer.folder,
-                is_cold=answer.is_cold,
-                is_checked=answer.origin in ("peer", "store"),
-                threads=max(1, self._parts.setup.io_threads // self._parts.setup.ranks_per_node),
-                left_out=answer.left_out,
-            )
-            member.channel.send(ready, (memory.fd,))
-        self._parts.saves.grant()
-
-    def _check_layout(self, member: Member, declared: Declare) -> None:
-        """Ranks that disagree about the arrays would write a checkpoint that nobody can read."""
-        digest = self._digest or declared.digest
-        if declared.digest != digest:
-            raise Invalid(
-                f"rank {member.rank}: expected the layout {digest[:12]} of its peers, got {declared.digest[:12]}",
-                hint="every rank declares the same arrays with the same shapes; only the local pieces differ",
-                code="layout-differs",
-            )
-        self._digest = digest
-
-    def _restore_refused(self, member: Member, answer: Failed) -> None:
-        restore = self._table.restore
-        reason = f"rank {member.rank}: {answer.reason}"
-        if answer.is_over_budget:
-            self._refuse_program(reason)
-            return
-        if restore is None:
-            if member.channel is not None:
-                member.channel.send(Refusal(reason=f"staging memory: {answer.reason}"))
-            return
-        _log.warning("attempt %d: restore from %s refused: %s", self.attempt, restore.write_id, reason)
-        self._refuse(
-            RestoreRefused(
-                attempt=self.attempt,
-                write_id=restore.write_id,
-                reason=reason,
-                is_corrupt=answer.is_corrupt,
-                is_unfit=answer.is_unfit,
-            )
-        )
-
-    def _refuse_program(self, reason: str) -> None:
-        """The ranks are not told: they would end by themselves, and their ends would look like the failure."""
-        _log.warning("attempt %d: program refused: %s", self.attempt, reason)
-        self._refuse(ProgramRefused(attempt=self.attempt, reason=reason))
-
-    def _refuse(self, report: RestoreRefused | ProgramRefused) -> None:
-        """The first one: the others are the same, or follow from it."""
-        if self._refused is None:
-            self._refused = report
-            self._parts.send(report)
-
-    def _tell_up(self) -> None:
-        self._tell_once("up", RanksUp(attempt=self.attempt), [member.has_joined for member in self._members])
-
-    def _tell_restored(self) -> None:
-        prepared = {member.rank: member.prepared for member in self._members if member.prepared is not None}
-        report = RanksRestored(
-            attempt=self.attempt,
-            step=restored_step(self._table.restore),
-            num_from_memory=sum(one.origin == "memory" for one in prepared.values()),
-            layout=self._digest,
-            num_from_peer=sum(one.origin == "peer" for one in prepared.values()),
-            peer_bytes=sum(one.peer_bytes for one in prepared.values()),
-            store_bytes=sum(one.store_bytes for one in prepared.values()),
-            missed=next((one.missed for one in prepared.values() if one.missed), ""),
-        )
-        self._tell_once("restored", report, [member.is_standing for member in self._members])
-
-    def _tell_once(self, what: str, report: NodeReport, answers: Sequence[bool]) -> None:
-        if all(answers) and what not in self._told:
-            self._told.add(what)
-            self._parts.send(report)
-
-    def _wait_limit_us(self) -> int:
-        floors = self._parts.setup.hang_floors
-        return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)
 
     def _run(self, work: Coroutine[None, None, None], member: Member, what: str) -> None:
         task = asyncio.create_task(work, name=f"{what}-rank-{member.rank}")
@@ -480,5 +269,20 @@ class Gang:
             )
 
 
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000
+def _torchrun_environment(member: Member, table: StartGang, *, slot: int, ranks_per_node: int) -> dict[str, str]:
+    """torchrun's contract. The user's own variables are in the fork server's environment already."""
+    world_size, num_nodes = len(table.nodes) * ranks_per_node, len(table.nodes)
+    return {
+        "RANK": str(member.rank),
+        "LOCAL_RANK": str(member.local_rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(ranks_per_node),
+        "GROUP_RANK": str(slot),
+        "GROUP_WORLD_SIZE": str(num_nodes),
+        "ROLE_RANK": str(member.rank),
+        "ROLE_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": table.master_host,
+        "MASTER_PORT": str(table.master_port),
+        "TORCHELASTIC_RUN_ID": table.fence.run_uid,
+        "TORCHELASTIC_RESTART_COUNT": str(table.fence.attempt - 1),
+    }

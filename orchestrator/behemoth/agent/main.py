@@ -1,7 +1,8 @@
-"""The agent: one per node. Obeys its coordinator, supervises its workers, beats; no checkpoint byte passes through it.
+"""The agent: one per node. Hears its coordinator, keeps its helpers, beats; no checkpoint byte passes through it.
 
 What ends it: the word Leave, a coordinator that will never have it, the end of its starter (lifeline), or a
-coordinator that stays away for longer than its grace. Whatever the reason, nothing that it started outlives it.
+coordinator that stays away for longer than its grace. Whatever the reason, nothing that it started outlives it. The
+neighbour is `orders`, which obeys the commands and has the workers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from behemoth.agent.arenas import Arenas
 from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited
-from behemoth.agent.gang import Gang, Parts
+from behemoth.agent.gang_parts import Parts
 from behemoth.agent.link import Introduction, Link, jitter
-from behemoth.agent.member import idle_beat
+from behemoth.agent.orders import Orders
 from behemoth.agent.output import Output
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.processes import adopt_orphans
@@ -28,22 +29,17 @@ from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.saves import Saves
 from behemoth.agent.settings import AgentSettings
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import OpenStore, PeerService, SeePeers, Share
+from behemoth.agent.storewire import OpenStore, PeerService, Share
 from behemoth.base.errors import Denied, Internal
-from behemoth.base.ids import Attempt, Epoch, Slot
-from behemoth.state.fence import Fence
+from behemoth.base.ids import Attempt
 from behemoth.wire.messages import (
     AbortSave,
-    Beat,
     Command,
     CommitSeen,
     EntrypointWork,
     GoAhead,
     Leave,
-    RanksGone,
-    Refused,
     Rejected,
-    RestoreFrom,
     SaveAt,
     Setup,
     StartGang,
@@ -77,11 +73,8 @@ class Agent:
         self._arenas = Arenas()
         self._reservation: Reservation | None = None
         self._for_peers: socket.socket | None = None
-        self._seen = Fence(run_uid=settings.run_uid, epoch=Epoch(0), attempt=Attempt(0))
         self._parts: Parts | None = None
-        self._gang: Gang | None = None
-        self._change: asyncio.Task[None] | None = None
-        self._stopping: asyncio.Task[None] | None = None
+        self._orders: Orders | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[int] | None = None
@@ -109,9 +102,8 @@ class Agent:
             self._reservation.renew()
         if self._for_peers is None:
             self._for_peers = listen_for_peers(host)
-        gang = self._gang if self._gang is not None and self._gang.has_workers else None
         return Introduction(
-            attempt=gang.attempt if gang is not None else Attempt(0),
+            attempt=self._orders.running if self._orders is not None else Attempt(0),
             rendezvous_port=self._reservation.port,
             peer_port=self._for_peers.getsockname()[1],
         )
@@ -121,22 +113,19 @@ class Agent:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
-        self._seen = Fence(
-            run_uid=self._seen.run_uid, epoch=max(self._seen.epoch, welcome.epoch), attempt=self._seen.attempt
-        )
-        if self._parts is None:
+        if self._orders is None:
             self._begin(welcome)
             return
-        if self._gang is not None:
-            self._gang.tell_again()
-        self._parts.saves.tell_again()
+        self._orders.welcomed(welcome.epoch)
+        self._orders.tell_again()
         self._beat()
 
     def command(self, command: Command) -> None:
         """See `link.Listener`."""
         match command:
             case StartGang() | StopGang() | SaveAt() | GoAhead() | CommitSeen() | AbortSave():
-                self._obey_fenced(command)
+                assert self._orders is not None, "the link hears a welcome before any command"
+                self._orders.obey(command)
             case Leave():
                 _log.info("asked to leave: %s", command.reason)
                 self._finish(EXIT_LEFT)
@@ -155,86 +144,6 @@ class Agent:
         if grace_us is not None:
             loop = asyncio.get_running_loop()
             self._grace = loop.call_later(grace_us / 1e6, self._finish, EXIT_ALONE)
-
-    # Commands
-
-    def _obey_fenced(self, command: StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave) -> None:
-        if command.fence.is_stale_against(self._seen) or self._parts is None:
-            self._refuse(command, "its fence is older than what this agent has seen")
-            return
-        saves = self._parts.saves
-        match command:
-            case StartGang():
-                self._start(command)
-            case StopGang():
-                self._stop(command)
-            case SaveAt():
-                self._save(command)
-            case GoAhead():
-                saves.go_ahead(command)
-            case CommitSeen():
-                saves.committed(command.write_id)
-                self._parts.copies.committed(RestoreFrom(step=command.step, write_id=command.write_id))
-            case AbortSave():
-                saves.abort(command.write_id, command.reason)
-            case _:
-                assert_never(command)
-
-    def _start(self, command: StartGang) -> None:
-        is_repeated = command.fence.attempt == self._seen.attempt
-        self._seen = command.fence
-        if is_repeated:
-            if self._gang is not None:
-                self._gang.tell_again()
-            return
-        self._change_to(self._replace_gang(command), f"start-attempt-{command.fence.attempt}")
-
-    def _stop(self, command: StopGang) -> None:
-        self._seen = command.fence
-        self._change_to(self._end_gang(command.fence.attempt, command.dump_stacks), "stop-gang")
-        self._stopping = self._change
-
-    def _save(self, command: SaveAt) -> None:
-        gang = self._gang
-        if gang is None or gang.attempt != command.fence.attempt or self._parts is None:
-            self._refuse(command, "no workers of that attempt run here")
-            return
-        self._parts.saves.announce(command, attempt=gang.attempt, is_slot_zero=gang.is_slot_zero)
-
-    def _refuse(self, command: Command, reason: str) -> None:
-        _log.info("refused %s: %s", type(command).__name__, reason)
-        self._link.send(Refused(command=type(command).__name__, fence=self._seen, reason=reason))
-
-    def _change_to(self, work: Coroutine[None, None, None], name: str) -> None:
-        """A newer command about the gang replaces the work on an older one: ending workers is safe to repeat."""
-        if self._change is not None:
-            self._change.cancel()
-        self._change = self._run(work, name)
-
-    async def _replace_gang(self, command: StartGang) -> None:
-        former = self._gang
-        if former is not None:
-            await self._end_gang(former.attempt, command.dump_stacks)
-        parts = self._parts
-        if parts is None:
-            return
-        if self._settings.node not in command.nodes:
-            parts.copies.began(command, None)
-            return
-        slot = Slot(command.nodes.index(self._settings.node))
-        parts.store.see_peers(SeePeers(job=0, slot=slot, nodes=command.nodes, places=command.peers))
-        parts.copies.began(command, slot)
-        if slot == 0 and self._reservation is not None:
-            self._reservation.renew()  # lets go of the announced port, which rank 0 binds now
-        self._gang = Gang(parts, command, slot)
-        await self._gang.start()
-
-    async def _end_gang(self, attempt: Attempt, dump_stacks: bool) -> None:
-        gang = self._gang
-        if gang is not None:
-            await gang.end(dump_stacks=dump_stacks)
-            self._gang = None
-        self._link.send(RanksGone(attempt=attempt))
 
     # Life
 
@@ -272,6 +181,15 @@ class Agent:
             send=self._link.send,
             beat=self._beat,
         )
+        assert self._reservation is not None, "the agent has introduced itself before it is welcomed"
+        self._orders = Orders(
+            self._settings.node,
+            self._settings.run_uid,
+            parts=self._parts,
+            reservation=self._reservation,
+            run=self._run,
+        )
+        self._orders.welcomed(welcome.epoch)
         forks.start()
         store.start()
         self._run(copies.run(), "copies")
@@ -297,8 +215,8 @@ class Agent:
         return {pid for pid in (self._parts.store.pid, self._parts.forks.pid) if pid is not None}
 
     def _exited(self, report: Exited) -> None:
-        if self._gang is not None:
-            self._gang.exited(report)
+        if self._orders is not None:
+            self._orders.exited(report)
 
     async def _keep_beating(self, interval_s: float) -> None:
         # Agents that were welcomed together shall not beat together.
@@ -308,13 +226,8 @@ class Agent:
             await asyncio.sleep(interval_s)
 
     def _beat(self) -> None:
-        self._link.send(self._beat_now())
-
-    def _beat_now(self) -> Beat:
-        port = self._reservation.port if self._reservation is not None else 0
-        if self._gang is not None:
-            return self._gang.beat(port=port)
-        return idle_beat(self._seen.attempt, port=port)
+        if self._orders is not None:
+            self._link.send(self._orders.beat())
 
     def _watch_lifeline(self, fd: int) -> None:
         if os.read(fd, 1):
@@ -351,8 +264,8 @@ class Agent:
 
     async def _close(self) -> None:
         """In this order: no new orders, workers, helpers, memory."""
-        if self._stopping is not None:
-            await asyncio.wait([self._stopping], timeout=_LAST_STOP_LIMIT_S)
+        if self._orders is not None:
+            await self._orders.stopped(timeout_s=_LAST_STOP_LIMIT_S)
         await self._link.flush(timeout_s=_LAST_WORDS_LIMIT_S)
         for task in list(self._tasks):
             task.cancel()
@@ -363,8 +276,8 @@ class Agent:
                     await parts.forks.close()
             except (TimeoutError, Internal) as error:
                 _log.error("workers are left: %s", error)
-            if self._gang is not None:
-                self._gang.close()
+            if self._orders is not None:
+                self._orders.close()
             parts.store.close()
             await parts.saves.close()
             parts.copies.close()

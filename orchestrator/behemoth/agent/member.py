@@ -6,6 +6,7 @@ only as ages.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,3 +114,8 @@ def idle_beat(attempt: Attempt, *, port: int) -> Beat:
         stall_us=0,
         rendezvous_port=port,
     )
+
+
+def now_us() -> int:
+    """The agent's monotonic clock."""
+    return time.monotonic_ns() // 1000

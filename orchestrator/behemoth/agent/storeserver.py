@@ -56,8 +56,8 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
 from behemoth.ports import KeepsFiles, SavesTo, UploadsParts
+from behemoth.wire.ends import Peer
 from behemoth.wire.peers import AskStored
-from behemoth.wire.session import Peer
 
 SHARED_BYTES = 512 << 20
 """Of what this node has read for others too: who comes later than that makes it read again."""

@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import Literal
 
 from behemoth.base.ids import NodeId, RunUid
-from behemoth.spec.run import EverySteps, HangFloor, TrainingRun
+from behemoth.spec.checkpoint import EverySteps
+from behemoth.spec.recovery import HangFloor
+from behemoth.spec.run import TrainingRun
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import Cadence, HangFloors, RunConfig
 from behemoth.storage.open import is_s3

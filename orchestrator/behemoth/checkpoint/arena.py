@@ -4,7 +4,8 @@ The agent owns the memory (an anonymous memfd) and passes it as a descriptor to 
 to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
 generation counts only while its header is intact and says so, and the header changes before the first byte of data is
 touched and after the last one. In between a mark tells how far it has come, for those who follow (`following`). The
-module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `staging`, `writer`.
+module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `arena_memory`, `staging`,
+`writer`.
 """
 
 from __future__ import annotations
@@ -189,17 +190,7 @@ class Arena:
     def seal(self, generation: int) -> Snapshot:
         """All data is in place: from now on `generation` is a snapshot. Raises Conflict when nobody began one."""
         header = self._expect(generation, State.COPYING)
-        self._put(
-            generation,
-            GenerationHeader(
-                state=State.STAGED,
-                table_crc=0,
-                sequence=header.sequence,
-                step=header.step,
-                digest=header.digest,
-                write_id=header.write_id,
-            ),
-        )
+        self._put(generation, replace(header, state=State.STAGED, table_crc=0))
         return self.snapshot(generation)
 
     def discard(self, generation: int) -> None:
@@ -250,17 +241,7 @@ class Arena:
         start = self._head(generation) + PAGE_BYTES
         # A torn table is harmless in either state: STAGED does not use it, VERIFIED has its CRC in the header.
         self._memory[start : start + len(table)] = table
-        self._put(
-            generation,
-            GenerationHeader(
-                state=State.VERIFIED,
-                table_crc=crc32c(table),
-                sequence=header.sequence,
-                step=header.step,
-                digest=header.digest,
-                write_id=header.write_id,
-            ),
-        )
+        self._put(generation, replace(header, state=State.VERIFIED, table_crc=crc32c(table)))
 
     def disprove(self, generation: int) -> None:
         """A verified snapshot whose content is not that of its write: it knows no CRCs any more. Raises NotFound when

@@ -35,6 +35,7 @@ from behemoth.checkpoint.commit import BadCommit, CommitRef, commits, latest
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.reader import read_array
 from behemoth.dcp.address import Address, parse_address
+from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.contents import CONTENTS_ARRAY, Contents
 from behemoth.dcp.dtypes import TORCH_DTYPES
 from behemoth.dcp.fill import Target, fill
@@ -50,7 +51,7 @@ class _Opened:
     contents: Contents
 
 
-class BehemothReader(StorageReader):
+class BehemothReader(Addressed, StorageReader):
     """Loads a state dict from a checkpoint in Behemoth's format.
 
     `path` is a path or URL. One that ends in a step (`out/step-100`) names that checkpoint of the store `out`; any
@@ -65,33 +66,15 @@ class BehemothReader(StorageReader):
     def __init__(
         self, path: str | os.PathLike[str], *, step: int | None = None, allow_pickle: bool = False, threads: int = 4
     ) -> None:
-        super().__init__()
-        self._given = parse_address(path).at(step)
-        self._address = self._given
+        super().__init__(parse_address(path).at(step))
         self._allow_pickle = allow_pickle
         self._threads = threads
         self._load_id = secrets.token_hex(8)
         self._opened: _Opened | None = None
 
-    @property
-    def checkpoint_id(self) -> str:
-        """The store, and the step where it is known: DCP's log names it."""
-        return self._address.url if self._address.step is None else f"{self._address.url} step {self._address.step}"
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether the id names a store that can be opened."""
-        try:
-            parse_address(checkpoint_id)
-        except Invalid:
-            return False
-        return True
-
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another load, of `checkpoint_id` where DCP was given one."""
-        self._address = self._given
-        if checkpoint_id is not None:
-            self._address = parse_address(checkpoint_id, store=self._given.url)
+        self._turn_to(checkpoint_id)
         self._load_id = secrets.token_hex(8)
         self._opened = None
 

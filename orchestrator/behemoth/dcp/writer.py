@@ -26,6 +26,7 @@ from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.dcp.address import parse_address
+from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.bucket_borders import begin_shared
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, discard, publish
@@ -51,7 +52,7 @@ class _Save:
     """Whether it may take the place of the checkpoint of its step: only where the step was told."""
 
 
-class BehemothWriter(StorageWriter):
+class BehemothWriter(Addressed, StorageWriter):
     """Saves a state dict as a checkpoint in Behemoth's format.
 
     `path` is a path, or a URL of files or of a bucket. One that ends in a step (`out/step-100`) names that checkpoint
@@ -74,9 +75,7 @@ class BehemothWriter(StorageWriter):
         allow_pickle: bool = False,
         threads: int = 4,
     ) -> None:
-        super().__init__()
-        self._given = parse_address(path).at(step)
-        self._address = self._given
+        super().__init__(parse_address(path).at(step))
         self._overwrite = overwrite
         self._allow_pickle = allow_pickle
         self._threads = threads
@@ -91,25 +90,9 @@ class BehemothWriter(StorageWriter):
         """A copy in another process has no save under way."""
         return {**self.__dict__, "_save": None, "_plans": [], "_held": ExitStack()}
 
-    @property
-    def checkpoint_id(self) -> str:
-        """The store, and the step where it is known: DCP's log names it."""
-        return self._address.url if self._address.step is None else f"{self._address.url} step {self._address.step}"
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether the id names a store that can be opened."""
-        try:
-            parse_address(checkpoint_id)
-        except Invalid:
-            return False
-        return True
-
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another save, of `checkpoint_id` where DCP was given one."""
-        self._address = self._given
-        if checkpoint_id is not None:
-            self._address = parse_address(checkpoint_id, store=self._given.url)
+        self._turn_to(checkpoint_id)
         self._save_id = secrets.token_hex(8)
 
     def storage_meta(self) -> StorageMeta | None:

@@ -1,7 +1,7 @@
 """Agents: who is there, who is late, whom to order, evict and place.
 
 A silent agent is evicted before its slot is given away, so that no node ever has two holders. What its loss means
-for the gang is `incidents`'; who replaces it is `gang`'s.
+for the gang is `incidents`'; who replaces it is `attempts`'.
 """
 
 from __future__ import annotations

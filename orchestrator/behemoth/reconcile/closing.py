@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from behemoth.base.ids import Epoch, NodeId
 from behemoth.policy import hang
 from behemoth.policy.failure import is_hopeless
-from behemoth.reconcile.gang import is_saving_the_end, is_settled, tally_with
+from behemoth.reconcile.attempts import is_saving_the_end, is_settled, tally_with
 from behemoth.reconcile.incidents import open_incident, plain_incident
 from behemoth.state.config import WorkPhase
 from behemoth.state.effect import Close, Effect, Outcome, Stop

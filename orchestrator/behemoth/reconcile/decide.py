@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from behemoth.base.errors import Internal
-from behemoth.reconcile import agents, closing, gang, saving
+from behemoth.reconcile import agents, attempts, closing, gang, keeping, saving
 from behemoth.reconcile.fold import after_effects
 from behemoth.reconcile.report import status_of
 from behemoth.state.decision import Decision
@@ -20,13 +20,20 @@ from behemoth.state.observation import Observation
 _RULES: tuple[Callable[[Observation], tuple[Effect, ...]], ...] = (
     agents.evictions,
     saving.aborts,
-    gang.rejections,
+    keeping.rejections,
     closing.closings,
     agents.provisions,
     agents.placement,
-    gang.starts,
+    attempts.starts,
     saving.calls,
-    saving.deletions,
+    keeping.deletions,
+)
+_DEADLINES: tuple[Callable[[Observation], list[int]], ...] = (
+    agents.deadlines,
+    gang.deadlines,
+    attempts.deadlines,
+    saving.deadlines,
+    closing.deadlines,
 )
 _MAX_ROUNDS = 64
 """No observation needs more than one round per rule; one that goes on for ever is a bug, told instead of looped."""
@@ -58,5 +65,5 @@ def _wanted(obs: Observation) -> tuple[Effect, ...]:
 def _wake_at_us(obs: Observation) -> int | None:
     if obs.epoch == 0 or obs.outcome is not None:
         return None
-    times = (*agents.deadlines(obs), *gang.deadlines(obs), *saving.deadlines(obs), *closing.deadlines(obs))
-    return min((time_us for time_us in times if time_us > obs.now_us), default=None)
+    times_us = (time_us for deadlines in _DEADLINES for time_us in deadlines(obs))
+    return min((time_us for time_us in times_us if time_us > obs.now_us), default=None)

@@ -13,7 +13,7 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from behemoth.base.errors import Internal
-from behemoth.reconcile import agents, closing, gang, saving
+from behemoth.reconcile import agents, attempts, closing, gang, keeping, saving
 from behemoth.state import effect as fx
 from behemoth.state import evidence as ev
 from behemoth.state.effect import Effect
@@ -141,7 +141,7 @@ def _fold_save(
 ) -> Observation:
     match evidence:
         case ev.CommitsFound():
-            return saving.on_found(obs, evidence)
+            return keeping.on_found(obs, evidence)
         case ev.SavePassed():
             return saving.on_passed(obs, evidence)
         case ev.SaveArmed():
@@ -155,9 +155,9 @@ def _fold_save(
         case ev.Committed():
             return saving.on_committed(obs, evidence)
         case ev.Deleted():
-            return saving.on_deleted(obs, evidence)
+            return keeping.on_deleted(obs, evidence)
         case ev.Pinned():
-            return saving.on_pinned(obs, evidence)
+            return keeping.on_pinned(obs, evidence)
         case _:
             assert_never(evidence)
 
@@ -182,13 +182,13 @@ def _after_effect(obs: Observation, effect: Effect) -> Observation:
         case fx.Place():
             return agents.placed(obs, effect)
         case fx.Replace():
-            return gang.replaced(obs, effect)
+            return attempts.replaced(obs, effect)
         case fx.Start():
-            return gang.started(obs, effect)
+            return attempts.started(obs, effect)
         case fx.Stop():
-            return gang.stopped(obs, effect)
+            return attempts.stopped(obs, effect)
         case fx.Reject():
-            return gang.rejected(obs, effect)
+            return keeping.rejected(obs, effect)
         case fx.Close():
             return closing.closed(obs, effect)
         case _:
@@ -206,6 +206,6 @@ def _after_save_effect(obs: Observation, effect: fx.Save | fx.Agree | fx.Commit 
         case fx.Abort():
             return saving.aborted(obs, effect)
         case fx.Delete():
-            return saving.deleted(obs, effect)
+            return keeping.deleted(obs, effect)
         case _:
             assert_never(effect)

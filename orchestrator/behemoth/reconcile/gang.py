@@ -1,17 +1,16 @@
-"""The gang: its attempts from start to end, what ends one, and how the next begins.
+"""The gang: how far its attempt is, by what it says and by its silence, and what ends it.
 
-An attempt that lost a node or a worker is replaced as a whole. Restarts are decided once the cause has settled, every
-slot has a present holder, and the store was listed. Neighbours: `incidents` holds the cause, `closing` ends runs.
+An attempt that lost a node or a worker is replaced as a whole. Neighbours: `attempts` starts the next one, `incidents`
+holds the cause.
 """
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
-from behemoth.base.ids import Attempt, NodeId, Slot, Step
-from behemoth.policy import failure, hang, spares
+from behemoth.base.ids import Step
+from behemoth.policy import failure, hang
 from behemoth.reconcile.incidents import first_sign_us, open_incident, plain_incident
-from behemoth.state.effect import CommitRef, Effect, Reject, Replace, Start, Stop
 from behemoth.state.evidence import (
     GangFinished,
     GangGone,
@@ -22,8 +21,7 @@ from behemoth.state.evidence import (
     RestoreFailed,
     WorkerFailed,
 )
-from behemoth.state.fence import Fence
-from behemoth.state.observation import GangState, Incident, Observation, SaveInFlight, Tally, with_node
+from behemoth.state.observation import GangState, Incident, Observation, SaveInFlight
 
 _PACE_WEIGHT = 4
 
@@ -218,163 +216,11 @@ def is_short(obs: Observation) -> bool:
     return len(obs.vacant) > len(obs.spares)
 
 
-def is_settled(obs: Observation) -> bool:
-    """Whether the open incident may be acted on: no better explanation is to be expected any more.
-
-    A plain exit also waits while a holder is late: a frozen node shows first in the peers that it leaves waiting.
-    """
-    incident = obs.incident
-    if incident is None or obs.now_us < incident.act_at_us:
-        return False
-    return obs.now_us >= _settled_us(obs, incident)
-
-
-def _settled_us(obs: Observation, incident: Incident) -> int:
-    if incident.cause not in ("exit", "ended") or all(obs.nodes[name].slot is None for name in obs.late):
-        return incident.act_at_us
-    return incident.act_at_us + obs.config.heartbeat_limit_us
-
-
-def tally_with(obs: Observation, incident: Incident) -> Tally:
-    """The failures of the program once this incident counts; unchanged when it is none of them."""
-    if not _is_counted(obs, incident):
-        return obs.tally
-    step = obs.progress.step if obs.progress is not None else Step(0)
-    is_stuck = obs.progress is None or obs.progress.phase == "first_step"
-    return failure.tally_after(obs.tally, incident, best_step=obs.best_step, step=step, is_stuck=is_stuck)
-
-
-def _is_counted(obs: Observation, incident: Incident) -> bool:
-    """A bad commit is the program's failure only when there is none left to go back to."""
-    return incident.is_program or (incident.cause == "corrupt" and not obs.commits)
-
-
-def rejections(obs: Observation) -> tuple[Effect, ...]:
-    if obs.rejecting is None:
-        return ()
-    commit, reason = obs.rejecting
-    return (Reject(fence=obs.fence, commit=commit, reason=reason),)
-
-
-def starts(obs: Observation) -> tuple[Effect, ...]:
-    """Fill the vacant slots and start the next attempt, all in one, as soon as that can be done."""
-    is_ready = obs.are_commits_known and not obs.unknown and obs.rejecting is None
-    if not is_ready or len(obs.holders) < obs.config.num_slots or len(obs.vacant) > len(obs.spares):
-        return ()
-    if obs.gang != "none" and not (is_settled(obs) and not is_saving_the_end(obs)):
-        return ()
-    restore = obs.newest_commit
-    fence = Fence(run_uid=obs.config.run_uid, epoch=obs.epoch, attempt=Attempt(obs.attempt + 1))
-    is_hang = obs.incident is not None and obs.incident.cause == "hang"
-    start = Start(fence=fence, restore=restore, reason=_start_reason(obs, restore), dump_stacks=is_hang)
-    return (*_replacements(obs), start)
-
-
-def is_saving_the_end(obs: Observation) -> bool:
-    """Whether the last save is in memory everywhere: then the workers are no longer needed, whatever became of them."""
-    return obs.save is not None and obs.save.doom is None and is_last_staged(obs.save)
-
-
 def is_last_staged(save: SaveInFlight) -> bool:
     return save.is_last and save.state in ("staged", "written", "committing")
 
 
-def _start_reason(obs: Observation, restore: CommitRef | None) -> str:
-    where = f"from step {restore.step}" if restore is not None else "from the beginning"
-    return f"{obs.incident.reason}; {where}" if obs.incident is not None else where
-
-
-def _replacements(obs: Observation) -> tuple[Replace, ...]:
-    leaving = [(slot, name, f"node {name} is lost") for slot, name in sorted(obs.vacant.items())]
-    struck = _struck_out(obs)
-    if struck is not None and len(leaving) < len(obs.spares):
-        leaving.append((obs.nodes[struck].slot or Slot(0), struck, f"workers on node {struck} failed again"))
-    if not leaving:
-        return ()
-    entries = ((name, obs.nodes[name]) for name in obs.spares)
-    chosen = spares.best_spares(entries, count=len(leaving), now_us=obs.now_us)
-    if struck is not None and spares.is_struck_out(obs.nodes[chosen[-1]], now_us=obs.now_us):
-        leaving = [entry for entry in leaving if entry[1] != struck]
-    return tuple(
-        Replace(fence=obs.fence, slot=slot, node=name, spare=spare, reason=reason)
-        for (slot, name, reason), spare in zip(leaving, chosen, strict=False)
-    )
-
-
-def _struck_out(obs: Observation) -> NodeId | None:
-    """The present holder that has failed too often; None when the program is to blame."""
-    name = obs.incident.node if obs.incident is not None and _is_strike(obs, obs.incident) else None
-    if name is None or obs.nodes[name].state != "present" or obs.nodes[name].slot is None:
-        return None
-    return name if spares.is_struck_out(obs.nodes[name], now_us=obs.now_us) else None
-
-
-def _is_strike(obs: Observation, incident: Incident) -> bool:
-    is_worker = incident.cause in ("signal", "exit")
-    return is_worker and incident.node is not None and not failure.is_of_program(incident, obs.failures_seen)
-
-
-def rejected(obs: Observation, effect: Reject) -> Observation:
-    write_id = effect.commit.write_id
-    is_rejecting = obs.rejecting is not None and obs.rejecting[0].write_id == write_id
-    return replace(
-        obs,
-        rejecting=None if is_rejecting else obs.rejecting,
-        rejected=obs.rejected | {write_id},
-        commits=tuple(commit for commit in obs.commits if commit.write_id != write_id),
-        expired=tuple(commit for commit in obs.expired if commit.write_id != write_id),
-    )
-
-
-def replaced(obs: Observation, effect: Replace) -> Observation:
-    if obs.holders.get(effect.slot) != effect.node or effect.spare not in obs.spares:
-        return obs
-    obs = with_node(obs, effect.node, replace(obs.nodes[effect.node], slot=None))
-    return with_node(obs, effect.spare, replace(obs.nodes[effect.spare], slot=effect.slot))
-
-
-def started(obs: Observation, effect: Start) -> Observation:
-    if effect.fence.attempt != obs.attempt + 1:
-        return obs
-    if obs.incident is not None:
-        obs = _account(obs, obs.incident)
-    return replace(
-        obs,
-        attempt=effect.fence.attempt,
-        gang="starting",
-        gang_since_us=obs.now_us,
-        watch_us=obs.now_us,
-        progress=None,
-        incident=None,
-        restore=effect.restore,
-        ending_step=None,
-        lead_steps=0,
-        start_message=effect.reason,
-    )
-
-
-def _account(obs: Observation, incident: Incident) -> Observation:
-    """Strikes, failures and signatures of the incident that this start answers."""
-    if _is_strike(obs, incident) and incident.node is not None:
-        node = obs.nodes[incident.node]
-        micro = spares.strikes_micro(node, now_us=obs.now_us) + spares.STRIKE_MICRO
-        obs = with_node(obs, incident.node, replace(node, strikes_micro=micro, struck_us=obs.now_us))
-    if not _is_counted(obs, incident):
-        return obs
-    return replace(
-        obs,
-        tally=tally_with(obs, incident),
-        failures_seen=failure.seen_after(incident, obs.failures_seen),
-    )
-
-
-def stopped(obs: Observation, effect: Stop) -> Observation:
-    return obs if effect.fence.attempt != obs.attempt else replace(obs, gang="none", progress=None, incident=None)
-
-
 def deadlines(obs: Observation) -> list[int]:
-    """Times at which `elapse` or `starts` has something to do."""
-    if obs.incident is not None:
-        return [obs.incident.act_at_us, _settled_us(obs, obs.incident)]
-    due_us = None if obs.unknown else hang_deadline_us(obs)
+    """The time at which `elapse` has something to do."""
+    due_us = None if obs.incident is not None or obs.unknown else hang_deadline_us(obs)
     return [] if due_us is None else [due_us]

@@ -11,7 +11,8 @@ The new attempt restores the newest *committed* step, which may be older than th
 steps bit for bit, so a commit that arrives meanwhile names the same state and is as good as one of its own. Steps up
 to the newest commit are not saved again: nobody would restore them, and their names are taken.
 
-Neighbours: `behemoth.policy.cadence` chooses steps, `closing` ends the run after a last save.
+Neighbours: `behemoth.policy.cadence` chooses steps, `keeping` has the commits, `closing` ends the run after a last
+save.
 """
 
 from __future__ import annotations
@@ -20,13 +21,10 @@ from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.policy import cadence
-from behemoth.policy.retention import MIN_KEPT, Dated, Retention, expired
-from behemoth.state.effect import Abort, Agree, Commit, CommitRef, Delete, Effect, Save
+from behemoth.reconcile.keeping import with_commit
+from behemoth.state.effect import Abort, Agree, Commit, Effect, Save
 from behemoth.state.evidence import (
-    CommitsFound,
     Committed,
-    Deleted,
-    Pinned,
     SaveArmed,
     SaveFailed,
     SavePassed,
@@ -38,24 +36,6 @@ from behemoth.state.observation import Observation, SaveInFlight
 _MAX_ABORTED = 16
 _REPORT_US = 2_000_000
 """How far the line of progress is drawn on without a promise: bodies report every tick; longer silence is a stall."""
-
-
-def on_found(obs: Observation, told: CommitsFound) -> Observation:
-    """The store's own word, once per term; what this term committed before it was listed is added."""
-    if obs.are_commits_known:
-        return obs
-    by_step = {commit.step: commit for commit in (*told.commits, *obs.commits_of_term)}
-    intact = (by_step[step] for step in sorted(by_step) if by_step[step].write_id not in obs.rejected)
-    obs = replace(obs, commits=tuple(intact), are_commits_known=True, commits_of_term=())
-    num_writes = max([obs.num_writes, *(_number_of(commit.write_id) for commit in obs.commits)])
-    best_step = max([obs.best_step, *(commit.step for commit in obs.commits[-1:])])
-    return _with_expired(replace(obs, num_writes=num_writes, best_step=best_step))
-
-
-def _number_of(write_id: WriteId) -> int:
-    """The counter in `a<attempt>-<counter>`, 0 for foreign ids."""
-    tail = write_id.rpartition("-")[2]
-    return int(tail) if tail.isascii() and tail.isdigit() else 0
 
 
 def on_passed(obs: Observation, told: SavePassed) -> Observation:
@@ -118,42 +98,7 @@ def on_committed(obs: Observation, told: Committed) -> Observation:
         obs = _with_furthest(obs, save.attempt, save.step)
         obs = replace(obs, save=None, num_save_failures=0, num_last_failures=0, save_message="")
         obs = replace(obs, ending_step=commit.step, ended_us=obs.now_us) if save.is_last else obs
-    if any(known.step == commit.step for known in obs.commits):
-        return obs
-    commits = tuple(sorted((*obs.commits, commit), key=lambda known: known.step))
-    of_term = obs.commits_of_term if obs.are_commits_known else (*obs.commits_of_term, commit)
-    return _with_expired(replace(obs, commits=commits, commits_of_term=of_term))
-
-
-def _with_expired(obs: Observation) -> Observation:
-    """Keep the index of what retention no longer wants."""
-    config = obs.config
-    kept = Retention(
-        keep_last=max(MIN_KEPT, config.keep_last),
-        every_steps=config.keep_every_steps or None,
-        hourly=max(0, config.keep_hourly),
-        daily=max(0, config.keep_daily),
-    )
-    dated = (Dated(step=commit.step, committed_us=commit.committed_us) for commit in obs.commits)
-    pinned = (commit.step for commit in obs.commits if commit.write_id in obs.pinned)
-    steps = set(expired(dated, kept, pinned=pinned))
-    unwanted = (commit for commit in obs.commits if commit.step in steps and commit.write_id not in obs.deleting)
-    return replace(obs, expired=tuple(unwanted))
-
-
-def on_deleted(obs: Observation, told: Deleted) -> Observation:
-    gone = obs.deleting.intersection(told.write_ids)
-    if not gone:
-        return obs
-    commits = tuple(commit for commit in obs.commits if commit.write_id not in gone)
-    return replace(obs, commits=commits, deleting=obs.deleting - gone)
-
-
-def on_pinned(obs: Observation, told: Pinned) -> Observation:
-    """The store's own word: what was to be deleted and is pinned is there and stays."""
-    pinned = frozenset(told.write_ids)
-    obs = replace(obs, pinned=pinned, deleting=obs.deleting - pinned)
-    return _with_expired(obs) if obs.are_commits_known else obs
+    return with_commit(obs, commit)
 
 
 def elapse(obs: Observation) -> Observation:
@@ -270,16 +215,6 @@ def _due_us(obs: Observation) -> int:
     return max(obs.saved_us, obs.gang_since_us) + (obs.config.cadence.interval_us or 0)
 
 
-def deletions(obs: Observation) -> tuple[Effect, ...]:
-    """What retention gives up, but never what is being restored."""
-    if not obs.expired:
-        return ()
-    is_restoring = obs.gang in ("starting", "restoring")
-    restored = obs.restore.write_id if obs.restore is not None and is_restoring else None
-    unwanted = tuple(commit for commit in obs.expired if commit.write_id != restored)
-    return (Delete(fence=obs.fence, commits=unwanted),) if unwanted else ()
-
-
 def called(obs: Observation, effect: Save) -> Observation:
     if obs.save is not None or effect.write_id != _next_write_id(obs):
         return obs
@@ -317,13 +252,6 @@ def aborted(obs: Observation, effect: Abort) -> Observation:
         save_message=f"save of step {save.step} failed: {effect.reason}",
         saved_us=obs.now_us,
     )
-
-
-def deleted(obs: Observation, effect: Delete) -> Observation:
-    asked = frozenset(commit.write_id for commit in effect.commits)
-    left: tuple[CommitRef, ...] = tuple(commit for commit in obs.expired if commit.write_id not in asked)
-    known = asked.intersection(commit.write_id for commit in obs.expired)
-    return replace(obs, expired=left, deleting=obs.deleting | known)
 
 
 def deadlines(obs: Observation) -> list[int]:

@@ -14,7 +14,8 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
 from behemoth.sdk.arrays import Tensor, is_tensor
 from behemoth.state.config import WorkPhase
-from behemoth.wire.session import InPhase, Peer, Report, ToWorker
+from behemoth.wire.ends import Peer
+from behemoth.wire.session import InPhase, Report, ToWorker
 
 Real: TypeAlias = "SupportsFloat | str"
 """What `float` takes: numbers of Python and numpy, tensors without dims."""

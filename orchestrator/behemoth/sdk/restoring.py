@@ -16,7 +16,8 @@ from behemoth.checkpoint.staging import unstage
 from behemoth.sdk.cold_files import read_cold_files
 from behemoth.sdk.files import read_files
 from behemoth.sdk.state import BoundState
-from behemoth.wire.session import Declare, Peer, Ready, Refusal, ToWorker
+from behemoth.wire.ends import Peer
+from behemoth.wire.session import Declare, Ready, Refusal, ToWorker
 
 
 def restored(peer: Peer[ToWorker], bound: BoundState, intake: Intake, *, limit_s: float) -> tuple[Ready, Arena]:

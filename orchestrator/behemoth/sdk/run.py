@@ -1,52 +1,39 @@
-"""What a training program sees of its run: join, restore, steps, fence, report, save.
+"""What a training program sees of its run: restore, steps, fence, report, save.
 
 Outside a run every call does the little that makes sense, so that the same script runs by hand or under torchrun.
 No store is ever opened here: state goes into and comes out of the memory that the agent owns, or out of files of this
-machine that the agent has named.
+machine that the agent has named. The neighbour `joining` makes the Run.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import logging
-import os
-import socket
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import get_args
 
-from behemoth.base.errors import Conflict, Internal, Invalid
-from behemoth.base.ids import Rank, Step
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import Step
 from behemoth.checkpoint.conversion import Conversion, Intake
-from behemoth.sdk.place import Place, RankMesh, lone_place
+from behemoth.sdk.place import Place, RankMesh
 from behemoth.sdk.reporting import Real, Reporter, Whole, real, whole
 from behemoth.sdk.restoring import restored
 from behemoth.sdk.saver import Saver
 from behemoth.sdk.state import BoundState, State
 from behemoth.sdk.turn import Turn
-from behemoth.spec.mesh import Mesh
 from behemoth.state.config import WorkPhase
-from behemoth.wire.frames import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from behemoth.wire.ends import Peer
 from behemoth.wire.session import (
-    DUMP_SIGNAL,
-    TO_WORKER,
-    WORKER_FD_VARIABLE,
     Assigned,
-    Join,
-    Peer,
-    Refusal,
     Standing,
     StepsEnded,
     ToWorker,
 )
 
-JOIN_LIMIT_S = 60.0
-
 _log = logging.getLogger(__name__)
 
 
-class _Session:
+class Session:
     """The rank's side of a real run."""
 
     def __init__(self, peer: Peer[ToWorker], assigned: Assigned) -> None:
@@ -78,7 +65,7 @@ class _Session:
 class Run:
     """A joined run, or a world of one. Used by one thread."""
 
-    def __init__(self, place: Place, session: _Session | None) -> None:
+    def __init__(self, place: Place, session: Session | None) -> None:
         self._place = place
         self._session = session
         self._bound: BoundState | None = None
@@ -261,7 +248,7 @@ class Run:
         with self._session.reporter.within(declared):
             yield
 
-    def _leave_if_over(self, session: _Session, step: Step) -> None:
+    def _leave_if_over(self, session: Session, step: Step) -> None:
         if self.should_stop and not session.reporter.has_reported(step):
             _log.warning("step %d comes after the run's last save: ended here; leave the loop at run.should_stop", step)
             raise SystemExit(0)
@@ -289,58 +276,3 @@ def _names(what: str, patterns: Iterable[str]) -> tuple[str, ...]:
     if isinstance(patterns, str) or not all(isinstance(one, str) and one for one in listed):
         raise Invalid(f"restore: expected {what} as a list of patterns, got {patterns!r}", code="arrays-listed")
     return listed
-
-
-_has_joined = False
-"""In this process; the variable that names the session is gone after the first call."""
-
-
-def join() -> Run:
-    """Join the run that started this process; outside a run, a world of one (or torchrun's world, without saves).
-
-    Blocks for one message of the agent. Raises Invalid when the agent refuses, Timeout when it does not answer, and
-    Conflict for a second call in a run."""
-    global _has_joined
-    if _has_joined:
-        raise Conflict(
-            "join: expected one call in this process, got a second",
-            hint="pass the Run that the first call returned to whoever needs it",
-            code="joined-twice",
-        )
-    fd = os.environ.pop(WORKER_FD_VARIABLE, "")
-    if not fd:
-        return Run(lone_place(os.environ), None)
-    _has_joined = True
-    sock = socket.socket(fileno=int(fd))
-    sock.set_inheritable(False)
-    _write_stacks_on_signal()
-    peer = Peer(sock, TO_WORKER)
-    peer.send(Join(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR), timeout_s=JOIN_LIMIT_S)
-    answer = peer.receive(timeout_s=JOIN_LIMIT_S, what="join")
-    if isinstance(answer, Refusal):
-        raise Invalid(answer.reason, hint=answer.hint)
-    if not isinstance(answer, Assigned):
-        raise Internal(f"session: expected Assigned, got {type(answer).__name__}")
-    return Run(_place(answer), _Session(peer, answer))
-
-
-def _place(assigned: Assigned) -> Place:
-    mesh = Mesh(**assigned.mesh)
-    return Place(
-        rank=Rank(assigned.rank),
-        world_size=assigned.world_size,
-        local_rank=assigned.local_rank,
-        mesh=RankMesh(sizes=mesh, rank=Rank(assigned.rank)),
-        args=assigned.args,
-        total_steps=assigned.total_steps,
-        attempt=assigned.attempt,
-        sharding=assigned.sharding,
-    )
-
-
-def _write_stacks_on_signal() -> None:
-    """A hung worker is asked for its stacks before it is ended. A program may have replaced stderr by something without
-    a descriptor; the real one is what the agent reads."""
-    stream = sys.__stderr__
-    if stream is not None:
-        faulthandler.register(DUMP_SIGNAL, file=stream, all_threads=True, chain=False)

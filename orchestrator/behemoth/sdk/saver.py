@@ -20,12 +20,12 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.staging import CAN_BE_FOLLOWED, Stager
 from behemoth.sdk.state import BoundState
 from behemoth.state.config import WorkPhase
+from behemoth.wire.ends import Peer
 from behemoth.wire.session import (
     Armed,
     Assigned,
     Grant,
     Missed,
-    Peer,
     Proceed,
     Ready,
     Refusal,

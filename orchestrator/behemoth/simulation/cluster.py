@@ -15,10 +15,11 @@ from behemoth.base.errors import Internal
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, Slot
 from behemoth.simulation.agenda import Agenda
 from behemoth.simulation.facts import Facts
+from behemoth.simulation.gang import SaveTry
 from behemoth.simulation.machines import Change, Machines
 from behemoth.simulation.store import Store
 from behemoth.simulation.timing import Timing
-from behemoth.simulation.training import SaveTry, Training
+from behemoth.simulation.training import Training
 from behemoth.state.config import RunConfig
 from behemoth.state.effect import (
     Abort,

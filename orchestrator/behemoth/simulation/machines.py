@@ -1,7 +1,7 @@
 """The model's machines and the agents on them: up, in repair, frozen, provisioned, evicted.
 
-Plays the Runtime and the handshake half of the coordinator's server. It knows nothing of gangs and saves: `gang` does,
-and hears through `on_agent` which agents answer. Whatever it tells is a fact that it repeats on demand (`Facts`).
+Plays the Runtime and the handshake half of the coordinator's server. It knows nothing of gangs and saves: `training`
+does, and hears through `on_agent` which agents answer. Whatever it tells is a fact that it repeats on demand (`Facts`).
 """
 
 from __future__ import annotations

@@ -1,23 +1,21 @@
-"""The model's gang: workers that come up, restore, make steps along a line, stand for saves, and end.
+"""The model's training: workers that come up, restore, make steps along a line, stand for saves, and end.
 
-Steps are a line (a step, the moment it was completed, a slope), never events; what bends the line is an event: a save's
-step, a fault, the end. One object plays all attempts in turn, because at most one attempt acts: `start` ends the former
-one. Neighbours: `cluster` checks fences and knows the holders; `store` keeps what saves leave.
+What bends the line is an event: a save's step, a fault, the end. One object plays all attempts in turn, because at most
+one attempt acts: `start` ends the former one. Neighbours: `gang` has the line; `cluster` checks fences and knows the
+holders; `store` keeps what saves leave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 from behemoth.base.ids import Attempt, NodeId, Rank, Step, WriteId
 from behemoth.simulation.agenda import Agenda
 from behemoth.simulation.facts import Facts
+from behemoth.simulation.gang import Gang, SaveTry
 from behemoth.simulation.store import Store
 from behemoth.simulation.timing import Timing
-from behemoth.state.config import WorkPhase
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import (
     GangFinished,
@@ -33,41 +31,6 @@ from behemoth.state.evidence import (
     SaveWritten,
     WorkerFailed,
 )
-
-SaveState = Literal["coming", "armed", "staging", "staged", "written"]
-
-
-@dataclass(slots=True, kw_only=True)
-class SaveTry:
-    """One save under way. It outlives its attempt once it is staged: the agents own that memory."""
-
-    step: Step
-    write_id: WriteId
-    is_last: bool
-    attempt: Attempt
-    state: SaveState = "coming"
-    is_agreed: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Gang:
-    """One attempt. It moves only while it is whole, not hung, and all holders answer (which the cluster knows)."""
-
-    attempt: Attempt
-    restore: CommitRef | None
-    phase: WorkPhase = "start"
-    phase_since_us: int = 0
-    is_broken: bool = False
-    is_hung: bool = False
-    is_over: bool = False
-    is_moving: bool = False
-    has_stepped: bool = False
-    step: int = 0
-    at_us: int = 0
-    line_id: int = 0
-    reported_us: int = 0
-    stall_us: int = 0
-    deferred: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Training:
@@ -106,7 +69,7 @@ class Training:
         """End the former attempt and begin this one. `is_whole` is false when a holder has no agent: such a gang never
         comes up. `node` is the one that reports a bad restore."""
         self._end_gang()
-        for write_id in [w for w, save in self.saves.items() if save.state in ("coming", "armed", "staging")]:
+        for write_id in [w for w, save in self.saves.items() if save.is_with_workers]:
             del self.saves[write_id]
         if restore is not None and not self._store.holds(restore):
             self.missing_restores.append(restore)
@@ -190,7 +153,7 @@ class Training:
     def progress(self) -> Progress | None:
         """Where the line stands now; None before the state is back."""
         gang = self.gang
-        if gang is None or gang.is_over or gang.phase in ("start", "restore"):
+        if gang is None or gang.is_over or not gang.has_state:
             return None
         step = self.step_now()
         gang.reported_us = self._agenda.now_us
@@ -209,15 +172,10 @@ class Training:
 
     def is_running(self) -> bool:
         """Whether workers run that have not failed."""
-        return self.gang is not None and not (self.gang.is_over or self.gang.is_broken or self.gang.is_hung)
+        return self.gang is not None and self.gang.is_able
 
     def step_now(self) -> Step:
-        gang = self.gang
-        if gang is None:
-            return Step(0)
-        if not gang.is_moving:
-            return Step(gang.step)
-        return Step(gang.step + max(0, (self._agenda.now_us - gang.at_us) // self._timing.step_us))
+        return Step(0) if self.gang is None else self.gang.step_at(self._agenda.now_us, self._timing.step_us)
 
     def _promise_us(self, gang: Gang) -> int | None:
         """A line that moves is reported again by then; one that stands promises nothing."""
@@ -231,7 +189,7 @@ class Training:
         self._agenda.after(delay_us, partial(self._pass, gang, action))
 
     def _pass(self, gang: Gang, action: Callable[[], None]) -> None:
-        if gang is not self.gang or gang.is_over or gang.is_broken or gang.is_hung:
+        if gang is not self.gang or not gang.is_able:
             return
         if not self._is_fit():
             gang.deferred.append(partial(self._pass, gang, action))
@@ -239,7 +197,7 @@ class Training:
         action()
 
     def _up(self, gang: Gang, node: NodeId) -> None:
-        self._set_phase(gang, "restore")
+        gang.enter("restore", self._agenda.now_us)
         self._facts.tell(GangUp(attempt=gang.attempt), "gang", "", "up")
         if gang.restore is not None and gang.restore.write_id in self._store.corrupt:
             gang.is_broken = True
@@ -256,7 +214,7 @@ class Training:
 
     def _restored(self, gang: Gang) -> None:
         step = gang.restore.step if gang.restore is not None else Step(0)
-        self._set_phase(gang, "first_step")
+        gang.enter("first_step", self._agenda.now_us)
         gang.step, gang.at_us = step, self._agenda.now_us
         self._facts.tell(GangRestored(attempt=gang.attempt, step=step, num_from_memory=0), "gang", "", "restored")
         self._move(gang, self._agenda.now_us + self._timing.first_step_us - self._timing.step_us)
@@ -276,9 +234,7 @@ class Training:
 
     def _move(self, gang: Gang, at_us: int) -> None:
         """The line goes on from `gang.step`, taken as completed at `at_us`, to the next step with something due."""
-        gang.is_moving = True
-        gang.at_us = at_us
-        gang.line_id += 1
+        gang.goes_on(at_us)
         stops = [save.step for save in self.saves.values() if save.state == "armed" and save.step > gang.step]
         if not gang.has_stepped:
             stops.append(Step(gang.step + 1))
@@ -287,14 +243,8 @@ class Training:
         self._agenda.at(max(due_us, self._agenda.now_us), partial(self._stop_at, gang, gang.line_id, stop))
 
     def _halt(self, gang: Gang) -> None:
-        """The line stops where it is; the step under way is lost."""
-        if gang.is_moving:
-            step = self.step_now()
-            gang.at_us += (step - gang.step) * self._timing.step_us
-            gang.step = step
+        gang.halt(self._agenda.now_us, self._timing.step_us)
         self.furthest_step = max(self.furthest_step, gang.step)
-        gang.is_moving = False
-        gang.line_id += 1
 
     def _stop_at(self, gang: Gang, line_id: int, step: Step) -> None:
         if gang is not self.gang or gang.line_id != line_id:
@@ -304,16 +254,14 @@ class Training:
         self.furthest_step = max(self.furthest_step, step)
         is_first, gang.has_stepped = not gang.has_stepped, True
         if is_first:
-            self._set_phase(gang, "step")
+            gang.enter("step", self._agenda.now_us)
             self._tick()
         self._release()
 
     def _release(self) -> None:
         """Let a standing gang do what is due at its step: save, wait, or go on."""
         gang = self.gang
-        if gang is None or gang.is_over or gang.is_broken or gang.is_hung or gang.is_moving or not self._is_fit():
-            return
-        if gang.phase in ("start", "restore"):
+        if gang is None or not gang.is_able or not gang.has_state or gang.is_moving or not self._is_fit():
             return
         save = self._save_here(gang)
         if save is not None:
@@ -321,22 +269,21 @@ class Training:
             return
         if gang.step < self._total_steps:
             if gang.phase == "save":
-                self._set_phase(gang, "step")
+                gang.enter("step", self._agenda.now_us)
             self._move(gang, self._agenda.now_us)
             return
         self._stand(gang)
 
     def _save_here(self, gang: Gang) -> SaveTry | None:
         for save in self.saves.values():
-            is_held = save.state in ("armed", "staging") or (save.is_last and save.state in ("staged", "written"))
-            if save.attempt == gang.attempt and save.step == gang.step and is_held:
+            if save.attempt == gang.attempt and save.step == gang.step and save.is_held:
                 return save
         return None
 
     def _stand(self, gang: Gang) -> None:
         if gang.phase == "save":
             return
-        self._set_phase(gang, "save")
+        gang.enter("save", self._agenda.now_us)
         self._tick()
 
     # Saves.
@@ -345,7 +292,7 @@ class Training:
         gang = self.gang
         if self.saves.get(save.write_id) is not save or gang is None or gang.attempt != save.attempt:
             return
-        if gang.phase in ("start", "restore"):
+        if not gang.has_state:
             self._milestone(gang, self._timing.restore_us, partial(self._arm, save))
             return
         step = self.step_now()
@@ -358,8 +305,7 @@ class Training:
         save.state = "armed"
         self._facts.tell(SaveArmed(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "armed")
         if gang.is_moving:
-            gang.at_us += (step - gang.step) * self._timing.step_us
-            gang.step = step
+            gang.advance(self._agenda.now_us, self._timing.step_us)
             self._move(gang, gang.at_us)
         self._release()
 
@@ -370,7 +316,7 @@ class Training:
             self._stand(gang)
             return
         save.state = "staging"
-        self._set_phase(gang, "save")
+        gang.enter("save", self._agenda.now_us)
         self._milestone(gang, self._timing.stage_us, partial(self._staged, gang, save))
 
     def _agreed(self, write_id: WriteId) -> None:
@@ -447,7 +393,3 @@ class Training:
             return
         self._tick()
         self._facts.tell(failed, "gang", "", f"failed {rank}")
-
-    def _set_phase(self, gang: Gang, phase: WorkPhase) -> None:
-        gang.phase = phase
-        gang.phase_since_us = self._agenda.now_us

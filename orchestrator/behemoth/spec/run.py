@@ -1,8 +1,8 @@
 """The run as one value: everything that a run file says, checked.
 
 Each field carries its description, from which decoding, `behemoth explain`, the reference and the later CRD follow.
-Rules between fields stand at the end. The neighbours are `behemoth.spec.decode`, which makes the value from text, and
-`behemoth.spec.document`, which writes it back.
+Rules between fields stand at the end. Neighbours: each section has a file of its own (`nodes`, `checkpoint`, ...),
+`decode` makes the value from text, `document` writes it back.
 """
 
 from __future__ import annotations
@@ -10,280 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
+from behemoth.spec.checkpoint import Checkpoint
 from behemoth.spec.drill import FAULT_EXPECTED, FAULT_PATTERN, Fault, format_fault, misaim, parse_fault
-from behemoth.spec.field import (
-    About,
-    Choice,
-    Integer,
-    Listing,
-    Notation,
-    OneOf,
-    Text,
-    duration,
-    require_ranges,
-    section,
-    size,
-)
+from behemoth.spec.field import About, Listing, Notation, OneOf, section
 from behemoth.spec.mesh import Mesh, complete_axes
 from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, misfits, named_inventory
+from behemoth.spec.nodes import Nodes, Placement
 from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.problem import InvalidRun, Problem
 from behemoth.spec.recipe import Recipe
-from behemoth.spec.stores import STORE, Drain, Retention
+from behemoth.spec.recovery import Recovery
 from behemoth.spec.workload import CommandWorkload, PythonWorkload, Workload
 
 API_VERSION = "behemoth.dev/v1alpha1"
 KIND = "TrainingRun"
 NAME_PATTERN = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """A DNS label (RFC 1123), since the name becomes that of a folder and of Kubernetes objects."""
-BEAT_INTERVAL = timedelta(seconds=1)
-"""How often an agent beats. A limit must allow one lost beat, so it lies above twice this."""
 
 
 def suggest_name(text: str) -> str:
     """The nearest valid name, or nothing."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
     return name if re.fullmatch(NAME_PATTERN, name) else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nodes:
-    """The machines that a run wants."""
-
-    count: Annotated[int, About(doc="Nodes of the gang.", kind=Integer(minimum=1, maximum=100_000))]
-    gpus_per_node: Annotated[
-        int,
-        About(
-            doc="Ranks on each node, one per GPU (one per process without GPUs).", kind=Integer(minimum=1, maximum=64)
-        ),
-    ]
-    spares: Annotated[
-        int,
-        About(
-            doc="Nodes kept warm beside the gang to take the place of lost ones.",
-            kind=Integer(minimum=0, maximum=100_000),
-        ),
-    ] = 0
-    failure_domain: Annotated[
-        int,
-        About(
-            doc="How many nodes that follow each other in placement order, spares included, may fail together: those "
-            "of a rack, or of a power feed. Copies of a node's memory lie in other domains.",
-            kind=Integer(minimum=1, maximum=100_000),
-        ),
-    ] = 1
-
-    def __post_init__(self) -> None:
-        require_ranges(self, name="nodes")
-
-    @property
-    def num_ranks(self) -> int:
-        return self.count * self.gpus_per_node
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EverySteps:
-    """A checkpoint whenever the number of completed steps is a multiple of this."""
-
-    steps: Annotated[int, About(doc="Save at multiples of this many steps.", kind=Integer(minimum=1))]
-
-    def __post_init__(self) -> None:
-        require_ranges(self, name="every")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EveryInterval:
-    """A checkpoint whenever this much time has passed since the last one."""
-
-    interval: Annotated[
-        timedelta,
-        About(
-            doc="Save when this much time has passed since the last save.", kind=duration(minimum=timedelta(seconds=1))
-        ),
-    ]
-
-
-Every: TypeAlias = EverySteps | EveryInterval
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """Where, how often and how long."""
-
-    store: Annotated[
-        str | None,
-        About(
-            doc="Where checkpoints lie: a path or a file:// URL, relative to the folder in which the run is first "
-            "started, or s3://BUCKET/PREFIX. The folder `checkpoints` in the run's own directory when left out.",
-            kind=STORE,
-        ),
-    ] = None
-    drain: Annotated[
-        Drain | None,
-        About(
-            doc="A second store, to which a process of its own copies checkpoints in the background, and from which "
-            "they come back when `store` has lost them.",
-            kind=section(Drain),
-        ),
-    ] = None
-    durable: Annotated[
-        str,
-        About(
-            doc="The store in which the last checkpoint of a run must be, or the run is not finished. Saves commit in "
-            "`store` either way.",
-            kind=Choice(names=("store", "drain")),
-        ),
-    ] = "store"
-    every: Annotated[
-        Every,
-        About(
-            doc="How often to save. The default costs 2.5 minutes of lost work per fault on average, which at the "
-            "fault rate of Llama 3's training leaves 97% useful time within reach.",
-            kind=OneOf(sections=(section(EverySteps), section(EveryInterval))),
-        ),
-    ] = EveryInterval(interval=timedelta(minutes=5))
-    retention: Annotated[
-        Retention, About(doc="Which checkpoints are kept, besides those that are pinned.", kind=section(Retention))
-    ] = Retention()  # noqa: RUF009 - frozen
-    threads: Annotated[
-        int,
-        About(doc="Threads per node that write, read and check checkpoints.", kind=Integer(minimum=1, maximum=256)),
-    ] = 2
-    save_limit: Annotated[
-        timedelta,
-        About(
-            doc="A save that is not committed after this long is given up; training goes on.",
-            kind=duration(minimum=timedelta(seconds=1)),
-        ),
-    ] = timedelta(minutes=10)
-    staging_budget: Annotated[
-        int | None,
-        About(
-            doc="Most memory per node for staged checkpoints, copies of other nodes' included: two generations of what "
-            "its ranks save, and of what it holds for others. A program that declares more is refused, with numbers.",
-            kind=size(),
-        ),
-    ] = None
-    peer_copies: Annotated[
-        int,
-        About(
-            doc="Copies of each node's newest committed checkpoint in the memory of other nodes, each in another "
-            "failure domain. A node that is lost then costs no read from the store. Each copy takes as much memory on "
-            "another node as the original does: two generations of what is staged.",
-            kind=Integer(minimum=0, maximum=8),
-        ),
-    ] = 0
-    peer_rate: Annotated[
-        int | None,
-        About(
-            doc="Most bytes a second that a node takes for the copies that it holds; no limit when left out. A restore "
-            "is not limited by it.",
-            kind=size(),
-        ),
-    ] = None
-    share_reads: Annotated[
-        str,
-        About(
-            doc="Whether, at a restore, each part of a checkpoint is read from the store by one node, which passes it "
-            "on to the others. auto: where the store is not a directory.",
-            kind=Choice(names=("auto", "always", "never")),
-        ),
-    ] = "auto"
-
-    def __post_init__(self) -> None:
-        require_ranges(self, name="checkpoint")
-
-
-_FLOOR = duration(minimum=timedelta(seconds=1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HangFloor:
-    """Least time without progress that may be called a hang, per phase that a rank declares."""
-
-    start: Annotated[timedelta, About(doc="From the start of a worker until it has joined.", kind=_FLOOR)] = timedelta(
-        minutes=2
-    )
-    restore: Annotated[timedelta, About(doc="While state is restored.", kind=_FLOOR)] = timedelta(minutes=10)
-    first_step: Annotated[
-        timedelta, About(doc="The first step of an attempt, from the restore on; it may compile.", kind=_FLOOR)
-    ] = timedelta(minutes=5)
-    step: Annotated[timedelta, About(doc="Any later step.", kind=_FLOOR)] = timedelta(minutes=1)
-    eval: Annotated[timedelta, About(doc="An evaluation.", kind=_FLOOR)] = timedelta(minutes=30)
-    save: Annotated[
-        timedelta,
-        About(
-            doc="The blocking part of a save; and what a program still does after its last one, unless it declares "
-            "a phase that may take longer.",
-            kind=_FLOOR,
-        ),
-    ] = timedelta(minutes=2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
-    """Limits by which faults are told and recovery is given up."""
-
-    heartbeat_limit: Annotated[
-        timedelta,
-        About(
-            doc="A node that is silent for this long is lost. Agents beat five times within it, and at least once a "
-            "second, so that a beat may go missing.",
-            kind=duration(minimum=2 * BEAT_INTERVAL + timedelta(milliseconds=100)),
-        ),
-    ] = timedelta(seconds=2.5)
-    hang_floor: Annotated[
-        HangFloor,
-        About(
-            doc="A rank hangs when it makes no progress for 3 x the 99th percentile seen, but never before this long.",
-            kind=section(HangFloor),
-        ),
-    ] = HangFloor()
-    max_failures_without_progress: Annotated[
-        int,
-        About(
-            doc="After this many failures of the same kind in a row without one more completed step, or three times "
-            "as many of any kind, the run stops and says why. A checkpoint of another model stops it at once.",
-            kind=Integer(minimum=1, maximum=1000),
-        ),
-    ] = 3
-    node_wait: Annotated[
-        timedelta,
-        About(
-            doc="How long a gang waits for a missing node before the run fails; for its first nodes at least "
-            "as long as `hang_floor.start`.",
-            kind=duration(),
-        ),
-    ] = timedelta(minutes=10)
-    coordinator_grace: Annotated[
-        timedelta,
-        About(
-            doc="How long agents keep training without their coordinator.",
-            kind=duration(),
-            supported=False,
-        ),
-    ] = timedelta(0)
-
-    def __post_init__(self) -> None:
-        require_ranges(self, name="recovery")
-
-
-_LEVELS = Listing(item=Text(what="the name of a topology level", pattern=r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Which nodes should be close to each other."""
-
-    required: Annotated[
-        tuple[str, ...], About(doc="Levels within which the gang must lie.", kind=_LEVELS, supported=False)
-    ] = ()
-    preferred: Annotated[
-        tuple[str, ...], About(doc="Levels within which the gang should lie.", kind=_LEVELS, supported=False)
-    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,13 +79,13 @@ class TrainingRun:
     ] = Recipe()  # noqa: RUF009 - frozen
     checkpoint: Annotated[
         Checkpoint, About(doc="Where checkpoints go, how often, and how long they stay.", kind=section(Checkpoint))
-    ] = Checkpoint()
+    ] = Checkpoint()  # noqa: RUF009 - frozen
     recovery: Annotated[
         Recovery, About(doc="Limits by which faults are told and recovery is given up.", kind=section(Recovery))
-    ] = Recovery()
+    ] = Recovery()  # noqa: RUF009 - frozen
     placement: Annotated[
         Placement, About(doc="Which nodes should be close to each other.", kind=section(Placement))
-    ] = Placement()
+    ] = Placement()  # noqa: RUF009 - frozen
     drill: Annotated[
         tuple[Fault, ...],
         About(

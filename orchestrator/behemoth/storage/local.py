@@ -1,10 +1,9 @@
 """The ObjectStore on a directory: a local disk, or NFS, Lustre, Weka with coherent positional writes.
 
 Keys are paths below the root. Ordinary objects are created at their final size and filled at known offsets by any
-number of processes; small ones appear whole, by link(2). Large writes go past the page cache where the file system can:
-no second copy, no memory taken from training, and nothing left to flush at the end. It must not interpret what it
-stores, and it follows no symbolic link below its root. That guards against a wrong turn, not against somebody who swaps
-directories meanwhile. The neighbour is `probe`, which asks whether a mount can do all this.
+number of processes; small ones appear whole, by link(2). It must not interpret what it stores, and it follows no
+symbolic link below its root. That guards against a wrong turn, not against somebody who swaps directories meanwhile.
+Neighbours: `direct` takes large transfers past the page cache, `probe` asks whether a mount can do all this.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import errno
 import os
 import secrets
 import stat
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -24,6 +21,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.ports import Into, ObjectInfo, Part
+from behemoth.storage.direct import Direct
 from behemoth.storage.folders import empty_folders, make_root, remove_empty, sync_folders, unlink, walk
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.open_files import OpenFiles
@@ -32,19 +30,11 @@ from behemoth.storage.page_cache import cached_bytes
 from behemoth.storage.positional import (
     Run,
     byte_view,
-    new_bounce,
-    page_bytes,
-    page_runs,
     read_all,
-    read_pages,
     runs_of,
     target_views,
     write_all,
-    write_pages,
 )
-
-DIRECT_BYTES = 1 << 20
-"""From here on a transfer goes to the disk itself; below, the page cache gathers better."""
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _TEMP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -61,9 +51,8 @@ class LocalStore:
 
     def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 256, direct_writes: bool = True) -> None:
         self._root = os.path.abspath(root)
-        self._min_direct_bytes = DIRECT_BYTES if direct_writes else sys.maxsize
+        self._direct = Direct(writes=direct_writes)
         self._files = OpenFiles(limit=max_open_files)
-        self._own = threading.local()
 
     @property
     def root(self) -> str:
@@ -103,7 +92,7 @@ class LocalStore:
         with named_errors(f"read {key}"), _opened(path) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Corrupt(f"read {key}: expected a regular file, got one of mode {os.fstat(fd).st_mode:o}")
-            done_bytes = self._read_direct(fd, offset_bytes, views)
+            done_bytes = self._direct.read(fd, offset_bytes, views)
             read_all(fd, key, offset_bytes, views, done_bytes=done_bytes)
 
     def folder(self, prefix: str) -> str:
@@ -204,7 +193,7 @@ class LocalStore:
                 with self._files.writing(path) as fd:
                     _set_size(fd, key, size_bytes)
                     for run in runs:
-                        self._write_run(fd, run)
+                        self._direct.write(fd, run)
                 return
             except FileNotFoundError:
                 self._make_folder(os.path.dirname(path))
@@ -215,56 +204,6 @@ class LocalStore:
         if folder != self._root and not os.path.isdir(folder):
             with suppress(FileExistsError):  # what stands there instead is told by the open(2) that follows
                 os.makedirs(folder, exist_ok=True)
-
-    def _write_run(self, fd: int, run: Run) -> None:
-        pages, edges = page_runs(run, min_bytes=self._min_direct_bytes)
-        if pages is not None and not self._is_written_direct(fd, pages):
-            edges = [run]
-        for edge in edges:
-            write_all(fd, edge)
-
-    def _is_written_direct(self, fd: int, pages: Run) -> bool:
-        """False when this file system does not take direct I/O, or not such; what was written then does not count."""
-        direct = _opened_direct(fd, os.O_WRONLY)
-        if direct is None:
-            return False
-        try:
-            write_pages(direct, pages, self._bounce())
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return False
-        finally:
-            os.close(direct)
-        return True
-
-    def _read_direct(self, fd: int, offset_bytes: int, views: Sequence[memoryview]) -> int:
-        """Bytes at the front that were read past the page cache: 0 where that is not possible, and where the page cache
-        holds the data, which is faster still."""
-        num_bytes = page_bytes(offset_bytes, views[0]) if views else 0
-        if num_bytes < DIRECT_BYTES:
-            return 0
-        cached = cached_bytes(fd, offset_bytes, num_bytes)
-        if cached is None or 2 * cached >= num_bytes:
-            return 0
-        direct = _opened_direct(fd, os.O_RDONLY)
-        if direct is None:
-            return 0
-        try:
-            return read_pages(direct, offset_bytes, views, self._bounce())
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return 0
-        finally:
-            os.close(direct)
-
-    def _bounce(self) -> memoryview:
-        """The calling thread's own."""
-        if not hasattr(self._own, "bounce"):
-            self._own.bounce = new_bounce()
-        bounce: memoryview = self._own.bounce
-        return bounce
 
     def _create_file(self, key: str, path: str, data: memoryview) -> None:
         folder = os.path.dirname(path)
@@ -299,14 +238,6 @@ def _opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _opened_direct(fd: int, access: int) -> int | None:
-    """A second descriptor of the same file, past the page cache; None where there is no such thing."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", access | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
-        return None
 
 
 def _set_size(fd: int, key: str, size_bytes: int) -> None:

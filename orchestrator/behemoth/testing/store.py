@@ -159,3 +159,8 @@ def read(store: ObjectStore, key: str, num_bytes: int) -> bytes:
     into = bytearray(num_bytes)
     store.read_into(key, offset_bytes=0, into=into)
     return bytes(into)
+
+
+def contents(store: ObjectStore) -> dict[str, bytes]:
+    """Every object, by its key."""
+    return {info.key: read(store, info.key, info.size_bytes) for info in store.list("")}

@@ -1,7 +1,8 @@
 """The process of `behemoth run`: builds store, fleet, runtime and body, joins them to the loop, and takes them down.
 
 The only file that knows all of them. Nothing is decided here; the order of steps is what matters: lock, journal, store,
-term, server, machines, loop, and the reverse at the end, whatever happens in between.
+term, server, machines, loop, and the reverse at the end, whatever happens in between. Neighbours: `settling` and
+`second_store` look after the two stores, `engine` gives the machines.
 """
 
 from __future__ import annotations
@@ -9,21 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from behemoth.agent.child import Child
 from behemoth.app.body import AgentProgram, LocalBody
-from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
+from behemoth.app.checkpoint_desk import CheckpointDesk
 from behemoth.app.configure import agent_setup, brain_config, failure_domains, to_us
 from behemoth.app.drains.drainer import Drainer
-from behemoth.app.drains.second_store import SecondStore, drain_settings, last_commit
+from behemoth.app.drains.second_store import SecondStore, last_commit
 from behemoth.app.drills import Drills
 from behemoth.app.event_log import EventLog
 from behemoth.app.events import Event
@@ -32,27 +29,28 @@ from behemoth.app.journal_file import JournalFile
 from behemoth.app.lineage import require_lineage
 from behemoth.app.machines import Machines
 from behemoth.app.snapshot import Snapshot, snapshot
-from behemoth.app.start_run import RunPlace, begin_term, claim, node_names, refuse_copy
+from behemoth.app.start_run import RunPlace, begin_term, claim
 from behemoth.app.summary import DrainTable, Summary, summarize
 from behemoth.base.clock import WallClock
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Epoch, NodeId, RunUid, Step
-from behemoth.checkpoint.owner import Owner, refuse_other, take
-from behemoth.fleet.server import Fleet, FleetSettings
+from behemoth.base.ids import Epoch, Step
+from behemoth.fleet.server import Fleet
+from behemoth.fleet.settings import FleetSettings
 from behemoth.fleet.tokens import Tokens
-from behemoth.ports import Runtime, SavesTo, UploadsParts
-from behemoth.rayrt.processes import SubprocessRuntime
-from behemoth.rayrt.runtime import embed_ray, join_ray
+from behemoth.ports import SavesTo
 from behemoth.reconcile.loop import Loop
 from behemoth.spec.drill import Fault
-from behemoth.spec.run import BEAT_INTERVAL, TrainingRun
+from behemoth.spec.recovery import BEAT_INTERVAL
+from behemoth.spec.run import TrainingRun
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Asked, CommitsFound, Evidence, RunOpened, TermBegan
 from behemoth.state.observation import Observation
 from behemoth.storage.open import open_store
-from behemoth.storage.probe import probe
-from behemoth.storage.probe_uploads import probe_uploads
 from behemoth.wiring.address import own_address
+from behemoth.wiring.engine import WAITING, Engine, chosen_nodes, open_runtime
+from behemoth.wiring.posting import post
+from behemoth.wiring.second_store import fetching, open_second, settle_second
+from behemoth.wiring.settling import clean_up, settle, vet
 
 BEATS_PER_LIMIT = 5
 """Beats that fit into the heartbeat limit at least, so that one lost beat is never a lost node."""
@@ -68,7 +66,7 @@ class RunRequest:
     run: TrainingRun
     directory: Path
     faults: Sequence[Fault]
-    engine: Literal["embedded-ray", "joined-ray", "processes"] = "embedded-ray"
+    engine: Engine = "embedded-ray"
     ray_address: str = ""
     on_event: Callable[[Event], None]
     on_phase: Callable[[str], None]
@@ -92,7 +90,7 @@ class LocalRun:
         """Until the run is closed or stopped. Raises Behemoth's errors for what prevents a start or breaks the loop;
         whatever happens, no process is left and the directory can be resumed."""
         request = self._request
-        place = await asyncio.to_thread(claim, request.run, request.directory, vet=_vet)
+        place = await asyncio.to_thread(claim, request.run, request.directory, vet=vet)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(place.directory.close)
             journal = JournalFile(place.directory.journal)
@@ -105,18 +103,18 @@ class LocalRun:
             events = EventLog(place.directory.events, clock=self._clock, listener=request.on_event)
             events.open()
             stack.callback(events.close)
-            second = self._open_second(place, store, events, stack)
+            second = open_second(request.run, place, store, events, clock=self._clock, stack=stack)
             if second is not None:
                 rejected = former.rejected if former is not None else ()
-                await asyncio.to_thread(second.fetch, rejected, self._fetching())
-            await asyncio.to_thread(_settle, place, store, former)
+                await asyncio.to_thread(second.fetch, rejected, fetching(request.on_phase))
+            await asyncio.to_thread(settle, place, store, former)
             drainer = None
             if second is not None:
-                drainer = await asyncio.to_thread(_settle_second, place, second)
+                drainer = await asyncio.to_thread(settle_second, place, second)
                 stack.push_async_callback(asyncio.to_thread, second.close)
             history = await self._lead(place, store, journal, history, events, drainer)
             self._is_over = True
-            await asyncio.to_thread(_clean_up, place, store)
+            await asyncio.to_thread(clean_up, place, store)
             drained = None if second is None else await self._finish(second, store, history)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
@@ -179,8 +177,10 @@ class LocalRun:
         request = self._request
         async with contextlib.AsyncExitStack() as stack:
             former = history.observation
-            request.on_phase(_WAITING[request.engine])
-            runtime = await asyncio.to_thread(_open_runtime, request)
+            request.on_phase(WAITING[request.engine])
+            runtime = await asyncio.to_thread(
+                open_runtime, request.engine, request.run, ray_address=request.ray_address
+            )
             machines = Machines(runtime, self._tell)
             stack.push_async_callback(asyncio.to_thread, machines.close)
             fleet = await self._open_fleet(place)
@@ -195,7 +195,7 @@ class LocalRun:
                 drains=drainer,
             )
             stack.push_async_callback(asyncio.to_thread, desk.close)
-            nodes = list(former.config.nodes) if former is not None else _nodes(request.run, runtime.nodes())
+            nodes = list(former.config.nodes) if former is not None else chosen_nodes(request.run, runtime.nodes())
             drills = self._open_drills(place, store, events)
             stack.push_async_callback(asyncio.to_thread, drills.close)
             drains = () if drainer is None else (drainer.witness,)
@@ -215,18 +215,23 @@ class LocalRun:
             else:
                 body.resume(former)
             self._loop.tell(TermBegan(epoch=self._epoch))
-            intact, bad = await asyncio.to_thread(desk.survey, former.rejected if former is not None else ())
-            if former is None and intact:
-                _require_within(request.run, intact[-1].step)
+            intact = await self._survey(desk, former, events)
             if not intact:  # the mount may have gone since the first look
                 await asyncio.to_thread(require_lineage, store, former, url=place.store_url)
-            going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
-            for commit in bad:
-                events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
             self._loop.tell(CommitsFound(commits=tuple(intact)))
             desk.clean(fleet.saves_in_flight)
             self._work = asyncio.create_task(self._loop.run(), name="brain")
             return replace(history, observation=await self._work)
+
+    async def _survey(self, desk: CheckpointDesk, former: Observation | None, events: EventLog) -> Sequence[CommitRef]:
+        """The checkpoints that the run may go on from; of the others a warning."""
+        intact, bad = await asyncio.to_thread(desk.survey, former.rejected if former is not None else ())
+        if former is None and intact:
+            _require_within(self._request.run, intact[-1].step)
+        going_on = f"from step {intact[-1].step}" if intact else "from the beginning"
+        for commit in bad:
+            events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
+        return intact
 
     async def _open_fleet(self, place: RunPlace) -> Fleet:
         request = self._request
@@ -257,27 +262,6 @@ class LocalRun:
         self._address = f"{'127.0.0.1' if is_local else own_address()}:{port}"
         return self._fleet
 
-    def _open_second(
-        self, place: RunPlace, store: SavesTo, events: EventLog, stack: contextlib.AsyncExitStack
-    ) -> SecondStore | None:
-        spec = self._request.run.checkpoint.drain
-        if spec is None or place.drain_url is None:
-            return None
-        running = asyncio.get_running_loop()
-        below = open_store(place.drain_url)
-        stack.callback(below.close)
-        return SecondStore(
-            spec,
-            drain_settings(self._request.run, spec, place, place.drain_url),
-            store=store,
-            below=below,
-            directory=place.directory,
-            clock=self._clock,
-            tell=lambda reason, message, is_warning: _post(
-                running, lambda: (events.warn if is_warning else events.note)(reason, message)
-            ),
-        )
-
     async def _finish(self, second: SecondStore, store: SavesTo, history: History) -> DrainTable:
         """A run is not over before its last checkpoint is in the second store."""
         committed = () if history.observation is None else history.observation.commits
@@ -288,19 +272,6 @@ class LocalRun:
         cancelled = self._stop_reading.is_set
         return await asyncio.to_thread(second.finish, last, is_required=is_required, cancelled=cancelled)
 
-    def _fetching(self) -> Callable[[CommitRef, int, int], None]:
-        """Tells each tenth."""
-        running, told = asyncio.get_running_loop(), [-1]
-
-        def progress(commit: CommitRef, done_bytes: int, total_bytes: int) -> None:
-            tenth = 10 * done_bytes // total_bytes
-            if tenth > told[0]:
-                told[0] = tenth
-                text = f"fetching the checkpoint of step {commit.step} from the second store, {10 * tenth}%"
-                _post(running, lambda: self._request.on_phase(text))
-
-        return progress
-
     def _open_drills(self, place: RunPlace, store: SavesTo, events: EventLog) -> Drills:
         running = asyncio.get_running_loop()
         drills = Drills(
@@ -308,7 +279,7 @@ class LocalRun:
             run_uid=place.identity.run_uid,
             store=store,
             ledger=place.directory.path / "drills.jsonl",
-            announce=lambda message, node: _post(running, lambda: events.warn("Drill", message, node=node)),
+            announce=lambda message, node: post(running, lambda: events.warn("Drill", message, node=node)),
         )
         drills.open()
         return drills
@@ -329,25 +300,6 @@ class LocalRun:
             self._loop.tell(evidence)
 
 
-_WAITING = {
-    "embedded-ray": "starting Ray",
-    "joined-ray": "joining Ray",
-    "processes": "starting processes",
-}
-
-
-def _nodes(run: TrainingRun, found: Sequence[NodeId]) -> list[NodeId]:
-    """Those that the run asks for. Raises Invalid when the engine has fewer."""
-    wanted = run.nodes.count + run.nodes.spares
-    if len(found) < wanted:
-        raise Invalid(
-            f"nodes: expected {wanted} ({run.nodes.count} and {run.nodes.spares} spares), got {len(found)}",
-            hint="join a Ray with more nodes, or lower spec.nodes",
-            code="too-few-nodes",
-        )
-    return list(found[:wanted])
-
-
 def _require_within(run: TrainingRun, newest: Step) -> None:
     """A store that was taken over may be further than this run goes: it would end at once, and have trained nothing."""
     if newest > run.workload.steps:
@@ -357,65 +309,3 @@ def _require_within(run: TrainingRun, newest: Step) -> None:
             hint="raise it, or name another store",
             code="beyond-the-end",
         )
-
-
-def _vet(store_url: str, run_uid: RunUid | None) -> None:
-    """Raises Conflict when the store of a run that has yet to begin belongs to another."""
-    with contextlib.closing(open_store(store_url)) as store:
-        refuse_other(store, run_uid, url=store_url)
-
-
-def _settle(place: RunPlace, store: SavesTo, former: Observation | None) -> None:
-    """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
-    url, identity = place.store_url, place.identity
-    directory = place.directory.path.absolute()
-    owner = refuse_other(store, identity.run_uid, url=url)
-    if owner is not None and identity.store is not None:  # a copy with its own store harms nobody
-        refuse_copy(identity, directory, Path(owner.directory))
-    require_lineage(store, former, url=url)
-    if owner is not None:  # rubbish of saves that were cut off may be what fills the disk
-        remove_rubbish(store)
-    _try_out(store, url)
-    take(store, _owner(place), url=url)
-
-
-def _settle_second(place: RunPlace, second: SecondStore) -> Drainer:
-    """Once the first store is settled, whose rejections it needs."""
-    assert place.drain_url is not None
-    _try_out(second.below, place.drain_url)
-    start = partial(Child.start, "behemoth.wiring.drain", environment=os.environ, own_session=True)
-    return second.open(_owner(place), start)
-
-
-def _try_out(store: SavesTo, url: str) -> None:
-    if isinstance(store, UploadsParts):
-        probe_uploads(store, url=url)
-    else:
-        probe(url)
-
-
-def _owner(place: RunPlace) -> Owner:
-    identity = place.identity
-    return Owner.of_run(identity.run_uid, name=identity.name, directory=str(place.directory.path.absolute()))
-
-
-def _clean_up(place: RunPlace, store: SavesTo) -> None:
-    """Raises Conflict when the place has become another run's meanwhile: its rubbish and its summary are not ours."""
-    refuse_other(store, place.identity.run_uid, url=place.store_url)
-    remove_rubbish(store)
-
-
-def _post(running: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    """From another thread; a loop that has ended needs no news."""
-    with contextlib.suppress(RuntimeError):
-        running.call_soon_threadsafe(work)
-
-
-def _open_runtime(request: RunRequest) -> Runtime:
-    match request.engine:
-        case "embedded-ray":
-            return embed_ray(node_names(request.run))
-        case "joined-ray":
-            return join_ray(request.ray_address)
-        case "processes":
-            return SubprocessRuntime(node_names(request.run))

@@ -33,9 +33,9 @@ from behemoth.sdk.cold_files import read_cold_files
 from behemoth.sdk.files import read_files
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
+from behemoth.wire.ends import Peer as Session
+from behemoth.wire.ends import send_with
 from behemoth.wire.frames import encode_frame
-from behemoth.wire.session import Peer as Session
-from behemoth.wire.session import send_with
 
 A = TypeVar("A", Prepared, Written)
 LIMIT_S = 600.0

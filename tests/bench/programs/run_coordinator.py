@@ -22,7 +22,8 @@ from behemoth.app.journal_file import JournalFile
 from behemoth.app.machines import Machines
 from behemoth.base.clock import WallClock
 from behemoth.base.ids import Epoch, NodeId
-from behemoth.fleet.server import Fleet, FleetSettings
+from behemoth.fleet.server import Fleet
+from behemoth.fleet.settings import FleetSettings
 from behemoth.ports import NodeGone
 from behemoth.reconcile.loop import Loop
 from behemoth.state.config import Cadence, RunConfig

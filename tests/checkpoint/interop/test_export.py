@@ -28,7 +28,7 @@ from behemoth.ports import ObjectStore, Part, PartReceipt
 from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, Fail, FaultyBucket, FaultyStore, When, every_death
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, contents
 from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
 from checkpoint.interop.tensor_trees import chunked, read
 
@@ -270,15 +270,6 @@ def test_uploads_of_others_below_the_same_prefix_stay() -> None:
     bucket.begin_upload(plan.files[0].name)
     export(bucket, plan)
     assert [upload.key for upload in bucket.list_uploads("")] == ["run/steps/000000001-a1-1/w/c/0"]
-
-
-def contents(store: ObjectStore) -> dict[str, bytes]:
-    found = {}
-    for info in store.list(""):
-        data = bytearray(info.size_bytes)
-        store.read_into(info.key, offset_bytes=0, into=data)
-        found[info.key] = bytes(data)
-    return found
 
 
 def test_an_unfinished_file_is_in_a_folder_that_no_reader_looks_into(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from typing_extensions import Buffer
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.commit import create_same
-from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.units import Piece, Unit
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.writer import chunk_tail, seal_all
@@ -105,21 +106,22 @@ class UnitWriter:
 
     def _write(self, unit: Unit, data: Iterator[Raw], upload_id: str) -> Written:
         grid = grids(self._layout)[unit.array]
-        chunks = [chunk for piece in unit.pieces for chunk in _chunks(grid, piece, next(data))]
-        spans = [_span(unit.array, number, chunk) for number, chunk in chunks]
-        buffers: list[Buffer] = []
-        for (_, chunk), span in zip(chunks, spans, strict=True):
-            buffers += [chunk.data, chunk_tail(grid, span.crc, span.length)]
+        summed, spans = Summed(), []
+        for number, chunk in (each for piece in unit.pieces for each in _chunks(grid, piece, next(data))):
+            span = _span(unit.array, number, chunk)
+            spans.append(span)
+            summed.add([chunk.data], span.crc, span.length)
+            summed.append(chunk_tail(grid, span.crc, span.length))
         if unit.pieces[-1].last == grid.num_slots:
-            buffers.append(grid.index())
+            summed.append(grid.index())
         key = object_key(self._prefix, self._layout, unit.array, unit.shard)
-        num_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+        num_bytes = sum(memoryview(buffer).nbytes for buffer in summed.buffers)
         crc, etag = 0, ""
         if isinstance(self._store, UploadsParts):
-            crc = _crc(spans, buffers)
-            etag = _upload(self._store, key, unit, buffers, crc, upload_id)
+            crc = summed.crc
+            etag = _upload(self._store, key, unit, summed.buffers, crc, upload_id)
         else:
-            part = Part(offset_bytes=unit.first * grid.stride_bytes, buffers=buffers)
+            part = Part(offset_bytes=unit.first * grid.stride_bytes, buffers=summed.buffers)
             self._store.write_parts(key, size_bytes=grid.file_bytes, parts=[part])
         return Written(unit.array, unit.shard, unit.number, spans, num_bytes, crc, etag, upload_id)
 
@@ -158,11 +160,3 @@ def _span(position: int, number: int, data: npt.NDArray[np.uint8]) -> WrittenSpa
     return WrittenSpan(
         array=position, chunk=number, offset=0, length=data.nbytes, crc=crc, is_zero=is_zero(data.data, crc)
     )
-
-
-def _crc(spans: Sequence[WrittenSpan], buffers: Sequence[Buffer]) -> int:
-    """Of all buffers: a chunk and what is behind it, in turn, and perhaps the index. Those of chunks are known."""
-    total = 0
-    for span, tail in zip(spans, buffers[1::2], strict=False):
-        total = crc32c(tail, combine(total, span.crc, span.length))
-    return crc32c(buffers[-1], total) if len(buffers) > 2 * len(spans) else total

@@ -1,0 +1,166 @@
+"""How the ranks of one attempt come in: their place for a Join, staging memory with its checkpoint for a Declare.
+
+A rank that is not let in is no end of a worker: what is wrong with the program or the checkpoint is told instead.
+Neighbours: `gang` starts and ends the workers, `preparing` fills their memory in the store process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from behemoth.agent.arenas import restored_step
+from behemoth.agent.gang_parts import Parts
+from behemoth.agent.member import Member, now_us
+from behemoth.agent.storewire import Failed, Source
+from behemoth.agent.told import Told
+from behemoth.base.errors import BehemothError, Invalid
+from behemoth.base.ids import Step
+from behemoth.state.config import HangFloors
+from behemoth.wire.frames import PROTOCOL_MAJOR
+from behemoth.wire.messages import ProgramRefused, RanksRestored, RanksUp, RestoreRefused, StartGang
+from behemoth.wire.session import Assigned, Declare, Join, Ready, Refusal
+
+_WAIT_FLOORS = 10
+"""A rank waits this many times the longest hang floor for its agent: the coordinator calls the hang long before."""
+
+_log = logging.getLogger(__name__)
+
+
+class Admission:
+    """For the `members` of the attempt of `table`."""
+
+    def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], told: Told) -> None:
+        self._parts = parts
+        self._table = table
+        self._members = members
+        self._told = told
+        self._attempt = table.fence.attempt
+        self._digest = ""
+
+    def joined(self, member: Member, join: Join) -> None:
+        assert member.channel is not None
+        if join.major != PROTOCOL_MAJOR:
+            reason = f"session: expected protocol {PROTOCOL_MAJOR}, got {join.major}"
+            member.channel.send(Refusal(reason=reason, hint="install the agent's release of behemoth for the program"))
+            return
+        setup = self._parts.setup
+        member.channel.send(
+            Assigned(
+                rank=member.rank,
+                world_size=len(self._table.nodes) * setup.ranks_per_node,
+                local_rank=member.local_rank,
+                attempt=self._attempt,
+                mesh=setup.mesh,
+                args=setup.args,
+                total_steps=setup.total_steps,
+                wait_limit_us=wait_limit_us(setup.hang_floors),
+                sharding=setup.sharding,
+            )
+        )
+        member.has_joined = True
+        member.enter("restore", now_us())
+        self._told.milestone(RanksUp(attempt=self._attempt), [one.has_joined for one in self._members])
+
+    async def prepare(self, member: Member, declared: Declare) -> None:
+        """Give the worker its staging memory, with the checkpoint to restore in it."""
+        parts, restore = self._parts, self._table.restore
+        try:
+            self._check_layout(member, declared)
+            memory = parts.arenas.declare(member.local_rank, member.rank, declared)
+        except Invalid as error:
+            self._refuse_program(f"{error.message}; {error.hint}")
+            return
+        except BehemothError as error:
+            if member.channel is not None:
+                member.channel.send(Refusal(reason=error.message, hint=error.hint))
+            return
+        parts.copies.declared(declared)
+        source = self._source(memory.source(restore), declared) if restore is not None else None
+        budget = parts.copies.budget([one.rank for one in self._members])
+        answer = await parts.store.prepare(memory, source, budget=budget)
+        if isinstance(answer, Failed):
+            self._restore_refused(member, answer)
+            return
+        memory.is_new = False
+        if restore is not None and answer.generation is not None:
+            memory.restored(answer.generation, None if answer.left_out else restore.write_id)
+        member.was_prepared(answer)
+        if member.channel is not None:
+            ready = Ready(
+                step=restored_step(restore),
+                generation=answer.generation,
+                folder=answer.folder,
+                is_cold=answer.is_cold,
+                is_checked=answer.origin in ("peer", "store"),
+                threads=max(1, parts.setup.io_threads // parts.setup.ranks_per_node),
+                left_out=answer.left_out,
+            )
+            member.channel.send(ready, (memory.fd,))
+        parts.saves.grant()
+
+    def standing(self, member: Member, step: Step) -> None:
+        """The worker has its state back."""
+        member.step, member.is_standing = step, True
+        prepared = [one.prepared for one in self._members if one.prepared is not None]
+        report = RanksRestored(
+            attempt=self._attempt,
+            step=restored_step(self._table.restore),
+            num_from_memory=sum(one.origin == "memory" for one in prepared),
+            layout=self._digest,
+            num_from_peer=sum(one.origin == "peer" for one in prepared),
+            peer_bytes=sum(one.peer_bytes for one in prepared),
+            store_bytes=sum(one.store_bytes for one in prepared),
+            missed=next((one.missed for one in prepared if one.missed), ""),
+        )
+        self._told.milestone(report, [one.is_standing for one in self._members])
+
+    def _source(self, source: Source, declared: Declare) -> Source:
+        source = msgspec.structs.replace(source, holders=self._parts.copies.asked())
+        if declared.must_read:
+            return msgspec.structs.replace(source, held_in=None, must_read=True)
+        return source
+
+    def _check_layout(self, member: Member, declared: Declare) -> None:
+        """Ranks that disagree about the arrays would write a checkpoint that nobody can read."""
+        digest = self._digest or declared.digest
+        if declared.digest != digest:
+            raise Invalid(
+                f"rank {member.rank}: expected the layout {digest[:12]} of its peers, got {declared.digest[:12]}",
+                hint="every rank declares the same arrays with the same shapes; only the local pieces differ",
+                code="layout-differs",
+            )
+        self._digest = digest
+
+    def _restore_refused(self, member: Member, answer: Failed) -> None:
+        restore = self._table.restore
+        reason = f"rank {member.rank}: {answer.reason}"
+        if answer.is_over_budget:
+            self._refuse_program(reason)
+            return
+        if restore is None:
+            if member.channel is not None:
+                member.channel.send(Refusal(reason=f"staging memory: {answer.reason}"))
+            return
+        _log.warning("attempt %d: restore from %s refused: %s", self._attempt, restore.write_id, reason)
+        self._told.refused(
+            RestoreRefused(
+                attempt=self._attempt,
+                write_id=restore.write_id,
+                reason=reason,
+                is_corrupt=answer.is_corrupt,
+                is_unfit=answer.is_unfit,
+            )
+        )
+
+    def _refuse_program(self, reason: str) -> None:
+        """The ranks are not told: they would end by themselves, and their ends would look like the failure."""
+        _log.warning("attempt %d: program refused: %s", self._attempt, reason)
+        self._told.refused(ProgramRefused(attempt=self._attempt, reason=reason))
+
+
+def wait_limit_us(floors: HangFloors) -> int:
+    """How long a rank waits for what its agent has to give."""
+    return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)

@@ -1,0 +1,33 @@
+"""What a gang works with: the node's helpers and books, which outlive every attempt.
+
+Values only; `main` builds them at the first welcome and takes them down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from behemoth.agent.arenas import Arenas
+from behemoth.agent.copies import Copies
+from behemoth.agent.forkclient import ForkClient
+from behemoth.agent.output import Output
+from behemoth.agent.saves import Saves
+from behemoth.agent.storelink import StoreLink
+from behemoth.wire.messages import Report, Setup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """One node's. `setup` is what the first coordinator said of the run."""
+
+    setup: Setup
+    forks: ForkClient
+    store: StoreLink
+    output: Output
+    arenas: Arenas
+    saves: Saves
+    copies: Copies
+    send: Callable[[Report], None]
+    beat: Callable[[], None]
+    """Send a beat at once."""
