@@ -370,7 +370,8 @@ class Gang:
         restore = self._table.restore
         source = memory.source(restore) if restore is not None else None
         if source is not None:
-            source = msgspec.structs.replace(source, holders=self._parts.copies.asked())
+            holders, record_bytes = self._parts.copies.asked(), self._table.record_bytes
+            source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
         if source is not None and declared.must_read:
             source = msgspec.structs.replace(source, held_in=None, must_read=True)
         budget = self._parts.copies.budget([one.rank for one in self._members])

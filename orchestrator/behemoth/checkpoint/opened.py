@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_index import CommitIndex
-from behemoth.checkpoint.commit_log import read_record
+from behemoth.checkpoint.commit_log import read_record, read_told
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
@@ -61,6 +61,16 @@ def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
     index = read_index(store, record)
     for one in index.metadata:
         read_metadata(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
+    return Commit(record=record, layout=index.layout, index=index)
+
+
+def open_told(store: ObjectStore, ref: CommitRef, *, record_bytes: int) -> Commit:
+    """As `open_commit`, for a node of a fleet that restores what its leader has found: `read_told`, and the index.
+
+    No zarr.json is read: all that a restore takes from them the index has, too, under its own CRC, and thousands of
+    nodes would read thousands of them each. That they are as they were written is for `verify` to say."""
+    record = read_told(store, ref, record_bytes=record_bytes)
+    index = read_index(store, record)
     return Commit(record=record, layout=index.layout, index=index)
 
 
