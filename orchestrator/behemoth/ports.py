@@ -7,7 +7,7 @@ at least two adapters pass its conformance suite (`behemoth.testing`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from typing_extensions import Buffer
@@ -36,6 +36,8 @@ class ObjectInfo:
 
     key: str
     size_bytes: int
+    etag: str = field(default="", compare=False)
+    """The store's own word for the bytes, opaque; empty where it has none (files)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

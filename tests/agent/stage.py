@@ -150,7 +150,9 @@ class Stage:
     def fence(self, attempt: int, *, epoch: int | None = None) -> Fence:
         return Fence(run_uid=RUN, epoch=Epoch(self.epoch if epoch is None else epoch), attempt=Attempt(attempt))
 
-    def start_gang(self, attempt: int, *, restore: RestoreFrom | None = None, dump_stacks: bool = False) -> None:
+    def start_gang(
+        self, attempt: int, *, restore: RestoreFrom | None = None, dump_stacks: bool = False, record_bytes: int = 0
+    ) -> None:
         hellos = {node: report for node, report in self.heard if isinstance(report, Hello)}
         first, nodes = hellos[NodeId("n0")], tuple(sorted(self.agents))
         self.send(
@@ -167,6 +169,7 @@ class Stage:
                     )
                     for order, node in enumerate(nodes)
                 ),
+                record_bytes=record_bytes,
             )
         )
 

@@ -48,7 +48,7 @@ class FakeFleet:
         self.expected: dict[NodeId, int] = {}
         self.expelled: dict[NodeId, tuple[int, str]] = {}
         self.gang: tuple[Attempt, tuple[NodeId, ...]] | None = None
-        self.started: tuple[RestoreFrom | None, bool, tuple[int, ...]] | None = None
+        self.started: tuple[RestoreFrom | None, bool, tuple[int, ...], int] | None = None
         self.stopped: tuple[Attempt, str, bool] | None = None
         self.saves: dict[WriteId, SaveMuster] = {}
         self.agreed: set[WriteId] = set()
@@ -72,8 +72,10 @@ class FakeFleet:
         restore: RestoreFrom | None,
         dump_stacks: bool,
         domains: Sequence[int],
+        record_bytes: int,
     ) -> None:
-        self.gang, self.started = (fence.attempt, tuple(nodes)), (restore, dump_stacks, tuple(domains))
+        self.gang = (fence.attempt, tuple(nodes))
+        self.started = (restore, dump_stacks, tuple(domains), record_bytes)
 
     def stop_gang(self, fence: Fence, reason: str, *, dump_stacks: bool) -> None:
         self.stopped = (fence.attempt, reason, dump_stacks)
@@ -129,6 +131,9 @@ class FakeDesk:
         self, *, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
     ) -> None:
         self.committed[write_id] = (step, attempt, layout, tuple(receipts))
+
+    def record_bytes(self, ref: CommitRef) -> int:
+        return 77 if ref == REF else 0
 
     def give_up(self, write_id: WriteId, reason: str) -> None:
         self.given_up[write_id] = reason
@@ -320,7 +325,7 @@ def test_the_gang_restores_what_was_decided_and_tells_its_stacks_when_that_is_wa
     world = under_way()
     world.body.apply(Start(fence=fence(4), restore=REF, reason="hang", dump_stacks=True))
     assert world.fleet.gang == (4, (A, B))
-    assert world.fleet.started == (RestoreFrom(step=REF.step, write_id=W1), True, (0, 0))
+    assert world.fleet.started == (RestoreFrom(step=REF.step, write_id=W1), True, (0, 0), 77)
     world.body.apply(Stop(fence=fence(4), reason="no step", dump_stacks=True))
     assert world.fleet.stopped == (4, "no step", True)
 

@@ -42,6 +42,28 @@ def test_a_cut_off_commit_is_told_and_its_step_can_be_committed_again() -> None:
     desk.close()
 
 
+def test_the_size_of_a_record_is_known_of_commits_that_were_found_and_of_those_that_were_made() -> None:
+    store = MemoryStore()
+    found = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    desk = desk_of(store)
+    assert desk.record_bytes(found.ref) == 0
+    desk.survey()
+    receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2, write_id="a1-2", attempt=1)
+    desk.commit(
+        step=Step(2),
+        write_id=WriteId("a1-2"),
+        attempt=Attempt(1),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    sizes = {info.key: info.size_bytes for info in store.list("commits")}
+    for one in commits(store):
+        assert isinstance(one, CommitRef)
+        assert desk.record_bytes(one) == sizes[commit_key(one.step)] > 0
+    assert len(sizes) == 2
+
+
 def test_a_commit_of_a_newer_release_stops_the_run_and_is_left_alone() -> None:
     store = MemoryStore()
     first = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)

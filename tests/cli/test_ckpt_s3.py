@@ -119,6 +119,8 @@ def test_safetensors_are_imported_into_a_bucket_in_parts_and_come_back_bit_for_b
     told(capsys, "export", to, "--to", str(tmp_path / "back"))
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert all(back[name].tobytes() == array.tobytes() for name, array in tensors.items())
+    assert "checkpoint/3 was imported before into" in told(capsys, "import", str(tmp_path), "--to", to, "--step", "3")
+    save_file(tensors, tmp_path / "model.safetensors")  # the same bytes; that nobody can know without reading them
     assert "import-taken" in told(capsys, "import", str(tmp_path), "--to", to, "--step", "3", code=Exit.FAILED)
 
 

@@ -28,6 +28,7 @@ from behemoth.wire.messages import (
     Leave,
     RanksUp,
     Rejected,
+    RestoreFrom,
     SaveAt,
     Setup,
     StartGang,
@@ -332,14 +333,17 @@ def test_the_rank_table_names_the_first_nodes_port_and_a_late_comer_hears_it_too
     scene_test(work)
 
 
-def test_the_rank_table_tells_where_each_node_listens_for_its_peers() -> None:
+def test_the_rank_table_tells_where_each_node_listens_and_how_large_the_record_of_the_restore_is() -> None:
     async def work(scene: Scene) -> None:
         first = await join(scene, A, peer_port=5001)
         await join(scene, B, host="127.0.0.2", peer_port=5002)
         fence = Fence(run_uid=RUN, epoch=Epoch(3), attempt=Attempt(1))
-        scene.fleet.start_gang(fence, [B, A, NodeId("not-there")], restore=None, dump_stacks=False)
+        restore = RestoreFrom(step=Step(5), write_id=WriteId("a1-1"))
+        nodes = [B, A, NodeId("not-there")]
+        scene.fleet.start_gang(fence, nodes, restore=restore, dump_stacks=False, record_bytes=99)
         table = await first.hear()
         assert isinstance(table, StartGang)
+        assert (table.restore, table.record_bytes) == (restore, 99)
         assert [(place.host, place.port) for place in table.peers] == [
             ("127.0.0.2", 5002),
             ("127.0.0.1", 5001),

@@ -89,8 +89,7 @@ class Batching:
         from behemoth.app.batches.optional_record import recorded_if_possible
         from behemoth.app.batches.record import Unrecorded, recorded
 
-        asked = Path(os.path.expanduser(self.state)) if self.state else None
-        folder = asked or state_folder()
+        asked, folder = self._asked(), self._folder()
         keeps: AbstractContextManager[Record]
         if asked:
             keeps = recorded(asked, verb=verb, job=job, note=note, anew=self.anew)
@@ -110,6 +109,20 @@ class Batching:
                     "--anew does them again"
                 )
             yield record
+
+    def drop_record(self, verb: str, job: bytes) -> None:
+        """Of a job that is done: what a call left that was killed before it took its record away."""
+        from behemoth.app.batches.record import drop_record
+
+        folder = self._folder()
+        if folder is not None:
+            drop_record(folder, verb=verb, job=job)
+
+    def _asked(self) -> Path | None:
+        return Path(os.path.expanduser(self.state)) if self.state else None
+
+    def _folder(self) -> Path | None:
+        return self._asked() or state_folder()
 
     def _tell_unrecorded(self, reason: str) -> None:
         """Once a call, which may have a job for each of many checkpoints."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from behemoth.app.batches.tensors import inward
 from behemoth.base.errors import Invalid, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
-from behemoth.checkpoint.interop.ingest import check_free, import_layout
+from behemoth.checkpoint.interop.ingest import import_layout
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import MAX_STEP
-from behemoth.ports import ObjectStore, SavesTo
+from behemoth.ports import ObjectInfo, ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, located, open_source, path_of
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
@@ -38,7 +38,7 @@ from behemoth_cli.commands.interop_options import (
     require_matches,
 )
 from behemoth_cli.commands.selection import NewStore, Threads
-from behemoth_cli.commands.writing import opened_target, write_recorded
+from behemoth_cli.commands.writing import done_before, opened_target, write_recorded
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.views.interop import import_page
 
@@ -98,20 +98,22 @@ def import_checkpoint(
         require_matches(found.tensors, select)
         tensors = inward(found.tensors, change)
         layout = import_layout(tensors)
-        check_free(store, Step(step))
         job = ImportJob(
             source=os.fsencode(located(folder, given)),
             kind=found.kind,
             file=os.fsencode(file),
-            files=files_of(folder, found.sizes),
+            files=files_of(folder, found.files),
             skips_pickles=skips_pickles,
             to=os.fsencode(url),
             step=step,
             change=change,
             layout_digest=layout.digest,
         )
-        write_id = None if is_dry else _import(batches, store, url, tensors, layout, job, given.root)
-        page = import_page(layout, step=step, source=source, url=store.root, write_id=write_id)
+        done = done_before(batches, store, verb="import", job=encode_job(job), step=Step(step), is_dry=is_dry)
+        write_id = done if is_dry or done else _import(batches, store, url, tensors, layout, job, given.root)
+        page = import_page(
+            layout, step=step, source=source, url=store.root, write_id=write_id, is_kept=done is not None
+        )
         context.console.show(page, form)
 
 
@@ -147,30 +149,30 @@ def _text(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Given:
-    """The tensors of a source, and the sizes of the files that hold them."""
+    """The tensors of a source, and the files that hold them."""
 
     kind: Literal["safetensors", "dcp"]
     tensors: Mapping[str, Tensor]
-    sizes: Mapping[str, int]
+    files: Sequence[ObjectInfo]
 
 
 def _read(batches: Batching, given: ObjectStore, file: str, *, skips_pickles: bool) -> _Given:
     """A source is a DCP checkpoint where its metadata is."""
-    sizes = {info.key: info.size_bytes for info in given.list("")}
-    if _DCP_METADATA in sizes and not file:
+    files = {info.key: info for info in given.list("")}
+    if _DCP_METADATA in files and not file:
         from behemoth.dcp.foreign import read_dcp  # torch takes a second to load
 
         state = read_dcp(given, threads=1, skips_pickles=skips_pickles)
         if state.skipped:
             batches.console.note(f"left out, since only pickle could load them: {', '.join(state.skipped)}")
-        return _Given(kind="dcp", tensors=state.tensors, sizes=sizes)
+        return _Given(kind="dcp", tensors=state.tensors, files=list(files.values()))
     if skips_pickles:
         raise Invalid(
             "option --skip-pickled: expected a DCP checkpoint, got safetensors, which hold no pickles",
             code="option-without-effect",
         )
     model = read_model(given, file=file or None, threads=1)
-    return _Given(kind="safetensors", tensors=model.tensors, sizes={name: sizes[name] for name in model.files})
+    return _Given(kind="safetensors", tensors=model.tensors, files=[files[name] for name in model.files])
 
 
 def _source(text: str) -> tuple[str, str]:

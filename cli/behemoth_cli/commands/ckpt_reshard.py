@@ -16,7 +16,6 @@ from behemoth.app.batches.jobs import ReshardJob, encode_job
 from behemoth.app.batches.reshard_job import reshard_job, reshard_writing
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Attempt, WriteId
-from behemoth.checkpoint.interop.ingest import check_free
 from behemoth.checkpoint.interop.relayout import Relayout, relayout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.reader import Commit, open_commit
@@ -31,7 +30,7 @@ from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
 from behemoth_cli.commands.plan import inventory_of
 from behemoth_cli.commands.selection import NewStore, Step, Threads, Where, intact, require_still_there
-from behemoth_cli.commands.writing import opened_target, require_apart, write_recorded
+from behemoth_cli.commands.writing import done_before, opened_target, require_apart, write_recorded
 from behemoth_cli.context import Context, chosen_format, find_checkpoints, read_run
 from behemoth_cli.views.interop import reshard_page
 
@@ -81,12 +80,15 @@ def reshard_checkpoint(
         url = located(to, store)
         commit = open_commit(given, intact(given, place, step))
         made = wanted.of(commit, is_bucket=isinstance(store, UploadsParts))
-        check_free(store, commit.record.step)
-        write_id = None
-        if not is_dry:
-            job = reshard_job(located(place.url, given), commit.record.ref, url, made)
+        ref = commit.record.ref
+        job = reshard_job(located(place.url, given), ref, url, made)
+        done = done_before(batches, store, verb="reshard", job=encode_job(job), step=ref.step, is_dry=is_dry)
+        write_id = done
+        if done is None and not is_dry:
             write_id = _reshard(batches, given, store, url, commit, job, made, threads=threads)
-        page = reshard_page(commit, made.layout, source=given.root, url=store.root, write_id=write_id)
+        page = reshard_page(
+            commit, made.layout, source=given.root, url=store.root, write_id=write_id, is_kept=done is not None
+        )
         context.console.show(page, form)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from behemoth.app.batches.jobs import Work
-from behemoth.app.batches.writing import Writing, require_written, write_in_batches
+from behemoth.app.batches.writing import Writing, finished, new_write, require_written, write_in_batches
 from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.commit_record import CommitRecord
-from behemoth.checkpoint.interop.ingest import write_checkpoint
+from behemoth.checkpoint.interop.ingest import check_free, write_checkpoint
 from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
 from behemoth.ports import SavesTo, UploadsParts
 from behemoth.storage.open import is_nested, is_s3, open_store
@@ -67,6 +66,23 @@ def store_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
     return path
 
 
+def done_before(
+    batches: Batching, store: SavesTo, *, verb: Literal["import", "reshard"], job: bytes, step: Step, is_dry: bool
+) -> WriteId | None:
+    """The write that an earlier call of the same command has committed, though it may not have come to its end; None
+    where all is to be done. `job` is what names the record. Raises Conflict where something else has the step, and with
+    --anew also where an earlier call has."""
+    if batches.anew:
+        check_free(store, step)
+        return None
+    standing = finished(store, step, verb=verb, job=job)
+    if standing is None:
+        return None
+    if not is_dry:
+        batches.drop_record(verb, job)
+    return standing.write_id
+
+
 def write_recorded(
     batches: Batching,
     store: SavesTo,
@@ -84,7 +100,7 @@ def write_recorded(
     """Write and commit a checkpoint in batches; the write that was committed. While it goes on, nobody clears what it
     has written in a folder; what is recorded stays when it fails. `job` gives the job with a write id, or, with an
     empty one, what names its record."""
-    fresh = WriteId(f"{verb}-{secrets.token_hex(4)}")
+    fresh = new_write(verb, job(""))
     with (
         nullcontext() if is_s3(url) else importing(Path(url)),
         batches.record(verb, job(""), num_bytes=writing.num_bytes, note=fresh) as record,

@@ -38,10 +38,12 @@ def export_page(plan: ExportPlan, *, step: int, target: str, kept: Sequence[str]
     )
 
 
-def import_page(layout: Layout, *, step: int, source: str, url: str, write_id: str | None) -> Page:
-    """`write_id` is None for what was only looked at."""
+def import_page(
+    layout: Layout, *, step: int, source: str, url: str, write_id: str | None, is_kept: bool = False
+) -> Page:
+    """`write_id` is None for what was only looked at; it `is_kept` where an earlier call had committed it."""
     num_bytes = sum(array.num_bytes for array in layout.arrays)
-    verb = "imported" if write_id is not None else "would be imported"
+    verb = _told("imported", write_id, is_kept=is_kept)
     line = f"checkpoint/{step} {verb} into {url} from {source}: {len(layout.arrays)} arrays of {size(num_bytes)}"
     return Page(
         kind="CheckpointImport",
@@ -52,16 +54,19 @@ def import_page(layout: Layout, *, step: int, source: str, url: str, write_id: s
             "source": source,
             "url": url,
             "writeId": write_id,
+            "isKept": is_kept,
             "sizeBytes": num_bytes,
             "arrays": _array_rows(layout),
         },
     )
 
 
-def reshard_page(commit: Commit, layout: Layout, *, source: str, url: str, write_id: str | None) -> Page:
-    """`layout` is that of the result; `write_id` is None for what was only looked at."""
+def reshard_page(
+    commit: Commit, layout: Layout, *, source: str, url: str, write_id: str | None, is_kept: bool = False
+) -> Page:
+    """`layout` is that of the result; `write_id` and `is_kept` as for `import_page`."""
     record, num_bytes = commit.record, sum(array.num_bytes for array in layout.arrays)
-    verb = "resharded" if write_id is not None else "would be resharded"
+    verb = _told("resharded", write_id, is_kept=is_kept)
     dense, expert = axes_text(layout.mesh, DENSE_AXES), axes_text(layout.mesh, EXPERT_AXES)
     lines = [
         f"checkpoint/{record.step} {verb} into {url} from {source}: {len(layout.arrays)} arrays of {size(num_bytes)}",
@@ -82,6 +87,7 @@ def reshard_page(commit: Commit, layout: Layout, *, source: str, url: str, write
             "source": source,
             "url": url,
             "writeId": write_id,
+            "isKept": is_kept,
             "sizeBytes": num_bytes,
             "mesh": {axis: layout.mesh.size(axis) for axis in (*DENSE_AXES, *EXPERT_AXES)},
             "arrays": _array_rows(layout),
@@ -98,6 +104,12 @@ def tensor_listing(tensors: Mapping[str, Tensor]) -> Listing:
             (name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar") for name, tensor in tensors.items()
         ),
     )
+
+
+def _told(verb: str, write_id: str | None, *, is_kept: bool) -> str:
+    if is_kept:
+        return f"was {verb} before"
+    return verb if write_id is not None else f"would be {verb}"
 
 
 def _array_rows(layout: Layout) -> list[Mapping[str, object]]:

@@ -118,7 +118,8 @@ class Admission:
         self._told.milestone(report, [one.is_standing for one in self._members])
 
     def _source(self, source: Source, declared: Declare) -> Source:
-        source = msgspec.structs.replace(source, holders=self._parts.copies.asked())
+        holders, record_bytes = self._parts.copies.asked(), self._table.record_bytes
+        source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
         if declared.must_read:
             return msgspec.structs.replace(source, held_in=None, must_read=True)
         return source

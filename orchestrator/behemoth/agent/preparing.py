@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from behemoth.agent.budget import require_budget
 from behemoth.agent.memories import Memories
+from behemoth.agent.opened_once import OpenedAs, OpenedOnce
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.storewire import Prepare, Prepared, Source
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
@@ -29,8 +30,9 @@ from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
+from behemoth.checkpoint.opened import Commit, open_told
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import KeepsFiles, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -70,6 +72,7 @@ class Preparing:
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._lock = threading.Lock()
         self._busy: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
+        self._opened = OpenedOnce()
 
     def prepare(self, order: Prepare, fd: int) -> Prepared:
         """Raises Behemoth's errors when no place has the checkpoint."""
@@ -77,6 +80,10 @@ class Preparing:
             busy = self._busy[order.rank]
         with busy:
             return self._prepare_alone(order, fd)
+
+    def clear(self) -> None:
+        """Nobody restores any more: what was opened for that can go."""
+        self._opened.clear()
 
     def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout = Layout.decode(order.layout)
@@ -113,7 +120,7 @@ class Preparing:
         shared, in_vain = self._shared(), 0
         if shared is not None:
             try:
-                commit = open_commit(shared, _ref(source))
+                commit = self._open(shared, source, is_shared=True)
                 shared.unit_of = ChunkUnits(commit).unit_of
                 intake = self._intake(order, commit, layout)
                 return self._read(shared, commit, intake, order.job, layout, plan, arena, source)
@@ -122,7 +129,7 @@ class Preparing:
                 in_vain = shared.read_bytes
         store = self._store()
         alone = CountingStore(store)
-        commit = open_commit(alone, _ref(source))
+        commit = self._open(alone, source, is_shared=False)
         intake, files = self._intake(order, commit, layout), None
         if intake == AS_SAVED and not source.must_read and shared is None:
             files = files_of(store, commit, layout, plan)
@@ -137,6 +144,11 @@ class Preparing:
             )
         prepared = self._read(alone, commit, intake, order.job, layout, plan, arena, source)
         return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
+
+    def _open(self, store: ObjectStore, source: Source, *, is_shared: bool) -> Commit:
+        key = OpenedAs(source.step, source.write_id, is_shared)
+        ref = CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
+        return self._opened.get(key, lambda: open_told(store, ref, record_bytes=source.record_bytes))
 
     def _read(
         self,
@@ -174,10 +186,6 @@ class Preparing:
                 commit.record.write_id,
             )
         return AS_SAVED if is_own else intake
-
-
-def _ref(source: Source) -> CommitRef:
-    return CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
 
 
 class RankFiles(NamedTuple):

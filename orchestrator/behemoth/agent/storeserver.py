@@ -209,6 +209,7 @@ class _StoreServer:
     def _writing(self) -> Iterator[None]:
         """While this lasts, copies give way. Who saves has restored."""
         self._once.clear()
+        self._preparing.clear()
         with self._lock:
             self._num_writing += 1
         try:

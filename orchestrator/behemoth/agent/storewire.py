@@ -31,6 +31,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     must_read: bool = False
     holders: tuple[Slot, ...] = ()
     """Slots whose nodes may have a copy in their memory, likeliest first."""
+    record_bytes: int = 0
+    """Size of the commit record, as the coordinator told it; 0: unknown."""
 
 
 class PeerService(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,7 +144,14 @@ class LocalBody:
                 source = RestoreFrom(step=restore.step, write_id=restore.write_id) if restore is not None else None
                 gang = self._gang()
                 domains = [self._domains[node] for node in gang]
-                self._fleet.start_gang(fence, gang, restore=source, dump_stacks=dump_stacks, domains=domains)
+                self._fleet.start_gang(
+                    fence,
+                    gang,
+                    restore=source,
+                    dump_stacks=dump_stacks,
+                    domains=domains,
+                    record_bytes=self._desk.record_bytes(restore) if restore is not None else 0,
+                )
             case Stop(fence=fence, reason=reason, dump_stacks=dump_stacks):
                 self._fleet.stop_gang(fence, reason, dump_stacks=dump_stacks)
 

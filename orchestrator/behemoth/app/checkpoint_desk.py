@@ -72,6 +72,7 @@ class CheckpointDesk:
         self._to_delete: list[CommitRef] = []
         self._pinned: frozenset[WriteId] = frozenset()
         """As it was last told, with what is held for a drain: to the brain that is the same."""
+        self._record_bytes: dict[Step, int] = {}
 
     def survey(self, rejected: Collection[WriteId] = frozenset()) -> tuple[list[CommitRef], list[commit_log.BadCommit]]:
         """What the store holds: intact commits in step order, and those that cannot be used, with the reason. Blocks:
@@ -91,6 +92,7 @@ class CheckpointDesk:
             else:
                 intact.append(found)
         commit_log.latest(self._store)
+        self._record_bytes = commit_log.record_sizes(self._store)
         for damaged in bad:
             if isinstance(damaged.error, Corrupt) and damaged.step is not None:
                 commit_log.reject(self._store, damaged, str(damaged.error))
@@ -98,6 +100,10 @@ class CheckpointDesk:
             self._drains.found(intact)
         self._tell_pins(is_news=True)
         return intact, bad
+
+    def record_bytes(self, ref: CommitRef) -> int:
+        """Size of the record of a commit that was found or made in this term, 0 of others. Asks nobody."""
+        return self._record_bytes.get(ref.step, 0)
 
     def commit(
         self, *, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
@@ -151,6 +157,7 @@ class CheckpointDesk:
             self._tell(SaveFailed(write_id=write_id, reason=reason))
             return
         self._previous = record
+        self._record_bytes[step] = len(record.encode())
         if self._drains is not None:
             self._drains.committed(record.ref)
         self._tell(Committed(commit=record.ref))

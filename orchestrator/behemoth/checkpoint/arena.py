@@ -4,8 +4,8 @@ The agent owns the memory (an anonymous memfd) and passes it as a descriptor to 
 to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
 generation counts only while its header is intact and says so, and the header changes before the first byte of data is
 touched and after the last one. In between a mark tells how far it has come, for those who follow (`following`). The
-module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `arena_memory`, `staging`,
-`writer`.
+module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `arena_memory`,
+`staging`, `writer`.
 """
 
 from __future__ import annotations

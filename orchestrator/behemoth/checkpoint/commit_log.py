@@ -78,6 +78,32 @@ def read_record(store: ObjectStore, ref: CommitRef) -> CommitRecord:
     return read_stored(store, ref)[0]
 
 
+def read_told(store: ObjectStore, ref: CommitRef, *, record_bytes: int) -> CommitRecord:
+    """As `read_record`, for a fleet whose leader has found the commit, and its record's size, in its own listing: one
+    read by name, and no listing. That it was not rejected is the leader's word. With a size of 0, which nobody knew,
+    or one that the record does not have, the store is asked as ever."""
+    key = commit_key(ref.step)
+    if not 0 < record_bytes <= MAX_RECORD_BYTES:
+        return read_record(store, ref)
+    data = bytearray(record_bytes)
+    try:
+        store.read_into(key, offset_bytes=0, into=data)
+        record = _decoded(key, ref.step, bytes(data))
+    except NotFound as error:
+        raise _gone(ref) from error
+    except (Corrupt, Invalid):  # damage is judged by what stands there, not by a size that somebody told
+        return read_record(store, ref)
+    if record.write_id != ref.write_id:
+        raise _gone(ref)
+    return record
+
+
+def record_sizes(store: ObjectStore) -> dict[Step, int]:
+    """Bytes of each commit's record, by step, from one listing."""
+    found = ((step_of_commit(info.key), info.size_bytes) for info in store.list(COMMITS))
+    return {step: size_bytes for step, size_bytes in found if step is not None}
+
+
 def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes]:
     """As `read_record`, with the bytes that lie there: those of a later minor version say more than the record."""
     key = commit_key(ref.step)
@@ -85,7 +111,7 @@ def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes
     record = None if data is None else _decoded(key, ref.step, data)
     is_taken_back = rejected_key(ref.step, ref.write_id) in _rejected(store)
     if data is None or record is None or record.write_id != ref.write_id or is_taken_back:
-        raise NotFound(f"commit of step {ref.step}, write {ref.write_id!r}: not there any more", code="commit-gone")
+        raise _gone(ref)
     return record, data
 
 
@@ -161,6 +187,10 @@ def _taken(record: CommitRecord, holder: str) -> Conflict:
         hint="reject the commit that stands if it is the wrong one",
         code="commit-taken",
     )
+
+
+def _gone(ref: CommitRef) -> NotFound:
+    return NotFound(f"commit of step {ref.step}, write {ref.write_id!r}: not there any more", code="commit-gone")
 
 
 def _standing(store: ObjectStore, key: str) -> bytes | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_index import CommitIndex
-from behemoth.checkpoint.commit_log import read_record
+from behemoth.checkpoint.commit_log import read_record, read_told
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
@@ -58,7 +58,15 @@ def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
     follows from the layout, and `verify` looks after it. Raises NotFound when the commit is gone, Corrupt naming the
     file, Invalid for a newer format.
     """
-    record = read_record(store, ref)
+    return _opened(store, read_record(store, ref))
+
+
+def open_told(store: ObjectStore, ref: CommitRef, *, record_bytes: int) -> Commit:
+    """As `open_commit`, for a node of a fleet that restores what its leader has found; see `read_told`."""
+    return _opened(store, read_told(store, ref, record_bytes=record_bytes))
+
+
+def _opened(store: ObjectStore, record: CommitRecord) -> Commit:
     index = read_index(store, record)
     return Commit(record=record, layout=index.layout, index=index)
 

@@ -95,11 +95,16 @@ def require_committed(store: ObjectStore, ref: CommitRef, *, threads: int) -> No
     """That every object stands there, and beside the chunks the CRCs that were committed: whoever then checks each
     chunk against the one beside it reads what was committed. Blocks for a small read per chunk. Raises Corrupt naming
     the first damage."""
-    report = verify(store, ref, threads=threads, deep=False)
-    if report.problems:
-        first, num_more = report.problems[0], len(report.problems) - 1
-        more = f" (and {num_more} more)" if num_more else ""
-        raise Corrupt(f"file {first.object_key}: {first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
+    _require_none(verify(store, ref, threads=threads, deep=False).problems)
+
+
+def require_objects(store: ObjectStore, ref: CommitRef) -> None:
+    """That every object of a checkpoint stands there in full size, and metadata as they were written; no array is read.
+    Raises Corrupt naming the first damage, NotFound when the commit is gone."""
+    record = read_record(store, ref)
+    index = read_index(store, record)
+    listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
+    _require_none(_check_listing(record, index, listed) + _check_metadata(store, record, index))
 
 
 def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
@@ -112,6 +117,13 @@ def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
         for array, (path, grid) in arrays
         for shard in range(grid.num_shards)
     ]
+
+
+def _require_none(problems: Sequence[Problem]) -> None:
+    if problems:
+        first, num_more = problems[0], len(problems) - 1
+        more = f" (and {num_more} more)" if num_more else ""
+        raise Corrupt(f"file {first.object_key}: {first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
 
 
 def _check_here(

@@ -109,10 +109,11 @@ class Fleet:
         restore: RestoreFrom | None,
         dump_stacks: bool,
         domains: Sequence[int] | None = None,
+        record_bytes: int = 0,
     ) -> None:
         """Forms the gang of the attempt and broadcasts its table. When the node of slot 0 has just been lost nothing
         is sent: its loss is on its way to the brain, which then starts a higher attempt. `domains` are the failure
-        domains of the nodes; by default each is one of its own."""
+        domains of the nodes; by default each is one of its own. `record_bytes`: see `StartGang`."""
         self.adopt_gang(fence.attempt, nodes)
         first = self._connections.of(nodes[0])
         if first is None:
@@ -126,6 +127,7 @@ class Fleet:
             restore=restore,
             dump_stacks=dump_stacks,
             peers=tuple(map(self._place, nodes, domains if domains is not None else range(len(nodes)))),
+            record_bytes=record_bytes,
         )
         self._stand(table)
 

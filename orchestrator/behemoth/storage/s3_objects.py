@@ -125,7 +125,8 @@ class S3Objects:
                     raise _other_order(self._place)
                 previous = key.encode()
                 if not key.endswith("/"):
-                    yield ObjectInfo(key=key[self._skipped() :], size_bytes=int(found["Size"]))
+                    name, etag = key[self._skipped() :], str(found.get("ETag", ""))
+                    yield ObjectInfo(key=name, size_bytes=int(found["Size"]), etag=etag)
             if not page.get("IsTruncated"):
                 return
 

@@ -280,6 +280,8 @@ class StartGang(_Message, frozen=True, kw_only=True):
     dump_stacks: bool = False
     peers: tuple[PeerPlace, ...] = ()
     """By slot, as `nodes`."""
+    record_bytes: int = 0
+    """Size of the commit record of `restore`, so that nodes read it by name instead of listing commits; 0: unknown."""
 
 
 class StopGang(_Message, frozen=True, kw_only=True):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.app.batches.record import Record, Unrecorded, recorded
+from behemoth.app.batches.record import Record, Unrecorded, drop_record, recorded
 from behemoth.app.batches.threads import ThreadExecutor
-from behemoth.app.batches.writing import WriteWork, Writing, require_written, write_in_batches
+from behemoth.app.batches.writing import WriteWork, Writing, finished, new_write, require_written, write_in_batches
+from behemoth.base.errors import Conflict, Corrupt
 from behemoth.base.ids import Attempt, Step, WriteId
-from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.conversion import AS_SAVED
 from behemoth.checkpoint.counting import CountingStore
@@ -36,6 +37,8 @@ from checkpoint.interop.rewriting import new_bucket, small_parts
 from checkpoint.random_layouts import small_chunks
 
 STEP = Step(5)
+JOB = b"job"
+FIRST, SECOND = new_write("test", JOB), new_write("test", JOB)
 ARRAYS = (
     ArraySpec(name="w", dtype="uint8", shape=(64, 32), dims=((1, "tp"),)),
     ArraySpec(name="v", dtype="float32", shape=(9,)),
@@ -73,13 +76,16 @@ def write(
     )
 
 
-def resumable(folder: Path, store: SavesTo, fresh: str) -> tuple[int, WriteId]:
-    """One call of the command: batches that were done before, and the write that it went on with."""
+def resumable(folder: Path, store: SavesTo, fresh: WriteId, *, job: bytes = JOB) -> tuple[int, WriteId]:
+    """One call of the command: batches that were done before, and the write that it went on with, or had ended."""
     given, commit = source()
     writing = writing_to(store)
-    with recorded(folder, verb="test", job=b"job", note=fresh) as record:
+    if (done := finished(store, STEP, verb="test", job=job)) is not None:
+        drop_record(folder, verb="test", job=job)
+        return len(writing.batches()), done.write_id
+    with recorded(folder, verb="test", job=job, note=fresh) as record:
         num_done = len(record.done())
-        write_id = require_written(store, STEP, writing, record, WriteId(fresh))
+        write_id = require_written(store, STEP, writing, record, fresh)
         write(given, commit, store, writing, record, write_id)
     return num_done, write_id
 
@@ -95,23 +101,47 @@ def test_killed_at_any_write_the_same_command_goes_on_under_the_same_name_and_le
 ) -> None:
     with small_chunks(32), small_parts():
         counted = faulty(new())
-        resumable(tmp_path / "counted", counted, "first")
+        resumable(tmp_path / "counted", counted, FIRST)
         num_writes = counted.num_writes  # type: ignore[union-attr]
         num_done = []
-        for number in range(num_writes - 1):
+        for number in range(num_writes):
             inner, folder = new(), tmp_path / str(number)
             with pytest.raises(Crash):
-                resumable(folder, faulty(inner, Die(write=number, when=When.AFTER)), "first")
-            assert not commits(inner)
-            done, write_id = resumable(folder, inner, "second")
+                resumable(folder, faulty(inner, Die(write=number, when=When.AFTER)), FIRST)
+            is_committed = bool(commits(inner))
+            assert is_committed == (number == num_writes - 1)
+            again = faulty(inner)
+            done, write_id = resumable(folder, again, SECOND)
+            assert is_committed == (again.num_writes == 0)  # type: ignore[union-attr]
             num_done.append(done)
-            assert write_id == "first"
+            assert write_id == FIRST
             (one,) = commits(inner)
             assert verify(inner, one, threads=1, deep=True).is_intact, number
-            assert {info.key.split("/")[1] for info in inner.list("steps")} == {"000000005-first"}
+            assert {info.key.split("/")[1] for info in inner.list("steps")} == {f"000000005-{FIRST}"}
             assert not isinstance(inner, MemoryBucket) or not list(inner.list_uploads(""))
             assert not list(folder.iterdir())
         assert (min(num_done), max(num_done) >= 8) == (0, True)
+
+
+@pytest.mark.parametrize("new", [MemoryStore, new_bucket], ids=["folder", "bucket"])
+def test_a_finished_result_is_that_of_its_own_job_alone_and_only_while_it_is_whole(
+    tmp_path: Path, new: Callable[[], MemoryStore | MemoryBucket]
+) -> None:
+    with small_chunks(32), small_parts():
+        inner = new()
+        resumable(tmp_path, inner, FIRST)
+        with pytest.raises(Conflict, match="expected no checkpoint of step 5, got one") as caught:
+            resumable(tmp_path, inner, SECOND, job=b"another")
+        assert caught.value.code == "import-taken"
+        (one,) = commits(inner)
+        reject(inner, one, "a run took the store")
+        assert resumable(tmp_path, inner, SECOND)[1] == SECOND
+        for suffix in ("/0", "index", "zarr.json"):
+            other = new()
+            resumable(tmp_path, other, FIRST)
+            other.delete([next(info.key for info in other.list("steps") if info.key.endswith(suffix))])
+            with pytest.raises(Corrupt):
+                resumable(tmp_path, other, SECOND)
 
 
 @pytest.mark.parametrize("gone", ["shard", "zarr.json"])
@@ -122,7 +152,7 @@ def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
     with small_chunks(32), small_parts():
         inner = new()
         with pytest.raises(Crash):
-            resumable(tmp_path, faulty(inner, Die(write=16, when=When.AFTER)), "first")
+            resumable(tmp_path, faulty(inner, Die(write=16, when=When.AFTER)), FIRST)
         if gone == "zarr.json":
             inner.delete([next(info.key for info in inner.list("steps") if info.key.endswith(gone))])
         elif isinstance(inner, MemoryBucket):
@@ -130,7 +160,7 @@ def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
                 inner.abort_upload(upload.key, upload.upload_id)
         else:
             inner.delete([next(info.key for info in inner.list("steps") if "/c/" in info.key)])
-        assert resumable(tmp_path, inner, "second")[1] == "second"
+        assert resumable(tmp_path, inner, SECOND)[1] == SECOND
         (one,) = commits(inner)
         assert verify(inner, one, threads=1, deep=True).is_intact
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,29 @@ from safetensors import SafetensorError, safe_open
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint import filling
+from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.counting import CountingStore
+from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.interop import export_plan
+from behemoth.checkpoint.interop import casts, export_plan
+from behemoth.checkpoint.interop import export as export_module
 from behemoth.checkpoint.interop.export import INDEX, UNFINISHED, export, kept_files
 from behemoth.checkpoint.interop.export_plan import SINGLE, ExportPlan, plan_export
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.stored import stored_tensors
-from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
+from behemoth.checkpoint.interop.views import Permuted
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.reader import Commit, open_commit
-from behemoth.ports import ObjectStore, Part, PartReceipt
+from behemoth.ports import ObjectStore, Part, PartReceipt, SavesTo
+from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, Fail, FaultyBucket, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore, contents
 from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
 from checkpoint.interop.tensor_trees import chunked, read
+from checkpoint.random_layouts import small_chunks
 
 PLAIN = "bool int8 int16 int32 int64 uint8 float16 float32 float64 bfloat16 float8_e4m3fn float8_e5m2 complex64"
 
@@ -130,6 +137,56 @@ def test_a_tensor_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     export(folder, plan)
     assert longest <= max(64, len(plan.files[0].header))
     assert read(read_model(folder, threads=1).tensors["w"]).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("new", "dtype", "times"),
+    [
+        (LocalStore, None, 1),
+        (LocalStore, "float8_e4m3fn", 2),  # once for the scale
+        (lambda _: MemoryBucket(min_part_bytes=64), None, 8),  # a grain of 128 KiB in blocks of 16
+    ],
+    ids=["folder", "folder, float8", "bucket"],
+)
+def test_a_transposed_tensor_is_read_once_into_a_folder_and_in_few_turns_into_a_bucket(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    new: Callable[[Path], SavesTo],
+    dtype: str | None,
+    times: int,
+) -> None:
+    monkeypatch.setattr(export_plan, "BLOCK_BYTES", 4 << 10)
+    monkeypatch.setattr(export_plan, "WIDE_BYTES", 16 << 10)
+    monkeypatch.setattr(casts, "_BLOCK_BYTES", 4 << 10)
+    monkeypatch.setattr(filling, "MIN_PART_BYTES", 64)
+    monkeypatch.setattr(filling, "PIECE_BYTES", 64)
+    spec = ArraySpec(name="w", dtype="bfloat16", shape=(256, 512), dims=((1, "tp"),))
+    held: list[int] = []
+
+    def noted(tensor: Tensor, box: Box) -> Raw:
+        data = read_box(tensor, box)
+        held.append(data.nbytes)
+        return data
+
+    monkeypatch.setattr(export_module, "read_box", noted)
+    with small_chunks(2 << 10):
+        layout, memory = Layout(mesh=Mesh(tp=2, etp=2), arrays=(spec,)), MemoryStore()
+        arrays = logical_arrays(layout, 1)
+        commit = opened(memory, layout, arrays)
+        store, target = CountingStore(memory), new(tmp_path)
+        turned = Permuted(inner=stored_tensors(store, commit, threads=2)["w"], order=(1, 0))
+        tensors: dict[str, Tensor] = {"w": turned}
+        plan = plan_export(
+            tensors if dtype is None else casts.converted(tensors, dtype), max_file_bytes=1 << 20, metadata={}
+        )
+        export(target, plan)
+        grid = grids(layout)[0]
+        once_bytes = grid.num_chunks * grid.stride_bytes
+        assert store.read_bytes - grid.num_chunks * TRAILER_BYTES == times * once_bytes  # the CRCs come first
+        assert max(held) <= (16 << 10 if isinstance(target, MemoryBucket) else 4 << 10)
+        if dtype is None:
+            found = read(read_model(target, threads=1).tensors["w"])
+            assert found.tobytes() == np.ascontiguousarray(arrays["w"].T).tobytes()
 
 
 def test_every_tensor_begins_at_a_multiple_of_its_element() -> None:

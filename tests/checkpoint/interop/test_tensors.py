@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
+from behemoth.checkpoint.interop.export_plan import Tile
 from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
-from behemoth.checkpoint.interop.tensors import Tensor, blocks, blocks_of, read_box, whole
+from behemoth.checkpoint.interop.tensors import Tensor, blocks, blocks_of, read_box, tiles, whole
 from behemoth.checkpoint.interop.views import Joined, Permuted, Stacked, unstack
 from checkpoint.interop.tensor_trees import chunked, counted, trees
 
@@ -40,6 +41,36 @@ def test_blocks_end_at_the_ends_of_chunks_where_they_can() -> None:
     tensor = chunked(np.zeros((10, 4), np.uint16), (3, 4))
     assert [box[0] for box in blocks(tensor, limit_bytes=8 * 7)] == [(0, 6), (6, 10)]
     assert [box[0] for box in blocks(tensor, limit_bytes=8 * 2)] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(tree=trees(), limit_bytes=st.integers(1, 200))
+def test_tiles_cover_a_tensor_once_and_each_knows_where_its_runs_lie_in_a_file(
+    tree: tuple[Tensor, np.ndarray], limit_bytes: int
+) -> None:
+    tensor, array = tree
+    file = bytearray(7 + array.nbytes)
+    written = 0
+    for box in tiles(tensor, limit_bytes=limit_bytes):
+        data = read_box(tensor, box).tobytes()
+        assert len(data) <= max(limit_bytes, array.itemsize)
+        begins, run_bytes = Tile(tensor, box, 7).runs()
+        assert len(begins) * run_bytes == len(data)
+        for number, begin in enumerate(begins):
+            file[begin : begin + run_bytes] = data[number * run_bytes : (number + 1) * run_bytes]
+        written += len(data)
+    assert written == array.nbytes
+    assert bytes(file[7:]) == array.tobytes()
+
+
+@pytest.mark.parametrize("limit_bytes", [36, 48, 100, 1000])
+def test_tiles_of_a_transposed_tensor_load_each_chunk_once(limit_bytes: int) -> None:
+    tensor = chunked(np.arange(20 * 12, dtype=np.uint16).reshape(20, 12), (3, 6))
+    loaded = counted(tensor)
+    turned = Permuted(inner=tensor, order=(1, 0))
+    for box in tiles(turned, limit_bytes=limit_bytes):
+        assert read_box(turned, box).nbytes <= limit_bytes
+    assert sorted(loaded) == list(range(7 * 2))
 
 
 def test_a_long_row_is_cut() -> None:

@@ -7,7 +7,7 @@ must not know: whoever can read it hands the reading in).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.interop.unit_writer import TensorSource, UnitWriter
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.ports import ObjectStore, SavesTo
+from behemoth.ports import ObjectInfo, ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, open_source, open_store, path_of
 
 Read: TypeAlias = Callable[[ObjectStore, ImportJob], Mapping[str, Tensor]]
@@ -65,9 +65,9 @@ def opened_here(store: SavesTo, tensors: Mapping[str, Tensor], writing: Writing)
     return open_work
 
 
-def files_of(source: str, sizes: Mapping[str, int]) -> list[tuple[bytes, int, int]]:
-    """The files of a job, by which a later call knows them again: names, sizes and, in a folder, times of change."""
-    return [(os.fsencode(name), size_bytes, _changed_ns(source, name)) for name, size_bytes in sizes.items()]
+def files_of(source: str, files: Iterable[ObjectInfo]) -> list[tuple[bytes, int, str]]:
+    """The files of a job, by which a later call knows them again: names, sizes and what changes when their bytes do."""
+    return [(os.fsencode(info.key), info.size_bytes, _version(source, info)) for info in files]
 
 
 def _work(
@@ -78,5 +78,6 @@ def _work(
     return WriteWork(writing.units, writer, *opened)
 
 
-def _changed_ns(source: str, name: str) -> int:
-    return 0 if is_s3(source) else (Path(path_of(source)) / name).stat().st_mtime_ns
+def _version(source: str, info: ObjectInfo) -> str:
+    """The etag in a bucket, in a folder the time of change in ns."""
+    return info.etag if is_s3(source) else str((Path(path_of(source)) / info.key).stat().st_mtime_ns)

@@ -51,13 +51,13 @@ class ExportJob(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
 
 class ImportJob(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     """Write a checkpoint out of foreign files: of `source`, a folder or a prefix, one `file` or, empty, all that belong
-    together. `files` are their names, sizes and times of change in ns. A job without a `write_id` only names a record.
-    """
+    together. `files` are their names, sizes, and etags or times of change. A job without a `write_id` names a record
+    and, in part, its writes."""
 
     source: bytes
     kind: Literal["safetensors", "dcp"]
     file: bytes
-    files: list[tuple[bytes, int, int]]
+    files: list[tuple[bytes, int, str]]
     skips_pickles: bool
     to: bytes
     step: int

@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -159,7 +159,7 @@ def recorded(
     where its disk is full.
     """
     key = hashlib.sha256(job).hexdigest()
-    path = folder / f"{verb}-{key[:16]}.jsonl"
+    path = _path(folder, verb, key)
     lock_fd = _locked(path, verb)
     try:
         if anew:
@@ -173,6 +173,18 @@ def recorded(
         path.unlink(missing_ok=True)
     finally:
         os.close(lock_fd)
+
+
+def drop_record(folder: Path, *, verb: str, job: bytes) -> None:
+    """Remove what a call left of a job that is done. One that cannot be removed, or is still in use, stays: nothing but
+    this very job would ever read it."""
+    if _path(folder, verb, hashlib.sha256(job).hexdigest()).exists():
+        with suppress(BehemothError), recorded(folder, verb=verb, job=job):
+            pass
+
+
+def _path(folder: Path, verb: str, key: str) -> Path:
+    return folder / f"{verb}-{key[:16]}.jsonl"
 
 
 def _locked(path: Path, verb: str) -> int:

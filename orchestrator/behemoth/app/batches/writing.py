@@ -1,12 +1,15 @@
 """What jobs that write a checkpoint have in common: units in batches, and how a later call goes on with the same write.
 
 What was written stays after a kill, under its write id and, in a bucket, in uploads that are still open; the record has
-what was told of it. Neighbours: `import_job` and `reshard_job`, which say where the bytes come from;
-`checkpoint.interop.ingest`, which commits.
+what was told of it. The write id tells the job, so that a call that finds the step committed knows its own work.
+Neighbours: `import_job` and `reshard_job`, which say where the bytes come from; `checkpoint.interop.ingest`, which
+commits.
 """
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,13 +21,15 @@ from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.interop.ingest import Spread
+from behemoth.checkpoint.interop.ingest import Spread, check_free
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
 from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written, brings_metadata, metadata_key, object_key
 from behemoth.checkpoint.interop.units import Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.ports import Batch, Executor, SavesTo, UploadsParts
+from behemoth.checkpoint.verify import require_objects
+from behemoth.ports import Batch, Executor, ObjectStore, SavesTo, UploadsParts
+from behemoth.state.effect import CommitRef
 
 
 class Closes(Protocol):
@@ -99,6 +104,21 @@ def write_in_batches(executor: Executor, job: bytes, writing: Writing, record: R
     return spread
 
 
+def new_write(verb: str, job: bytes) -> WriteId:
+    """A name for a write of a job that none has had; it begins with what all writes of the job have in common."""
+    return WriteId(f"{_own(verb, job)}{secrets.token_hex(4)}")
+
+
+def finished(store: ObjectStore, step: Step, *, verb: str, job: bytes) -> CommitRef | None:
+    """The checkpoint that an earlier call of the same job has committed; None where the step is free. Nothing but the
+    commit is needed for that: a call that is killed behind it may have taken its record away. Raises as `check_free`
+    does, and Corrupt when objects of the checkpoint are gone."""
+    standing = check_free(store, step, own=_own(verb, job))
+    if standing is not None:
+        require_objects(store, standing)
+    return standing
+
+
 def require_written(store: SavesTo, step: Step, writing: Writing, record: Record, fresh: WriteId) -> WriteId:
     """The write id to go on with: that of the record, or `fresh` where something of what is done is gone (`gc`)."""
     write_id = WriteId(record.note)
@@ -107,6 +127,10 @@ def require_written(store: SavesTo, step: Step, writing: Writing, record: Record
         return write_id
     record.forget(fresh)
     return fresh
+
+
+def _own(verb: str, job: bytes) -> str:
+    return f"{verb}-{hashlib.sha256(job).hexdigest()[:16]}-"
 
 
 def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Sequence[Written]) -> bool:

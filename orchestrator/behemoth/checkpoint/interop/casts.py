@@ -28,7 +28,7 @@ from behemoth.checkpoint.interop.cells import (
     spread,
 )
 from behemoth.checkpoint.interop.reshaped import Unflattened
-from behemoth.checkpoint.interop.tensors import Raw, Tensor, blocks, raw_dtype, read_box, whole
+from behemoth.checkpoint.interop.tensors import Raw, Tensor, raw_dtype, read_box, tiles, whole
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import FLOAT8S, Floats, as_float32, round_into, scale_down, scales_for
 
@@ -101,7 +101,7 @@ class Scale:
 
     def _compute(self) -> Floats:
         largest = np.zeros(self._grid, np.float32)
-        for box in blocks(self._inner, limit_bytes=_BLOCK_BYTES):
+        for box in tiles(self._inner, limit_bytes=_BLOCK_BYTES):
             place = tuple(slice(start, stop) for start, stop in grid_box(box, self._cells))
             of_box = largest_of(_as_float32(self._inner, box), box, self._cells)
             largest[place] = np.maximum(largest[place], of_box)

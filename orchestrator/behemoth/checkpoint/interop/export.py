@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
@@ -19,7 +20,8 @@ from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.checkpoint.threads import each_result
-from behemoth.ports import MovesObjects, ObjectStore, SavesTo, UploadsParts
+from behemoth.checkpoint.writer import seal_all
+from behemoth.ports import MovesObjects, ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 
 INDEX = "model.safetensors.index.json"
 UNFINISHED = ".unfinished-"
@@ -144,6 +146,9 @@ def _check_kind(store: SavesTo) -> None:
 
 def _write(store: SavesTo, key: str, file: FilePlan) -> Iterator[int]:
     """Write and seal a file; yields bytes as they are written. Holds a part for each thread."""
+    if isinstance(store, WritesRanges):
+        yield from _write_tiles(store, key, file)
+        return
     filling = filling_of(store)
     parts = list(enumerate(file.parts(least_bytes(store, file.size_bytes)), start=1))
 
@@ -159,12 +164,25 @@ def _write(store: SavesTo, key: str, file: FilePlan) -> Iterator[int]:
         filling.put(piece, _buffers(part))
 
     try:
-        threads = 1 if filling.takes_ranges else UPLOAD_THREADS
-        for (_, part), _done in each_result(put, parts, threads=threads, name="ckpt-export"):
+        for (_, part), _done in each_result(put, parts, threads=UPLOAD_THREADS, name="ckpt-export"):
             yield part.num_bytes
         filling.seal([key])
     finally:
         filling.end()
+
+
+def _write_tiles(store: WritesRanges, key: str, file: FilePlan) -> Iterator[int]:
+    """Into a file bytes may come in any order: in that in which they are stored, each is read once."""
+    store.write_parts(key, size_bytes=file.size_bytes, parts=[Part(offset_bytes=0, buffers=[file.header])])
+    yield len(file.header)
+    for tile in file.tiles():
+        data = read_box(tile.tensor, tile.box).reshape(-1).view(np.uint8).data
+        begins, run_bytes = tile.runs()
+        pieces = (data[at : at + run_bytes] for at in range(0, data.nbytes, run_bytes))
+        parts = [Part(offset_bytes=begin, buffers=[piece]) for begin, piece in zip(begins, pieces, strict=True)]
+        store.write_parts(key, size_bytes=file.size_bytes, parts=parts)
+        yield data.nbytes
+    seal_all(store, [key])
 
 
 def _buffers(part: FilePart) -> list[Buffer]:

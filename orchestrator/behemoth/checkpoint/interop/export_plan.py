@@ -11,15 +11,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.interop.header import HeadTensor, encode_header
-from behemoth.checkpoint.interop.tensors import Tensor, blocks, num_bytes
+from behemoth.checkpoint.interop.tensors import Tensor, blocks, grain_bytes, num_bytes, tiles
 from behemoth.checkpoint.layout import DTYPES
 
 SINGLE = "model.safetensors"
 BLOCK_BYTES = 64 << 20
-"""Bytes of a tensor that are held at a time. A transposed tensor is read once for each such block."""
+"""Bytes of a tensor that are held at a time."""
+WIDE_BYTES = 256 << 20
+"""The same of a tensor that has to go out in order and is stored in another one (transposed): what lies side by side in
+the file comes from all of its chunks, which are read again for each block."""
 
 
 class Block(NamedTuple):
@@ -27,6 +32,28 @@ class Block(NamedTuple):
 
     tensor: Tensor
     box: Box
+
+
+class Tile(NamedTuple):
+    """A box of a tensor that lies in the file from `begin` on; rows of the box are apart from each other there."""
+
+    tensor: Tensor
+    box: Box
+    begin: int
+
+    def runs(self) -> tuple[list[int], int]:
+        """Where the contiguous pieces of the box begin in the file, in C order, and the bytes of each."""
+        shape, sizes = self.tensor.shape, [stop - start for start, stop in self.box]
+        pitches = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        first = len(shape)  # dims from here on are whole, or make one piece with those that are
+        while first > 0 and (first == len(shape) or sizes[first] == shape[first]):
+            first -= 1
+        starts = np.zeros(1, dtype=np.int64)
+        for dim in range(first):
+            starts = (starts[:, None] + np.arange(*self.box[dim]) * pitches[dim]).reshape(-1)
+        behind = sum(start * pitch for (start, _), pitch in zip(self.box[first:], pitches[first:], strict=True))
+        itemsize = DTYPES[self.tensor.dtype].itemsize
+        return (self.begin + (starts + behind) * itemsize).tolist(), math.prod(sizes[first:]) * itemsize
 
 
 class FilePart(NamedTuple):
@@ -48,16 +75,23 @@ class FilePlan:
     size_bytes: int
 
     def parts(self, least_bytes: int) -> Iterator[FilePart]:
-        """The whole file in order, each part but the last of at least so many bytes, and less than a block more."""
+        """The whole file in order, each part but the last of at least so many bytes, and less than a block more. A
+        tensor that is stored in another order is read as often as its grains have blocks of `WIDE_BYTES`."""
         begin, end, head, taken = 0, len(self.header), self.header, list[Block]()
         for tensor, _ in self.tensors:
-            for box in blocks(tensor, limit_bytes=BLOCK_BYTES):
+            for box in blocks(tensor, limit_bytes=_block_bytes(tensor)):
                 if end - begin >= least_bytes:
                     yield FilePart(begin, end - begin, head, tuple(taken))
                     begin, head, taken = end, b"", []
                 taken.append(Block(tensor, box))
                 end += math.prod(stop - start for start, stop in box) * DTYPES[tensor.dtype].itemsize
         yield FilePart(begin, end - begin, head, tuple(taken))
+
+    def tiles(self) -> Iterator[Tile]:
+        """All bytes behind the head, in an order in which nothing is read twice, a block at most at a time."""
+        for tensor, begin in self.tensors:
+            for box in tiles(tensor, limit_bytes=BLOCK_BYTES):
+                yield Tile(tensor, box, begin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +131,12 @@ def plan_export(tensors: Mapping[str, Tensor], *, max_file_bytes: int, metadata:
         num_tensors=len(tensors),
         data_bytes=data_bytes,
     )
+
+
+def _block_bytes(tensor: Tensor) -> int:
+    """As few and equal blocks of a grain as may be, where a grain is more than a block."""
+    size_bytes = grain_bytes(tensor, limit_bytes=BLOCK_BYTES)
+    return max(BLOCK_BYTES, -(-size_bytes // -(-size_bytes // WIDE_BYTES)))
 
 
 def _groups(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:

@@ -27,6 +27,7 @@ from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.spec.mesh import Mesh
+from behemoth.state.effect import CommitRef
 
 BLOCK_BYTES = 64 << 20
 """Bytes of a tensor that are held at a time. A transposed one is read once for each such block."""
@@ -58,15 +59,21 @@ def import_units(layout: Layout, store: SavesTo) -> list[Unit]:
     return units_of(layout, block_bytes=BLOCK_BYTES, least_bytes=partial(least_bytes, store))
 
 
-def check_free(store: ObjectStore, step: Step) -> None:
-    """Raises Conflict when the store belongs to a run, which would not know what it finds, or has the step. Reads."""
+def check_free(store: ObjectStore, step: Step, *, own: str = "") -> CommitRef | None:
+    """None where a checkpoint may be written; that of the step where its write id begins with `own`, which is given for
+    the writes of one request. Raises Conflict when the store belongs to a run, which would not know what it finds, or
+    has the step from elsewhere. Reads."""
     _refuse_owned(store)
-    if any(one.step == step for one in commits(store)):
-        raise Conflict(
-            f"target store: expected no checkpoint of step {step}, got one",
-            hint="name another store, or another step where it may have any",
-            code="import-taken",
-        )
+    standing = next((one for one in commits(store) if one.step == step), None)
+    if standing is None:
+        return None
+    if own and isinstance(standing, CommitRef) and standing.write_id.startswith(own):
+        return standing
+    raise Conflict(
+        f"target store: expected no checkpoint of step {step}, got one",
+        hint="name another store, or another step where it may have any",
+        code="import-taken",
+    )
 
 
 def import_tensors(

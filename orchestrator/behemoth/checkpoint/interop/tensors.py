@@ -78,12 +78,37 @@ def blocks(tensor: Tensor, *, limit_bytes: int) -> Iterator[Box]:
     return blocks_of(tensor.shape, DTYPES[tensor.dtype].itemsize, limit_bytes=limit_bytes, grain=tensor.grain)
 
 
+def tiles(tensor: Tensor, *, limit_bytes: int) -> Iterator[Box]:
+    """Boxes that cover the tensor, each of at most `limit_bytes`, that end where grains do, so that nothing is read
+    twice. They need not be contiguous: of a transposed tensor they are as high as its grains, and narrow. `blocks`
+    where a single grain is larger than the limit."""
+    sizes = [max(1, min(tensor.grain(dim), size)) for dim, size in enumerate(tensor.shape)]
+    tile_bytes = DTYPES[tensor.dtype].itemsize * math.prod(sizes)
+    if tile_bytes > limit_bytes:
+        yield from blocks(tensor, limit_bytes=limit_bytes)
+        return
+    for dim in reversed(range(len(sizes))):
+        grown = sizes[dim] * (limit_bytes // tile_bytes)
+        tile_bytes = tile_bytes // sizes[dim] * min(grown, tensor.shape[dim])
+        sizes[dim] = min(grown, tensor.shape[dim])
+        if grown < tensor.shape[dim]:
+            break
+    begins = (range(0, full, size) for full, size in zip(tensor.shape, sizes, strict=True))
+    for begin in product(*begins):
+        yield tuple(
+            (start, min(start + size, full)) for start, size, full in zip(begin, sizes, tensor.shape, strict=True)
+        )
+
+
+def grain_bytes(tensor: Tensor, *, limit_bytes: int) -> int:
+    """Of the rows that are read together, along the dim in which `blocks` of that limit are cut."""
+    row_bytes, cut = _cut_of(tensor.shape, DTYPES[tensor.dtype].itemsize, limit_bytes)
+    return row_bytes * min(tensor.grain(cut), tensor.shape[cut]) if tensor.shape else row_bytes
+
+
 def blocks_of(shape: tuple[int, ...], itemsize: int, *, limit_bytes: int, grain: Callable[[int], int]) -> Iterator[Box]:
     """The same for a shape, cut at multiples of `grain` of a dim."""
-    row_bytes, cut = itemsize, len(shape) - 1
-    while cut > 0 and row_bytes * shape[cut] <= limit_bytes:
-        row_bytes *= shape[cut]
-        cut -= 1
+    row_bytes, cut = _cut_of(shape, itemsize, limit_bytes)
     if not shape:
         yield ()
         return
@@ -95,6 +120,15 @@ def blocks_of(shape: tuple[int, ...], itemsize: int, *, limit_bytes: int, grain:
         before = tuple((index, index + 1) for index in outer)
         for start in range(0, shape[cut], rows):
             yield (*before, (start, min(start + rows, shape[cut])), *behind)
+
+
+def _cut_of(shape: tuple[int, ...], itemsize: int, limit_bytes: int) -> tuple[int, int]:
+    """The bytes behind one index of the dim in which boxes of at most `limit_bytes` are cut, and that dim."""
+    row_bytes, cut = itemsize, len(shape) - 1
+    while cut > 0 and row_bytes * shape[cut] <= limit_bytes:
+        row_bytes *= shape[cut]
+        cut -= 1
+    return row_bytes, cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
