@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from behemoth.sdk import Cast, State, join
+from behemoth.sdk import Cast, Run, State, join
 
 
 def train() -> None:
@@ -104,6 +105,15 @@ def train_big() -> None:
         if step != run.args.get("unfenced_step"):
             run.fence()
         big += 1
+        run.save(step, state)
+        hold(run, step, state)
+
+
+def hold(run: Run, step: int, state: State) -> None:
+    """Stay at the end of step `hold_at` until the test lets the program go on, and hear the agent meanwhile: what is
+    announced for the next steps is announced in time, however busy the machine is."""
+    while step == run.args.get("hold_at") and not Path(os.environ["GO_ON"]).exists():
+        time.sleep(0.01)
         run.save(step, state)
 
 

@@ -46,6 +46,7 @@ from behemoth.wire.messages import (
 
 LIMIT_S = 20.0
 _LEAD_STEPS = 60
+_GO_ON = "go-on"
 RUN = RunUid("run-1")
 PEER_KEY = "p" * 64
 TESTS = Path(__file__).parent.parent
@@ -202,6 +203,10 @@ class Stage:
         assert answer is not None
         return answer
 
+    def let_go_on(self) -> None:
+        """Programs that hold at a step (`programs.hold`) hold no longer."""
+        (self.folder / _GO_ON).touch()
+
     async def save(self, step: int, write_id: str, attempt: int, *, is_last: bool = False) -> RestoreFrom:
         """A whole save from its announcement to its commit."""
         since = len(self.heard)
@@ -318,7 +323,7 @@ def setup_for(
     program: str = "train",
     *,
     ranks: int = 2,
-    total_steps: int = 1000,
+    total_steps: int = 1_000_000,
     argv: tuple[str, ...] = (),
     preload: tuple[str, ...] = (),
     grace_us: int | None = 0,
@@ -328,13 +333,14 @@ def setup_for(
     peer_rate: int | None = None,
     **args: int,
 ) -> Setup:
-    """A run of `ranks` on each of `nodes`."""
+    """A run of `ranks` on each of `nodes`, whose last step is out of reach unless it is said: at 5 ms a step, a test
+    on a busy machine would meet it."""
     second_us = 1_000_000
     work = CommandWork(argv=argv) if argv else EntrypointWork(entrypoint=f"agent.programs:{program}", preload=preload)
     return Setup(
         work=work,
         args=dict(args),
-        environment={"SECRET_OF_USER": "s3cr3t"},
+        environment={"SECRET_OF_USER": "s3cr3t", "GO_ON": str(folder / _GO_ON)},
         total_steps=Step(total_steps),
         mesh={"dp": nodes * ranks, "edp": nodes * ranks},
         ranks_per_node=ranks,

@@ -76,19 +76,18 @@ def test_a_killed_worker_is_told_with_its_signal_and_the_next_attempt_restores_f
         here.start_gang(1)
         await here.wait_for(Beat, lambda beat: beat.step >= 1)
         saved = await here.save(30, "a1-1", 1)
-        await here.wait_for(Beat, lambda beat: beat.step >= 32)
+        await here.wait_for(Beat, lambda beat: beat.step >= saved.step + 2)
         kill((await worker_pids(here))[1])
         ended = await here.wait_for(WorkerEnded)
         assert (ended.signal, ended.exit_code, ended.attempt) == (signal.SIGKILL, None, 1)
         here.start_gang(2, restore=saved)
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
-        assert (restored.step, restored.num_from_memory) == (30, 2)
-        first = sum(range(31)) * 4
+        assert (restored.step, restored.num_from_memory) == (saved.step, 2)
         for rank in range(2):
             log = await here.logged(2, rank, "restored")
-            assert f"restored 30 30.0 {float(first)} 30" in log
+            assert told_by_train(saved.step) in log
             assert f"rank record {{'rank': {rank}}}" in log
-        await here.wait_for(Beat, lambda beat: beat.attempt == 2 and beat.step > 30)
+        await here.wait_for(Beat, lambda beat: beat.attempt == 2 and beat.step > saved.step)
 
     play(tmp_path, scene)
 
@@ -101,8 +100,8 @@ def test_a_checkpoint_comes_back_from_the_store_when_the_agent_and_its_memory_ar
         await here.replace_agents(0)
         here.start_gang(2, restore=saved)
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
-        assert (restored.step, restored.num_from_memory) == (20, 0)
-        assert f"restored 20 20.0 {float(sum(range(21)) * 4)} 20" in await here.logged(2, 0, "restored")
+        assert (restored.step, restored.num_from_memory) == (saved.step, 0)
+        assert told_by_train(saved.step) in await here.logged(2, 0, "restored")
 
     play(tmp_path, scene)
 
@@ -114,7 +113,7 @@ def test_a_large_state_is_copied_until_the_fence_and_holds_one_step(tmp_path: Pa
         saved = await here.save(8, "a1-1", 1)
         here.start_gang(2, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
-        assert "restored 8 8.0 8.0 8.0" in await here.logged(2, 0, "restored")
+        assert told_by_train_big(saved.step) in await here.logged(2, 0, "restored")
 
     play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
 
@@ -122,19 +121,20 @@ def test_a_large_state_is_copied_until_the_fence_and_holds_one_step(tmp_path: Pa
 def test_a_save_whose_copy_no_fence_ended_never_commits_and_the_next_one_does(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
         here.start_gang(1)
-        await here.wait_for(Beat, lambda beat: beat.step >= 1)
-        here.send(SaveAt(fence=here.fence(1), step=Step(8), write_id=WriteId("a1-1")))
+        await here.wait_for(RanksRestored)
+        await here.announce(8, "a1-1", 1)
+        here.let_go_on()
         broken = await here.wait_for(SaveBroken)
         assert re.search(r"rank 0: step 9 was done while the state of step 8 .* call run\.fence\(\)", broken.reason)
         saved = await here.save(20, "a1-2", 1)
         here.start_gang(2, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
-        assert "restored 20 20.0 20.0 20.0" in await here.logged(2, 0, "restored")
+        assert told_by_train_big(saved.step) in await here.logged(2, 0, "restored")
         assert not [
             report for _, report in here.heard if isinstance(report, ReceiptBatch) and report.write_id == "a1-1"
         ]
 
-    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1, unfenced_step=9))
+    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1, hold_at=7, unfenced_step=9))
 
 
 def test_a_large_state_is_written_while_it_is_copied_and_counts_only_once_the_copy_is_sealed(tmp_path: Path) -> None:
@@ -142,8 +142,9 @@ def test_a_large_state_is_written_while_it_is_copied_and_counts_only_once_the_co
 
     async def scene(here: Stage) -> None:
         here.start_gang(1)
-        await here.wait_for(Beat, lambda beat: beat.step >= 1)
-        here.send(SaveAt(fence=here.fence(1), step=Step(8), write_id=WriteId("a1-1")))
+        await here.wait_for(RanksRestored)
+        await here.announce(8, "a1-1", 1)
+        here.let_go_on()
         async with asyncio.timeout(LIMIT_S):
             while written_bytes(here) < 80 << 20:
                 await asyncio.sleep(0.01)
@@ -157,9 +158,9 @@ def test_a_large_state_is_written_while_it_is_copied_and_counts_only_once_the_co
         saved = await here.save(30, "a2-1", 2)
         here.start_gang(3, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 3 and report.num_from_memory == 1)
-        assert "restored 30 30.0 30.0 30.0" in await here.logged(3, 0, "restored")
+        assert told_by_train_big(saved.step) in await here.logged(3, 0, "restored")
 
-    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1, long_step=9))
+    play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1, hold_at=7, long_step=9))
 
 
 def test_a_large_state_whose_files_are_in_the_page_cache_is_read_by_its_rank(tmp_path: Path) -> None:
@@ -168,11 +169,11 @@ def test_a_large_state_whose_files_are_in_the_page_cache_is_read_by_its_rank(tmp
         await here.wait_for(RanksRestored)
         saved = await here.save(8, "a1-1", 1)
         await here.replace_agents(0)
-        is_cached = is_in_page_cache(big_file(here))
+        is_cached = is_in_page_cache(big_file(here, saved.write_id))
         here.start_gang(2, restore=saved)
         restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 2)
-        assert (restored.step, restored.num_from_memory) == (8, 0)
-        assert "restored 8 8.0 8.0 8.0" in await here.logged(2, 0, "restored")
+        assert (restored.step, restored.num_from_memory) == (saved.step, 0)
+        assert told_by_train_big(saved.step) in await here.logged(2, 0, "restored")
         assert held_in_memory(here, Rank(0)) == ([] if is_cached else [saved.write_id])
         saved = await here.save(30, "a2-1", 2)
         here.start_gang(3, restore=saved)
@@ -186,11 +187,11 @@ def test_a_damaged_file_that_a_rank_reads_is_told_as_the_store_process_tells_it(
         here.start_gang(1)
         await here.wait_for(RanksRestored)
         first = await here.save(8, "a1-1", 1)
-        second = await here.save(16, "a1-2", 1)
+        second = await here.save(first.step + 8, "a1-2", 1)
         await here.replace_agents(0)
         for path in here.folder.rglob("big/c/0"):
             path.read_bytes()
-        with big_file(here, "a1-2").open("r+b") as file:
+        with big_file(here, second.write_id).open("r+b") as file:
             file.seek(9 << 20)
             byte = file.read(1)
             file.seek(9 << 20)
@@ -198,17 +199,26 @@ def test_a_damaged_file_that_a_rank_reads_is_told_as_the_store_process_tells_it(
         here.start_gang(2, restore=second)
         refused = await here.wait_for(RestoreRefused)
         assert refused.is_corrupt
-        assert re.search(r"rank 0: array '\S*big', chunk 1, file .*a1-2", refused.reason)
+        assert re.search(rf"rank 0: array '\S*big', chunk 1, file .*{second.write_id}", refused.reason)
         here.start_gang(3, restore=first)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 3)
-        assert "restored 8 8.0 8.0 8.0" in await here.logged(3, 0, "restored")
+        assert told_by_train_big(first.step) in await here.logged(3, 0, "restored")
 
     play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
 
 
-def big_file(here: Stage, write_id: str = "a1-1") -> Path:
+def told_by_train(step: int) -> str:
+    """What a rank of two of `train` prints when it gets back the state of `step`."""
+    return f"restored {step} {float(step)} {float(sum(range(step + 1)) * 4)} {step}"
+
+
+def told_by_train_big(step: int) -> str:
+    return f"restored {step} {float(step)} {float(step)} {float(step)}"
+
+
+def big_file(here: Stage, write_id: WriteId) -> Path:
     """The shard of `train_big`'s large array."""
-    (path,) = [one for one in here.folder.rglob("big/c/0") if write_id in str(one)]
+    (path,) = here.folder.rglob(f"*-{write_id}/**/big/c/0")
     return path
 
 
@@ -334,8 +344,8 @@ def test_damaged_memory_is_found_by_the_worker_and_the_state_comes_from_the_stor
         here.start_gang(2, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
         for rank in range(2):
-            assert "restored 30 30.0" in await here.logged(2, rank, "restored")
-        saved = await here.save(60, "a2-1", 2)
+            assert told_by_train(saved.step) in await here.logged(2, rank, "restored")
+        saved = await here.save(saved.step + 30, "a2-1", 2)
         here.start_gang(3, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 3 and report.num_from_memory == 2)
 

@@ -67,7 +67,7 @@ def test_a_store_process_that_was_killed_has_a_successor_at_the_same_port_with_t
             with pytest.raises(Denied):
                 await asyncio.to_thread(ask, peer, saved.write_id, plan, key="wrong")
             found = await asyncio.to_thread(ask, peer, saved.write_id, plan)
-            assert (found.step, found.data_bytes) == (30, plan.data_bytes)
+            assert (found.step, found.data_bytes) == (saved.step, plan.data_bytes)
             killed = store_pid(here)
             kill(killed)
             assert await found_again(peer, saved.write_id, plan) == found

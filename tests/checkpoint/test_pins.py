@@ -16,7 +16,7 @@ from behemoth.checkpoint.verify_store import verify_store
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.testing.faults import Crash, FaultyStore, every_death
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, read
 from checkpoint.between import Between
 from checkpoint.saved_checkpoint import save, small_layout
 
@@ -79,6 +79,20 @@ def test_a_damaged_pin_keeps_its_checkpoint_and_is_named_by_verify() -> None:
         assert stands(store)
         (problem,) = verify_store(store)
         assert (problem.kind, problem.object_key) == ("marker", PIN)
+
+
+def test_a_flipped_bit_anywhere_in_a_pin_is_found_by_verify() -> None:
+    store = three_commits()
+    pin(store, oldest(store), reason="the paper's", at_us=7)
+    (info,) = store.list("pins")
+    whole = read(store, PIN, info.size_bytes)
+    for byte in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[byte] ^= 1
+        store.delete([PIN])
+        store.create(PIN, flipped)
+        (problem,) = verify_store(store)
+        assert (problem.kind, problem.object_key) == ("marker", PIN), byte
 
 
 @pytest.mark.parametrize("key", ["pins/000000010.json", "pins/notes.txt", "pins/10-a1-10.json", "pins/a/b"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint import uploads as uploads_module
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
@@ -155,9 +156,13 @@ def test_limits_of_parts_hold_for_any_shard() -> None:
     assert [run.end - run.begin for run in large] == [MAX_DATA_BYTES] * 9
 
 
-def test_a_shard_that_parts_cannot_hold_is_refused() -> None:
-    huge = ArraySpec(name="w", dtype="uint8", shape=(MAX_DATA_BYTES * 10_001,))
-    with pytest.raises(Invalid, match="'w': expected a shard of at most 10000 parts"):
+def test_a_shard_that_parts_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads_module, "MAX_DATA_BYTES", 8 * MIB)  # at full size the shard has five million chunks
+    huge = ArraySpec(name="w", dtype="uint8", shape=(8 * MIB * 10_001,))
+    with (
+        small_parts(MIN_PART_BYTES, SINGLE_BYTES),
+        pytest.raises(Invalid, match="'w': expected a shard of at most 10000 parts"),
+    ):
         plan_uploads(Layout(mesh=Mesh(), arrays=(huge,), sharding="box"))
     with pytest.raises(Invalid, match="expected a layout of box shards, got sharding 'array'"):
         plan_uploads(Layout(mesh=Mesh(), arrays=(huge,)))

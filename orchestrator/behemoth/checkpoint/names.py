@@ -6,6 +6,7 @@ The name itself is kept in the array's attributes, so nobody has to undo this. N
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from behemoth.base.errors import Invalid
@@ -15,7 +16,7 @@ MAX_SEGMENT_BYTES = 240  # file systems take 255
 MAX_PATH_BYTES = 900
 """Of an escaped name: what a key of 1,024 bytes, S3's limit, leaves beside the step, the write id and chunk numbers."""
 
-_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_ODD = re.compile("[^A-Za-z0-9_.-]")
 _RESERVED_SEGMENTS = frozenset({".", "..", "c", "zarr.json"})  # `c` holds the chunks of a zarr array
 _RESERVED_BEGINNINGS = ("__", ".behemoth-tmp-")  # zarr v3's own names; unfinished files of a store
 _RESERVED_AT_TOP = frozenset({"index"})  # our own metadata
@@ -73,12 +74,12 @@ def _escaped(segment: str) -> str:
     if not segment:
         return _EMPTY_SEGMENT
     if segment in _RESERVED_SEGMENTS or segment.startswith(_RESERVED_BEGINNINGS):
-        return _percent(segment[0]) + "".join(_character(character) for character in segment[1:])
-    return "".join(_character(character) for character in segment)
+        return _percent(segment[0]) + _plain(segment[1:])
+    return _plain(segment)
 
 
-def _character(character: str) -> str:
-    return character if character in _PLAIN else _percent(character)
+def _plain(text: str) -> str:
+    return _ODD.sub(lambda odd: _percent(odd[0]), text)
 
 
 def _percent(character: str) -> str:

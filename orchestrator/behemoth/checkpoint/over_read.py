@@ -20,7 +20,7 @@ import numpy.typing as npt
 from behemoth.checkpoint.boxes import Box, piece_bounds
 from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.crc import TRAILER_BYTES
-from behemoth.checkpoint.grid import Grid, Ints, grids
+from behemoth.checkpoint.grid import Grid, Ints, cuts_of, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
 from behemoth.checkpoint.matching import Origin
@@ -205,8 +205,7 @@ def _met(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...]
     """[pairs, 2]: a piece and a chunk that have an element of the box in common; `bounds` cut the box into pieces."""
     starts, chunks = _segments(box, chunk_shape, chunks_per_dim)
     edges = np.array(bounds, dtype=np.int64)
-    cuts = np.unique(np.concatenate([starts, edges[:-1]]))
-    cuts = cuts[cuts < edges[-1]]
+    cuts = cuts_of(starts, edges)
     piece = np.searchsorted(edges, cuts, side="right") - 1
     return np.stack([piece, chunks[np.searchsorted(starts, cuts, side="right") - 1]], axis=1)
 

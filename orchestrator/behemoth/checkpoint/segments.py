@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.checkpoint.boxes import piece_bounds
-from behemoth.checkpoint.grid import Grid, Ints
+from behemoth.checkpoint.grid import Grid, Ints, cuts_of
 from behemoth.checkpoint.loads import Cell, cells, num_flat
 from behemoth.checkpoint.sharing import Kind
 
@@ -67,8 +67,7 @@ def _of_cell(kind: Kind, first_piece: int, cell: Cell) -> Ints:
     for held in cell.parts:
         bounds = np.array(piece_bounds(grid.spec, held, cell.shape, num_flat(kind)), dtype=np.int64)
         meeting = grid.meeting(held.box, (0, held.num_elements))
-        cuts = np.unique(np.concatenate([meeting.first, bounds[:-1]]))
-        cuts = cuts[cuts < bounds[-1]]
+        cuts = cuts_of(meeting.first, bounds)
         met = np.searchsorted(meeting.first, cuts, side="right") - 1
         shard, slot = grid.place(meeting.chunks[met])
         begin = starts[slot] + (meeting.offsets[met] + cuts - meeting.first[met]) * itemsize

@@ -13,7 +13,7 @@ import sys
 
 from programs import fleet_scene as scene
 
-from behemoth.agent.link import Link, jitter
+from behemoth.agent.link import Introduction, Link, jitter
 from behemoth.agent.settings import AgentSettings
 from behemoth.base.errors import Denied
 from behemoth.base.ids import Attempt, Epoch, NodeId, Step
@@ -43,9 +43,9 @@ class Agent:
         self.is_out = True
         self._swarm.no_longer_expect(self)
 
-    def introduction(self, host: str) -> tuple[Attempt, int]:
+    def introduction(self, host: str) -> Introduction:
         del host
-        return self.attempt, 4000
+        return Introduction(attempt=self.attempt, rendezvous_port=4000, peer_port=4001)
 
     def welcomed(self, welcome: Welcome) -> None:
         self._swarm.note_welcome(self, welcome.epoch)
