@@ -152,7 +152,7 @@ def test_mangled_contents_are_told_or_are_values(data: st.DataObject) -> None:
 def test_values_that_are_nested_too_deeply_are_damage(num_levels: int, outer: bytes) -> None:
     body = msgspec.msgpack.encode({"version": 1, "pickled": {}, "empty": {}, "paths": {}, "values": {"key": 0}})
     body = body[:-1] + outer * num_levels + b"\x90"
-    with pytest.raises(Corrupt, match="levels|recursion"):
+    with pytest.raises(Corrupt, match=r"levels|recursion"):
         from_record(Contents.decode(len(body).to_bytes(8, "little") + body).values["key"], "key")
 
 

@@ -1,7 +1,8 @@
-"""Whatever comes over a connection of ours is a message or Corrupt: every decoder of every connection, every message."""
+"""Whatever comes over a connection of ours is a message or Corrupt: every decoder, every kind of message."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -90,10 +91,8 @@ def test_one_message_of_each_kind_is_understood(name: str) -> None:
 def test_a_mangled_message_is_a_message_or_corrupt(name: str, data: st.DataObject) -> None:
     document = data.draw(st.sampled_from(messages(DECODERS[name])))
     bodies = mangled_document(document, encode=msgspec.msgpack.encode) | mangled_bytes(msgspec.msgpack.encode(document))
-    try:
-        decode_body(DECODERS[name], data.draw(bodies))
-    except Corrupt as error:
-        assert error.code == "frame-undecodable"
+    with suppress(Corrupt):
+        assert isinstance(decode_body(DECODERS[name], data.draw(bodies)), DECODERS[name].type)
 
 
 @pytest.mark.parametrize("name", DECODERS)
