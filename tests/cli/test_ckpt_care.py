@@ -155,6 +155,21 @@ def test_a_dry_run_of_pin_and_unpin_changes_nothing(
     pinned = files_of(directory)
     assert ckpt(capsys, "unpin", "run/small", "--step", "10", "--dry-run")[1] == "checkpoint/10 would be unpinned\n"
     assert files_of(directory) == pinned != before
+    assert "was pinned already" in ckpt(capsys, "pin", "run/small", "--step", "10", "--dry-run")[1]
+
+
+@pytest.mark.usefixtures("directory")
+def test_pin_and_unpin_tell_what_they_did_as_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str) -> tuple[Any, ...]:
+        document = json.loads(ckpt(capsys, *words, "run/small", "--step", "10", "-o", "json")[1])
+        assert (document["kind"], document["step"], document["writeIds"]) == ("CheckpointPin", 10, ["a1-10"])
+        return document["isPinned"], document["isChanged"], document["isDryRun"]
+
+    assert told("pin", "--dry-run") == (True, False, True)
+    assert told("pin") == (True, True, False)
+    assert told("pin") == (True, False, False)
+    assert told("unpin", "--dry-run") == (False, False, True)
+    assert told("unpin") == (False, True, False)
 
 
 def test_what_is_not_there_or_not_pinned_is_not_found(

@@ -233,6 +233,25 @@ def test_a_dtype_that_the_format_has_not_is_refused_with_the_key(tmp_path: Path)
     assert "float8_e4m3fnuz" in str(refusal(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("tensor", "got"),
+    [(torch.eye(3).to_sparse(), "sparse_coo on cpu"), (torch.empty(3, device="meta"), "strided on meta")],
+)
+def test_a_tensor_without_elements_in_memory_is_refused_with_the_key(
+    tmp_path: Path, tensor: torch.Tensor, got: str
+) -> None:
+    with pytest.raises(CheckpointException) as caught:
+        save({"model": {"odd": tensor}, "w": torch.ones(2)}, storage_writer=BehemothWriter(tmp_path))
+    assert f"'model.odd': expected one with its elements in memory, got torch.{got}" in str(refusal(caught.value))
+    assert refs(tmp_path) == []
+
+
+def test_the_key_of_the_record_of_values_is_refused_for_a_tensor(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointException) as caught:
+        save({"state/dcp": torch.ones(2)}, storage_writer=BehemothWriter(tmp_path))
+    assert refusal(caught.value).code == "dcp-key"
+
+
 def test_without_collectives_nothing_is_saved(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="use_collectives=False"):
         save({"w": torch.ones(2)}, storage_writer=BehemothWriter(tmp_path), use_collectives=False)

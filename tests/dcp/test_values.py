@@ -6,8 +6,10 @@ import datetime
 import enum
 import io
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
 from behemoth.dcp.contents import Contents, Empty
 from behemoth.dcp.values import MAX_LEVELS, from_record, to_record
+from checkpoint.mangled import mangled_document
 from dcp.trees import same
 
 leaves = (
@@ -124,6 +127,33 @@ def test_contents_come_back_and_are_the_same_bytes_in_any_order() -> None:
 def test_rubbish_is_no_contents(data: bytes) -> None:
     with pytest.raises(Corrupt):
         Contents.decode(data)
+
+
+KEPT = Contents(
+    values={"lr": 0.5, "betas": {"%tuple": [0.9, 0.1]}, "ids": {"%dict": [[0, "w"]]}, "shape": {"%size": [2, 3]}},
+    pickled={"p": b"x"},
+    empty={"e": Empty(dtype="int16", shape=(3, 0))},
+    paths={"lr": ("optim", 0, "lr")},
+)
+
+
+@given(data=st.data())
+def test_mangled_contents_are_told_or_are_values(data: st.DataObject) -> None:
+    document = decode_record(KEPT.encode())
+    body = data.draw(mangled_document(document, encode=msgspec.msgpack.encode))
+    record = len(body).to_bytes(8, "little") + body
+    with suppress(Corrupt, Invalid):
+        for key, value in Contents.decode(record).values.items():
+            from_record(value, key)
+
+
+@pytest.mark.parametrize("num_levels", [100, 900, 100_000])
+@pytest.mark.parametrize("outer", [b"\x91", b"\x81\xa6%tuple", b"\x81\xa1a"])
+def test_values_that_are_nested_too_deeply_are_damage(num_levels: int, outer: bytes) -> None:
+    body = msgspec.msgpack.encode({"version": 1, "pickled": {}, "empty": {}, "paths": {}, "values": {"key": 0}})
+    body = body[:-1] + outer * num_levels + b"\x90"
+    with pytest.raises(Corrupt, match=r"levels|recursion"):
+        from_record(Contents.decode(len(body).to_bytes(8, "little") + body).values["key"], "key")
 
 
 def test_contents_of_a_newer_release_are_refused() -> None:

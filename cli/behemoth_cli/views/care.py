@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Column, Listing, Page, Section
@@ -67,6 +67,24 @@ def copy_page(copied: Copied, *, source: str, target: str, seconds_taken: float)
             "copiedBytes": copied.num_bytes,
             "foundBytes": copied.found_bytes,
             "seconds": seconds_taken,
+        },
+    )
+
+
+def pin_page(writes: Sequence[tuple[int, str]], *, is_pinned: bool, is_new: bool, is_dry_run: bool) -> Page:
+    """What became of the pins of one step, or would. Not `is_new`: it was so before."""
+    step, verb = writes[0][0], "pinned" if is_pinned else "unpinned"
+    how = f"was {verb} already" if not is_new else f"would be {verb}" if is_dry_run else verb
+    return Page(
+        kind="CheckpointPin",
+        name=f"checkpoint/{step}",
+        sections=(Section(lines=(f"checkpoint/{step} {how}",)),),
+        body={
+            "step": step,
+            "writeIds": [write_id for _, write_id in writes],
+            "isPinned": is_pinned,
+            "isChanged": is_new and not is_dry_run,
+            "isDryRun": is_dry_run,
         },
     )
 

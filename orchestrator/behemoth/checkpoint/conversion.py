@@ -13,6 +13,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
@@ -112,7 +113,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Raises Corrupt for what is none."""
         try:
             return msgspec.msgpack.decode(data, type=Intake)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise Corrupt(f"intake: expected a msgpack document, got {error}", code="intake-rubbish") from error
 
 

@@ -15,14 +15,18 @@ import msgspec
 import numpy as np
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.plan import Span
+from behemoth.checkpoint.plan import Span, plan_rank
 from behemoth.checkpoint.receipt import Freshness, Receipt
 
 SMALL_STATE = "state/"
 """Arrays below it (cursors, random number states) move by themselves and say nothing about the model's freshness."""
+
+NAMED_ARRAYS = 3
+"""So many are named by a refusal; a giant model has over a thousand."""
 
 _NO_PRINT = "0" * 8
 _HINT = (
@@ -73,7 +77,8 @@ def check_fresh(
 ) -> None:
     """Refuse a rank of which every movable array equals `previous` although it announced an update since.
 
-    Raises Corrupt, naming the rank, or the checkpoint when nothing in it moved; unchanged single arrays are logged.
+    Raises Corrupt, naming the rank and the first of its arrays, or the checkpoint's when nothing in it moved; unchanged
+    single arrays are logged.
     """
     if previous.layout_digest != layout.digest:
         return
@@ -86,9 +91,10 @@ def check_fresh(
     still = [arrays[at].name for at in sorted(movable) if arrays[at].content_crc == previous.arrays[at].content_crc]
     if stale:
         what = (
-            f"checkpoint: all {len(still)} arrays equal those of step {previous.step}, although rank {stale[0]}"
+            f"checkpoint: all {_listed(still)} equal those of step {previous.step}, although rank {stale[0]}"
             if len(still) == len(movable)
-            else f"rank {stale[0]}: all that it holds equals step {previous.step}, although it"
+            else f"rank {stale[0]}: all that it holds, {_listed(_held(layout, stale[0], movable))}, equals step "
+            f"{previous.step}, although it"
         )
         raise Corrupt(
             f"{what} announced an update in step {updated[stale[0]].updated_step}",
@@ -103,6 +109,18 @@ def _is_unchanged(rank: int, told: Freshness, previous: CommitRecord) -> bool:
     now = f"{told.held_crc:08x}"
     then = previous.held_prints if isinstance(previous.held_prints, str) else ""
     return now != _NO_PRINT and then[8 * rank : 8 * rank + 8] == now
+
+
+def _held(layout: Layout, rank: int, movable: Collection[int]) -> list[str]:
+    """The movable arrays of which a rank holds something."""
+    held = {piece.array for piece in plan_rank(layout, Rank(rank)).pieces}
+    return [layout.arrays[at].name for at in sorted(held.intersection(movable))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:NAMED_ARRAYS]))
+    more = ", .." if len(names) > NAMED_ARRAYS else ""
+    return f"{len(names)} array{'' if len(names) == 1 else 's'} ({shown}{more})"
 
 
 def _told(receipt: Receipt) -> Freshness | None:

@@ -64,14 +64,15 @@ def record_size_bytes(value: Value) -> int:
 
 
 def decode_record(data: Buffer) -> Value:
-    """Raises Corrupt for what `encode_record` did not make."""
+    """Raises Corrupt for what `encode_record` did not make: whoever takes a value apart need not fear its depth."""
     view = memoryview(data).cast("B")
     length = _LENGTH.unpack_from(view)[0] if len(view) >= _LENGTH.size else -1
     if not 0 < length <= len(view) - _LENGTH.size:
         raise Corrupt(f"record of {len(view)} bytes: expected a length within it, got {length}", code="record-rubbish")
     try:
         value: Value = msgspec.msgpack.decode(view[_LENGTH.size : _LENGTH.size + length])
-    except UNDECODABLE as error:
+        _check(value, "record", 0)
+    except (*UNDECODABLE, Invalid) as error:
         raise Corrupt(f"record of {len(view)} bytes: {error}", code="record-rubbish") from error
     if any(view[_LENGTH.size + length :]):
         raise Corrupt(f"record of {len(view)} bytes: expected zeros behind it", code="record-rubbish")

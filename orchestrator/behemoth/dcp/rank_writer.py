@@ -79,6 +79,13 @@ class RankWriter:
             raise _unlike_plan(head, expected, type(tensor).__name__)
         if tuple(tensor.shape) != expected or tensor.dtype != head.dtype:
             raise _unlike_plan(head, expected, f"{tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise Invalid(
+                f"tensor {head.name!r}: expected one with its elements in memory, got {tensor.layout} on "
+                f"{tensor.device}",
+                hint="save a sparse tensor as its indices and values; a tensor on `meta` was never filled",
+                code="dcp-tensor",
+            )
         return tensor
 
     def _value(self, item: WriteItem) -> WriteResult:

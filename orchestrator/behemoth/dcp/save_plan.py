@@ -55,6 +55,12 @@ def saved_state(
     boxes: dict[str, list[Box]] = {}
     heads: dict[str, tuple[str, tuple[int, ...]]] = {}
     for item in (tensor_item(item) for items in plans for item in items if item.type != WriteItemType.BYTE_IO):
+        if item.name == CONTENTS_ARRAY:
+            raise Invalid(
+                f"tensor {item.name!r}: expected another key, got that of the record of values",
+                hint="rename it in the state dict",
+                code="dcp-key",
+            )
         head = dtype_name(item.dtype, key=item.name), item.shape
         if heads.setdefault(item.name, head) != head:
             raise Invalid(

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Unavailable
 
 PROTOCOL_MAJOR = 1
@@ -94,5 +95,5 @@ def decode_body(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     """The message in `body`. Raises Corrupt when it is none."""
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise Corrupt(f"frame: expected a known message, got {error}", code="frame-undecodable") from error

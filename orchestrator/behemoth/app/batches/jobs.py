@@ -11,6 +11,7 @@ from typing import Literal, Protocol, assert_never
 import msgspec
 
 from behemoth.app.batches.tensors import Change
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Invalid
 
 
@@ -95,7 +96,7 @@ def decode_job(data: bytes) -> Job:
     """Raises Invalid for what is no job."""
     try:
         return _DECODER.decode(data)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise Invalid(f"job: expected one of this release, got {error}", code="job-format") from error
 
 

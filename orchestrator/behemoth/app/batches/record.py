@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from behemoth.app.journal_file import JournalFile
+from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import BehemothError, Conflict, Denied
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.ports import Batch
@@ -218,5 +219,5 @@ def _locked(path: Path, verb: str) -> int:
 def _decoded(line: bytes, kind: type[_Entry]) -> _Entry | None:
     try:
         return msgspec.json.decode(unframed(line, name="job"), type=kind)
-    except (BehemothError, msgspec.DecodeError):
+    except (BehemothError, *UNDECODABLE):
         return None
