@@ -118,6 +118,11 @@ class Ours:
         return self._store.pid
 
     @property
+    def staging(self) -> memoryview:
+        """Where a save copies to."""
+        return self._memory.arena.filling(0)
+
+    @property
     def staging_bytes(self) -> int:
         """The budget: all memory that ours takes beside the program's own."""
         return os.fstat(self._memory.fd).st_size

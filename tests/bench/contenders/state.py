@@ -49,7 +49,7 @@ def layer_shapes(num_layers: int) -> Shapes:
 def new_state(shapes: Shapes) -> State:
     """Random numbers, the same in every run."""
     num_bytes = sum(prod(shape) for shape in shapes.values()) * ITEM_BYTES
-    memory = mmap.mmap(-1, num_bytes)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # as a program's own arrays are
     memory.madvise(mmap.MADV_HUGEPAGE)
     random = np.random.default_rng(1)
     arrays: dict[str, np.ndarray] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from contenders.ours import Ours
 from contenders.state import State, layer_shapes, new_state
+from page_states import large_share, put_together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +37,13 @@ class Scene:
     def ours_in(self, folder: Path) -> Iterator[tuple[Ours, State]]:
         """Ours with a warm state to save."""
         shapes = layer_shapes(self.num_layers)
+        put_together()
         ours = Ours(shapes, folder, num_threads=self.num_threads)
         try:
             state = new_state(shapes)
             ours.bind(state.arrays)
+            for name, view in (("state", state.memory), ("staging memory", ours.staging)):
+                print(f"large pages of the {name}: {large_share(view):.0%}", file=sys.stderr, flush=True)
             yield ours, state
         finally:
             ours.close()
