@@ -13,14 +13,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 BLOCK_BYTES = 8 << 20
 
 
 class Raw:
-    """`memory`, in as many files below `folder` as there are threads; `is_shared`: in one, each thread its part."""
+    """`memory`, in as many files below `folder` as there are threads; `is_shared`: in one, each thread its part.
+    `staging`: warm memory as large, into which each block is copied before it is written from there, as it must be if
+    training is to go on meanwhile."""
 
     def __init__(
-        self, memory: memoryview, folder: Path, *, num_threads: int, is_direct: bool, is_shared: bool = False
+        self,
+        memory: memoryview,
+        folder: Path,
+        *,
+        num_threads: int,
+        is_direct: bool,
+        is_shared: bool = False,
+        staging: memoryview | None = None,
     ) -> None:
         self._memory = memory
         self._folder = folder
@@ -29,11 +40,12 @@ class Raw:
         self._share_bytes = -(-share // mmap.PAGESIZE) * mmap.PAGESIZE
         self._num_threads = num_threads
         self._is_shared = is_shared
+        self._staging = staging
 
     def write(self) -> None:
         """Durable on return, names too. Into the files that are there, or into new ones."""
         self._folder.mkdir(exist_ok=True)
-        self._each(os.O_WRONLY | os.O_CREAT, _write)
+        self._each(os.O_WRONLY | os.O_CREAT, self._write)
         for folder in (self._folder, self._folder.parent):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             os.fsync(fd)
@@ -61,10 +73,18 @@ class Raw:
         with ThreadPoolExecutor(self._num_threads) as pool:
             list(pool.map(run, range(self._num_threads)))
 
+    def _write(self, fd: int, share: memoryview, begin: int) -> None:
+        _whole(share, lambda block, at: os.pwrite(fd, self._staged(block), begin + at))
+        os.fsync(fd)
 
-def _write(fd: int, share: memoryview, begin: int) -> None:
-    _whole(share, lambda block, at: os.pwrite(fd, block, begin + at))
-    os.fsync(fd)
+    def _staged(self, block: memoryview) -> memoryview:
+        if self._staging is None:
+            return block
+        source = np.frombuffer(block, np.uint8)
+        at = source.ctypes.data - np.frombuffer(self._memory, np.uint8).ctypes.data
+        staged = self._staging[at : at + block.nbytes]
+        np.copyto(np.frombuffer(staged, np.uint8), source)
+        return staged
 
 
 def _read(fd: int, share: memoryview, begin: int) -> None:
