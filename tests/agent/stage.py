@@ -378,6 +378,15 @@ async def stage(folder: Path, setup: Setup | None = None, *, num_agents: int = 1
         here.close()
 
 
+def open_memory(pid: int, name: str) -> int | None:
+    """A descriptor of the anonymous memory `name` that a process has open; it may be closing others meanwhile."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if f"{os.readlink(entry)} ".startswith(f"/memfd:{name} "):
+                return os.open(entry, os.O_RDWR)
+    return None
+
+
 def descendants(pid: int) -> set[int]:
     """All processes below `pid`."""
     found: set[int] = set()

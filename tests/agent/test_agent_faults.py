@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
-from behemoth.base.ids import Rank, Step, WriteId
+from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, open_memory, setup_for, stage
+from behemoth.base.ids import NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.sdk.saver import MEMORY_WAIT_S
 from behemoth.storage.page_cache import cached_bytes
@@ -65,9 +66,10 @@ async def worker_pids(here: Stage) -> list[int]:
     agent = here.agents[next(iter(here.agents))].pid
     found = []
     for pid in descendants(agent):
-        environment = Path(f"/proc/{pid}/stat").read_text()
-        if os.getsid(pid) == pid and int(environment.rpartition(")")[2].split()[1]) != agent:
-            found.append(pid)
+        with suppress(OSError):  # it has ended meanwhile
+            told = Path(f"/proc/{pid}/stat").read_text()
+            if os.getsid(pid) == pid and int(told.rpartition(")")[2].split()[1]) != agent:
+                found.append(pid)
     return sorted(found)
 
 
@@ -240,9 +242,9 @@ def held_in_memory(here: Stage, rank: Rank) -> list[WriteId]:
 
 def memory_of(here: Stage, rank: Rank) -> int:
     """A descriptor of the staging memory that the agent owns."""
-    folder = Path(f"/proc/{here.agents['n0'].pid}/fd")
-    (path,) = [one for one in folder.iterdir() if os.readlink(one).startswith(f"/memfd:behemoth-rank-{rank} ")]
-    return os.open(path, os.O_RDWR)
+    fd = open_memory(here.agents[NodeId("n0")].pid, f"behemoth-rank-{rank}")
+    assert fd is not None
+    return fd
 
 
 def written_bytes(here: Stage) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from agent.stage import LIMIT_S, Stage, kill, setup_for, stage
+from agent.stage import LIMIT_S, Stage, kill, open_memory, setup_for, stage
 from agent.test_agent_peers import store_pid
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.base.ids import NodeId
@@ -76,17 +76,15 @@ def copied_ranks(here: Stage, write: RestoreFrom) -> set[int]:
 
 def copy_memory(here: Stage, node: int, rank: int) -> Arena | None:
     """The memory in which the agent of `node` keeps the copy of `rank`."""
-    pid = here.agents[NodeId(f"n{node}")].pid
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if f"memfd:behemoth-copy-{rank} " in f"{entry.readlink()} ":
-            fd = os.open(entry, os.O_RDWR)
-            try:
-                return Arena.open(fd)
-            except Corrupt:  # it is being formatted
-                return None
-            finally:
-                os.close(fd)
-    return None
+    fd = open_memory(here.agents[NodeId(f"n{node}")].pid, f"behemoth-copy-{rank}")
+    if fd is None:
+        return None
+    try:
+        return Arena.open(fd)
+    except Corrupt:  # it is being formatted
+        return None
+    finally:
+        os.close(fd)
 
 
 def is_copied(here: Stage, ward: int, write: RestoreFrom) -> bool:
