@@ -129,11 +129,11 @@ def test_a_crash_at_any_write_leaves_a_whole_checkpoint_the_newest(sharding: Sha
     def attempt(store: ObjectStore) -> None:
         save(store, layout, second, step=2, write_id="a1-2")
 
-    counted = FaultyStore(MemoryStore())
+    before, counted = MemoryStore(), FaultyStore(MemoryStore())
+    save(before, layout, first, step=1)
     attempt(counted)
     for death in every_death(counted.num_writes):
-        inner = MemoryStore()
-        save(inner, layout, first, step=1)
+        inner = before.copy()
         with pytest.raises(Crash):
             attempt(FaultyStore(inner, death))
         after = inner.after_power_loss(seed=death.write)

@@ -3,7 +3,7 @@ leaves nothing that clean-up does not remove."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pytest
@@ -39,6 +39,13 @@ def tiny_parts() -> Iterator[None]:
 
 def bucket() -> MemoryBucket:
     return MemoryBucket(min_part_bytes=LEAST)
+
+
+def holding(objects: Mapping[str, bytes]) -> MemoryBucket:
+    store = bucket()
+    for key, data in objects.items():
+        store.create(key, data)
+    return store
 
 
 def objects_of(store: MemoryBucket | MemoryStore) -> dict[str, bytes]:
@@ -148,11 +155,11 @@ def test_of_a_store_that_is_away_no_rank_waits_for_the_end_of_each_of_its_upload
 
 def test_killed_before_in_and_after_every_call_it_leaves_a_whole_checkpoint_or_rubbish_that_goes() -> None:
     layout = toy_layout("box")
-    counted = FaultyBucket(bucket())
+    first, counted = bucket(), FaultyBucket(bucket())
+    save(first, layout, 1)
     save(counted, layout, 2, step=2, write_id="a1-2")
     for death in every_death(counted.num_writes):
-        inner = bucket()
-        save(inner, layout, 1)
+        inner = holding(objects_of(first))
         with pytest.raises(Crash):
             save(FaultyBucket(inner, death), layout, 2, step=2, write_id="a1-2")
         newest = latest(inner)
