@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint import receipt as receipt_module
+from behemoth.checkpoint import span_table
 from behemoth.checkpoint.receipt import Receipt
-from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSpan
+from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, GrowingTable, SpanTable, WrittenSpan
 
 COUNTS = st.integers(0, (1 << 63) - 1)
 CRCS = st.integers(0, (1 << 32) - 1)
@@ -43,6 +44,20 @@ def test_the_spans_of_a_receipt_arrive_as_they_were(spans: list[WrittenSpan]) ->
     assert came.encode() == receipt.encode()
     assert len(came.spans) == len(spans)
     assert came.spans[1:] == tuple(spans[1:])
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches=st.lists(SPANS, max_size=4), loose=st.integers(1, 6))
+def test_spans_that_come_in_any_order_are_told_in_theirs_and_the_last_word_counts(
+    batches: list[list[WrittenSpan]], loose: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(span_table, "_LOOSE_SPANS", loose)
+        growing = GrowingTable()
+        for batch in batches:
+            growing.add(batch)
+        last = {span[:3]: span for batch in batches for span in batch}
+        assert list(growing.table()) == [span for _, span in sorted(last.items())]
 
 
 def test_other_spans_are_not_equal() -> None:

@@ -21,6 +21,7 @@ _Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 MAX_TABLE_BYTES = 64 << 20
 """Of one receipt, unpacked."""
+_LOOSE_SPANS = 1 << 16
 _LEVEL = 1  # of zlib: more costs time and saves little, since CRCs have no pattern
 
 
@@ -105,3 +106,28 @@ class SpanTable(Sequence[WrittenSpan]):
         return isinstance(other, tuple | list) and self[:] == tuple(other)
 
     __hash__ = None  # type: ignore[assignment]  # compared, never looked up
+
+
+class GrowingTable:
+    """Spans as they come, in any order, of one who hears of all of them. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._packed: list[npt.NDArray[np.void]] = []
+        self._loose: list[WrittenSpan] = []
+
+    def add(self, spans: Sequence[WrittenSpan]) -> None:
+        self._loose += spans
+        if len(self._loose) >= _LOOSE_SPANS:
+            self._pack()
+
+    def table(self) -> SpanTable:
+        """All of them, in order; of those that were told twice, since work is done twice, the last word."""
+        self._pack()
+        rows = np.concatenate(self._packed)
+        rows = rows[np.lexsort((rows["offset"], rows["chunk"], rows["array"]))]  # stable
+        keys = rows[["array", "chunk", "offset"]]
+        return SpanTable(rows[np.append(keys[1:] != keys[:-1], True)[: len(rows)]])
+
+    def _pack(self) -> None:
+        self._packed.append(np.array(self._loose, dtype=_ROW))
+        self._loose.clear()

@@ -24,7 +24,7 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.ingest import Spread, check_free
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
 from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written, brings_metadata, metadata_key, object_key
-from behemoth.checkpoint.interop.units import Unit
+from behemoth.checkpoint.interop.units import Unit, Units
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.verify import require_objects
@@ -53,7 +53,7 @@ class Writing:
     """What is written: the units of a layout. `batch_bytes`: of a batch at most; None: as `grouped` has it."""
 
     layout: Layout
-    units: Sequence[Unit]
+    units: Units
     batch_bytes: int | None = None
 
     @property
@@ -63,12 +63,11 @@ class Writing:
     def batches(self) -> list[Sized]:
         """Units in order, some together."""
         found: list[Sized] = []
-        first = 0
-        for group in grouped(self.units, lambda unit: unit.num_bytes, size_bytes=self.batch_bytes):
-            order = _Order(first=first, last=first + len(group))
-            first = order.last
+        sizes = self.units.sizes()
+        for group in grouped(range(len(sizes)), sizes.__getitem__, size_bytes=self.batch_bytes):
+            order = _Order(first=group[0], last=group[-1] + 1)
             batch = Batch(number=len(found), data=msgspec.msgpack.encode(order))
-            found.append(Sized(batch=batch, num_bytes=sum(unit.num_bytes for unit in group)))
+            found.append(Sized(batch=batch, num_bytes=sum(sizes[order.first : order.last])))
         return found
 
 
@@ -143,7 +142,6 @@ def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Sequence[Writ
     uploads = (
         {(one.key, one.upload_id) for one in store.list_uploads(prefix)} if isinstance(store, UploadsParts) else set()
     )
-    num_parts = {(unit.array, unit.shard): unit.num_parts for unit in writing.units}
     of_arrays = grids(writing.layout)
     for array in (one.array for one in done if brings_metadata(one)):
         key = metadata_key(prefix, writing.layout, array)
@@ -156,7 +154,9 @@ def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Sequence[Writ
         if not upload_id:
             is_standing = is_whole
         else:
-            is_standing = (key, upload_id) in uploads or (is_whole and len(of_object) == num_parts[which])
+            is_standing = (key, upload_id) in uploads or (
+                is_whole and len(of_object) == writing.units.num_parts(*which)
+            )
         if not is_standing:
             return False
     return True

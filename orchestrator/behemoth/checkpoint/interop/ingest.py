@@ -20,7 +20,7 @@ from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads, abort_uploads
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.interop.unit_writer import TensorSource, UnitWriter, Written
-from behemoth.checkpoint.interop.units import Unit, units_of
+from behemoth.checkpoint.interop.units import Units, units_of
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import step_prefix
@@ -54,7 +54,7 @@ def import_layout(tensors: Mapping[str, Tensor]) -> Layout:
     return Layout(mesh=Mesh(), arrays=tuple(specs))
 
 
-def import_units(layout: Layout, store: SavesTo) -> list[Unit]:
+def import_units(layout: Layout, store: SavesTo) -> Units:
     """The units in which tensors are written to a store."""
     return units_of(layout, block_bytes=BLOCK_BYTES, least_bytes=partial(least_bytes, store))
 
@@ -124,7 +124,7 @@ def write_checkpoint(
         for written in spread(uploads):
             for one in written:
                 uploads.add(one)
-        shards = uploads.complete()
+        shards, spans = uploads.complete(), uploads.spans()
         check_free(store, step)  # a run may have taken the store since
         receipts = [
             Receipt(
@@ -133,7 +133,7 @@ def write_checkpoint(
                 step=step,
                 write_id=write_id,
                 layout_digest=layout.digest,
-                spans=tuple(uploads.spans()) if rank == 0 else (),
+                spans=spans if rank == 0 else (),
                 shards=tuple(shards) if rank == 0 else (),
             )
             for rank in range(layout.mesh.num_ranks)

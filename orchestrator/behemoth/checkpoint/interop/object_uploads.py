@@ -15,7 +15,8 @@ from behemoth.checkpoint.crc import combined
 from behemoth.checkpoint.interop.unit_writer import Written, object_key
 from behemoth.checkpoint.interop.units import Unit
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.receipt import WrittenShard, WrittenSpan
+from behemoth.checkpoint.receipt import WrittenShard
+from behemoth.checkpoint.span_table import GrowingTable, SpanTable
 from behemoth.checkpoint.threads import run_all
 from behemoth.ports import PartReceipt, SavesTo, UploadsParts
 
@@ -30,7 +31,8 @@ class ObjectUploads:
         self._store = store
         self._prefix = prefix
         self._layout = layout
-        self._written: dict[tuple[int, int], dict[int, Written]] = {}
+        self._spans = GrowingTable()
+        self._parts: dict[tuple[int, int], dict[int, PartReceipt]] = {}
         self._ids: dict[tuple[int, int], str] = {}
         self._listed: dict[str, UploadId] | None = None
 
@@ -45,13 +47,17 @@ class ObjectUploads:
 
     def add(self, written: Written) -> None:
         """What was written, now or by a predecessor: then before any `upload_id`."""
-        which = written.array, written.shard
-        self._ids.setdefault(which, written.upload_id)
-        self._written.setdefault(which, {})[written.number] = written
+        self._spans.add(written.spans)
+        if isinstance(self._store, UploadsParts):
+            which = written.array, written.shard
+            self._ids.setdefault(which, written.upload_id)
+            self._parts.setdefault(which, {})[written.number] = PartReceipt(
+                number=written.number, etag=written.etag, crc=written.crc, size_bytes=written.num_bytes
+            )
 
-    def spans(self) -> list[WrittenSpan]:
+    def spans(self) -> SpanTable:
         """Of all that was written, in order."""
-        return sorted(span for parts in self._written.values() for one in parts.values() for span in one.spans)
+        return self._spans.table()
 
     def complete(self) -> list[WrittenShard]:
         """Make objects of what was uploaded, and abort what of it nobody needs. Empty where objects are files."""
@@ -60,18 +66,14 @@ class ObjectUploads:
             return []
 
         def complete(which: tuple[int, int]) -> WrittenShard:
-            parts = [part for _, part in sorted(self._written[which].items())]
-            crc = combined((part.crc, part.num_bytes) for part in parts)
+            parts = [part for _, part in sorted(self._parts[which].items())]
+            crc = combined((part.crc, part.size_bytes) for part in parts)
             if self._ids[which]:
                 key = object_key(self._prefix, self._layout, *which)
-                receipts = [
-                    PartReceipt(number=part.number, etag=part.etag, crc=part.crc, size_bytes=part.num_bytes)
-                    for part in parts
-                ]
-                store.complete_upload(key, UploadId(self._ids[which]), parts=receipts, crc=crc)
+                store.complete_upload(key, UploadId(self._ids[which]), parts=parts, crc=crc)
             return WrittenShard(array=which[0], shard=which[1], crc=crc)
 
-        found = run_all(complete, list(self._written), threads=COMPLETE_THREADS, name="ckpt-complete")
+        found = run_all(complete, list(self._parts), threads=COMPLETE_THREADS, name="ckpt-complete")
         abort_uploads(store, self._prefix)
         return found
 

@@ -19,7 +19,7 @@ from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Raw, raw_dtype
-from behemoth.checkpoint.interop.units import Piece, Unit, units_of
+from behemoth.checkpoint.interop.units import Piece, Units, units_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit
@@ -83,6 +83,6 @@ def batch_bytes(saved: Layout, layout: Layout) -> int:
     return min(max(2 * widest, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
 
 
-def reshard_units(layout: Layout, store: SavesTo) -> list[Unit]:
+def reshard_units(layout: Layout, store: SavesTo) -> Units:
     """The units in which a checkpoint is written to a store."""
     return units_of(layout, block_bytes=BLOCK_BYTES, least_bytes=partial(least_bytes, store))

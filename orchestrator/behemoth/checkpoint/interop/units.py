@@ -8,14 +8,15 @@ Neighbours: `unit_writer`, `grid` (the geometry).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, overload
 
 import numpy as np
 
 from behemoth.checkpoint.boxes import Box
-from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.interop.tensors import blocks_of
 from behemoth.checkpoint.layout import Layout
 
@@ -53,36 +54,96 @@ class Unit:
         return sum(piece.num_bytes for piece in self.pieces)
 
 
-def units_of(layout: Layout, *, block_bytes: int, least_bytes: Callable[[int], int]) -> list[Unit]:
+class _Kind(NamedTuple):
+    """Units that all arrays of one geometry have, but for the array's number, which is 0 here."""
+
+    units: list[Unit]
+    sizes: Ints
+    num_parts: dict[int, int]
+    """Of each shard."""
+
+
+class Units(Sequence[Unit]):
+    """Immutable; a unit is made when it is asked for. A model has thousands of arrays of some dozens of geometries, and
+    a checkpoint of 24 TB millions of units, which as objects take gigabytes."""
+
+    def __init__(self, kinds: Sequence[_Kind]) -> None:
+        """`kinds`: of each array."""
+        self._kinds = kinds
+        self._firsts = np.cumsum([0, *(len(kind.units) for kind in kinds)])
+
+    def sizes(self) -> array[int]:
+        """The bytes of each."""
+        found: array[int] = array("q")
+        for kind in self._kinds:
+            found.frombytes(kind.sizes.tobytes())
+        return found
+
+    def num_parts(self, position: int, shard: int) -> int:
+        """Of an object of an array."""
+        return self._kinds[position].num_parts[shard]
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __iter__(self) -> Iterator[Unit]:
+        for position, kind in enumerate(self._kinds):
+            for unit in kind.units:
+                yield _of_array(unit, position)
+
+    @overload
+    def __getitem__(self, at: int) -> Unit: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Unit]: ...
+    def __getitem__(self, at: int | slice) -> Unit | Sequence[Unit]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        number = range(len(self))[at]
+        position = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return _of_array(self._kinds[position].units[number - int(self._firsts[position])], position)
+
+
+def units_of(layout: Layout, *, block_bytes: int, least_bytes: Callable[[int], int]) -> Units:
     """Every chunk of every array, array by array. Pieces have at most `block_bytes`, or one chunk; units but the last
     of an object at least what `least_bytes` asks for an object of that size. Where several objects share an array,
     units of the same rows stand side by side, whatever their objects: they come from the same bytes."""
-    found: list[Unit] = []
-    for position, grid in enumerate(grids(layout)):
-        least = least_bytes(grid.file_bytes)
-        of_array = [
-            unit for shard in range(grid.num_shards) for unit in _units(position, grid, shard, block_bytes, least)
-        ]
-        found += sorted(of_array, key=lambda unit: _place(grid, unit))
-    return found
+    known: dict[object, _Kind] = {}
+    kinds: list[_Kind] = []
+    for grid in grids(layout):
+        geometry = (grid.spec.shape, grid.spec.itemsize, grid.chunk_shape, grid.shard_shape)
+        if geometry not in known:
+            known[geometry] = _kind(grid, block_bytes, least_bytes(grid.file_bytes))
+        kinds.append(known[geometry])
+    return Units(kinds)
 
 
-def _units(position: int, grid: Grid, shard: int, block_bytes: int, least_bytes: int) -> list[Unit]:
+def _kind(grid: Grid, block_bytes: int, least_bytes: int) -> _Kind:
+    of_shards = [_units(grid, shard, block_bytes, least_bytes) for shard in range(grid.num_shards)]
+    units = sorted((unit for units in of_shards for unit in units), key=lambda unit: _place(grid, unit))
+    sizes = np.array([unit.num_bytes for unit in units], dtype=np.int64)
+    return _Kind(units, sizes, {shard: len(units) for shard, units in enumerate(of_shards)})
+
+
+def _of_array(unit: Unit, position: int) -> Unit:
+    return replace(unit, array=position, pieces=tuple(piece._replace(array=position) for piece in unit.pieces))
+
+
+def _units(grid: Grid, shard: int, block_bytes: int, least_bytes: int) -> list[Unit]:
     groups: list[list[Piece]] = []
     filled_bytes = least_bytes
-    for piece in _pieces(position, grid, shard, block_bytes):
+    for piece in _pieces(grid, shard, block_bytes):
         if not groups or filled_bytes >= least_bytes:
             groups.append([])
             filled_bytes = 0
         groups[-1].append(piece)
         filled_bytes += (piece.last - piece.first) * grid.stride_bytes
     return [
-        Unit(array=position, shard=shard, number=number, num_parts=len(groups), pieces=tuple(pieces))
+        Unit(array=0, shard=shard, number=number, num_parts=len(groups), pieces=tuple(pieces))
         for number, pieces in enumerate(groups, start=1)
     ]
 
 
-def _pieces(position: int, grid: Grid, shard: int, block_bytes: int) -> Iterator[Piece]:
+def _pieces(grid: Grid, shard: int, block_bytes: int) -> Iterator[Piece]:
     """Boxes of the shard's chunks that follow one another in their C order."""
     at = np.unravel_index(shard, grid.shards_per_dim) if grid.shards_per_dim else ()
     begins = [int(index) * width for index, width in zip(at, grid.shard_shape, strict=True)]
@@ -94,7 +155,7 @@ def _pieces(position: int, grid: Grid, shard: int, block_bytes: int) -> Iterator
         )
         last = first + math.prod(stop - start for start, stop in chunks)
         num_bytes = math.prod(stop - start for start, stop in box) * grid.spec.itemsize
-        yield Piece(position, shard, first, last, box, num_bytes)
+        yield Piece(0, shard, first, last, box, num_bytes)
         first = last
 
 
