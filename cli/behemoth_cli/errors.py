@@ -131,7 +131,7 @@ def _cause(error: BaseException) -> str:
     found: list[str] = []
     while cause is not None and len(found) < 4:
         text = " ".join((getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).split())
-        if text not in told:
+        if text.lower() not in told.lower():  # messages begin in lower case
             found.append(text)
             told += text
         cause = cause.__cause__

@@ -213,8 +213,9 @@ def test_an_error_is_told_with_cause_hint_and_code() -> None:
     ]
 
 
-def test_a_cause_that_the_message_tells_already_is_not_repeated() -> None:
-    error = errors.Denied("x: got Permission denied")
+@pytest.mark.parametrize("told", ["Permission denied", "permission denied"])
+def test_a_cause_that_the_message_tells_already_is_not_repeated(told: str) -> None:
+    error = errors.Denied(f"x: got {told}")
     error.__cause__ = PermissionError(13, "Permission denied")
     assert failure_of(error).cause == ""
 

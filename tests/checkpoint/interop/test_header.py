@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import numpy as np
@@ -95,10 +94,10 @@ def test_a_length_that_the_file_cannot_hold_is_refused_before_anything_is_read(l
         decode_length(length.to_bytes(8, "little"), source="x", file_bytes=20)
 
 
-@pytest.mark.parametrize("size", [0, 7])
-def test_a_file_without_room_for_a_length_is_refused(size: int) -> None:
-    with pytest.raises(Corrupt, match=re.escape(f"in a file of {size} bytes")):
-        decode_length(bytes(size), source="x", file_bytes=size)
+@pytest.mark.parametrize("size", [0, 7, 9])
+def test_a_file_without_room_for_a_head_is_refused(size: int) -> None:
+    with pytest.raises(Corrupt, match=f"expected at least 10 bytes, got {size}"):
+        decode_length(bytes(min(size, 8)), source="x", file_bytes=size)
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"[" * 100_000])

@@ -21,6 +21,7 @@ from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
 from behemoth.spec.safetensors_header import LENGTH_BYTES, METADATA
 
 ALIGNMENT_BYTES = 8
+MIN_HEADER_BYTES = len(b"{}")
 MAX_HEADER_BYTES = 25_000_000
 """Room for some 200,000 tensors. The safetensors library stops at 100 MB; parsed, that would take gigabytes."""
 
@@ -87,10 +88,19 @@ def encode_header(tensors: Sequence[HeadTensor], metadata: Mapping[str, str]) ->
 
 def decode_length(data: bytes, *, source: str, file_bytes: int) -> int:
     """Bytes of the JSON, from a file's first eight. Raises Corrupt when the file has no room for it."""
+    if file_bytes < LENGTH_BYTES + MIN_HEADER_BYTES:
+        raise _damaged(source, f"expected at least {LENGTH_BYTES + MIN_HEADER_BYTES} bytes, got {file_bytes}")
     length = int.from_bytes(data, "little")
-    if len(data) != LENGTH_BYTES or not 2 <= length <= MAX_HEADER_BYTES or length > file_bytes - LENGTH_BYTES:
-        most = min(MAX_HEADER_BYTES, max(0, file_bytes - LENGTH_BYTES))
-        raise _damaged(source, f"expected a header of 2 .. {most} bytes, got {length} in a file of {file_bytes} bytes")
+    if (
+        len(data) != LENGTH_BYTES
+        or not MIN_HEADER_BYTES <= length <= MAX_HEADER_BYTES
+        or length > file_bytes - LENGTH_BYTES
+    ):
+        most = min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES)
+        raise _damaged(
+            source,
+            f"expected a header of {MIN_HEADER_BYTES} .. {most} bytes, got {length} in a file of {file_bytes} bytes",
+        )
     return length
 
 

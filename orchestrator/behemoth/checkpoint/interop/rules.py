@@ -100,6 +100,7 @@ class Rule:
                     raise Invalid(
                         f"{self.text}: expected the words {sorted(common | ({over} if over else set()))} in "
                         f"{pattern.text!r}, got {sorted(pattern.fields)}",
+                        hint="all names of a rule have the same words, but for the one that a stack or unstack counts",
                         code="map-words",
                     )
         for beside in (self.beside, self.beside_back):
