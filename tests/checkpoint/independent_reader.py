@@ -19,6 +19,9 @@ import numpy as np
 ELEMENT_BYTES = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e8m0fnu": 1}
 """Those that numpy does not know; they are given as unsigned integers."""
 
+NUMBERS = {0xCB: "d", 0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q", 0xD0: "b", 0xD1: "h", 0xD2: "i", 0xD3: "q"}
+"""Of msgpack, as `struct` knows them."""
+
 
 def crc32c(data: bytes) -> int:
     crc = 0xFFFFFFFF
@@ -62,6 +65,15 @@ def read_checkpoint(root: Path, step: int) -> dict[str, np.ndarray]:
     if sum(array.nbytes for array in found.values()) != commit["data_bytes"]:
         raise ValueError("the arrays have another size than the commit says")
     return found
+
+
+def record_of(row: np.ndarray) -> Any:
+    """What `state/run`, a row of `state/ranks` or `state/dcp` holds; None for a blank one."""
+    data = row.tobytes()
+    (length,) = struct.unpack_from("<Q", data)
+    if any(data[8 + length :]):
+        raise ValueError("a record with something behind it")
+    return unpacked(data[8 : 8 + length]) if length else None
 
 
 def read_index(folder: Path, commit: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +174,7 @@ def percent(letter: str) -> str:
 
 
 def unpacked(data: bytes) -> Any:
-    """msgpack, as far as an index uses it."""
+    """msgpack, as far as indexes and records use it."""
     value, end = unpack_from(data, 0)
     if end != len(data):
         raise ValueError("bytes behind a msgpack value")
@@ -183,7 +195,7 @@ def unpack_from(data: bytes, at: int) -> tuple[Any, int]:
         return data[at : at + (head & 31)].decode(), at + (head & 31)
     if head in (0xC0, 0xC2, 0xC3):
         return {0xC0: None, 0xC2: False, 0xC3: True}[head], at
-    form = {0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q", 0xD0: "b", 0xD1: "h", 0xD2: "i", 0xD3: "q"}.get(head)
+    form = NUMBERS.get(head)
     if form is not None:
         return struct.unpack_from(f">{form}", data, at)[0], at + struct.calcsize(f">{form}")
     width = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}[head]

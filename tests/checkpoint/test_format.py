@@ -33,7 +33,7 @@ from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
-from checkpoint.independent_reader import newest, read_checkpoint
+from checkpoint.independent_reader import newest, read_checkpoint, record_of
 
 GOLDENS: dict[Sharding, Path] = {
     "array": Path(__file__).parent / "golden" / "format-1.0",
@@ -140,7 +140,9 @@ def test_the_independent_reader_imports_nothing_but_the_standard_library_and_num
 @each_golden
 def test_the_independent_reader_reads_it(sharding: Sharding) -> None:
     assert newest(GOLDENS[sharding]) == 120
-    assert same_bits(read_checkpoint(GOLDENS[sharding], 120), golden_arrays())
+    found = read_checkpoint(GOLDENS[sharding], 120)
+    assert same_bits(found, golden_arrays())
+    assert record_of(found["state/run"]) == {"cursor": 12, "seed": [7, b"x", 0.5, None]}
 
 
 def test_an_older_release_would_refuse_a_checkpoint_whose_arrays_are_several_objects() -> None:

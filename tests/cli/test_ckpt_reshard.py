@@ -17,6 +17,7 @@ import safetensors.numpy
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.commit_log import latest
+from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.rayrt.processes import SubprocessRuntime
@@ -24,6 +25,8 @@ from behemoth.storage.local import LocalStore
 from behemoth.storage.s3 import S3Store
 from behemoth_cli import root
 from behemoth_cli.exits import Exit
+from checkpoint import independent_reader
+from checkpoint.independent_reader import read_checkpoint, record_of
 from cli.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment, small_run
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened
@@ -73,6 +76,19 @@ def test_a_run_goes_on_from_its_checkpoint_that_was_resharded_for_more_ranks(
     steps = [int(row.split()[0]) for row in run(capsys, "list", "st/next")[1].splitlines()[1:]]
     assert (steps[0], steps[-1]) == (TRAINED_STEPS, TRAINED_STEPS + 10)
     assert f"        1    {TRAINED_STEPS}       0     0      3" in ended.out
+
+
+def test_a_reader_that_knows_the_document_alone_reads_what_was_resharded(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(independent_reader, "crc32c", crc32c)  # its own goes bit by bit
+    assert run(capsys, "reshard", "run/small", "--to", "next", "--mesh", "tp=2,dp=3,pp=2")[0] == 0
+    _, before = newest(place / "runs/small/checkpoints")
+    found = read_checkpoint(place / "next", TRAINED_STEPS)
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }
+    assert record_of(found["state/run"]) == record_of(before["state/run"])
 
 
 def test_what_is_asked_for_is_taken_and_converted_and_nothing_else(

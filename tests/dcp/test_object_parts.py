@@ -27,7 +27,7 @@ from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.object_parts import parts_of
 from behemoth.dcp.orders import Placed, SentObjects, ShardName
 from behemoth.dcp.tensors import Tensors
-from behemoth.ports import MAX_PARTS
+from behemoth.ports import MAX_PARTS, Into
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import read
 from checkpoint.interop.rewriting import small_parts
@@ -132,6 +132,27 @@ def test_an_object_has_no_more_parts_than_a_store_takes() -> None:
     parts = parts_of(grid, 0)
     assert len(parts) <= MAX_PARTS
     assert [chunk for part in parts for chunk in part.chunks] == list(range(grid.num_chunks))
+
+
+class CountingBucket(MemoryBucket):
+    """Counts what is read of pieces."""
+
+    num_reads = 0
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        self.num_reads += key.startswith("pieces/")
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+
+def test_narrow_uneven_columns_cost_a_request_for_each_rank_and_part_not_for_each_chunk() -> None:
+    ranks: Ranks = [[((0, 400), column)] for column in rows(17, 4)]
+    placed, bucket = placed_of((400, 17), ranks), CountingBucket()
+    assert (placed["a"].grid.num_shards, placed["a"].grid.num_chunks) == (1, 400)
+    sent = [upload(bucket, placed["a"], rank, boxes, {}) for rank, boxes in enumerate(ranks)]
+    (made,) = complete_shared(bucket, placed, {}, sent, threads=1)
+    grid = placed["a"].grid
+    assert read(bucket, f"steps/a/{grid.shard_key(made.shard)}", grid.file_bytes) == expected_object(grid, made.shard)
+    assert bucket.num_reads == len(ranks)
 
 
 def test_boxes_that_leave_a_gap_are_named() -> None:

@@ -32,6 +32,7 @@ from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from checkpoint.checkpoint_rig import logical_arrays, toy_layout
 from checkpoint.checkpoint_rig import save as save_natively
+from checkpoint.independent_reader import newest, read_checkpoint, record_of
 from dcp.trees import blank, load, same, save
 
 
@@ -70,6 +71,19 @@ def test_saves_without_a_step_are_numbered_and_the_newest_is_loaded(tmp_path: Pa
     assert [ref.step for ref in refs(tmp_path)] == [0, 1, 2]
     assert same(loaded(tmp_path, state_of(0)), state_of(3))
     assert same(loaded(tmp_path, state_of(0), step=1), state_of(2))
+
+
+def test_a_reader_that_knows_the_document_alone_reads_what_dcp_saved(tmp_path: Path) -> None:
+    save({**state_of(4), "odd.name/x": torch.ones(3, 2).t()}, storage_writer=BehemothWriter(tmp_path / "step-7"))
+    found = read_checkpoint(tmp_path, newest(tmp_path))
+    contents = record_of(found.pop("state/dcp"))
+    assert found.keys() == {"model.weight", "model.scale", "optim.moments.0", "odd.name/x"}
+    assert found["model.weight"].tobytes() == state_of(4)["model"]["weight"].numpy().tobytes()
+    assert (found["model.scale"].shape, float(found["model.scale"])) == ((), 4.0)
+    assert found["odd.name/x"].shape == (2, 3)
+    assert contents["empty"] == {"model.none": {"dtype": "float32", "shape": [0, 4]}}
+    assert contents["values"]["optim.betas"] == {"%tuple": [0.9, 0.4]}
+    assert contents["paths"]["optim.moments.0"] == ["optim", "moments", 0]
 
 
 def test_a_checkpoint_id_names_store_and_step_for_both_ways(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ rank), `publish`, which proves the result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from typing import NamedTuple
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
@@ -71,6 +71,16 @@ def _key(placed: Mapping[str, Placed], name: str, shard: int) -> str:
     return f"{placed[name].folder}/{placed[name].grid.shard_key(shard)}"
 
 
+class _Range(NamedTuple):
+    """Bytes of a rank's object of pieces, from `start` on."""
+
+    start: int
+    data: memoryview
+
+    def of(self, piece: SentPiece) -> memoryview:
+        return self.data[piece.at - self.start :][: piece.length]
+
+
 class _Borders:
     """The work that is left when all ranks have sent what is theirs. Several threads only read it."""
 
@@ -114,7 +124,8 @@ class _Borders:
         return (part for part in parts_of(self._placed[name].grid, shard) if part.number not in there)
 
     def _send(self, name: str, part: ObjectPart) -> SentObject | SentPart:
-        buffers, crc = part_bytes(self._placed[name].grid, part, lambda chunk: self._data(name, chunk))
+        fetched = self._fetched(name, part)
+        buffers, crc = part_bytes(self._placed[name].grid, part, lambda chunk: self._data(name, chunk, fetched))
         key = _key(self._placed, name, part.shard)
         if part.num_parts == 1:
             self._store.create(key, b"".join(buffers))
@@ -123,7 +134,21 @@ class _Borders:
         receipt = self._store.upload_part(key, upload_id, number=part.number, buffers=buffers, crc=crc)
         return SentPart(name, part.shard, receipt)
 
-    def _data(self, name: str, chunk: int) -> Iterator[tuple[memoryview, int]]:
+    def _fetched(self, name: str, part: ObjectPart) -> dict[str, _Range]:
+        """What ranks left of a part, by the keys of their objects. A rank's pieces of one part lie side by side, so it
+        takes one request for each rank, however narrow the boxes are that cut the chunks."""
+        bounds: dict[str, tuple[int, int]] = {}
+        for piece, key in (one for chunk in part.chunks for one in self._pieces.get((name, chunk), ())):
+            start, stop = bounds.get(key, (piece.at, piece.at))
+            bounds[key] = min(start, piece.at), max(stop, piece.at + piece.length)
+        fetched: dict[str, _Range] = {}
+        for key, (start, stop) in bounds.items():
+            data = memoryview(bytearray(stop - start))
+            self._store.read_into(key, offset_bytes=start, into=data)
+            fetched[key] = _Range(start, data)
+        return fetched
+
+    def _data(self, name: str, chunk: int, fetched: Mapping[str, _Range]) -> Iterator[tuple[memoryview, int]]:
         pieces = sorted(self._pieces.get((name, chunk), ()))
         expected_bytes = self._placed[name].grid.data_bytes(chunk)
         got_bytes = sum(piece.length for piece, _ in pieces)
@@ -134,14 +159,9 @@ class _Borders:
                 hint="the planner cut the tensor into boxes that do not cover it once",
                 code="dcp-coverage",
             )
-        for (key, _), run in groupby(pieces, key=lambda one: (one[1], one[0].at - one[0].offset)):
-            yield self._read(key, [piece for piece, _ in run])
-
-    def _read(self, key: str, pieces: Sequence[SentPiece]) -> tuple[memoryview, int]:
-        """Pieces of one rank that follow one another in the chunk as in the rank's object."""
-        data = memoryview(bytearray(sum(piece.length for piece in pieces)))
-        self._store.read_into(key, offset_bytes=pieces[0].at, into=data)
-        return data, crc32c(data)
+        for piece, key in pieces:
+            data = fetched[key].of(piece)
+            yield data, crc32c(data)
 
     def _complete(self, one: ShardName) -> SentObject:
         key = _key(self._placed, *one)
