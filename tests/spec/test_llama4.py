@@ -114,6 +114,11 @@ def test_sizes_of_a_vision_tower_follow_its_configuration_and_the_defaults_of_tr
     assert len(own) == 7 + 2 * 16 + 3
 
 
+def test_any_number_of_ranks_may_cut_a_vocabulary() -> None:
+    found = decode_config(json.dumps({"model_type": "llama4_text", **TOY, "vocab_size": 13}).encode(), source="c")
+    assert list(misfits(found, Mesh(tp=2, ep=2))) == []
+
+
 def test_a_text_model_has_no_prefix_and_the_defaults_of_transformers() -> None:
     tensors = toy()
     assert tensors["model.layers.0.self_attn.k_proj.weight"].shape == (8, 8)  # as many as heads of 8 / 4
