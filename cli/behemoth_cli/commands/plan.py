@@ -15,7 +15,7 @@ from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
 from behemoth.spec.pipeline import EVEN
 from behemoth.spec.recipe import Recipe, parse_recipe
-from behemoth.spec.run import TrainingRun, require_fit
+from behemoth.spec.run import MAX_NODES, MAX_RANKS_PER_NODE, TrainingRun, require_fit
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import nearest
@@ -156,6 +156,12 @@ def _refuse_idle(names: list[str]) -> None:
 
 def _reader(text: str, inventory: Inventory) -> Mesh:
     mesh = parse_mesh(text, name="option --restore-mesh")
+    if mesh.num_ranks > MAX_NODES * MAX_RANKS_PER_NODE:
+        raise Invalid(
+            f"option --restore-mesh: expected at most {MAX_NODES * MAX_RANKS_PER_NODE} ranks, as a run file, got "
+            f"{mesh.num_ranks}",
+            code="out-of-range",
+        )
     for axis, reason in misfits(inventory, mesh):
         raise Invalid(f"option --restore-mesh: {axis}: {reason}", code="mesh-model")
     return mesh

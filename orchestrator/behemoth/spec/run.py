@@ -39,6 +39,7 @@ API_VERSION = "behemoth.dev/v1alpha1"
 KIND = "TrainingRun"
 NAME_PATTERN = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """A DNS label (RFC 1123), since the name becomes that of a folder and of Kubernetes objects."""
+MAX_NODES, MAX_RANKS_PER_NODE = 100_000, 64
 BEAT_INTERVAL = timedelta(seconds=1)
 """How often an agent beats. A limit must allow one lost beat, so it lies above twice this."""
 
@@ -53,11 +54,12 @@ def suggest_name(text: str) -> str:
 class Nodes:
     """The machines that a run wants."""
 
-    count: Annotated[int, About(doc="Nodes of the gang.", kind=Integer(minimum=1, maximum=100_000))]
+    count: Annotated[int, About(doc="Nodes of the gang.", kind=Integer(minimum=1, maximum=MAX_NODES))]
     gpus_per_node: Annotated[
         int,
         About(
-            doc="Ranks on each node, one per GPU (one per process without GPUs).", kind=Integer(minimum=1, maximum=64)
+            doc="Ranks on each node, one per GPU (one per process without GPUs).",
+            kind=Integer(minimum=1, maximum=MAX_RANKS_PER_NODE),
         ),
     ]
     spares: Annotated[
