@@ -61,7 +61,8 @@ def held_by(layout: Layout, rank: int, spec: ArraySpec, whole: npt.NDArray[np.ge
         index = rank if axis == "rank" else mesh.coordinate(Rank(rank), axis)
         sizes = spec.packed[1] if spec.packed is not None and spec.packed[0] == dim else (spec.shape[dim],)
         parts = np.split(local, np.cumsum(sizes)[:-1], axis=dim)
-        local = np.concatenate([_share(part, layout.axis_size(axis), index, dim) for part in parts], axis=dim)
+        padded = spec.padded[1] if spec.padded is not None and spec.padded[0] == dim else 0
+        local = np.concatenate([_share(part, layout.axis_size(axis), index, dim, padded) for part in parts], axis=dim)
     if spec.flat_over is not None:
         if not spec.flat_rows:
             local = local.reshape(-1)
@@ -76,9 +77,9 @@ def held_by(layout: Layout, rank: int, spec: ArraySpec, whole: npt.NDArray[np.ge
     return np.ascontiguousarray(local)
 
 
-def _share(part: npt.NDArray[np.generic], num: int, index: int, dim: int) -> npt.NDArray[np.generic]:
+def _share(part: npt.NDArray[np.generic], num: int, index: int, dim: int, padded: int = 0) -> npt.NDArray[np.generic]:
     size = part.shape[dim]
-    share = -(-size // num)
+    share = -(-max(size, padded) // num)
     return part.take(range(min(index * share, size), min((index + 1) * share, size)), axis=dim)
 
 

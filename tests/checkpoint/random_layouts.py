@@ -18,6 +18,7 @@ from behemoth.spec.mesh import Mesh
 AXES = {"dense": ("tp", "cp", "dp", "pp"), "expert": ("etp", "ep", "edp", "pp")}
 DTYPES = ("uint8", "float8_e5m2", "bfloat16", "float32", "complex128")
 SHARDINGS: st.SearchStrategy[Sharding] = st.sampled_from(["array", "box"])
+MAX_PADDING = 6
 CHUNK_BYTES = st.sampled_from([16, 64, 300, 8 << 20])
 
 
@@ -65,14 +66,16 @@ def array_specs(draw: st.DrawFn, name: str, mesh: Mesh) -> ArraySpec:
     """Of a shape that often fits how it is shared."""
     shape = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
     spec = draw(shared(ArraySpec(name=name, dtype=draw(st.sampled_from(DTYPES)), shape=tuple(shape)), mesh))
-    packed = spec.packed
+    packed, padded = spec.packed, spec.padded
     for dim, axis in spec.dims:
         if draw(st.booleans()):  # an even split, of packed parts too
             size = axis_size(mesh, axis)
             shape[dim] *= size
             if packed is not None and packed[0] == dim:
                 packed = dim, tuple(part * size for part in packed[1])
-    return replace(spec, shape=tuple(shape), packed=packed)
+            if padded is not None and padded[0] == dim:
+                padded = dim, padded[1] * size
+    return replace(spec, shape=tuple(shape), packed=packed, padded=padded)
 
 
 @st.composite
@@ -96,12 +99,14 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
     dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
     has_pp = "pp" not in axes
     flat_over = axes.pop() if axes and draw(st.booleans()) else None
+    packed = draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1]))
     return ArraySpec(
         name=array.name,
         dtype=array.dtype,
         shape=shape,
         dims=dims,
-        packed=draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1])),
+        packed=packed,
+        padded=draw(_paddings(shape, [dim for dim, _ in dims if packed is None or packed[0] != dim])),
         flat_over=flat_over,
         flat_rows=flat_over is not None and bool(shape) and flat_rows,
         flat_bucket=draw(_buckets(shape)) if flat_over is not None and not (shape and flat_rows) else None,
@@ -111,11 +116,19 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
 
 @st.composite
 def _buckets(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Room for the whole array, wherever it is split, with something before and behind it."""
+    """Room for the whole array, wherever it is split and padded, with something before and behind it."""
     if draw(st.booleans()):
         return None
     begin = draw(st.integers(0, 40))
-    return begin, begin + math.prod(shape) + draw(st.integers(0, 40))
+    return begin, begin + math.prod(size + MAX_PADDING for size in shape) + draw(st.integers(0, 40))
+
+
+@st.composite
+def _paddings(draw: st.DrawFn, shape: tuple[int, ...], dims: list[int]) -> tuple[int, int] | None:
+    if not dims or draw(st.booleans()):
+        return None
+    dim = draw(st.sampled_from(dims))
+    return dim, shape[dim] + draw(st.integers(0, MAX_PADDING))
 
 
 @st.composite

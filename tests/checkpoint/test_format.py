@@ -157,6 +157,23 @@ def test_an_older_release_would_refuse_a_checkpoint_whose_arrays_are_several_obj
     ]
 
 
+@pytest.mark.parametrize(("sharding", "features"), [("array", ["padded-dims"]), ("box", ["box-shards", "padded-dims"])])
+def test_a_padded_dim_is_saved_without_its_padding_and_said_to_older_releases(
+    tmp_path: Path, sharding: Sharding, features: list[str]
+) -> None:
+    """Eleven rows over two ranks that hold eight each: chunks end where the first share does."""
+    spec = ArraySpec(name="embedding", dtype="float32", shape=(11, 4), dims=((0, "tp"),), padded=(0, 16))
+    layout = Layout(mesh=Mesh(tp=2, ep=2), arrays=(spec,), sharding=sharding)
+    arrays = logical_arrays(layout, seed=1)
+    with closing(LocalStore(tmp_path)) as store:
+        commit = save(store, layout, arrays, step=120)
+        record = json.loads(unframed((tmp_path / "commits/000000120.json").read_bytes(), name="commit"))
+        assert (record["format"], record["required_features"]) == ({"major": 1, "minor": 2}, features)
+        assert grids(layout)[0].chunk_shape == (8, 4)
+        assert same_bits({"embedding": read_array(store, open_commit(store, commit.ref), "embedding")}, arrays)
+    assert same_bits(read_checkpoint(tmp_path, 120), arrays)
+
+
 @each_golden
 def test_the_independent_reader_finds_flips_in_every_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: Sharding

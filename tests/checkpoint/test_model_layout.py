@@ -130,6 +130,29 @@ def test_float8_matrices_have_a_scale_for_each_block_and_vectors_stay_bfloat16()
     assert "scale/l0.norm" not in arrays
 
 
+def test_a_vocabulary_is_shared_with_its_padding_and_its_scales_are_whole_where_that_moves_shares() -> None:
+    """100 rows: 50 for each of two ranks, or 64 and 36 where each has a multiple of 64."""
+    vocabularies = {
+        rule: decode_inventory(
+            b'{"format": 1, "experts": 0, "tensors": [{"name": "embed", "shape": [100, 8], "shard": "%s"}]}' % rule,
+            source="toy",
+        )
+        for rule in (b"tp0_padded", b"tp0_padded64")
+    }
+    recipe = Recipe(weights="float8_e4m3fn", scale_block=10, exp_avg="none", exp_avg_sq="none")
+    mesh = Mesh(tp=2, dp=3, edp=6)
+    plain, padded = (by_name(model_layout(vocabulary, recipe, mesh)) for vocabulary in vocabularies.values())
+    assert [plain[name].padded for name in plain] == [None] * 3
+    assert [padded[name].padded for name in ("model/embed", "optim/master/embed")] == [(0, 128)] * 2
+    assert (plain["scale/embed"].dims, padded["scale/embed"].dims) == (((0, "tp"),), ())
+    layout = model_layout(vocabularies[b"tp0_padded64"], recipe, mesh)
+    prove_coverage(layout)
+    of_rank = {piece.name: piece.share.local_shape for piece in plan_rank(layout, Rank(1)).pieces}
+    assert of_rank["model/embed"] == (36, 8)
+    alone = model_layout(vocabularies[b"tp0_padded64"], recipe, Mesh())
+    assert [array.padded for array in alone.arrays] == [None] * 3
+
+
 def test_a_scale_whose_block_lies_on_two_ranks_is_whole_on_both() -> None:
     recipe = Recipe(weights="float8_e4m3fn", scale_block=4)
     arrays = by_name(model_layout(TOY, recipe, MESH))

@@ -142,6 +142,38 @@ def test_blocks_of_split_tensors_share_a_bucket_of_their_own_tp_rank() -> None:
     assert bytes(targets["norm"]) == norm.tobytes()
 
 
+def test_the_padded_rows_of_a_vocabulary_stay_in_the_buffer_and_take_the_same_room_on_each_rank() -> None:
+    """11 rows over two ranks that hold 8 each, of which the second has three; what follows lies behind all eight."""
+    mesh, rng = Mesh(tp=2, dp=2, edp=4), np.random.default_rng(5)
+    embedding, norm = rng.normal(size=(11, 3)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    slots = [
+        Slot(name="embedding", shape=(11, 3), dims={0: "tp"}, padded={0: 16}),
+        Slot(name="norm", shape=(5,)),
+    ]
+    size, buffers = 30, []
+    for rank in range(4):
+        tp, dp = rank % 2, rank // 2
+        whole = np.full(size, 7, dtype=np.float32)  # whatever a program has in its padding
+        rows = embedding[8 * tp : 8 * tp + 8].reshape(-1)
+        whole[: rows.size] = rows
+        whole[24:29] = norm
+        buffers.append(whole[15 * dp : 15 * dp + 15].copy())
+    store = MemoryStore()
+    bound = world(slots, mesh, size, buffers)
+    prove_coverage(bound[0].layout)
+    opened = saved(store, bound)
+    assert not buffers[1][9:].any()
+    assert not buffers[3][:9].any()
+    other = [Slot(name="norm", shape=(5,)), Slot(name="embedding", shape=(11, 3), dims={0: "tp"}, padded={0: 20})]
+    again = [np.full(36, 7, dtype=np.float32) for _ in range(2)]
+    for rank, one in enumerate(world(other, Mesh(tp=2, edp=2), 36, again)):
+        with arena_of(one.plan) as arena:
+            snapshot = read_rank(store, opened, one.layout, one.plan, arena, 0, threads=1)
+            unstage(arena, one.plan, snapshot.generation, one.targets())
+        rows = embedding[10 * rank : 10 * rank + 10].reshape(-1)
+        assert np.array_equal(again[rank], np.concatenate([norm, rows, np.zeros(31 - rows.size, np.float32)]))
+
+
 def test_padding_is_cleared_in_torch_tensors_too() -> None:
     torch = pytest.importorskip("torch")
     shard = torch.full((6,), 7.0, requires_grad=True)

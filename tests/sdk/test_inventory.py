@@ -100,3 +100,15 @@ def test_what_names_nothing_or_does_not_fit_is_refused(options: dict[str, object
         written(**options)
     with pytest.raises(Invalid, match="module: expected parameters, got none"):
         module_inventory(torch.nn.Module())
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (torch.nn.Embedding(0, 4), r"module: weight: expected a parameter with elements, got shape \(0, 4\)"),
+        (torch.nn.LazyLinear(4), "module: weight: expected a parameter with a shape, got one that is not initialized"),
+    ],
+)
+def test_a_parameter_that_has_nothing_to_save_is_named(module: torch.nn.Module, text: str) -> None:
+    with pytest.raises(Invalid, match=text):
+        module_inventory(module)

@@ -323,5 +323,12 @@ def test_parts_of_a_packed_dim_and_rows_of_a_block_are_declared_as_the_program_h
     with pytest.raises(Invalid, match="flat piece of 12 elements") as caught:
         BoundState(wrong, mesh, Rank(0))
     assert "rows [i q" in caught.value.hint
+    padded = State()
+    padded.array("embedding", np.zeros((3, 4), np.float32), shape=(11, 4), dims={0: "tp"}, padded={0: 16})
+    assert BoundState(padded, mesh, Rank(1)).sources()["embedding"].nbytes == 48
+    with pytest.raises(Invalid, match=r"local piece of shape \(8, 4\)"):
+        BoundState(padded, mesh, Rank(0))
+    with pytest.raises(Invalid, match="one padded dim"):
+        State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, padded={0: 8, 1: 8})
     with pytest.raises(Invalid, match="one packed dim"):
         State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, packed={0: (2, 2), 1: (2, 2)})

@@ -17,6 +17,8 @@ from enum import Enum
 
 _CHUNK_BYTES = 64 << 10
 _LIMIT_S = 30
+_CRAWL_BYTES = 8 << 10
+_CRAWL_S = 0.02
 
 
 class How(Enum):
@@ -29,6 +31,7 @@ class How(Enum):
     CUT_ANSWER = "closes the connection in the middle of the answer's body"
     REFUSE_EARLY = "answers 403 AccessDenied, which is lost with the rest of a body that is still on its way"
     DAMAGE = "passes the request's body on with one bit flipped"
+    CRAWL = "passes bodies on at 400 KB/s, without a pause that would be a timeout by itself"
     CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
 
 
@@ -44,12 +47,13 @@ class Fault:
 
 @dataclass(slots=True)
 class FaultProxy:
-    """Listens on `port`. `struck` tells what each fault has met, `num_requests` counts all."""
+    """Listens on `port`. `struck` tells what each fault has met, `num_requests` counts all, `ending` ends crawls."""
 
     port: int
     faults: list[Fault] = field(default_factory=list)
     struck: list[How] = field(default_factory=list)
     num_requests: int = 0
+    ending: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -85,6 +89,7 @@ def fault_proxy(server_port: int) -> Iterator[FaultProxy]:
         try:
             yield proxy
         finally:
+            proxy.ending.set()
             listening.shutdown(socket.SHUT_RDWR)
             accepting.join(_LIMIT_S)
 
@@ -127,9 +132,12 @@ def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
                 if how is How.CUT_REQUEST:
                     server.sendall(_receive(client, body, num_bytes // 2))
                     return
+                if how is How.CRAWL:
+                    body = _crawled(client, body, num_bytes, proxy.ending)
                 received = _receive(client, body, num_bytes)
                 server.sendall(_damaged(received) if how is How.DAMAGE else received)
-            _pass_answer(server, client, answer or _head(server), how, is_head=head.startswith(b"HEAD"))
+            is_head = head.startswith(b"HEAD")
+            _pass_answer(server, client, answer or _head(server), how, is_head=is_head, ending=proxy.ending)
 
 
 def _refuse_early(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> None:
@@ -148,7 +156,13 @@ def _damaged(data: bytes) -> bytes:
 
 
 def _pass_answer(
-    server: socket.socket, client: socket.socket, answer: tuple[bytes, bytes], how: How | None, *, is_head: bool
+    server: socket.socket,
+    client: socket.socket,
+    answer: tuple[bytes, bytes],
+    how: How | None,
+    *,
+    is_head: bool,
+    ending: threading.Event,
 ) -> None:
     head, body = answer
     num_bytes = 0 if is_head else int(_field(head, b"content-length") or 0)
@@ -162,6 +176,11 @@ def _pass_answer(
             return
         case How.ERR:
             client.sendall(_ERROR)
+        case How.CRAWL:
+            client.sendall(head)
+            for begin in range(0, len(body), _CRAWL_BYTES):
+                client.sendall(body[begin : begin + _CRAWL_BYTES])
+                ending.wait(_CRAWL_S)
         case How.CUT_ANSWER:
             client.sendall(head + body[: len(body) // 2])
         case _:
@@ -178,6 +197,17 @@ def _head(sock: socket.socket) -> tuple[bytes, bytes]:
         data += chunk
     head, _, body = data.partition(b"\r\n\r\n")
     return head + b"\r\n\r\n", body
+
+
+def _crawled(sock: socket.socket, got: bytes, num_bytes: int, ending: threading.Event) -> bytes:
+    """What is received so until all is there, or the proxy ends. Raises ConnectionError when the sender gives up."""
+    data = bytearray(got)
+    while len(data) < num_bytes and not ending.wait(_CRAWL_S):
+        chunk = sock.recv(min(_CRAWL_BYTES, num_bytes - len(data)))
+        if not chunk:
+            raise ConnectionError(f"expected {num_bytes} bytes, got {len(data)}")
+        data += chunk
+    return bytes(data)
 
 
 def _receive(sock: socket.socket, got: bytes, num_bytes: int) -> bytes:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.spec.llama4 import decode_config
-from behemoth.spec.model import Tensor, named_inventory
+from behemoth.spec.mesh import Mesh
+from behemoth.spec.model import Tensor, misfits, named_inventory
 from behemoth.spec.safetensors_header import inventory_of_shapes
 
 SCOUT = {
@@ -113,6 +114,11 @@ def test_sizes_of_a_vision_tower_follow_its_configuration_and_the_defaults_of_tr
     assert len(own) == 7 + 2 * 16 + 3
 
 
+def test_any_number_of_ranks_may_cut_a_vocabulary() -> None:
+    found = decode_config(json.dumps({"model_type": "llama4_text", **TOY, "vocab_size": 13}).encode(), source="c")
+    assert list(misfits(found, Mesh(tp=2, ep=2))) == []
+
+
 def test_a_text_model_has_no_prefix_and_the_defaults_of_transformers() -> None:
     tensors = toy()
     assert tensors["model.layers.0.self_attn.k_proj.weight"].shape == (8, 8)  # as many as heads of 8 / 4
@@ -126,6 +132,26 @@ def test_layers_with_experts_are_those_that_the_configuration_names() -> None:
     with_experts = [layer for layer in range(3) if f"model.layers.{layer}.feed_forward.router.weight" in tensors]
     assert with_experts == [1]
     assert tensors["model.layers.0.feed_forward.down_proj.weight"].shape == (8, 10)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"moe_layers": []},
+        {"interleave_moe_layer_step": 0, "moe_layers": []},
+        {"interleave_moe_layer_step": 0, "num_local_experts": 0},
+        {"interleave_moe_layer_step": 4},
+        {"moe_layers": [3]},
+    ],
+)
+def test_a_model_without_layers_of_experts_is_dense(fields: dict[str, object]) -> None:
+    """Three layers, and no stack of experts to spread."""
+    found = decode_config(json.dumps({"model_type": "llama4_text", **TOY, **fields}).encode(), source="c")
+    assert found.num_experts == 0
+    assert not any("expert" in tensor.name for tensor in found.tensors)
+    assert [reason for _, reason in misfits(found, Mesh(dp=2, ep=2))] == [
+        "expected 1 for a model without experts, got 2"
+    ]
 
 
 def test_tied_heads_are_saved_once_and_biases_where_there_are_some() -> None:
@@ -146,6 +172,8 @@ def test_tied_heads_are_saved_once_and_biases_where_there_are_some() -> None:
         (multimodal({**TOY, "hidden_size": 1}), r"config\.json: expected a hidden_size of at least 4 .*got 1"),
         (multimodal({**TOY, "vocab_size": None}), "vocab_size"),
         (multimodal(TOY, vision_config={"image_size": []}), "image_size"),
+        (multimodal({**TOY, "interleave_moe_layer_step": 0}), "expected moe_layers beside .* of 0, got none and 2"),
+        (multimodal({**TOY, "num_local_experts": 0}), r"num_local_experts of at least 1 for layers with .* \(0, "),
         (b"[]", r"config\.json: expected the config\.json of a Llama 4, got"),
     ],
 )

@@ -67,6 +67,19 @@ def test_what_a_rank_holds_follows_the_recipe(recipe: Recipe, weights_bytes: flo
     assert (held.weights_bytes, held.optimizer_bytes) == (256 * weights_bytes, 256 * optimizer_bytes)
 
 
+def test_an_axis_need_not_divide_a_dim_that_programs_pad() -> None:
+    entries = [
+        TensorEntry(name="embed", shape=[50257, 4], shard="tp0_padded128"),
+        TensorEntry(name="head", shape=[511, 4], shard="tp0_padded"),
+    ]
+    inventory = inventory_of(entries, num_experts=0, source="toy")
+    embed, head = (tensor.cuts[0] for tensor in inventory.tensors)
+    assert list(misfits(inventory, Mesh(tp=8, edp=8))) == []
+    assert (embed.rows_of_rank(50257, 8), head.rows_of_rank(511, 8)) == (6400, 64)
+    plain = inventory_of([TensorEntry(name="w", shape=[511, 4], shard="tp0")], num_experts=0, source="toy")
+    assert [axis for axis, _ in misfits(plain, Mesh(tp=8, edp=8))] == ["tp"]
+
+
 def test_pipeline_stages_hold_every_tensor_once() -> None:
     mesh, inventory = Mesh(pp=8), named_inventory("behemoth-ref")
     held = [rank_bytes(inventory, mesh, Rank(rank)).weights_bytes for rank in range(8)]
@@ -117,6 +130,8 @@ def test_an_own_inventory_spreads_its_layers() -> None:
         _file(more=1),
         _file(tensors=[{"name": "a", "shape": [8], "shard": "tp1"}]),
         _file(tensors=[{"name": "a", "shape": [7], "shard": "tp0_packed2"}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "tp0_packed2_padded"}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "tp0_padded0"}]),
         _file(tensors=[{"name": "a", "shape": [8], "shard": "dp0"}]),
         _file(tensors=[{"name": "a", "shape": [0], "shard": "rep"}]),
         _file(tensors=[{"name": "a", "shape": [8], "shard": "rep", "layers": [0, 4, 1]}]),

@@ -12,6 +12,7 @@ from behemoth.base import retry
 from behemoth.base.errors import Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo
+from behemoth.storage import s3_client
 from behemoth.storage.s3 import S3Store
 from behemoth.storage.s3_place import S3Place
 from behemoth.testing.store import read
@@ -157,6 +158,24 @@ def test_a_read_that_is_cut_goes_on_where_it_was(store: S3Store, proxy: FaultPro
     store.read_into("a", offset_bytes=0, into=into)
     assert into.tobytes() == data
     assert len(proxy.struck) == 7
+
+
+def test_a_body_that_crawls_goes_over_another_connection_both_ways(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every packet is in time, and all of them together would take a minute."""
+    monkeypatch.setattr(s3_client, "READ_LIMIT_S", 2.0)
+    monkeypatch.setattr(s3_client, "SLOWEST_BYTES_PER_S", 1 << 30)
+    data = random_bytes(24 << 20)
+    with opened(new_place(endpoint=proxy.endpoint)) as store:
+        upload_id = store.begin_upload("a")
+        proxy.plan(Fault(How.CRAWL, "PUT"))
+        receipt = store.upload_part("a", upload_id, number=1, buffers=[data], crc=crc32c(data))
+        assert (proxy.struck, proxy.num_requests > 1) == ([How.CRAWL], True)
+        store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
+        proxy.plan(Fault(How.CRAWL, "GET"))
+        assert read(store, "a", len(data)) == data
+        assert (proxy.struck, proxy.num_requests > 1) == ([How.CRAWL], True)
 
 
 def test_a_listing_goes_over_pages_and_refusals(proxy: FaultProxy) -> None:

@@ -13,6 +13,7 @@ from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
+from behemoth.spec.nodes import MAX_NODES, MAX_RANKS_PER_NODE
 from behemoth.spec.pipeline import EVEN
 from behemoth.spec.recipe import Recipe, parse_recipe
 from behemoth.spec.run import TrainingRun, require_fit
@@ -156,6 +157,12 @@ def _refuse_idle(names: list[str]) -> None:
 
 def _reader(text: str, inventory: Inventory) -> Mesh:
     mesh = parse_mesh(text, name="option --restore-mesh")
+    if mesh.num_ranks > MAX_NODES * MAX_RANKS_PER_NODE:
+        raise Invalid(
+            f"option --restore-mesh: expected at most {MAX_NODES * MAX_RANKS_PER_NODE} ranks, as a run file, got "
+            f"{mesh.num_ranks}",
+            code="out-of-range",
+        )
     for axis, reason in misfits(inventory, mesh):
         raise Invalid(f"option --restore-mesh: {axis}: {reason}", code="mesh-model")
     return mesh

@@ -31,10 +31,11 @@ class Held(NamedTuple):
         return math.prod(stop - start for start, stop in self.box)
 
 
-def share_of(size: int, num: int, index: int) -> Interval:
+def share_of(size: int, num: int, index: int, *, padded: int | None = None) -> Interval:
     """Part `index` of `size` elements over `num` holders: ceil(size / num) each, so that late ones may be short or
-    empty (torch.chunk, DTensor's Shard, FSDP)."""
-    share = -(-size // num)
+    empty (torch.chunk, DTensor's Shard, FSDP). `padded`: what a program shares instead of `size`, whose elements come
+    first (Megatron's vocabulary)."""
+    share = -(-(padded or size) // num)
     return min(index * share, size), min((index + 1) * share, size)
 
 
@@ -45,11 +46,7 @@ def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int
     """
     ranges: list[list[Interval]] = [[(0, size)] for size in spec.shape]
     for (dim, _), num, index in zip(spec.dims, sizes, coordinates, strict=False):  # a flat coordinate may follow
-        ranges[dim] = [
-            (begin + start, begin + stop)
-            for begin, size in parts_of(spec, dim)
-            for start, stop in [share_of(size, num, index)]
-        ]
+        ranges[dim] = shares_of(spec, dim, num, index)
     places = [_places(intervals) for intervals in ranges]
     held = [
         Held(tuple(box), tuple(place))
@@ -58,18 +55,22 @@ def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int
     return tuple(one for one in held if one.num_elements)
 
 
-def parts_of(spec: ArraySpec, dim: int) -> list[tuple[int, int]]:
-    """Begin and size of each part of a dim; one part where it is not packed."""
-    sizes = spec.packed[1] if spec.packed is not None and spec.packed[0] == dim else (spec.shape[dim],)
-    return list(zip(itertools.accumulate(sizes, initial=0), sizes, strict=False))
+def shares_of(spec: ArraySpec, dim: int, num: int, index: int) -> list[Interval]:
+    """What holder `index` of `num` has of each part of a dim; one part where it is not packed."""
+    sizes = spec.part_sizes(dim)
+    begins = itertools.accumulate(sizes, initial=0)
+    return [
+        (begin + start, begin + stop)
+        for begin, size, padded in zip(begins, sizes, spec.shared_sizes(dim), strict=False)
+        for start, stop in [share_of(size, num, index, padded=padded)]
+    ]
 
 
 def local_shape(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[int, ...]:
     """Shape of the local array: a packed dim has what the rank holds of its parts, one behind the other."""
     shape = list(spec.shape)
     for (dim, _), num, index in zip(spec.dims, sizes, coordinates, strict=False):
-        shares = [share_of(size, num, index) for _, size in parts_of(spec, dim)]
-        shape[dim] = sum(stop - start for start, stop in shares)
+        shape[dim] = sum(stop - start for start, stop in shares_of(spec, dim, num, index))
     return tuple(shape)
 
 

@@ -23,7 +23,9 @@ from behemoth.state.effect import CommitRef
 FORMAT_MAJOR = 1
 BOX_SHARDS = "box-shards"
 """Feature of format 1.1: an array is several objects (`Layout.sharding`)."""
-KNOWN_FEATURES = frozenset({BOX_SHARDS})
+PADDED_DIMS = "padded-dims"
+"""Feature of format 1.2: chunks follow the shares of a dim that programs pad (`ArraySpec.padded`)."""
+KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS})
 MAX_RECORD_BYTES = 64 << 20
 MAX_INDEX_BYTES = 64 << 20
 """Of the object `index`; that of 2 trillion parameters has 5 MB."""
@@ -43,9 +45,12 @@ class FormatVersion:
 
 def format_of(layout: Layout) -> tuple[FormatVersion, tuple[str, ...]]:
     """The oldest format that has what a layout needs, and the features that its readers must know."""
-    if layout.sharding == "array":
-        return FormatVersion(major=FORMAT_MAJOR, minor=0), ()
-    return FormatVersion(major=FORMAT_MAJOR, minor=1), (BOX_SHARDS,)
+    features = {
+        BOX_SHARDS: layout.sharding != "array",
+        PADDED_DIMS: any(array.padded is not None for array in layout.arrays),
+    }
+    minor = 2 if features[PADDED_DIMS] else 1 if features[BOX_SHARDS] else 0
+    return FormatVersion(major=FORMAT_MAJOR, minor=minor), tuple(name for name, is_used in features.items() if is_used)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

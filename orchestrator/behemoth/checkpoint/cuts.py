@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import parts_of, share_of
+from behemoth.checkpoint.boxes import shares_of
 from behemoth.checkpoint.layout import ArraySpec
 
 MAX_CHUNK_BYTES = 8 << 20
@@ -73,8 +73,8 @@ def _num_of_dim(spec: ArraySpec, sizes: _Shape) -> dict[int, int]:
 
 def _share_starts(spec: ArraySpec, dim: int, num: int) -> _Shape:
     """Where the shares of a dim begin that are not empty: of `num` holders, in each of its parts."""
-    shares = ((begin, share_of(size, num, index)) for begin, size in parts_of(spec, dim) for index in range(num))
-    return tuple(begin + start for begin, (start, stop) in shares if start < stop)
+    shares = (share for index in range(num) for share in shares_of(spec, dim, num, index))
+    return tuple(sorted(start for start, stop in shares if start < stop))
 
 
 @lru_cache(maxsize=4096)

@@ -57,7 +57,9 @@ class ArraySpec:
     its C-order elements, or, with `flat_rows`, of the rows of its dim 0. With `flat_bucket` (begin, size) those
     elements are the ones from `begin` on of a buffer of `size` elements, which has other arrays and padding beside
     them: the buffer is what is shared by that rule, and a holder has of the array what lies in its range. `stage` is
-    the only pipeline coordinate that holds the array. Over all other axes it is replicated. Axes are all of the dense
+    the only pipeline coordinate that holds the array. `padded` (dim, size) is for programs that pad a split dim (a
+    vocabulary): it is shared as if it had `size` elements. Those behind its own end are the program's padding, which
+    nobody holds and no checkpoint knows. Over all other axes an array is replicated. Axes are all of the dense
     mesh, or all of the expert mesh. `may_be_zero` says that turning all-zero is healthy for this array.
     """
 
@@ -71,6 +73,7 @@ class ArraySpec:
     packed: tuple[int, tuple[int, ...]] | None = None
     flat_rows: bool = False
     flat_bucket: tuple[int, int] | None = None
+    padded: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -83,6 +86,7 @@ class ArraySpec:
         self._check_shape()
         self._check_axes()
         self._check_packed()
+        self._check_padded()
 
     def _check_shape(self) -> None:
         sizes_ok = all(type(size) is int and 1 <= size < MAX_SIZE for size in self.shape)
@@ -148,6 +152,19 @@ class ArraySpec:
                     code="array-bucket",
                 )
 
+    def _check_padded(self) -> None:
+        if self.padded is None:
+            return
+        dim, size = self.padded
+        is_split = any(dim == split for split, _ in self.dims)
+        is_packed = self.packed is not None and self.packed[0] == dim
+        if not is_split or is_packed or not self.shape[dim] <= size < MAX_SIZE:
+            raise Invalid(
+                f"array {self.name!r}: expected a padded size of at least its own for a split dim that is not packed, "
+                f"got {size} for dim {dim} of shape {self.shape}, split dims {[one for one, _ in self.dims]}",
+                code="array-padded",
+            )
+
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
@@ -160,6 +177,14 @@ class ArraySpec:
     @property
     def num_bytes(self) -> int:
         return self.num_elements * self.itemsize
+
+    def part_sizes(self, dim: int) -> tuple[int, ...]:
+        """Of the parts of a packed dim; the dim's own where it is not packed."""
+        return self.packed[1] if self.packed is not None and self.packed[0] == dim else (self.shape[dim],)
+
+    def shared_sizes(self, dim: int) -> tuple[int, ...]:
+        """By which the parts of a dim are shared: their own, or that with the program's padding."""
+        return (self.padded[1],) if self.padded is not None and self.padded[0] == dim else self.part_sizes(dim)
 
     @property
     def axes(self) -> tuple[SplitAxis, ...]:
@@ -253,7 +278,7 @@ class Layout:
         )
 
 
-_LATER_FIELDS = ("packed", "flat_rows", "flat_bucket")
+_LATER_FIELDS = ("packed", "flat_rows", "flat_bucket", "padded")
 """Of ArraySpec, since the format's first release: left out where they say nothing, so that digests stay."""
 
 
@@ -294,9 +319,7 @@ def _check_bucket(mesh: Mesh, array: ArraySpec) -> None:
         return
     shape = list(array.shape)
     for dim, axis in array.dims:
-        is_packed = array.packed is not None and array.packed[0] == dim
-        parts = array.packed[1] if array.packed is not None and is_packed else (array.shape[dim],)
-        shape[dim] = sum(-(-size // axis_size(mesh, axis)) for size in parts)
+        shape[dim] = sum(-(-size // axis_size(mesh, axis)) for size in array.shared_sizes(dim))
     begin, size = array.flat_bucket
     if begin + math.prod(shape) > size:
         raise Invalid(

@@ -81,21 +81,24 @@ def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[
     if recipe.weights != "none":
         dtype = weights_dtype(tensor, recipe)
         weights_over = flat_over if recipe.shares == "rows" else None
-        yield _spec(f"{WEIGHTS}/{tensor.name}", dtype, tensor, stage, weights_over, recipe)
+        yield _spec(f"{WEIGHTS}/{tensor.name}", dtype, tensor, mesh, stage, weights_over, recipe)
         if dtype == "float8_e4m3fn":
             yield _scales(tensor, mesh, stage, scale_block(tensor, recipe))
     for slot, slot_dtype in slot_dtypes(recipe).items():
         if slot_dtype != "none":
-            yield _spec(f"{OPTIMIZER}/{slot}/{tensor.name}", slot_dtype, tensor, stage, flat_over, recipe)
+            yield _spec(f"{OPTIMIZER}/{slot}/{tensor.name}", slot_dtype, tensor, mesh, stage, flat_over, recipe)
 
 
-def _spec(name: str, dtype: str, tensor: Tensor, stage: int, flat_over: Axis | None, recipe: Recipe) -> ArraySpec:
+def _spec(
+    name: str, dtype: str, tensor: Tensor, mesh: Mesh, stage: int, flat_over: Axis | None, recipe: Recipe
+) -> ArraySpec:
     return ArraySpec(
         name=name,
         dtype=dtype,
         shape=tensor.shape,
         dims=_dims(tensor.cuts),
         packed=_packed(tensor.cuts, tensor.shape),
+        padded=_padded(tensor, mesh),
         flat_over=flat_over,
         flat_rows=flat_over is not None and recipe.shares == "rows",
         stage=stage,
@@ -111,7 +114,10 @@ def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: tuple[int, ...]) -> A
         cut
         for cut in tensor.cuts
         if cut.dim < first_scaled
-        or tensor.shape[cut.dim] % (cut.num_packed * mesh.size(cut.axis) * block[cut.dim]) == 0
+        or (
+            tensor.shape[cut.dim] % (cut.num_packed * mesh.size(cut.axis) * block[cut.dim]) == 0
+            and _padded(tensor, mesh) is None
+        )
     )
     return ArraySpec(
         name=f"{SCALES}/{tensor.name}",
@@ -130,3 +136,13 @@ def _dims(cuts: tuple[Cut, ...]) -> tuple[tuple[int, Axis], ...]:
 def _packed(cuts: tuple[Cut, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
     cut = next((cut for cut in cuts if cut.num_packed > 1), None)
     return None if cut is None else (cut.dim, (shape[cut.dim] // cut.num_packed,) * cut.num_packed)
+
+
+def _padded(tensor: Tensor, mesh: Mesh) -> tuple[int, int] | None:
+    """The padded dim and its size where a rank's share follows from that and not from the dim's own size."""
+    for cut in tensor.cuts:
+        size, num = tensor.shape[cut.dim], mesh.size(cut.axis)
+        rows = cut.rows_of_rank(size, num)
+        if num > 1 and rows != -(-size // num):
+            return cut.dim, rows * num
+    return None

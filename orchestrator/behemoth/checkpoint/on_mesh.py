@@ -1,9 +1,10 @@
 """The layout that a saved state has on another mesh, from the checkpoint alone: no program and no model is asked.
 
 Names, shapes and dtypes stay, and so does the axis over which each dim is cut; what changes is how many ranks share.
-Buckets end, because what lies beside an array in one is of its own mesh. Only stages must be guessed: a checkpoint says
-which stage held an array and not which layer it is, so names that differ in their first number alone are taken for
-layers, which the stages share evenly. Pure. Neighbours: `matching`, `model_layout`, which knows the layers.
+Buckets and paddings end, because what lies beside an array, or behind it, is of its own mesh. Only stages must be
+guessed: a checkpoint says which stage held an array and not which layer it is, so names that differ in their first
+number alone are taken for layers, which the stages share evenly. Pure. Neighbours: `matching`, `model_layout`, which
+knows the layers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def on_mesh(layout: Layout, mesh: Mesh) -> Layout:
     if mesh == layout.mesh:
         return layout
     stages = _stages(layout.arrays, layout.mesh.pp, mesh.pp)
-    arrays = (replace(array, stage=stage, flat_bucket=None) for array, stage in zip(layout.arrays, stages, strict=True))
+    arrays = (
+        replace(array, stage=stage, flat_bucket=None, padded=None)
+        for array, stage in zip(layout.arrays, stages, strict=True)
+    )
     return Layout(mesh=mesh, arrays=tuple(_with_rows(array, mesh) for array in arrays))
 
 

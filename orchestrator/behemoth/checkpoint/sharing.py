@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, parts_of, share_of, within
+from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
 from behemoth.checkpoint.layout import Layout, SplitAxis
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
@@ -105,7 +105,7 @@ def kinds(layout: Layout) -> tuple[Kind, ...]:
     alike: dict[tuple[object, ...], list[int]] = {}
     for position, spec in enumerate(layout.arrays):
         flat = (spec.flat_over, spec.flat_rows, spec.flat_bucket)
-        key = (spec.shape, spec.itemsize, spec.dims, spec.packed, flat, spec.stage)
+        key = (spec.shape, spec.itemsize, spec.dims, spec.packed, spec.padded, flat, spec.stage)
         alike.setdefault(key, []).append(position)
     of = grids(layout)
     return tuple(Kind(layout=layout, grid=of[same[0]], positions=tuple(same)) for same in alike.values())
@@ -140,8 +140,8 @@ def bytes_of_pieces(kind: Kind) -> Ints:
     spec, sizes = kind.grid.spec, kind.sharing.sizes
     shape: list[Ints] = [np.full((1,) * len(spec.dims), size, dtype=np.int64) for size in spec.shape]
     for at, ((dim, _), num) in enumerate(zip(spec.dims, sizes, strict=False)):
-        shares = [share_of(size, num, index) for _, size in parts_of(spec, dim) for index in range(num)]
-        lengths = np.array([stop - start for start, stop in shares], dtype=np.int64).reshape(-1, num).sum(axis=0)
+        shares = np.array([shares_of(spec, dim, num, index) for index in range(num)], dtype=np.int64)
+        lengths = (shares[..., 1] - shares[..., 0]).sum(axis=1)
         shape[dim] = lengths.reshape([num if axis == at else 1 for axis in range(len(spec.dims))])
     elements: Ints = np.ones((1,) * len(spec.dims), dtype=np.int64)
     for lengths in shape:

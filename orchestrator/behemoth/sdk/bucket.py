@@ -19,7 +19,7 @@ from behemoth.checkpoint.boxes import local_shape, share_of
 from behemoth.checkpoint.layout import ArraySpec, SplitAxis, axis_size
 from behemoth.sdk.arrays import is_tensor
 from behemoth.sdk.place import RankMesh
-from behemoth.sdk.state import State, packed_of
+from behemoth.sdk.state import State, packed_of, padded_of
 from behemoth.spec.mesh import Axis
 
 
@@ -34,13 +34,14 @@ class _Buffer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A tensor in a bucket: `name`, `shape`, `dims`, `packed` as `State.array` takes them. Its local block begins at
-    element `begin` of the whole buffer; None: where the slot before it ends."""
+    """A tensor in a bucket: `name`, `shape`, `dims`, `packed`, `padded` as `State.array` takes them. Its local block
+    begins at element `begin` of the whole buffer; None: where the slot before it ends, its padded rows included."""
 
     name: str
     shape: tuple[int, ...]
     dims: Mapping[int, SplitAxis] | None = None
     packed: Mapping[int, Sequence[int]] | None = None
+    padded: Mapping[int, int] | None = None
     begin: int | None = None
 
 
@@ -66,23 +67,24 @@ def declare_bucket(
     """
     start, stop = share_of(size, mesh.size(flat_over), mesh.coordinate(flat_over))
     buffer = None if value is None else _checked(value, stop - start, size, flat_over)
-    end = 0
+    end = room = 0
     for slot in slots:
-        begin = end if slot.begin is None else slot.begin
-        if begin < end:
+        begin = room if slot.begin is None else slot.begin
+        if begin < room:
             raise Invalid(
-                f"bucket: expected slot {slot.name!r} behind the one before it, from element {end} on, got {begin}",
+                f"bucket: expected slot {slot.name!r} behind the one before it, from element {room} on, got {begin}",
                 hint="give the slots in the order of the buffer",
                 code="bucket-order",
             )
         _clear(buffer, end - start, begin - start)
-        end = begin + _num_elements(slot, mesh)
+        end, room = (begin + length for length in _lengths(slot, mesh))
         state.array(
             slot.name,
             _part(buffer, begin - start, end - start),
             shape=slot.shape,
             dims=slot.dims,
             packed=slot.packed,
+            padded=slot.padded,
             flat_over=flat_over,
             flat_bucket=(begin, size),
             stage=stage,
@@ -110,18 +112,25 @@ def _checked(value: object, expected: int, size: int, flat_over: Axis) -> _Buffe
     return buffer
 
 
-def _num_elements(slot: Slot, mesh: RankMesh) -> int:
-    """Of this rank's block, before it is shared."""
+def _lengths(slot: Slot, mesh: RankMesh) -> tuple[int, int]:
+    """Elements of this rank's block, before it is shared, and those of the room that it takes in the buffer: with its
+    padded rows, as many on each rank."""
     spec = ArraySpec(
         name=slot.name,
         dtype="uint8",  # of no account for shapes
         shape=slot.shape,
         dims=tuple(sorted((slot.dims or {}).items())),
         packed=packed_of(slot.name, slot.packed),
+        padded=padded_of(slot.name, slot.padded),
     )
     sizes = [axis_size(mesh.sizes, axis) for _, axis in spec.dims]
     places = [mesh.rank if axis == "rank" else mesh.coordinate(axis) for _, axis in spec.dims]
-    return math.prod(local_shape(spec, sizes, places))
+    shape = local_shape(spec, sizes, places)
+    room = list(shape)
+    if spec.padded is not None:
+        dim, padded = spec.padded
+        room[dim] = -(-padded // dict(zip((dim for dim, _ in spec.dims), sizes, strict=True))[dim])
+    return math.prod(shape), math.prod(room)
 
 
 def _part(buffer: _Buffer | None, begin: int, end: int) -> _Buffer | None:

@@ -42,9 +42,10 @@ def module_inventory(
     the rules of the Llama 4 family's names, else they are whole on every rank. `layers` is how layers that are spread
     over the pipeline are called, with `{}` for their number (`transformer.h.{}`; by default as in the Llama 4 family);
     what `last` names stands on the last stage, everything else on the first. `experts`: how many the model has. Raises
-    Invalid for patterns that name nothing, rules that do not fit, and a module without parameters.
+    Invalid for patterns that name nothing, rules that do not fit, a module without parameters, and parameters without
+    a shape or without elements.
     """
-    shapes = {name: tuple(int(size) for size in one.shape) for name, one in module.named_parameters()}
+    shapes = {name: _shape_of(name, one) for name, one in module.named_parameters()}
     if not shapes:
         raise Invalid("module: expected parameters, got none", code="inventory-format")
     _check_used("shard", shard or {}, shapes)
@@ -71,6 +72,24 @@ class _Layers:
         before, after = self.template.split("{}")
         match = re.fullmatch(rf"{re.escape(before)}(\d{{1,4}})({re.escape(after)}\..+)", name)
         return None if match is None else (f"{before}{{}}{match[2]}", int(match[1]))
+
+
+def _shape_of(name: str, parameter: _Parameter) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in parameter.shape)
+    except RuntimeError as error:  # what torch says of the parameters of lazy modules
+        raise Invalid(
+            f"module: {name}: expected a parameter with a shape, got one that is not initialized",
+            hint="call the module's forward once, or name the sizes when it is made",
+            code="inventory-format",
+        ) from error
+    if 0 in shape:
+        raise Invalid(
+            f"module: {name}: expected a parameter with elements, got shape {shape}",
+            hint="there is nothing to save of it: leave it out of the module that is given",
+            code="inventory-format",
+        )
+    return shape
 
 
 def _entry(

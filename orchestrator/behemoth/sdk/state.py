@@ -45,6 +45,7 @@ class _Array:
     shape: tuple[int, ...]
     dims: tuple[tuple[int, SplitAxis], ...]
     packed: tuple[int, tuple[int, ...]] | None
+    padded: tuple[int, int] | None
     flat_over: Axis | None
     flat_rows: bool
     flat_bucket: tuple[int, int] | None
@@ -78,6 +79,7 @@ class State:
         shape: tuple[int, ...],
         dims: Mapping[int, SplitAxis] | None = None,
         packed: Mapping[int, Sequence[int]] | None = None,
+        padded: Mapping[int, int] | None = None,
         flat_over: Axis | None = None,
         flat_rows: bool = False,
         flat_bucket: tuple[int, int] | None = None,
@@ -91,7 +93,9 @@ class State:
 
         `dims` splits a dim over a mesh axis: q = ceil(size / num), coordinate i has [i q, min((i + 1) q, size)), which
         may be empty. `packed` names the one split dim that consists of parts (gate|up, q|k|v), with their sizes: each
-        is split by itself, and this rank's shares lie one behind the other. `flat_over` shares the block that results
+        is split by itself, and this rank's shares lie one behind the other. `padded` gives the size that a split dim
+        has in the program (a vocabulary, padded): that is what is split, and `value` is this rank's share without the
+        padding behind the dim's own end. `flat_over` shares the block that results
         as contiguous flat ranges over a data-parallel axis, by the same rule over its elements in C order, or, with
         `flat_rows`, over the rows of its dim 0 (FSDP2). `flat_bucket` (begin, size): the block lies in a buffer of that
         size, from that element on, and the buffer is shared (`behemoth.sdk.bucket`). `stage`: only ranks
@@ -114,6 +118,7 @@ class State:
             shape=_shape_of(name, shape),
             dims=tuple(sorted((dims or {}).items())),
             packed=packed_of(name, packed),
+            padded=padded_of(name, padded),
             flat_over=flat_over,
             flat_rows=flat_rows,
             flat_bucket=None if flat_bucket is None else (int(flat_bucket[0]), int(flat_bucket[1])),
@@ -244,6 +249,16 @@ def packed_of(name: str, packed: Mapping[int, Sequence[int]] | None) -> tuple[in
     return dim, tuple(int(size) for size in sizes)
 
 
+def padded_of(name: str, padded: Mapping[int, int] | None) -> tuple[int, int] | None:
+    """The padded dim and its size, as a layout has them. Raises Invalid for more than one."""
+    if not padded:
+        return None
+    if len(padded) > 1:
+        raise Invalid(f"array {name!r}: expected one padded dim, got {sorted(padded)}", code="array-padded")
+    ((dim, size),) = padded.items()
+    return dim, int(size)
+
+
 def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
     specs = [
         ArraySpec(
@@ -252,6 +267,7 @@ def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
             shape=array.shape,
             dims=array.dims,
             packed=array.packed,
+            padded=array.padded,
             flat_over=array.flat_over,
             flat_rows=array.flat_rows,
             flat_bucket=array.flat_bucket,

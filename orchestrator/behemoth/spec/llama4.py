@@ -8,7 +8,7 @@ they are cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 import msgspec
@@ -33,13 +33,14 @@ class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Of a layer without experts."""
     num_hidden_layers: _Layers = 48
     num_attention_heads: _Size = 40
-    num_local_experts: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 16
+    num_local_experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 16
     vocab_size: _Size = 202048
     num_key_value_heads: _Size | None = 8
     """null: as many as heads."""
     head_dim: _Size | None = 128
     """null: hidden_size / num_attention_heads."""
-    interleave_moe_layer_step: _Size = 1
+    interleave_moe_layer_step: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 1
+    """0 in models that name their layers with experts, or have none."""
     moe_layers: list[Annotated[int, msgspec.Meta(ge=0, lt=10_000)]] | None = None
     attention_bias: bool = False
     tie_word_embeddings: bool = False
@@ -92,18 +93,35 @@ def decode_config(data: bytes, *, source: str) -> Inventory:
             hint="or name head_dim",
             code="inventory-format",
         )
-    named = list(_tensors(text, prefix, is_tied=text.tie_word_embeddings or config.tie_word_embeddings))
+    with_experts = _layers_with_experts(text, source)
+    named = list(_tensors(text, with_experts, prefix, is_tied=text.tie_word_embeddings or config.tie_word_embeddings))
     if config.model_type == "llama4":
         named += _vision(config.vision_config or VisionConfig(), text.hidden_size)
     entries = [entry_of(name, shape) for name, shape in named]
-    return inventory_of(entries, num_experts=text.num_local_experts, source=source)
+    return inventory_of(entries, num_experts=text.num_local_experts if with_experts else 0, source=source)
 
 
-def _tensors(text: TextConfig, prefix: str, *, is_tied: bool) -> Iterator[_Named]:
-    with_experts = text.moe_layers
-    if with_experts is None:
-        step = text.interleave_moe_layer_step
-        with_experts = list(range(step - 1, text.num_hidden_layers, step))
+def _layers_with_experts(text: TextConfig, source: str) -> frozenset[int]:
+    """Those that are named, else each `interleave_moe_layer_step`-th one. A model without any is dense."""
+    layers, step, num = text.num_hidden_layers, text.interleave_moe_layer_step, text.num_local_experts
+    if text.moe_layers is None and step == 0 and num > 0:
+        raise Invalid(
+            f"{source}: expected moe_layers beside an interleave_moe_layer_step of 0, got none and {num} experts",
+            hint="name the layers with experts; [] where there are none",
+            code="inventory-format",
+        )
+    named = range(step - 1, layers, step) if text.moe_layers is None and step else text.moe_layers or ()
+    found = frozenset(layer for layer in named if layer < layers)
+    if found and num == 0:
+        raise Invalid(
+            f"{source}: expected num_local_experts of at least 1 for layers with experts ({min(found)}, ...), got 0",
+            hint="a model without experts has an interleave_moe_layer_step of 0, or moe_layers []",
+            code="inventory-format",
+        )
+    return found
+
+
+def _tensors(text: TextConfig, with_experts: Collection[int], prefix: str, *, is_tied: bool) -> Iterator[_Named]:
     yield f"{prefix}model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
     for layer in range(text.num_hidden_layers):
         below = f"{prefix}model.layers.{layer}"

@@ -68,11 +68,20 @@ Model: TypeAlias = NamedModel | ModelFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """`dim` is split evenly over `axis`, each of its `num_packed` parts (gate|up, ...) by itself."""
+    """`dim` is split evenly over `axis`, each of its `num_packed` parts (gate|up, ...) by itself.
+
+    With `padded_to` the axis need not divide it: programs pad it to a multiple of so many rows for each rank
+    (Megatron's `make_vocab_size_divisible_by`)."""
 
     dim: int
     axis: Axis
     num_packed: int = 1
+    padded_to: int | None = None
+
+    def rows_of_rank(self, size: int, num_ranks: int) -> int:
+        """Of a dim of `size`, at most; what a program pads is no row of any rank."""
+        rows = -(-size // num_ranks)
+        return rows if self.padded_to is None else -(-rows // self.padded_to) * self.padded_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +194,7 @@ def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
     for axis in ("tp", "etp"):
         uneven = next((tensor for tensor in inventory.tensors if not _is_even(tensor, mesh, axis)), None)
         if uneven is not None:
-            cut = next(cut for cut in uneven.cuts if cut.axis == axis)
+            cut = next(cut for cut in uneven.cuts if cut.axis == axis and cut.padded_to is None)
             rows = uneven.shape[cut.dim] // cut.num_packed
             yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
 
@@ -206,7 +215,7 @@ def rank_bytes(
     for tensor in inventory.tensors:
         if stage_of(tensor, num_layers, mesh.pp, pipeline) != stage:
             continue
-        held = tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts)
+        held = -(-tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts))
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
         weights_bytes += -(-held // (replicas if recipe.shares == "rows" else 1)) * per_weight
         optimizer_bytes += -(-held // (1 if recipe.shares == "whole" else replicas)) * per_state
@@ -253,21 +262,23 @@ def _tensors(entry: TensorEntry, source: str) -> Iterator[Tensor]:
 
 
 def _cuts(entry: TensorEntry, source: str) -> tuple[Cut, ...]:
-    """`rep` is whole on every rank; `ep0,etp2_packed2` cuts dim 0 over ep, and both halves of dim 2 over etp."""
+    """`rep` is whole on every rank; `ep0,etp2_packed2` cuts dim 0 over ep, and both halves of dim 2 over etp;
+    `tp0_padded128` cuts a dim that programs pad to 128 rows for each rank, `tp0_padded` one that need not divide."""
     if entry.shard == "rep":
         return ()
     return tuple(_cut(rule, entry, source) for rule in entry.shard.split(","))
 
 
 def _cut(rule: str, entry: TensorEntry, source: str) -> Cut:
-    match = re.fullmatch(r"(tp|etp|ep)([0-7])(?:_packed([1-9][0-9]?))?", rule)
+    match = re.fullmatch(r"(tp|etp|ep)([0-7])(?:_packed([1-9][0-9]?)|(_padded)([1-9][0-9]{0,5})?)?", rule)
     axes: dict[str, Axis] = {"tp": "tp", "etp": "etp", "ep": "ep"}
     if match is None or int(match[2]) >= len(entry.shape) or entry.shape[int(match[2])] % int(match[3] or 1):
-        expected = "expected a shard rule such as rep, tp0 or ep0,etp2_packed2 that fits the shape"
+        expected = "expected a shard rule such as rep, tp0, tp0_padded128 or ep0,etp2_packed2 that fits the shape"
         raise Invalid(f"{source}: {entry.name}: {expected} {entry.shape}, got {entry.shard!r}", code="inventory-format")
-    return Cut(dim=int(match[2]), axis=axes[match[1]], num_packed=int(match[3] or 1))
+    padded_to = int(match[5] or 1) if match[4] else None
+    return Cut(dim=int(match[2]), axis=axes[match[1]], num_packed=int(match[3] or 1), padded_to=padded_to)
 
 
 def _is_even(tensor: Tensor, mesh: Mesh, axis: Axis) -> bool:
-    cuts = (cut for cut in tensor.cuts if cut.axis == axis)
+    cuts = (cut for cut in tensor.cuts if cut.axis == axis and cut.padded_to is None)
     return all(tensor.shape[cut.dim] % (cut.num_packed * mesh.size(axis)) == 0 for cut in cuts)

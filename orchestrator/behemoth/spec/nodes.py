@@ -10,16 +10,19 @@ from typing import Annotated
 
 from behemoth.spec.field import About, Integer, Listing, Text, require_ranges
 
+MAX_NODES, MAX_RANKS_PER_NODE = 100_000, 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
     """The machines that a run wants."""
 
-    count: Annotated[int, About(doc="Nodes of the gang.", kind=Integer(minimum=1, maximum=100_000))]
+    count: Annotated[int, About(doc="Nodes of the gang.", kind=Integer(minimum=1, maximum=MAX_NODES))]
     gpus_per_node: Annotated[
         int,
         About(
-            doc="Ranks on each node, one per GPU (one per process without GPUs).", kind=Integer(minimum=1, maximum=64)
+            doc="Ranks on each node, one per GPU (one per process without GPUs).",
+            kind=Integer(minimum=1, maximum=MAX_RANKS_PER_NODE),
         ),
     ]
     spares: Annotated[

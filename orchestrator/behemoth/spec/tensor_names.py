@@ -14,7 +14,8 @@ from behemoth.spec.model import Stage, TensorEntry
 _CUTS = (
     (r"experts\.gate_up_proj", "ep0,etp2_packed2"),
     (r"experts\.down_proj", "ep0,etp1"),
-    (r"(embed_tokens|lm_head|linear_1|patch_embedding\.linear)\.weight", "tp0"),
+    (r"(embed_tokens|lm_head)\.weight", "tp0_padded"),
+    (r"(linear_1|patch_embedding\.linear)\.weight", "tp0"),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.(weight|bias)", "tp0"),
     (r"(o_proj|down_proj|fc2)\.weight", "tp1"),
 )
