@@ -144,7 +144,7 @@ def test_a_finished_result_is_that_of_its_own_job_alone_and_only_while_it_is_who
                 resumable(tmp_path, other, SECOND)
 
 
-@pytest.mark.parametrize("gone", ["shard", "zarr.json"])
+@pytest.mark.parametrize("gone", ["shard", "zarr.json", "its size"])
 @KINDS
 def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
     tmp_path: Path, new: Callable[[], MemoryStore | MemoryBucket], faulty: Callable[..., SavesTo], gone: str
@@ -155,11 +155,30 @@ def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
             resumable(tmp_path, faulty(inner, Die(write=16, when=When.AFTER)), FIRST)
         if gone == "zarr.json":
             inner.delete([next(info.key for info in inner.list("steps") if info.key.endswith(gone))])
+        elif gone == "its size":
+            key = next(info.key for info in inner.list("steps") if "/c/" in info.key)
+            inner.delete([key])
+            inner.create(key, b"short")
         elif isinstance(inner, MemoryBucket):
             for upload in list(inner.list_uploads("")):
                 inner.abort_upload(upload.key, upload.upload_id)
         else:
             inner.delete([next(info.key for info in inner.list("steps") if "/c/" in info.key)])
+        assert resumable(tmp_path, inner, SECOND)[1] == SECOND
+        (one,) = commits(inner)
+        assert verify(inner, one, threads=1, deep=True).is_intact
+
+
+def test_an_object_that_is_whole_takes_no_part_whose_record_was_lost(tmp_path: Path) -> None:
+    with small_chunks(32), small_parts():
+        counted = FaultyBucket(new_bucket())
+        resumable(tmp_path / "counted", counted, FIRST)
+        inner = new_bucket()
+        with pytest.raises(Crash):
+            resumable(tmp_path, FaultyBucket(inner, Die(write=counted.num_writes - 1, when=When.BEFORE)), FIRST)
+        assert not list(inner.list_uploads(""))
+        (record,) = tmp_path.glob("*.jsonl")
+        record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:-1]))  # a power cut may do that
         assert resumable(tmp_path, inner, SECOND)[1] == SECOND
         (one,) = commits(inner)
         assert verify(inner, one, threads=1, deep=True).is_intact
