@@ -72,4 +72,4 @@ class LinkedFolder:
         return os.path.join(self.root, *segments_of(key))
 
     def _refuse(self, doing: str) -> NoReturn:
-        raise Denied(f"{doing}: expected only reads of {self.root}, which is somebody's", code="read-only")
+        raise Denied(f"{doing}: expected only reads of {self.root}, which is somebody's, got a write", code="read-only")
