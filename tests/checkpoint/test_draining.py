@@ -16,6 +16,8 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import DAMAGED, RUBBISH, copy_checkpoint
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.paths import rejected_key
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
@@ -168,6 +170,23 @@ def test_what_is_there_whole_already_is_not_copied_again(target: Made) -> None:
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("target", [MemoryStore, bucket])
+def test_what_an_earlier_copy_left_is_mended_whichever_bit_is_wrong(target: Made) -> None:
+    upper, whole = MemoryStore(), target()
+    ref = saved(upper)
+    copy_checkpoint(upper, whole, ref, threads=1)
+    whole.delete([info.key for info in whole.list("commits")])
+    for key, data in contents(whole).items():
+        for at in {0, len(data) // 2, len(data) - 5, len(data) - 1}:
+            lower = whole.copy()
+            lower.delete([key])
+            lower.create(key, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            copied = copy_checkpoint(upper, lower, ref, threads=2)
+            assert contents(lower) == contents(upper), (key, at)
+            assert bool(copied.num_bytes) is ("/c/" in key or key.endswith("/c"))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("target", [MemoryStore, bucket])
 def test_a_damaged_checkpoint_is_not_copied_whichever_bit_is_wrong(target: Made) -> None:
     upper = MemoryStore()
     ref = saved(upper)
@@ -225,6 +244,16 @@ def test_another_write_of_the_step_at_the_target_is_refused_before_anything_is_c
     assert [one.write_id for one in commits(lower) if isinstance(one, CommitRef)] == ["a1-10"]
 
 
+def test_a_rejection_that_was_cut_off_keeps_no_other_write_of_its_step_away() -> None:
+    upper, lower = MemoryStore(), MemoryStore()
+    ref = saved(upper)
+    old = saved(lower, write_id="a2-10", seed=7)
+    marker = Marker.of(old.step, old.write_id, reason="another history")
+    lower.create(rejected_key(old.step, old.write_id), marker.encode())  # the record would go next
+    copy_checkpoint(upper, lower, ref, threads=1)
+    assert [one.write_id for one in commits(lower) if isinstance(one, CommitRef)] == ["a1-10"]
+
+
 def test_a_checkpoint_that_the_target_has_rejected_does_not_come_back() -> None:
     upper, lower = MemoryStore(), MemoryStore()
     ref = saved(upper)
@@ -248,6 +277,19 @@ def test_every_byte_that_is_read_of_arrays_is_asked_for_before(tmp_path: Path) -
         assert record is not None
         copied = copy_checkpoint(upper, MemoryStore(), record.ref, threads=2, pace=asked.append)
     assert record.data_bytes <= sum(asked) <= copied.num_bytes
+
+
+@pytest.mark.parametrize("target", [MemoryStore, bucket])
+def test_an_object_is_filled_in_any_order(target: Made) -> None:
+    store, data = target(), bytes(range(50))
+    pieces = filling.filling_of(store)
+    for number in (3, 1, 4, 2):
+        begin = (number - 1) * LEAST_BYTES
+        piece = filling.Piece(key="a", size_bytes=50, number=number, num_pieces=4, offset_bytes=begin)
+        pieces.put(piece, [data[begin : begin + 7], data[begin + 7 : begin + LEAST_BYTES]])
+    pieces.seal(["a"])
+    pieces.end()
+    assert contents(store) == {"a": data}
 
 
 def test_an_object_that_is_too_large_for_so_many_parts_gets_larger_ones() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from behemoth.app.run_directory import RunDirectory
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit import CommitRef, commits
 from behemoth.checkpoint.owner import Owner, read_owner, take
@@ -19,6 +20,7 @@ from behemoth.checkpoint.verify import verify
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import to_document
 from behemoth.storage.local import LocalStore
+from behemoth.storage.open import open_store
 from behemoth_cli import root
 from checkpoint.saved_checkpoint import save, small_layout
 from cli.cli_rig import NUMPY_RUN
@@ -93,6 +95,22 @@ def test_a_checkpoint_goes_to_a_bucket_and_back_into_the_run_that_lost_it(
     assert code == 0
     assert out.startswith(f"checkpoint/10 copied to {directory.checkpoints}: ")
     assert steps_of(directory.checkpoints) == [10]
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_bucket_is_tried_out_before_anything_is_copied_there(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unfit(_store: object, *, url: str) -> None:
+        raise Invalid(f"{url}: expected it to heed conditions, got otherwise", code="incoherent-store")
+
+    let_in(monkeypatch, s3)
+    monkeypatch.setattr("behemoth_cli.commands.ckpt_drain.probe_uploads", unfit)
+    url = f"s3://{BUCKET}/drained/unfit"
+    code, _, err = drain(capsys, "run/small", "--to", url)
+    assert (code, "code: incoherent-store" in err) == (2, True)
+    with closing(open_store(url)) as store:
+        assert list(store.list("")) == []
 
 
 @pytest.mark.usefixtures("directory")

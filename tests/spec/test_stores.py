@@ -39,6 +39,10 @@ def test_a_second_store_reads_back_as_it_was_written() -> None:
         ("drain: {every: 2}", "spec.checkpoint.drain.to", None),
         ("drain: {to: 'gs://bucket'}", "spec.checkpoint.drain.to", "not-supported-yet"),
         ("drain: {to: 's3://key:secret@bucket'}", "spec.checkpoint.drain.to", "store-credentials"),
+        ("drain: {to: 's3:///x?X-Amz-Signature=secret'}", "spec.checkpoint.drain.to", "store-url"),
+        ("drain: {to: 'https://host/x?X-Amz-Signature=secret'}", "spec.checkpoint.drain.to", "not-supported-yet"),
+        ("drain: {to: 'file://me:secret@host/x'}", "spec.checkpoint.drain.to", "store-url"),
+        ("drain: {to: 'file:///x?X-Amz-Signature=secret'}", "spec.checkpoint.drain.to", "store-url"),
     ],
 )
 def test_what_makes_no_sense_is_refused(text: str, path: str, code: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,18 @@ def test_a_link_is_listed_and_read_as_the_file_that_it_leads_to(folder: Path) ->
 def test_a_link_that_leads_nowhere_is_named(folder: Path) -> None:
     (folder.parent / "blobs" / "b").unlink()
     store = LinkedFolder(folder)
-    with pytest.raises(NotFound, match=r"below/chain: expected a file where it leads, got none"):
-        list(store.list(""))
-    with pytest.raises(NotFound):
-        store.read_into("link", offset_bytes=0, into=bytearray(1))
+    assert [info.key for info in store.list("")] == ["below/chain", "link", "plain"]
+    for key in ("link", "below/chain"):
+        with pytest.raises(NotFound, match=rf"{key}: expected a file where it leads, got none") as caught:
+            store.read_into(key, offset_bytes=0, into=bytearray(1))
+        assert (caught.value.code, caught.value.hint[:12]) == ("link-dangling", "the download")
+
+
+def test_a_file_whose_name_is_no_text_hinders_nobody(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9")).write_bytes(b"x")
+    store = LinkedFolder(folder)
+    assert os.fsdecode(b"caf\xe9") in [info.key for info in store.list("")]
+    assert read(store, "plain", 4) == b"here"
 
 
 def test_nothing_is_written_there(folder: Path) -> None:

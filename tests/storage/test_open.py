@@ -74,3 +74,19 @@ def test_what_only_a_directory_can_do_refuses_a_bucket() -> None:
 def test_anything_else_is_refused(url: str) -> None:
     with pytest.raises(Invalid, match="expected"):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:sesame@host/bucket/x?X-Amz-Signature=sesame",
+        "http://host/x?token=sesame",
+        "file://user:sesame@host/x",
+        "file:///x?X-Amz-Signature=sesame",
+        "file://?sesame",
+    ],
+)
+def test_of_a_url_that_is_refused_nothing_is_repeated_that_may_be_a_secret(url: str) -> None:
+    with pytest.raises(Invalid, match=r"expected .*, got") as caught:
+        open_store(url)
+    assert "sesame" not in f"{caught.value.message} {caught.value.hint}"

@@ -9,7 +9,7 @@ import pytest
 
 from behemoth.testing.uploads import UploadContract
 from servers.s3_server import S3Server
-from storage.s3_stores import OpenedAgain, let_in, new_place
+from storage.s3_stores import OpenedAgain, let_in, new_place, opened
 
 
 class TestS3Store(OpenedAgain, UploadContract):
@@ -17,3 +17,15 @@ class TestS3Store(OpenedAgain, UploadContract):
     def store(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         let_in(monkeypatch, s3)
         yield from self.opened_at(new_place())
+
+
+def test_an_object_that_was_replaced_has_another_etag(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    with opened(new_place()) as store:
+        store.create("a", b"first")
+        (before,) = store.list("")
+        store.delete(["a"])
+        store.create("a", b"other")
+        (after,) = store.list("")
+    assert before == after
+    assert before.etag != after.etag

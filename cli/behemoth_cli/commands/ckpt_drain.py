@@ -21,8 +21,9 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
-from behemoth.ports import ObjectStore, SavesTo
+from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.storage.open import is_s3, open_store, path_of
+from behemoth.storage.probe_uploads import probe_uploads
 from behemoth_cli.commands.candidates import output_option, run_names
 from behemoth_cli.commands.interop_options import watched
 from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
@@ -97,10 +98,12 @@ def _target_url(text: str) -> str:
 
 @contextmanager
 def _held(given: ObjectStore, store: SavesTo, url: str) -> Iterator[None]:
-    """While this lasts nobody cleans up what is written, and the target is the source's run's. Raises Conflict for the
-    store of another run, or of one that is alive."""
+    """While this lasts nobody cleans up what is written, and the target is the source's run's. A bucket's server is
+    tried out before the first byte. Raises Conflict for the store of another run, or of one that is alive."""
     owner = read_owner(given)
     standing = refuse_other(store, owner.run_uid if owner is not None else None, url=url)
+    if isinstance(store, UploadsParts):
+        probe_uploads(store, url=url)
     with ExitStack() as stack:
         if standing is not None:
             candidates = () if is_s3(url) else (Path(path_of(url)).parent,)

@@ -165,7 +165,8 @@ def _read(batches: Batching, given: ObjectStore, file: str, *, skips_pickles: bo
         state = read_dcp(given, threads=1, skips_pickles=skips_pickles)
         if state.skipped:
             batches.console.note(f"left out, since only pickle could load them: {', '.join(state.skipped)}")
-        return _Given(kind="dcp", tensors=state.tensors, files=list(files.values()))
+        top = [info for key, info in files.items() if "/" not in key]  # where torch puts all of them
+        return _Given(kind="dcp", tensors=state.tensors, files=top)
     if skips_pickles:
         raise Invalid(
             "option --skip-pickled: expected a DCP checkpoint, got safetensors, which hold no pickles",

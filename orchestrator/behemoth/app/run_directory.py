@@ -61,7 +61,7 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
 class DrainState(msgspec.Struct, frozen=True, kw_only=True):
     """How far the second store is. `step` is that of the newest checkpoint there, None for none; `at_us`, `num_bytes`
     and `seconds` are of the last drain that succeeded, 0 where none did since the run began. `trouble` says why the
-    last one failed, empty when it did not."""
+    last one failed, or what was to go there then stays, empty when neither."""
 
     format: int = 1
     url: str

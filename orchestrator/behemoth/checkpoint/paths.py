@@ -67,7 +67,7 @@ def _checked(step: Step, write_id: WriteId) -> str:
     if not 0 <= step <= MAX_STEP or not _WRITE_ID.fullmatch(write_id):
         raise Invalid(
             f"write {write_id!r} of step {step}: expected a step of 0 .. {MAX_STEP} and an id of letters, digits, "
-            "'.', '_' and '-'",
+            "'.', '_' and '-', got others",
             code="write-id",
         )
     return f"{step:09d}-{write_id}"

@@ -23,15 +23,17 @@ def batched(items: Sequence[_Item], *, threads: int) -> list[Sequence[_Item]]:
 
 
 def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str) -> list[_Result]:
-    """Results in the order of `items`. After a first error nothing new is started, and the error is raised once all
-    that runs has ended. One thread means the caller's."""
+    """Results in the order of `items`. After a first error, or an interrupt of the caller, nothing new is started, and
+    it is raised once all that runs has ended. One thread means the caller's."""
     if threads <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name) as pool:
         futures = [pool.submit(work, item) for item in items]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            future.cancel()  # does nothing to those that run or are done
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            for future in futures:
+                future.cancel()  # does nothing to those that run or are done
     for future in futures:
         error = None if future.cancelled() else future.exception()
         if error is not None:

@@ -63,7 +63,9 @@ class Contents:
                 found = msgspec.convert(document, _Document)
                 return Contents(values=found.values, pickled=found.pickled, empty=found.empty, paths=found.paths)
         except msgspec.ValidationError as error:
-            raise Corrupt(f"array {CONTENTS_ARRAY!r}: {error}", code="dcp-contents") from error
+            raise Corrupt(
+                f"array {CONTENTS_ARRAY!r}: expected a record of contents, got: {error}", code="dcp-contents"
+            ) from error
         raise Invalid(
             f"array {CONTENTS_ARRAY!r}: expected version {FORMAT_VERSION}, got {version}",
             hint="a newer Behemoth wrote it: upgrade this one",

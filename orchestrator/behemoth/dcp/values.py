@@ -55,7 +55,11 @@ def from_record(value: Value, key: str) -> object:
 def _encoded(value: object, path: str, level: int) -> Value:
     kind = type(value)
     if level > MAX_LEVELS:
-        raise Invalid(f"value {path!r}: expected at most {MAX_LEVELS} containers within one another", code="dcp-value")
+        raise Invalid(
+            f"value {path!r}: expected at most {MAX_LEVELS} containers within one another, got more",
+            hint="flatten it, or leave it out",
+            code="dcp-value",
+        )
     if value is None or (isinstance(value, _PLAIN) and kind in _PLAIN):
         return value
     if isinstance(value, int) and kind is int:

@@ -16,19 +16,20 @@ from behemoth.spec.field import About, Integer, Notation, duration, require_rang
 
 
 def _read_store(text: str, *, name: str) -> str:
-    """A path, a file:// or an s3:// URL; other URLs are told apart so that nobody gets a folder called `gs:`."""
+    """A path, a file:// or an s3:// URL; other URLs are told apart so that nobody gets a folder called `gs:`. Of one
+    that is refused the scheme alone is repeated: a presigned one is a credential."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
     if scheme and scheme[1].lower() == "s3":
         return _read_bucket(text, name=name)
     if scheme and scheme[1].lower() != "file":
         hint = "give a path on a local or shared file system, or s3://BUCKET/PREFIX"
-        reason = f"expected a path, a file:// or an s3:// URL, got {text!r}: {scheme[1]} is not supported yet"
+        reason = f"expected a path, a file:// or an s3:// URL, got {scheme[1]}:..., which is not supported yet"
         raise Invalid(f"{name}: {reason}", hint=hint, code="not-supported-yet")
     url = urlsplit(text) if scheme else None
     well_formed = url is None or (url.netloc in ("", "localhost") and url.path.startswith("/") and not url.query)
     if not text or "\0" in text or len(text) > 4096 or text.startswith("~") or not well_formed:
         raise Invalid(
-            f"{name}: expected a path or a file:///absolute/path URL, got {text[:80]!r}",
+            f"{name}: expected a path or a file:///absolute/path URL, got {_told(text)}",
             hint="~ is not expanded: write the whole path" if text.startswith("~") else "",
             code="store-url",
         )
@@ -42,8 +43,14 @@ def _read_bucket(text: str, *, name: str) -> str:
         hint = "give credentials by the environment, a profile, or the role of the machine"
         raise Invalid(f"{name}: expected no credentials in a URL, got some", hint=hint, code="store-credentials")
     if not bucket or len(text) > 4096 or not text.isprintable():
-        raise Invalid(f"{name}: expected s3://BUCKET/PREFIX, got {text[:80]!r}", code="store-url")
+        raise Invalid(f"{name}: expected s3://BUCKET/PREFIX, got {_told(text)}", code="store-url")
     return text
+
+
+def _told(text: str) -> str:
+    """Of a path its beginning, of a URL the scheme."""
+    scheme, mark, _ = text.partition("://")
+    return f"{scheme[:20]}://... otherwise" if mark else repr(text[:80])
 
 
 STORE = Notation(what="a path, a file:// or an s3:// URL", pattern=r"[^\0]+", unit="path", read=_read_store, write=str)

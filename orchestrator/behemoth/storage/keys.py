@@ -38,7 +38,8 @@ def _check_segment(key: str, segment: str) -> None:
         raise Invalid(f"store key {key!r}: expected no NUL character, got one")
     if segment.startswith(TEMP_PREFIX):
         raise Invalid(
-            f"store key {key!r}: expected no segment that begins with {TEMP_PREFIX!r}, which marks unfinished"
+            f"store key {key!r}: expected no segment that begins with {TEMP_PREFIX!r}, which marks what is unfinished, "
+            f"got {segment!r}"
         )
     try:
         num_bytes = len(segment.encode())

@@ -38,27 +38,27 @@ class LinkedFolder:
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port. Raises NotFound for a link that leads nowhere."""
         path = self._path(key)
-        if os.path.islink(path):
-            folder, name = os.path.split(os.path.realpath(path))
-            LocalStore(folder).read_into(name, offset_bytes=offset_bytes, into=into)
-        else:
+        if not os.path.islink(path):
             self._files.read_into(key, offset_bytes=offset_bytes, into=into)
+            return
+        if not os.path.exists(path):
+            raise NotFound(
+                f"link {path}: expected a file where it leads, got none",
+                hint="the download may not have ended; or copy the folder with what its links lead to",
+                code="link-dangling",
+            )
+        folder, name = os.path.split(os.path.realpath(path))
+        LocalStore(folder).read_into(name, offset_bytes=offset_bytes, into=into)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See the port; a link with the size of what it leads to. Raises NotFound for one that leads nowhere."""
+        """See the port; a link as what it leads to. One that leads nowhere is told as itself: it may be none of the
+        files that somebody wants."""
         for info in self._files.list(prefix):
-            path = self._path(info.key)
-            if not os.path.islink(path):
-                yield info
-                continue
-            if not os.path.exists(path):
-                raise NotFound(
-                    f"link {path}: expected a file where it leads, got none",
-                    hint="the download may not have ended; or copy the folder with what its links lead to",
-                    code="link-dangling",
-                )
-            if os.path.isfile(path):
-                with named_errors(f"list {path}"):
+            path = os.path.join(self.root, info.key)
+            with named_errors(f"list {path}"):
+                if not os.path.islink(path) or not os.path.exists(path):
+                    yield info
+                elif os.path.isfile(path):
                     yield ObjectInfo(key=info.key, size_bytes=os.stat(path).st_size)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -72,4 +72,4 @@ class LinkedFolder:
         return os.path.join(self.root, *segments_of(key))
 
     def _refuse(self, doing: str) -> NoReturn:
-        raise Denied(f"{doing}: expected only reads of {self.root}, which is somebody's", code="read-only")
+        raise Denied(f"{doing}: expected only reads of {self.root}, which is somebody's, got a write", code="read-only")

@@ -40,6 +40,7 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _TEMP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _NUM_TRIES = 5
 """How often a folder that `delete` of another process takes away is made again before we give up."""
+_CLEARED_HINT = "something else deletes in this store again and again: stop it"
 
 
 class LocalStore:
@@ -160,7 +161,9 @@ class LocalStore:
                 continue
             folder, _, last = name.rpartition("/")
             if not last.startswith(TEMP_PREFIX):
-                raise Invalid(f"delete leftover {name!r}: expected a name that begins with {TEMP_PREFIX!r}")
+                raise Invalid(
+                    f"delete leftover {name!r}: expected a name that begins with {TEMP_PREFIX!r}, got another"
+                )
             segments = (*segments_of_prefix(folder), last)
             with named_errors(f"delete leftover {name}"):
                 unlink(self._path(segments))
@@ -197,7 +200,9 @@ class LocalStore:
                 return
             except FileNotFoundError:
                 self._make_folder(os.path.dirname(path))
-        raise Unavailable(f"write {key}: its folder was cleared away {_NUM_TRIES} times")
+        raise Unavailable(
+            f"write {key}: expected its folder to stay, got it cleared away {_NUM_TRIES} times", hint=_CLEARED_HINT
+        )
 
     def _make_folder(self, folder: str) -> None:
         make_root(self._root)
@@ -217,7 +222,11 @@ class LocalStore:
                 continue  # somebody's gc cleared the folder or the temporary file away
             finally:
                 unlink(temp)
-        raise Unavailable(f"create {key}: what was unfinished was cleared away {_NUM_TRIES} times")
+        raise Unavailable(
+            f"create {key}: expected its folder and its unfinished file to stay, got them cleared away {_NUM_TRIES} "
+            "times",
+            hint=_CLEARED_HINT,
+        )
 
     def _link_new(self, key: str, path: str, to_path: str) -> None:
         os.stat(path, follow_symlinks=False)  # so that a missing folder below is the target's

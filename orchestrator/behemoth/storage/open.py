@@ -69,7 +69,8 @@ def is_nested(url: str, other: str) -> bool:
 
 
 def path_of(url: str) -> str:
-    """The directory that a store URL names. Raises Invalid."""
+    """The directory that a store URL names. Raises Invalid, which of a URL that was refused repeats the scheme alone:
+    a presigned one is a credential."""
     if not url or "\0" in url:
         raise Invalid(f"store {url!r}: expected {_SUPPORTED}, got {'nothing' if not url else 'a NUL character'}")
     if "://" not in url:
@@ -81,7 +82,8 @@ def path_of(url: str) -> str:
             code="not-supported-yet",
         )
     if _scheme(url) != "file":
-        raise Invalid(f"store {url}: expected {_SUPPORTED}, got scheme {_scheme(url)!r}", hint=f"use {_SUPPORTED}")
+        message = f"store {_scheme(url)[:20]}://...: expected {_SUPPORTED}, got another scheme"
+        raise Invalid(message, hint=f"use {_SUPPORTED}", code="store-url")
     return _path_of_file_url(url)
 
 
@@ -101,5 +103,6 @@ def _path_of_file_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         hint = "three slashes name a local path: file:///data/run; write %23 for # and %3F for ?"
-        raise Invalid(f"store {url}: expected file:///path", hint=hint)
+        got = "no path" if not parts.path else "a host" if parts.netloc not in ("", "localhost") else "more"
+        raise Invalid(f"store file://...: expected file:///path, got {got}", hint=hint, code="store-url")
     return unquote(parts.path)

@@ -48,15 +48,18 @@ def error_of_code(code: str, status: int, doing: str) -> BehemothError:
     message = f"{doing}: {code or 'error'} ({status})"
     match code:
         case "NoSuchUpload":
-            return NotFound(f"{doing}: no such upload any more", code="upload-gone")
+            return NotFound(
+                f"{doing}: expected an upload that is open, got no such upload any more", code="upload-gone"
+            )
         case "NoSuchBucket":
-            return NotFound(f"{doing}: no such bucket", hint="make the bucket, or correct its name", code="no-bucket")
+            hint = "make the bucket, or correct its name"
+            return NotFound(f"{doing}: expected the bucket, got no such bucket", hint=hint, code="no-bucket")
         case "PreconditionFailed":
             return Conflict(f"{doing}: expected no such object, got one", code="exists")
         case "InvalidPart" | "InvalidPartOrder":
             return Conflict(f"{doing}: expected the parts as received, got another or none", code="upload-part")
         case "ObjectParentIsFile" | "ExistingObjectIsDirectory" | "XMinioParentIsObject":
-            return Conflict(f"{doing}: an object and a folder claim the same name")
+            return Conflict(f"{doing}: expected a free name, got one that an object and a folder claim")
         case "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest":
             return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code=UPLOAD_CRC)
         case "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "XAdminUserNotFound":

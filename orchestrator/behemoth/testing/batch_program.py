@@ -1,6 +1,7 @@
 """A worker program whose jobs are the conformance suite's: `python -m behemoth.testing.batch_program`.
 
-A batch says what it does: `double N`, `fail`, `bug`, `die` (SIGKILL, whenever it runs), `die-once` (the first time).
+A batch says what it does: `double N`, `nap` (takes a moment), `fail`, `bug`, `die` (SIGKILL, whenever it runs),
+`die-once` (the first time).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from behemoth.app.batches.worker import serve, take_settings
@@ -15,10 +17,13 @@ from behemoth.base.errors import Denied, Invalid
 
 
 class SuiteWork:
-    """The job is the path of a folder, in which each batch leaves a file for each time that it ran."""
+    """The job is the path of a folder, in which each batch leaves a file for each time that it ran. One that is called
+    `bug` cannot be opened."""
 
     def __init__(self, job: bytes) -> None:
         self._folder = Path(job.decode())
+        if self._folder.name == "bug":
+            raise ZeroDivisionError("a bug")
         if not self._folder.is_dir():
             raise Invalid(f"job: expected a folder, got {self._folder}", hint="make it", code="suite-job")
 
@@ -29,6 +34,8 @@ class SuiteWork:
         match word:
             case "double":
                 return str(2 * int(rest)).encode()
+            case "nap":
+                time.sleep(0.05)
             case "fail":
                 raise Denied("batch: expected a key, got none", hint="bring one", code="suite-denied")
             case "bug":

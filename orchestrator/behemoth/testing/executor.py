@@ -64,10 +64,24 @@ class ExecutorConformance:
         with pytest.raises((BehemothError, ZeroDivisionError), match="a bug"):
             list(executor.run(str(tmp_path).encode(), [Batch(number=0, data=b"bug ")]))
 
+    def test_a_job_after_one_that_failed_gets_its_own_results_alone(self, executor: Executor, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        failing = [Batch(number=number, data=b"nap ") for number in range(30)]
+        failing.insert(1, Batch(number=30, data=b"fail "))
+        with pytest.raises(Denied):
+            list(executor.run(str(tmp_path / "one").encode(), failing))
+        found = list(executor.run(str(tmp_path / "two").encode(), doubles(range(30))))
+        assert sorted((result.number, result.data) for result in found) == [(n, str(2 * n).encode()) for n in range(30)]
+
     def test_a_job_that_cannot_be_opened_is_refused(self, executor: Executor, tmp_path: Path) -> None:
         with pytest.raises(Invalid, match="expected a folder") as caught:
             list(executor.run(str(tmp_path / "nothing").encode(), doubles(range(3))))
         assert caught.value.code == "suite-job"
+
+    def test_a_bug_in_opening_a_job_is_an_error_too(self, executor: Executor, tmp_path: Path) -> None:
+        with pytest.raises((BehemothError, ZeroDivisionError), match="a bug"):
+            list(executor.run(str(tmp_path / "bug").encode(), doubles(range(3))))
 
     def test_closing_twice_and_in_the_middle_of_a_job_is_fine(self, executor: Executor, tmp_path: Path) -> None:
         next(executor.run(str(tmp_path).encode(), doubles(range(50))))

@@ -70,6 +70,12 @@ def test_another_job_and_a_call_that_wants_nothing_of_it_know_nothing(tmp_path: 
     assert kept(tmp_path)[0] == {}
 
 
+def test_results_of_another_release_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tmp_path, 1)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "99.0")
+    assert kept(tmp_path) == ({}, "mine")
+
+
 def test_a_record_that_was_cut_or_damaged_anywhere_counts_up_to_there(tmp_path: Path) -> None:
     path = keep(tmp_path, *range(4))
     whole = path.read_bytes()

@@ -111,6 +111,20 @@ def test_a_store_that_has_become_another_runs_gets_nothing() -> None:
     assert steps_of(below) == []
 
 
+def test_what_cannot_be_tidied_up_below_makes_no_copy_a_failed_one() -> None:
+    above, below = MemoryStore(), MemoryStore()
+    own(below)
+    refs = [saved(above, step) for step in (1, 2, 3)]
+    below.create("pins/somebody's", b"")
+    told = [drain_one(SETTINGS, above, below, ref) for ref in refs]
+    assert [one.untidy[:14] for one in told] == ["pins/somebody'"] * 3
+    assert "remove it, or move it out of the store" in told[0].untidy
+    assert steps_of(below) == [1, 2, 3]
+    below.delete(["pins/somebody's"])
+    assert drain_one(SETTINGS, above, below, refs[2]).untidy == ""
+    assert steps_of(below) == [2, 3]
+
+
 def test_it_answers_each_order_and_ends_with_its_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.nice", lambda _more: 0)  # it is this process that serves here
     with closing(open_store(str(tmp_path / "above"))) as above, closing(open_store(str(tmp_path / "below"))) as below:

@@ -57,6 +57,20 @@ def test_a_drain_is_an_event_with_its_seconds_and_rate_and_is_noted(directory: R
     assert directory.drain() == DrainState(url="below", step=Step(20), at_us=7, num_bytes=8 << 20, seconds=2.0)
 
 
+def test_what_stays_there_against_retention_is_told_once_and_noted(directory: RunDirectory) -> None:
+    told: list[tuple[str, str, bool]] = []
+    second = second_of(directory, told, MemoryStore())
+    for untidy in ("a strange pin", "a strange pin", ""):
+        second.heard(DrainNews(commit=COMMIT, drained=Drained(num_bytes=1, seconds=1.0, untidy=untidy)))
+        noted = directory.drain()
+        assert noted is not None
+        assert (noted.step, noted.trouble) == (20, untidy)
+    assert [(reason, message) for reason, message, is_warning in told if is_warning] == [
+        ("DrainFailed", "what retention gives up in below stays there: a strange pin")
+    ]
+    assert [reason for reason, _, _ in told] == ["Drained", "DrainFailed", "Drained", "Drained"]
+
+
 def test_the_same_failure_again_and_again_is_one_event(directory: RunDirectory) -> None:
     told: list[tuple[str, str, bool]] = []
     second = second_of(directory, told, MemoryStore())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Inventory, Tensor
+from behemoth.spec.model import Cut, Inventory, Tensor
 from behemoth.spec.recipe import Recipe
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save
@@ -87,3 +89,16 @@ def test_arrays_of_a_model_that_were_not_saved_are_named_whatever_the_precision(
 def test_a_model_of_which_no_array_was_saved_is_refused() -> None:
     with pytest.raises(Invalid, match="expected arrays of the run file's model, got none of its 3 by name and shape"):
         relayout(of_model("w"), Mesh(), step=STEP, sharding="array", model=of_model("v"))
+
+
+def test_arrays_of_a_model_are_cut_as_the_model_says_and_stay_what_they_were() -> None:
+    mesh = Mesh(tp=2, etp=2)
+    spec = ArraySpec(name="optim/exp_avg/w", dtype="float16", shape=(6, 4), may_be_zero=True)
+    other = ArraySpec(name="state/other", dtype="int32", shape=(3,))
+    saved = Layout(mesh=Mesh(), arrays=(spec, other))
+    tensor = Tensor(name="w", shape=(6, 4), cuts=(Cut(dim=1, axis="tp"),), stage="first", layer=None)
+    model = model_layout(Inventory(num_experts=1, tensors=(tensor,)), Recipe(), mesh)
+    made = relayout(saved, mesh, step=STEP, sharding="array", model=model)
+    cut = model.arrays[model.positions["optim/exp_avg/w"]]
+    assert cut.dims == ((1, "tp"),)
+    assert made.layout.arrays == (replace(cut, dtype="float16", may_be_zero=True), other)

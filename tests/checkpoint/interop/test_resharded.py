@@ -13,7 +13,7 @@ from behemoth.base.ids import Rank, UploadId
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.interop.units import units_of
+from behemoth.checkpoint.interop.resharded import MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
@@ -86,32 +86,16 @@ def test_records_of_ranks_are_blank_in_a_world_of_another_size() -> None:
     assert read_array(store, commit, RANKS_ARRAY).all()
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    layout=layouts(),
-    chunk_bytes=CHUNK_BYTES,
-    block_bytes=st.sampled_from([1, 40, 300]),
-    least=st.sampled_from([0, 1, 64, 500]),
-)
-def test_units_hold_every_slot_once_and_are_large_enough_to_be_parts(
-    layout: Layout, chunk_bytes: int, block_bytes: int, least: int
-) -> None:
-    with small_chunks(chunk_bytes):
-        units = units_of(layout, block_bytes=block_bytes, least_bytes=lambda _: least)
-        slots: dict[tuple[int, int], list[int]] = {}
-        for unit in sorted(units, key=lambda unit: (unit.array, unit.shard, unit.number)):
-            grid = grids(layout)[unit.array]
-            found = slots.setdefault((unit.array, unit.shard), [])
-            size_bytes = (unit.pieces[-1].last - unit.first) * grid.stride_bytes
-            assert size_bytes >= least or unit.number == unit.num_parts
-            for piece in unit.pieces:
-                assert piece.num_bytes <= max(block_bytes, grid.payload_bytes)
-                found += range(piece.first, piece.last)
-        of = grids(layout)
-        expected = {(array, shard) for array, grid in enumerate(of) for shard in range(grid.num_shards)}
-        assert slots.keys() == expected
-        assert all(found == list(range(of[array].num_slots)) for (array, _), found in slots.items())
-        assert [unit.array for unit in units] == sorted(unit.array for unit in units)
+def test_what_is_read_together_is_two_rows_of_chunks_within_bounds() -> None:
+    def wide(num: int) -> Layout:
+        spec = ArraySpec(name="w", dtype="uint8", shape=(1 << 20, 64 * num), dims=((1, "tp"),))
+        return Layout(mesh=Mesh(tp=num, etp=num), arrays=(spec,))
+
+    row_bytes = {num: grids(wide(num))[0].payload_bytes * num for num in (2, 8, 128)}
+    assert 2 * row_bytes[2] < MIN_BATCH_BYTES < 2 * row_bytes[8] < MAX_BATCH_BYTES < 2 * row_bytes[128]
+    assert batch_bytes(wide(2), wide(1)) == MIN_BATCH_BYTES
+    assert batch_bytes(wide(2), wide(8)) == batch_bytes(wide(8), wide(2)) == 2 * row_bytes[8]
+    assert batch_bytes(wide(128), wide(2)) == MAX_BATCH_BYTES
 
 
 def test_a_reshard_that_dies_at_any_write_leaves_a_whole_checkpoint_or_rubbish_that_goes() -> None:

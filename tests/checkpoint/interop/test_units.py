@@ -1,57 +1,58 @@
-"""Units of giant layouts, which are made when they are asked for, are those that a list would have."""
+"""Units of a layout: every chunk once, parts as small as a store lets them be, pieces that are boxes."""
 
 from __future__ import annotations
 
-import pytest
+import math
+from itertools import groupby, pairwise
 
-from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.interop.units import Units, units_of
-from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.spec.mesh import Mesh
-from checkpoint.giant_layout import giant
-from checkpoint.random_layouts import small_chunks
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-ALIKE = [ArraySpec(name=f"w{number}", dtype="uint8", shape=(64, 32), dims=((1, "tp"),)) for number in range(3)]
-OTHER = ArraySpec(name="z", dtype="float32", shape=(9,))
-
-
-def units() -> Units:
-    layout = Layout(mesh=Mesh(tp=2, etp=2), arrays=(*ALIKE, OTHER), sharding="box")
-    return units_of(layout, block_bytes=64, least_bytes=lambda _: 100)
+from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.interop.units import Piece, Unit, units_of
+from behemoth.checkpoint.layout import Layout
+from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
 
 
-def test_arrays_that_are_cut_alike_have_the_same_units_but_for_their_numbers() -> None:
-    with small_chunks(32):
-        found = list(units())
-        of_array = [[unit for unit in found if unit.array == number] for number in range(4)]
-        assert [len(some) for some in of_array] == [*3 * [len(of_array[0])], 1]
-        assert found == [unit for some in of_array for unit in some]
-        for number in (1, 2):
-            for unit, first in zip(of_array[number], of_array[0], strict=True):
-                assert (unit.shard, unit.number, unit.num_bytes) == (first.shard, first.number, first.num_bytes)
-                assert {piece.array for piece in unit.pieces} == {number}
-                assert [piece[1:] for piece in unit.pieces] == [piece[1:] for piece in first.pieces]
+@settings(max_examples=150, deadline=None)
+@given(
+    layout=layouts(),
+    chunk_bytes=CHUNK_BYTES,
+    block_bytes=st.sampled_from([1, 40, 300]),
+    least_bytes=st.sampled_from([0, 1, 64, 500, 4096, 9000, 20_000]),
+)
+def test_units_hold_every_slot_once_and_no_more_than_a_part_needs(
+    layout: Layout, chunk_bytes: int, block_bytes: int, least_bytes: int
+) -> None:
+    with small_chunks(chunk_bytes):
+        units = units_of(layout, block_bytes=block_bytes, least_bytes=lambda _: least_bytes)
+        assert [unit.array for unit in units] == sorted(unit.array for unit in units)
+        in_order = sorted(units, key=lambda unit: (unit.array, unit.shard, unit.number))
+        objects = {key: list(some) for key, some in groupby(in_order, key=lambda unit: (unit.array, unit.shard))}
+        of = grids(layout)
+        assert objects.keys() == {(array, shard) for array, grid in enumerate(of) for shard in range(grid.num_shards)}
+        for (array, _), of_object in objects.items():
+            check_object(of[array], of_object, block_bytes, least_bytes)
 
 
-def test_a_unit_is_the_same_however_it_is_asked_for() -> None:
-    with small_chunks(32):
-        every = units()
-        found = list(every)
-        assert [every[at] for at in range(len(every))] == found
-        assert (every[-1], every[3:9:2], every[-4:]) == (found[-1], found[3:9:2], found[-4:])
-        assert list(every.sizes()) == [unit.num_bytes for unit in found]
-        for unit in found:
-            assert every.num_parts(unit.array, unit.shard) == unit.num_parts
-        with pytest.raises(IndexError):
-            every[len(found)]
+def check_object(grid: Grid, units: list[Unit], block_bytes: int, least_bytes: int) -> None:
+    assert [(unit.number, unit.num_parts) for unit in units] == [(at, len(units)) for at in range(1, len(units) + 1)]
+    pieces = [piece for unit in units for piece in unit.pieces]
+    assert (pieces[0].first, pieces[-1].last) == (0, grid.num_slots)
+    assert all(one.last == other.first for one, other in pairwise(pieces))
+    for piece in pieces:
+        assert piece.num_bytes <= max(block_bytes, grid.payload_bytes)
+        held_bytes = sum(grid.data_bytes(chunk) for chunk in chunks_of(grid, piece))
+        assert (
+            held_bytes == piece.num_bytes == math.prod(stop - start for start, stop in piece.box) * grid.spec.itemsize
+        )
+    for unit in units[:-1]:
+        stored_bytes = (unit.pieces[-1].last - unit.first) * grid.stride_bytes
+        last_bytes = (unit.pieces[-1].last - unit.pieces[-1].first) * grid.stride_bytes
+        assert stored_bytes >= least_bytes
+        assert len(unit.pieces) == 1 or stored_bytes - last_bytes < least_bytes
 
 
-def test_the_units_of_24_terabytes_are_planned_without_an_object_for_each() -> None:
-    layout = giant()
-    every = units_of(layout, block_bytes=8 << 20, least_bytes=lambda _: 0)
-    assert len(every) > 3_000_000
-    assert sum(every.sizes()) == sum(array.num_bytes for array in layout.arrays)
-    made = {id(unit) for kind in every._kinds for unit in kind.units}
-    assert len(made) < len(every) // 20
-    last = every[-1]
-    assert (last.array, last.pieces[-1].last) == (len(layout.arrays) - 1, grids(layout)[-1].num_slots)
+def chunks_of(grid: Grid, piece: Piece) -> list[int]:
+    found: list[int] = grid.chunks_of(piece.shard)[piece.first : piece.last].tolist()
+    return found

@@ -24,6 +24,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.ports import ObjectInfo, ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, open_source, open_store, path_of
+from behemoth.storage.os_errors import named_errors
 
 Read: TypeAlias = Callable[[ObjectStore, ImportJob], Mapping[str, Tensor]]
 """From the files of a job's source to their tensors."""
@@ -80,4 +81,8 @@ def _work(
 
 def _version(source: str, info: ObjectInfo) -> str:
     """The etag in a bucket, in a folder the time of change in ns."""
-    return info.etag if is_s3(source) else str((Path(path_of(source)) / info.key).stat().st_mtime_ns)
+    if is_s3(source):
+        return info.etag
+    path = Path(path_of(source), info.key)
+    with named_errors(f"file {info.key}"):
+        return str(path.stat(follow_symlinks=path.exists()).st_mtime_ns)  # a link may lead nowhere

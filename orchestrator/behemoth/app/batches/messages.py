@@ -17,8 +17,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
-    """Open this job; a former one is over."""
+    """Open this job; a former one is over. `turn` counts the jobs of the executor: an answer tells it, since one of a
+    job that was given up may still be on its way."""
 
+    turn: int
     job: bytes
     threads: int
 
@@ -33,21 +35,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The result of a batch."""
 
+    turn: int
     number: int
     data: bytes
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """An error of ours, of a batch or of opening the job."""
+    """An error of ours, of a batch or of opening the job. `turn` is 0 where answers need none: a drain asks for one
+    thing at a time."""
 
+    turn: int = 0
     kind: str
     message: str
     hint: str
     code: str
 
     @staticmethod
-    def of(error: BehemothError) -> Failed:
-        return Failed(kind=type(error).__name__, message=error.message, hint=error.hint, code=error.code)
+    def of(error: BehemothError, *, turn: int = 0) -> Failed:
+        kind = type(error).__name__
+        return Failed(turn=turn, kind=kind, message=error.message, hint=error.hint, code=error.code)
 
     def error(self) -> BehemothError:
         """The same error, in this process."""

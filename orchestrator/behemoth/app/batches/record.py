@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -26,7 +27,7 @@ from behemoth.ports import Batch
 
 SYNC_S = 1.0
 """Results of the last second may be lost with the machine, never with the process."""
-FORMAT = 1
+FORMAT = 2
 _HINT = "free space on its disk, or name another folder with --state; the same command goes on where it stopped"
 
 
@@ -75,7 +76,10 @@ class Unrecorded:
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    """Another release may cut the same job into other batches, of which the numbers of results say nothing."""
+
     format: int
+    release: str
     job: str
     note: str
 
@@ -103,11 +107,11 @@ class RecordFile:
         self.note = ""
 
     def open(self, job: str, note: str) -> None:
-        """Read what is there, and begin anew where it is of another job or format."""
+        """Read what is there, and begin anew where it is of another job, format or release."""
         self._job = job
         lines = self._file.open().splitlines(keepends=True)
         head = None if not lines else _decoded(lines[0], _Head)
-        if head is None or (head.format, head.job) != (FORMAT, job):
+        if head is None or (head.format, head.release, head.job) != (FORMAT, _release(), job):
             self.forget(note)
             return
         self.note = head.note
@@ -133,7 +137,7 @@ class RecordFile:
         os.truncate(self.path, 0)
         self._done.clear()
         self.note = note
-        self._append(_Head(format=FORMAT, job=self._job, note=note))
+        self._append(_Head(format=FORMAT, release=_release(), job=self._job, note=note))
         self._file.sync()
 
     def close(self) -> None:
@@ -196,8 +200,9 @@ def _locked(path: Path, verb: str) -> int:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                    return fd
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(fd), path.stat()):
+                        return fd
             except BaseException:
                 os.close(fd)
                 raise
@@ -221,3 +226,11 @@ def _decoded(line: bytes, kind: type[_Entry]) -> _Entry | None:
         return msgspec.json.decode(unframed(line, name="job"), type=kind)
     except (BehemothError, *UNDECODABLE):
         return None
+
+
+def _release() -> str:
+    """Empty where nobody has installed it."""
+    try:
+        return metadata.version("behemoth")
+    except metadata.PackageNotFoundError:
+        return ""

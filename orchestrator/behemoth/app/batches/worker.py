@@ -65,6 +65,7 @@ class _Worker:
         self._send_lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._work: Work | None = None
+        self._turn = 0
 
     def send(self, message: FromWorker) -> None:
         with self._send_lock:
@@ -81,12 +82,13 @@ class _Worker:
 
     def _handle(self, message: Open | Run) -> None:
         match message:
-            case Open(job=job, threads=threads):
+            case Open(turn=turn, job=job, threads=threads):
                 self._end_job()
+                self._turn = turn
                 try:
                     self._work = self._open_work(job)
-                except BehemothError as error:
-                    self.send(Failed.of(error))
+                except Exception as error:  # noqa: BLE001 (as in `_run`)
+                    self.send(Failed.of(_ours(error, "opening the job"), turn=turn))
                     return
                 self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="batch")
             case Run(number=number, data=data):
@@ -96,11 +98,9 @@ class _Worker:
     def _run(self, number: int, data: bytes) -> None:
         assert self._work is not None
         try:
-            answer: FromWorker = Finished(number=number, data=self._work.run(data))
-        except BehemothError as error:
-            answer = Failed.of(error)
+            answer: FromWorker = Finished(turn=self._turn, number=number, data=self._work.run(data))
         except Exception as error:  # noqa: BLE001 (the edge of this process: what is not told is lost with it)
-            answer = Failed.of(Internal(f"batch {number}: {type(error).__name__}: {error}"))
+            answer = Failed.of(_ours(error, f"batch {number}"), turn=self._turn)
         self.send(answer)
 
     def _end_job(self) -> None:
@@ -109,3 +109,7 @@ class _Worker:
         if self._work is not None:
             self._work.close()
         self._pool = self._work = None
+
+
+def _ours(error: Exception, doing: str) -> BehemothError:
+    return error if isinstance(error, BehemothError) else Internal(f"{doing}: {type(error).__name__}: {error}")

@@ -86,16 +86,17 @@ class WorkerExecutor:
         self._nodes: dict[NodeId, _Node] = {}
         self._looked_s = 0.0
         self._reason = "no node was there"
-        self._job = b""
+        self._job = Open(turn=0, job=b"", threads=threads)
         self._is_closed = False
 
     def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
-        self._job = job
+        self._job = Open(turn=self._job.turn + 1, job=job, threads=self._threads)
         self._start_nodes()
         left, again = iter(batches), deque[Batch]()
         lost: Counter[int] = Counter()
         for node in self._nodes.values():
-            self._send(node, Open(job=job, threads=self._threads))
+            node.under_way.clear()  # of a job that was given up: what comes of it still is of another turn
+            self._send(node, self._job)
         while True:
             self._hand_out(left, again)
             if not any(node.under_way for node in self._nodes.values()) and not again:
@@ -186,8 +187,9 @@ class WorkerExecutor:
                 case _Peer() as peer:
                     yield from self._read(peer, key.fileobj)
                 case _:
-                    connection, _address = self._listener.accept()
-                    self._selector.register(connection, selectors.EVENT_READ, _Caller(connection=connection))
+                    with suppress(OSError):  # whoever called has hung up
+                        connection, _address = self._listener.accept()
+                        self._selector.register(connection, selectors.EVENT_READ, _Caller(connection=connection))
 
     def _greet(self, caller: _Caller) -> None:
         """Let a worker in that this executor started, and drop everybody else."""
@@ -211,7 +213,7 @@ class WorkerExecutor:
             return
         node.connection, node.heard_s = connection, time.monotonic()
         self._selector.modify(connection, selectors.EVENT_READ, _Peer(node=node))
-        self._send(node, Open(job=self._job, threads=self._threads))
+        self._send(node, self._job)
 
     def _read(self, peer: _Peer, connection: socket.socket) -> Iterator[Batch]:
         node = peer.node
@@ -223,12 +225,13 @@ class WorkerExecutor:
         for body in bodies:
             node.heard_s = time.monotonic()
             match decode_body(from_worker_decoder, body):
-                case Finished(number=number, data=data):
-                    if node.under_way.pop(number, None) is not None:
+                case Finished(turn=turn, number=number, data=data):
+                    if turn == self._job.turn and node.under_way.pop(number, None) is not None:
                         node.losses = 0
                         yield Batch(number=number, data=data)
                 case Failed() as failed:
-                    raise failed.error()
+                    if failed.turn == self._job.turn:
+                        raise failed.error()
                 case Hello():
                     self._hang_up(node)
                     return

@@ -42,10 +42,12 @@ class GiveWay(msgspec.Struct, frozen=True, kw_only=True, tag="give-way"):
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True, tag="drained"):
-    """It is in the second store, durably. `num_bytes` were copied, the others were there."""
+    """It is in the second store, durably. `num_bytes` were copied, the others were there. `untidy` says why what
+    retention gives up there stays, empty where it went."""
 
     num_bytes: int
     seconds: float
+    untidy: str = ""
 
 
 ToDrain = Settings | Drain | GiveWay

@@ -81,8 +81,9 @@ def _answer(
 def drain_one(
     settings: Settings, source: ObjectStore, target: SavesTo, commit: CommitRef, *, way: GivingWay | None = None
 ) -> Drained:
-    """Copy a commit, and let go what the second store need not keep. Idempotent. Raises what `copy_checkpoint` does,
-    and Conflict when the second store has become another run's."""
+    """Copy a commit, and let go what the second store need not keep; should that fail, the commit is there all the
+    same. Idempotent. Raises what `copy_checkpoint` does, and Conflict when the second store has become another run's.
+    """
     began_s = time.monotonic()
     require_own(target, settings.run_uid, url=settings.target)
     reject_too(source, target)
@@ -102,8 +103,12 @@ def drain_one(
         pace=pace,
     )
     seconds = time.monotonic() - began_s
-    retain(source, target, settings.retention)
-    return Drained(num_bytes=copied.num_bytes, seconds=seconds)
+    untidy = ""
+    try:
+        retain(source, target, settings.retention)
+    except BehemothError as error:
+        untidy = f"{error.message}; {error.hint}" if error.hint else error.message
+    return Drained(num_bytes=copied.num_bytes, seconds=seconds, untidy=untidy)
 
 
 def reject_too(source: ObjectStore, target: ObjectStore) -> None:

@@ -14,14 +14,14 @@ from behemoth.agent.child import Child
 from behemoth.app.drains.drainer import Drainer, DrainNews
 from behemoth.app.drains.fetching import Fetched, Progress, fetch_newest
 from behemoth.app.drains.link import ProcessLink
-from behemoth.app.drains.messages import Settings
+from behemoth.app.drains.messages import Drained, Settings
 from behemoth.app.drains.process import reject_too
 from behemoth.app.run_directory import DrainState, RunDirectory
 from behemoth.app.start_run import RunPlace
 from behemoth.app.summary import DrainTable
 from behemoth.base.clock import Clock
 from behemoth.base.errors import BehemothError, Denied, Timeout, Unavailable
-from behemoth.base.ids import WriteId
+from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.owner import Owner, refuse_other, take
 from behemoth.policy.retention import Retention
@@ -109,20 +109,7 @@ class SecondStore:
         """What came of a try; on the drainer's thread."""
         step = news.commit.step
         if news.drained is not None:
-            num_bytes, seconds = news.drained.num_bytes, news.drained.seconds
-            self._write(
-                DrainState(
-                    url=self._settings.target,
-                    step=step,
-                    at_us=self._clock.now_us(),
-                    num_bytes=num_bytes,
-                    seconds=seconds,
-                )
-            )
-            mib = num_bytes / (1 << 20)
-            rate = f"{mib / seconds:.1f} MiB/s" if seconds else "at once"
-            message = f"checkpoint of step {step} drained to {self._settings.target}"
-            self._tell("Drained", f"{message}: {mib:.1f} MiB in {seconds:.1f} s, {rate}", False)
+            self._heard_drained(step, news.drained)
             return
         assert news.error is not None
         trouble = f"step {step}: {news.error.message}" + (f"; {news.error.hint}" if news.error.hint else "")
@@ -131,6 +118,20 @@ class SecondStore:
         self._write(msgspec.structs.replace(self._state, trouble=trouble))
         then = "given up" if news.is_given_up else "tried again"
         self._tell("DrainFailed", f"checkpoint of step {step} is not drained, {then}: {news.error.message}", True)
+
+    def _heard_drained(self, step: Step, drained: Drained) -> None:
+        url, num_bytes, seconds = self._settings.target, drained.num_bytes, drained.seconds
+        was_untidy = bool(drained.untidy) and drained.untidy == self._state.trouble
+        at_us = self._clock.now_us()
+        self._write(
+            DrainState(url=url, step=step, at_us=at_us, num_bytes=num_bytes, seconds=seconds, trouble=drained.untidy)
+        )
+        mib = num_bytes / (1 << 20)
+        rate = f"{mib / seconds:.1f} MiB/s" if seconds else "at once"
+        message = f"checkpoint of step {step} drained to {url}"
+        self._tell("Drained", f"{message}: {mib:.1f} MiB in {seconds:.1f} s, {rate}", False)
+        if drained.untidy and not was_untidy:
+            self._tell("DrainFailed", f"what retention gives up in {url} stays there: {drained.untidy}", True)
 
     def _tell_fetched(self, found: Fetched) -> None:
         for error in found.damaged:
