@@ -78,6 +78,11 @@ class Gang:
             rank.stdin.close()
         _wait(self._ranks)
 
+    def kill(self) -> None:
+        """Whoever is left: an order that ran past its limit ends the benchmark and not the ranks."""
+        for rank in self._ranks:
+            rank.kill()
+
     def _answers(self) -> list[dict[str, Any]]:
         answers = []
         for rank in self._ranks:
@@ -118,6 +123,7 @@ def _measured(case: scene.Case, num_layers: int, folder: Path, num_rounds: int) 
     _wait(_start("save", case.axis, case.saved_ranks, num_layers, folder))
     with ExitStack() as stack:
         gang = Gang(case, num_layers, folder)
+        stack.callback(gang.kill)
         stack.callback(gang.close)
         held_bytes = sum(one["held"] for one in gang.started)
 

@@ -1,15 +1,16 @@
 """Plays histories of `crash_script` on a directory in a process that is killed by a real SIGKILL, again and again.
 
-    python killed_histories.py FOLDER SEED NUM_KILLS
+    python killed_histories.py FOLDER SEED NUM_STRUCK
 
 A program of its own, because it forks: each player is a child of a process with one thread. A player tells in a file,
 before each call that writes, what it has been promised so far; whoever comes after the kill holds the store to the last
-whole line, cleans up, and hands the same store to the next player. Prints how many kills struck in the middle of
-a move. Ends with a trace when a promise was broken.
+whole line, cleans up, and hands the same store to the next player. Goes on until NUM_STRUCK kills have struck in the
+middle of a move, and prints that number. Ends with a trace when a promise was broken.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from checkpoint.crash_script import Book, Write, play, recover
 
 MAX_MOVES = 1000
 """More than a player can make before it is killed."""
+MAX_KILLS_PER_STRIKE = 4
 LONGEST_S = 0.25
 """Of a player's life. A move takes some 10 ms, so that every kind of it is hit."""
 
@@ -61,13 +63,18 @@ def _write(step: int, write_id: str) -> Write:
     return Step(step), WriteId(write_id)
 
 
-def main(folder: Path, seed: int, num_kills: int) -> None:
+def main(folder: Path, seed: int, wanted: int) -> None:
     rng = random.Random(seed)
     book, num_struck = Book(), 0
-    for kill in range(num_kills):
+    for kill in itertools.count():
+        if num_struck == wanted:
+            break
+        if kill == MAX_KILLS_PER_STRIKE * wanted:
+            sys.exit(f"of {kill} kills {num_struck} struck, expected {wanted}")
         lines = folder / f"book-{kill}"
         lines.write_bytes(told(book))
-        _kill_a_player(folder / "store", lines, seed=seed * num_kills + kill, after_s=rng.uniform(0, LONGEST_S))
+        of_player = seed * MAX_KILLS_PER_STRIKE * wanted + kill
+        _kill_a_player(folder / "store", lines, seed=of_player, after_s=rng.uniform(0, LONGEST_S))
         num_struck += lines.read_bytes().count(b"\n") > 1
         book = heard(lines.read_bytes())
         _in_a_child(partial(_clean_up, folder / "store", lines, book))

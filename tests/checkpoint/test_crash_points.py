@@ -71,29 +71,28 @@ def test_ten_thousand_crashes_keep_what_was_promised() -> None:
 
 
 def test_real_kills_of_a_process_keep_what_was_promised(tmp_path: Path) -> None:
-    assert kill_players(tmp_path, seed=1, num_kills=12) >= 6
+    kill_players(tmp_path, seed=1, num_struck=8)
 
 
 @pytest.mark.longer
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(10))
 def test_five_hundred_real_kills_keep_what_was_promised(tmp_path: Path, seed: int) -> None:
-    assert kill_players(tmp_path, seed=100 + seed, num_kills=50) >= 40
+    kill_players(tmp_path, seed=100 + seed, num_struck=50)
 
 
-def kill_players(folder: Path, *, seed: int, num_kills: int) -> int:
-    """How many kills struck after the first write of the killed process, and before its end."""
+def kill_players(folder: Path, *, seed: int, num_struck: int) -> None:
+    """So many kills strike after the first write of the killed process, and before its end."""
     command = [
         sys.executable,
         str(TESTS / "checkpoint" / "killed_histories.py"),
         str(folder),
         str(seed),
-        str(num_kills),
+        str(num_struck),
     ]
     path = os.pathsep.join([str(TESTS), *sys.path])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    assert (done.returncode, done.stdout) == (0, f"{num_struck}\n"), done.stderr
 
 
 DEATHS = st.none() | st.builds(Die, write=st.integers(0, 25), when=st.sampled_from(When))
