@@ -130,6 +130,20 @@ def test_float8_matrices_have_a_scale_for_each_block_and_vectors_stay_bfloat16()
     assert "scale/l0.norm" not in arrays
 
 
+def test_each_rank_has_its_share_of_fused_queries_keys_and_values() -> None:
+    fused = decode_inventory(
+        b'{"format": 1, "experts": 0, "tensors": [{"name": "qkv", "shape": [48, 8], "shard": "tp0_packed4:1:1"}]}',
+        source="toy",
+    )
+    layout = model_layout(fused, Recipe(weights="float8_e4m3fn", scale_block=4), Mesh(tp=2, dp=3, edp=6))
+    prove_coverage(layout)
+    arrays = by_name(layout)
+    assert arrays["model/qkv"].packed == (0, (32, 8, 8))
+    assert arrays["scale/qkv"].packed == (0, (8, 2, 2))
+    held = [piece.box[0] for piece in plan_rank(layout, Rank(1)).pieces if piece.name == "model/qkv"]
+    assert held == [(16, 32), (36, 40), (44, 48)]
+
+
 def test_a_vocabulary_is_shared_with_its_padding_and_its_scales_are_whole_where_that_moves_shares() -> None:
     """100 rows: 50 for each of two ranks, or 64 and 36 where each has a multiple of 64."""
     vocabularies = {

@@ -59,7 +59,7 @@ def test_a_module_without_memory_becomes_a_file_of_some_lines_that_can_be_planne
     assert (inventory.num_layers, inventory.num_experts) == (6, 4)
     tensors = {tensor.name: tensor for tensor in inventory.tensors}
     assert sorted(name for name in tensors if "experts" in name) == [f"h.{number}.experts" for number in (1, 3, 5)]
-    assert tensors["h.3.experts"].cuts == (Cut(dim=0, axis="ep"), Cut(dim=2, axis="etp", num_packed=2))
+    assert tensors["h.3.experts"].cuts == (Cut(dim=0, axis="ep"), Cut(dim=2, axis="etp", packed=(1, 1)))
     assert (tensors["head.weight"].stage, tensors["embed.weight"].stage) == ("last", "first")
     mesh = Mesh(tp=2, dp=2, pp=3, ep=2, etp=2, edp=1)
     prove_coverage(model_layout(inventory, Recipe(), mesh))

@@ -80,6 +80,16 @@ def test_an_axis_need_not_divide_a_dim_that_programs_pad() -> None:
     assert [axis for axis, _ in misfits(plain, Mesh(tp=8, edp=8))] == ["tp"]
 
 
+def test_fused_queries_keys_and_values_are_parts_of_their_own_sizes() -> None:
+    entry = TensorEntry(name="qkv", shape=[6144, 4], shard="tp0_packed4:1:1")
+    inventory = inventory_of([entry], num_experts=0, source="toy")
+    assert inventory.tensors[0].cuts[0].part_sizes(6144) == (4096, 1024, 1024)
+    assert list(misfits(inventory, Mesh(tp=8, edp=8))) == []
+    assert [reason for _, reason in misfits(inventory, Mesh(tp=3, edp=3))] == [
+        "expected a divisor of 1024 (dim 0 of qkv), got 3"
+    ]
+
+
 def test_pipeline_stages_hold_every_tensor_once() -> None:
     mesh, inventory = Mesh(pp=8), named_inventory("behemoth-ref")
     held = [rank_bytes(inventory, mesh, Rank(rank)).weights_bytes for rank in range(8)]
@@ -131,6 +141,8 @@ def test_an_own_inventory_spreads_its_layers() -> None:
         _file(tensors=[{"name": "a", "shape": [8], "shard": "tp1"}]),
         _file(tensors=[{"name": "a", "shape": [7], "shard": "tp0_packed2"}]),
         _file(tensors=[{"name": "a", "shape": [8], "shard": "tp0_packed2_padded"}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "tp0_packed4:1:1"}]),
+        _file(tensors=[{"name": "a", "shape": [8], "shard": "tp0_packed4:0"}]),
         _file(tensors=[{"name": "a", "shape": [8], "shard": "tp0_padded0"}]),
         _file(tensors=[{"name": "a", "shape": [8], "shard": "dp0"}]),
         _file(tensors=[{"name": "a", "shape": [0], "shard": "rep"}]),

@@ -115,7 +115,7 @@ def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: tuple[int, ...]) -> A
         for cut in tensor.cuts
         if cut.dim < first_scaled
         or (
-            tensor.shape[cut.dim] % (cut.num_packed * mesh.size(cut.axis) * block[cut.dim]) == 0
+            all(part % (mesh.size(cut.axis) * block[cut.dim]) == 0 for part in cut.part_sizes(tensor.shape[cut.dim]))
             and _padded(tensor, mesh) is None
         )
     )
@@ -134,8 +134,8 @@ def _dims(cuts: tuple[Cut, ...]) -> tuple[tuple[int, Axis], ...]:
 
 
 def _packed(cuts: tuple[Cut, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
-    cut = next((cut for cut in cuts if cut.num_packed > 1), None)
-    return None if cut is None else (cut.dim, (shape[cut.dim] // cut.num_packed,) * cut.num_packed)
+    cut = next((cut for cut in cuts if len(cut.packed) > 1), None)
+    return None if cut is None else (cut.dim, cut.part_sizes(shape[cut.dim]))
 
 
 def _padded(tensor: Tensor, mesh: Mesh) -> tuple[int, int] | None:

@@ -32,6 +32,11 @@ _ITEM_BYTES = {"none": 0, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m
 _WORKING_BYTES = 2
 """Of bfloat16 weights, which a program computes with where the recipe saves none."""
 
+_RULE = re.compile(
+    r"(tp|etp|ep)([0-7])(?:_packed([1-9]\d?|[1-9]\d{0,5}(?::[1-9]\d{0,5}){1,7})|(_padded)([1-9]\d{0,5})?)?", re.A
+)
+"""Of one dim: axis, dim, parts, whether it is padded and to what."""
+
 Stage = Literal["first", "last", "layer"]
 Form = TypeVar("Form")
 
@@ -68,15 +73,20 @@ Model: TypeAlias = NamedModel | ModelFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """`dim` is split evenly over `axis`, each of its `num_packed` parts (gate|up, ...) by itself.
+    """`dim` is split evenly over `axis`, each of its parts (gate|up, q|k|v) by itself. `packed` has their sizes,
+    relative to each other: (1, 1) for two halves, (4, 1, 1) for the fused q, k and v of four heads for each key.
 
     With `padded_to` the axis need not divide it: programs pad it to a multiple of so many rows for each rank
     (Megatron's `make_vocab_size_divisible_by`)."""
 
     dim: int
     axis: Axis
-    num_packed: int = 1
+    packed: tuple[int, ...] = (1,)
     padded_to: int | None = None
+
+    def part_sizes(self, size: int) -> tuple[int, ...]:
+        """Of the parts of a dim of `size`, which the sum of `packed` divides."""
+        return tuple(size // sum(self.packed) * part for part in self.packed)
 
     def rows_of_rank(self, size: int, num_ranks: int) -> int:
         """Of a dim of `size`, at most; what a program pads is no row of any rank."""
@@ -195,7 +205,7 @@ def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
         uneven = next((tensor for tensor in inventory.tensors if not _is_even(tensor, mesh, axis)), None)
         if uneven is not None:
             cut = next(cut for cut in uneven.cuts if cut.axis == axis and cut.padded_to is None)
-            rows = uneven.shape[cut.dim] // cut.num_packed
+            rows = math.gcd(*cut.part_sizes(uneven.shape[cut.dim]))
             yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
 
 
@@ -263,22 +273,32 @@ def _tensors(entry: TensorEntry, source: str) -> Iterator[Tensor]:
 
 def _cuts(entry: TensorEntry, source: str) -> tuple[Cut, ...]:
     """`rep` is whole on every rank; `ep0,etp2_packed2` cuts dim 0 over ep, and both halves of dim 2 over etp;
-    `tp0_padded128` cuts a dim that programs pad to 128 rows for each rank, `tp0_padded` one that need not divide."""
+    `tp0_packed4:1:1` cuts three parts of which the first is four times as large (fused q, k and v); `tp0_padded128`
+    cuts a dim that programs pad to 128 rows for each rank, `tp0_padded` one that need not divide."""
     if entry.shard == "rep":
         return ()
     return tuple(_cut(rule, entry, source) for rule in entry.shard.split(","))
 
 
 def _cut(rule: str, entry: TensorEntry, source: str) -> Cut:
-    match = re.fullmatch(r"(tp|etp|ep)([0-7])(?:_packed([1-9][0-9]?)|(_padded)([1-9][0-9]{0,5})?)?", rule)
+    match = _RULE.fullmatch(rule)
     axes: dict[str, Axis] = {"tp": "tp", "etp": "etp", "ep": "ep"}
-    if match is None or int(match[2]) >= len(entry.shape) or entry.shape[int(match[2])] % int(match[3] or 1):
-        expected = "expected a shard rule such as rep, tp0, tp0_padded128 or ep0,etp2_packed2 that fits the shape"
+    packed = _packed(match[3]) if match is not None and match[3] else (1,)
+    if match is None or int(match[2]) >= len(entry.shape) or entry.shape[int(match[2])] % sum(packed):
+        expected = (
+            "expected a shard rule such as rep, tp0_padded128, tp0_packed4:1:1 or ep0,etp2_packed2 that fits the shape"
+        )
         raise Invalid(f"{source}: {entry.name}: {expected} {entry.shape}, got {entry.shard!r}", code="inventory-format")
     padded_to = int(match[5] or 1) if match[4] else None
-    return Cut(dim=int(match[2]), axis=axes[match[1]], num_packed=int(match[3] or 1), padded_to=padded_to)
+    return Cut(dim=int(match[2]), axis=axes[match[1]], packed=packed, padded_to=padded_to)
+
+
+def _packed(parts: str) -> tuple[int, ...]:
+    """`2` is two parts of one size, `4:1:1` gives the sizes relative to each other."""
+    sizes = tuple(int(part) for part in parts.split(":"))
+    return sizes if len(sizes) > 1 else (1,) * sizes[0]
 
 
 def _is_even(tensor: Tensor, mesh: Mesh, axis: Axis) -> bool:
     cuts = (cut for cut in tensor.cuts if cut.axis == axis and cut.padded_to is None)
-    return all(tensor.shape[cut.dim] % (cut.num_packed * mesh.size(axis)) == 0 for cut in cuts)
+    return all(part % mesh.size(axis) == 0 for cut in cuts for part in cut.part_sizes(tensor.shape[cut.dim]))
