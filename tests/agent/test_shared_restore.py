@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from agent.stage import setup_for, stage
-from agent.test_peer_copies import MIB, NODES, all_restored, replace, restored
+from agent.test_peer_copies import MIB, NODES, all_restored, restored
 from behemoth.checkpoint.paths import commit_key, rejected_key
 from behemoth.storage.open import open_store
 
@@ -29,7 +29,7 @@ def test_a_gang_without_memory_reads_each_byte_of_the_store_once(tmp_path: Path,
             here.start_gang(1)
             await all_restored(here, 1)
             saved = await here.save(30, "a1-1", 1)
-            await replace(here, *range(NODES))
+            await here.replace_agents(*range(NODES))
             sources = await restored(here, 2, saved)
             assert (sources.memory, sources.peer, sources.missed) == (0, 0, "")
             # A directory reads for each rank by itself unless it is told otherwise: here four times a chunk of 8 MiB.
@@ -48,7 +48,7 @@ def test_a_node_restores_the_commit_that_it_was_told_by_name_and_looks_at_no_oth
             here.start_gang(1)
             await all_restored(here, 1)
             saved = await here.save(30, "a1-1", 1)
-            await replace(here, *range(NODES))
+            await here.replace_agents(*range(NODES))
             with closing(open_store(setup.store_url)) as store:
                 sizes = {info.key: info.size_bytes for info in store.list("commits")}
                 store.create(rejected_key(saved.step, saved.write_id), b"")
