@@ -19,6 +19,8 @@ TRAINING_MESHES = {
     "EP 16 -> 8": Mesh(tp=8, dp=500, pp=8, ep=8, etp=2, edp=250),
     "ETP 2 -> 4, EP 16 -> 8": Mesh(tp=8, dp=500, pp=8, ep=8, etp=4, edp=125),
     "ETP 2 -> 1": Mesh(tp=8, dp=500, pp=8, ep=16, etp=1, edp=250),
+    "CP 1 -> 2": Mesh(tp=8, cp=2, dp=250, pp=8, ep=16, etp=2, edp=125),
+    "DP 500 -> 250, EP 16 -> 8": Mesh(tp=8, dp=250, pp=8, ep=8, etp=2, edp=125),
     "DP 500 -> 1000": Mesh(tp=8, dp=1000, pp=8, ep=16, etp=2, edp=250),
     "DP 500 -> 480 (30,720 ranks)": Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120),
 }

@@ -230,6 +230,19 @@ def test_a_shape_is_integers(shape: Any) -> None:
         State().array("w", np.ones(4), shape=shape)
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"packed": {0: (1.5, 2.5)}}, r"packed parts of dim 0 of integers, got \(1.5, 2.5\)"),
+        ({"padded": {0: 4.2}}, r"a padded size of dim 0 of integers, got \[4.2\]"),
+        ({"flat_bucket": (0, 8.9)}, r"begin and size of a bucket of integers, got \(0, 8.9\)"),
+    ],
+)
+def test_no_other_number_of_a_declaration_is_cut_to_an_integer(told: Any, expected: str) -> None:
+    with pytest.raises(Invalid, match=f"array 'w': expected {expected}"):
+        State().array("w", np.ones(4), shape=(4,), dims={0: "tp"}, **told)
+
+
 def test_masked_and_read_only_arrays_are_refused() -> None:
     with pytest.raises(Invalid, match="expected an array without a mask"):
         State().array("w", np.ma.masked_array([1.0, 2.0], mask=[False, True]), shape=(2,))

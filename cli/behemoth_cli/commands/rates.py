@@ -16,7 +16,9 @@ def rate_of(text: str) -> int:
     """Bytes a second, from `--rate`."""
     bytes_per_s = parse_size(text, name="option --rate")
     if bytes_per_s < 1:
-        raise Invalid(f"option --rate: expected at least 1B, got {text!r}", code="out-of-range")
+        raise Invalid(
+            f"option --rate: expected at least 1B, got {text!r}", hint="for example 200MiB", code="out-of-range"
+        )
     return bytes_per_s
 
 

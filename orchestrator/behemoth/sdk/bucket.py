@@ -18,8 +18,9 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import local_shape, share_of
 from behemoth.checkpoint.layout import ArraySpec, SplitAxis, axis_size
 from behemoth.sdk.arrays import is_tensor
+from behemoth.sdk.declared import packed_of, padded_of
 from behemoth.sdk.place import RankMesh
-from behemoth.sdk.state import State, packed_of, padded_of
+from behemoth.sdk.state import State
 from behemoth.spec.mesh import Axis
 
 

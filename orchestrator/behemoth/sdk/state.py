@@ -7,7 +7,6 @@ a State, and `behemoth.checkpoint.layout`, which holds the rules of sharing.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from behemoth.checkpoint.records import (
     run_record_spec,
 )
 from behemoth.sdk.arrays import Bytes, HostArray
+from behemoth.sdk.declared import bucket_of, packed_of, padded_of, shape_of
 from behemoth.spec.mesh import Axis, Mesh
 
 RECORD_BYTES = 32 << 10
@@ -115,13 +115,13 @@ class State:
             )
         declared = _Array(
             host=host,
-            shape=_shape_of(name, shape),
+            shape=shape_of(name, shape),
             dims=tuple(sorted((dims or {}).items())),
             packed=packed_of(name, packed),
             padded=padded_of(name, padded),
             flat_over=flat_over,
             flat_rows=flat_rows,
-            flat_bucket=None if flat_bucket is None else (int(flat_bucket[0]), int(flat_bucket[1])),
+            flat_bucket=None if flat_bucket is None else bucket_of(name, flat_bucket),
             stage=stage,
             dtype=dtype or (host.dtype if host is not None else ""),
             is_mutable_in_forward=mutable_in_forward,
@@ -239,26 +239,6 @@ class BoundState:
                 _check_local(piece, array)
 
 
-def packed_of(name: str, packed: Mapping[int, Sequence[int]] | None) -> tuple[int, tuple[int, ...]] | None:
-    """The packed dim and its parts, as a layout has them. Raises Invalid for more than one."""
-    if not packed:
-        return None
-    if len(packed) > 1:
-        raise Invalid(f"array {name!r}: expected one packed dim, got {sorted(packed)}", code="array-packed")
-    ((dim, sizes),) = packed.items()
-    return dim, tuple(int(size) for size in sizes)
-
-
-def padded_of(name: str, padded: Mapping[int, int] | None) -> tuple[int, int] | None:
-    """The padded dim and its size, as a layout has them. Raises Invalid for more than one."""
-    if not padded:
-        return None
-    if len(padded) > 1:
-        raise Invalid(f"array {name!r}: expected one padded dim, got {sorted(padded)}", code="array-padded")
-    ((dim, size),) = padded.items()
-    return dim, int(size)
-
-
 def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
     specs = [
         ArraySpec(
@@ -280,13 +260,6 @@ def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
         size = record.memory.nbytes
         specs.append(rank_records_spec(mesh.num_ranks, size) if name == RANKS_ARRAY else run_record_spec(size))
     return specs
-
-
-def _shape_of(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    try:
-        return tuple(operator.index(size) for size in shape)
-    except TypeError as error:
-        raise Invalid(f"array {name!r}: expected a shape of integers, got {shape!r}", code="array-shape") from error
 
 
 def _check_dtype(name: str, array: _Array) -> None:

@@ -71,7 +71,7 @@ def check_free(store: ObjectStore, step: Step, *, own: str = "") -> CommitRef | 
         return standing
     raise Conflict(
         f"target store: expected no checkpoint of step {step}, got one",
-        hint="name another store, or another step where it may have any",
+        hint="name another store; an import may have another step",
         code="import-taken",
     )
 
