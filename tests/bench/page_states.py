@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
+from behemoth.checkpoint.address import address_of
 
 
 def each_file(folder: Path, work: Callable[[int], None]) -> None:
@@ -49,7 +49,7 @@ def put_together() -> None:
 
 def large_share(view: memoryview) -> float:
     """How much of the mapping in which `view` begins is mapped in large pages, from 0 to 1."""
-    address = int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
+    address = address_of(view)
     is_wanted, kib = False, {"Size": 0, "AnonHugePages": 0, "ShmemPmdMapped": 0}
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, *rest = line.split()

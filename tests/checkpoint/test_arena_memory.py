@@ -14,6 +14,7 @@ import pytest
 
 from behemoth.base.errors import Unavailable
 from behemoth.checkpoint import arena_memory
+from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.arena_memory import LARGE_BYTES, enter, map_shared, take
 
 NAME = "test-arena-memory"
@@ -26,10 +27,6 @@ def fd() -> Iterator[int]:
     os.ftruncate(descriptor, SIZE_BYTES)
     yield descriptor
     os.close(descriptor)
-
-
-def address(view: memoryview) -> int:
-    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
 
 
 def resident_bytes() -> list[int]:
@@ -46,7 +43,7 @@ def resident_bytes() -> list[int]:
 
 def test_a_mapping_begins_where_a_large_page_may(fd: int) -> None:
     views = [map_shared(fd, SIZE_BYTES) for _ in range(3)]
-    assert [address(view) % LARGE_BYTES for view in views] == [0, 0, 0]
+    assert [address_of(view) % LARGE_BYTES for view in views] == [0, 0, 0]
     assert [view.nbytes for view in views] == [SIZE_BYTES] * 3
 
 

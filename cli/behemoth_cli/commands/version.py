@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from behemoth.base.release import installed
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.out.table import Page, Section
@@ -23,8 +23,8 @@ def version(ctx: typer.Context, output: Annotated[str, output_option("json", "ya
     """Versions of behemoth and of what it stands on."""
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    found = {name: _version(name) for name in _BESIDE}
-    body = {"behemoth": _version("behemoth"), "python": platform.python_version(), "packages": found}
+    found = {name: installed(name) for name in _BESIDE}
+    body = {"behemoth": installed("behemoth"), "python": platform.python_version(), "packages": found}
     pairs = [("python", platform.python_version()), *((name, text or "not installed") for name, text in found.items())]
     page = Page(
         kind="Version",
@@ -32,10 +32,3 @@ def version(ctx: typer.Context, output: Annotated[str, output_option("json", "ya
         body=body,
     )
     context.console.show(page, form)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

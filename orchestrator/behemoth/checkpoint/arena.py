@@ -61,7 +61,7 @@ class Arena:
     def format(fd: int, plan: RankPlan) -> Arena:
         """Size the memfd, write both empty generations and fault every page in, once, so that no save pays for it.
 
-        Blocks about 1 s per GiB. What the memory held before is lost. Raises Unavailable when memory is short.
+        Blocks as `arena_memory.take`. What the memory held before is lost. Raises Unavailable when memory is short.
         """
         size_bytes = Arena.size_bytes(plan)
         os.ftruncate(fd, 0)
@@ -89,8 +89,8 @@ class Arena:
 
     @staticmethod
     def open(fd: int) -> Arena:
-        """Map an arena that another process formatted. Blocks about 0.1 s per GiB. Raises Corrupt when it is none. The
-        descriptor may be closed afterwards."""
+        """Map an arena that another process formatted. Blocks as `arena_memory.enter`. Raises Corrupt when it is none.
+        The descriptor may be closed afterwards."""
         size_bytes = os.fstat(fd).st_size
         if size_bytes < PAGE_BYTES:
             raise Corrupt(f"arena: expected at least {PAGE_BYTES} bytes, got {size_bytes}", code="arena-header")

@@ -19,6 +19,7 @@ import weakref
 import numpy as np
 
 from behemoth.base.errors import Unavailable
+from behemoth.checkpoint.address import address_of
 
 LARGE_BYTES = 2 << 20
 """A large page of x86, and of ARM with small pages of 4 KiB. Where they are larger nothing is collapsed."""
@@ -67,7 +68,7 @@ def take(view: memoryview) -> None:
 
     Blocks 0.1 to 2.5 s per GiB, as the machine has memory at hand. Raises Unavailable when memory is short.
     """
-    begin = _address(view)
+    begin = address_of(view)
     at, end = begin, begin + view.nbytes // LARGE_BYTES * LARGE_BYTES
     while at < end:
         num_bytes = min(_ASKED_BYTES, end - at)
@@ -97,7 +98,7 @@ def _mapped(address: int | None, num_bytes: int, access: int, flags: int, fd: in
 
 
 def _populate(view: memoryview, advice: int) -> None:
-    if _MADVISE(_address(view), view.nbytes, advice) == 0:
+    if _MADVISE(address_of(view), view.nbytes, advice) == 0:
         return
     error = ctypes.get_errno()
     if error != errno.EINVAL:
@@ -108,7 +109,3 @@ def _populate(view: memoryview, advice: int) -> None:
         )
     # An older kernel: reading maps the pages, and the first copy pays for the rest.
     np.frombuffer(view, dtype=np.uint8)[:: mmap.PAGESIZE].max()
-
-
-def _address(view: memoryview) -> int:
-    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
+from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
@@ -121,8 +122,7 @@ class _Shard:
 
     def _read_direct(self, start: int, payload: memoryview, page: memoryview) -> int:
         """Bytes that are in place: 0 where chunk or memory lie askew, or the file system wants something else."""
-        address = np.frombuffer(payload, np.uint8).ctypes.data
-        if self._direct is None or any(one % PAGE_BYTES for one in (start, payload.nbytes, address)):
+        if self._direct is None or any(one % PAGE_BYTES for one in (start, payload.nbytes, address_of(payload))):
             return 0
         try:
             return os.preadv(self._direct, [payload, page], start)

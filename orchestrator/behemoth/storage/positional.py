@@ -11,10 +11,10 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.passing import buffers_of
 from behemoth.ports import Into, Part
 
@@ -127,7 +127,7 @@ def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
 
 def page_bytes(offset_bytes: int, into: memoryview) -> int:
     """How many bytes at the front of `into` could be read with O_DIRECT; 0 when file offset or memory lie askew."""
-    if into.nbytes < PAGE_BYTES or offset_bytes % PAGE_BYTES or _address(into) % PAGE_BYTES:
+    if into.nbytes < PAGE_BYTES or offset_bytes % PAGE_BYTES or address_of(into) % PAGE_BYTES:
         return 0
     return into.nbytes // PAGE_BYTES * PAGE_BYTES
 
@@ -169,7 +169,7 @@ def _page_aligned(views: Sequence[memoryview], bounce: memoryview) -> Iterator[l
     for view in views:
         left = view
         while left.nbytes:
-            if filled % PAGE_BYTES == 0 and left.nbytes >= PAGE_BYTES and _address(left) % PAGE_BYTES == 0:
+            if filled % PAGE_BYTES == 0 and left.nbytes >= PAGE_BYTES and address_of(left) % PAGE_BYTES == 0:
                 taken = left.nbytes // PAGE_BYTES * PAGE_BYTES
                 batch += [part for part in (bounce[kept:filled], left[:taken]) if part.nbytes]
                 kept = filled
@@ -183,7 +183,3 @@ def _page_aligned(views: Sequence[memoryview], bounce: memoryview) -> Iterator[l
                 batch, kept, filled = [], 0, 0
     if batch or filled > kept:
         yield [*batch, bounce[kept:filled]] if kept < filled else batch
-
-
-def _address(view: memoryview) -> int:
-    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)

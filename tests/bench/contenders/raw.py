@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from behemoth.checkpoint.address import address_of
+
 BLOCK_BYTES = 8 << 20
 
 
@@ -80,10 +82,9 @@ class Raw:
     def _staged(self, block: memoryview) -> memoryview:
         if self._staging is None:
             return block
-        source = np.frombuffer(block, np.uint8)
-        at = source.ctypes.data - np.frombuffer(self._memory, np.uint8).ctypes.data
+        at = address_of(block) - address_of(self._memory)
         staged = self._staging[at : at + block.nbytes]
-        np.copyto(np.frombuffer(staged, np.uint8), source)
+        np.copyto(np.frombuffer(staged, np.uint8), np.frombuffer(block, np.uint8))
         return staged
 
 

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -22,6 +21,7 @@ import msgspec
 from behemoth.app.journal_file import JournalFile
 from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import BehemothError, Conflict, Denied
+from behemoth.base.release import installed
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.ports import Batch
 
@@ -230,7 +230,4 @@ def _decoded(line: bytes, kind: type[_Entry]) -> _Entry | None:
 
 def _release() -> str:
     """Empty where nobody has installed it."""
-    try:
-        return metadata.version("behemoth")
-    except metadata.PackageNotFoundError:
-        return ""
+    return installed("behemoth") or ""

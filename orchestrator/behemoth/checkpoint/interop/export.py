@@ -20,7 +20,6 @@ from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.checkpoint.threads import each_result
-from behemoth.checkpoint.writer import seal_all
 from behemoth.ports import MovesObjects, ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 
 INDEX = "model.safetensors.index.json"
@@ -182,7 +181,7 @@ def _write_tiles(store: WritesRanges, key: str, file: FilePlan) -> Iterator[int]
         parts = [Part(offset_bytes=begin, buffers=[piece]) for begin, piece in zip(begins, pieces, strict=True)]
         store.write_parts(key, size_bytes=file.size_bytes, parts=parts)
         yield data.nbytes
-    seal_all(store, [key])
+    store.seal([key])
 
 
 def _buffers(part: FilePart) -> list[Buffer]:
