@@ -15,6 +15,7 @@ from behemoth.base.errors import Conflict
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint import staging
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.following import FIRST_POLL_S, LONGEST_POLL_S, Follower
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
@@ -157,3 +158,18 @@ def test_memory_that_is_given_to_another_save_gives_no_receipt(arena: Arena, wri
     with pytest.raises(Conflict, match="its snapshot was replaced"):
         writing.result(LIMIT_S)
     assert not arena.snapshot(0).is_verified
+
+
+def test_who_waits_long_looks_ever_less_often(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    stager = stager_of(arena)
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 100:
+            stager.copy()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    Follower(arena, 0, stager.sequence, cancelled=lambda: False).until(1)
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (FIRST_POLL_S, LONGEST_POLL_S)

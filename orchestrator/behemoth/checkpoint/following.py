@@ -15,8 +15,9 @@ from behemoth.base.errors import Conflict
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 
-POLL_S = 0.0005
-"""A block of 32 MiB takes two to four times as long to copy."""
+FIRST_POLL_S, LONGEST_POLL_S = 0.0005, 0.02
+"""A block of 32 MiB takes two to four times as long to copy as the first. A program that holds its copy open for a step
+is looked at ever less often: the processors are its own."""
 
 
 class Follower:
@@ -37,8 +38,9 @@ class Follower:
 
         Raises Conflict when cancelled, or when another filling has begun.
         """
+        pause = _Pause(self._arena, self._cancelled)
         while (filled := self._arena.filled_bytes(self._generation, self._sequence)) < num_bytes:
-            _pause(self._arena, self._cancelled)
+            pause.take()
         return filled
 
     def is_whole(self) -> bool:
@@ -47,12 +49,25 @@ class Follower:
 
     def whole(self) -> Snapshot:
         """Blocks until the generation is sealed. Raises Conflict as `until` does."""
+        pause = _Pause(self._arena, self._cancelled)
         while (snapshot := self._arena.sealed(self._generation, self._sequence)) is None:
-            _pause(self._arena, self._cancelled)
+            pause.take()
         return snapshot
 
 
-def _pause(arena: Arena, cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Conflict(f"arena of rank {arena.rank}: cancelled while it was being filled", code="save-cancelled")
-    time.sleep(POLL_S)
+class _Pause:
+    """The pauses of one wait, each a quarter of what it has lasted."""
+
+    def __init__(self, arena: Arena, cancelled: Callable[[], bool]) -> None:
+        self._arena = arena
+        self._cancelled = cancelled
+        self._waited_s = 0.0
+
+    def take(self) -> None:
+        if self._cancelled():
+            raise Conflict(
+                f"arena of rank {self._arena.rank}: cancelled while it was being filled", code="save-cancelled"
+            )
+        pause_s = min(max(FIRST_POLL_S, self._waited_s / 4), LONGEST_POLL_S)
+        self._waited_s += pause_s
+        time.sleep(pause_s)

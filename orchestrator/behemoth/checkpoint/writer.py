@@ -20,10 +20,11 @@ from behemoth.base.ids import Attempt, Step
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.crc import combine, crc32c, trailer
-from behemoth.checkpoint.following import POLL_S, Follower
+from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.more_writers import MoreWriters
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
@@ -34,8 +35,8 @@ from behemoth.checkpoint.zeros import crc_of_zeros, is_zero
 from behemoth.ports import Part, WritesRanges
 
 THREADS_PER_WRITER = 5
-"""Once the snapshot is whole: while one computes a CRC or makes a file, the others' bytes are on their way, though
-threads of one disk tend to end their writes together. Before, more threads would only hold up the program's copy."""
+"""While one computes a CRC or makes a file, the others' bytes are on their way, though threads of one disk tend to end
+their writes together."""
 SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
@@ -113,19 +114,29 @@ def receipt_of(
 def _write(job: _Job, plan: RankPlan, sealing: Sealing, *, threads: int) -> list[int]:
     """The CRC of every span, all written. What is complete is sealed meanwhile."""
     turns = Turns(plan.spans)
+    more = MoreWriters()
     crcs: list[list[int]] = [[] for _ in range(turns.num_batches)]
 
     def work(thread: int) -> None:
         try:
             if thread >= threads:
-                job.until_whole(lambda: turns.is_stopped)
+                more.wait()
             while (batch := turns.take()) is not None:
+                job.until_there(batch.spans)
+                passed_s, computed_s = time.monotonic(), time.thread_time()
                 crcs[batch.number] = job.run(batch.spans)
+                more.wrote(
+                    passed_s=time.monotonic() - passed_s,
+                    computed_s=time.thread_time() - computed_s,
+                    is_whole=job.is_whole(),
+                )
                 if turns.done(batch):
                     sealing.add(job.keys(batch.array))
         except BaseException:
             turns.stop()
             raise
+        finally:
+            more.end()
 
     num_threads = threads * THREADS_PER_WRITER if threads > 1 else 1
     run_all(work, range(num_threads), threads=num_threads, name="ckpt-write")
@@ -155,11 +166,18 @@ class _Job:
         self._cancelled = cancelled
         self._written: dict[int, set[str]] = {span.array: set() for span in plan.spans}
 
-    def run(self, batch: Sequence[Span]) -> list[int]:
-        """CRCs of the batch's spans, which are all of one array; the owned ones are written."""
+    def until_there(self, batch: Sequence[Span]) -> None:
+        """Blocks until the program has copied the batch. Raises Conflict when cancelled."""
         if self._cancelled():
             raise Conflict(f"rank {self._plan.rank}: its save was cancelled", code="save-cancelled")
         self._follower.until(batch[-1].arena_offset + batch[-1].length)
+
+    def is_whole(self) -> bool:
+        """Whether the program's copy is complete."""
+        return self._follower.is_whole()
+
+    def run(self, batch: Sequence[Span]) -> list[int]:
+        """CRCs of the batch's spans, which are all of one array and in place; the owned ones are written."""
         grid = self._grids[batch[0].array]
         crcs = [crc32c(self._payload(span)) for span in batch]
         owned = [(span, crc) for span, crc in zip(batch, crcs, strict=True) if span.is_owned]
@@ -173,11 +191,6 @@ class _Job:
                 whole = Part(offset_bytes=0, buffers=[data])
                 self._store_parts(array, self._metadata_key(array), len(data), [whole])
         return crcs
-
-    def until_whole(self, is_over: Callable[[], bool]) -> None:
-        """Blocks until the program's copy is complete, unless the save ends before."""
-        while not self._follower.is_whole() and not is_over() and not self._cancelled():
-            time.sleep(POLL_S)
 
     def keys(self, array: int) -> list[str]:
         """Every object of an array that the rank wrote to. Asked once all of its batches are done."""
