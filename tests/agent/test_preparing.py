@@ -14,14 +14,17 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing, RankFiles, files_of
 from behemoth.agent.storewire import Budget, Prepare, Prepared, Source
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Rank
+from behemoth.base.ids import Rank, Slot
+from behemoth.checkpoint import gathering
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import Intake
+from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.reader import open_commit, read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
+from checkpoint.other_memory import OtherMemory, payload
 from checkpoint.saved_checkpoint import save, small_layout
 
 RANKS = 4
@@ -94,6 +97,39 @@ def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     monkeypatch.setattr(preparing, "FILES_BYTES", 0)
     next((tmp_path / record.prefix).rglob("c")).rename(tmp_path / "elsewhere")
     assert files_of(store, opened, layout, plan_rank(layout, Rank(0))) is None
+    store.close()
+
+
+@pytest.mark.parametrize("num_blocks", range(5))
+def test_what_a_holder_gave_before_it_was_lost_is_not_read_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_blocks: int
+) -> None:
+    monkeypatch.setattr(gathering, "BLOCK_BYTES", 4096)  # one array
+    arrays = tuple(ArraySpec(name=f"w{number}", dtype="uint8", shape=(3000,)) for number in range(5))
+    store, layout = LocalStore(tmp_path), Layout(mesh=Mesh(), arrays=arrays)
+    record = save(store, layout, step=3, write_id="a1-1")
+    assert record is not None
+    plan, opened = plan_rank(layout, Rank(0)), open_commit(store, record.ref)
+    data = bytearray(plan.data_bytes)
+    read_rank_into(store, opened, layout, plan, memoryview(data), threads=1)
+    holder = OtherMemory(plan, data=bytes(data), ends_after=num_blocks)
+    source = Source(step=record.step, write_id=record.write_id, held_in=None, spare=0, holders=(Slot(1),))
+    fd = os.memfd_create("lost-holder-test", os.MFD_ALLOW_SEALING)
+    memories = Memories(num_ranks=1)
+    here = Preparing(
+        memories, store=lambda: store, peer=lambda *_: holder, shared=lambda: None, threads=1, run_name="test"
+    )
+    order = Prepare(job=1, rank=Rank(0), layout=layout.encode(), is_new=True, source=source)
+    prepared = here.prepare(order, fd)
+    assert (prepared.origin, prepared.peer_bytes) == ("several" if num_blocks else "store", 3000 * num_blocks)
+    sizes = {info.key: info.size_bytes for info in store.list("")}
+    opening = sum(size for key, size in sizes.items() if key.startswith("commits/") or key.endswith("/index"))
+    assert prepared.store_bytes == opening + (5 - num_blocks) * (3000 + TRAILER_BYTES)
+    assert prepared.missed == "gone"
+    restored = memories.mapped(Rank(0), fd)
+    assert restored.snapshot(0).is_verified
+    assert [payload(restored.data(0), span) for span in plan.spans] == [payload(data, span) for span in plan.spans]
+    os.close(fd)
     store.close()
 
 

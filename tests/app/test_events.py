@@ -148,6 +148,15 @@ def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_beh
             "2 of 4 ranks from memory, 1 from a peer's memory, 1 from the store (3.0 MiB read): node c: no snapshot is "
             "there",
         ),
+        (
+            {"num_from_memory": 3, "num_from_several": 1, "store_bytes": 3 << 20, "missed": "gone"},
+            "3 of 4 ranks from memory, 1 partly from a peer's memory, partly from the store (3.0 MiB read): gone",
+        ),
+        (
+            {"num_from_peer": 1, "num_from_memory": 0, "num_from_several": 1, "store_bytes": 3 << 20},
+            "0 of 4 ranks from memory, 1 from a peer's memory, 1 partly from a peer's memory, 2 from the store "
+            "(3.0 MiB read)",
+        ),
     ],
 )
 def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str, Any], expected: str) -> None:
@@ -173,12 +182,13 @@ def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str,
         book.witness(fact, before, observation)
     assert messages[0] == f"attempt 1 stands at step 5, {expected}"
     (row,) = book.rows
-    assert (row.step, row.num_from_memory, row.num_from_peer) == (
+    assert (row.step, row.num_from_memory, row.num_from_peer, row.num_from_several) == (
         5,
         told["num_from_memory"],
         told.get("num_from_peer", 0),
+        told.get("num_from_several", 0),
     )
-    assert row.num_from_store == 4 - row.num_from_memory - row.num_from_peer
+    assert row.num_from_store == 4 - row.num_from_memory - row.num_from_peer - row.num_from_several
     assert (row.store_bytes, row.missed) == (told.get("store_bytes", 0), told.get("missed", ""))
 
 

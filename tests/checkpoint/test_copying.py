@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -12,47 +10,15 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Conflict, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.checkpoint import copying
+from behemoth.checkpoint import gathering
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.copying import copy_snapshot
-from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from checkpoint.other_memory import OtherMemory, arena_of, payload
 from checkpoint.saved_checkpoint import big_layout, small_layout
 
 OLD, NEW = WriteId("a1-1"), WriteId("a1-2")
 PLANS = [plan_rank(small_layout(), Rank(0)), plan_rank(small_layout(), Rank(1)), plan_rank(big_layout(), Rank(0))]
-
-
-class OtherMemory:
-    """A source with random bytes. `damage`: offset of a byte that is flipped on its way; `ends_after`: the number of
-    reads after which it is gone."""
-
-    def __init__(self, plan: RankPlan, *, damage: int | None = None, ends_after: int | None = None) -> None:
-        self.data = os.urandom(plan.data_bytes)
-        self._plan = plan
-        self._damage = damage
-        self._left = ends_after
-
-    def crcs(self) -> Sequence[int]:
-        spans = self._plan.spans
-        return [crc32c(self.data[one.arena_offset : one.arena_offset + one.length]) for one in spans]
-
-    def read_into(self, offset_bytes: int, into: memoryview) -> None:
-        if self._left == 0:
-            raise Unavailable("gone")
-        self._left = None if self._left is None else self._left - 1
-        into[:] = self.data[offset_bytes : offset_bytes + len(into)]
-        if self._damage is not None and offset_bytes <= self._damage < offset_bytes + len(into):
-            into[self._damage - offset_bytes] ^= 1
-
-
-@contextmanager
-def arena_of(plan: RankPlan) -> Iterator[Arena]:
-    fd = os.memfd_create("copying-test")
-    arena = Arena.format(fd, plan)
-    os.close(fd)
-    yield arena
-    arena.close()
 
 
 def held(arena: Arena) -> list[WriteId]:
@@ -73,11 +39,9 @@ def test_a_copy_is_a_verified_snapshot_of_the_same_bytes(plan: RankPlan, threads
         generation = copy(source, plan, arena, OLD, threads=threads)
         snapshot = arena.snapshot(generation)
         assert (snapshot.write_id, snapshot.step, snapshot.is_verified) == (OLD, 7, True)
-        assert arena.crcs(generation).tolist() == list(source.crcs())
+        assert arena.crcs(generation).tolist() == source.crcs()
         data = arena.data(generation)
-        for span in plan.spans:
-            part = slice(span.arena_offset, span.arena_offset + span.length)
-            assert data[part] == source.data[part]
+        assert all(payload(data, span) == payload(source.data, span) for span in plan.spans)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,7 +50,7 @@ def test_one_wrong_bit_makes_no_snapshot_and_the_older_copy_stays(plan: RankPlan
     span = plan.spans[where % len(plan.spans)]
     with arena_of(plan) as arena:
         copy(OtherMemory(plan), plan, arena, OLD)
-        damaged = OtherMemory(plan, damage=span.arena_offset + where % span.length)
+        damaged = OtherMemory(plan, damaged={span.arena_offset + where % span.length})
         with pytest.raises(Conflict, match=rf"rank {plan.rank}, write a1-2: expected CRC-32C"):
             copy(damaged, plan, arena, NEW)
         assert held(arena) == [OLD]
@@ -97,7 +61,7 @@ def test_one_wrong_bit_makes_no_snapshot_and_the_older_copy_stays(plan: RankPlan
 def test_a_source_that_vanishes_leaves_the_older_copy_and_the_next_try_succeeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(copying, "BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(gathering, "BLOCK_BYTES", 1 << 20)
     plan = PLANS[2]
     with arena_of(plan) as arena:
         copy(OtherMemory(plan), plan, arena, OLD)
@@ -109,7 +73,7 @@ def test_a_source_that_vanishes_leaves_the_older_copy_and_the_next_try_succeeds(
 
 def test_a_source_that_has_nothing_costs_no_generation() -> None:
     class Empty(OtherMemory):
-        def crcs(self) -> Sequence[int]:
+        def crcs(self) -> Sequence[int | None]:
             raise NotFound("no snapshot")
 
     plan = PLANS[0]
@@ -124,7 +88,7 @@ def test_a_source_that_has_nothing_costs_no_generation() -> None:
 def test_each_block_is_paced_with_its_size_and_a_pace_that_raises_ends_the_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(copying, "BLOCK_BYTES", 8 << 20)
+    monkeypatch.setattr(gathering, "BLOCK_BYTES", 8 << 20)
     plan, asked = PLANS[2], []
 
     def pace(num_bytes: int) -> None:

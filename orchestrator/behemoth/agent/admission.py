@@ -94,7 +94,7 @@ class Admission:
                 generation=answer.generation,
                 folder=answer.folder,
                 is_cold=answer.is_cold,
-                is_checked=answer.origin in ("peer", "store"),
+                is_checked=answer.origin in ("peer", "several", "store"),
                 threads=max(1, parts.setup.io_threads // parts.setup.ranks_per_node),
                 left_out=answer.left_out,
             )
@@ -111,6 +111,7 @@ class Admission:
             num_from_memory=sum(one.origin == "memory" for one in prepared),
             layout=self._digest,
             num_from_peer=sum(one.origin == "peer" for one in prepared),
+            num_from_several=sum(one.origin == "several" for one in prepared),
             peer_bytes=sum(one.peer_bytes for one in prepared),
             store_bytes=sum(one.store_bytes for one in prepared),
             missed=next((one.missed for one in prepared if one.missed), ""),

@@ -1,8 +1,8 @@
-"""Makes a rank's memory ready with the checkpoint that it shall get back, from the nearest place that has it.
+"""Makes a rank's memory ready with the checkpoint that it shall get back, each part from the nearest place that has it.
 
-In this order: the rank's own memory, a peer's memory, files of this machine, the store. Whatever
-goes wrong with a nearer one is a reason to look farther, never an error. Runs in the store process; the neighbour
-`storeserver` takes the orders.
+In this order: the rank's own memory, a peer's memory, files of this machine, the store. What a nearer one
+cannot give comes from the next, and what it gave stays. Runs in the store process; the neighbours are `storeserver`,
+which takes the orders, and `places`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -19,20 +20,21 @@ from behemoth.agent.budget import require_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.opened_once import OpenedAs, OpenedOnce
 from behemoth.agent.peers.shared_reads import SharedReads
+from behemoth.agent.places import Place, take_from
 from behemoth.agent.storewire import Prepare, Prepared, Source
-from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
+from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
-from behemoth.checkpoint.copying import SnapshotSource, copy_snapshot
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
+from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
 from behemoth.checkpoint.opened import Commit, open_told
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.reader import read_rank
+from behemoth.checkpoint.reader import read_rank, read_spans
 from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import KeepsFiles, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -96,43 +98,42 @@ class Preparing:
             return Prepared(job=order.job, generation=None, origin="nothing")
         if source.held_in is not None and _holds(arena, source, source.held_in):
             return Prepared(job=order.job, generation=source.held_in, origin="memory")
-        missed: list[str] = []
-        for slot in source.holders:
-            try:
-                return self._from_peer(order, plan, arena, source, slot)
-            except BehemothError as error:
-                missed.append(error.message)
-        return replace(self._from_store(order, layout, plan, arena, source), missed="; ".join(missed))
-
-    def _from_peer(self, order: Prepare, plan: RankPlan, arena: Arena, source: Source, slot: int) -> Prepared:
-        copy_snapshot(
-            self._peer(slot, plan, source.write_id, source.step),
-            plan,
-            arena,
-            source.spare,
-            write_id=source.write_id,
-            step=source.step,
-            threads=self._threads,
+        gathering = Gathering(
+            plan, arena, source.spare, write_id=source.write_id, step=source.step, threads=self._threads
         )
-        return Prepared(job=order.job, generation=source.spare, origin="peer", peer_bytes=plan.data_bytes)
+        wanted = _Wanted(order, source, layout, plan, arena, gathering)
+        taken = take_from(self._places(wanted), gathering)
+        if gathering.is_whole:
+            gathering.seal()
+            prepared = Prepared(job=order.job, generation=source.spare, origin=taken.origin)
+        else:
+            prepared = replace(self._from_store(wanted), missed="; ".join(taken.missed))
+        return replace(prepared, peer_bytes=prepared.peer_bytes + taken.received_bytes["peer"])
 
-    def _from_store(self, order: Prepare, layout: Layout, plan: RankPlan, arena: Arena, source: Source) -> Prepared:
+    def _places(self, wanted: _Wanted) -> Iterator[Place]:
+        """Before the store, the nearest first; made only when it is their turn."""
+        plan, source = wanted.plan, wanted.source
+        for slot in source.holders:
+            yield Place("peer", partial(self._peer, slot, plan, source.write_id, source.step))
+
+    def _from_store(self, wanted: _Wanted) -> Prepared:
+        """What is still missing; all where that is simpler."""
+        order, source = wanted.order, wanted.source
         shared, in_vain = self._shared(), 0
         if shared is not None:
             try:
                 commit = self._open(shared, source, is_shared=True)
                 shared.unit_of = ChunkUnits(commit).unit_of
-                intake = self._intake(order, commit, layout)
-                return self._read(shared, commit, intake, order.job, layout, plan, arena, source)
+                return self._read(wanted, shared, commit, self._intake(order, commit, wanted.layout))
             except (Corrupt, Invalid):  # as seen through peers: who judges a checkpoint has read it alone
                 _log.warning("rank %d, write %s: read again, alone", order.rank, source.write_id)
                 in_vain = shared.read_bytes
         store = self._store()
         alone = CountingStore(store)
         commit = self._open(alone, source, is_shared=False)
-        intake, files = self._intake(order, commit, layout), None
-        if intake == AS_SAVED and not source.must_read and shared is None:
-            files = files_of(store, commit, layout, plan)
+        intake, files = self._intake(order, commit, wanted.layout), None
+        if intake == AS_SAVED and not source.must_read and shared is None and not wanted.gathering.has_any:
+            files = files_of(store, commit, wanted.layout, wanted.plan)
         if files is not None:
             return Prepared(
                 job=order.job,
@@ -140,9 +141,9 @@ class Preparing:
                 origin="files",
                 folder=files.folder,
                 is_cold=files.are_cold,
-                store_bytes=alone.read_bytes + _chunk_bytes(layout, plan),
+                store_bytes=alone.read_bytes + _chunk_bytes(wanted.layout, wanted.plan),
             )
-        prepared = self._read(alone, commit, intake, order.job, layout, plan, arena, source)
+        prepared = self._read(wanted, alone, commit, intake)
         return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
 
     def _open(self, store: ObjectStore, source: Source, *, is_shared: bool) -> Commit:
@@ -150,25 +151,24 @@ class Preparing:
         ref = CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
         return self._opened.get(key, lambda: open_told(store, ref, record_bytes=source.record_bytes))
 
-    def _read(
-        self,
-        store: CountingStore | SharedReads,
-        commit: Commit,
-        intake: Intake,
-        job: int,
-        layout: Layout,
-        plan: RankPlan,
-        arena: Arena,
-        source: Source,
-    ) -> Prepared:
-        read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
-        nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
+    def _read(self, wanted: _Wanted, store: CountingStore | SharedReads, commit: Commit, intake: Intake) -> Prepared:
+        gathering, layout, source = wanted.gathering, wanted.layout, wanted.source
+        read = partial(read_spans, store, commit, threads=self._threads)
+        nothing: tuple[int, ...] = ()
+        # Memory may hold the write as it became on this mesh; then only the whole is read as the commit has it.
+        is_rest = gathering.has_any and intake == AS_SAVED and commit.layout.digest == layout.digest
+        if is_rest:
+            gathering.complete(read)
+        else:
+            plan, arena = wanted.plan, wanted.arena
+            read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
+            nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
         if nothing:  # it is not that checkpoint, which a peer might take it for
-            arena.disprove(source.spare)
+            wanted.arena.disprove(source.spare)
         return Prepared(
-            job=job,
+            job=wanted.order.job,
             generation=source.spare,
-            origin="store",
+            origin="several" if is_rest else "store",
             left_out=nothing,
             peer_bytes=store.peer_bytes if isinstance(store, SharedReads) else 0,
             store_bytes=store.read_bytes,
@@ -186,6 +186,17 @@ class Preparing:
                 commit.record.write_id,
             )
         return AS_SAVED if is_own else intake
+
+
+class _Wanted(NamedTuple):
+    """One restore of one rank. `source` is that of `order`; `gathering` fills its spare generation of `arena`."""
+
+    order: Prepare
+    source: Source
+    layout: Layout
+    plan: RankPlan
+    arena: Arena
+    gathering: Gathering
 
 
 class RankFiles(NamedTuple):

@@ -13,7 +13,8 @@ from behemoth.agent.storewire import Pull, Pulled
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.copying import BLOCK_BYTES, SnapshotSource, copy_snapshot
+from behemoth.checkpoint.copying import copy_snapshot
+from behemoth.checkpoint.gathering import BLOCK_BYTES, SnapshotSource
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 

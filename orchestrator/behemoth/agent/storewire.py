@@ -137,13 +137,14 @@ StoreOrder: TypeAlias = OpenStore | SeePeers | Share | KeepCopies | Pull | Prepa
 
 
 class Prepared(_Message, frozen=True, kw_only=True):
-    """The memory is ready; the checkpoint came from `origin` and lies in `generation`. Of origin `files` it lies in no
-    generation: the rank shall read the files below `folder` itself; `is_cold`: the page cache holds little of them.
+    """The memory is ready; the checkpoint came from `origin` and lies in `generation`. Of origin `several` parts of it
+    came from places of different kinds, such as from the store what no peer's memory had. Of origin `files` it lies in
+    no generation: the rank shall read the files below `folder` itself; `is_cold`: the page cache holds little of them.
     `left_out`: arrays, counted in the layout's order, for which the checkpoint has nothing; the generation has zeros
     there, so it is not that checkpoint."""
 
     generation: int | None
-    origin: Literal["memory", "peer", "store", "files", "nothing"]
+    origin: Literal["memory", "peer", "several", "store", "files", "nothing"]
     folder: str = ""
     is_cold: bool = False
     left_out: tuple[int, ...] = ()
@@ -151,7 +152,7 @@ class Prepared(_Message, frozen=True, kw_only=True):
     store_bytes: int = 0
     """What was read for it; of origin `files`, with what the rank is about to read."""
     missed: str = ""
-    """Why no peer had it, when some were asked."""
+    """Why the nearer places that were asked did not have it all, when something came from the store."""
 
 
 class Pulled(_Message, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from behemoth.app.restore_book import num_from_store
 from behemoth.base.ids import NodeId, Rank
 from behemoth.policy.failure import last_line
 from behemoth.reconcile.agents import FORMER_TERM_ENDED
@@ -114,12 +115,16 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
 
 def _sources(told: GangRestored, num_ranks: int) -> str:
     """Where the state of the ranks came from, the nearest place first."""
-    num_from_store = num_ranks - told.num_from_memory - told.num_from_peer
+    from_store, read = num_from_store(told, num_ranks), f"({told.store_bytes / (1 << 20):.1f} MiB read)"
     text = f", {told.num_from_memory} of {num_ranks} ranks from memory"
     if told.num_from_peer:
         text += f", {told.num_from_peer} from a peer's memory"
-    if num_from_store and (told.store_bytes or told.num_from_peer):
-        text += f", {num_from_store} from the store ({told.store_bytes / (1 << 20):.1f} MiB read)"
+    if told.num_from_several:
+        text += f", {told.num_from_several} partly from a peer's memory"
+    if from_store and (told.store_bytes or told.num_from_peer or told.num_from_several):
+        text += f", {from_store} from the store {read}"
+    elif told.num_from_several:
+        text += f", partly from the store {read}"
     return text + (f": {told.missed}" if told.missed else "")
 
 

@@ -14,13 +14,14 @@ MAX_ROWS = 1_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRow:
     """One attempt that got a checkpoint back, also as the summary has it: its ranks by the place that their state came
-    from, the bytes that were read for it, and, where copies are kept in the memory of peers, why some rank's was not
-    found there."""
+    from (`num_from_several`: parts of it from places of different kinds), the bytes that were read for it, and why
+    something came from the store, where nearer places were asked."""
 
     attempt: Attempt
     step: Step
     num_from_memory: int
     num_from_peer: int
+    num_from_several: int
     num_from_store: int
     peer_bytes: int
     store_bytes: int
@@ -44,9 +45,15 @@ class RestoreBook:
             step=evidence.step,
             num_from_memory=evidence.num_from_memory,
             num_from_peer=evidence.num_from_peer,
-            num_from_store=after.num_ranks - evidence.num_from_memory - evidence.num_from_peer,
+            num_from_several=evidence.num_from_several,
+            num_from_store=num_from_store(evidence, after.num_ranks),
             peer_bytes=evidence.peer_bytes,
             store_bytes=evidence.store_bytes,
             missed=evidence.missed,
         )
         self.rows = [*self.rows, row][-MAX_ROWS:]
+
+
+def num_from_store(told: GangRestored, num_ranks: int) -> int:
+    """Ranks whose state came from the store alone: no node counts them."""
+    return num_ranks - told.num_from_memory - told.num_from_peer - told.num_from_several

@@ -32,7 +32,7 @@ from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
-__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank", "read_rank_into"]
+__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank", "read_rank_into", "read_spans"]
 
 
 def read_rank(
@@ -73,6 +73,16 @@ def read_rank_into(
     """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least."""
     found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
     _read_plan(store, commit, layout, plan, found, data, threads=threads)
+
+
+def read_spans(
+    store: ObjectStore, commit: Commit, spans: Sequence[Span], data: memoryview, *, threads: int
+) -> list[int]:
+    """Read spans of a plan of the commit's own layout to their places in the plan's `data`, each chunk whole and
+    checked; the CRC of each. Raises Corrupt naming array, chunk and file."""
+    job = _RankRead(store, commit, data)
+    parts = run_all(job.run, batched(spans, threads=threads), threads=threads, name="ckpt-read")
+    return [crc for part in parts for crc in part]
 
 
 def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | None = None) -> npt.NDArray[np.generic]:
@@ -157,7 +167,7 @@ def _read_plan(
     """The CRC of each span, whose bytes are then in place."""
     is_as_saved = list(found) == list(range(len(layout.arrays)))
     if is_as_saved and commit.layout.digest == layout.digest:
-        return _read_spans(store, commit, plan, data, threads=threads)
+        return read_spans(store, commit, plan.spans, data, threads=threads)
     work = plan_resharding(commit.layout, layout, plan, found)
     return read_resharded(store, commit, plan, work, data, threads=threads)
 
@@ -167,13 +177,6 @@ def _position(commit: Commit, name: str) -> int:
     if position is None:
         raise NotFound(f"checkpoint of step {commit.record.step}: no array {name!r}", code="array-unknown")
     return position
-
-
-def _read_spans(store: ObjectStore, commit: Commit, plan: RankPlan, data: memoryview, *, threads: int) -> list[int]:
-    """A plan of the commit's own layout: its spans are the chunks' own ranges. The CRC of each span."""
-    job = _RankRead(store, commit, data)
-    parts = run_all(job.run, batched(plan.spans, threads=threads), threads=threads, name="ckpt-read")
-    return [crc for part in parts for crc in part]
 
 
 class _RankRead:

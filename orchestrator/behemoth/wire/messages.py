@@ -73,12 +73,14 @@ class RanksRestored(_Message, frozen=True, kw_only=True):
     num_from_memory: int
     layout: str = ""
     num_from_peer: int = 0
-    """Ranks whose state came out of another node's memory."""
+    """Ranks whose state came out of other nodes' memory."""
+    num_from_several: int = 0
+    """Ranks of which parts came from places of different kinds, as from other nodes' memory and from the store."""
     peer_bytes: int = 0
     store_bytes: int = 0
     """Read from the store, metadata and what is read for CRCs included."""
     missed: str = ""
-    """Why a rank's state came from the store and not from memory, where copies are kept in the memory of peers."""
+    """Why a rank's state, or a part of it, came from the store and not from memory that was asked for it."""
 
 
 class RanksGone(_Message, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ _CRC_BYTES = 4
 
 
 class PeerSnapshot:
-    """Implements `checkpoint.copying.SnapshotSource`. `read_into` after `crcs`."""
+    """Implements `checkpoint.gathering.SnapshotSource`. `read_into` after `crcs`."""
 
     def __init__(self, client: PeerClient, peer: PeerAddress, plan: RankPlan, *, write_id: WriteId, step: Step) -> None:
         self._client = client

@@ -1,0 +1,62 @@
+"""The places between a rank's own memory and the store where its snapshot may be, and what a restore got out of them.
+
+Each gives what is still missing and it has (`checkpoint.gathering`). Whatever goes wrong with one is a reason to look
+farther, never an error. The neighbour `preparing` puts them in order, the nearest first, and asks the store for the
+rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+from behemoth.base.errors import BehemothError
+from behemoth.checkpoint.gathering import Gathering, SnapshotSource
+
+Tier: TypeAlias = Literal["peer"]
+"""What kind of place it is: another node's memory."""
+
+_log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """`open` may raise Behemoth's errors, as what it returns may."""
+
+    tier: Tier
+    open: Callable[[], SnapshotSource]
+
+
+@dataclass(slots=True)
+class Taken:
+    """What came from the places of one restore. `missed`: why one of them did not give all that was asked of it."""
+
+    received_bytes: Counter[Tier] = field(default_factory=Counter)
+    givers: set[Tier] = field(default_factory=set)
+    missed: list[str] = field(default_factory=list)
+
+    @property
+    def origin(self) -> Tier | Literal["several"]:
+        """Of a generation that is whole without the store."""
+        (*others, last) = self.givers
+        return "several" if others else last
+
+
+def take_from(places: Iterable[Place], gathering: Gathering) -> Taken:
+    """Ask one place after the other, until nothing is missing."""
+    taken = Taken()
+    for place in places:
+        received_bytes, num_missing = gathering.received_bytes, len(gathering.missing)
+        try:
+            gathering.take(place.open())
+        except BehemothError as error:
+            _log.info("not all came from a place of tier %s: %s", place.tier, error.message)
+            taken.missed.append(error.message)
+        taken.received_bytes[place.tier] += gathering.received_bytes - received_bytes
+        if len(gathering.missing) < num_missing:
+            taken.givers.add(place.tier)
+        if gathering.is_whole:
+            break
+    return taken
