@@ -169,3 +169,84 @@ def test_a_damaged_checkpoint_is_not_copied_and_the_place_is_named(
     assert "model/w" in err
     assert "code: drain-damaged" in err
     assert steps_of(tmp_path / "safe") == []
+
+
+def objects_of(path: Path) -> dict[str, int]:
+    """Sizes of what the store has of its writes, by key."""
+    with closing(LocalStore(path)) as store:
+        return {info.key: info.size_bytes for info in store.list("steps")}
+
+
+def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    code, out, _ = drain(capsys, *arguments, "--dry-run", "-o", "json")
+    assert code == 0
+    told: dict[str, object] = json.loads(out)
+    return told
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_dry_run_tells_what_the_copy_makes_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "safe"
+    told = plan_of(capsys, "run/small", "--to", str(target), "--rate", "1KB")
+    assert not target.exists()
+    assert drain(capsys, "run/small", "--to", str(target))[0] == 0
+    made = objects_of(target)
+    assert (told["step"], told["writeId"], told["target"]) == (20, "a1-20", str(target))
+    assert (told["isThere"], told["foundObjects"], told["foundBytes"]) == (False, 0, 0)
+    assert (told["numObjects"], told["numBytes"]) == (len(made), sum(made.values()))
+    assert told["leastSeconds"] == sum(made.values()) / 1000
+    again = plan_of(capsys, "run/small", "--to", str(target), "--rate", "1KB")
+    assert (again["isThere"], again["foundObjects"], again["leastSeconds"]) == (True, 0, None)
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_dry_run_tells_apart_what_a_copy_left_that_was_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "safe"
+    assert drain(capsys, "run/small", "--to", str(target))[0] == 0
+    with closing(LocalStore(target)) as store:
+        store.delete([info.key for info in store.list("commits")])
+    cut, *whole = sorted(objects_of(target))
+    (target / cut).write_bytes(b"half")
+    before = objects_of(target)
+    code, out, _ = drain(capsys, "run/small", "--to", str(target), "--dry-run")
+    assert code == 0
+    assert f"checkpoint/20 would be copied to {target} from " in out
+    assert f": {len(whole) + 1} objects of " in out
+    assert f", {len(whole)} objects of " in out
+    assert "there already, to be read back" in out
+    assert objects_of(target) == before
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_dry_run_leaves_a_bucket_alone_and_does_not_try_it_out(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unwanted(_store: object, *, url: str) -> None:
+        raise AssertionError(f"{url} was tried out")
+
+    let_in(monkeypatch, s3)
+    monkeypatch.setattr("behemoth_cli.commands.ckpt_drain.probe_uploads", unwanted)
+    url = f"s3://{BUCKET}/drained/dry"
+    assert plan_of(capsys, "run/small", "--to", url)["foundObjects"] == 0
+    with closing(open_store(url)) as store:
+        assert list(store.list("")) == []
+
+
+def test_a_dry_run_refuses_the_store_of_another_run_and_says_that_the_own_one_is_alive(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert drain(capsys, "run/small", "--to", str(tmp_path / "safe"), "--step", "10")[0] == 0
+    with closing(LocalStore(directory.checkpoints)) as store:
+        store.delete([info.key for info in store.list("commits") if "000000010" in info.key])
+    directory.open()
+    code, out, err = drain(capsys, str(tmp_path / "safe"), "--to", "run/small", "--dry-run")
+    assert (code, "run/small is alive: the copy would be refused" in err) == (0, True)
+    assert out.startswith("checkpoint/10 would be copied to ")
+    with closing(LocalStore(tmp_path / "theirs")) as store:
+        take(store, Owner.of_run(RunUid("theirs"), name="other", directory="/elsewhere"), url="theirs")
+    code, out, err = drain(capsys, "run/small", "--to", str(tmp_path / "theirs"), "--dry-run")
+    assert (code, out, "code: store-owned" in err) == (1, "", True)

@@ -8,7 +8,6 @@ import io
 import pickle
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -20,48 +19,18 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, LoadPlan
 from torch.distributed.checkpoint.api import CheckpointException
 
-from behemoth.base.errors import BehemothError, Conflict, Invalid, NotFound
+from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.base.ids import RunUid
-from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.owner import Owner, take
-from behemoth.checkpoint.paths import write_of_key
 from behemoth.checkpoint.pins import pin
 from behemoth.dcp import BehemothReader, BehemothWriter, fill
-from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from checkpoint.checkpoint_rig import logical_arrays, toy_layout
 from checkpoint.checkpoint_rig import save as save_natively
 from checkpoint.independent_reader import newest, read_checkpoint, record_of
+from dcp.saved import Meanwhile, loaded, refs, refusal, state_of, writes
 from dcp.trees import blank, load, same, save
-
-
-def state_of(seed: int) -> dict[str, Any]:
-    torch.manual_seed(seed)
-    return {
-        "model": {"weight": torch.randn(33, 17), "scale": torch.tensor(float(seed)), "none": torch.empty(0, 4)},
-        "optim": {"betas": (0.9, 0.1 * seed), "moments": [torch.randn(5).bfloat16()], "name": f"adam{seed}"},
-    }
-
-
-def loaded(path: Path | str, like: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return load(blank(like), storage_reader=BehemothReader(path, **options))
-
-
-def refs(path: Path) -> list[CommitRef]:
-    with closing(LocalStore(path)) as store:
-        return [one for one in commits(store) if isinstance(one, CommitRef)]
-
-
-def writes(path: Path) -> set[Any]:
-    with closing(LocalStore(path)) as store:
-        return {write_of_key(info.key) for info in store.list("steps")}
-
-
-def refusal(error: CheckpointException) -> BehemothError:
-    (failure,) = error.failures.values()
-    assert isinstance(failure[0], BehemothError)
-    return failure[0]
 
 
 def test_saves_without_a_step_are_numbered_and_the_newest_is_loaded(tmp_path: Path) -> None:
@@ -324,28 +293,6 @@ def test_a_writer_goes_through_pickle_as_processes_need_it(tmp_path: Path) -> No
     assert same(loaded(tmp_path, state_of(0)), state_of(2))
 
 
-class Failing(DefaultSavePlanner):
-    """Breaks at a tensor, after others were written."""
-
-    def resolve_data(self, write_item: Any) -> torch.Tensor | io.BytesIO:
-        if write_item.index.fqn == "optim.moments.0":
-            raise OSError("device lost")
-        return super().resolve_data(write_item)
-
-
-class Meanwhile(DefaultSavePlanner):
-    """Does something while the save is under way."""
-
-    def __init__(self, deed: Callable[[], object]) -> None:
-        super().__init__()
-        self._deeds = [deed]
-
-    def resolve_data(self, write_item: Any) -> torch.Tensor | io.BytesIO:
-        while self._deeds:
-            self._deeds.pop()()
-        return super().resolve_data(write_item)
-
-
 def test_a_checkpoint_that_others_made_meanwhile_is_not_replaced_by_a_numbered_save(tmp_path: Path) -> None:
     other = Meanwhile(lambda: save(state_of(7), storage_writer=BehemothWriter(tmp_path)))
     with pytest.raises(CheckpointException) as caught:
@@ -364,18 +311,6 @@ def test_a_pin_that_was_set_while_a_step_is_saved_again_holds(tmp_path: Path) ->
     with pytest.raises(CheckpointException):
         save(state_of(2), storage_writer=BehemothWriter(tmp_path / "step-3"), planner=Meanwhile(pin_it))
     assert same(loaded(tmp_path, state_of(0)), state_of(1))
-
-
-def test_what_a_failed_save_wrote_goes_with_the_next_one(tmp_path: Path) -> None:
-    writer = BehemothWriter(tmp_path, threads=1)
-    with pytest.raises(CheckpointException, match="device lost"):
-        save(state_of(1), storage_writer=writer, planner=Failing())
-    assert len(writes(tmp_path)) == 1
-    save(state_of(2), storage_writer=writer)
-    with closing(LocalStore(tmp_path)) as store:
-        newest = latest(store)
-    assert newest is not None
-    assert writes(tmp_path) == {(0, newest.write_id)}
 
 
 def test_the_command_line_lists_shows_verifies_compares_and_exports_what_was_saved(

@@ -18,20 +18,22 @@ from behemoth.app.store_lock import leading
 from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.copy_plan import CopyPlan, plan_copy
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
-from behemoth.checkpoint.owner import read_owner, refuse_other, take
+from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.storage.open import is_s3, open_store, path_of
 from behemoth.storage.probe_uploads import probe_uploads
 from behemoth_cli.commands.candidates import output_option, run_names
-from behemoth_cli.commands.interop_options import watched
+from behemoth_cli.commands.interop_options import DryRun, watched
+from behemoth_cli.commands.owners import in_the_way
 from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
 from behemoth_cli.commands.selection import Step, Threads, intact, require_still_there
 from behemoth_cli.commands.writing import require_apart, store_to_be
 from behemoth_cli.context import PREFIX, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.console import Console
-from behemoth_cli.views.care import copy_page
+from behemoth_cli.views.care import copy_page, copy_plan_page
 
 _TARGET = "a run, a checkpoint store, or a folder that is empty or not there"
 _TARGET_HINT = "name run/NAME, or a folder or s3:// prefix that holds checkpoints or nothing"
@@ -61,12 +63,14 @@ def drain(
     step: Step = None,
     rate: Annotated[str, typer.Option("--rate", metavar="SIZE", help="Bytes to read in a second at most.")] = "",
     threads: Threads = 4,
+    is_dry: DryRun = False,
     output: Annotated[str, output_option("json", "yaml")] = "",
 ) -> None:
     """Copy a checkpoint to another store, the newest one without --step: the same bytes, each proven on its way.
 
     The target becomes the store of the run that the source belongs to; one of another run, or of a run that is alive,
-    is refused. May be killed at any time: the same command goes on, and keeps what is there whole.
+    is refused. May be killed at any time: the same command goes on, and keeps what is there whole. --dry-run tells the
+    objects and bytes, and refuses what the command would refuse.
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
@@ -75,6 +79,12 @@ def drain(
     require_apart(place.url, target_url, code="drain-same")
     with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
         record = read_record(given, intact(given, place, step))
+        if is_dry:
+            plan = _planned(context.console, given, store, record, target_url)
+            least_s = plan.num_bytes / bytes_per_s if bytes_per_s else None
+            page = copy_plan_page(plan, source=given.root, target=store.root, least_seconds=least_s)
+            context.console.show(page, form)
+            return
         began_s = time.monotonic()
         with _held(given, store, target_url), stopped_by_interrupt() as stop:
             copy = partial(copy_checkpoint, given, store, record.ref, threads=threads, pace=_pace(bytes_per_s, stop))
@@ -96,18 +106,40 @@ def _target_url(text: str) -> str:
     return str(store_to_be(text, expected=_TARGET, hint=_TARGET_HINT, code="drain-folder"))
 
 
+def _planned(
+    console: Console, given: ObjectStore, store: ObjectStore, record: CommitRecord, target_url: str
+) -> CopyPlan:
+    """Takes no lock and tries no server out. A run that is alive there now may be over when it counts, so that is told,
+    and refused by the copy alone."""
+    owner = _standing_owner(given, store, target_url)
+    reason = in_the_way(owner, _candidates(target_url), url=target_url) if owner is not None else ""
+    if reason:
+        console.note(f"{reason}: the copy would be refused")
+    return plan_copy(given, store, record.ref)
+
+
+def _standing_owner(given: ObjectStore, store: ObjectStore, url: str) -> Owner | None:
+    """What says whose the target is, if anything does. Raises Conflict for the store of another run than the
+    source's."""
+    owner = read_owner(given)
+    return refuse_other(store, owner.run_uid if owner is not None else None, url=url)
+
+
+def _candidates(url: str) -> tuple[Path, ...]:
+    """Where the run directory of a store may be, beside where the store says."""
+    return () if is_s3(url) else (Path(path_of(url)).parent,)
+
+
 @contextmanager
 def _held(given: ObjectStore, store: SavesTo, url: str) -> Iterator[None]:
     """While this lasts nobody cleans up what is written, and the target is the source's run's. A bucket's server is
     tried out before the first byte. Raises Conflict for the store of another run, or of one that is alive."""
-    owner = read_owner(given)
-    standing = refuse_other(store, owner.run_uid if owner is not None else None, url=url)
+    owner, standing = read_owner(given), _standing_owner(given, store, url)
     if isinstance(store, UploadsParts):
         probe_uploads(store, url=url)
     with ExitStack() as stack:
         if standing is not None:
-            candidates = () if is_s3(url) else (Path(path_of(url)).parent,)
-            stack.enter_context(leading(store, url=url, candidates=candidates))
+            stack.enter_context(leading(store, url=url, candidates=_candidates(url)))
         elif not is_s3(url):
             stack.enter_context(importing(Path(path_of(url))))
         if standing is None and owner is not None:

@@ -14,7 +14,7 @@ import typer
 from behemoth.app.clean_store import plan_clean
 from behemoth.app.import_lock import clearing
 from behemoth.app.run_directory import RunDirectory
-from behemoth.app.store_lock import directory_of, leading
+from behemoth.app.store_lock import leading
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.checkpoint.gc import execute
 from behemoth.checkpoint.owner import OWNED, Owner, read_owner
@@ -22,8 +22,9 @@ from behemoth.policy.retention import Retention
 from behemoth.ports import ObjectStore
 from behemoth.storage.open import is_s3, open_store, path_of
 from behemoth_cli.commands.candidates import output_option
+from behemoth_cli.commands.owners import in_the_way
 from behemoth_cli.commands.selection import Where, name_of
-from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints, lock_holder, read_run
+from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints, read_run
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.care import clean_page
 
@@ -142,12 +143,10 @@ def _held(
         with leading(store, url=place.url, candidates=candidates) as is_alone:
             yield is_alone
         return
-    directory = directory_of(owner, candidates, root=place.url)
-    is_alone = directory is not None and lock_holder(directory.path / "lock") is None
-    if not is_alone:
-        state = "is alive" if directory is not None else f"is not to be found at {owner.directory}"
-        console.note(f"run/{owner.name} {state}: --execute would be refused")
-    yield is_alone
+    reason = in_the_way(owner, candidates, url=place.url)
+    if reason:
+        console.note(f"{reason}: --execute would be refused")
+    yield not reason
 
 
 @contextmanager

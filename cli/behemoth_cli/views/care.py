@@ -10,6 +10,7 @@ from behemoth_cli.views.figures import rate, seconds, since, size
 
 if TYPE_CHECKING:
     from behemoth.app.clean_store import CleanPlan, Judged
+    from behemoth.checkpoint.copy_plan import CopyPlan
     from behemoth.checkpoint.draining import Copied
     from behemoth.checkpoint.gc import Write
     from behemoth.policy.retention import Retention
@@ -67,6 +68,36 @@ def copy_page(copied: Copied, *, source: str, target: str, seconds_taken: float)
             "copiedBytes": copied.num_bytes,
             "foundBytes": copied.found_bytes,
             "seconds": seconds_taken,
+        },
+    )
+
+
+def copy_plan_page(plan: CopyPlan, *, source: str, target: str, least_seconds: float | None) -> Page:
+    """What a copy would do. What the target holds counts only once it was read back, so it is told apart.
+    `least_seconds` is how long that takes at the rate that was asked for, None for none."""
+    step = plan.record.step
+    if plan.is_there:
+        line = f"checkpoint/{step} is in {target} already"
+    else:
+        held = f", {plan.found_objects} objects of {size(plan.found_bytes)} there already, to be read back"
+        what = f"{plan.num_objects} objects of {size(plan.num_bytes)}{held if plan.found_objects else ''}"
+        time = "" if least_seconds is None else f", {seconds(least_seconds)} at least"
+        line = f"checkpoint/{step} would be copied to {target} from {source}: {what}{time}"
+    return Page(
+        kind="CheckpointCopyPlan",
+        name=f"checkpoint/{step}",
+        sections=(Section(lines=(line,)),),
+        body={
+            "step": step,
+            "writeId": plan.record.write_id,
+            "source": source,
+            "target": target,
+            "isThere": plan.is_there,
+            "numObjects": plan.num_objects,
+            "numBytes": plan.num_bytes,
+            "foundObjects": plan.found_objects,
+            "foundBytes": plan.found_bytes,
+            "leastSeconds": None if plan.is_there else least_seconds,
         },
     )
 

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
-from behemoth.checkpoint.commit_log import BadCommit, at_step, publish, read_stored, rejected_writes
+from behemoth.checkpoint.commit_log import publish, read_stored
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
+from behemoth.checkpoint.copy_plan import has_commit, object_sizes, small_objects
 from behemoth.checkpoint.filling import Filling, Piece, filling_of
 from behemoth.checkpoint.opened import read_index, read_metadata
-from behemoth.checkpoint.paths import INDEX
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.threads import each_result, run_all
 from behemoth.checkpoint.verify import shards_of
@@ -72,7 +72,7 @@ def copy_checkpoint(
     and the stores' errors. Without a return the target has no new commit.
     """
     record, data = read_stored(source, ref)
-    if _is_there(target, record):
+    if has_commit(target, record):
         return Copied(record=record, num_bytes=0, found_bytes=0)
     index = read_index(source, record)
     copying = _Copying(source, target, record, index, threads=threads, progress=progress, pace=pace)
@@ -82,37 +82,6 @@ def copy_checkpoint(
         copying.end()
     publish(target, record, data)
     return copied
-
-
-def _is_there(target: ObjectStore, record: CommitRecord) -> bool:
-    """Raises Conflict where the commit could not be published, before anything is copied for it."""
-    rejected = rejected_writes(target)
-    if (record.step, record.write_id) in rejected:
-        raise Conflict(
-            f"checkpoint of step {record.step}: expected a place for write {record.write_id}, got one where it was "
-            "rejected",
-            hint="it did not restore there; take another checkpoint",
-            code="drain-rejected",
-        )
-    standing = at_step(target, record.step)
-    if standing is None:
-        return False
-    if isinstance(standing, BadCommit):
-        raise Conflict(
-            f"checkpoint of step {record.step}: expected no commit at the target, got a record that cannot be read",
-            hint=f"remove {standing.key} there; {standing.error.message}",
-            code="commit-taken",
-        )
-    if standing.write_id == record.write_id:
-        return True
-    if (standing.step, standing.write_id) in rejected:
-        return False
-    raise Conflict(
-        f"checkpoint of step {record.step}: expected none at the target, or write {record.write_id}, got write "
-        f"{standing.write_id}",
-        hint="two histories of a run do not mix: name another target, or reject the one that is wrong",
-        code="commit-taken",
-    )
 
 
 class _Unit(NamedTuple):
@@ -148,6 +117,7 @@ class _Copying:
         self._pace = pace
         self._filling: Filling = filling_of(target)
         self._shards = shards_of(record, index)
+        self._small = small_objects(record, index)
         self._contents = Contents(self._shards)
         self._total_bytes = sum(shard.grid.file_bytes for shard in self._shards)
         self._done_bytes = 0
@@ -164,7 +134,7 @@ class _Copying:
             self._count(found.num_bytes)
         self._require_contents(reused={shard for shard, is_kept in kept.items() if is_kept.any()})
         self._filling.seal([shard.key for shard in self._shards])
-        run_all(lambda one: self._copy_small(one, sizes), self._small(), threads=SMALL_THREADS, name="ckpt-drain-small")
+        run_all(lambda one: self._copy_small(one, sizes), self._small, threads=SMALL_THREADS, name="ckpt-drain-small")
         return Copied(record=self._record, num_bytes=self._done_bytes - found_bytes, found_bytes=found_bytes)
 
     def end(self) -> None:
@@ -174,8 +144,7 @@ class _Copying:
     def _remove_rubbish(self) -> dict[str, int]:
         """Sizes of what the target holds of this write, once that is gone which no object of it can be, and uploads
         that nobody will complete."""
-        expected = {shard.key: shard.grid.file_bytes for shard in self._shards}
-        expected |= {one.key: one.size_bytes for one in self._small()}
+        expected = object_sizes(self._shards, self._small)
         sizes = {info.key: info.size_bytes for info in self._target.list(self._record.prefix)}
         wrong = {key for key, size_bytes in sizes.items() if expected.get(key) != size_bytes}
         if wrong:
@@ -278,12 +247,6 @@ class _Copying:
             raise Unavailable(
                 f"{told}: the target held chunks of something else", hint="they are removed: copy again", code=RUBBISH
             )
-
-    def _small(self) -> list[MetadataObject]:
-        """Every zarr.json, and the index, by their keys in the store."""
-        record = self._record
-        index = MetadataObject(key=INDEX, size_bytes=record.index_bytes, crc=record.index_crc)
-        return [replace(one, key=f"{record.prefix}/{one.key}") for one in (*self._index.metadata, index)]
 
     def _copy_small(self, one: MetadataObject, sizes: Mapping[str, int]) -> None:
         data = read_metadata(self._source, one.key, one.size_bytes, one.crc)

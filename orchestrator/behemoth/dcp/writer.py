@@ -12,8 +12,8 @@ import dataclasses
 import os
 import secrets
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,7 @@ class BehemothWriter(Addressed, StorageWriter):
         """On the coordinator: what every rank is to write, and where."""
         plans = self._plans = self._whole_plans(plans)
         url = self._address.url
-        with closing(_opened(url)) as store:
+        with self._held_unless_it_fails(), closing(_opened(url)) as store:
             self._drop_failed(store)
             if not isinstance(store, UploadsParts):
                 self._held.enter_context(importing(Path(store.root)))
@@ -144,7 +144,7 @@ class BehemothWriter(Addressed, StorageWriter):
                 hint="give every rank a BehemothWriter",
                 code="dcp-orders",
             )
-        with closing(_opened(self._address.url)) as store:
+        with self._held_unless_it_fails(), closing(_opened(self._address.url)) as store:
             rank = RankWriter(store, orders, planner, allow_pickle=self._allow_pickle, threads=self._threads)
             results = rank.write(plan.items)
         future: Future[list[WriteResult]] = Future()
@@ -157,7 +157,7 @@ class BehemothWriter(Addressed, StorageWriter):
         if save is None:
             raise Conflict("BehemothWriter: expected a save that was planned here, got none", code="dcp-orders")
         metadata.storage_meta = self.storage_meta()
-        with closing(_opened(save.url)) as store:
+        with self._held_unless_it_fails(), closing(_opened(save.url)) as store:
             publish(
                 store,
                 save.state,
@@ -168,6 +168,16 @@ class BehemothWriter(Addressed, StorageWriter):
             )
         self._save = None
         self._held.close()
+
+    @contextmanager
+    def _held_unless_it_fails(self) -> Iterator[None]:
+        """A save that failed here needs nobody to keep a clean-up out. That another rank failed nothing tells: then the
+        lock goes with the next save, or with the writer."""
+        try:
+            yield
+        except BaseException:
+            self._held.close()
+            raise
 
     def _whole_plans(self, plans: Sequence[SavePlan]) -> list[SavePlan]:
         """A planner that caches plans says `not usable` for those that have not changed since the last save. Every save

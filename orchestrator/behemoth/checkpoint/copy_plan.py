@@ -1,0 +1,97 @@
+"""What a copy of a checkpoint to another store takes: its objects, what the target holds of them, and whether it may
+have the commit at all. Reads only, and no data.
+
+Neighbour: `draining`, which copies, and asks the same questions first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from behemoth.base.errors import Conflict
+from behemoth.checkpoint.chunk_check import Shard
+from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
+from behemoth.checkpoint.commit_log import BadCommit, at_step, read_stored, rejected_writes
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.opened import read_index
+from behemoth.checkpoint.paths import INDEX
+from behemoth.checkpoint.verify import shards_of
+from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyPlan:
+    """What `draining.copy_checkpoint` would do. `num_objects` and `num_bytes` count all objects but the commit;
+    `found_objects` and `found_bytes` those of them that stand at the target in their full size. Whether these are whole
+    tells only reading them back, which the copy does. `is_there`: the target has the commit, and nothing is to do."""
+
+    record: CommitRecord
+    num_objects: int
+    num_bytes: int
+    found_objects: int
+    found_bytes: int
+    is_there: bool
+
+
+def plan_copy(source: ObjectStore, target: ObjectStore, ref: CommitRef) -> CopyPlan:
+    """Reads the commit and the index, and lists what the target holds. Raises as `copy_checkpoint` does for what keeps
+    it from beginning."""
+    record, _ = read_stored(source, ref)
+    is_there = has_commit(target, record)
+    index = read_index(source, record)
+    sizes = object_sizes(shards_of(record, index), small_objects(record, index))
+    listed = [] if is_there else list(target.list(record.prefix))
+    found = {info.key: info.size_bytes for info in listed if sizes.get(info.key) == info.size_bytes}
+    return CopyPlan(
+        record=record,
+        num_objects=len(sizes),
+        num_bytes=sum(sizes.values()),
+        found_objects=len(found),
+        found_bytes=sum(found.values()),
+        is_there=is_there,
+    )
+
+
+def has_commit(target: ObjectStore, record: CommitRecord) -> bool:
+    """Whether the target has this commit. Raises Conflict where it could not be published, before anything is copied
+    for it."""
+    rejected = rejected_writes(target)
+    if (record.step, record.write_id) in rejected:
+        raise Conflict(
+            f"checkpoint of step {record.step}: expected a place for write {record.write_id}, got one where it was "
+            "rejected",
+            hint="it did not restore there; take another checkpoint",
+            code="drain-rejected",
+        )
+    standing = at_step(target, record.step)
+    if standing is None:
+        return False
+    if isinstance(standing, BadCommit):
+        raise Conflict(
+            f"checkpoint of step {record.step}: expected no commit at the target, got a record that cannot be read",
+            hint=f"remove {standing.key} there; {standing.error.message}",
+            code="commit-taken",
+        )
+    if standing.write_id == record.write_id:
+        return True
+    if (standing.step, standing.write_id) in rejected:
+        return False
+    raise Conflict(
+        f"checkpoint of step {record.step}: expected none at the target, or write {record.write_id}, got write "
+        f"{standing.write_id}",
+        hint="two histories of a run do not mix: name another target, or reject the one that is wrong",
+        code="commit-taken",
+    )
+
+
+def small_objects(record: CommitRecord, index: CommitIndex) -> list[MetadataObject]:
+    """Every zarr.json, and the index, by their keys in the store."""
+    own = MetadataObject(key=INDEX, size_bytes=record.index_bytes, crc=record.index_crc)
+    return [replace(one, key=f"{record.prefix}/{one.key}") for one in (*index.metadata, own)]
+
+
+def object_sizes(shards: Sequence[Shard], small: Sequence[MetadataObject]) -> dict[str, int]:
+    """Of every object that the write has, by key."""
+    return {shard.key: shard.grid.file_bytes for shard in shards} | {one.key: one.size_bytes for one in small}
