@@ -35,6 +35,7 @@ from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
 from behemoth.checkpoint.opened import Commit, open_told
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import read_rank, read_spans
+from behemoth.checkpoint.reading_threads import NUM_PROBES, are_cached, reading_threads
 from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import KeepsFiles, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -42,10 +43,6 @@ from behemoth.state.effect import CommitRef
 FILES_BYTES = 64 << 20
 """A smaller part of a rank goes through its staging memory: the copy costs milliseconds, and memory has it at the next
 restart."""
-CACHED_SHARE = 0.9
-"""Files of which the page cache holds this much are faster read through it than past it."""
-NUM_PROBES = 64
-"""How many chunks of a rank, evenly spread, are asked for in the page cache: to ask for all takes a while."""
 
 _log = logging.getLogger(__name__)
 
@@ -153,15 +150,15 @@ class Preparing:
 
     def _read(self, wanted: _Wanted, store: CountingStore | SharedReads, commit: Commit, intake: Intake) -> Prepared:
         gathering, layout, source = wanted.gathering, wanted.layout, wanted.source
-        read = partial(read_spans, store, commit, threads=self._threads)
+        threads = reading_threads(self._store(), commit, threads=self._threads)
         nothing: tuple[int, ...] = ()
         # Memory may hold the write as it became on this mesh; then only the whole is read as the commit has it.
         is_rest = gathering.has_any and intake == AS_SAVED and commit.layout.digest == layout.digest
         if is_rest:
-            gathering.complete(read)
+            gathering.complete(partial(read_spans, store, commit, threads=threads))
         else:
             plan, arena = wanted.plan, wanted.arena
-            read_rank(store, commit, layout, plan, arena, source.spare, threads=self._threads, intake=intake)
+            read_rank(store, commit, layout, plan, arena, source.spare, threads=threads, intake=intake)
             nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
         if nothing:  # it is not that checkpoint, which a peer might take it for
             wanted.arena.disprove(source.spare)
@@ -219,7 +216,7 @@ def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan)
         key = commit.shard_key(span.array, span.shard)
         ranges.append((key, grid.chunk_offset_bytes(span.chunk), grid.stride_bytes))
     try:
-        return RankFiles(store.folder(commit.record.prefix), store.cached_share(ranges) < CACHED_SHARE)
+        return RankFiles(store.folder(commit.record.prefix), not are_cached(store, ranges))
     except NotFound:
         return None  # who reads it through the store says what is missing
 

@@ -1,4 +1,4 @@
-"""An opened checkpoint: its record, its index and every zarr.json, all of it checked before one array is read.
+"""An opened checkpoint: its record and its index, both checked before one array is read.
 
 It reads no payload; `chunk_reader` and `reader` do. Neighbours: `commit_log` finds commits, `commit_index` decodes.
 """

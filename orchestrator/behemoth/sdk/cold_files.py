@@ -23,12 +23,11 @@ from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import PAGE_BYTES, RankPlan, Span
+from behemoth.checkpoint.reading_threads import THREADS_PER_READER
 from behemoth.checkpoint.staging import Held, matched
 from behemoth.checkpoint.threads import run_all
 from behemoth.sdk.files import batches, damaged, named, opened
 
-THREADS_PER_READER = 4
-"""While one checks and copies, others read, though threads of one disk tend to end their reads together."""
 BATCH_BYTES = 16 << 20
 """What a thread reads through one descriptor: little enough that all threads end together."""
 BLOCK_BYTES = 1 << 20

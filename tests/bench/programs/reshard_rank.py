@@ -30,6 +30,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.commit import latest
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reading_threads import reading_threads
 from behemoth.checkpoint.staging import unstage
 from behemoth.storage.local import LocalStore
 
@@ -55,7 +56,8 @@ class Ours:
         newest = latest(self._store)
         assert newest is not None
         commit = open_commit(self._store, newest)
-        read_rank(self._store, commit, self._layout, self._plan, self._arena, 0, threads=1)
+        threads = reading_threads(self._store, commit, threads=1)
+        read_rank(self._store, commit, self._layout, self._plan, self._arena, 0, threads=threads)
         read = time.perf_counter()
         unstage(self._arena, self._plan, 0, self._targets, is_checked=True)
         return {"read": read - begin, "unstage": time.perf_counter() - read}
