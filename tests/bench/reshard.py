@@ -6,10 +6,10 @@ Each case saves the same arrays once per contender on one mesh, ours by the chec
 processes as that mesh has ranks. Then one process per rank of the other mesh restores, again and again: DCP by
 `dcp.load` into DTensors of its mesh, ours by `open_commit`, `read_rank` into staging memory and `unstage` out of it, on
 one thread per rank, several where files are cold. Both fill the very same buffers, which are damaged before and
-compared afterwards. A sample is wall time from the order to the last rank's answer. Ours checks the CRC of every byte on the way, DCP has none. Files are in
-the page cache (`cached`, brought there in one way for everybody) or not (`cold`). `bytes read` are the kernel's
-account of what all processes got from read(2), against what they hold. A new mesh needs new staging memory; `format`
-is that, once per rank and before the restore.
+compared afterwards. A sample is wall time from the order to the last rank's answer. Ours checks the CRC of every byte
+on the way, DCP has none. Files are in the page cache (`cached`, brought there in one way for everybody) or not
+(`cold`). `bytes read` are the kernel's account of what all processes got from read(2), against what they hold. A new
+mesh needs new staging memory; `format` is that, once per rank and before the restore.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def main() -> int:
     rows += _giant_rows(quick=options.quick)
     num_bytes = sum(4 * rows_ * columns for rows_, columns in scene.shapes(num_layers).values())
     notes = [
-        f"{num_bytes / 2**30:.2f} GiB in {len(scene.shapes(num_layers))} arrays, one process per rank, one thread each, "
-        "several for cold files",
+        f"{num_bytes / 2**30:.2f} GiB in {len(scene.shapes(num_layers))} arrays, one process per rank, one thread "
+        "each, several for cold files",
         "a ratio below 1 means that ours is faster, or reads less",
     ]
     show("reshard", rows, options, notes=notes)
