@@ -1,6 +1,6 @@
 """Planning a save of the reference Behemoth on 32,000 ranks: time, metadata, balance, requests.
 
-Goals: the plan of one rank in at most 10 ms once the owners are known, metadata of at most 8 MB, the largest rank at
+Goals: the plan of one rank, of spans or of parts, in at most 10 ms once the owners are known, metadata of at most 8 MB, the largest rank at
 most 1.02 of the mean, at most 4 M requests and 8% of the bytes exchanged on object storage. The peer is the global
 step of torch DCP's planner (`DefaultSavePlanner.create_global_plan`), which runs on one rank for all, on a smaller
 world with the same tensors and the same pieces of them (rows of blocks, as FSDP2 has them). Beside it stands what each
@@ -68,7 +68,7 @@ def main() -> int:
         *beside_dcp("scout" if options.quick else "behemoth-ref", SMALLEST if options.quick else SMALLER, num_rounds),
     ]
     bench_table.show("plan", rows, options, notes=[f"{len(layout.arrays)} arrays, {GIANT.num_ranks} ranks"])
-    return 0 if options.quick or reaches_goals(plan_ms, of_giant) else 1
+    return 0 if options.quick or reaches_goals(plan_ms, parts_ms, of_giant) else 1
 
 
 def layout_of(model: str, mesh: Mesh, recipe: Recipe) -> Layout:
@@ -123,9 +123,9 @@ def figures(found: Forecast) -> list[bench_table.Row]:
     return [bench_table.alone(metric, unit, [value]) for (metric, unit), value in values.items()]
 
 
-def reaches_goals(plan_ms: list[float], found: Forecast) -> bool:
+def reaches_goals(plan_ms: list[float], parts_ms: list[float], found: Forecast) -> bool:
     return (
-        bench_table.interval(plan_ms).high <= GOAL_PLAN_MS
+        max(bench_table.interval(each).high for each in (plan_ms, parts_ms)) <= GOAL_PLAN_MS
         and found.metadata_bytes <= GOAL_METADATA_BYTES
         and max(one.max / one.mean for one in (found.bytes_per_rank, found.sent_per_rank)) <= GOAL_MAX_OF_MEAN
         and found.num_requests <= GOAL_REQUESTS

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -90,14 +90,17 @@ class _KindView:
         self._rank = rank
         self._positions = uploads.kind.positions
         self._holders = uploads.kind.sharing.holders
-        self._starts: list[int] = data_starts(uploads.kind.grid).tolist()
-        self._shard_of_part = np.repeat(np.arange(len(uploads.segments)), np.diff(uploads.first_part))
-        self._completers = _completers(uploads)
+        self._chunks: dict[int, list[int]] = {}  # of shards, which are the same for all arrays of the kind
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return data_starts(self._uploads.kind.grid).tolist()  # type: ignore[no-any-return]
 
     def parts(self) -> Iterator[PlannedPart]:
-        rows, columns = np.nonzero(self._uploads.owner == self._rank)
-        for row, part in zip(rows.tolist(), columns.tolist(), strict=True):
-            shard = int(self._shard_of_part[part])
+        found = np.flatnonzero(self._uploads.owner.reshape(-1) == self._rank)  # of all parts: what takes longest
+        rows, columns = np.divmod(found, self._uploads.owner.shape[1])
+        shards = np.searchsorted(self._uploads.first_part, columns, side="right") - 1
+        for row, part, shard in zip(rows.tolist(), columns.tolist(), shards.tolist(), strict=True):
             first, end = self._uploads.first_part[shard : shard + 2].tolist()
             begin, stop = self._uploads.data[part].tolist()
             array, low = self._positions[row], bisect_right(self._starts, begin) - 1
@@ -107,13 +110,13 @@ class _KindView:
                 number=part - first + 1,
                 num_parts=end - first,
                 size_bytes=int(np.diff(self._uploads.range[part])[0]),
-                completer=Rank(int(self._completers[row, shard])),
+                completer=Rank(int(self._uploads.completer[row, shard])),
                 head=tuple(self._fragments(array, shard, self._starts[low], begin)) if ends_chunk else (),
                 data=tuple(self._fragments(array, shard, begin, stop)),
             )
 
     def completes(self) -> Iterator[tuple[Shard, tuple[Rank, ...]]]:
-        rows, shards = np.nonzero(self._completers == self._rank)
+        rows, shards = np.nonzero(self._uploads.completer == self._rank)
         for row, shard in zip(rows.tolist(), shards.tolist(), strict=True):
             first, end = self._uploads.first_part[shard : shard + 2].tolist()
             if end - first > 1:
@@ -123,12 +126,14 @@ class _KindView:
     def _fragments(self, array: int, shard: int, begin: int, stop: int) -> Iterator[Fragment]:
         """Data [begin, stop) of a shard, cut where chunks and where pieces end."""
         segments: Segments = self._uploads.segments[shard]
-        chunks = self._uploads.kind.grid.chunks_of(shard)
+        if shard not in self._chunks:
+            self._chunks[shard] = self._uploads.kind.grid.chunks_of(shard).tolist()
+        chunks = self._chunks[shard]
         slot, segment = bisect_right(self._starts, begin) - 1, bisect_right(segments.bounds, begin) - 1
         while begin < stop:
             end = min(stop, self._starts[slot + 1], segments.bounds[segment + 1])
             holder = self._nearest(segments.pieces[segment])
-            yield Fragment(holder, array, int(chunks[slot]), begin - self._starts[slot], end - begin)
+            yield Fragment(holder, array, chunks[slot], begin - self._starts[slot], end - begin)
             slot, segment = slot + (end == self._starts[slot + 1]), segment + (end == segments.bounds[segment + 1])
             begin = end
 
@@ -138,11 +143,3 @@ class _KindView:
         if len(holders) == 1:
             return Rank(int(holders[0]))
         return Rank(int(holders[np.argmin(np.abs(holders - self._rank))]))
-
-
-def _completers(uploads: Uploads) -> Ints:
-    """[arrays, shards]: one of those that upload a shard's parts, in turn."""
-    num_parts = np.diff(uploads.first_part)
-    turn = np.array(uploads.kind.positions, dtype=np.int64)[:, None] + np.arange(len(num_parts))
-    part = uploads.first_part[:-1] + turn % num_parts
-    return np.take_along_axis(uploads.owner, part, axis=1)

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.grid import Ints
@@ -58,8 +59,11 @@ class Uploads:
     """[parts, 2]: the same of the shard itself: what is sent."""
     exchanged_bytes: int
     """Over all arrays: what others hand to the rank that uploads it."""
-    owner: Ints
-    """[arrays, parts]: the rank that uploads the part."""
+    owner: npt.NDArray[np.int32]
+    """[arrays, parts]: the rank that uploads the part. The one column that is as long as the save has parts, and that
+    each rank looks for itself in: hence 32 bits."""
+    completer: Ints
+    """[arrays, shards]: one of those that upload a shard's parts, in turn."""
 
     @property
     def num_objects(self) -> int:
@@ -208,15 +212,23 @@ class _Draft:
             self._exchanged_bytes += int(np.diff(self._data[wave.parts], axis=1).sum() - kept.sum())
 
     def done(self) -> Uploads:
+        first_part = np.array(self._first_part, dtype=np.int64)
         return Uploads(
             kind=self.kind,
             segments=self._segments,
-            first_part=np.array(self._first_part, dtype=np.int64),
+            first_part=first_part,
             data=self._data,
             range=self._range,
             exchanged_bytes=self._exchanged_bytes,
-            owner=self.owner,
+            owner=self.owner.astype(np.int32),
+            completer=_completers(self.kind, first_part, self.owner),
         )
+
+
+def _completers(kind: Kind, first_part: Ints, owner: Ints) -> Ints:
+    num_parts = np.diff(first_part)
+    turn = np.array(kind.positions, dtype=np.int64)[:, None] + np.arange(len(num_parts))
+    return np.take_along_axis(owner, first_part[:-1] + turn % num_parts, axis=1)
 
 
 class _WaveNumbers:
