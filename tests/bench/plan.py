@@ -1,7 +1,8 @@
 """Planning a save of the reference Behemoth on 32,000 ranks: time, metadata, balance, requests.
 
-Goals: the plan of one rank, of spans or of parts, in at most 10 ms once the owners are known, metadata of at most 8 MB, the largest rank at
-most 1.02 of the mean, at most 4 M requests and 8% of the bytes exchanged on object storage. The peer is the global
+Goals: the plan of one rank, of spans or of parts, in at most 10 ms once the owners are known, metadata of at most
+8 MB, the largest rank at most 1.02 of the mean, at most 4 M requests and 8% of the bytes exchanged on object storage.
+The peer is the global
 step of torch DCP's planner (`DefaultSavePlanner.create_global_plan`), which runs on one rank for all, on a smaller
 world with the same tensors and the same pieces of them (rows of blocks, as FSDP2 has them). Beside it stands what each
 of our ranks does instead, all at once and without talking: grids, owners, its own plan, nothing kept from before. Left

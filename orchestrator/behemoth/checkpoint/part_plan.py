@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.segments import Segments, data_starts
 from behemoth.checkpoint.uploads import Uploads, plan_uploads
