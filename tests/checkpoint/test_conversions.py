@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint import changes
+from behemoth.checkpoint import changes, scale_waves
 from behemoth.checkpoint.changes import Change, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.conversion import (
     Cast,
@@ -66,11 +66,13 @@ def saved(arrays: Logical, layout: Layout) -> tuple[MemoryStore, Commit]:
     return store, open_commit(store, save(store, layout, arrays, step=5).ref)
 
 
-def restored(store: MemoryStore, opened: Commit, layout: Layout, rank: int, intake: Intake) -> dict[str, bytes]:
+def restored(
+    store: MemoryStore, opened: Commit, layout: Layout, rank: int, intake: Intake, *, threads: int = 1
+) -> dict[str, bytes]:
     plan = plan_rank(layout, Rank(rank))
     with arena_of(plan) as arena:
         np.frombuffer(arena.filling(0), dtype=np.uint8)[:] = 0xEE
-        read_rank(store, opened, layout, plan, arena, 0, threads=1 + rank % 2, intake=intake)
+        read_rank(store, opened, layout, plan, arena, 0, threads=threads, intake=intake)
         return unstaged(arena, plan, 0)  # checks the CRCs that the restore recorded
 
 
@@ -83,16 +85,18 @@ def plain(arrays: Logical) -> list[ArraySpec]:
 
 def check(data: st.DataObject, old: Logical, wanted: Logical, convert: Mapping[str, Conversion]) -> None:
     """Save `old` on one random mesh, restore on another, each array shared in a random way on either; every rank then
-    holds what is its own of `wanted`."""
+    holds what is its own of `wanted`. Values are worked on, and kept for their scales, some or all at a time."""
     was, now = data.draw(meshes()), data.draw(meshes())
     before = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in plain(old)))
     before = replace(before, arrays=tuple(replace(spec, may_be_zero=True) for spec in before.arrays))
     layout = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in plain(wanted)))
     with small_chunks(data.draw(CHUNK_BYTES)), pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "_BLOCK_ELEMENTS", data.draw(st.sampled_from([1, 7, 1 << 18])))
+        patch.setattr(scale_waves, "KEPT_BYTES", data.draw(st.sampled_from([0, 50, 300, 1 << 20])))
         store, opened = saved(old, before)
         for rank in range(now.num_ranks):
-            got = restored(store, opened, layout, rank, Intake(convert=dict(convert)))
+            intake, threads = Intake(convert=dict(convert)), data.draw(st.sampled_from([1, 4]))
+            got = restored(store, opened, layout, rank, intake, threads=threads)
             expected = local_arrays(layout, rank, wanted)
             assert got == {name: raw_bytes(array) for name, array in expected.items()}
 
@@ -173,6 +177,23 @@ def test_float8_with_scales_is_that_of_the_whole_array_whoever_holds_which_part(
     back = (weights.astype(np.float32) * blocked(scales, shape, block)).astype(DTYPES[target]).reshape(shape)
     up: Mapping[str, Conversion] = {"w": ScaledUp(array="w", scales="s", block=block)}
     check(data, {"w": weights, "s": scales}, {"w": back, "s": scales}, up)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), shape=SHAPES)
+def test_one_array_may_have_scales_of_several_kinds_at_once_and_be_wanted_as_it_is(
+    data: st.DataObject, shape: tuple[int, ...]
+) -> None:
+    master = (numbers(shape, "float32", 9) * 1000).astype(np.float32)
+    wanted, convert = {"w": master}, dict[str, Conversion]()
+    for name, dtype in (("a", "float8_e4m3fn"), ("b", "float8_e5m2")):
+        block = tuple(data.draw(st.sampled_from([1, 2, 5, 128])) for _ in shape)
+        scales, most = scales_of(master, block, dtype), float(ml_dtypes.finfo(DTYPES[dtype]).max)
+        quotients = np.clip(master / blocked(scales, shape, block), -most, most)
+        wanted |= {name: np.asarray(quotients).astype(DTYPES[dtype]).reshape(shape), f"{name}_scales": scales}
+        convert[name] = ScaledDown(array="w", block=block)
+        convert[f"{name}_scales"] = ScalesOf(array="w", block=block, dtype=dtype)
+    check(data, {"w": master}, wanted, convert)
 
 
 def test_one_scale_for_all_may_have_any_number_of_dims() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typing_extensions import Buffer
 
 from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint import scale_waves
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,
@@ -29,9 +31,12 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins, saved_positions
 from behemoth.checkpoint.over_read import OverRead, over_read
+from behemoth.checkpoint.passing import num_bytes
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank
 from behemoth.checkpoint.reshard import plan_resharding
+from behemoth.checkpoint.scale_waves import KEPT_BYTES
+from behemoth.ports import Into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import arena_of, logical_arrays, save, toy_layout
@@ -89,31 +94,48 @@ def test_bytes_of_what_is_converted_are_those_of_the_saved_arrays() -> None:
 
 
 class Metered(MemoryStore):
-    """Counts what is read."""
+    """Counts what is read, and how often each range."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read_bytes = 0
+        self.forget()
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def forget(self) -> None:
+        self.reads: Counter[tuple[str, int, int]] = Counter()
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(length * num for (_, _, length), num in self.reads.items())
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         super().read_into(key, offset_bytes=offset_bytes, into=into)
-        self.read_bytes += memoryview(into).nbytes
+        self.reads[key, offset_bytes, num_bytes(into)] += 1
 
 
-def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion]) -> tuple[list[int], OverRead]:
-    """What each rank of a restore that converts reads, and what is told of all of them."""
+class Reads(NamedTuple):
+    """Of a restore that converts."""
+
+    of_ranks: list[int]
+    of_fleet: int
+    """When ranks that read a chunk share it, each reading of it."""
+    told: OverRead
+
+
+def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion], *, threads: int = 1) -> Reads:
     store = Metered()
     ones = {spec.name: np.ones(spec.shape, DTYPES[spec.dtype]) for spec in old.arrays}
     opened = open_commit(store, save(store, old, ones, step=1).ref)
     intake = Intake(convert=dict(convert))
-    read_bytes = []
+    of_ranks, of_fleet = [], Counter[tuple[str, int, int]]()
     for rank in range(new.mesh.num_ranks):
-        store.read_bytes = 0
+        store.forget()
         plan = plan_rank(new, Rank(rank))
         with arena_of(plan) as arena:
-            read_rank(store, opened, new, plan, arena, 0, threads=1, intake=intake)
-        read_bytes.append(store.read_bytes)
-    return read_bytes, over_read(old, new, origins(old, new, step=Step(1), intake=intake))
+            read_rank(store, opened, new, plan, arena, 0, threads=threads, intake=intake)
+        of_ranks.append(store.read_bytes)
+        of_fleet |= store.reads
+    told = over_read(old, new, origins(old, new, step=Step(1), intake=intake))
+    return Reads(of_ranks, sum(length * num for (_, _, length), num in of_fleet.items()), told)
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,9 +144,11 @@ def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion]) -> tupl
     shape=st.lists(st.integers(1, 12), min_size=0, max_size=3).map(tuple),
     way=st.sampled_from(["computed", "scales alone", "saved", "part"]),
     chunk_bytes=CHUNK_BYTES,
+    kept_bytes=st.sampled_from([0, 30, 100, 400, KEPT_BYTES]),
+    threads=st.sampled_from([1, 4]),
 )
 def test_what_ranks_read_for_scales_and_parts_is_counted_as_they_read_it(
-    data: st.DataObject, shape: tuple[int, ...], way: str, chunk_bytes: int
+    data: st.DataObject, shape: tuple[int, ...], way: str, chunk_bytes: int, kept_bytes: int, threads: int
 ) -> None:
     was, now = data.draw(meshes()), data.draw(meshes())
     block = tuple(data.draw(st.sampled_from([1, 2, 5, 128])) for _ in shape)
@@ -144,15 +168,16 @@ def test_what_ranks_read_for_scales_and_parts_is_counted_as_they_read_it(
         "part": ([values], [replace(values, shape=part)], {"w": Cast(array="w", begin=begin)}),
     }
     saved, wanted, convert = cases[way]
-    with small_chunks(chunk_bytes):
+    with small_chunks(chunk_bytes), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale_waves, "KEPT_BYTES", kept_bytes)
         old = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in saved))
         new = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in wanted))
-        read_bytes, told = metered(old, new, convert)
-        assert told.alone_bytes == sum(read_bytes)
-        alone = metered(old, replace(new, mesh=Mesh(), arrays=tuple(plain(spec) for spec in new.arrays)), convert)
-        assert told.once_bytes == alone[0][0]  # one rank has no choice
+        found = metered(old, new, convert, threads=threads)
+        assert (found.told.alone_bytes, found.told.once_bytes) == (sum(found.of_ranks), found.of_fleet)
+        lone = metered(old, replace(new, mesh=Mesh(), arrays=tuple(plain(spec) for spec in new.arrays)), convert)
+        assert lone.told.once_bytes == lone.told.alone_bytes == lone.of_ranks[0] >= found.of_fleet
         needed = {"computed": values, "scales alone": values, "part": wanted[0]}
-        assert told.needed_bytes == (needed[way].num_bytes if way in needed else low.num_bytes + scales.num_bytes)
+        assert found.told.needed_bytes == (needed[way].num_bytes if way in needed else low.num_bytes + scales.num_bytes)
 
 
 def plain(spec: ArraySpec) -> ArraySpec:
@@ -160,16 +185,21 @@ def plain(spec: ArraySpec) -> ArraySpec:
     return ArraySpec(name=spec.name, dtype=spec.dtype, shape=spec.shape, may_be_zero=True)
 
 
-def test_one_scale_for_a_tensor_makes_each_rank_read_all_of_it_and_one_a_block_its_own_twice() -> None:
+def test_one_scale_for_a_tensor_makes_each_rank_read_all_of_it_and_one_a_block_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what it cannot keep of its own until all are known it reads again."""
     old = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(256, 64)),))
     low = ArraySpec(name="w", dtype="float8_e4m3fn", shape=(256, 64), dims=((0, "tp"),))
     new = Layout(mesh=Mesh(tp=8, edp=8), arrays=(low,))
     with small_chunks(64 * 4):  # a chunk a row
-        for block, passes in (((256, 64), 1 + 8), ((32, 64), 1 + 1)):
+        row = (256 + TRAILER_BYTES) / 256
+        cases = (((256, 64), 32, 8, 1), ((256, 64), 8, 8 + 0.75, 1 + 0.75), ((32, 64), 32, 1, 1), ((1, 64), 0, 1, 1))
+        for block, kept_rows, alone, once in cases:
+            monkeypatch.setattr(scale_waves, "KEPT_BYTES", kept_rows * 256)
             found = origins(old, new, step=Step(1), intake=Intake(convert={"w": ScaledDown(array="w", block=block)}))
             told = over_read(old, new, found)
-            assert told.alone == pytest.approx(passes * (256 + TRAILER_BYTES) / 256)
-            assert told.once == pytest.approx(2 * (256 + TRAILER_BYTES) / 256)
+            assert (told.alone, told.once) == pytest.approx((alone * row, once * row))
 
 
 def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> None:
@@ -178,7 +208,7 @@ def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> No
     with small_chunks(64):
         store = Metered()
         opened = open_commit(store, save(store, old, logical_arrays(old, 1), step=1).ref)
-        store.read_bytes = 0
+        store.forget()
         for rank in range(new.mesh.num_ranks):
             plan = plan_rank(new, Rank(rank))
             with arena_of(plan) as arena:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint import reshard_reader
+from behemoth.checkpoint import chunk_parts
 from behemoth.checkpoint.boxes import flat_boxes
 from behemoth.checkpoint.chunk_reader import ChunkReader
 from behemoth.checkpoint.conversion import AS_SAVED, Cast, Intake
@@ -74,7 +74,7 @@ def test_every_element_comes_back_on_any_other_layout(
 ) -> None:
     new = data.draw(reshared(old))
     with small_chunks(chunk_bytes), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reshard_reader, "DIRECT_BYTES", direct_bytes)
+        patch.setattr(chunk_parts, "DIRECT_BYTES", direct_bytes)
         store, opened = saved(old)
         for rank in range(new.mesh.num_ranks):
             assert restored(store, opened, new, rank, threads=1 + rank % 2) == expected_on(new, rank)
@@ -165,7 +165,7 @@ def test_large_chunks_that_a_rank_holds_whole_go_straight_into_place(monkeypatch
         return read_straight(reader, array, chunk, into)
 
     monkeypatch.setattr(ChunkReader, "payload_into", counted)
-    monkeypatch.setattr(reshard_reader, "DIRECT_BYTES", 64)
+    monkeypatch.setattr(chunk_parts, "DIRECT_BYTES", 64)
     with small_chunks(128):
         store, opened = saved(old)
         assert restored(store, opened, new, 0) == expected_on(new, 0)

@@ -147,8 +147,9 @@ def test_a_restore_to_float8_is_counted_with_the_search_for_its_scales(
         document(capsys, file, "--restore-recipe", f"weights=float8_e4m3fn,scale_block={block},{served}")
         for block in (128, 1 << 30)
     )
-    assert blocks["over_read"] == tensors["over_read"] == pytest.approx(2, abs=0.01)  # once for scales, once for values
-    assert blocks["over_read_alone"] < 2.5 < tensors["over_read_alone"]  # type: ignore[operator]
+    assert blocks["over_read"] == pytest.approx(1, abs=1e-5)
+    assert 1.1 < tensors["over_read"] < 1.5  # type: ignore[operator]  # what ranks cannot keep of gigabytes
+    assert blocks["over_read_alone"] < 1.5 < tensors["over_read_alone"]  # type: ignore[operator]
 
 
 def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFixture[str]) -> None:

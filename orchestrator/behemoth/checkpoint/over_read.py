@@ -25,7 +25,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import chunks_met
-from behemoth.checkpoint.scale_reads import computed_scales, scale_bytes
+from behemoth.checkpoint.scale_reads import again_bytes, looked_through, scale_bytes
 from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds
 
 
@@ -34,7 +34,7 @@ class OverRead:
     """Bytes of the arrays that are restored, CRCs counted as read.
 
     `needed_bytes` counts each logical byte once, and `once_bytes` what the fleet reads when each chunk is read once:
-    again where scales are computed, since all of their values are looked through before the first is converted.
+    again where a rank cannot keep values until their scales are computed (`scale_waves`).
     `held_bytes` and `alone_bytes` are sums over the ranks that were asked about: what they hold, and what they read
     when each reads for itself, for scales too. Where arrays are converted, bytes are those of the saved arrays, and of
     each wanted one by itself: a chunk of which a rank makes two arrays counts twice in these sums.
@@ -79,9 +79,10 @@ def over_read(
         pieces = kind.sharing.piece_of_rank[chosen]
         holds = pieces >= 0
         elements = bytes_of_pieces(kind) // kind.grid.spec.itemsize
-        for grid, begin, num_arrays in _saved_grids(kind, of_saved, sources):
+        for grid, source, num_arrays in _saved_grids(kind, of_saved, sources):
             held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
-            alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, begin)[pieces[holds]]
+            if not source.is_looked_through:  # `scale_bytes` counts the others
+                alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, source.begin)[pieces[holds]]
     alone += scale_bytes(saved, layout, found, chosen)
     needed_bytes, once_bytes = _of_fleet(saved, layout, found, sources)
     return OverRead(
@@ -94,10 +95,12 @@ def over_read(
 
 
 class _Source(NamedTuple):
-    """A saved array whose elements a wanted one takes, and where in it the wanted one begins; no index: it is whole."""
+    """A saved array whose elements a wanted one takes, where in it the wanted one begins (no index: it is whole), and
+    whether it converts them as it looks through them for scales."""
 
     position: int
-    begin: tuple[int, ...]
+    begin: tuple[int, ...] = ()
+    is_looked_through: bool = False
 
 
 def _sources(saved: Layout, origin: Origin) -> tuple[_Source, ...]:
@@ -105,31 +108,33 @@ def _sources(saved: Layout, origin: Origin) -> tuple[_Source, ...]:
         case None | ScalesOf():
             return ()
         case int():
-            return (_Source(origin, ()),)
+            return (_Source(origin),)
+        case ScaledDown(array=array, scales=None):
+            return (_Source(saved.positions[array], is_looked_through=True),)
         case Cast(array=array, begin=begin):
             return (_Source(saved.positions[array], begin),)
         case _:
-            return tuple(_Source(saved.positions[name], ()) for name in value_names(origin))
+            return tuple(_Source(saved.positions[name]) for name in value_names(origin))
 
 
 def _of_fleet(
     saved: Layout, layout: Layout, found: Sequence[Origin], sources: Sequence[Sequence[_Source]]
 ) -> tuple[int, int]:
-    """Bytes that are needed, and that the fleet reads when each pass over an array reads each chunk once."""
-    passes: Counter[int] = Counter({one.position for some in sources for one in some if not one.begin})
+    """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it."""
+    whole = {one.position for some in sources for one in some if not one.begin}
+    passes = Counter(whole | looked_through(saved, layout, found))
     passes.update({position for origin in found for position in _saved_scales(saved, origin)})
-    passes.update(scales.values for scales in computed_scales(saved, layout, found))
     of_saved = grids(saved)
     needed_bytes = sum(of_saved[position].spec.num_bytes for position in passes)
-    once_bytes = sum(
+    once_bytes = again_bytes(saved, layout, found) + sum(
         num * of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position, num in passes.items()
     )
     boxes: dict[int, list[Box]] = {}
     for array, some in zip(layout.arrays, sources, strict=True):
-        for position, begin in some:
-            if begin and position not in passes:
-                box = tuple((low, low + size) for low, size in zip(begin, array.shape, strict=True))
-                boxes.setdefault(position, []).append(box)
+        for one in some:
+            if one.begin and one.position not in passes:
+                box = tuple((low, low + size) for low, size in zip(one.begin, array.shape, strict=True))
+                boxes.setdefault(one.position, []).append(box)
     for position, of_array in boxes.items():
         grid = of_saved[position]
         needed_bytes += sum(math.prod(high - low for low, high in box) for box in of_array) * grid.spec.itemsize
@@ -147,15 +152,15 @@ def _saved_scales(saved: Layout, origin: Origin) -> tuple[int, ...]:
 
 def _saved_grids(
     kind: Kind, of_saved: Sequence[Grid], sources: Sequence[Sequence[_Source]]
-) -> list[tuple[Grid, tuple[int, ...], int]]:
-    """The grids that a kind's arrays have in the checkpoint, but for their names, where in them they begin, and how
-    many arrays have each."""
-    found: dict[object, list[tuple[Grid, tuple[int, ...]]]] = {}
+) -> list[tuple[Grid, _Source, int]]:
+    """The grids that a kind's arrays have in the checkpoint, but for their names, with one of them and the number of
+    arrays that have it."""
+    found: dict[object, list[tuple[Grid, _Source]]] = {}
     for array in kind.positions:
-        for position, begin in sources[array]:
-            grid = of_saved[position]
-            alike = (grid.chunk_shape, grid.chunks_per_dim, grid.spec.itemsize, begin)
-            found.setdefault(alike, []).append((grid, begin))
+        for one in sources[array]:
+            grid = of_saved[one.position]
+            alike = (grid.chunk_shape, grid.chunks_per_dim, grid.spec.itemsize, one.begin, one.is_looked_through)
+            found.setdefault(alike, []).append((grid, one))
     return [(*same[0], len(same)) for same in found.values()]
 
 

@@ -1,13 +1,15 @@
-"""What ranks read to know scales before they convert: chunks of the values, or of the array that has the scales. Pure.
+"""What ranks read to know scales: chunks of the array that has them, or of the values, which are converted as they are
+looked through. Pure.
 
 A scale may span more than a rank holds, one for a whole tensor all of it, and every rank looks for itself. So this is
-counted by the boxes of blocks that a rank's pieces meet, as `reshard` plans them. Neighbours: `over_read`, which adds
-it up, and `changes`, which says what scales are.
+counted by the boxes of blocks that a rank's pieces meet, as `reshard` plans them, and in the waves of `scale_waves`.
+Neighbours: `over_read`, which adds it up, and `changes`, which says what scales are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,62 +23,103 @@ from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import cells, num_flat
 from behemoth.checkpoint.matching import Origin
-from behemoth.checkpoint.reshard import blocks_needed, chunks_met, scales_of
+from behemoth.checkpoint.reshard import blocks_needed, chunks_met, plan_boxes, scales_of
+from behemoth.checkpoint.scale_waves import Waiting, keeps_all, outermost, plan_waves
 from behemoth.checkpoint.sharing import Kind, kinds
 
 
 class _User(NamedTuple):
-    """A kind of wanted arrays, by its number, that needs scales: to hold them, or to convert by them."""
+    """Wanted arrays of a kind, by its number, that need these scales: to hold them, or to convert by them."""
 
+    scales: Scales
     kind: int
     holds_them: bool
 
 
+class _Group(NamedTuple):
+    """One of so many arrays that are read alike for scales: saved ones, or values of which some are computed."""
+
+    array: int
+    users: tuple[_User, ...]
+    num_arrays: int
+
+    @property
+    def are_computed(self) -> bool:
+        return self.users[0].scales.saved is None
+
+
 def scale_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], ranks: Ints) -> Ints:
-    """For each of `ranks`, the bytes of chunks, CRCs included, that it reads to know scales; `found` as
-    `matching.origins` tells."""
+    """For each of `ranks`, the bytes of chunks, CRCs included, that it reads to know scales, and, where they are
+    computed, to convert by them; `found` as `matching.origins` tells."""
     total = np.zeros(len(ranks), dtype=np.int64)
-    of_layout = kinds(layout)
-    held = {
-        user.kind: _boxes_of_pieces(of_layout[user.kind])
-        for _, users, _ in _groups(saved, layout, found)
-        for user in users
-    }
-    for scales, users, num_arrays in _groups(saved, layout, found):
-        pieces = np.stack([of_layout[user.kind].sharing.piece_of_rank[ranks] for user in users])
-        alike, which = np.unique(pieces, axis=1, return_inverse=True)
-        read_bytes = [
-            _read_bytes(saved, scales, frozenset(_blocks(scales, users, of_pieces, held)))
-            for of_pieces in alike.T.tolist()
-        ]
-        total += num_arrays * np.array(read_bytes, dtype=np.int64)[which.reshape(-1)]
+    held = _Held(layout)
+    for group in _groups(saved, layout, found):
+        alike, which = held.pieces(group, ranks)
+        grid = grids(saved)[group.array]
+        read_bytes = [_num_read(grid, group, held, pieces) * _chunk_bytes(grid) for pieces in alike]
+        total += group.num_arrays * np.array(read_bytes, dtype=np.int64)[which]
     return total
 
 
-def computed_scales(saved: Layout, layout: Layout, found: Sequence[Origin]) -> Iterator[Scales]:
-    """Those that take a pass over the values, each once."""
+def again_bytes(saved: Layout, layout: Layout, found: Sequence[Origin]) -> int:
+    """What the fleet reads a second time when all ranks that need a chunk share each reading of it: values that some
+    rank could not keep until their scales were known."""
+    total, held = 0, _Held(layout)
+    for group in _groups(saved, layout, found):
+        if group.are_computed:
+            grid = grids(saved)[group.array]
+            alike, _ = held.pieces(group, np.arange(layout.mesh.num_ranks))
+            again = {chunk for pieces in alike for chunk in _again(grid, group, held, pieces)}
+            total += group.num_arrays * len(again) * _chunk_bytes(grid)
+    return total
+
+
+def looked_through(saved: Layout, layout: Layout, found: Sequence[Origin]) -> set[int]:
+    """The saved arrays, counted in their order, of which scales are computed."""
     every = (scales_of(saved, array, origin) for array, origin in zip(layout.arrays, found, strict=True))
-    yield from dict.fromkeys(scales for scales in every if scales is not None and scales.saved is None)
+    return {scales.values for scales in every if scales is not None and scales.saved is None}
 
 
-def _groups(saved: Layout, layout: Layout, found: Sequence[Origin]) -> list[tuple[Scales, tuple[_User, ...], int]]:
-    """Scales of one kind: one of them, who needs them, and how many arrays have such."""
-    users: dict[Scales, list[_User]] = {}
+def _groups(saved: Layout, layout: Layout, found: Sequence[Origin]) -> list[_Group]:
+    users: defaultdict[tuple[int, Scales | None], list[_User]] = defaultdict(list)
     for number, kind in enumerate(kinds(layout)):
         for array in kind.positions:
             scales = scales_of(saved, layout.arrays[array], found[array])
             if scales is not None:
-                users.setdefault(scales, []).append(_User(number, isinstance(found[array], ScalesOf)))
-    groups: dict[object, list[Scales]] = {}
-    for scales, some in users.items():
-        alike = (_form(saved, scales.values), scales.block, scales.saved and _form(saved, scales.saved), tuple(some))
-        groups.setdefault(alike, []).append(scales)
-    return [(same[0], tuple(users[same[0]]), len(same)) for same in groups.values()]
+                user = _User(scales, number, isinstance(found[array], ScalesOf))
+                users[(scales.values, None) if scales.saved is None else (scales.saved, scales)].append(user)
+    alike: defaultdict[object, list[_Group]] = defaultdict(list)
+    for (array, _), some in users.items():
+        forms = tuple((one.scales.block, one.scales.dtype, one.kind, one.holds_them) for one in some)
+        key = (_form(saved, array), _form(saved, some[0].scales.values), forms)
+        alike[key].append(_Group(array, tuple(some), 1))
+    return [same[0]._replace(num_arrays=len(same)) for same in alike.values()]
 
 
 def _form(saved: Layout, position: int) -> tuple[object, ...]:
     grid = grids(saved)[position]
     return grid.chunk_shape, grid.chunks_per_dim, grid.spec.shape, grid.spec.itemsize
+
+
+class _Held:
+    """What the ranks of a layout hold of arrays of each kind."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._kinds = kinds(layout)
+        self._boxes: dict[int, list[list[Box]]] = {}
+
+    def pieces(self, group: _Group, ranks: Ints) -> tuple[list[list[int]], Ints]:
+        """The pieces that some rank has of what the group's users are, and for each of `ranks` which of these lists."""
+        pieces = np.stack([self._kinds[user.kind].sharing.piece_of_rank[ranks] for user in group.users])
+        alike, which = np.unique(pieces, axis=1, return_inverse=True)
+        return alike.T.tolist(), which.reshape(-1)
+
+    def boxes(self, kind: int, piece: int) -> list[Box]:
+        if piece < 0:
+            return []
+        if kind not in self._boxes:
+            self._boxes[kind] = _boxes_of_pieces(self._kinds[kind])
+        return self._boxes[kind][piece]
 
 
 def _boxes_of_pieces(kind: Kind) -> list[list[Box]]:
@@ -96,36 +139,62 @@ def _boxes_of_pieces(kind: Kind) -> list[list[Box]]:
     return found
 
 
-def _blocks(
-    scales: Scales, users: Sequence[_User], pieces: Sequence[int], held: dict[int, list[list[Box]]]
-) -> Iterator[Box]:
-    """The boxes of blocks that a rank needs which has these pieces."""
-    for user, piece in zip(users, pieces, strict=True):
-        for box in held[user.kind][piece] if piece >= 0 else ():
-            yield blocks_needed(scales, box, holds_them=user.holds_them)
-
-
-def _read_bytes(saved: Layout, scales: Scales, blocks: frozenset[Box]) -> int:
+def _num_read(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> int:
+    """Chunks, those that are read twice counted twice."""
+    if group.are_computed:
+        return len(_looked(grid, group, held, pieces)) + len(_again(grid, group, held, pieces))
+    blocks = _blocks(group, held, pieces).get(group.users[0].scales)
     if not blocks:
         return 0
-    if scales.saved is None:
-        grid = grids(saved)[scales.values]
-        boxes = frozenset(scales.elements(box, grid.spec.shape) for box in _largest(blocks))
-    else:
-        grid, box = grids(saved)[scales.saved], enclosing(list(blocks))
-        boxes = frozenset([box if len(box) == len(grid.spec.shape) else tuple((0, 1) for _ in grid.spec.shape)])
-    return _num_met(grid, boxes) * (grid.payload_bytes + TRAILER_BYTES)
+    box = enclosing(blocks)
+    has_dims = len(box) == len(grid.spec.shape)
+    return len(_chunks_of(grid, [box if has_dims else tuple((0, 1) for _ in grid.spec.shape)]))
 
 
-def _largest(boxes: frozenset[Box]) -> list[Box]:
-    """Those that lie in no other one."""
-    return [box for box in boxes if not any(other != box and enclosing([box, other]) == other for other in boxes)]
+def _looked(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> frozenset[int]:
+    """The chunks of values in which a rank that has these pieces looks for scales."""
+    blocks = _blocks(group, held, pieces)
+    return _chunks_of(
+        grid, [scales.elements(box, grid.spec.shape) for scales, some in blocks.items() for box in outermost(some)]
+    )
 
 
-def _num_met(grid: Grid, boxes: frozenset[Box]) -> int:
-    return _num_met_alike(grid.chunk_shape, grid.chunks_per_dim, boxes)
+def _again(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> list[int]:
+    """Those that it reads again."""
+    values = [
+        (user.scales, box)
+        for user, piece in zip(group.users, pieces, strict=True)
+        if not user.holds_them
+        for box in held.boxes(user.kind, piece)
+    ]
+    if keeps_all(grid, values):
+        return []
+    waiting: defaultdict[int, list[Waiting]] = defaultdict(list)
+    for read in plan_boxes(grid, group.array, [box for _, box in values]):
+        waiting[read.chunk] += [Waiting(values[copy.slab][0], copy.source) for copy in read.copies]
+    waves = plan_waves(grid, _looked(grid, group, held, pieces), waiting)
+    return [chunk for wave in waves for chunk in wave.again]
+
+
+def _blocks(group: _Group, held: _Held, pieces: Sequence[int]) -> dict[Scales, list[Box]]:
+    """The boxes of blocks of which a rank that has these pieces must know the scales."""
+    found: dict[Scales, list[Box]] = {}
+    for user, piece in zip(group.users, pieces, strict=True):
+        for box in held.boxes(user.kind, piece):
+            found.setdefault(user.scales, []).append(blocks_needed(user.scales, box, holds_them=user.holds_them))
+    return found
+
+
+def _chunks_of(grid: Grid, boxes: Sequence[Box]) -> frozenset[int]:
+    return _chunks_of_alike(grid.chunk_shape, grid.chunks_per_dim, frozenset(boxes))
 
 
 @lru_cache(maxsize=4096)
-def _num_met_alike(chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], boxes: frozenset[Box]) -> int:
-    return len(chunks_met(chunk_shape, chunks_per_dim, boxes))
+def _chunks_of_alike(
+    chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], boxes: frozenset[Box]
+) -> frozenset[int]:
+    return frozenset(chunks_met(chunk_shape, chunks_per_dim, boxes))
+
+
+def _chunk_bytes(grid: Grid) -> int:
+    return grid.payload_bytes + TRAILER_BYTES

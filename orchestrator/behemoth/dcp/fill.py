@@ -2,7 +2,7 @@
 
 Each chunk that the rank needs is read once, checked whole, and copied into all tensors that want some of it. A tensor
 that is contiguous on the CPU and of the saved dtype is filled in place; any other by way of a staging buffer of bounded
-size. Neighbours: `checkpoint.reshard` (which chunks a box meets), `checkpoint.reshard_reader` (reads one).
+size. Neighbours: `checkpoint.reshard` (which chunks a box meets), `checkpoint.chunk_parts` (reads one).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.changes import Elements
+from behemoth.checkpoint.chunk_parts import as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.reshard import ChunkRead, Copy, plan_box
-from behemoth.checkpoint.reshard_reader import as_elements, read_chunk
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.dcp.dtypes import torch_dtype
 from behemoth.ports import ObjectStore

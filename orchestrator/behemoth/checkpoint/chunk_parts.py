@@ -1,0 +1,69 @@
+"""Moves what slabs take of a chunk: as it is, or changed on the way.
+
+Works on memory only; who reads has checked the chunk before. Neighbours: `reshard` (plans the copies), `changes`
+(computes), `reshard_reader` and `scaled_reader` (read).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import EllipsisType
+
+import numpy as np
+import numpy.typing as npt
+
+from behemoth.checkpoint.changes import Elements, Scales, ScaleTable
+from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader
+from behemoth.checkpoint.grid import Grid
+from behemoth.checkpoint.reshard import ChunkRead, Copy, Part
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def read_chunk(
+    chunks: ChunkReader,
+    grid: Grid,
+    read: ChunkRead,
+    slabs: Sequence[Elements],
+    tables: Mapping[Scales, ScaleTable],
+) -> None:
+    """Read a chunk, check it, and put into the slabs what they take of it; `tables` has the scales of those that change
+    it. Raises Corrupt naming array, chunk and file."""
+    only = read.copies[0]
+    if len(read.copies) == 1 and only.change is None:
+        target = part_of(slabs[only.slab], only.target)
+        is_whole = target.nbytes == grid.payload_bytes and target.flags.c_contiguous
+        if is_whole and target.nbytes >= DIRECT_BYTES:
+            chunks.payload_into(read.array, read.chunk, target.reshape(-1).view(np.uint8).data)
+            return
+    chunk = chunk_elements(chunks, grid, read.array, read.chunk)
+    for copy in read.copies:
+        put(copy, part_of(chunk, copy.source), slabs, tables)
+
+
+def chunk_elements(chunks: ChunkReader, grid: Grid, array: int, chunk: int) -> Elements:
+    """A chunk, checked, in its shape, padding included. Valid until the reader's next call. Raises Corrupt naming
+    array, chunk and file."""
+    payload, _ = chunks.payload(array, chunk)
+    return as_elements(np.frombuffer(payload, dtype=np.uint8), grid.chunk_shape, grid.spec.itemsize)
+
+
+def put(copy: Copy, elements: Elements, slabs: Sequence[Elements], tables: Mapping[Scales, ScaleTable]) -> None:
+    """Put a copy's elements into its slab."""
+    target = part_of(slabs[copy.slab], copy.target)
+    if copy.change is None:
+        np.copyto(target, elements)
+    else:
+        copy.change.apply(elements, target, copy.target, tables)
+
+
+def as_elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:
+    """The front of `area` as an array of this shape."""
+    return area[: math.prod(shape) * itemsize].view(f"V{itemsize}").reshape(shape)
+
+
+def part_of(whole: Elements, part: Part) -> Elements:
+    """A view."""
+    index: tuple[slice | EllipsisType, ...] = (*part, ...)  # never a scalar, also of an array without dims
+    return whole[index]
