@@ -1,5 +1,6 @@
-"""Of all tests: the S3 server, started once and only when a test of the session needs it; and how long hypothesis
-searches: the same bounded examples for everyone, without a clock, and many random ones under `-m longer`."""
+"""Of all tests: the S3 server, started once and only when a test of the session needs it; how long
+hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones under `-m longer`;
+and how long a test of the longer suite may take."""
 
 from collections.abc import Iterator
 
@@ -18,6 +19,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("bounded")
+
+LONGER_TIMEOUT_S = 3_600
+"""Ends a hang, measures nothing: several times what the longest of them takes on two cores that others use as well."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("longer"):
+            item.add_marker(pytest.mark.timeout(LONGER_TIMEOUT_S))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

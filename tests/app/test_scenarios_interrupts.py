@@ -40,7 +40,7 @@ def test_an_interrupt_before_the_first_step_ends_soon_and_the_run_goes_on_later(
         stage.start()
         stage.until_event(event)
         interrupt(stage)
-        assert stage.wait(20) == INTERRUPTED, stage.told()
+        assert stage.wait() == INTERRUPTED, stage.told()
         expect_the_same_end(stage, digest)
 
 
@@ -51,7 +51,7 @@ def test_an_interrupt_during_a_recovery_ends_resumable(tmp_path: Path, digest: o
         stage.kill(stage.living("worker")[0])
         stage.until_event("WorkerFailed")
         interrupt(stage)
-        assert stage.wait(20) == INTERRUPTED, stage.told()
+        assert stage.wait() == INTERRUPTED, stage.told()
         expect_the_same_end(stage, digest)
 
 
@@ -63,9 +63,9 @@ def test_a_second_interrupt_ends_the_command_though_the_store_hangs_in_a_commit(
         flag.touch()
         num_committed = len(stage.events("Committed"))
         interrupt(stage)
-        stage.until(lambda: flag.with_name("hanging").exists(), "a commit that hangs", 20)
+        stage.until(lambda: flag.with_name("hanging").exists(), "a commit that hangs")
         interrupt(stage)
-        assert stage.wait(40) == INTERRUPTED, stage.told()
+        assert stage.wait() == INTERRUPTED, stage.told()
         assert "left without waiting" in stage.told()
         flag.unlink()
         assert len(stage.events("Committed")) <= num_committed + 1
@@ -76,9 +76,9 @@ def test_a_second_interrupt_ends_the_command_though_the_store_hangs_in_a_commit(
 def test_a_termination_while_the_command_itself_starts_leaves_nothing(tmp_path: Path, digest: object) -> None:
     with staged(tmp_path, spec()) as stage:
         stage.start()
-        stage.until(lambda: (stage.directory / "run.yaml").exists() or stage.living("agent"), "a directory", 20)
+        stage.until(lambda: (stage.directory / "run.yaml").exists() or stage.living("agent"), "a directory")
         interrupt(stage, signal.SIGTERM)
-        assert stage.wait(20) in (NOT_FINISHED, INTERRUPTED), stage.told()
+        assert stage.wait() in (NOT_FINISHED, INTERRUPTED), stage.told()
         expect_the_same_end(stage, digest)
 
 
@@ -92,7 +92,7 @@ def test_an_interrupt_of_the_whole_terminal_saves_like_one_of_the_command(tmp_pa
         own = os.getpgid(stage.process.pid)
         assert [found for found in stage.living() if found.role != "run" and os.getpgid(found.pid) == own] == []
         interrupt(stage)
-        assert stage.wait(20) == INTERRUPTED, stage.told()
+        assert stage.wait() == INTERRUPTED, stage.told()
         assert stage.events("WorkerFailed", "NodeLost") == []
         expect_the_same_end(stage, digest)
 

@@ -50,7 +50,7 @@ def expect_a_cold_recovery_to_the_same_end(folder: Path, *engine: str) -> None:
         summary = stage.finish()
         assert [event["rank"] for event in stage.events("WorkerFailed")] == [1], stage.told()
         assert summary["faults"]
-        stage.expect_sound(digest, gone_limit_s=60.0)
+        stage.expect_sound(digest)
 
 
 def test_the_example_of_a_command_recovers_cold_with_the_same_end(tmp_path: Path) -> None:

@@ -52,7 +52,6 @@ def test_every_crash_of_a_history_of_uploads_keeps_what_was_promised() -> None:
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(900)
 def test_two_thousand_crashes_of_uploads_keep_what_was_promised() -> None:
     num_crashes, seed = 0, 100
     with small_parts(LEAST_BYTES, 2 * LEAST_BYTES):
@@ -62,7 +61,6 @@ def test_two_thousand_crashes_of_uploads_keep_what_was_promised() -> None:
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(900)
 def test_ten_thousand_crashes_keep_what_was_promised() -> None:
     num_crashes, seed = 0, 100
     while num_crashes < NUM_CRASHES:
@@ -75,7 +73,6 @@ def test_real_kills_of_a_process_keep_what_was_promised(tmp_path: Path) -> None:
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(10))
 def test_five_hundred_real_kills_keep_what_was_promised(tmp_path: Path, seed: int) -> None:
     kill_players(tmp_path, seed=100 + seed, num_struck=50)

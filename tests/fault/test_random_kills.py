@@ -31,7 +31,6 @@ def test_twenty_random_kills_change_no_bit_and_leave_nothing(tmp_path: Path, dig
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(1800)
 def test_two_hundred_random_kills_change_no_bit_and_leave_nothing(tmp_path: Path, digest: object) -> None:
     attack(tmp_path, digest, num_kills=200)
 

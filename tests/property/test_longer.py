@@ -14,7 +14,6 @@ _SEARCH = settings(max_examples=3_000, derandomize=False, print_blob=True)
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(900)
 @_SEARCH
 @given(examples(max_mishaps=25))
 def test_every_property_holds_over_long_histories(example: Example) -> None:
@@ -27,7 +26,6 @@ def test_every_property_holds_over_long_histories(example: Example) -> None:
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(900)
 @_SEARCH
 @given(examples(with_asks=True, max_mishaps=25))
 def test_every_property_holds_with_wishes_of_the_operator(example: Example) -> None:
@@ -39,7 +37,6 @@ def test_every_property_holds_with_wishes_of_the_operator(example: Example) -> N
 
 
 @pytest.mark.longer
-@pytest.mark.timeout(900)
 @_SEARCH
 @given(examples(configs=run_configs(max_failures=1_000), max_mishaps=25))
 def test_every_run_succeeds_in_the_end(example: Example) -> None:

@@ -101,11 +101,11 @@ def test_a_second_store_that_takes_nothing_leaves_the_run_unfinished_where_only_
     with staged(**stage_of(tmp_path, drained(tmp_path, more=", limit: 2s", durable="drain"))) as stage:
         stage.start()
         stage.until_event("Placed")
-        stage.until(lambda: (safe / "owner" / "run.json").exists(), "the second store", 20)
+        stage.until(lambda: (safe / "owner" / "run.json").exists(), "the second store")
         hidden = tmp_path / "away"
         safe.rename(hidden)
         safe.write_text("a file stands where the store was")
-        assert stage.wait(60) == NOT_FINISHED, stage.told()
+        assert stage.wait() == NOT_FINISHED, stage.told()
         assert "code: not-durable" in stage.told()
         assert stage.events("DrainFailed")
         assert drain_of(stage)["is_complete"] is False
@@ -125,7 +125,7 @@ def test_two_runs_do_not_drain_into_one_place(tmp_path: Path) -> None:
     other = drained(tmp_path).replace(str(tmp_path / "fast"), str(tmp_path / "other"))
     with staged(folder=tmp_path / "two", text=other) as stage:
         stage.start()
-        assert stage.wait(60) == 1
+        assert stage.wait() == 1
         assert f"code: {OWNED}" in stage.told()
         assert not (tmp_path / "other").exists()
 
@@ -138,7 +138,7 @@ def test_a_second_store_that_is_the_first_by_another_name_or_lies_within_it_is_r
     text = drained(tmp_path).replace(str(tmp_path / "safe"), str(tmp_path / "link" / within))
     with staged(folder=tmp_path, text=text) as stage:
         stage.start()
-        assert stage.wait(60) == 2
+        assert stage.wait() == 2
         assert "code: drain-same" in stage.told()
 
 
@@ -176,6 +176,6 @@ def test_two_interrupts_end_a_run_that_waits_for_its_last_drain(tmp_path: Path) 
         stage.process.send_signal(signal.SIGINT)
         stage.until(lambda: "once more" in stage.told(), "an answer")
         stage.process.send_signal(signal.SIGINT)
-        assert stage.wait(30) == INTERRUPTED, stage.told()
+        assert stage.wait() == INTERRUPTED, stage.told()
         stage.expect_no_process()
         assert steps_of(tmp_path / "fast" / "kills")[-1] == STEPS
