@@ -13,6 +13,7 @@ from behemoth.app.batches.writing import Writing, finished, new_write, require_w
 from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.interop.ingest import check_free, write_checkpoint
 from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
@@ -114,13 +115,9 @@ def write_recorded(
             executor = batches.executor(open_work, worker=worker)
             return write_checkpoint(
                 store,
+                Candidate(run=run, step=step, write_id=write_id, attempt=attempt, committed_us=time.time_ns() // 1000),
                 writing.layout,
                 write_in_batches(executor, job(write_id), writing, record, progress=progress),
-                run=run,
-                step=step,
-                write_id=write_id,
-                attempt=attempt,
-                committed_us=time.time_ns() // 1000,
                 keeps_unfinished=record.is_kept,
             )
 
