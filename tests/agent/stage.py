@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Step, WriteId
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import Owner, take
@@ -260,12 +261,9 @@ class Stage:
         take(store, Owner.of_run(RUN, name=self.setup.run_name, directory=str(self.folder)), url=store.root)
         commit(
             store,
-            run=self.setup.run_name,
-            layout=Layout.decode(layout),
-            step=Step(step),
-            write_id=batches[0].write_id,
-            attempt=Attempt(attempt),
-            receipts=[Receipt.decode(receipt) for batch in batches for receipt in batch.receipts],
+            Candidate(run=self.setup.run_name, step=Step(step), write_id=batches[0].write_id, attempt=Attempt(attempt)),
+            Layout.decode(layout),
+            [Receipt.decode(receipt) for batch in batches for receipt in batch.receipts],
             previous=None,
         )
 

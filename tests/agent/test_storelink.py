@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from behemoth.agent import storelink
 from behemoth.agent.arenas import Arenas, RankMemory
+from behemoth.agent.child import Child
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Failed, OpenStore, Prepared, Written
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
@@ -126,5 +128,28 @@ def test_a_write_that_is_given_up_and_answered_costs_its_process_nothing(tmp_pat
         assert "holds no snapshot" in answer.reason
         assert desk.link._given_up == {}
         assert desk.link.pid == pid
+
+    play(tmp_path, scene)
+
+
+def test_a_successor_that_cannot_be_started_at_once_is_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refused = Child.start, list[str]()
+
+    def start_but_once(module: str, *, environment: Mapping[str, str], own_session: bool) -> Child:
+        if not refused:
+            refused.append(module)
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(module, environment=environment, own_session=own_session)
+
+    async def scene(desk: Desk) -> None:
+        pid = desk.link.pid
+        assert pid is not None
+        monkeypatch.setattr(Child, "start", start_but_once)
+        os.kill(pid, signal.SIGKILL)
+        await desk.prepare()
+        assert desk.link.pid not in (None, pid)
+        assert refused == ["behemoth.wiring.store"]
 
     play(tmp_path, scene)

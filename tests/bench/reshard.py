@@ -36,6 +36,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # the giant layout is the tests
 
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import saved_positions
@@ -208,16 +209,8 @@ def _save_ours(case: scene.Case, num_layers: int, root: Path) -> None:
     """Every rank of the old mesh in turn."""
     store, layout = LocalStore(root), scene.layout(case.axis, case.saved_ranks, num_layers)
     receipts = [_write(store, case, layout, rank, num_layers) for rank in range(case.saved_ranks)]
-    commit(
-        store,
-        run="bench",
-        layout=layout,
-        step=STEP,
-        write_id=WRITE_ID,
-        attempt=ATTEMPT,
-        receipts=receipts,
-        previous=None,
-    )
+    candidate = Candidate(run="bench", step=STEP, write_id=WRITE_ID, attempt=ATTEMPT)
+    commit(store, candidate, layout, receipts, previous=None)
     store.close()
 
 

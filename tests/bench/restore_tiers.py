@@ -43,6 +43,7 @@ from behemoth.agent.peers.snapshots import PeerSnapshot
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
 from behemoth.base.ids import Attempt, Rank, Slot
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.staging import stage, unstage
@@ -144,16 +145,8 @@ class ThisNode:
             threads=THREADS,
             cancelled=lambda: False,
         )
-        commit(
-            self._store,
-            run="bench",
-            layout=self._layout,
-            step=scene.STEP,
-            write_id=scene.WRITE_ID,
-            attempt=Attempt(1),
-            receipts=[receipt],
-            previous=None,
-        )
+        candidate = Candidate(run="bench", step=scene.STEP, write_id=scene.WRITE_ID, attempt=Attempt(1))
+        commit(self._store, candidate, self._layout, [receipt], previous=None)
 
 
 class Raw:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
@@ -154,12 +155,9 @@ def commit_receipts(
 ) -> CommitRecord:
     return commit(
         store,
-        run="test",
-        layout=layout,
-        step=Step(step),
-        write_id=WriteId(write_id),
-        attempt=Attempt(attempt),
-        receipts=receipts,
+        Candidate(run="test", step=Step(step), write_id=WriteId(write_id), attempt=Attempt(attempt)),
+        layout,
+        receipts,
         previous=previous,
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -60,14 +61,10 @@ def save(
         return None
     return commit(
         store,
-        run="test",
-        layout=layout,
-        step=Step(step),
-        write_id=WriteId(write_id),
-        attempt=ATTEMPT,
-        receipts=receipts,
+        Candidate(run="test", step=Step(step), write_id=WriteId(write_id), attempt=ATTEMPT, committed_us=committed_us),
+        layout,
+        receipts,
         previous=None,
-        committed_us=committed_us,
     )
 
 

@@ -11,15 +11,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
+from behemoth.checkpoint.commit import BadCommit, commits, create_same, latest, read_record, reject
+from behemoth.checkpoint.commit_log import publish
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.storage.local import LocalStore
-from behemoth.testing.faults import Crash, FaultyStore, every_death
+from behemoth.testing.faults import Crash, Fail, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, save, toy_layout, write_all_ranks
 
@@ -110,12 +111,52 @@ def test_an_array_that_turns_all_zero_is_refused_unless_declared(may_be_zero: bo
         save(store, layout, zeroed, step=2, previous=first)
 
 
+def test_an_array_of_which_a_part_turns_zero_is_healthy() -> None:
+    store, arrays = MemoryStore(), logical_arrays(LAYOUT, 2)
+    first = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    for name, array in arrays.items():
+        flat = array.reshape(-1).copy()
+        flat[: flat.size // 2] = 0
+        arrays[name] = flat.reshape(array.shape)
+    receipts = write_all_ranks(store, LAYOUT, arrays, step=2)
+    assert any(span.is_zero for receipt in receipts for span in receipt.spans)
+    record = commit_receipts(store, LAYOUT, receipts, step=2, previous=first)
+    assert not any(array.is_zero for array in record.arrays)
+
+
+def test_an_array_that_the_last_checkpoint_did_not_have_may_be_zero() -> None:
+    store = MemoryStore()
+    before = replace(LAYOUT, arrays=tuple(array for array in LAYOUT.arrays if array.name != "model/scale"))
+    first = save(store, before, logical_arrays(before, 1), step=1)
+    zeroed = {**logical_arrays(LAYOUT, 2), "model/scale": np.zeros((), np.float32)}
+    record = save(store, LAYOUT, zeroed, step=2, previous=first)
+    assert [array.name for array in record.arrays if array.is_zero] == ["model/scale"]
+
+
 def test_a_step_has_one_commit_and_repeating_it_gives_the_same() -> None:
     store = MemoryStore()
     first = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
     assert save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1) == first
     with pytest.raises(Conflict, match="commit of step 1: expected none, got write 'a1-1'"):
         save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1, write_id="a2-1")
+
+
+def test_a_commit_whose_answer_was_lost_counts_if_it_stands_and_only_then() -> None:
+    record = save(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    store = MemoryStore()
+    assert publish(FaultyStore(store, lost_answer(0)), record) == record
+    assert latest(store) == record.ref
+    never_sent = Fail(write=0, when=When.BEFORE, error=Unavailable("connection refused"))
+    with pytest.raises(Unavailable, match="connection refused"):
+        publish(FaultyStore(MemoryStore(), never_sent), record)
+
+
+def test_a_leader_finds_what_another_one_has_made_and_refuses_what_somebody_else_has() -> None:
+    store = MemoryStore()
+    for _ in range(2):
+        create_same(store, "steps/index", b"the index")
+    with pytest.raises(Conflict):
+        create_same(store, "steps/index", b"an index!")
 
 
 def test_a_rejected_commit_is_gone_at_once_whatever_dies_and_its_step_is_free() -> None:

@@ -105,7 +105,7 @@ def test_a_bucket_is_tried_out_before_anything_is_copied_there(
         raise Invalid(f"{url}: expected it to heed conditions, got otherwise", code="incoherent-store")
 
     let_in(monkeypatch, s3)
-    monkeypatch.setattr("behemoth_cli.commands.ckpt_drain.probe_uploads", unfit)
+    monkeypatch.setattr("behemoth_cli.commands.ckpt_drain.probe_bucket", unfit)
     url = f"s3://{BUCKET}/drained/unfit"
     code, _, err = drain(capsys, "run/small", "--to", url)
     assert (code, "code: incoherent-store" in err) == (2, True)

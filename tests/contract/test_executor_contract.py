@@ -156,6 +156,32 @@ def test_whoever_has_no_token_of_this_executor_is_let_in_nowhere(tmp_path: Path)
             stranger.close()
 
 
+TALKS_RUBBISH_FIRST = """
+import os, runpy, socket
+from behemoth.app.batches.worker import INCARNATION_ENV, take_settings
+from behemoth.wire.frames import encode_frame
+if os.environ[INCARNATION_ENV] == "1":
+    settings = take_settings(os.environ)
+    with socket.create_connection((settings.host, settings.port)) as connection:
+        connection.sendall(encode_frame(settings.hello))
+        connection.recv(1000)  # the job
+        connection.sendall(encode_frame("rubbish"))
+        while connection.recv(1000):
+            pass
+else:
+    runpy.run_module("behemoth.testing.batch_program", run_name="__main__")
+"""
+
+
+def test_a_worker_that_talks_rubbish_is_replaced(tmp_path: Path) -> None:
+    argv = (sys.executable, "-c", TALKS_RUBBISH_FIRST)
+    executor = WorkerExecutor(SubprocessRuntime(NODES[:1]), threads=1, host="127.0.0.1", address="127.0.0.1", argv=argv)
+    try:
+        assert len(list(executor.run(str(tmp_path).encode(), doubles(range(3))))) == 3
+    finally:
+        executor.close()
+
+
 DRIVER = """
 import os, sys
 from behemoth.app.batches.workers import WorkerExecutor

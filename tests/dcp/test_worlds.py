@@ -11,9 +11,7 @@ import pytest
 import tensorstore
 import torch
 
-from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import commits, latest
-from behemoth.checkpoint.interop.ingest import import_tensors
 from behemoth.checkpoint.paths import write_of_key
 from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.checkpoint.verify import verify
@@ -21,6 +19,7 @@ from behemoth.dcp.contents import Contents
 from behemoth.dcp.foreign import read_dcp
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
+from checkpoint.interop.imported import import_tensors
 from dcp.programs import told_by
 
 STATES = ("fsdp", "tensor_parallel_fsdp", "hybrid_fsdp", "placements", "dtypes")
@@ -112,7 +111,7 @@ def test_an_import_of_torchs_own_checkpoint_holds_what_our_writer_saved(
 ) -> None:
     with closing(LocalStore(folder / "torch" / name)) as given, closing(LocalStore(tmp_path)) as store:
         state = read_dcp(given, threads=2)
-        import_tensors(store, state.tensors, run="import", step=Step(7), write_id=WriteId("import-1"), committed_us=0)
+        import_tensors(store, state.tensors)
         imported = arrays_of(store)
     with closing(LocalStore(folder / name)) as store:
         saved = arrays_of(store)

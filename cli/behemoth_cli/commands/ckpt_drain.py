@@ -22,9 +22,9 @@ from behemoth.checkpoint.copy_plan import CopyPlan, plan_copy
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
-from behemoth.ports import ObjectStore, SavesTo, UploadsParts
+from behemoth.ports import ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, open_store, path_of
-from behemoth.storage.probe_uploads import probe_uploads
+from behemoth.storage.probe_uploads import probe_bucket
 from behemoth_cli.commands.candidates import output_option, run_names
 from behemoth_cli.commands.interop_options import DryRun, watched
 from behemoth_cli.commands.owners import in_the_way
@@ -135,8 +135,7 @@ def _held(given: ObjectStore, store: SavesTo, url: str) -> Iterator[None]:
     """While this lasts nobody cleans up what is written, and the target is the source's run's. A bucket's server is
     tried out before the first byte. Raises Conflict for the store of another run, or of one that is alive."""
     owner, standing = read_owner(given), _standing_owner(given, store, url)
-    if isinstance(store, UploadsParts):
-        probe_uploads(store, url=url)
+    probe_bucket(store, url=url)
     with ExitStack() as stack:
         if standing is not None:
             stack.enter_context(leading(store, url=url, candidates=_candidates(url)))

@@ -21,9 +21,9 @@ from behemoth.checkpoint.interop.export import Exported, export, kept_files, unf
 from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.reader import Commit, open_commit
-from behemoth.ports import ObjectStore, SavesTo, UploadsParts
+from behemoth.ports import ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, located, open_store
-from behemoth.storage.probe_uploads import probe_uploads
+from behemoth.storage.probe_uploads import probe_bucket
 from behemoth_cli.commands.batching import Address, Batching, On, batching
 from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.commands.interop_options import (
@@ -136,8 +136,7 @@ def _export(
         spread = write_in_batches(batches.executor(), job, plan, progress=progress)
         return export(target, plan, unfinished=job.unfinished, spread=spread)
 
-    if isinstance(target, UploadsParts):  # its server is tried out before the first byte
-        probe_uploads(target, url=os.fsdecode(job.to))
+    probe_bucket(target, url=os.fsdecode(job.to))
     try:
         return watched(batches.console, f"exporting checkpoint/{job.step}", do).kept
     except (Corrupt, NotFound):

@@ -13,12 +13,13 @@ from behemoth.app.batches.writing import Writing, finished, new_write, require_w
 from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.interop.ingest import check_free, write_checkpoint
 from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
-from behemoth.ports import SavesTo, UploadsParts
+from behemoth.ports import SavesTo
 from behemoth.storage.open import is_nested, is_s3, open_store
-from behemoth.storage.probe_uploads import probe_uploads
+from behemoth.storage.probe_uploads import probe_bucket
 from behemoth_cli.commands.batching import Batching
 from behemoth_cli.commands.interop_options import folder_to_be, watched
 from behemoth_cli.context import PREFIX
@@ -34,15 +35,15 @@ FIRST = Attempt(1)
 
 @contextmanager
 def opened_target(to: str, *, code: str, is_dry: bool) -> Iterator[LocalStore | S3Store]:
-    """The store that is written to. A bucket's server is tried out before the
-    first byte. Raises Conflict, with `code`, for a folder of something else."""
+    """The store that is written to. A bucket's server is tried out before the first byte. Raises Conflict, with
+    `code`, for a folder of something else."""
     if to.startswith(PREFIX):
         raise Conflict(f"option --to {to}: expected {TARGET}, got a run", hint=TARGET_HINT, code=code)
     if not is_s3(to):
         store_to_be(to, expected=TARGET, hint=TARGET_HINT, code=code)
     with closing(open_store(to)) as store:
-        if isinstance(store, UploadsParts) and not is_dry:
-            probe_uploads(store, url=store.root)
+        if not is_dry:
+            probe_bucket(store, url=store.root)
         yield store
 
 
@@ -114,13 +115,9 @@ def write_recorded(
             executor = batches.executor(open_work, worker=worker)
             return write_checkpoint(
                 store,
+                Candidate(run=run, step=step, write_id=write_id, attempt=attempt, committed_us=time.time_ns() // 1000),
                 writing.layout,
                 write_in_batches(executor, job(write_id), writing, record, progress=progress),
-                run=run,
-                step=step,
-                write_id=write_id,
-                attempt=attempt,
-                committed_us=time.time_ns() // 1000,
                 keeps_unfinished=record.is_kept,
             )
 

@@ -28,17 +28,21 @@ class Child:
     @staticmethod
     def start(module: str, *, environment: Mapping[str, str], own_session: bool) -> Child:
         """`python -m module FD OUR_PID`. `own_session`: a signal to our group does not reach it, so that it
-        can still end what is below it."""
+        can still end what is below it. Raises OSError when the machine has no room for it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-                env=dict(environment),
-                pass_fds=(theirs.fileno(),),
-                start_new_session=own_session,
-            )
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=_STDERR,
+                    env=dict(environment),
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=own_session,
+                )
+        except BaseException:
+            ours.close()
+            raise
         return Child(process, ours)
 
     @property

@@ -251,4 +251,12 @@ class StoreLink:
             if not answer.done():
                 answer.set_result(Failed(job=job, reason=_LOST, is_corrupt=False))
         pause_s = 0.0 if self._has_answered else _RESTART_PAUSE_S
-        self._restart = asyncio.get_running_loop().call_later(pause_s, self.start)
+        self._restart = asyncio.get_running_loop().call_later(pause_s, self._start_again)
+
+    def _start_again(self) -> None:
+        """Training goes on without a store process, and the machine may have room for one in a moment."""
+        try:
+            self.start()
+        except OSError as error:
+            _log.warning("store process: cannot be started (%s); trying again", error.strerror)
+            self._restart = asyncio.get_running_loop().call_later(_RESTART_PAUSE_S, self._start_again)

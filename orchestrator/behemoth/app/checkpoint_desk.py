@@ -15,6 +15,7 @@ from behemoth.base.clock import Clock
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
 from behemoth.checkpoint import commit_log
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
@@ -142,14 +143,16 @@ class CheckpointDesk:
             self._reject_owed()
             record = commit(
                 self._store,
-                run=self._run_name,
-                layout=Layout.decode(layout),
-                step=step,
-                write_id=write_id,
-                attempt=attempt,
-                receipts=[Receipt.decode(receipt) for receipt in receipts],
+                Candidate(
+                    run=self._run_name,
+                    step=step,
+                    write_id=write_id,
+                    attempt=attempt,
+                    committed_us=self._clock.now_us(),
+                ),
+                Layout.decode(layout),
+                [Receipt.decode(receipt) for receipt in receipts],
                 previous=self._newest(),
-                committed_us=self._clock.now_us(),
             )
         except BehemothError as error:
             # With its hint: what refuses a save often is a matter of what the program declares.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from behemoth.base.errors import Conflict, Corrupt
-from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord, format_of
@@ -17,7 +17,7 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.freshness import check_fresh
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.paths import INDEX, METADATA, step_prefix
+from behemoth.checkpoint.paths import INDEX, METADATA
 from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.shard_proof import check_shards
@@ -31,69 +31,49 @@ __all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "lates
 
 def commit(
     store: SavesTo,
-    *,
-    run: str,
+    candidate: Candidate,
     layout: Layout,
-    step: Step,
-    write_id: WriteId,
-    attempt: Attempt,
     receipts: Sequence[Receipt],
+    *,
     previous: CommitRecord | None,
-    committed_us: int = 0,
 ) -> CommitRecord:
     """Prove, complete and publish a write of which every rank has sealed its part. Blocks for a listing of the write
     and a few small objects.
 
-    `previous` is the newest commit, against which zeros and stale bytes are judged. `committed_us` is wall time, kept
-    for people and for retention. Idempotent for one write id: a new leader may repeat it.
+    `previous` is the newest commit, against which zeros and stale bytes are judged. Idempotent for one write id: a new
+    leader may repeat it.
 
     Raises Invalid, Conflict or Corrupt, naming array, rank and reason, before anything is written; later Conflict when
     another write has the step, and the store's errors. Without a return the previous commit stays the newest.
     """
-    record = complete(
-        store,
-        run=run,
-        layout=layout,
-        step=step,
-        write_id=write_id,
-        attempt=attempt,
-        receipts=receipts,
-        previous=previous,
-        committed_us=committed_us,
-    )
-    return publish(store, record)
+    return publish(store, complete(store, candidate, layout, receipts, previous=previous))
 
 
 def complete(
-    store: WritesRanges | UploadsParts,
-    *,
-    run: str,
+    store: SavesTo,
+    candidate: Candidate,
     layout: Layout,
-    step: Step,
-    write_id: WriteId,
-    attempt: Attempt,
     receipts: Sequence[Receipt],
+    *,
     previous: CommitRecord | None,
-    committed_us: int = 0,
 ) -> CommitRecord:
     """A commit but for its last instant: the record of a write that is proven, complete and durable, for whoever has to
     make room before it is published. Raises as `commit` does."""
-    prefix = step_prefix(step, write_id)
-    proof = prove(layout, receipts, step=step, write_id=write_id, attempt=attempt)
+    proof = prove(candidate, layout, receipts)
     if previous is not None:
         check_zeros(layout, proof, previous)
         check_fresh(layout, proof.arrays, receipts, previous)
     if isinstance(store, UploadsParts):
         check_shards(layout, proof, receipts)
-    index = _complete(store, prefix, layout, proof)
+    index = _complete(store, candidate.prefix, layout, proof)
     form, features = format_of(layout)
     return CommitRecord(
         format=form,
         required_features=features,
-        run=run,
-        step=step,
-        write_id=write_id,
-        attempt=attempt,
+        run=candidate.run,
+        step=candidate.step,
+        write_id=candidate.write_id,
+        attempt=candidate.attempt,
         mesh=layout.mesh,
         layout_digest=layout.digest,
         index_bytes=len(index),
@@ -101,7 +81,7 @@ def complete(
         data_bytes=sum(array.num_bytes for array in layout.arrays),
         arrays=proof.arrays,
         held_prints=proof.held_prints,
-        committed_us=committed_us,
+        committed_us=candidate.committed_us,
     )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid
-from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.crc import combined_runs, crc32c
@@ -51,20 +52,13 @@ class Proof:
     held_prints: str | msgspec.UnsetType
 
 
-def prove(
-    layout: Layout,
-    receipts: Sequence[Receipt],
-    *,
-    step: Step,
-    write_id: WriteId,
-    attempt: Attempt,
-) -> Proof:
+def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt]) -> Proof:
     """One receipt of each rank, all of this write, covering every byte exactly once.
 
     Raises Conflict for another write or attempt, Invalid for another layout or coverage that is not exact; each names
     the rank, and the array where there is one.
     """
-    by_rank = _one_each(layout, receipts, step=step, write_id=write_id, attempt=attempt)
+    by_rank = _one_each(candidate, layout, receipts)
     tables = [SpanTable.of(receipt.spans) for receipt in by_rank]
     ranks = np.repeat([receipt.rank for receipt in by_rank], [len(table) for table in tables])
     extents = Extents(
@@ -77,7 +71,7 @@ def prove(
     if fault is not None:
         rank = ranks[fault.row] if fault.row >= 0 else _owing(layout, by_rank, fault.array, fault.chunk)
         told = "" if rank is None else f"rank {rank}: "
-        raise Invalid(f"write {write_id!r} of step {step}: {told}{fault.message}", code=fault.code)
+        raise Invalid(f"{_named(candidate)}: {told}{fault.message}", code=fault.code)
     order = extents.order()
     summaries, shared, chunk_crcs = _summaries(layout, extents, order, tables)
     first_rows = order[np.searchsorted(extents.array[order], np.arange(len(layout.arrays)))]
@@ -119,25 +113,27 @@ def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
             )
 
 
-def _one_each(
-    layout: Layout, receipts: Sequence[Receipt], *, step: Step, write_id: WriteId, attempt: Attempt
-) -> list[Receipt]:
+def _one_each(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt]) -> list[Receipt]:
     by_rank: dict[int, Receipt] = {}
     for receipt in receipts:
-        _check_receipt(layout, receipt, step=step, write_id=write_id, attempt=attempt)
+        _check_receipt(candidate, layout, receipt)
         if by_rank.setdefault(receipt.rank, receipt) != receipt:
             raise Conflict(f"rank {receipt.rank}: expected one receipt, got two that differ", code="receipt-twice")
     missing = [rank for rank in range(layout.mesh.num_ranks) if rank not in by_rank]
     if missing:
         raise Invalid(
-            f"write {write_id!r} of step {step}: expected {layout.mesh.num_ranks} receipts, got none of rank "
+            f"{_named(candidate)}: expected {layout.mesh.num_ranks} receipts, got none of rank "
             f"{', '.join(map(str, missing[:8]))}{' ..' if len(missing) > 8 else ''}",
             code="receipt-missing",
         )
     return [by_rank[rank] for rank in sorted(by_rank)]
 
 
-def _check_receipt(layout: Layout, receipt: Receipt, *, step: Step, write_id: WriteId, attempt: Attempt) -> None:
+def _named(candidate: Candidate) -> str:
+    return f"write {candidate.write_id!r} of step {candidate.step}"
+
+
+def _check_receipt(candidate: Candidate, layout: Layout, receipt: Receipt) -> None:
     if receipt.rank >= layout.mesh.num_ranks:
         raise Invalid(
             f"receipt: expected a rank below {layout.mesh.num_ranks}, got {receipt.rank}", code="receipt-rank"
@@ -149,9 +145,9 @@ def _check_receipt(layout: Layout, receipt: Receipt, *, step: Step, write_id: Wr
             code="receipt-layout",
         )
     for what, expected, got in (
-        ("attempt", attempt, receipt.attempt),
-        ("write id", write_id, receipt.write_id),
-        ("step", step, receipt.step),
+        ("attempt", candidate.attempt, receipt.attempt),
+        ("write id", candidate.write_id, receipt.write_id),
+        ("step", candidate.step, receipt.step),
     ):
         if expected != got:
             raise Conflict(

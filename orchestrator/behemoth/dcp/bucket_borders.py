@@ -19,10 +19,10 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.dcp.boxes import runs_of
-from behemoth.dcp.bucket_writer import completed
+from behemoth.dcp.bucket_writer import by_object, completed
 from behemoth.dcp.object_parts import ObjectPart, own_parts, part_bytes, parts_of, whole_chunks
 from behemoth.dcp.orders import Placed, SentObject, SentObjects, SentPart, SentPiece, ShardName
-from behemoth.ports import PartReceipt, UploadsParts
+from behemoth.ports import UploadsParts
 
 RankBoxes = Mapping[str, Sequence[Box]]
 """A rank's boxes by array, none of them empty."""
@@ -95,9 +95,7 @@ class _Borders:
         self._placed = placed
         self._begun = begun
         self._whole = {(one.array, one.shard) for of_rank in sent for one in of_rank.objects}
-        self._sent: dict[ShardName, list[PartReceipt]] = {}
-        for part in (one for of_rank in sent for one in of_rank.parts):
-            self._sent.setdefault((part.array, part.shard), []).append(part.receipt)
+        self._sent = by_object(one for of_rank in sent for one in of_rank.parts)
         self._pieces: dict[tuple[str, int], list[tuple[SentPiece, str]]] = {}
         for of_rank in sent:
             for piece in of_rank.pieces:
@@ -113,9 +111,8 @@ class _Borders:
         parts = [(name, part) for name, shard in shards for part in self._missing(name, shard)]
         made = run_all(lambda one: self._send(*one), parts, threads=threads, name="dcp-border")
         objects = [one for one in made if isinstance(one, SentObject)]
-        for one in made:
-            if isinstance(one, SentPart):
-                self._sent.setdefault((one.array, one.shard), []).append(one.receipt)
+        for which, receipts in by_object(one for one in made if isinstance(one, SentPart)).items():
+            self._sent.setdefault(which, []).extend(receipts)
         several = [one for one in shards if one in self._begun]
         return objects + run_all(self._complete, several, threads=REQUEST_THREADS, name="dcp-complete")
 

@@ -112,8 +112,9 @@ class _Job:
         sent = run_all(self._send, work.parts, threads=self._threads, name="dcp-upload")
         receipts = [one for one in sent if isinstance(one, SentPart)]
         objects = [one for one in sent if isinstance(one, SentObject)]
+        parts = by_object(receipts)
         objects += run_all(
-            lambda one: self._complete(*one, receipts), several, threads=REQUEST_THREADS, name="dcp-complete"
+            lambda one: self._complete(*one, parts), several, threads=REQUEST_THREADS, name="dcp-complete"
         )
         pieces = tuple(self._send_pieces(work.loose)) if work.loose else ()
         ends = [one.placed for one in self._boxes if ends_array(one.placed.grid, one.box)]
@@ -186,9 +187,9 @@ class _Job:
                 if not self._left[run.array]:
                     self._tensors.drop(run.array)
 
-    def _complete(self, held: _Held, shard: int, receipts: Sequence[SentPart]) -> SentObject:
-        parts = [one.receipt for one in receipts if (one.array, one.shard) == (held.name, shard)]
-        return SentObject(held.name, shard, completed(self._store, *self._own[held.name, shard], parts))
+    def _complete(self, held: _Held, shard: int, parts: Mapping[ShardName, Sequence[PartReceipt]]) -> SentObject:
+        which = held.name, shard
+        return SentObject(*which, completed(self._store, *self._own[which], parts[which]))
 
     def _send_pieces(self, loose: Sequence[tuple[_Held, Run]]) -> Iterator[SentPiece]:
         """One behind the other, in one object."""
@@ -226,6 +227,14 @@ def _gathered(loose: Sequence[tuple[_Held, Run]], least_bytes: int) -> list[list
             num_bytes = 0
         found[-1].append(one)
         num_bytes += one[1].length
+    return found
+
+
+def by_object(sent: Iterable[SentPart]) -> dict[ShardName, list[PartReceipt]]:
+    """What was sent of each object."""
+    found: dict[ShardName, list[PartReceipt]] = {}
+    for one in sent:
+        found.setdefault((one.array, one.shard), []).append(one.receipt)
     return found
 
 

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
 from behemoth.checkpoint.commit_log import publish as publish_record
 from behemoth.checkpoint.gc import BATCH_KEYS
@@ -88,17 +89,14 @@ def publish(
     if isinstance(store, UploadsParts):
         by_rank[0].append(_completed(store, state, by_rank, threads=threads))
     receipts = [_receipt(state, layout, Rank(rank), of_rank) for rank, of_rank in enumerate(by_rank)]
-    record = complete(
-        store,
+    candidate = Candidate(
         run=RUN,
-        layout=layout,
         step=state.step,
         write_id=state.write_id,
         attempt=_ATTEMPT,
-        receipts=receipts,
-        previous=None,
         committed_us=time.time_ns() // 1000,
     )
+    record = complete(store, candidate, layout, receipts, previous=None)
     try:
         publish_record(store, record)
     except Conflict as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -186,9 +187,8 @@ def decode_model_json(data: bytes, form: type[Form], *, what: str, source: str) 
 def inventory_of(entries: Iterable[TensorEntry], *, num_experts: int, source: str) -> Inventory:
     """Raises Invalid that names `source` for an entry that cannot be, and for a tensor that comes twice."""
     tensors = tuple(tensor for entry in entries for tensor in _tensors(entry, source))
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        names = [tensor.name for tensor in tensors]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = next((name for name, num in Counter(tensor.name for tensor in tensors).items() if num > 1), None)
+    if twice is not None:
         raise Invalid(f"{source}: expected each tensor once, got {twice} again", code="inventory-format")
     return Inventory(num_experts=num_experts, tensors=tensors)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
-from behemoth.ports import PartReceipt, UploadsParts
+from behemoth.ports import PartReceipt, SavesTo, UploadsParts
 
 FOLDER = "probe"
 LEFT_AFTER_S = 3600
@@ -48,6 +48,12 @@ def probe_uploads(store: UploadsParts, *, url: str, now: Callable[[], float] = t
             raise _unfit(url, f"an object of other bytes than were created: {bytes(found)!r}")
     finally:
         _clean(store, lambda found: found == key)
+
+
+def probe_bucket(store: SavesTo, *, url: str) -> None:
+    """`probe_uploads` for whoever writes into a bucket or a folder alike; of a folder nothing is asked."""
+    if isinstance(store, UploadsParts):
+        probe_uploads(store, url=url)
 
 
 def _probe_upload(store: UploadsParts, key: str, url: str) -> None:

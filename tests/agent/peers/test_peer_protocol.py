@@ -260,6 +260,24 @@ def test_strangers_that_knock_and_say_nothing_keep_nobody_out(monkeypatch: pytes
             stranger.close()
 
 
+def test_a_node_that_has_no_thread_left_for_a_connection_serves_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = threading.Thread.start, list[threading.Thread]()
+
+    def start_but_one(thread: threading.Thread) -> None:
+        if thread.name == "peer-serve" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
+    with serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer, asking() as client:
+        monkeypatch.setattr(threading.Thread, "start", start_but_one)
+        with pytest.raises(Unavailable):
+            client.ask(peer, ask_snapshot(), SnapshotFound)
+        assert client.ask(peer, ask_snapshot(), SnapshotFound) == answer
+    assert len(refused) == 1
+
+
 def test_more_nodes_than_a_node_has_connections_for_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
     answer = SnapshotFound(sequence=1, step=2, data_bytes=3)

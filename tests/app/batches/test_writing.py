@@ -13,6 +13,7 @@ from behemoth.app.batches.threads import ThreadExecutor
 from behemoth.app.batches.writing import WriteWork, Writing, finished, new_write, require_written, write_in_batches
 from behemoth.base.errors import Conflict, Corrupt
 from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.conversion import AS_SAVED
@@ -65,13 +66,9 @@ def write(
     executor = ThreadExecutor(threads=1, open_work=lambda _: WriteWork(writing.units, writer))
     return write_checkpoint(
         store,
+        Candidate(run="r", step=STEP, write_id=write_id, attempt=Attempt(1)),
         writing.layout,
         write_in_batches(executor, b"job", writing, record, progress=lambda _done, _total: None),
-        run="r",
-        step=STEP,
-        write_id=write_id,
-        attempt=Attempt(1),
-        committed_us=1,
         keeps_unfinished=True,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.app.batches.messages import Failed
-from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, Settings, received, send
+from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Settings, encoded, received, send
 from behemoth.app.drains.process import drain_one, serve_drains
 from behemoth.base.errors import Conflict
 from behemoth.base.ids import RunUid
@@ -159,3 +159,27 @@ def test_it_answers_each_order_and_ends_with_its_leader(tmp_path: Path, monkeypa
     serving.join(30)
     assert not serving.is_alive()
     theirs.close()
+
+
+def test_what_a_killed_leader_has_begun_to_say_ends_the_process_and_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.nice", lambda _more: 0)
+    ours, theirs = socket.socketpair()
+    serving = threading.Thread(target=serve_drains, args=(theirs, lambda url: open_store(str(tmp_path / url))))
+    serving.start()
+    with closing(ours):
+        send(ours, SETTINGS)
+        ours.sendall(encoded(GiveWay(is_saving=True))[:-1])
+    serving.join(30)
+    assert not serving.is_alive()
+    theirs.close()
+
+
+def test_an_answer_that_was_cut_off_is_none() -> None:
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        send(theirs, Drained(num_bytes=1, seconds=0.5))
+        theirs.sendall(encoded(Drained(num_bytes=2, seconds=0.5))[:-3])
+        theirs.shutdown(socket.SHUT_WR)
+        assert list(received(ours, FROM_DRAIN)) == [Drained(num_bytes=1, seconds=0.5)]

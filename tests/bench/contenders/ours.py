@@ -22,6 +22,7 @@ from behemoth.agent.child import Child
 from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, Source, Write, Written
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
@@ -162,16 +163,8 @@ class Ours:
         written = self._store.answer(Written)
         received = time.perf_counter()
         store = LocalStore(self._folder)
-        commit(
-            store,
-            run="bench",
-            layout=self._layout,
-            step=step,
-            write_id=write_id,
-            attempt=ATTEMPT,
-            receipts=[Receipt.decode(written.receipt)],
-            previous=None,
-        )
+        candidate = Candidate(run="bench", step=step, write_id=write_id, attempt=ATTEMPT)
+        commit(store, candidate, self._layout, [Receipt.decode(written.receipt)], previous=None)
         end = time.perf_counter()
         store.close()
         return {"save": end - begin, "stage": staged - begin, "write": received - staged, "commit": end - received}

@@ -8,8 +8,9 @@ from functools import partial
 
 import pytest
 
-from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.base.ids import Attempt, WriteId
 from behemoth.checkpoint import filling
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.filling import least_bytes
@@ -64,11 +65,7 @@ def rewrite(
 
     return write_checkpoint(
         target,
+        Candidate(run=commit.record.run, step=step, write_id=REWRITTEN, attempt=Attempt(commit.record.attempt)),
         layout,
         spread,
-        run=commit.record.run,
-        step=Step(step),
-        write_id=REWRITTEN,
-        attempt=Attempt(commit.record.attempt),
-        committed_us=9,
     )

@@ -16,13 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
-from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import commits, latest
-from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.interop import foreign, ingest
 from behemoth.checkpoint.interop.foreign import read_model
-from behemoth.checkpoint.interop.ingest import import_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.reader import open_commit, read_array
@@ -32,6 +29,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
 from checkpoint.between import Between
+from checkpoint.interop.imported import import_tensors
 from checkpoint.interop.tensor_trees import chunked
 
 MODEL = {
@@ -41,10 +39,6 @@ MODEL = {
     "flags": torch.tensor([True, False]),
     "steps": torch.arange(3),
 }
-
-
-def made(store: ObjectStore, tensors: dict[str, Tensor], *, step: int = 5, write_id: str = "import-1") -> CommitRecord:
-    return import_tensors(store, tensors, run="import:x", step=Step(step), write_id=WriteId(write_id), committed_us=7)
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -58,7 +52,7 @@ def saved(folder: Path, model: dict[str, torch.Tensor], name: str = "model.safet
 def test_a_file_of_the_library_becomes_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     saved(tmp_path, MODEL)
     store = LocalStore(tmp_path / "store")
-    record = made(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
+    record = import_tensors(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
     assert (record.step, record.run, record.committed_us) == (5, "import:x", 7)
     assert latest(store) == record.ref
     commit = open_commit(store, record.ref)
@@ -88,7 +82,7 @@ def test_large_arrays_are_read_and_written_in_blocks_of_whole_chunks(monkeypatch
             tensor.read_into(box, out)
 
     store = MemoryStore()
-    record = made(store, {"w": Watched()})
+    record = import_tensors(store, {"w": Watched()})
     assert max(boxes) <= 20 << 20
     assert len(boxes) < 5 * 2
     assert read_array(store, open_commit(store, record.ref), "w").tobytes() == array.tobytes()
@@ -103,7 +97,7 @@ def test_chunks_of_a_foreign_tensor_cover_it_whatever_their_size(
     for chunk_bytes in (1, 2, 14, 20, 71, 1000):
         monkeypatch.setattr(foreign, "CHUNK_BYTES", chunk_bytes)
         store = MemoryStore()
-        record = made(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
+        record = import_tensors(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
         commit = open_commit(store, record.ref)
         assert all(read_array(store, commit, name).tobytes() == bits(tensor) for name, tensor in model.items())
 
@@ -114,15 +108,15 @@ def test_an_import_that_dies_at_any_write_leaves_no_checkpoint_or_a_whole_one() 
         "b": chunked(np.zeros((2, 2), ml_dtypes.bfloat16), dtype="bfloat16"),
     }
     counted = FaultyStore(MemoryStore())
-    made(counted, tensors)
+    import_tensors(counted, tensors)
     for death in every_death(counted.num_writes):
         inner = MemoryStore()
         with pytest.raises(Crash):
-            made(FaultyStore(inner, death), tensors)
+            import_tensors(FaultyStore(inner, death), tensors)
         after = inner.after_power_loss(seed=death.write)
         found = commits(after)
         if not found:
-            made(after, tensors, write_id="import-2")
+            import_tensors(after, tensors, write_id="import-2")
             found = commits(after)
         (one,) = found
         assert verify(after, one, threads=1, deep=True).is_intact, death
@@ -140,7 +134,7 @@ def test_an_import_that_fails_takes_away_what_it_wrote(tmp_path: Path) -> None:
 
     store = LocalStore(tmp_path)
     with pytest.raises(Corrupt, match="tensor b"):
-        made(store, {"a": chunked(np.arange(10, dtype=np.float32)), "b": Broken()})
+        import_tensors(store, {"a": chunked(np.arange(10, dtype=np.float32)), "b": Broken()})
     assert not list(tmp_path.iterdir())
 
 
@@ -148,7 +142,7 @@ def test_an_import_that_fails_takes_away_what_it_wrote(tmp_path: Path) -> None:
 def test_a_run_that_takes_the_store_in_the_middle_of_an_import_finds_no_half_of_it(is_after: bool) -> None:
     tensors: dict[str, Tensor] = {"a": chunked(np.arange(10, dtype=np.float32))}
     counted = FaultyStore(MemoryStore())
-    made(counted, tensors)
+    import_tensors(counted, tensors)
     codes = []
     for number in range(counted.num_writes):
         inner = MemoryStore()
@@ -158,7 +152,7 @@ def test_a_run_that_takes_the_store_in_the_middle_of_an_import_finds_no_half_of_
             execute(store, plan_gc(store, in_flight=()))
 
         with pytest.raises(BehemothError) as told:
-            made(Between(inner, number, begin_a_run, is_after=is_after), tensors)
+            import_tensors(Between(inner, number, begin_a_run, is_after=is_after), tensors)
         codes.append(told.value.code)
         assert commits(inner) == []
     assert codes[-1] == "import-owned"
@@ -167,11 +161,13 @@ def test_a_run_that_takes_the_store_in_the_middle_of_an_import_finds_no_half_of_
 def test_another_import_of_the_step_keeps_its_checkpoint_and_the_later_one_takes_its_own_away() -> None:
     tensors: dict[str, Tensor] = {"a": chunked(np.arange(10, dtype=np.float32))}
     counted = FaultyStore(MemoryStore())
-    made(counted, tensors)
+    import_tensors(counted, tensors)
     inner = MemoryStore()
     last = counted.num_writes - 1
     with pytest.raises(Conflict, match="got write 'import-2'"):
-        made(Between(inner, last, lambda: made(inner, tensors, write_id="import-2"), is_after=False), tensors)
+        import_tensors(
+            Between(inner, last, lambda: import_tensors(inner, tensors, write_id="import-2"), is_after=False), tensors
+        )
     assert {info.key.split("/")[1] for info in inner.list("steps")} == {"000000005-import-2"}
     (one,) = commits(inner)
     assert verify(inner, one, threads=1, deep=True).is_intact
@@ -180,20 +176,20 @@ def test_another_import_of_the_step_keeps_its_checkpoint_and_the_later_one_takes
 def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
     tensors: dict[str, Tensor] = {"a": chunked(np.arange(3, dtype=np.float32))}
     store = MemoryStore()
-    first = made(store, tensors)
+    first = import_tensors(store, tensors)
     with pytest.raises(Conflict, match="expected no checkpoint of step 5, got one"):
-        made(store, tensors, write_id="import-2")
+        import_tensors(store, tensors, write_id="import-2")
     assert latest(store) == first.ref
     assert verify(store, first.ref, threads=1, deep=True).is_intact
     owned = MemoryStore()
     take(owned, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
     with pytest.raises(Conflict, match="got that of run/big in /runs/big"):
-        made(owned, tensors)
+        import_tensors(owned, tensors)
 
 
 def test_a_tensor_without_elements_is_refused_by_name() -> None:
     with pytest.raises(Invalid, match="array 'e': expected at most 32 sizes of 1"):
-        made(MemoryStore(), {"e": chunked(np.zeros((0, 2), np.float32), (1, 2))})
+        import_tensors(MemoryStore(), {"e": chunked(np.zeros((0, 2), np.float32), (1, 2))})
 
 
 def test_several_files_need_their_index(tmp_path: Path) -> None:

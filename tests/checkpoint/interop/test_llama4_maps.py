@@ -17,12 +17,10 @@ import safetensors.torch
 import torch
 
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.interop.export import export
 from behemoth.checkpoint.interop.export_plan import plan_export
 from behemoth.checkpoint.interop.foreign import read_model
-from behemoth.checkpoint.interop.ingest import import_tensors
 from behemoth.checkpoint.interop.map_file import named_map
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.tensors import Raw, Tensor
@@ -30,6 +28,7 @@ from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.spec.model import named_inventory
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
+from checkpoint.interop.imported import import_tensors
 from checkpoint.interop.tensor_trees import chunked
 
 HEAD, GROUPS, HEADS, VISION_HEADS = 4, 2, 6, 3
@@ -72,7 +71,7 @@ def exported(ours: Arrays, name: str, folder: Path) -> dict[str, torch.Tensor]:
 def imported(folder: Path, name: str) -> Arrays:
     store = MemoryStore()
     tensors = toy_map(name).inverse().apply(read_model(LocalStore(folder), threads=1).tensors)
-    record = import_tensors(store, tensors, run="toy", step=Step(0), write_id=WriteId("import-1"), committed_us=0)
+    record = import_tensors(store, tensors)
     commit = open_commit(store, record.ref)
     return {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
 

@@ -12,12 +12,10 @@ import safetensors.torch
 import torch
 
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.interop.casts import converted
 from behemoth.checkpoint.interop.export import export
 from behemoth.checkpoint.interop.export_plan import plan_export
 from behemoth.checkpoint.interop.foreign import read_model
-from behemoth.checkpoint.interop.ingest import import_tensors
 from behemoth.checkpoint.interop.map_file import named_map
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
@@ -31,6 +29,7 @@ from behemoth.testing.store import MemoryStore
 from behemoth.workloads.tiny_moe.config import Config
 from behemoth.workloads.tiny_moe.inventory import inventory
 from checkpoint.checkpoint_rig import save
+from checkpoint.interop.imported import import_tensors
 from checkpoint.interop.tensor_trees import chunked
 
 Arrays = Mapping[str, np.ndarray]
@@ -62,7 +61,7 @@ def exported(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, torch.Ten
 def imported(folder: Path, map_name: str) -> Arrays:
     store = MemoryStore()
     tensors = named_map(map_name).inverse().apply(read_model(LocalStore(folder), threads=1).tensors)
-    record = import_tensors(store, tensors, run="toy", step=Step(0), write_id=WriteId("import-1"), committed_us=0)
+    record = import_tensors(store, tensors)
     commit = open_commit(store, record.ref)
     return {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
 

@@ -127,7 +127,11 @@ class PeerServer:
             oldest = self._strangers.popitem(last=False)[0] if len(self._strangers) > MAX_STRANGERS else None
         if oldest is not None:
             oldest.cut()
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread is left, which must not end the one that accepts
+            _log.warning("peer connections: %s", error)
+            self._end(link, thread)
 
     def _run(self, link: PeerSocket) -> None:
         """The supervisor of one connection: whatever a peer sends, only its own connection ends."""
@@ -148,12 +152,15 @@ class PeerServer:
         except Exception:  # noqa: BLE001  # supervisor of a connection: the others go on
             _log.exception("a peer's connection failed")
         finally:
-            with self._lock:
-                self._strangers.pop(link, None)
-                self._known.discard(link)
-                self._idle.pop(link, None)
-                self._threads.discard(threading.current_thread())
-            link.close()
+            self._end(link, threading.current_thread())
+
+    def _end(self, link: PeerSocket, thread: threading.Thread) -> None:
+        with self._lock:
+            self._strangers.pop(link, None)
+            self._known.discard(link)
+            self._idle.pop(link, None)
+            self._threads.discard(thread)
+        link.close()
 
     def _know(self, link: PeerSocket) -> bool:
         """False while all others are being answered."""

@@ -219,12 +219,13 @@ class WorkerExecutor:
         node = peer.node
         try:
             bodies = peer.reader.feed(_received(connection))
+            messages = [decode_body(from_worker_decoder, body) for body in bodies]
         except (OSError, Corrupt):
             self._hang_up(node)
             return
-        for body in bodies:
+        for message in messages:
             node.heard_s = time.monotonic()
-            match decode_body(from_worker_decoder, body):
+            match message:
                 case Finished(turn=turn, number=number, data=data):
                     if turn == self._job.turn and node.under_way.pop(number, None) is not None:
                         node.losses = 0

@@ -67,7 +67,7 @@ def encoded(message: ToDrain | FromDrain) -> bytes:
 
 
 def received(sock: socket.socket, decoder: msgspec.json.Decoder[_T]) -> Iterator[_T]:
-    """Messages until the other end is gone."""
+    """Messages until the other end is gone: one that was killed while it spoke has not said what is cut off."""
     with sock.makefile("rb") as lines:
-        while line := lines.readline(MAX_LINE_BYTES):
+        while (line := lines.readline(MAX_LINE_BYTES)).endswith(b"\n"):
             yield decoder.decode(line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -156,9 +157,8 @@ def _entries(body: bytes, source: str) -> list[tuple[str, _Entry]]:
         pairs = json.loads(body, object_pairs_hook=list)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _damaged(source, f"expected a safetensors header, got: {_lower(str(error))}") from error
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = next((name for name, num in Counter(name for name, _ in pairs).items() if num > 1), None)
+    if twice is not None:
         raise _damaged(source, f"expected each name once, got {twice!r} again")
     return entries
 

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import groupby
 
 from behemoth.base.errors import BehemothError, Conflict, Invalid
-from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads, abort_uploads
 from behemoth.checkpoint.interop.tensors import Tensor
-from behemoth.checkpoint.interop.unit_writer import TensorSource, UnitWriter, Written
+from behemoth.checkpoint.interop.unit_writer import Written
 from behemoth.checkpoint.interop.units import Units, units_of
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.owner import read_owner
-from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.spec.mesh import Mesh
@@ -76,79 +75,41 @@ def check_free(store: ObjectStore, step: Step, *, own: str = "") -> CommitRef | 
     )
 
 
-def import_tensors(
-    store: SavesTo,
-    tensors: Mapping[str, Tensor],
-    *,
-    run: str,
-    step: Step,
-    write_id: WriteId,
-    committed_us: int,
-) -> CommitRecord:
-    """Write and commit `tensors` as the checkpoint of `step`, array by array. Raises as `write_checkpoint` and
-    `import_layout` do."""
-    layout = import_layout(tensors)
-    writer = UnitWriter(store, step_prefix(step, write_id), layout, TensorSource(layout, tensors))
-
-    def spread(uploads: ObjectUploads) -> Iterator[Sequence[Written]]:
-        for _, of_array in groupby(import_units(layout, store), key=lambda unit: unit.array):
-            units = list(of_array)
-            yield writer.write(units, [uploads.upload_id(unit) for unit in units])
-
-    return write_checkpoint(
-        store, layout, spread, run=run, step=step, write_id=write_id, attempt=Attempt(1), committed_us=committed_us
-    )
-
-
 def write_checkpoint(
     store: SavesTo,
+    candidate: Candidate,
     layout: Layout,
     spread: Spread,
     *,
-    run: str,
-    step: Step,
-    write_id: WriteId,
-    attempt: Attempt,
-    committed_us: int,
     keeps_unfinished: bool = False,
 ) -> CommitRecord:
     """Have a checkpoint's units written, and commit it. Blocks for as long.
 
     Cut off, it leaves no checkpoint, and objects below the write's own prefix, which a run that takes the store
-    removes; called again, with another `write_id`, it starts over. After an error it has removed them, unless it
+    removes; called again, with another write id, it starts over. After an error it has removed them, unless it
     `keeps_unfinished` for a caller who goes on there. Raises what `check_free` and `spread` do.
     """
-    check_free(store, step)
-    with _removed_on_failure(store, step, write_id, keeps_unfinished=keeps_unfinished):
-        uploads = ObjectUploads(store, step_prefix(step, write_id), layout)
+    check_free(store, candidate.step)
+    with _removed_on_failure(store, candidate, keeps_unfinished=keeps_unfinished):
+        uploads = ObjectUploads(store, candidate.prefix, layout)
         for written in spread(uploads):
             for one in written:
                 uploads.add(one)
         shards, spans = uploads.complete(), uploads.spans()
-        check_free(store, step)  # a run may have taken the store since
+        check_free(store, candidate.step)  # a run may have taken the store since
         receipts = [
             Receipt(
                 rank=Rank(rank),
-                attempt=attempt,
-                step=step,
-                write_id=write_id,
+                attempt=candidate.attempt,
+                step=candidate.step,
+                write_id=candidate.write_id,
                 layout_digest=layout.digest,
                 spans=spans if rank == 0 else (),
                 shards=tuple(shards) if rank == 0 else (),
             )
             for rank in range(layout.mesh.num_ranks)
         ]
-        record = commit(
-            store,
-            run=run,
-            layout=layout,
-            step=step,
-            write_id=write_id,
-            attempt=attempt,
-            receipts=receipts,
-            previous=None,
-            committed_us=committed_us,
-        )
+        record = commit(store, candidate, layout, receipts, previous=None)
         _take_back_if_owned(store, record)
         return record
 
@@ -174,20 +135,19 @@ def _take_back_if_owned(store: ObjectStore, record: CommitRecord) -> None:
 
 
 @contextmanager
-def _removed_on_failure(store: SavesTo, step: Step, write_id: WriteId, *, keeps_unfinished: bool) -> Iterator[None]:
+def _removed_on_failure(store: SavesTo, candidate: Candidate, *, keeps_unfinished: bool) -> Iterator[None]:
     """What was written goes again, unless its commit stands, the answer lost, or one that cannot be read."""
     try:
         yield
     except BaseException:
         if not keeps_unfinished:
             with suppress(BehemothError):
-                _remove(store, step, write_id)
+                _remove(store, candidate)
         raise
 
 
-def _remove(store: SavesTo, step: Step, write_id: WriteId) -> None:
-    standing = [one for one in commits(store) if one.step == step]
-    if not any(isinstance(one, BadCommit) or one.write_id == write_id for one in standing):
-        prefix = step_prefix(step, write_id)
-        abort_uploads(store, prefix)
-        store.delete([info.key for info in store.list(prefix)])
+def _remove(store: SavesTo, candidate: Candidate) -> None:
+    standing = [one for one in commits(store) if one.step == candidate.step]
+    if not any(isinstance(one, BadCommit) or one.write_id == candidate.write_id for one in standing):
+        abort_uploads(store, candidate.prefix)
+        store.delete([info.key for info in store.list(candidate.prefix)])
