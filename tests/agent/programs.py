@@ -43,16 +43,16 @@ def train() -> None:
 
 
 def train_split() -> None:
-    """Holds columns of a matrix over tp, and a share of its moments flat over dp. Both follow from the step alone, so
-    that ranks of any mesh can tell whether what they got back is theirs."""
+    """Holds columns of a matrix over tp, and a share of its moments flat over cp x dp. Both follow from the step alone,
+    so that ranks of any mesh can tell whether what they got back is theirs."""
     run = join()
     matrix = np.arange(60.0).reshape(5, 12)
     columns = np.split(matrix, run.mesh.tp, axis=1)[run.mesh.coordinate("tp")]
-    share = np.split(matrix.reshape(-1), run.mesh.dp)[run.mesh.coordinate("dp")]
+    share = np.split(matrix.reshape(-1), run.mesh.size(("cp", "dp")))[run.mesh.coordinate(("cp", "dp"))]
     weight, moment = np.zeros_like(columns), np.zeros_like(share)
     state = State()
     state.array("weight", weight, shape=matrix.shape, dims={1: "tp"})
-    state.array("moment", moment, shape=matrix.shape, flat_over="dp")
+    state.array("moment", moment, shape=matrix.shape, flat_over=("cp", "dp"))
     state.rank_record(get=lambda: run.rank, set=lambda value: print("rank record", value, flush=True))
     first = run.restore(state)
     is_right = np.array_equal(weight, first * columns) and np.array_equal(moment, first * share)

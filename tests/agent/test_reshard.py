@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +19,8 @@ RECORD = "rank record"
 
 
 def setup_on(folder: Path, mesh: Mapping[str, int], program: str = "train_split") -> Setup:
-    setup = setup_for(folder, program, ranks=mesh["tp"] * mesh["dp"])
-    return msgspec.structs.replace(setup, mesh={**mesh, "edp": mesh["tp"] * mesh["dp"]})
+    num_ranks = math.prod(mesh.values())
+    return msgspec.structs.replace(setup_for(folder, program, ranks=num_ranks), mesh={**mesh, "edp": num_ranks})
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,8 @@ def setup_on(folder: Path, mesh: Mapping[str, int], program: str = "train_split"
         ({"tp": 2, "dp": 2}, {"tp": 3, "dp": 1}),
         ({"tp": 1, "dp": 3}, {"tp": 2, "dp": 2}),
         ({"tp": 4, "dp": 1}, {"tp": 1, "dp": 4}),
+        ({"tp": 1, "cp": 2, "dp": 2}, {"tp": 1, "cp": 4, "dp": 1}),
+        ({"tp": 1, "dp": 3}, {"tp": 2, "cp": 2, "dp": 1}),
     ],
 )
 def test_a_gang_of_another_mesh_gets_the_state_that_an_earlier_one_saved(
@@ -44,11 +47,11 @@ def test_a_gang_of_another_mesh_gets_the_state_that_an_earlier_one_saved(
             here.start_gang(2, restore=saved)
             restored = await here.wait_for(RanksRestored)
             assert (restored.step, restored.num_from_memory) == (saved.step, 0)
-            num_ranks = second["tp"] * second["dp"]
+            num_ranks = math.prod(second.values())
             for rank in range(num_ranks):
                 log = await here.logged(2, rank, "restored")
                 assert f"restored {saved.step} True" in log
-                assert (f"{RECORD} {rank}" in log) is (num_ranks == first["tp"] * first["dp"])
+                assert (f"{RECORD} {rank}" in log) is (num_ranks == math.prod(first.values()))
             again = await here.save(saved.step + 60, "a2-2", 2)
             here.start_gang(3, restore=again)
             restored = await here.wait_for(RanksRestored, lambda report: report.attempt == 3)

@@ -60,14 +60,17 @@ def held_by(layout: Layout, rank: int, spec: ArraySpec, whole: npt.NDArray[np.ge
     mesh, local = layout.mesh, whole
     for dim, axis in spec.dims:
         index = rank if axis == "rank" else mesh.coordinate(Rank(rank), axis)
-        sizes = spec.packed[1] if spec.packed is not None and spec.packed[0] == dim else (spec.shape[dim],)
-        parts = np.split(local, np.cumsum(sizes)[:-1], axis=dim)
+        of_parts = spec.packed[1] if spec.packed is not None and spec.packed[0] == dim else (spec.shape[dim],)
+        parts = np.split(local, np.cumsum(of_parts)[:-1], axis=dim)
         padded = spec.padded[1] if spec.padded is not None and spec.padded[0] == dim else 0
         local = np.concatenate([_share(part, layout.axis_size(axis), index, dim, padded) for part in parts], axis=dim)
     if spec.flat_over is not None:
         if not spec.flat_rows:
             local = local.reshape(-1)
-        num, index = mesh.size(spec.flat_over), mesh.coordinate(Rank(rank), spec.flat_over)
+        over = spec.flat_over if isinstance(spec.flat_over, tuple) else (spec.flat_over,)
+        sizes = [mesh.size(axis) for axis in over]
+        places = [mesh.coordinate(Rank(rank), axis) for axis in over]
+        num, index = math.prod(sizes), int(np.ravel_multi_index(places, sizes, order="F"))  # the first is the innermost
         if spec.flat_bucket is not None:
             begin, size = spec.flat_bucket
             in_buffer = np.full(size, -1)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from behemoth.checkpoint import cuts, grid, plan, sharing
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, axis_size
-from behemoth.spec.mesh import Mesh
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh
 
-AXES = {"dense": ("tp", "cp", "dp", "pp"), "expert": ("etp", "ep", "edp", "pp")}
+AXES = {"dense": DENSE_AXES, "expert": EXPERT_AXES}
 DTYPES = ("uint8", "float8_e5m2", "bfloat16", "float32", "complex128")
 SHARDINGS: st.SearchStrategy[Sharding] = st.sampled_from(["array", "box"])
 MAX_PADDING = 6
@@ -94,11 +94,14 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
     if kind == "rank":
         dims = ((draw(st.integers(0, len(shape) - 1)), "rank"),) if shape else ()
         return ArraySpec(name=array.name, dtype=array.dtype, shape=shape, dims=dims)
-    axes = list(draw(st.permutations(AXES[kind])))
+    axes: list[Axis] = list(draw(st.permutations(AXES[kind])))
     flat_rows = draw(st.booleans())
     dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
-    has_pp = "pp" not in axes
-    flat_over = axes.pop() if axes and draw(st.booleans()) else None
+    over = draw(st.sets(st.sampled_from(axes))) if axes else set()
+    flat_over: Axes | None = tuple(axis for axis in AXES[kind] if axis in over) or None
+    if flat_over is not None and len(flat_over) == 1:
+        flat_over = flat_over[0]
+    has_pp = "pp" in over or any(axis == "pp" for _, axis in dims)
     packed = draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1]))
     return ArraySpec(
         name=array.name,
@@ -110,7 +113,7 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
         flat_over=flat_over,
         flat_rows=flat_over is not None and bool(shape) and flat_rows,
         flat_bucket=draw(_buckets(shape)) if flat_over is not None and not (shape and flat_rows) else None,
-        stage=draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp and flat_over != "pp" else None,
+        stage=draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp else None,
     )
 
 

@@ -35,29 +35,31 @@ from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
 from checkpoint.independent_reader import newest, read_checkpoint, record_of
 
-GOLDENS: dict[Sharding, Path] = {
-    "array": Path(__file__).parent / "golden" / "format-1.0",
-    "box": Path(__file__).parent / "golden" / "format-1.1",
-}
-GOLDEN = GOLDENS["array"]
-each_golden = pytest.mark.parametrize("sharding", list(GOLDENS))
+GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in ("1.0", "1.1", "1.3")}
+GOLDEN = GOLDENS["1.0"]
+each_golden = pytest.mark.parametrize("form", list(GOLDENS))
 
 
-def golden_layout(sharding: Sharding = "array") -> Layout:
-    """Two ranks: a padded chunk, columns, experts, flat ranges, names that are no paths, a record."""
+def golden_layout(form: str = "1.0") -> Layout:
+    """Two ranks: a padded chunk, columns, experts, flat ranges, names that are no paths, a record. In 1.1 shards of
+    boxes; in 1.3 eight ranks, with a dim that the program pads and flat ranges over two axes."""
+    has_new = form == "1.3"
     arrays = [
-        ArraySpec(name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),)),
+        ArraySpec(
+            name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),), padded=(0, 10) if has_new else None
+        ),
         ArraySpec(name="model/columns", dtype="bfloat16", shape=(6, 10), dims=((1, "tp"),)),
         ArraySpec(name="model/experts", dtype="float8_e4m3fn", shape=(4, 2, 3), dims=((0, "ep"),)),
         ArraySpec(name="model/gate_up", dtype="float16", shape=(3, 8), dims=((1, "tp"),), packed=(1, (4, 4))),
-        ArraySpec(name="optim/flat", dtype="float64", shape=(5,), flat_over="edp"),
+        ArraySpec(name="optim/flat", dtype="float64", shape=(5,), flat_over=("cp", "dp") if has_new else "edp"),
         ArraySpec(name="index", dtype="uint8", shape=(2,)),
         ArraySpec(name="index/../c/__x//é", dtype="int8", shape=(2,)),
         ArraySpec(name="state/count", dtype="int64", shape=()),
         ArraySpec(name="state/flags", dtype="bool", shape=(3,)),
         run_record_spec(64),
     ]
-    return Layout(mesh=Mesh(tp=2, ep=2), arrays=tuple(arrays), sharding=sharding)
+    mesh = Mesh(tp=2, cp=2, dp=2, ep=2, edp=4) if has_new else Mesh(tp=2, ep=2)
+    return Layout(mesh=mesh, arrays=tuple(arrays), sharding="array" if form == "1.0" else "box")
 
 
 def golden_arrays() -> dict[str, np.ndarray]:
@@ -71,9 +73,9 @@ def golden_arrays() -> dict[str, np.ndarray]:
     return {**arrays, "state/run": np.frombuffer(record, np.uint8)}
 
 
-def write_golden(root: Path, sharding: Sharding) -> None:
+def write_golden(root: Path, form: str) -> None:
     """What the engine makes of it, twice: the second time the commit is taken back."""
-    layout = golden_layout(sharding)
+    layout = golden_layout(form)
     with closing(LocalStore(root)) as store:
         take(store, Owner.of_run("0123456789abcdef", name="golden", directory="/runs/golden"), url="golden")
         for step in (120, 121):
@@ -96,9 +98,9 @@ def same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 
 
 @each_golden
-def test_the_engine_still_writes_the_golden_checkpoint_bit_for_bit(tmp_path: Path, sharding: Sharding) -> None:
-    write_golden(tmp_path, sharding)
-    golden = GOLDENS[sharding]
+def test_the_engine_still_writes_the_golden_checkpoint_bit_for_bit(tmp_path: Path, form: str) -> None:
+    write_golden(tmp_path, form)
+    golden = GOLDENS[form]
     if os.environ.get("BEHEMOTH_UPDATE_GOLDEN"):
         shutil.rmtree(golden, ignore_errors=True)
         shutil.copytree(tmp_path, golden)
@@ -106,8 +108,8 @@ def test_the_engine_still_writes_the_golden_checkpoint_bit_for_bit(tmp_path: Pat
 
 
 @each_golden
-def test_the_engine_still_reads_it(sharding: Sharding) -> None:
-    with closing(LocalStore(GOLDENS[sharding])) as store:
+def test_the_engine_still_reads_it(form: str) -> None:
+    with closing(LocalStore(GOLDENS[form])) as store:
         ref = latest(store)
         assert ref is not None
         assert commits(store) == [ref]
@@ -138,18 +140,18 @@ def test_the_independent_reader_imports_nothing_but_the_standard_library_and_num
 
 
 @each_golden
-def test_the_independent_reader_reads_it(sharding: Sharding) -> None:
-    assert newest(GOLDENS[sharding]) == 120
-    found = read_checkpoint(GOLDENS[sharding], 120)
+def test_the_independent_reader_reads_it(form: str) -> None:
+    assert newest(GOLDENS[form]) == 120
+    found = read_checkpoint(GOLDENS[form], 120)
     assert same_bits(found, golden_arrays())
     assert record_of(found["state/run"]) == {"cursor": 12, "seed": [7, b"x", 0.5, None]}
 
 
 def test_an_older_release_would_refuse_a_checkpoint_whose_arrays_are_several_objects() -> None:
     """It knows no feature, and says that a newer one wrote it."""
-    record = json.loads(unframed((GOLDENS["box"] / "commits/000000120.json").read_bytes(), name="commit"))
+    record = json.loads(unframed((GOLDENS["1.1"] / "commits/000000120.json").read_bytes(), name="commit"))
     assert (record["format"], record["required_features"]) == ({"major": 1, "minor": 1}, ["box-shards"])
-    folder = GOLDENS["box"] / "steps/000000120-a1-1/model/columns"
+    folder = GOLDENS["1.1"] / "steps/000000120-a1-1/model/columns"
     assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()) == [
         "c/0/0",
         "c/0/1",
@@ -176,16 +178,16 @@ def test_a_padded_dim_is_saved_without_its_padding_and_said_to_older_releases(
 
 @each_golden
 def test_the_independent_reader_finds_flips_in_every_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: Sharding
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     """With our CRC: its own, bit by bit, is too slow for so many."""
     monkeypatch.setattr(independent_reader, "crc32c", crc32c)
     root = tmp_path / "copy"
-    shutil.copytree(GOLDENS[sharding], root)
+    shutil.copytree(GOLDENS[form], root)
     names = [name for name in files_of(root) if name.startswith(("commits/", "steps/"))]
-    num_shards = sum(grid.num_shards for grid in grids(golden_layout(sharding)))
+    num_shards = sum(grid.num_shards for grid in grids(golden_layout(form)))
     num_arrays = len(golden_layout().arrays)
-    assert num_shards == {"array": num_arrays, "box": num_arrays + 5}[sharding]
+    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.3": 5}[form]
     assert len(names) == 1 + 1 + num_arrays + num_shards + 9  # commit, index, arrays, shards, groups
     for name in names:
         whole = (root / name).read_bytes()

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.commit_record import FormatVersion, format_of
 from behemoth.checkpoint.cuts import MAX_CHUNK_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -27,6 +28,12 @@ from checkpoint.checkpoint_rig import toy_layout
         ({"dims": ((0, "tp"),), "flat_over": "tp"}, "each axis once"),
         ({"dims": ((0, "rank"),), "flat_over": "dp"}, "rank alone"),
         ({"dims": ((0, "tp"),), "flat_over": "edp"}, r"one mesh, dense or expert, got \['edp', 'tp'\]"),
+        (
+            {"dims": ((0, "cp"),), "flat_over": ("cp", "dp")},
+            r"each axis once, and rank alone, got \['cp', 'cp', 'dp'\]",
+        ),
+        ({"flat_over": ("dp", "cp")}, r"'w': expected an axis, or .* in the order of the mesh, got \('dp', 'cp'\)"),
+        ({"flat_over": ("dp", "pp"), "stage": 0}, "no axis pp"),
         ({"dims": ((0, "pp"),), "stage": 0}, "no axis pp"),
         ({"stage": -1}, "stage >= 0"),
         ({"packed": (0, (4, 4))}, "add up to a split dim"),
@@ -75,6 +82,18 @@ def test_a_layout_survives_encoding_and_keeps_its_digest() -> None:
     again = Layout.decode(layout.encode())
     assert (again, again.digest) == (layout, layout.digest)
     assert toy_layout(scale_may_be_zero=True).digest != layout.digest
+
+
+def test_a_layout_with_several_axes_survives_too_and_asks_for_a_reader_that_knows_them() -> None:
+    several, one = (
+        Layout(mesh=Mesh(cp=2, dp=2, edp=4), arrays=(ArraySpec(name="m", dtype="int8", shape=(5,), flat_over=over),))
+        for over in (("cp", "dp"), "dp")
+    )
+    again = Layout.decode(several.encode())
+    assert (again, again.arrays) == (several, several.arrays)
+    assert several.digest != one.digest
+    assert format_of(several) == (FormatVersion(major=1, minor=3), ("joint-axes",))
+    assert format_of(one) == (FormatVersion(major=1, minor=0), ())
 
 
 def test_rubbish_is_no_layout_and_a_newer_one_is_refused_with_a_hint() -> None:

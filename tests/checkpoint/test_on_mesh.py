@@ -11,7 +11,7 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.spec.mesh import Mesh
+from behemoth.spec.mesh import Axes, Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
 from checkpoint.checkpoint_rig import toy_layout
@@ -44,6 +44,30 @@ def test_layers_of_equal_stages_go_where_a_program_would_have_them(saved: int, o
         known = {name: stage for name, stage in known.items() if "language_model.model.layers." in name}
     assert len(known) > 1000
     assert {name: stages_of(layout)[name] for name in known} == known
+
+
+@pytest.mark.parametrize(
+    ("saved", "over", "other", "expected"),
+    [
+        (Mesh(dp=4, edp=4), "dp", Mesh(cp=2, dp=2, edp=4), ("cp", "dp")),
+        (Mesh(cp=4, edp=4), "cp", Mesh(dp=4, edp=4), "dp"),
+        (Mesh(cp=2, dp=2, edp=4), ("cp", "dp"), Mesh(cp=4, edp=4), "cp"),
+        (Mesh(cp=2, dp=2, edp=4), ("cp", "dp"), Mesh(cp=4, dp=2, edp=8), ("cp", "dp")),
+        (Mesh(cp=2, dp=2, edp=4), "dp", Mesh(cp=4, dp=2, edp=8), "dp"),
+        (Mesh(dp=4, edp=4), "edp", Mesh(cp=2, dp=2, edp=4), "edp"),
+    ],
+)
+def test_what_all_dense_replicas_shared_they_share_on_another_mesh(
+    saved: Mesh, over: Axes, other: Mesh, expected: Axes
+) -> None:
+    layout = Layout(mesh=saved, arrays=(ArraySpec(name="m", dtype="int8", shape=(9,), flat_over=over),))
+    assert on_mesh(layout, other).arrays[0].flat_over == expected
+
+
+def test_a_dim_that_lies_over_a_replica_axis_is_not_shared_over_it_once_more() -> None:
+    spec = ArraySpec(name="m", dtype="int8", shape=(4, 9), dims=((0, "cp"),), flat_over="dp")
+    layout = on_mesh(Layout(mesh=Mesh(dp=4, edp=4), arrays=(spec,)), Mesh(cp=2, dp=2, edp=4))
+    assert layout.arrays == (spec,)
 
 
 @settings(max_examples=100, deadline=None)

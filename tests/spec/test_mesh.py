@@ -4,7 +4,7 @@ import pytest
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, complete_axes, parse_mesh
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, check_axes, complete_axes, parse_mesh
 
 MESH = Mesh(tp=2, cp=3, dp=2, pp=2, etp=3, ep=2, edp=2)
 
@@ -21,6 +21,31 @@ def test_ranks_are_numbered_with_tensor_axes_innermost() -> None:
         assert rank == ((pp * 2 + dp) * 3 + cp) * 2 + tp
         etp, ep, edp, pp = (MESH.coordinate(Rank(rank), axis) for axis in EXPERT_AXES)
         assert rank == ((pp * 2 + edp) * 2 + ep) * 3 + etp
+
+
+def test_several_axes_count_as_one_the_first_innermost() -> None:
+    assert (MESH.size(("cp", "dp")), MESH.size(("etp", "edp", "pp"))) == (6, 12)
+    for rank in map(Rank, range(MESH.num_ranks)):
+        cp, dp = MESH.coordinate(rank, "cp"), MESH.coordinate(rank, "dp")
+        assert MESH.coordinate(rank, ("cp", "dp")) == cp + 3 * dp
+        assert MESH.coordinate(rank, DENSE_AXES) == MESH.coordinate(rank, EXPERT_AXES) == rank
+
+
+@pytest.mark.parametrize(("cp", "dp", "used"), [(2, 3, ("cp", "dp")), (6, 1, "cp"), (1, 6, "dp"), (1, 1, "dp")])
+def test_without_idle_axes_ranks_keep_their_places(cp: int, dp: int, used: object) -> None:
+    mesh = Mesh(tp=2, cp=cp, dp=dp, edp=2 * cp * dp)
+    axes = mesh.without_idle(("cp", "dp"))
+    assert axes == used
+    for rank in map(Rank, range(mesh.num_ranks)):
+        assert mesh.coordinate(rank, axes) == mesh.coordinate(rank, ("cp", "dp"))
+    assert mesh.without_idle("cp") == "cp"
+
+
+@pytest.mark.parametrize("axes", [("dp", "cp"), ("cp", "cp"), ("cp", "edp"), ("cp", "rank"), (), ["cp", "dp"], "xp"])
+def test_axes_in_no_order_of_a_mesh_are_refused_with_it(axes: object) -> None:
+    with pytest.raises(Invalid, match="bucket: expected an axis, or a tuple of several in the order") as caught:
+        check_axes(axes, name="bucket")  # type: ignore[arg-type]
+    assert "tp, cp, dp, pp, or etp, ep, edp, pp; ('cp', 'dp')" in caught.value.hint
 
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.0, "2"])

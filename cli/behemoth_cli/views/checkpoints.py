@@ -12,6 +12,7 @@ from behemoth_cli.views.figures import moment, since, size
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.commit_record import CommitRecord
+    from behemoth.checkpoint.layout import ArraySpec
     from behemoth.checkpoint.problem import Problem
     from behemoth.checkpoint.reader import Commit
     from behemoth.checkpoint.verify import Report
@@ -178,7 +179,7 @@ def _arrays(commit: Commit) -> Listing:
             Column(name="shared over"),
         ),
         rows=tuple(
-            (array.name, array.dtype, _shape(array.shape), str(array.num_bytes), _sharing(array.dims, array.flat_over))
+            (array.name, array.dtype, _shape(array.shape), str(array.num_bytes), _sharing(array))
             for array in commit.layout.arrays
         ),
     )
@@ -188,9 +189,11 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(each) for each in shape) or "scalar"
 
 
-def _sharing(dims: Sequence[tuple[int, str]], flat_over: str | None) -> str:
-    parts = [f"dim {dim}: {axis}" for dim, axis in dims] + ([f"flat: {flat_over}"] if flat_over is not None else [])
-    return ", ".join(parts) or "-"
+def _sharing(array: ArraySpec) -> str:
+    """`dim 1: tp, flat: cp x dp`."""
+    over = array.flat_over
+    flat = [] if over is None else [f"flat: {' x '.join(over) if isinstance(over, tuple) else over}"]
+    return ", ".join([f"dim {dim}: {axis}" for dim, axis in array.dims] + flat) or "-"
 
 
 def _array_items(commit: Commit) -> list[dict[str, object]]:

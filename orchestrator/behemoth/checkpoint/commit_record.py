@@ -25,7 +25,9 @@ BOX_SHARDS = "box-shards"
 """Feature of format 1.1: an array is several objects (`Layout.sharding`)."""
 PADDED_DIMS = "padded-dims"
 """Feature of format 1.2: chunks follow the shares of a dim that programs pad (`ArraySpec.padded`)."""
-KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS})
+JOINT_AXES = "joint-axes"
+"""Feature of format 1.3: an array is shared out over several axes at once (`ArraySpec.flat_over`)."""
+KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES})
 MAX_RECORD_BYTES = 64 << 20
 MAX_INDEX_BYTES = 64 << 20
 """Of the object `index`; that of 2 trillion parameters has 5 MB."""
@@ -48,8 +50,9 @@ def format_of(layout: Layout) -> tuple[FormatVersion, tuple[str, ...]]:
     features = {
         BOX_SHARDS: layout.sharding != "array",
         PADDED_DIMS: any(array.padded is not None for array in layout.arrays),
+        JOINT_AXES: any(isinstance(array.flat_over, tuple) for array in layout.arrays),
     }
-    minor = 2 if features[PADDED_DIMS] else 1 if features[BOX_SHARDS] else 0
+    minor = max((number for number, is_used in enumerate(features.values(), start=1) if is_used), default=0)
     return FormatVersion(major=FORMAT_MAJOR, minor=minor), tuple(name for name, is_used in features.items() if is_used)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.names import checked_name, escaped_paths
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, check_axes, each_axis
 
 SplitAxis = Axis | Literal["rank"]
 """A mesh axis, or `rank`: one slice for every rank of the world (random number states)."""
@@ -54,7 +54,8 @@ class ArraySpec:
     [i q, min((i + 1) q, size)), so late ones may be short or empty. `packed` gives the sizes of the parts that one of
     these dims consists of (gate|up, q|k|v): each part is split by itself, and a rank holds its shares one behind the
     other. The local array that results is shared further over `flat_over`, by the same rule, as contiguous ranges of
-    its C-order elements, or, with `flat_rows`, of the rows of its dim 0. With `flat_bucket` (begin, size) those
+    its C-order elements, or, with `flat_rows`, of the rows of its dim 0. Several axes there, in the order of their
+    mesh, count as one: the replicas of a dense block are those over cp and dp. With `flat_bucket` (begin, size) those
     elements are the ones from `begin` on of a buffer of `size` elements, which has other arrays and padding beside
     them: the buffer is what is shared by that rule, and a holder has of the array what lies in its range. `stage` is
     the only pipeline coordinate that holds the array. `padded` (dim, size) is for programs that pad a split dim (a
@@ -67,7 +68,7 @@ class ArraySpec:
     dtype: str
     shape: tuple[int, ...]
     dims: tuple[tuple[int, SplitAxis], ...] = ()
-    flat_over: Axis | None = None
+    flat_over: Axes | None = None
     stage: int | None = None
     may_be_zero: bool = False
     packed: tuple[int, tuple[int, ...]] | None = None
@@ -106,16 +107,16 @@ class ArraySpec:
                 f"array {self.name!r}: expected each split dim once within 0 .. {len(self.shape) - 1}, got {dims}",
                 code="array-dims",
             )
-        axes = self.axes
+        axes = [one for axes in self.axes for one in ((axes,) if axes == "rank" else each_axis(axes))]
         if unknown := [axis for axis in axes if axis not in (*get_args(Axis), "rank")]:
             raise Invalid(f"array {self.name!r}: expected mesh axes, got {unknown}", code="array-axes")
         if len(set(axes)) != len(axes) or ("rank" in axes and (len(axes) > 1 or self.stage is not None)):
             raise Invalid(
-                f"array {self.name!r}: expected each axis once, and rank alone, got {list(axes)}", code="array-axes"
+                f"array {self.name!r}: expected each axis once, and rank alone, got {axes}", code="array-axes"
             )
         if self.stage is not None and ("pp" in axes or self.stage < 0):
             raise Invalid(
-                f"array {self.name!r}: expected a stage >= 0 and no axis pp, got stage {self.stage} and {list(axes)}",
+                f"array {self.name!r}: expected a stage >= 0 and no axis pp, got stage {self.stage} and {axes}",
                 code="array-stage",
             )
         named = set(axes) - {"rank"}
@@ -124,6 +125,8 @@ class ArraySpec:
                 f"array {self.name!r}: expected axes of one mesh, dense or expert, got {sorted(named)}",
                 code="array-axes",
             )
+        if self.flat_over is not None:
+            check_axes(self.flat_over, name=f"array {self.name!r}")
 
     def _check_packed(self) -> None:
         if self.packed is not None:
@@ -187,9 +190,9 @@ class ArraySpec:
         return (self.padded[1],) if self.padded is not None and self.padded[0] == dim else self.part_sizes(dim)
 
     @property
-    def axes(self) -> tuple[SplitAxis, ...]:
-        """The axes that give pieces: those of the split dims in order, then `flat_over`."""
-        split = tuple(axis for _, axis in self.dims)
+    def axes(self) -> tuple[SplitAxis | Axes, ...]:
+        """The axes that give pieces: those of the split dims in order, then `flat_over`, which counts as one."""
+        split: tuple[SplitAxis | Axes, ...] = tuple(axis for _, axis in self.dims)
         return split if self.flat_over is None else (*split, self.flat_over)
 
 
@@ -301,7 +304,7 @@ class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sharding: Sharding = "array"
 
 
-def axis_size(mesh: Mesh, axis: SplitAxis) -> int:
+def axis_size(mesh: Mesh, axis: SplitAxis | Axes) -> int:
     """Number of coordinates on `axis`; for `rank` the world size."""
     return mesh.num_ranks if axis == "rank" else mesh.size(axis)
 

@@ -8,12 +8,11 @@ the program. A program's small state (cursors, random number states) is not amon
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.conversion import num_blocks
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.spec.mesh import Axis, Mesh
+from behemoth.spec.mesh import Axes, Axis, Mesh
 from behemoth.spec.model import Cut, Inventory, Tensor, misfits, stage_of
 from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.recipe import Recipe
@@ -25,7 +24,7 @@ _MATRIX_DIMS = 2
 def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pipeline = EVEN) -> Layout:
     """One array per tensor and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`, `optim/exp_avg_sq/T`.
 
-    Dense tensors are shared over all that replicate them, dp x cp, as Megatron and FSDP do, and experts over edp.
+    Dense tensors are shared over all that replicate them, cp x dp, as Megatron and FSDP do, and experts over edp.
     Raises Invalid when mesh or pipeline do not suit the model, and for an inventory without tensors.
     """
     if not inventory.tensors:
@@ -38,13 +37,12 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pip
     num_layers = inventory.num_layers
     for field, reason in pipeline.misfits(num_layers, mesh.pp):
         raise Invalid(f"pipeline.{field}: {reason}", code="pipeline-model")
-    folded = _without_cp(mesh)
     return Layout(
-        mesh=folded,
+        mesh=mesh,
         arrays=tuple(
             array
             for tensor in inventory.tensors
-            for array in _arrays(tensor, recipe, folded, stage_of(tensor, num_layers, mesh.pp, pipeline))
+            for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp, pipeline))
         ),
     )
 
@@ -69,14 +67,8 @@ def slot_dtypes(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def _without_cp(mesh: Mesh) -> Mesh:
-    """The same ranks with the same blocks: context parallelism cuts sequences and no parameters, and cp and dp are
-    neighbours in the order of ranks."""
-    return replace(mesh, cp=1, dp=mesh.cp * mesh.dp)
-
-
 def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[ArraySpec]:
-    over: Axis = "edp" if tensor.is_expert else "dp"
+    over: Axes = "edp" if tensor.is_expert else mesh.without_idle(("cp", "dp"))
     flat_over = None if recipe.shares == "whole" else over
     if recipe.weights != "none":
         dtype = weights_dtype(tensor, recipe)
@@ -90,7 +82,7 @@ def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[
 
 
 def _spec(
-    name: str, dtype: str, tensor: Tensor, mesh: Mesh, stage: int, flat_over: Axis | None, recipe: Recipe
+    name: str, dtype: str, tensor: Tensor, mesh: Mesh, stage: int, flat_over: Axes | None, recipe: Recipe
 ) -> ArraySpec:
     return ArraySpec(
         name=name,

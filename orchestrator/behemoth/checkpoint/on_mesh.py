@@ -1,10 +1,11 @@
 """The layout that a saved state has on another mesh, from the checkpoint alone: no program and no model is asked.
 
 Names, shapes and dtypes stay, and so does the axis over which each dim is cut; what changes is how many ranks share.
-Buckets and paddings end, because what lies beside an array, or behind it, is of its own mesh. Only stages must be
-guessed: a checkpoint says which stage held an array and not which layer it is, so names that differ in their first
-number alone are taken for layers, which the stages share evenly. Pure. Neighbours: `matching`, `model_layout`, which
-knows the layers.
+Buckets and paddings end, because what lies beside an array, or behind it, is of its own mesh. Two things must be
+guessed. A checkpoint says which stage held an array and not which layer it is, so names that differ in their first
+number alone are taken for layers, which the stages share evenly. And what all dense replicas shared along one axis,
+since the other had one rank, they share along both where both have more, as Megatron and FSDP do. Pure. Neighbours:
+`matching`, `model_layout`, which knows the layers.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import replace
 
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.records import RANKS_ARRAY
-from behemoth.spec.mesh import Mesh
+from behemoth.spec.mesh import Axes, Mesh
 
+_REPLICAS: Axes = ("cp", "dp")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -26,10 +28,18 @@ def on_mesh(layout: Layout, mesh: Mesh) -> Layout:
         return layout
     stages = _stages(layout.arrays, layout.mesh.pp, mesh.pp)
     arrays = (
-        replace(array, stage=stage, flat_bucket=None, padded=None)
+        replace(array, stage=stage, flat_over=_over_replicas(array, layout.mesh, mesh), flat_bucket=None, padded=None)
         for array, stage in zip(layout.arrays, stages, strict=True)
     )
     return Layout(mesh=mesh, arrays=tuple(_with_rows(array, mesh) for array in arrays))
+
+
+def _over_replicas(array: ArraySpec, old: Mesh, new: Mesh) -> Axes | None:
+    if array.flat_over is None:
+        return None
+    is_of_all = old.without_idle(array.flat_over) == old.without_idle(_REPLICAS)
+    is_split_by_them = any(axis in _REPLICAS for _, axis in array.dims)
+    return new.without_idle(_REPLICAS if is_of_all and not is_split_by_them else array.flat_over)
 
 
 def _with_rows(array: ArraySpec, mesh: Mesh) -> ArraySpec:

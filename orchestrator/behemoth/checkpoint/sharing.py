@@ -18,8 +18,8 @@ import numpy as np
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
-from behemoth.checkpoint.layout import Layout, SplitAxis
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
+from behemoth.checkpoint.layout import Layout, SplitAxis, axis_size
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 SPAN_COST_BYTES = 4096
@@ -181,12 +181,12 @@ def _choose_least_loaded(loads: Ints, holders: Ints, weights: Ints, chosen: Ints
 
 
 @lru_cache(maxsize=256)
-def _sharing(mesh: Mesh, axes: tuple[SplitAxis, ...], stage: int | None) -> Sharing:
+def _sharing(mesh: Mesh, axes: tuple[SplitAxis | Axes, ...], stage: int | None) -> Sharing:
     ranks = np.arange(mesh.num_ranks, dtype=np.int64)
-    sizes = tuple(mesh.num_ranks if axis == "rank" else mesh.size(axis) for axis in axes)
+    sizes = tuple(axis_size(mesh, axis) for axis in axes)
     piece = np.zeros_like(ranks)
     for axis, size in zip(axes, sizes, strict=True):
-        piece = piece * size + (ranks if axis == "rank" else _coordinates(mesh, axis))
+        piece = piece * size + (ranks if axis == "rank" else _places(mesh, axis))
     if stage is not None:
         piece = np.where(_coordinates(mesh, "pp") == stage, piece, -1)
     held = ranks[piece >= 0]
@@ -194,8 +194,16 @@ def _sharing(mesh: Mesh, axes: tuple[SplitAxis, ...], stage: int | None) -> Shar
     return Sharing(sizes=sizes, piece_of_rank=piece, holders=by_piece.reshape(math.prod(sizes), -1))
 
 
+def _places(mesh: Mesh, axes: Axes) -> Ints:
+    """`mesh.coordinate` of every rank."""
+    place = np.zeros(mesh.num_ranks, dtype=np.int64)
+    for axis in reversed(each_axis(axes)):
+        place = place * mesh.size(axis) + _coordinates(mesh, axis)
+    return place
+
+
 def _coordinates(mesh: Mesh, axis: Axis) -> Ints:
-    """`mesh.coordinate` of every rank: neighbours on an axis lie as far apart as the axes inside it are large."""
+    """The same on one axis: neighbours on an axis lie as far apart as the axes inside it are large."""
     order = DENSE_AXES if axis in DENSE_AXES else EXPERT_AXES
     stride = math.prod(mesh.size(inner) for inner in order[: order.index(axis)])
     assert mesh.coordinate(Rank(mesh.num_ranks - 1), axis) == mesh.size(axis) - 1

@@ -21,7 +21,7 @@ from behemoth.sdk.arrays import is_tensor
 from behemoth.sdk.declared import packed_of, padded_of
 from behemoth.sdk.place import RankMesh
 from behemoth.sdk.state import State
-from behemoth.spec.mesh import Axis
+from behemoth.spec.mesh import Axes, check_axes
 
 
 class _Buffer(Protocol):
@@ -53,7 +53,7 @@ def declare_bucket(
     slots: Sequence[Slot],
     *,
     size: int,
-    flat_over: Axis = "dp",
+    flat_over: Axes = "dp",
     stage: int | None = None,
     dtype: str | None = None,
     may_be_zero: bool = False,
@@ -63,9 +63,11 @@ def declare_bucket(
 
     With q = ceil(size / holders), holder i has elements i q up to min((i + 1) q, size), as numpy array or torch tensor
     of one dim, contiguous. Elements that are in no slot are padding: they are set to zero now, and are not saved. Ranks
-    of other pipeline stages than `stage` give None as `value`, and the `dtype`. The flags are those of `State.array`.
-    Raises Invalid for slots that overlap or do not fit, and for a value of another size.
+    of other pipeline stages than `stage` give None as `value`, and the `dtype`. `flat_over` (("cp", "dp") where the
+    buffer is shared over both) and the flags are those of `State.array`. Raises Invalid for slots that overlap or do
+    not fit, and for a value of another size.
     """
+    check_axes(flat_over, name="bucket")
     start, stop = share_of(size, mesh.size(flat_over), mesh.coordinate(flat_over))
     buffer = None if value is None else _checked(value, stop - start, size, flat_over)
     end = room = 0
@@ -96,7 +98,7 @@ def declare_bucket(
     _clear(buffer, end - start, size - start)
 
 
-def _checked(value: object, expected: int, size: int, flat_over: Axis) -> _Buffer:
+def _checked(value: object, expected: int, size: int, flat_over: Axes) -> _Buffer:
     """Either kind of array; both are cut and filled alike."""
     if not isinstance(value, np.ndarray) and not is_tensor(value):
         raise Invalid(

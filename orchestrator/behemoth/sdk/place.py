@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import Sharding
-from behemoth.spec.mesh import Axis, Mesh
+from behemoth.spec.mesh import Axes, Mesh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +46,13 @@ class RankMesh:
     def edp(self) -> int:
         return self.sizes.edp
 
-    def size(self, axis: Axis) -> int:
-        return self.sizes.size(axis)
+    def size(self, axes: Axes) -> int:
+        """Of an axis, or of several that count as one."""
+        return self.sizes.size(axes)
 
-    def coordinate(self, axis: Axis) -> int:
-        """This rank's place on `axis`, 0 .. size - 1."""
-        return self.sizes.coordinate(self.rank, axis)
+    def coordinate(self, axes: Axes) -> int:
+        """This rank's place on `axes`, 0 .. size - 1: on ("cp", "dp") cp + size(cp) * dp."""
+        return self.sizes.coordinate(self.rank, axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

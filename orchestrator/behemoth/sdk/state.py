@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from behemoth.checkpoint.records import (
 )
 from behemoth.sdk.arrays import Bytes, HostArray
 from behemoth.sdk.declared import bucket_of, packed_of, padded_of, shape_of
-from behemoth.spec.mesh import Axis, Mesh
+from behemoth.spec.mesh import Axes, Mesh
 
 RECORD_BYTES = 32 << 10
 """Default capacity of a record: room for the random number states of torch, numpy and Python."""
@@ -36,6 +36,7 @@ RECORD_BYTES = 32 << 10
 
 _FLAT = "with q = ceil(numel / size), piece i is [i q, min((i + 1) q, numel))"
 _FLAT_ROWS = "with q = ceil(rows / size), piece i has rows [i q, min((i + 1) q, rows))"
+_WITH_CP = 'what is shared over all dense replicas has flat_over=("cp", "dp")'
 _FLAT_BUCKET = "with q = ceil(size / holders), holder i has what lies in [i q, min((i + 1) q, size)) of the bucket"
 
 
@@ -46,7 +47,7 @@ class _Array:
     dims: tuple[tuple[int, SplitAxis], ...]
     packed: tuple[int, tuple[int, ...]] | None
     padded: tuple[int, int] | None
-    flat_over: Axis | None
+    flat_over: Axes | None
     flat_rows: bool
     flat_bucket: tuple[int, int] | None
     stage: int | None
@@ -80,7 +81,7 @@ class State:
         dims: Mapping[int, SplitAxis] | None = None,
         packed: Mapping[int, Sequence[int]] | None = None,
         padded: Mapping[int, int] | None = None,
-        flat_over: Axis | None = None,
+        flat_over: Axes | None = None,
         flat_rows: bool = False,
         flat_bucket: tuple[int, int] | None = None,
         stage: int | None = None,
@@ -95,10 +96,11 @@ class State:
         may be empty. `packed` names the one split dim that consists of parts (gate|up, q|k|v), with their sizes: each
         is split by itself, and this rank's shares lie one behind the other. `padded` gives the size that a split dim
         has in the program (a vocabulary, padded): that is what is split, and `value` is this rank's share without the
-        padding behind the dim's own end. `flat_over` shares the block that results
-        as contiguous flat ranges over a data-parallel axis, by the same rule over its elements in C order, or, with
-        `flat_rows`, over the rows of its dim 0 (FSDP2). `flat_bucket` (begin, size): the block lies in a buffer of that
-        size, from that element on, and the buffer is shared (`behemoth.sdk.bucket`). `stage`: only ranks
+        padding behind the dim's own end. `flat_over` shares the block that results as contiguous flat ranges over a
+        data-parallel axis, by the same rule over its elements in C order, or, with `flat_rows`, over the rows of its
+        dim 0 (FSDP2). Over several axes, innermost first, they count as one: ("cp", "dp") are the replicas of a dense
+        block, of which `mesh.coordinate(("cp", "dp"))` is this one. `flat_bucket` (begin, size): the block lies in a
+        buffer of that size, from that element on, and the buffer is shared (`behemoth.sdk.bucket`). `stage`: only ranks
         of that pipeline stage hold it; others give None as `value`, and the `dtype`. An array that may change between
         `save` and `fence` (amax histories, scales) is `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy.
         `frozen`: staying as it is is healthy, whatever updates are announced; equal on all ranks, like the rest.
@@ -227,7 +229,7 @@ class BoundState:
             return record.memory
         array = self._state._arrays[name]
         _check_dtype(name, array)
-        _check_local(self._held[name], array)
+        _check_local(self._held[name], array, self.layout.mesh)
         host = array.host
         assert host is not None
         return host.bytes_to_fill() if is_out else host.pull()
@@ -236,30 +238,36 @@ class BoundState:
         for piece in self.plan.pieces:
             array = self._state._arrays.get(piece.name)
             if array is not None:
-                _check_local(piece, array)
+                _check_local(piece, array, self.layout.mesh)
 
 
 def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
-    specs = [
-        ArraySpec(
-            name=name,
-            dtype=array.dtype,
-            shape=array.shape,
-            dims=array.dims,
-            packed=array.packed,
-            padded=array.padded,
-            flat_over=array.flat_over,
-            flat_rows=array.flat_rows,
-            flat_bucket=array.flat_bucket,
-            stage=array.stage,
-            may_be_zero=array.may_be_zero,
-        )
-        for name, array in state._arrays.items()
-    ]
+    specs = [_without_idle_axes(_spec(name, array), mesh) for name, array in state._arrays.items()]
     for name, record in state._records.items():
         size = record.memory.nbytes
         specs.append(rank_records_spec(mesh.num_ranks, size) if name == RANKS_ARRAY else run_record_spec(size))
     return specs
+
+
+def _spec(name: str, array: _Array) -> ArraySpec:
+    return ArraySpec(
+        name=name,
+        dtype=array.dtype,
+        shape=array.shape,
+        dims=array.dims,
+        packed=array.packed,
+        padded=array.padded,
+        flat_over=array.flat_over,
+        flat_rows=array.flat_rows,
+        flat_bucket=array.flat_bucket,
+        stage=array.stage,
+        may_be_zero=array.may_be_zero,
+    )
+
+
+def _without_idle_axes(spec: ArraySpec, mesh: Mesh) -> ArraySpec:
+    """So that a program which names cp and runs without it leaves what every release reads."""
+    return replace(spec, flat_over=mesh.without_idle(spec.flat_over)) if isinstance(spec.flat_over, tuple) else spec
 
 
 def _check_dtype(name: str, array: _Array) -> None:
@@ -272,7 +280,7 @@ def _check_dtype(name: str, array: _Array) -> None:
         )
 
 
-def _check_local(piece: Piece, array: _Array) -> None:
+def _check_local(piece: Piece, array: _Array, mesh: Mesh) -> None:
     """The local piece must be what the declaration says that this rank holds."""
     if array.host is None:
         raise Invalid(
@@ -287,7 +295,7 @@ def _check_local(piece: Piece, array: _Array) -> None:
                 f"array {piece.name!r}: expected a flat piece of {share.num_elements} elements (elements "
                 f"{share.flat[0]} to {share.flat[1]} of a block of shape {expected}, over {array.flat_over}), got "
                 f"shape {got}",
-                hint=_FLAT_ROWS if array.flat_rows else _FLAT_BUCKET if array.flat_bucket else _FLAT,
+                hint=_flat_hint(array, mesh),
                 code="array-local-shape",
             )
         return
@@ -298,3 +306,9 @@ def _check_local(piece: Piece, array: _Array) -> None:
             hint="shape is that of the whole array, the value that of this rank's piece",
             code="array-local-shape",
         )
+
+
+def _flat_hint(array: _Array, mesh: Mesh) -> str:
+    rule = _FLAT_ROWS if array.flat_rows else _FLAT_BUCKET if array.flat_bucket else _FLAT
+    is_without_cp = array.flat_over == "dp" and mesh.cp > 1
+    return f"{rule}; {_WITH_CP}" if is_without_cp else rule

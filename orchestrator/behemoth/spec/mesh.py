@@ -7,6 +7,7 @@ is `behemoth.checkpoint.layout`'s business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
@@ -18,6 +19,9 @@ from behemoth.spec.field import About, Integer
 Axis = Literal["tp", "cp", "dp", "pp", "etp", "ep", "edp"]
 DENSE_AXES: tuple[Axis, ...] = ("tp", "cp", "dp", "pp")
 EXPERT_AXES: tuple[Axis, ...] = ("etp", "ep", "edp", "pp")
+Axes = Axis | tuple[Axis, ...]
+"""One axis, or several of one mesh that count as one: ("cp", "dp") are the dp x cp replicas of a dense block. Innermost
+first, as in the mesh: the place on them is cp + size(cp) * dp."""
 _SIZE = Integer(minimum=1, maximum=1_000_000)
 
 
@@ -69,12 +73,20 @@ class Mesh:
     def num_ranks(self) -> int:
         return self.tp * self.cp * self.dp * self.pp
 
-    def size(self, axis: Axis) -> int:
-        return int(getattr(self, axis))
+    def size(self, axes: Axes) -> int:
+        return math.prod(int(getattr(self, axis)) for axis in each_axis(axes))
 
-    def coordinate(self, rank: Rank, axis: Axis) -> int:
-        """The rank's place on `axis`, 0 .. size - 1."""
-        return rank // self._stride(axis) % self.size(axis)
+    def coordinate(self, rank: Rank, axes: Axes) -> int:
+        """The rank's place on `axes`, 0 .. size - 1."""
+        place = 0
+        for axis in reversed(each_axis(axes)):
+            place = place * self.size(axis) + rank // self._stride(axis) % self.size(axis)
+        return place
+
+    def without_idle(self, axes: Axes) -> Axes:
+        """The same places by fewer axes: of several, those of size 1 are left out, and all but the last if all are."""
+        used = tuple(axis for axis in each_axis(axes) if self.size(axis) > 1) or each_axis(axes)[-1:]
+        return used if len(used) > 1 else used[0]
 
     def _stride(self, axis: Axis) -> int:
         order = DENSE_AXES if axis in DENSE_AXES else EXPERT_AXES
@@ -82,6 +94,25 @@ class Mesh:
         for inner in order[: order.index(axis)]:
             stride *= self.size(inner)
         return stride
+
+
+def each_axis(axes: Axes) -> tuple[Axis, ...]:
+    """One or several, the innermost first."""
+    return axes if isinstance(axes, tuple) else (axes,)
+
+
+def check_axes(axes: Axes, *, name: str) -> None:
+    """Raises Invalid for what is neither an axis nor several of one mesh in its order: in another one, the places on
+    them would be others."""
+    several = each_axis(axes)
+    orders = [tuple(axis for axis in mesh if axis in several) for mesh in (DENSE_AXES, EXPERT_AXES)]
+    if not several or several not in orders:
+        raise Invalid(
+            f"{name}: expected an axis, or a tuple of several in the order of the mesh, got {axes!r}",
+            hint=f"innermost first: {', '.join(DENSE_AXES)}, or {', '.join(EXPERT_AXES)}; ('cp', 'dp') are the "
+            "replicas of a dense block",
+            code="array-axes",
+        )
 
 
 def complete_axes(sizes: Mapping[str, object]) -> Mapping[str, object]:
