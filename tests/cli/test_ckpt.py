@@ -158,7 +158,11 @@ def test_a_truncated_commit_is_listed_as_damaged_and_not_shown(
     assert root.run(["ckpt", "show", "run/small", "--step", str(NEWEST)]) == 3
     assert f"commits/{NEWEST:09d}.json" in capsys.readouterr().err
     assert root.run(["ckpt", "show", "run/small", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["step"] == older
+    told = capsys.readouterr()
+    assert json.loads(told.out)["step"] == older
+    assert told.err.startswith(
+        f"warning: checkpoint/{older} is taken, and a newer one passed over: commits/{NEWEST:09d}"
+    )
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".000000320.json.tmp", "320.json", "folder/000000320.json"])

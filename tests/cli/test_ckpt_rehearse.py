@@ -46,6 +46,16 @@ def test_a_run_is_restored_on_its_own_mesh_and_on_others(
     assert told["slowestRank"] in range(num_ranks)
 
 
+def test_a_newest_checkpoint_whose_record_is_damaged_is_an_alarm_and_no_older_one_is_rehearsed_for_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = place / "commits" / f"{TRAINED_STEPS:09d}.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    code, out, err = rehearse(capsys)
+    assert (code, out) == (3, "")
+    assert f"error: commits/{TRAINED_STEPS:09d}.json: commit record of" in err
+
+
 def test_damage_is_told_by_rank_and_ends_with_3(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shard,) = (place / "steps").glob(f"{TRAINED_STEPS:09d}-*/model/table/c/0/0")
     data = bytearray(shard.read_bytes())

@@ -79,3 +79,9 @@ def test_rubbish_is_no_mesh(text: str) -> None:
 def test_sizes_that_do_not_agree_are_refused_under_the_name_of_the_text() -> None:
     with pytest.raises(Invalid, match=r"--restore-mesh: mesh: expected tp x cp x dp to equal .*, got 4 and 9"):
         parse_mesh("tp=4,ep=3,edp=3", name="--restore-mesh")
+
+
+def test_a_mesh_of_more_ranks_than_a_run_can_have_is_refused_before_anybody_counts_them() -> None:
+    assert parse_mesh("tp=64,dp=100000").num_ranks == 6_400_000
+    with pytest.raises(Invalid, match=r"--mesh: expected at most 6400000 ranks, got 6400064"):
+        parse_mesh("tp=64,dp=100001", name="--mesh")

@@ -61,7 +61,7 @@ def show(
     context: Context = ctx.obj
     place = find_checkpoints(where)
     with closing(open_store(place.url)) as store:
-        ref = intact(store, place, step)
+        ref = intact(store, place, step, note=context.console.note)
         opened = open_commit(store, ref)
         pinned = pins_of(store).get((ref.step, ref.write_id))
         text = f"sha256:{digest(store, opened)}" if with_digest else None

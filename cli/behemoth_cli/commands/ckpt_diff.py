@@ -13,7 +13,7 @@ from behemoth.checkpoint import diff as comparison
 from behemoth.checkpoint.reader import open_commit
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option, run_names
-from behemoth_cli.commands.selection import Threads, Where, intact, require_still_there
+from behemoth_cli.commands.selection import Threads, Where, require_still_there, standing
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.progress import Progress
@@ -45,7 +45,9 @@ def diff(
     with ExitStack() as stack:
         stack.callback(progress.close)
         stores = [stack.enter_context(closing(open_store(place.url))) for place in places]
-        refs = [intact(store, place, step) for store, place, step in zip(stores, places, (first, second), strict=True)]
+        refs = [
+            standing(store, place, step) for store, place, step in zip(stores, places, (first, second), strict=True)
+        ]
         opened = [open_commit(store, ref) for store, ref in zip(stores, refs, strict=True)]
         one, two = (comparison.Side(store=store, commit=each) for store, each in zip(stores, opened, strict=True))
         try:

@@ -78,7 +78,7 @@ def drain(
     place, target_url = find_checkpoints(source), _target_url(to)
     require_apart(place.url, target_url, code="drain-same")
     with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
-        record = read_record(given, intact(given, place, step))
+        record = read_record(given, intact(given, place, step, note=context.console.note))
         if is_dry:
             plan = _planned(context.console, given, store, record, target_url)
             least_s = plan.num_bytes / bytes_per_s if bytes_per_s else None

@@ -97,7 +97,7 @@ def export_checkpoint(
     place = find_checkpoints(where)
     require_apart(place.url, to, code="export-folder")
     with options as batches, closing(open_store(place.url)) as store, closing(open_store(to)) as target:
-        commit = open_commit(store, intact(store, place, step))
+        commit = open_commit(store, intact(store, place, step, note=context.console.note))
         found = stored_tensors(store, commit, threads=threads)
         require_matches(found, select)
         tensors, metadata = outward(found, change), _provenance(commit, change)

@@ -94,7 +94,7 @@ def import_checkpoint(
         opened_target(to, code="import-folder", is_dry=is_dry) as store,
     ):
         url = located(to, store)
-        found = _read(batches, given, file, skips_pickles=skips_pickles)
+        found = _read(batches, source, given, file, skips_pickles=skips_pickles)
         require_matches(found.tensors, select)
         tensors = inward(found.tensors, change)
         layout = import_layout(tensors)
@@ -156,7 +156,7 @@ class _Given:
     files: Sequence[ObjectInfo]
 
 
-def _read(batches: Batching, given: ObjectStore, file: str, *, skips_pickles: bool) -> _Given:
+def _read(batches: Batching, source: str, given: ObjectStore, file: str, *, skips_pickles: bool) -> _Given:
     """A source is a DCP checkpoint where its metadata is."""
     files = {info.key: info for info in given.list("")}
     if _DCP_METADATA in files and not file:
@@ -172,7 +172,7 @@ def _read(batches: Batching, given: ObjectStore, file: str, *, skips_pickles: bo
             "option --skip-pickled: expected a DCP checkpoint, got safetensors, which hold no pickles",
             code="option-without-effect",
         )
-    model = read_model(given, file=file or None, threads=1)
+    model = read_model(given, file=file or None, threads=1, source=source)
     return _Given(kind="safetensors", tensors=model.tensors, files=[files[name] for name in model.files])
 
 

@@ -13,7 +13,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint import pins
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
-from behemoth_cli.commands.selection import Where, intact, name_of, pins_of
+from behemoth_cli.commands.selection import Where, name_of, pins_of, standing
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.views.care import pin_page
 
@@ -39,7 +39,7 @@ def pin(
     place = find_checkpoints(where)
     context.console.note(f"store {place.url}")
     with closing(open_store(place.url)) as store:
-        ref = intact(store, place, step)
+        ref = standing(store, place, step)
         write = ref.step, ref.write_id
         if dry_run:
             is_new = write not in pins_of(store)

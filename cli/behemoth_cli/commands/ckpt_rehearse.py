@@ -19,7 +19,7 @@ from behemoth.spec.mesh import Mesh, parse_mesh
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.rank_list import parse_ranks
-from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
+from behemoth_cli.commands.selection import Step, Threads, Where, require_still_there, standing
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.console import Console
@@ -51,7 +51,7 @@ def rehearse_restore(
     place = find_checkpoints(where)
     with closing(open_store(place.url)) as store:
         began_s = time.monotonic()
-        commit = open_commit(store, intact(store, place, step))
+        commit = open_commit(store, standing(store, place, step))
         open_s = time.monotonic() - began_s
         on = other or commit.record.mesh
         found = _rehearsed(context.console, store, commit, on, _ranks(wanted, on), threads)

@@ -78,7 +78,7 @@ def reshard_checkpoint(
         opened_target(to, code="reshard-folder", is_dry=is_dry) as store,
     ):
         url = located(to, store)
-        commit = open_commit(given, intact(given, place, step))
+        commit = open_commit(given, intact(given, place, step, note=context.console.note))
         made = wanted.of(commit, is_bucket=isinstance(store, UploadsParts))
         ref = commit.record.ref
         job = reshard_job(located(place.url, given), ref, url, made)

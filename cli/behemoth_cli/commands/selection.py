@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -53,16 +53,31 @@ def chosen(
     )
 
 
-def intact(store: ObjectStore, place: Checkpoints, step: int | None) -> CommitRef:
-    """The newest intact one, or that of `step`. Raises NotFound, or the error of a damaged record."""
-    one = [commit for commit in chosen(store, place, step) if step is not None or isinstance(commit, CommitRef)]
-    if not one:
+def standing(store: ObjectStore, place: Checkpoints, step: int | None) -> CommitRef:
+    """The newest one, or that of `step`. Raises NotFound, or the error of its record: damage, or a newer format."""
+    return _usable([one for one in chosen(store, place, step) if one.step is not None], place)
+
+
+def intact(store: ObjectStore, place: Checkpoints, step: int | None, *, note: Callable[[str], None]) -> CommitRef:
+    """As `standing`, but without a step the newest whose record can be used; `note` is told of those passed over."""
+    found = [one for one in chosen(store, place, step) if one.step is not None]
+    usable = [one for one in found if step is not None or isinstance(one, CommitRef)]
+    taken = _usable(usable, place)
+    for one in found[found.index(taken) + 1 :]:
+        if isinstance(one, BadCommit):
+            note(f"warning: checkpoint/{taken.step} is taken, and a newer one passed over: {one.error.message}")
+    return taken
+
+
+def _usable(found: Sequence[CommitRef | BadCommit], place: Checkpoints) -> CommitRef:
+    """The last one."""
+    if not found:
         raise Corrupt(
             f"{name_of(place)}: expected an intact checkpoint, got damaged ones only",
             hint=f"`behemoth ckpt verify {name_of(place)}` names the damage",
             code="checkpoints-damaged",
         )
-    newest = one[-1]
+    newest = found[-1]
     if isinstance(newest, BadCommit):
         raise newest.error
     return newest

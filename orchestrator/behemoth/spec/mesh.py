@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Integer
+from behemoth.spec.nodes import MAX_NODES, MAX_RANKS_PER_NODE
 
 Axis = Literal["tp", "cp", "dp", "pp", "etp", "ep", "edp"]
 DENSE_AXES: tuple[Axis, ...] = ("tp", "cp", "dp", "pp")
@@ -145,6 +146,13 @@ def parse_mesh(text: str, *, name: str = "mesh") -> Mesh:
             )
         sizes[axis] = int(number)
     try:
-        return Mesh(**{axis: size for axis, size in complete_axes(sizes).items() if isinstance(size, int)})
+        mesh = Mesh(**{axis: size for axis, size in complete_axes(sizes).items() if isinstance(size, int)})
     except Invalid as error:
         raise Invalid(f"{name}: {error.message}", hint=error.hint, code=error.code) from error
+    if mesh.num_ranks > MAX_NODES * MAX_RANKS_PER_NODE:  # in a run file the nodes bound it; figures are kept per rank
+        raise Invalid(
+            f"{name}: expected at most {MAX_NODES * MAX_RANKS_PER_NODE} ranks, got {mesh.num_ranks}",
+            hint=f"no run has more than {MAX_NODES} nodes with {MAX_RANKS_PER_NODE} ranks each",
+            code="mesh-ranks",
+        )
+    return mesh

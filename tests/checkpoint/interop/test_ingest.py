@@ -269,5 +269,5 @@ def test_rubbish_for_an_index_is_corrupt_and_nothing_else(data: bytes) -> None:
 
 
 def test_an_empty_folder_has_no_model(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="expected safetensors files, got none"):
-        read_model(LocalStore(tmp_path), threads=1)
+    with pytest.raises(NotFound, match=r"^out: expected safetensors files, got none"):
+        read_model(LocalStore(tmp_path), threads=1, source="out")

@@ -37,15 +37,16 @@ class ForeignModel:
     files: tuple[str, ...]
 
 
-def read_model(store: ObjectStore, *, file: str | None = None, threads: int) -> ForeignModel:
+def read_model(store: ObjectStore, *, file: str | None = None, threads: int, source: str = "import") -> ForeignModel:
     """Find the files at the top of `store` (or just `file`) and check their heads. Raises NotFound when there is none,
-    Invalid when it is not told which of several belong together, Corrupt for damage."""
+    Invalid when it is not told which of several belong together, Corrupt for damage. `source` is what people call the
+    store."""
     listed = {info.key: info.size_bytes for info in store.list("") if "/" not in info.key}
     indexes = [key for key in listed if key.endswith(INDEX_SUFFIX)] if file is None else []
     if len(indexes) > 1:
-        raise Invalid(f"import: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}", code="safetensors-index")
+        raise Invalid(f"{source}: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}", code="safetensors-index")
     expected = _read_index(store, indexes[0], listed[indexes[0]]) if indexes else None
-    files = sorted(set(expected.values())) if expected is not None else [_only_file(listed, file)]
+    files = sorted(set(expected.values())) if expected is not None else [_only_file(source, listed, file)]
     tensors: dict[str, Tensor] = {}
     holders: dict[str, str] = {}
     for name in files:
@@ -78,19 +79,19 @@ def _read_index(store: ObjectStore, key: str, size_bytes: int) -> dict[str, str]
         raise Corrupt(f"{key}: expected a safetensors index, got: {error}", code="safetensors-index") from error
 
 
-def _only_file(listed: Mapping[str, int], file: str | None) -> str:
+def _only_file(source: str, listed: Mapping[str, int], file: str | None) -> str:
     found = (
         [key for key in listed if key.endswith(FILE_SUFFIX)] if file is None else [key for key in listed if key == file]
     )
     if not found:
         raise NotFound(
-            f"import: expected {file or 'safetensors files'}, got none there",
+            f"{source}: expected {file or 'safetensors files'}, got none there",
             hint="name a .safetensors file, or a folder with one or with its index",
             code="safetensors-not-found",
         )
     if len(found) > 1:
         raise Invalid(
-            f"import: expected one file or an index that names several, got {len(found)} files: "
+            f"{source}: expected one file or an index that names several, got {len(found)} files: "
             f"{', '.join(found[:3])}{' ..' if len(found) > 3 else ''}",
             hint="the index is written last: without it the export may not have ended; or name one of the files",
             code="safetensors-index",
