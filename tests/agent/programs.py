@@ -132,6 +132,24 @@ def train_shares() -> None:
         run.save(step, state)
 
 
+def train_replicas() -> None:
+    """As `train_shares`, beside weights of `mib` MiB which every rank holds whole."""
+    run = join()
+    weights = np.zeros(run.args["mib"] << 17, dtype=np.float64)
+    share = np.zeros(run.args["mib"] << 17, dtype=np.float64)
+    state = State()
+    state.array("weights", weights, shape=weights.shape)
+    state.array("share", share, shape=(share.size * run.mesh.dp,), flat_over="dp")
+    first = run.restore(state)
+    print(f"restored {first} {min(weights.min(), share.min())} {max(weights.max(), share.max())}", flush=True)
+    for step in run.steps(first):
+        time.sleep(0.01)
+        run.fence()
+        weights += 1
+        share += 1
+        run.save(step, state)
+
+
 def hang_here_for_ever() -> None:
     while True:
         time.sleep(0.01)

@@ -18,6 +18,7 @@ from behemoth.base.errors import Corrupt, NotFound
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import NUM_GENERATIONS
+from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.wire.messages import RanksRestored, Report, RestoreFrom, Setup
 
 NODES = 4
@@ -35,17 +36,23 @@ class Sources:
     peer_bytes: int
     store_bytes: int
     missed: str
+    several: int = 0
 
     @property
     def store(self) -> int:
-        return NODES - self.memory - self.peer
+        return NODES - self.memory - self.peer - self.several
 
 
 def play(
-    folder: Path, scene: Callable[[Stage], Awaitable[None]], *, rate: int | None = None, domain_nodes: int = 1
+    folder: Path,
+    scene: Callable[[Stage], Awaitable[None]],
+    *,
+    rate: int | None = None,
+    domain_nodes: int = 1,
+    program: str = "train_shares",
 ) -> None:
     async def run() -> None:
-        setup = structs.replace(setup_of(folder, rate), peer_stride=domain_nodes)
+        setup = structs.replace(setup_of(folder, rate, program), peer_stride=domain_nodes)
         async with stage(folder, setup, num_agents=NODES) as here:
             here.start_gang(1)
             await all_restored(here, 1)
@@ -54,8 +61,8 @@ def play(
     asyncio.run(run())
 
 
-def setup_of(folder: Path, rate: int | None) -> Setup:
-    return setup_for(folder, "train_shares", ranks=1, nodes=NODES, peer_copies=1, peer_rate=rate, mib=MIB)
+def setup_of(folder: Path, rate: int | None, program: str) -> Setup:
+    return setup_for(folder, program, ranks=1, nodes=NODES, peer_copies=1, peer_rate=rate, mib=MIB)
 
 
 def holder_of(slot: int) -> int:
@@ -139,6 +146,7 @@ async def restored(here: Stage, attempt: int, write: RestoreFrom) -> Sources:
         peer_bytes=sum(one.peer_bytes for one in told),
         store_bytes=sum(one.store_bytes for one in told),
         missed=" ".join(one.missed for one in told if one.missed),
+        several=sum(one.num_from_several for one in told),
     )
 
 
@@ -168,6 +176,32 @@ def test_a_node_that_is_lost_with_its_holder_gets_its_state_from_the_store_and_s
         assert sources.missed == f"node n2: memory of rank 1: no snapshot of write {saved.write_id} is there"
 
     play(tmp_path, scene)
+
+
+def test_of_a_node_that_is_lost_with_its_holder_the_store_gives_only_what_no_replica_has(tmp_path: Path) -> None:
+    share_bytes = weight_bytes = MIB << 20
+    chunk_bytes = NODES * share_bytes + TRAILER_BYTES  # all shares lie in one, which is read whole
+
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await copied(here, saved)
+        await here.replace_agents(3)
+        expected = Sources(memory=3, peer=1, peer_bytes=weight_bytes + share_bytes, store_bytes=0, missed="")
+        assert await restored(here, 2, saved) == expected
+        await copied(here, saved)
+        await here.replace_agents(1, holder_of(1))
+        checkpoints = tmp_path / "checkpoints"
+        opened = [*checkpoints.glob("commits/*.json"), *checkpoints.glob("steps/*/index")]
+        assert await restored(here, 3, saved) == Sources(
+            memory=2,
+            peer=1,
+            several=1,
+            peer_bytes=2 * weight_bytes + share_bytes,
+            store_bytes=chunk_bytes + sum(path.stat().st_size for path in opened),
+            missed=f"node n2: memory of rank 1: no snapshot of write {saved.write_id} is there",
+        )
+
+    play(tmp_path, scene, program="train_replicas")
 
 
 @pytest.mark.longer

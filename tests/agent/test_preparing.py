@@ -58,7 +58,9 @@ def test_memory_beyond_the_budget_is_refused_with_the_numbers_before_any_is_form
     size_bytes = Arena.size_bytes(plan_rank(layout, Rank(0)))
     memories = Memories(num_ranks=1)
     unasked: Any = pytest.fail
-    preparing = Preparing(memories, store=unasked, peer=unasked, shared=unasked, threads=1, run_name="toy")
+    preparing = Preparing(
+        memories, store=unasked, peer=unasked, shared=unasked, threads=1, ranks_per_node=1, run_name="toy"
+    )
     fd = os.memfd_create("budget-test", os.MFD_ALLOW_SEALING)
 
     def prepare(limit_bytes: int) -> Prepared:
@@ -117,7 +119,13 @@ def test_what_a_holder_gave_before_it_was_lost_is_not_read_from_the_store(
     fd = os.memfd_create("lost-holder-test", os.MFD_ALLOW_SEALING)
     memories = Memories(num_ranks=1)
     here = Preparing(
-        memories, store=lambda: store, peer=lambda *_: holder, shared=lambda: None, threads=1, run_name="test"
+        memories,
+        store=lambda: store,
+        peer=lambda *_: holder,
+        shared=lambda: None,
+        threads=1,
+        ranks_per_node=1,
+        run_name="test",
     )
     order = Prepare(job=1, rank=Rank(0), layout=layout.encode(), is_new=True, source=source)
     prepared = here.prepare(order, fd)
@@ -148,7 +156,13 @@ def test_what_a_program_leaves_out_of_a_checkpoint_comes_back_from_the_run_s_own
 
     def prepared(run_name: str) -> Prepared:
         here = Preparing(
-            Memories(num_ranks=1), store=lambda: store, peer=unasked, shared=lambda: None, threads=1, run_name=run_name
+            Memories(num_ranks=2),
+            store=lambda: store,
+            peer=unasked,
+            shared=lambda: None,
+            threads=1,
+            ranks_per_node=2,
+            run_name=run_name,
         )
         fd = os.memfd_create("intake-test", os.MFD_ALLOW_SEALING)
         order = Prepare(

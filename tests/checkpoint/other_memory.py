@@ -1,13 +1,11 @@
-"""A snapshot in another memory that damages, lacks or takes away what a test wants, and arenas to copy it to."""
+"""A snapshot in another memory that damages, lacks or takes away what a test wants, and a store that has it too."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 
 from behemoth.base.errors import Unavailable
-from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan, Span
 
@@ -70,12 +68,3 @@ def commit_of(data: bytes, asked: list[Span]) -> Callable[[Sequence[Span], memor
         return [crc32c(payload(data, span)) for span in spans]
 
     return read
-
-
-@contextmanager
-def arena_of(plan: RankPlan) -> Iterator[Arena]:
-    fd = os.memfd_create("other-memory-test")
-    arena = Arena.format(fd, plan)
-    os.close(fd)
-    yield arena
-    arena.close()

@@ -14,7 +14,8 @@ from behemoth.checkpoint import gathering
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.copying import copy_snapshot
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from checkpoint.other_memory import OtherMemory, arena_of, payload
+from checkpoint.checkpoint_rig import arena_of
+from checkpoint.other_memory import OtherMemory, payload
 from checkpoint.saved_checkpoint import big_layout, small_layout
 
 OLD, NEW = WriteId("a1-1"), WriteId("a1-2")

@@ -18,7 +18,8 @@ from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, Span, plan_rank
 from behemoth.spec.mesh import Mesh
-from checkpoint.other_memory import OtherMemory, arena_of, commit_of, payload
+from checkpoint.checkpoint_rig import arena_of
+from checkpoint.other_memory import OtherMemory, commit_of, payload
 from checkpoint.saved_checkpoint import small_layout
 
 WRITE = WriteId("a1-2")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from behemoth.base.errors import BehemothError
+from behemoth.base.errors import BehemothError, NotFound
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 
 Tier: TypeAlias = Literal["peer"]
@@ -23,10 +23,13 @@ _log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """`open` may raise Behemoth's errors, as what it returns may."""
+    """`open` may raise Behemoth's errors, as what it returns may; `failed` is told them. `is_promised`: that a snapshot
+    should be there, so that it is worth telling when none is."""
 
     tier: Tier
     open: Callable[[], SnapshotSource]
+    failed: Callable[[BehemothError], None] = lambda _error: None
+    is_promised: bool = True
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ class Taken:
 
 
 def take_from(places: Iterable[Place], gathering: Gathering) -> Taken:
-    """Ask one place after the other, until nothing is missing."""
+    """Ask one place after the other, until nothing is missing that any could give."""
     taken = Taken()
     for place in places:
         received_bytes, num_missing = gathering.received_bytes, len(gathering.missing)
@@ -53,10 +56,12 @@ def take_from(places: Iterable[Place], gathering: Gathering) -> Taken:
             gathering.take(place.open())
         except BehemothError as error:
             _log.info("not all came from a place of tier %s: %s", place.tier, error.message)
-            taken.missed.append(error.message)
+            if place.is_promised or not isinstance(error, NotFound):
+                taken.missed.append(error.message)
+            place.failed(error)
         taken.received_bytes[place.tier] += gathering.received_bytes - received_bytes
         if len(gathering.missing) < num_missing:
             taken.givers.add(place.tier)
-        if gathering.is_whole:
+        if gathering.is_settled:
             break
     return taken

@@ -19,16 +19,17 @@ from msgspec.structs import replace
 from behemoth.agent.budget import require_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.opened_once import OpenedAs, OpenedOnce
+from behemoth.agent.peers.places import AskPeer, PeerPlaces
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.places import Place, take_from
 from behemoth.agent.storewire import Prepare, Prepared, Source
 from behemoth.base.errors import Corrupt, Invalid, NotFound
-from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
-from behemoth.checkpoint.gathering import Gathering, SnapshotSource
+from behemoth.checkpoint.gathering import Gathering
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
@@ -48,18 +49,18 @@ _log = logging.getLogger(__name__)
 
 
 class Preparing:
-    """Thread-safe. `peer(slot, plan, write_id, step)` is the snapshot that the node of a slot may have; it raises
-    Behemoth's errors when nobody is there. `shared()` is the store as nodes read it together, None where each reads for
-    itself. `run_name` tells the run's own checkpoints from those that it begins from."""
+    """Thread-safe. `shared()` is the store as nodes read it together, None where each reads for itself. `run_name`
+    tells the run's own checkpoints from those that it begins from."""
 
     def __init__(
         self,
         memories: Memories,
         *,
         store: Callable[[], ObjectStore],
-        peer: Callable[[int, RankPlan, WriteId, Step], SnapshotSource],
+        peer: AskPeer,
         shared: Callable[[], SharedReads | None],
         threads: int,
+        ranks_per_node: int,
         run_name: str,
     ) -> None:
         self._memories = memories
@@ -67,6 +68,7 @@ class Preparing:
         self._peer = peer
         self._shared = shared
         self._threads = threads
+        self._ranks_per_node = ranks_per_node
         self._run_name = run_name
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._lock = threading.Lock()
@@ -109,9 +111,14 @@ class Preparing:
 
     def _places(self, wanted: _Wanted) -> Iterator[Place]:
         """Before the store, the nearest first; made only when it is their turn."""
-        plan, source = wanted.plan, wanted.source
-        for slot in source.holders:
-            yield Place("peer", partial(self._peer, slot, plan, source.write_id, source.step))
+        yield from PeerPlaces(
+            self._peer,
+            wanted.gathering,
+            wanted.layout,
+            wanted.plan,
+            wanted.source,
+            ranks_per_node=self._ranks_per_node,
+        )
 
     def _from_store(self, wanted: _Wanted) -> Prepared:
         """What is still missing; all where that is simpler."""

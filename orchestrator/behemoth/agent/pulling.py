@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 
 from behemoth.agent.memories import Memories
+from behemoth.agent.peers.places import AskPeer
 from behemoth.agent.storewire import Pull, Pulled
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
-from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.copying import copy_snapshot
-from behemoth.checkpoint.gathering import BLOCK_BYTES, SnapshotSource
+from behemoth.checkpoint.gathering import BLOCK_BYTES
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.plan import plan_rank
 
 LOOK_S = 0.05
 """Between two looks at what a pull waits for."""
@@ -25,13 +25,13 @@ LONGEST_GIVING_WAY_S = 60.0
 
 
 class Pulling:
-    """Used by one thread. `peer` as in `Preparing`; `is_writing` tells whether a save is being written."""
+    """Used by one thread. `is_writing` tells whether a save is being written."""
 
     def __init__(
         self,
         memories: Memories,
         *,
-        peer: Callable[[int, RankPlan, WriteId, Step], SnapshotSource],
+        peer: AskPeer,
         is_writing: Callable[[], bool],
         rate_bytes_per_s: int | None,
     ) -> None:

@@ -109,6 +109,7 @@ class _StoreServer:
             peer=self._peer_snapshot,
             shared=self._shared_reads,
             threads=self._threads,
+            ranks_per_node=opening.num_ranks,
             run_name=opening.run_name,
         )
         self._num_writing = 0

@@ -61,7 +61,7 @@ class Gathering:
         self._disputed: set[int] = set()
         self._lock = threading.Lock()  # of what the threads of `take` change
         self.received_bytes = 0
-        """By `take`, also what was not believed."""
+        """Of spans, by `take`; also what was not believed."""
 
     @property
     def missing(self) -> list[int]:
@@ -69,9 +69,19 @@ class Gathering:
         return sorted(self._missing)
 
     @property
+    def wanted(self) -> list[int]:
+        """Those of them that a place may still give."""
+        return sorted(self._missing - self._disputed)
+
+    @property
     def has_any(self) -> bool:
         """Whether some place has given a span."""
         return len(self._missing) < len(self._plan.spans)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a place was found, and no other can give more."""
+        return self._data is not None and self._missing <= self._disputed
 
     @property
     def is_whole(self) -> bool:
@@ -86,7 +96,7 @@ class Gathering:
         data = self._begin()
         num_disputed = len(self._disputed)
         self._compare(told)
-        wanted = [index for index in self.missing if told[index] is not None and index not in self._disputed]
+        wanted = [index for index in self.wanted if told[index] is not None]
 
         def copy(block: Sequence[int]) -> None:
             start, end = self._plan.spans[block[0]].arena_offset, _end(self._plan.spans[block[-1]])
@@ -94,7 +104,7 @@ class Gathering:
             source.read_into(start, data[start:end])
             proven = [index for index in block if self._is_proven(index, data)]
             with self._lock:
-                self.received_bytes += end - start
+                self.received_bytes += sum(self._plan.spans[index].length for index in block)
                 self._missing.difference_update(proven)
 
         run_all(copy, self._blocks(wanted), threads=self._threads, name="ckpt-copy")

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent.peers.shared_fleet import NODES, Node, Saved, fleet, layout_on
+from agent.peers.shared_fleet import NODES, Node, Saved, fleet, layout_on, nobody_has_it
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
@@ -53,9 +53,10 @@ def preparing_on(node: Node, store: ObjectStore, *, is_shared: bool) -> Preparin
     return Preparing(
         Memories(num_ranks=RANKS_PER_NODE),
         store=lambda: store,
-        peer=lambda *_: pytest.fail("no holder was named"),
+        peer=nobody_has_it,
         shared=lambda: node.reads(store) if is_shared else None,
         threads=2,
+        ranks_per_node=RANKS_PER_NODE,
         run_name="toy",
     )
 

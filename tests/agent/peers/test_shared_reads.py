@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typing_extensions import Buffer
 
-from agent.peers.shared_fleet import MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
+from agent.peers.shared_fleet import MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes, nobody_has_it
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers import once as once_module
 from behemoth.agent.peers import shared_reads as shared_reads_module
@@ -214,9 +214,10 @@ def test_damage_that_only_a_peer_saw_is_no_damage() -> None:
         preparing = Preparing(
             Memories(num_ranks=1),
             store=lambda: saved.store,
-            peer=lambda *_: pytest.fail("no holder was named"),
+            peer=nobody_has_it,
             shared=lambda: node.reads(saved.store),
             threads=1,
+            ranks_per_node=1,
             run_name="toy",
         )
         fd = os.memfd_create("prepared", os.MFD_ALLOW_SEALING)
