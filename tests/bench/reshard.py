@@ -39,7 +39,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import Origin, origins, saved_positions
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
@@ -48,7 +48,16 @@ from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.storage.local import LocalStore
-from checkpoint.giant_layout import MOMENTS_LEFT, READER_MESHES, TRAINING_MESHES, giant, giant_weights
+from checkpoint.giant_layout import (
+    MOMENTS_LEFT,
+    READER_MESHES,
+    TRAINING_MESHES,
+    giant,
+    giant_bfloat16,
+    giant_float8,
+    giant_weights,
+    to_float8,
+)
 
 NUM_LAYERS = 4
 STEP, WRITE_ID, ATTEMPT = Step(1), WriteId("a1-1"), Attempt(1)
@@ -180,14 +189,17 @@ def _giant_rows(*, quick: bool) -> list[Row]:
         layout = giant_weights(mesh)
         positions = saved_positions(saved, layout, step=STEP, intake=MOMENTS_LEFT)
         rows += _over_read_rows(name, saved, layout, positions, quick=quick)
+    weights = giant_bfloat16()
+    for name, mesh in (TRAINING_MESHES | READER_MESHES).items():
+        layout = giant_float8(mesh)
+        found = origins(weights, layout, step=STEP, intake=to_float8())
+        rows += _over_read_rows(f"bfloat16 to float8, {name}", weights, layout, found, quick=quick)
     return rows
 
 
-def _over_read_rows(
-    name: str, saved: Layout, layout: Layout, positions: Sequence[int | None], *, quick: bool
-) -> list[Row]:
+def _over_read_rows(name: str, saved: Layout, layout: Layout, found: Sequence[Origin], *, quick: bool) -> list[Row]:
     ranks = range(0, layout.mesh.num_ranks, 997) if quick else None
-    figures = over_read(saved, layout, positions, ranks=ranks)
+    figures = over_read(saved, layout, found, ranks=ranks)
     return [
         alone(f"Behemoth-ref, {name}: over-read, each chunk once", "", [figures.once]),
         alone("  over-read, each rank for itself", "", [figures.alone]),

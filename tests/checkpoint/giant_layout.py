@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
@@ -29,6 +32,8 @@ allow. EDP is odd, so DP cannot be halved alone, and 16 experts cannot be spread
 READER_MESHES = {"weights to 64 ranks, TP8 EP8": Mesh(tp=8, dp=8, ep=8, edp=8), "weights to one host": Mesh()}
 MOMENTS_LEFT = Intake(extra=("optim/exp_avg/*", "optim/exp_avg_sq/*"))
 """For those who read weights."""
+_SERVED = Recipe(weights="bfloat16", master="none", exp_avg="none", exp_avg_sq="none", shares="whole")
+_FLOAT8 = replace(_SERVED, weights="float8_e4m3fn")
 
 
 def giant(mesh: Mesh = MESH) -> Layout:
@@ -40,3 +45,18 @@ def giant_weights(mesh: Mesh) -> Layout:
     """The master weights alone, whole blocks on every replica, as one holds them who does not train."""
     weights = Recipe(exp_avg="none", exp_avg_sq="none", shares="whole")
     return model_layout(named_inventory("behemoth-ref"), weights, mesh)
+
+
+def giant_bfloat16() -> Layout:
+    """Weights alone, in bfloat16, as they are saved to be served."""
+    return model_layout(named_inventory("behemoth-ref"), _SERVED, MESH)
+
+
+def giant_float8(mesh: Mesh) -> Layout:
+    """The same in float8, with a scale for each block of 128 x 128."""
+    return model_layout(named_inventory("behemoth-ref"), _FLOAT8, mesh)
+
+
+def to_float8() -> Intake:
+    """From `giant_bfloat16` to `giant_float8`: scales are computed."""
+    return recipe_change(named_inventory("behemoth-ref"), _SERVED, _FLOAT8)

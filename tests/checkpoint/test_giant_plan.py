@@ -10,12 +10,22 @@ from behemoth.checkpoint.conversion import AS_SAVED
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import origins, saved_positions
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.spec.mesh import Mesh
-from checkpoint.giant_layout import MESH, MOMENTS_LEFT, READER_MESHES, TRAINING_MESHES, giant, giant_weights
+from checkpoint.giant_layout import (
+    MESH,
+    MOMENTS_LEFT,
+    READER_MESHES,
+    TRAINING_MESHES,
+    giant,
+    giant_bfloat16,
+    giant_float8,
+    giant_weights,
+    to_float8,
+)
 
 
 def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
@@ -59,6 +69,16 @@ def test_the_fleet_reads_hardly_more_than_it_needs_on_any_mesh_of_the_list(name:
     assert (figures.held_bytes, figures.alone_bytes) == (held, read)
     assert figures.needed_bytes == 2_015_461_958_144 * (12 if is_training else 4)
     assert figures.once <= 1.1
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("name", [*TRAINING_MESHES, *READER_MESHES])
+def test_the_fleet_reads_hardly_more_than_it_needs_to_make_float8_with_scales_on_any_mesh(name: str) -> None:
+    saved, layout = giant_bfloat16(), giant_float8((TRAINING_MESHES | READER_MESHES)[name])
+    figures = over_read(saved, layout, origins(saved, layout, step=Step(1), intake=to_float8()), ranks=[0])
+    assert figures.needed_bytes == 2_015_461_958_144 * 2
+    assert figures.once == pytest.approx(1, abs=1e-5)
+    assert figures.worst_alone < 2
 
 
 @pytest.mark.longer
