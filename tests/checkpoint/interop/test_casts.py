@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.interop.casts import converted, unscaled
+from behemoth.checkpoint.interop import casts, cells
+from behemoth.checkpoint.interop.casts import FLOAT8, converted, unscaled
 from behemoth.checkpoint.interop.cells import Scaling, grid_box, grid_of, largest_of, spread
 from behemoth.checkpoint.interop.tensors import blocks, read_box
 from checkpoint.interop.tensor_trees import chunked, counted, read
@@ -109,6 +110,43 @@ def test_a_scale_is_computed_once() -> None:
     for box in blocks(made["w"], limit_bytes=4):
         read_box(made["w"], box)
     assert loaded == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("chunk_rows", "again"), [(64, []), (100, [6])])
+def test_scales_of_blocks_are_found_along_with_the_values(chunk_rows: int, again: list[int]) -> None:
+    """Where a block of values ends amid a chunk that has more of its last scales, that chunk is read with it, too."""
+    array = np.random.default_rng(7).normal(size=(1200, 128)).astype(np.float32)
+    source = chunked(array, (chunk_rows, 128))
+    loaded = counted(source)
+    made = converted({"w": source}, "float8_e4m3fn", scaling="block")
+    middle = 640 if chunk_rows == 64 else 600
+    pieces = [read_box(made["w"], (rows, (0, 128))) for rows in ((0, middle), (middle, 1200))]
+    scales = read(made["w_scale_inv"])
+    assert sorted(loaded) == sorted([*range(-(-1200 // chunk_rows)), *again])
+    expected, of_element = by_definition(array, "block")
+    np.testing.assert_array_equal(scales, expected)
+    stored = np.concatenate(pieces).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    assert (np.abs(stored * of_element - array) <= np.maximum(np.abs(array) / 16, of_element * 2.0**-10)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), scaling=st.sampled_from(["tensor", "channel", "block"]))
+def test_in_whatever_order_boxes_are_read_they_are_those_of_the_whole(data: st.DataObject, scaling: Scaling) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=3)))
+    array = np.random.default_rng(8).normal(size=shape).astype(np.float32)
+    chunk = tuple(data.draw(st.integers(1, size)) for size in shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "BLOCK", data.draw(st.integers(1, 5)))
+        patch.setattr(casts, "_MOST_GROWN", data.draw(st.sampled_from([1, 2, 100])))
+        patch.setattr(casts, "_BLOCK_BYTES", data.draw(st.sampled_from([1, 16, 1 << 20])))
+        whole = {name: read(one) for name, one in converted({"w": chunked(array)}, FLOAT8, scaling=scaling).items()}
+        made = converted({"w": chunked(array, chunk)}, FLOAT8, scaling=scaling)
+        for _ in range(data.draw(st.integers(1, 6))):
+            name = data.draw(st.sampled_from(list(made)))
+            ends = [sorted(data.draw(st.sets(st.integers(0, at), min_size=2, max_size=2))) for at in made[name].shape]
+            box = tuple((low, high) for low, high in ends)
+            part = whole[name][tuple(slice(*one) for one in box)]
+            assert read_box(made[name], box).tobytes() == part.tobytes()
 
 
 def test_names_that_collide_and_unknown_precisions_are_refused() -> None:

@@ -21,6 +21,7 @@ from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop import casts, export_plan
 from behemoth.checkpoint.interop import export as export_module
+from behemoth.checkpoint.interop.cells import Scaling
 from behemoth.checkpoint.interop.export import INDEX, UNFINISHED, export, kept_files
 from behemoth.checkpoint.interop.export_plan import SINGLE, ExportPlan, plan_export
 from behemoth.checkpoint.interop.foreign import read_model
@@ -137,6 +138,38 @@ def test_a_tensor_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     export(folder, plan)
     assert longest <= max(64, len(plan.files[0].header))
     assert read(read_model(folder, threads=1).tensors["w"]).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("new", [LocalStore, lambda _: MemoryBucket(min_part_bytes=64)], ids=["folder", "bucket"])
+@pytest.mark.parametrize(
+    ("scaling", "times"),
+    [
+        ("block", 1),
+        ("channel", 1),
+        ("tensor", 2),  # it is larger than what is held at a time
+    ],
+)
+def test_a_tensor_is_read_once_for_values_and_scales_that_need_no_more_than_a_block_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Callable[[Path], SavesTo], scaling: Scaling, times: int
+) -> None:
+    monkeypatch.setattr(export_plan, "BLOCK_BYTES", 256 * 64)
+    monkeypatch.setattr(filling, "MIN_PART_BYTES", 64)
+    monkeypatch.setattr(filling, "PIECE_BYTES", 64)
+    spec = ArraySpec(name="w", dtype="bfloat16", shape=(1024, 64))
+    with small_chunks(128 * 64 * 2):
+        layout, memory = Layout(mesh=Mesh(), arrays=(spec,)), MemoryStore()
+        commit = opened(memory, layout, logical_arrays(layout, 1))
+        store, target = CountingStore(memory), new(tmp_path)
+        tensors = casts.converted(stored_tensors(store, commit, threads=1), "float8_e4m3fn", scaling=scaling)
+        export(target, plan_export(tensors, max_file_bytes=1 << 20, metadata={}))
+        grid = grids(layout)[0]
+        assert grid.chunk_shape[0] == 128
+        read_bytes = store.read_bytes - grid.num_chunks * TRAILER_BYTES  # the CRCs come first
+        assert read_bytes == times * grid.num_chunks * grid.stride_bytes
+        found = read_model(target, threads=1).tensors
+        assert {name: read(found[name]).tobytes() for name in tensors} == {
+            name: read(one).tobytes() for name, one in tensors.items()
+        }
 
 
 @pytest.mark.parametrize(

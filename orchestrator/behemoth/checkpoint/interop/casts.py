@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.interop.cells import (
     BLOCK,
     SUFFIXES,
@@ -37,6 +38,8 @@ PRECISIONS = ("bfloat16", "float16", "float32", FLOAT8)
 """What floating tensors may be changed to."""
 _CHANGED = frozenset({"float64", "float32", "float16", "bfloat16"})
 _BLOCK_BYTES = 32 << 20
+_MOST_GROWN = 1.25
+"""A box of values may grow by so much to have whole cells: rows of 128 beside some thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +69,9 @@ class Cast(_Elementwise):
 
 
 class Scale:
-    """The scales of a float8 tensor, float32, one for each cell (`cells`): computed once, by reading the tensor. The
-    scale of a whole tensor has shape [1]."""
+    """The scales of a float8 tensor, float32, one for each cell (`cells`): computed once, by reading the tensor, or
+    along with its values where a box of them has whole cells. The scale of a whole tensor has shape [1]. Thread-safe.
+    """
 
     dtype = "float32"
 
@@ -75,37 +79,72 @@ class Scale:
         self.name = name
         self._inner = inner
         self._cells = cells_of(inner.shape, scaling)
-        self._grid = grid_of(inner.shape, self._cells)
-        self.shape = (1,) if scaling == "tensor" else self._grid
-        self._scales: Floats | None = None
+        grid = grid_of(inner.shape, self._cells)
+        self.shape = (1,) if scaling == "tensor" else grid
+        self._largest: Floats = np.zeros(grid, np.float32)
+        self._is_known: npt.NDArray[np.bool_] = np.zeros(grid, np.bool_)
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
 
     def grain(self, dim: int) -> int:  # noqa: ARG002 (the port's signature)
         return 1
 
     def read_into(self, box: Box, out: Raw) -> None:
-        index = tuple(slice(start, stop) for start, stop in box)
-        np.copyto(out, self._all().reshape(self.shape)[index].view(raw_dtype(self.dtype)))
+        self._look_everywhere()
+        scales = self._of(tuple(slice(0, size) for size in self._largest.shape)).reshape(self.shape)
+        np.copyto(out, scales[_slices(box)].view(raw_dtype(self.dtype)))
 
-    def of(self, box: Box) -> Floats:
-        """The scale of each element of a box, or size 1 along dims that a cell spans. Raises Invalid for a tensor with
-        NaN or infinity, which no scale can hold."""
-        index = tuple(slice(start, stop) for start, stop in grid_box(box, self._cells))
-        return spread(self._all()[index], box, self._cells)
+    def beside(self, box: Box) -> tuple[Floats, Floats]:
+        """The tensor's values in a box, and the scale of each, or size 1 along dims that a cell spans.
 
-    def _all(self) -> Floats:
+        Cells that are not known are read with the values, in full, as far as little of them lies outside the box: else
+        all of the tensor is looked through first. Raises Invalid for a tensor with NaN or infinity, which no scale can
+        hold."""
+        cells = grid_box(box, self._cells)
+        wide = self._with_unknown(box, cells)
+        if _num_elements(wide) > _MOST_GROWN * _num_elements(box):
+            self._look_everywhere()
+            wide = box
+        values = _as_float32(self._inner, wide)
+        if not self._is_known[_slices(cells)].all():
+            self._learn(wide, values)
+        inside = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, wide, strict=True))
+        return values[inside], spread(self._of(_slices(cells)), box, self._cells)
+
+    def _of(self, cells: tuple[slice, ...]) -> Floats:
+        return scales_for(self._largest[cells], FLOAT8, what=f"tensor {self.name!r}")
+
+    def _with_unknown(self, box: Box, cells: Box) -> Box:
+        """The box, grown by all of its cells that are not known."""
+        unknown = np.argwhere(~self._is_known[_slices(cells)])
+        if not len(unknown):
+            return box
+        spans = zip(unknown.min(axis=0).tolist(), unknown.max(axis=0).tolist(), strict=True)
+        grown = (
+            ((begin + first) * cell, min((begin + last + 1) * cell, size))
+            for (begin, _), (first, last), cell, size in zip(cells, spans, self._cells, self._inner.shape, strict=True)
+        )
+        return enclosing([box, tuple(grown)])
+
+    def _learn(self, box: Box, values: Floats) -> None:
+        """What a box has of its cells; those that lie within it are known then."""
+        cells = grid_box(box, self._cells)
+        largest = largest_of(values, box, self._cells)
+        ends = zip(box, cells, self._cells, self._inner.shape, strict=True)
+        within = tuple(
+            slice(-(-low // cell), last if high == size else high // cell)
+            for (low, high), (_, last), cell, size in ends
+        )
         with self._lock:
-            if self._scales is None:
-                self._scales = self._compute()
-            return self._scales
+            self._largest[_slices(cells)] = np.maximum(self._largest[_slices(cells)], largest)
+            self._is_known[within] = True
 
-    def _compute(self) -> Floats:
-        largest = np.zeros(self._grid, np.float32)
-        for box in tiles(self._inner, limit_bytes=_BLOCK_BYTES):
-            place = tuple(slice(start, stop) for start, stop in grid_box(box, self._cells))
-            of_box = largest_of(_as_float32(self._inner, box), box, self._cells)
-            largest[place] = np.maximum(largest[place], of_box)
-        return scales_for(largest, FLOAT8, what=f"tensor {self.name!r}")
+    def _look_everywhere(self) -> None:
+        with self._looking:
+            for box in tiles(self._inner, limit_bytes=_BLOCK_BYTES):
+                if not self._is_known[_slices(grid_box(box, self._cells))].all():
+                    self._learn(box, _as_float32(self._inner, box))
+            self._is_known[...] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +158,9 @@ class Scaled(_Elementwise):
         return FLOAT8
 
     def read_into(self, box: Box, out: Raw) -> None:
-        what = f"tensor {self.scale.name!r}"
-        values = scale_down(_as_float32(self.inner, box), self.scale.of(box), FLOAT8, what=what)
-        np.copyto(out, values.view(raw_dtype(FLOAT8)))
+        values, scales = self.scale.beside(box)
+        stored = scale_down(values, scales, FLOAT8, what=f"tensor {self.scale.name!r}")
+        np.copyto(out, stored.view(raw_dtype(FLOAT8)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +258,14 @@ def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Cells]:
             code="float8-scale",
         )
     return scale, cells
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in box)
+
+
+def _num_elements(box: Box) -> int:
+    return math.prod(stop - start for start, stop in box)
 
 
 def _as_float32(tensor: Tensor, box: Box) -> Floats:

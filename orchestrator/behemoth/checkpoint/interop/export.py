@@ -19,6 +19,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotF
 from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
+from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.threads import each_result
 from behemoth.ports import MovesObjects, ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 
@@ -77,8 +78,9 @@ def export(
     unfinished: str = "",
     spread: Spread | None = None,
 ) -> Exported:
-    """Write the plan's files to the top of `store`. Blocks for reading all tensors, some twice (float8). Files are
-    written one by one, unless `spread` has that done below the folder `unfinished` (`unfinished_folder` makes a name).
+    """Write the plan's files to the top of `store`. Blocks for reading all tensors, some twice (see
+    `casts.Scale`). Files are written one by one, unless `spread` has that done below the folder `unfinished`
+    (`unfinished_folder` makes a name).
 
     Cut off anywhere, it may be called again with the same plan and goes on; a file counts as whole by its head, which
     names all tensors and, in its metadata, their source. Raises Conflict for a place with other files, Corrupt for a
@@ -163,8 +165,9 @@ def _write(store: SavesTo, key: str, file: FilePlan) -> Iterator[int]:
         filling.put(piece, _buffers(part))
 
     try:
-        for (_, part), _done in each_result(put, parts, threads=UPLOAD_THREADS, name="ckpt-export"):
-            yield part.num_bytes
+        for some in _turns(file, parts):
+            for (_, part), _done in each_result(put, some, threads=UPLOAD_THREADS, name="ckpt-export"):
+                yield part.num_bytes
         filling.seal([key])
     finally:
         filling.end()
@@ -184,9 +187,23 @@ def _write_tiles(store: WritesRanges, key: str, file: FilePlan) -> Iterator[int]
     store.seal([key])
 
 
+def _turns(file: FilePlan, parts: list[tuple[int, FilePart]]) -> tuple[list[tuple[int, FilePart]], ...]:
+    """Parts of the smallest elements alone, and then the rest: scales stand in front of float8 values, and are known
+    when these have been read."""
+    least = min(DTYPES[tensor.dtype].itemsize for tensor, _ in file.tensors)
+    behind, rest = list[tuple[int, FilePart]](), list[tuple[int, FilePart]]()
+    for numbered in parts:
+        is_small = all(DTYPES[block.tensor.dtype].itemsize == least for block in numbered[1].blocks)
+        (behind if is_small else rest).append(numbered)
+    return behind, rest
+
+
 def _buffers(part: FilePart) -> list[Buffer]:
-    head: list[Buffer] = [part.head] if part.head else []
-    return head + [read_box(block.tensor, block.box).reshape(-1).view("u1").data for block in part.blocks]
+    """In order; the last blocks are read first, as in `_turns`."""
+    found: list[Buffer] = [
+        read_box(block.tensor, block.box).reshape(-1).view("u1").data for block in reversed(part.blocks)
+    ]
+    return [*([part.head] if part.head else []), *reversed(found)]
 
 
 def _is_there(store: ObjectStore, file: FilePlan) -> bool:

@@ -88,8 +88,9 @@ class FilePlan:
         yield FilePart(begin, end - begin, head, tuple(taken))
 
     def tiles(self) -> Iterator[Tile]:
-        """All bytes behind the head, in an order in which nothing is read twice, a block at most at a time."""
-        for tensor, begin in self.tensors:
+        """All bytes behind the head, in an order in which nothing is read twice, a block at most at a time. Small
+        elements come first: of float8 values that have been read the scales are known."""
+        for tensor, begin in reversed(self.tensors):
             for box in tiles(tensor, limit_bytes=BLOCK_BYTES):
                 yield Tile(tensor, box, begin)
 
