@@ -216,3 +216,12 @@ def test_an_upload_that_is_a_day_old_is_nobodys_and_a_younger_one_may_be_somebod
     assert [one.upload_id for one in plan_gc(store).uploads] == [old]
     execute(store, plan_gc(store))
     assert [one.upload_id for one in store.list_uploads("")] == [foreign, young]
+
+
+def test_cleaning_ends_all_uploads_but_those_of_writes_in_flight_and_those_that_are_no_writes() -> None:
+    store = MemoryBucket()
+    flying = store.begin_upload("steps/000000001-a2-1/w/c/0")
+    store.begin_upload("steps/000000001-a1-1/w/c/0")
+    unnamed = store.begin_upload("steps/notes/w")
+    execute(store, plan_gc(store, in_flight=[WriteId("a2-1")]))
+    assert {one.upload_id for one in store.list_uploads("")} == {flying, unnamed}
