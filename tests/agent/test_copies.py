@@ -165,16 +165,19 @@ def test_a_new_attempt_that_restores_the_same_write_leaves_its_copies_as_they_ar
     play(tmp_path, scene, ranks=1)
 
 
-def test_copies_of_a_former_ward_stay_until_the_next_commit(tmp_path: Path) -> None:
+def test_copies_of_a_former_ward_stay_until_the_next_commit_and_then_give_their_memory_back(tmp_path: Path) -> None:
     async def scene(copies: Copies, store: FakeStore) -> None:
         copies.began(table(FIRST), Slot(1))
         copies.declared(DECLARED)
         await store.pulled(1)
         copies.began(table(FIRST, domains=(1, 1, 2), attempt=2), Slot(1))  # slot 2 holds for slot 0 now
-        assert [share.rank for share, _ in copies.shared()] == [0]
+        ((share, fd),) = copies.shared()
+        assert share.rank == 0
         copies.committed(SECOND)
         assert copies.shared() == []
         assert store.kept == [()]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
     play(tmp_path, scene, ranks=1)
 

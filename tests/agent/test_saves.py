@@ -7,14 +7,17 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from behemoth.agent import saves as saves_module
 from behemoth.agent.arenas import Arenas, RankMemory
 from behemoth.agent.saves import Saves
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import Cancel, Failed, OpenStore, Write
+from behemoth.agent.storewire import Cancel, Failed, OpenStore, Write, Written
 from behemoth.base.ids import Attempt, Epoch, Rank, RunUid, Step, WriteId
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import RestoreFrom, SaveAt
-from behemoth.wire.session import Declare, Staging
+from behemoth.wire.messages import ReceiptBatch, RestoreFrom, SaveAt, SaveBroken, SaveReached
+from behemoth.wire.session import Declare, Staged, Staging, StagingFailed
 
 FIRST, SECOND = WriteId("a1-1"), WriteId("a1-2")
 
@@ -60,6 +63,11 @@ class Desk:
     async def answer(self) -> None:
         (job,) = self.store._answers
         self.store._answers[job].set_result(Failed(job=job, reason="cancelled", is_corrupt=False))
+        await turns()
+
+    async def write(self) -> None:
+        (job,) = self.store._answers
+        self.store._answers[job].set_result(Written(job=job, receipt=b"receipt"))
         await turns()
 
 
@@ -128,5 +136,48 @@ def test_a_cancelled_write_gives_its_memory_back_when_it_is_answered() -> None:
         assert desk.states == ["granted", "free"]
         await desk.answer()
         assert desk.states == ["free", "free"]
+
+    play(scene)
+
+
+def test_receipts_are_told_once_every_rank_says_that_its_copy_is_whole() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.begin_copying()
+        await turns()
+        await desk.write()
+        assert desk.told == []
+        desk.saves.take(desk.member, Staged(write_id=FIRST, generation=0))
+        assert [type(report) for report in desk.told] == [SaveReached, ReceiptBatch]
+        desk.told.clear()
+        desk.saves.tell_again()
+        assert [type(report) for report in desk.told] == [SaveReached, ReceiptBatch]
+
+    play(scene)
+
+
+def test_a_coordinator_that_comes_back_hears_of_a_save_that_was_given_up() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.saves.take(desk.member, StagingFailed(write_id=FIRST, reason="no memory"))
+        broken = SaveBroken(attempt=Attempt(1), write_id=FIRST, reason="rank 0: no memory")
+        assert desk.told == [broken]
+        desk.saves.tell_again()
+        assert desk.told == [broken, broken]
+
+    play(scene)
+
+
+def test_receipts_of_many_chunks_go_up_in_several_frames_of_which_the_first_has_the_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(desk: Desk) -> None:
+        monkeypatch.setattr(saves_module, "MAX_BATCH_BYTES", 4)
+        save = desk.saves._saves[FIRST]
+        save.num_ranks, save.layout = 3, b"layout"
+        save.staged = {Rank(rank) for rank in range(3)}
+        save.receipts = {Rank(0): b"abc", Rank(1): b"de", Rank(2): b"fg"}
+        desk.saves.tell_receipts(FIRST)
+        batches = [report for report in desk.told if isinstance(report, ReceiptBatch)]
+        assert [(batch.receipts, batch.layout) for batch in batches] == [((b"abc",), b"layout"), ((b"de", b"fg"), None)]
+        assert {batch.num_ranks for batch in batches} == {3}
 
     play(scene)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -73,6 +74,30 @@ def test_a_snapshot_that_was_replaced_or_whose_memory_is_gone_answers_nothing_an
     with pytest.raises(Conflict, match="rank 1: its memory was given up"):
         upload.crcs_of([fragment], cancelled=never)
     os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda upload, fragment: upload.copy([fragment], memoryview(bytearray(fragment.length)), cancelled=never),
+        lambda upload, fragment: upload.crcs_of([fragment], cancelled=never),
+    ],
+    ids=["bytes", "crcs"],
+)
+def test_what_is_replaced_while_it_is_given_out_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[RankUpload, Fragment], object]
+) -> None:
+    span = PLAN.spans[0]
+    with arena_of(PLAN) as arena:
+        upload, filling = staged(arena), arena.filling
+
+        def replaced(generation: int) -> memoryview:
+            arena.begin(generation, WriteId("a1-2"), Step(2), PLAN.layout_digest)
+            return filling(generation)
+
+        monkeypatch.setattr(arena, "filling", replaced)
+        with pytest.raises(Conflict, match="rank 1: its snapshot was given up"):
+            ask(upload, Fragment(Rank(1), span.array, span.chunk, span.offset, span.length))
 
 
 def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:

@@ -1,5 +1,6 @@
 """What gc deletes, in which order, and what a crash in the middle leaves."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, reject
 from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
 from behemoth.checkpoint.verify import verify
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
@@ -88,6 +89,28 @@ def test_a_write_that_begins_and_one_that_commits_while_gc_plans_are_kept() -> N
     assert steps_of(store) == [10, 20, 30, 40]
     assert "000000050-a1-50" in prefixes_of(store)
     assert all_intact(store)
+
+
+class SaveBegins(FaultyStore):
+    """A save begins just before the first listing of what writes have left."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__(inner)
+        self._memory = inner
+        self.begun: set[WriteId] = set()
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        if prefix == "steps" and not self.begun:
+            self.begun.add(WriteId("a1-50"))
+            save(self._memory, small_layout(), step=50, write_id="a1-50", publish=False)
+        return super().list(prefix)
+
+
+def test_writes_in_flight_are_asked_for_once_what_is_there_has_been_listed() -> None:
+    inner = three_commits_and_a_failed_save()
+    store = SaveBegins(inner)
+    execute(inner, plan_gc(store, in_flight=lambda: store.begun))
+    assert prefixes_of(inner) == {"000000010-a1-10", "000000020-a1-20", "000000030-a1-30", "000000050-a1-50"}
 
 
 @pytest.mark.parametrize("step", [20, 30])
@@ -193,3 +216,12 @@ def test_an_upload_that_is_a_day_old_is_nobodys_and_a_younger_one_may_be_somebod
     assert [one.upload_id for one in plan_gc(store).uploads] == [old]
     execute(store, plan_gc(store))
     assert [one.upload_id for one in store.list_uploads("")] == [foreign, young]
+
+
+def test_cleaning_ends_all_uploads_but_those_of_writes_in_flight_and_those_that_are_no_writes() -> None:
+    store = MemoryBucket()
+    flying = store.begin_upload("steps/000000001-a2-1/w/c/0")
+    store.begin_upload("steps/000000001-a1-1/w/c/0")
+    unnamed = store.begin_upload("steps/notes/w")
+    execute(store, plan_gc(store, in_flight=[WriteId("a2-1")]))
+    assert {one.upload_id for one in store.list_uploads("")} == {flying, unnamed}

@@ -1,5 +1,6 @@
 """Pins: what is pinned stays, and a pin that was reported as set is never one on nothing."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -174,6 +175,29 @@ def test_a_deletion_at_any_moment_of_a_pin_leaves_no_success_on_nothing(is_after
     failed = _outcome(lambda: pin(meanwhile, ref, reason="", at_us=0))
     assert stands(store) == (failed is None)
     assert (WRITE in pinned_writes(store)) == (failed is None)
+
+
+def test_a_deletion_that_read_the_pins_before_this_one_was_there_is_seen_by_whoever_pins() -> None:
+    store = three_commits()
+    has_read, may_delete = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        has_read.set()
+        assert may_delete.wait(30)
+
+    deletion = threading.Thread(target=lambda: drop_oldest(Between(store, 1, hold, is_after=False)))
+
+    def begin() -> None:
+        deletion.start()
+        assert has_read.wait(30)  # it stands before the commit, which is the next to go
+
+    meanwhile = Between(store, 0, begin, is_after=False)
+    failed = _outcome(lambda: pin(meanwhile, oldest(store), reason="", at_us=0))
+    may_delete.set()
+    deletion.join(30)
+    assert not stands(store)
+    assert isinstance(failed, Conflict)
+    assert failed.code == "commit-going"
 
 
 class Racing(FaultyStore):
