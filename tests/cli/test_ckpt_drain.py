@@ -229,7 +229,7 @@ def test_a_dry_run_leaves_a_bucket_alone_and_does_not_try_it_out(
         raise AssertionError(f"{url} was tried out")
 
     let_in(monkeypatch, s3)
-    monkeypatch.setattr("behemoth_cli.commands.ckpt_drain.probe_uploads", unwanted)
+    monkeypatch.setattr("behemoth_cli.commands.ckpt_drain.probe_bucket", unwanted)
     url = f"s3://{BUCKET}/drained/dry"
     assert plan_of(capsys, "run/small", "--to", url)["foundObjects"] == 0
     with closing(open_store(url)) as store:
