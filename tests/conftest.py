@@ -1,12 +1,14 @@
-"""Of all tests: the S3 server, started once and only when a test of the session needs it; how long
-hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones under `-m longer`;
-and how long a test of the longer suite may take."""
+"""Of all tests: the S3 server, started once and only when a test of the session needs it; a Ray for a module;
+how long hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones under
+`-m longer`; and how long a test of the longer suite may take."""
 
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from behemoth.base.ids import NodeId
+from behemoth.ports import Runtime
 from servers.s3_server import S3Server, s3_server
 from servers.versitygw_binary import built
 
@@ -44,3 +46,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with an empty bucket, in which each test takes a prefix of its own."""
     with s3_server(tmp_path_factory.mktemp("s3")) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def embedded_ray() -> Iterator[Runtime]:
+    """A real Ray with two logical nodes on this machine; `rayrt.borrowed` lends it to whoever would close it."""
+    from behemoth.rayrt.runtime import embed_ray
+
+    runtime = embed_ray([NodeId("n0"), NodeId("n1")])
+    yield runtime
+    runtime.close()

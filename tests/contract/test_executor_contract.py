@@ -8,9 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import count
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +18,13 @@ from behemoth.app.batches.threads import ThreadExecutor
 from behemoth.app.batches.workers import MAX_LOSSES, WorkerExecutor
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId
-from behemoth.ports import Batch, NodeGone, Runtime
+from behemoth.ports import Batch, Runtime
 from behemoth.rayrt.keeper import descendants
 from behemoth.rayrt.processes import SubprocessRuntime
-from behemoth.rayrt.runtime import embed_ray
 from behemoth.testing.batch_program import SuiteWork
 from behemoth.testing.executor import ExecutorConformance, doubles
 from behemoth.wire.frames import encode_frame
+from rayrt.borrowed import Borrowed
 
 NODES = [NodeId("n0"), NodeId("n1")]
 ARGV = (sys.executable, "-m", "behemoth.testing.batch_program")
@@ -76,46 +74,10 @@ class TestProcesses(WorkerConformance):
         executor.close()
 
 
-class Borrowed:
-    """A Ray that outlives the executor: closing ends its workers alone. Incarnations rise over all executors."""
-
-    rounds = count(1)
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._offset = 1000 * next(self.rounds)
-        self._started: set[tuple[NodeId, int]] = set()
-
-    def nodes(self) -> Sequence[NodeId]:
-        return self._runtime.nodes()
-
-    def start_agent(self, node: NodeId, *, incarnation: int, argv: Sequence[str], env: dict[str, str]) -> None:
-        self._started.add((node, incarnation))
-        self._runtime.start_agent(node, incarnation=self._offset + incarnation, argv=argv, env=env)
-
-    def stop_agent(self, node: NodeId, *, incarnation: int) -> None:
-        self._runtime.stop_agent(node, incarnation=self._offset + incarnation)
-
-    def gone(self, *, timeout_s: float) -> Sequence[NodeGone]:
-        told = self._runtime.gone(timeout_s=timeout_s)
-        return [replace(one, incarnation=one.incarnation - self._offset) for one in told]
-
-    def close(self) -> None:
-        for node, incarnation in self._started:
-            self.stop_agent(node, incarnation=incarnation)
-
-
 class TestRay(WorkerConformance):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def ray(cls) -> Iterator[Runtime]:
-        runtime = embed_ray(NODES)
-        yield runtime
-        runtime.close()
-
     @pytest.fixture
-    def executor(self, ray: Runtime) -> Iterator[WorkerExecutor]:
-        executor = on(Borrowed(ray))
+    def executor(self, embedded_ray: Runtime) -> Iterator[WorkerExecutor]:
+        executor = on(Borrowed(embedded_ray))
         yield executor
         executor.close()
 
