@@ -337,14 +337,16 @@ def test_a_store_that_is_away_refuses_the_restore_and_damages_no_checkpoint(tmp_
     play(tmp_path, scene)
 
 
-def test_damaged_memory_is_found_by_the_worker_and_the_state_comes_from_the_store(tmp_path: Path) -> None:
+def test_damaged_memory_is_found_by_the_worker_and_the_store_gives_what_is_damaged(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
         here.start_gang(1)
         await here.wait_for(RanksRestored)
         saved = await here.save(30, "a1-1", 1)
         flip_a_bit_in_memory(here, Rank(1), saved.write_id)
         here.start_gang(2, restore=saved)
-        await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
+        told = await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
+        assert told.num_from_several == 1
+        assert "rank 1, write a1-1: expected CRC-32C" in told.missed
         for rank in range(2):
             assert told_by_train(saved.step) in await here.logged(2, rank, "restored")
         saved = await here.save(saved.step + 30, "a2-1", 2)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from behemoth.agent import preparing
 from behemoth.agent.budget import OVER_BUDGET
@@ -19,8 +21,9 @@ from behemoth.checkpoint import gathering
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES
+from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
@@ -102,43 +105,88 @@ def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     store.close()
 
 
+ARRAYS = tuple(ArraySpec(name=f"w{number}", dtype="uint8", shape=(3000,)) for number in range(5))
+
+
+class OneRank:
+    """A rank of five arrays of 3,000 bytes, saved in a directory."""
+
+    def __init__(self, folder: Path, peer: Callable[[RankPlan, bytes], SnapshotSource]) -> None:
+        self.store = LocalStore(folder)
+        self.layout = Layout(mesh=Mesh(), arrays=ARRAYS)
+        self.plan = plan_rank(self.layout, Rank(0))
+        record = save(self.store, self.layout, step=3, write_id="a1-1")
+        assert record is not None
+        self.source = Source(step=record.step, write_id=record.write_id, held_in=None, spare=0)
+        data = bytearray(self.plan.data_bytes)
+        opened = open_commit(self.store, record.ref)
+        read_rank_into(self.store, opened, self.layout, self.plan, memoryview(data), threads=1)
+        self.data = bytes(data)
+        self.fd = os.memfd_create("one-rank-test", os.MFD_ALLOW_SEALING)
+        self.memories = Memories(num_ranks=1)
+        self.preparing = Preparing(
+            self.memories,
+            store=lambda: self.store,
+            peer=lambda *_: peer(self.plan, self.data),
+            shared=lambda: None,
+            threads=1,
+            ranks_per_node=1,
+            run_name="test",
+        )
+
+    @property
+    def opening_bytes(self) -> int:
+        """Of the commit and its index."""
+        sizes = {info.key: info.size_bytes for info in self.store.list("")}
+        return sum(size for key, size in sizes.items() if key.startswith("commits/") or key.endswith("/index"))
+
+    def prepared(self, source: Source) -> Prepared:
+        """Its memory must hold what was saved then."""
+        order = Prepare(job=1, rank=Rank(0), layout=self.layout.encode(), is_new=True, source=source)
+        prepared = self.preparing.prepare(order, self.fd)
+        arena = self.memories.mapped(Rank(0), self.fd)
+        assert prepared.generation is not None
+        assert arena.snapshot(prepared.generation).is_verified
+        held = arena.data(prepared.generation)
+        assert all(payload(held, span) == payload(self.data, span) for span in self.plan.spans)
+        return prepared
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.store.close()
+
+
 @pytest.mark.parametrize("num_blocks", range(5))
 def test_what_a_holder_gave_before_it_was_lost_is_not_read_from_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_blocks: int
 ) -> None:
     monkeypatch.setattr(gathering, "BLOCK_BYTES", 4096)  # one array
-    arrays = tuple(ArraySpec(name=f"w{number}", dtype="uint8", shape=(3000,)) for number in range(5))
-    store, layout = LocalStore(tmp_path), Layout(mesh=Mesh(), arrays=arrays)
-    record = save(store, layout, step=3, write_id="a1-1")
-    assert record is not None
-    plan, opened = plan_rank(layout, Rank(0)), open_commit(store, record.ref)
-    data = bytearray(plan.data_bytes)
-    read_rank_into(store, opened, layout, plan, memoryview(data), threads=1)
-    holder = OtherMemory(plan, data=bytes(data), ends_after=num_blocks)
-    source = Source(step=record.step, write_id=record.write_id, held_in=None, spare=0, holders=(Slot(1),))
-    fd = os.memfd_create("lost-holder-test", os.MFD_ALLOW_SEALING)
-    memories = Memories(num_ranks=1)
-    here = Preparing(
-        memories,
-        store=lambda: store,
-        peer=lambda *_: holder,
-        shared=lambda: None,
-        threads=1,
-        ranks_per_node=1,
-        run_name="test",
-    )
-    order = Prepare(job=1, rank=Rank(0), layout=layout.encode(), is_new=True, source=source)
-    prepared = here.prepare(order, fd)
+    rank = OneRank(tmp_path, lambda plan, data: OtherMemory(plan, data=data, ends_after=num_blocks))
+    prepared = rank.prepared(structs.replace(rank.source, holders=(Slot(1),)))
     assert (prepared.origin, prepared.peer_bytes) == ("several" if num_blocks else "store", 3000 * num_blocks)
-    sizes = {info.key: info.size_bytes for info in store.list("")}
-    opening = sum(size for key, size in sizes.items() if key.startswith("commits/") or key.endswith("/index"))
-    assert prepared.store_bytes == opening + (5 - num_blocks) * (3000 + TRAILER_BYTES)
+    assert prepared.store_bytes == rank.opening_bytes + (5 - num_blocks) * (3000 + TRAILER_BYTES)
     assert prepared.missed == "gone"
-    restored = memories.mapped(Rank(0), fd)
-    assert restored.snapshot(0).is_verified
-    assert [payload(restored.data(0), span) for span in plan.spans] == [payload(data, span) for span in plan.spans]
-    os.close(fd)
-    store.close()
+    rank.close()
+
+
+@pytest.mark.parametrize("has_copy", [True, False])
+@pytest.mark.parametrize("damaged", [{2}, {0, 4}, set(range(5))], ids=["one", "two", "all"])
+def test_of_a_rank_s_own_memory_only_what_is_damaged_comes_from_elsewhere(
+    tmp_path: Path, damaged: set[int], has_copy: bool
+) -> None:
+    rank = OneRank(tmp_path, lambda plan, data: OtherMemory(plan, data=data))
+    assert rank.prepared(rank.source).store_bytes == rank.opening_bytes + 5 * (3000 + TRAILER_BYTES)
+    memory = rank.memories.mapped(Rank(0), rank.fd).data(0)
+    for number in damaged:
+        memory[rank.plan.spans[number].arena_offset + 7] ^= 1
+    again = structs.replace(rank.source, held_in=0, spare=1, must_read=True, holders=(Slot(1),) if has_copy else ())
+    prepared = rank.prepared(again)
+    only = "peer" if has_copy else "store"
+    assert (prepared.generation, prepared.origin) == (1, "several" if len(damaged) < 5 else only)
+    assert prepared.peer_bytes == (3000 * len(damaged) if has_copy else 0)
+    assert prepared.store_bytes == (0 if has_copy else len(damaged) * (3000 + TRAILER_BYTES))
+    assert ("rank 0, write a1-1: expected CRC-32C" in prepared.missed) is not has_copy
+    rank.close()
 
 
 @pytest.mark.parametrize("files_bytes", [0, 64 << 20])

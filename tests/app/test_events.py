@@ -150,13 +150,13 @@ def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_beh
         ),
         (
             {"num_from_memory": 3, "num_from_several": 1, "store_bytes": 3 << 20, "missed": "gone"},
-            "3 of 4 ranks from memory, 1 partly from a peer's memory, partly from the store (3.0 MiB read): gone",
+            "3 of 4 ranks from memory, 1 from several places, partly from the store (3.0 MiB read): gone",
         ),
         (
             {"num_from_peer": 1, "num_from_memory": 0, "num_from_several": 1, "store_bytes": 3 << 20},
-            "0 of 4 ranks from memory, 1 from a peer's memory, 1 partly from a peer's memory, 2 from the store "
-            "(3.0 MiB read)",
+            "0 of 4 ranks from memory, 1 from a peer's memory, 1 from several places, 2 from the store (3.0 MiB read)",
         ),
+        ({"num_from_memory": 3, "num_from_several": 1}, "3 of 4 ranks from memory, 1 from several places"),
     ],
 )
 def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str, Any], expected: str) -> None:

@@ -121,9 +121,7 @@ class Admission:
     def _source(self, source: Source, declared: Declare) -> Source:
         holders, record_bytes = self._parts.copies.asked(), self._table.record_bytes
         source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
-        if declared.must_read:
-            return msgspec.structs.replace(source, held_in=None, must_read=True)
-        return source
+        return msgspec.structs.replace(source, must_read=declared.must_read)
 
     def _check_layout(self, member: Member, declared: Declare) -> None:
         """Ranks that disagree about the arrays would write a checkpoint that nobody can read."""

@@ -1,4 +1,4 @@
-"""The places between a rank's own memory and the store where its snapshot may be, and what a restore got out of them.
+"""The places before the store where a rank's snapshot may be, and what a restore got out of them.
 
 Each gives what is still missing and it has (`checkpoint.gathering`). Whatever goes wrong with one is a reason to look
 farther, never an error. The neighbour `preparing` puts them in order, the nearest first, and asks the store for the
@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from behemoth.base.errors import BehemothError, NotFound
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 
-Tier: TypeAlias = Literal["peer"]
-"""What kind of place it is: another node's memory."""
+Tier: TypeAlias = Literal["memory", "peer"]
+"""What kind of place it is: the rank's own memory, or another node's."""
 
 _log = logging.getLogger(__name__)
 

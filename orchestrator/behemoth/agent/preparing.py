@@ -29,7 +29,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
-from behemoth.checkpoint.gathering import Gathering
+from behemoth.checkpoint.gathering import Gathering, HeldSnapshot
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
@@ -95,7 +95,7 @@ class Preparing:
         source = order.source
         if source is None:
             return Prepared(job=order.job, generation=None, origin="nothing")
-        if source.held_in is not None and _holds(arena, source, source.held_in):
+        if source.held_in is not None and not source.must_read and _holds(arena, source, source.held_in):
             return Prepared(job=order.job, generation=source.held_in, origin="memory")
         gathering = Gathering(
             plan, arena, source.spare, write_id=source.write_id, step=source.step, threads=self._threads
@@ -111,6 +111,10 @@ class Preparing:
 
     def _places(self, wanted: _Wanted) -> Iterator[Place]:
         """Before the store, the nearest first; made only when it is their turn."""
+        held_in, arena = wanted.source.held_in, wanted.arena
+        if held_in is not None and held_in != wanted.source.spare and _holds(arena, wanted.source, held_in):
+            # some of it is damaged: the rest is proven here too
+            yield Place("memory", partial(HeldSnapshot, arena, held_in))
         yield from PeerPlaces(
             self._peer,
             wanted.gathering,

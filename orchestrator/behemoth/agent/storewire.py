@@ -21,8 +21,8 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """The committed checkpoint that a rank shall get back. `held_in`: the generation that should hold it still;
-    `spare`: the generation to fill from the store when it does not. `must_read`: fill it in any case, since what the
-    rank was pointed at before was damaged."""
+    `spare`: the generation to fill when it does not. `must_read`: fill it in any case, and check every byte, since what
+    the rank was pointed at before was damaged."""
 
     step: Step
     write_id: WriteId

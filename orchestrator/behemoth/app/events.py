@@ -120,10 +120,10 @@ def _sources(told: GangRestored, num_ranks: int) -> str:
     if told.num_from_peer:
         text += f", {told.num_from_peer} from a peer's memory"
     if told.num_from_several:
-        text += f", {told.num_from_several} partly from a peer's memory"
+        text += f", {told.num_from_several} from several places"
     if from_store and (told.store_bytes or told.num_from_peer or told.num_from_several):
         text += f", {from_store} from the store {read}"
-    elif told.num_from_several:
+    elif told.num_from_several and told.store_bytes:
         text += f", partly from the store {read}"
     return text + (f": {told.missed}" if told.missed else "")
 

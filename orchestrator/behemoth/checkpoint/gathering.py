@@ -38,6 +38,20 @@ class SnapshotSource(Protocol):
         ...
 
 
+class HeldSnapshot:
+    """Implements `SnapshotSource` for a verified generation of an arena, to fill its other one."""
+
+    def __init__(self, arena: Arena, generation: int) -> None:
+        self._arena = arena
+        self._generation = generation
+
+    def crcs(self) -> Sequence[int]:
+        return self._arena.crcs(self._generation).tolist()  # type: ignore[no-any-return]
+
+    def read_into(self, offset_bytes: int, into: memoryview) -> None:
+        into[:] = self._arena.data(self._generation)[offset_bytes : offset_bytes + len(into)]
+
+
 class Gathering:
     """One filling of `generation`, which nobody else fills meanwhile. Not thread-safe; `take` uses `threads` of them.
 

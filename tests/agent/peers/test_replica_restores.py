@@ -14,13 +14,15 @@ import pytest
 from agent.peers.staged import identity
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
-from behemoth.agent.peers.identity import PeerAddress
 from behemoth.agent.peers.listener import listen_for_peers
+from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.places import MAX_IN_VAIN
 from behemoth.agent.peers.server import Handler, PeerServer, Reply
+from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.snapshots import PeerSnapshot
+from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.agent.storewire import Prepare, Prepared, SeePeers, Source
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId, Rank, Slot, Step, WriteId
 from behemoth.checkpoint import gathering
@@ -33,7 +35,8 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import read_rank, read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
-from behemoth.wire.peers import AskBytes, AskSnapshot
+from behemoth.wire.messages import PeerPlace
+from behemoth.wire.peers import AskBytes, AskSnapshot, AskStored
 from checkpoint.other_memory import payload
 from checkpoint.saved_checkpoint import save
 
@@ -59,16 +62,19 @@ def layout_on(num_nodes: int) -> Layout:
 
 @dataclass
 class MemoryNode:
-    """What of a store process answers for a node's memory."""
+    """What of a store process answers other nodes."""
 
     memories: Memories
+    once: ReadOnce
+    table: PeerTable = field(default_factory=PeerTable)
     asked: list[AskSnapshot | AskBytes] = field(default_factory=list)
     given_bytes: list[int] = field(default_factory=list)
     fails_after: int | None = None
     """So many answers with bytes, then none."""
 
     def handlers(self) -> dict[type, Handler]:
-        return {kind: partial(self._answer, handler) for kind, handler in self.memories.handlers().items()}
+        of_memory = {kind: partial(self._answer, handler) for kind, handler in self.memories.handlers().items()}
+        return {**of_memory, AskStored: self.once.answer}
 
     def _answer(self, handler: Handler, question: AskSnapshot | AskBytes) -> Reply:
         self.asked.append(question)
@@ -89,7 +95,10 @@ class Fleet:
         record = save(self.store, self.layout, step=STEP, write_id=WRITE)
         assert record is not None
         self.commit = open_commit(self.store, record.ref)
-        self.nodes = [MemoryNode(Memories(num_ranks=RANKS_PER_NODE)) for _ in range(num_nodes)]
+        self.nodes = [
+            MemoryNode(Memories(num_ranks=RANKS_PER_NODE), ReadOnce(lambda: self.store, limit_bytes=64 * MIB))
+            for _ in range(num_nodes)
+        ]
         for slot, node in enumerate(self.nodes):
             for rank in self.ranks_of(slot) if slot not in lost else ():
                 self.fill(node.memories, rank)
@@ -120,29 +129,35 @@ class Fleet:
             arena.data(0)[piece.arena_offset + piece.nbytes // 2] ^= 1
 
     @contextmanager
-    def listening(self) -> Iterator[Callable[[int, Source], list[Prepared]]]:
+    def listening(self, *, is_shared: bool = False) -> Iterator[Callable[[int, Source], list[Prepared]]]:
         """How the ranks of a node get back what they lost, one after the other; each must have its own bytes."""
         with ExitStack() as stack:
-            addresses = []
+            places = []
             for slot, node in enumerate(self.nodes):
                 listener, me = listen_for_peers("127.0.0.1"), identity(f"n{slot}")
                 server = PeerServer(listener, me, node.handlers())
                 server.start()
                 stack.callback(server.close)
-                addresses.append(PeerAddress(node=NodeId(f"n{slot}"), host="127.0.0.1", port=listener.getsockname()[1]))
-            yield partial(self._restored, addresses)
+                places.append(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1], domain=slot))
+            names = tuple(NodeId(f"n{slot}") for slot in range(len(places)))
+            for slot, node in enumerate(self.nodes):
+                node.table.see(SeePeers(job=0, slot=slot, nodes=names, places=tuple(places)))
+            yield partial(self._restored, is_shared)
 
-    def _restored(self, addresses: Sequence[PeerAddress], slot: int, source: Source) -> list[Prepared]:
-        client = PeerClient(identity(f"n{slot}"))
+    def _restored(self, is_shared: bool, slot: int, source: Source) -> list[Prepared]:
+        client, node = PeerClient(identity(f"n{slot}")), self.nodes[slot]
 
         def peer(other: int, plan: RankPlan, write_id: WriteId, step: Step) -> PeerSnapshot:
-            return PeerSnapshot(client, addresses[other], plan, write_id=write_id, step=step)
+            return PeerSnapshot(client, node.table.address(other), plan, write_id=write_id, step=step)
+
+        def shared() -> SharedReads | None:
+            return SharedReads(self.store, once=node.once, table=node.table, client=client) if is_shared else None
 
         preparing = Preparing(
-            self.nodes[slot].memories,
+            node.memories,
             store=lambda: self.store,
             peer=peer,
-            shared=lambda: None,
+            shared=shared,
             threads=2,
             ranks_per_node=RANKS_PER_NODE,
             run_name="test",
@@ -187,6 +202,15 @@ def test_of_what_replicas_have_nothing_is_read_from_the_store(holder: int | None
     assert second.store_bytes == chunk_bytes(fleet)
     lacks = "node n2: memory of rank {}: no snapshot of write a1-1 is there"
     assert [one.missed for one in (first, second)] == [lacks.format(rank) if holder else "" for rank in (2, 3)]
+
+
+def test_what_no_memory_has_is_read_once_by_nodes_that_share_their_reads() -> None:
+    fleet = Fleet(4, lost=[1, 2])
+    with fleet.listening(is_shared=True) as restored:
+        done = [one for slot in (1, 2) for one in restored(slot, source_of())]
+    assert [one.origin for one in done] == 4 * ["several"]
+    num_chunks = RANKS_PER_NODE  # one for each of the columns, in which both nodes have a share
+    assert sum(one.store_bytes for one in done) == fleet.opening_bytes + num_chunks * chunk_bytes(fleet)
 
 
 def test_a_holder_that_has_the_copy_is_the_only_node_that_is_asked() -> None:
