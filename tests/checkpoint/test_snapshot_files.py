@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,10 +28,12 @@ from behemoth.ports import WritesRanges
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, Fail, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore, contents, read
+from checkpoint.killed_copies import plan_of_copies
 from checkpoint.saved_checkpoint import big_layout, small_layout
 from checkpoint.snapshots import PREFIX, files_of, formatted, given_back, keep, promised, spans_of, stage_bytes
 
 SMALL, OTHER_RANK = (plan_rank(small_layout(), Rank(rank)) for rank in range(2))
+TESTS = Path(__file__).parent.parent
 BIG = plan_rank(big_layout(), Rank(0))
 END_OF_SPANS = data_offset(SMALL) + SMALL.spans[-1].arena_offset + SMALL.spans[-1].length
 
@@ -112,6 +120,44 @@ def test_a_first_copy_that_is_cut_off_is_no_snapshot_and_the_next_one_is() -> No
         assert given_back(store, SMALL, "a1-1", 1) is None
         keep(store, arena, SMALL)
         assert given_back(store, SMALL, "a1-1", 1) == spans_of(content, SMALL)
+
+
+def test_real_kills_of_a_process_that_copies_leave_what_was_durable(tmp_path: Path) -> None:
+    kill_copies(tmp_path, seed=1, num_kills=6)
+
+
+@pytest.mark.longer
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(4))
+def test_two_hundred_real_kills_of_a_process_that_copies_leave_what_was_durable(tmp_path: Path, seed: int) -> None:
+    kill_copies(tmp_path, seed=100 + seed, num_kills=50)
+
+
+def kill_copies(folder: Path, *, seed: int, num_kills: int) -> None:
+    """Each process goes on in the files of the one before. What was told to be durable is there and proven, and so is
+    what came after it, or it is not there."""
+    dice, plan, number, store = random.Random(seed), plan_of_copies(), 1, LocalStore(folder)
+    for _ in range(num_kills):
+        number = newest_of_killed(folder, number, dice)
+        for one in (number, number + 1):
+            found = promised(store, plan, f"a1-{one}", one)
+            expected = np.random.default_rng([one, plan.rank]).bytes(plan.data_bytes)
+            assert found == spans_of(expected, plan) or (found is None and one > number)
+        number += 2
+    store.close()
+
+
+def newest_of_killed(folder: Path, first: int, dice: random.Random) -> int:
+    """The last write of which a process told that it is durable, before it was killed at some moment."""
+    path = os.pathsep.join([str(TESTS), *sys.path])
+    command = [sys.executable, str(TESTS / "checkpoint" / "killed_copies.py"), str(folder), str(first)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        told = [child.stdout.readline() for _ in range(dice.randint(1, 4))]
+        time.sleep(dice.random() * 0.05)  # a kill at any moment is what this is about
+        child.kill()
+        told += child.stdout
+    return int([line for line in told if line.endswith("\n")][-1])
 
 
 @given(at=st.integers(0, file_bytes(SMALL) - 1), bit=st.integers(0, 7))

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -528,3 +529,18 @@ def test_what_could_not_be_made_durable_is_told_to_who_seals_it_not_to_who_write
     with pytest.raises(Unavailable, match="file-0"):
         store.seal(keys)
     store.seal(keys[1:])
+
+
+def test_what_is_private_is_its_owners_alone_and_other_folders_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for name, modes in (("private", (0o700, 0o600)), ("shared", (0o755, 0o644))):
+            store = LocalStore(tmp_path / name / "root", is_private=name == "private")
+            store.write_parts("a/b/large", size_bytes=1, parts=[Part(offset_bytes=0, buffers=[b"x"])])
+            store.create("a/c/small", b"x")
+            store.close()
+            found = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / name).rglob("*")}
+            assert {modes[path.is_file()] == mode for path, mode in found.items()} == {True}
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == modes[0]
+    finally:
+        os.umask(before)
