@@ -197,7 +197,7 @@ def test_what_never_works_ends_in_time_and_says_what_it_was(proxy: FaultProxy) -
         with pytest.raises(Unavailable, match=r"create a: .*\(503\); gave up after \d+ tries in") as caught:
             store.create("a", b"x")
         assert caught.value.code == "throttled"
-        with pytest.raises(Unavailable, match=r"list many: SlowDown \(503\); gave up after \d+ tries"):
+        with pytest.raises(Unavailable, match=rf"^{store.root}: list many: SlowDown \(503\); gave up after \d+ tries"):
             list(store.list("many"))
 
 

@@ -140,7 +140,7 @@ class S3Store(S3Objects):
 
     def _uploads_page(self, prefix: str, start: str, markers: dict[str, str]) -> dict[str, Any]:
         return self._client.ask(
-            f"list uploads of {prefix or self.root}",
+            f"list uploads of {prefix or 'all'}",
             lambda client: dict(
                 client.list_multipart_uploads(
                     Bucket=self._place.bucket, Prefix=start, MaxUploads=self._page_keys, **markers

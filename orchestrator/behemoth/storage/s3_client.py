@@ -45,12 +45,12 @@ class S3Client:
 
     def ask(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int = 0, is_last_look: bool = False) -> _T:
         """What `request` returns, which gets boto3's client and may be called several times: it must be idempotent.
-        `doing` begins the messages of errors. Blocks for `size_bytes` at the slowest rate, and `patience_s`; with
-        `is_last_look`, after a call that has waited so long in vain, for one try. Raises Unavailable when nothing
-        helps, with the number of tries."""
+        `doing` stands in the messages of errors, behind the store's URL. Blocks for `size_bytes` at the slowest rate,
+        and `patience_s`; with `is_last_look`, after a call that has waited so long in vain, for one try. Raises
+        Unavailable when nothing helps, with the number of tries."""
 
         def work() -> _T:
-            with named_errors(doing):
+            with named_errors(f"{self._place}: {doing}"):  # a copy has two buckets
                 return request(self._connected())
 
         limit_s = 0.0 if is_last_look else self._patience_s + size_bytes / SLOWEST_BYTES_PER_S

@@ -210,7 +210,7 @@ class S3Objects:
     def _page(self, prefix: str, start: str, token: str | None) -> dict[str, Any]:
         more = {} if token is None else {"ContinuationToken": token}
         return self._client.ask(
-            f"list {prefix or self.root}",
+            f"list {prefix or 'all'}",
             lambda client: dict(
                 client.list_objects_v2(Bucket=self._place.bucket, Prefix=start, MaxKeys=self._page_keys, **more)
             ),
