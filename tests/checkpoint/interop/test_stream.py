@@ -14,6 +14,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.chunk_reader import ChunkReader
+from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.stream import stream
@@ -68,6 +69,19 @@ def test_each_chunk_is_read_once_where_a_block_has_room_for_a_row_of_chunks(monk
         assert num_blocks > 1
         assert set(read.values()) == {1}
         assert len(read) == grids(layout)[0].num_chunks
+
+
+def test_a_tensor_that_is_one_block_is_read_once_for_values_and_scale() -> None:
+    spec = ArraySpec(name="w", dtype="float32", shape=(64, 48))
+    with small_chunks(1024):
+        memory, opened = saved(Layout(mesh=Mesh(), arrays=(spec,)))
+        store = CountingStore(memory)
+        found = {block.name: block.values for block in stream(store, opened, dtype="float8_e4m3fn", limit_bytes=4096)}
+        grid = grids(opened.layout)[0]
+        assert store.read_bytes == grid.num_chunks * (grid.stride_bytes + TRAILER_BYTES)  # the CRCs come first
+    largest = np.abs(logical_arrays(opened.layout, 1)["w"].astype(np.float32)).max()
+    assert found["w_scale"] == largest / np.float32(448)
+    assert np.abs(found["w"].astype(np.float32)).max() == 448
 
 
 def test_memory_is_a_block_and_a_chunk_whatever_the_size_of_the_tensor() -> None:
