@@ -51,7 +51,8 @@ _log = logging.getLogger(__name__)
 
 class Preparing:
     """Thread-safe. `shared()` is the store as nodes read it together, None where each reads for itself. `run_name`
-    tells the run's own checkpoints from those that it begins from. `disk` is None where the run has no use for the node's own."""
+    tells the run's own checkpoints from those that it begins from. `disk`: None where the run has no use for the
+    node's own."""
 
     def __init__(
         self,

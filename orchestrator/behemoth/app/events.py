@@ -113,17 +113,14 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
             return None
 
 
-_PEER, _DISK = "a peer's memory", "the node's own disk"
-
-
 def _sources(told: GangRestored, num_ranks: int) -> str:
     """Where the state of the ranks came from, the nearest place first."""
     from_store, read = num_from_store(told, num_ranks), f"({told.store_bytes / (1 << 20):.1f} MiB read)"
     text = f", {told.num_from_memory} of {num_ranks} ranks from memory"
     if told.num_from_peer:
-        text += f", {told.num_from_peer} from {_PEER}"
+        text += f", {told.num_from_peer} from a peer's memory"
     if told.num_from_disk:
-        text += f", {told.num_from_disk} from {_DISK}"
+        text += f", {told.num_from_disk} from the node's own disk"
     if told.num_from_several:
         text += f", {told.num_from_several} from several places"
     if from_store and (told.store_bytes or told.num_from_peer or told.num_from_disk or told.num_from_several):
