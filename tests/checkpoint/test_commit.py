@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, commits, create_same, latest, read_record, reject
 from behemoth.checkpoint.commit_log import publish
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
+from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.verify import verify
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, Fail, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore
@@ -299,3 +302,13 @@ def test_ranks_write_all_of_an_array_and_the_leader_adds_only_groups_and_index()
         key.removeprefix(f"{prefix}/") for key in of_ranks
     }
     assert of_leader == {INDEX, METADATA, *(f"{group}/{METADATA}" for group in groups_of(layout.paths))}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_power_cut_behind_a_commit_takes_nothing_of_it_the_ends_of_shared_chunks_neither(seed: int) -> None:
+    store = MemoryStore()
+    receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)
+    candidate = Candidate(run="test", step=Step(1), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    assert prove(candidate, LAYOUT, receipts).shared
+    record = commit_receipts(store, LAYOUT, receipts, step=1)
+    assert verify(store.after_power_loss(seed=seed), record.ref, threads=1, deep=True).is_intact

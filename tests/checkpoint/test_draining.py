@@ -297,3 +297,20 @@ def test_an_object_that_is_too_large_for_so_many_parts_gets_larger_ones() -> Non
     assert pieces.piece_bytes(1 << 30) == filling.PIECE_BYTES
     for size_bytes in (5 << 40, (5 << 40) + 1):
         assert -(-size_bytes // pieces.piece_bytes(size_bytes)) <= 10_000
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_power_cut_behind_a_copy_takes_nothing_of_it(seed: int) -> None:
+    source, target = MemoryStore(), MemoryStore()
+    ref = saved(source)
+    copy_checkpoint(source, target, ref, threads=1)
+    assert verify(target.after_power_loss(seed=seed), ref, threads=1, deep=True).is_intact
+
+
+@pytest.mark.parametrize("made", [MemoryStore, bucket])
+def test_what_stood_at_the_target_and_is_no_object_of_the_checkpoint_is_gone_from_the_copy(made: Made) -> None:
+    source, target = MemoryStore(), made()
+    ref = saved(source)
+    target.create("steps/000000010-a1-10/model/notes.txt", b"somebody's")
+    copy_checkpoint(source, target, ref, threads=1)
+    assert verify(target, ref, threads=1, deep=True).problems == ()
