@@ -136,5 +136,8 @@ def test_a_damaged_copy_that_cannot_be_dropped_is_no_error(
 ) -> None:
     store = MemoryStore()
     keep(disk_on(store, tmp_path), rank)
-    disk_on(FaultyStore(store, lost_answer(0)), tmp_path).drop(rank.plan, WriteId("a1-1"))
+    broken = disk_on(FaultyStore(store, lost_answer(0)), tmp_path)
+    broken.distrust(rank.plan, WriteId("a1-1"), Unavailable("the disk was slow"))
+    assert caplog.text == ""
+    broken.distrust(rank.plan, WriteId("a1-1"), Conflict("expected another CRC"))
     assert "rank 0, write a1-1 stays, though damaged: connection reset" in caplog.text

@@ -162,11 +162,11 @@ def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_beh
         ),
         (
             {"num_from_memory": 3, "num_from_several": 1, "peer_bytes": 9, "disk_bytes": 9},
-            "3 of 4 ranks from memory, 1 partly from a peer's memory and the node's own disk",
+            "3 of 4 ranks from memory, 1 from several places",
         ),
         (
             {"num_from_memory": 3, "num_from_several": 1, "disk_bytes": 9, "store_bytes": 3 << 20, "missed": "torn"},
-            "3 of 4 ranks from memory, 1 partly from the node's own disk, partly from the store (3.0 MiB read): torn",
+            "3 of 4 ranks from memory, 1 from several places, partly from the store (3.0 MiB read): torn",
         ),
         (
             {"num_from_peer": 1, "num_from_memory": 0, "num_from_several": 1, "store_bytes": 3 << 20},
