@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from behemoth.base.errors import BehemothError
+from behemoth.base.errors import BehemothError, Conflict, Corrupt
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 
-Tier: TypeAlias = Literal["peer"]
-"""What kind of place it is: another node's memory."""
+Tier: TypeAlias = Literal["peer", "disk"]
+"""What kind of place it is: another node's memory, the node's own disk."""
 
 _log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """`open` may raise Behemoth's errors, as what it returns may."""
+    """`open` may raise Behemoth's errors, as what it returns may. `drop` is called once there was damage, for a place
+    that would show it to the next restore too."""
 
     tier: Tier
     open: Callable[[], SnapshotSource]
+    drop: Callable[[], None] | None = None
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ def take_from(places: Iterable[Place], gathering: Gathering) -> Taken:
         except BehemothError as error:
             _log.info("not all came from a place of tier %s: %s", place.tier, error.message)
             taken.missed.append(error.message)
+            if place.drop is not None and isinstance(error, Conflict | Corrupt):
+                place.drop()
         taken.received_bytes[place.tier] += gathering.received_bytes - received_bytes
         if len(gathering.missing) < num_missing:
             taken.givers.add(place.tier)

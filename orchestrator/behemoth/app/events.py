@@ -113,17 +113,23 @@ def _happened(evidence: Evidence, before: Observation, after: Observation) -> Ev
             return None
 
 
+_PEER, _DISK = "a peer's memory", "the node's own disk"
+
+
 def _sources(told: GangRestored, num_ranks: int) -> str:
     """Where the state of the ranks came from, the nearest place first."""
     from_store, read = num_from_store(told, num_ranks), f"({told.store_bytes / (1 << 20):.1f} MiB read)"
     text = f", {told.num_from_memory} of {num_ranks} ranks from memory"
     if told.num_from_peer:
-        text += f", {told.num_from_peer} from a peer's memory"
+        text += f", {told.num_from_peer} from {_PEER}"
+    if told.num_from_disk:
+        text += f", {told.num_from_disk} from {_DISK}"
     if told.num_from_several:
-        text += f", {told.num_from_several} partly from a peer's memory"
-    if from_store and (told.store_bytes or told.num_from_peer or told.num_from_several):
+        places = ([_PEER] if told.peer_bytes or not told.disk_bytes else []) + ([_DISK] if told.disk_bytes else [])
+        text += f", {told.num_from_several} partly from {' and '.join(places)}"
+    if from_store and (told.store_bytes or told.num_from_peer or told.num_from_disk or told.num_from_several):
         text += f", {from_store} from the store {read}"
-    elif told.num_from_several:
+    elif told.num_from_several and told.store_bytes:
         text += f", partly from the store {read}"
     return text + (f": {told.missed}" if told.missed else "")
 
