@@ -16,6 +16,10 @@ from behemoth.base.ids import Rank
 from behemoth.wire.messages import RestoreFrom, Setup
 
 CLEAR_LIMIT_S = 5.0
+_TOO_LATE = (
+    "the next checkpoint was committed before; raise spec.checkpoint.local_disk.rate, save less often, or name a "
+    "faster disk"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +84,8 @@ class Keeping:
         answer = await self._store.keep_on_disk(order, memory.fd)
         self._job = None
         if isinstance(answer, Failed):
-            _log.warning("own disk: rank %d, write %s is not there: %s", memory.rank, write.write_id, answer.reason)
+            reason = answer.reason if write == self._wanted else _TOO_LATE
+            _log.warning("own disk: rank %d, write %s is not there: %s", memory.rank, write.write_id, reason)
         else:
             self._kept[memory.rank] = (write, layout.digest)
 
