@@ -56,7 +56,7 @@ class OwnDisk:
         if files.holds(order.write_id, order.step):
             return KeptOnDisk(job=order.job, num_bytes=0)
         arena = self._memories.mapped(order.rank, fd)
-        snapshot = _committed(arena, plan, order.write_id)
+        snapshot = _committed(arena, plan, order.write_id, order.step)
         self._drop_others(order.rank)
         self._require_room(files, order.rank)
         pace = Pace(
@@ -113,14 +113,14 @@ class OwnDisk:
             )
 
 
-def _committed(arena: Arena, plan: RankPlan, write_id: WriteId) -> Snapshot:
+def _committed(arena: Arena, plan: RankPlan, write_id: WriteId, step: Step) -> Snapshot:
     if arena.layout_digest != plan.layout_digest:
         raise Invalid(
             f"memory of rank {plan.rank}: expected layout {plan.layout_digest[:12]}, got {arena.layout_digest[:12]}",
             code="arena-layout",
         )
     for snapshot in arena.held():
-        if snapshot.is_verified and snapshot.write_id == write_id:
+        if snapshot.is_verified and (snapshot.write_id, snapshot.step) == (write_id, step):
             return snapshot
     raise NotFound(f"memory of rank {plan.rank}: no snapshot of write {write_id} is there", code="arena-empty")
 
