@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.peers.staged import LAYOUT, staged_rank
-from behemoth.agent import pulling as pulling_module
+from behemoth.agent import pace
 from behemoth.agent.memories import Memories
 from behemoth.agent.pulling import Pulling
 from behemoth.agent.storewire import Pull, Pulled
@@ -50,7 +50,7 @@ def ward() -> Iterator[Ward]:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds of each sleep; none is slept."""
     found: list[float] = []
-    monkeypatch.setattr(pulling_module.time, "sleep", found.append)
+    monkeypatch.setattr(pace.time, "sleep", found.append)
     return found
 
 
@@ -76,12 +76,12 @@ def pull(
 def test_a_pull_waits_while_a_save_is_written(ward: Ward, slept: list[float]) -> None:
     looks = itertools.chain([True, True, True], itertools.repeat(False))
     assert pull(ward, is_writing=lambda: next(looks)) == Pulled(job=1, num_bytes=PLAN.data_bytes)
-    assert slept.count(pulling_module.LOOK_S) == 3
+    assert slept.count(pace.LOOK_S) == 3
 
 
 def test_saves_without_an_end_do_not_keep_a_copy_from_coming_about(ward: Ward, slept: list[float]) -> None:
     pull(ward, is_writing=lambda: True)
-    assert sum(slept) == pytest.approx(pulling_module.LONGEST_GIVING_WAY_S, abs=1.0)
+    assert sum(slept) == pytest.approx(pace.LONGEST_GIVING_WAY_S, abs=1.0)
 
 
 def test_a_pull_keeps_to_its_rate(ward: Ward, slept: list[float]) -> None:

@@ -77,7 +77,8 @@ def rank() -> Iterator[StagedRank]:
 @contextmanager
 def served(store: MemoryStore) -> Iterator[Agent]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    serving = threading.Thread(target=serve_store, args=(theirs, lambda _url: store), name="store")
+    opened = (lambda _url: store, lambda _path: MemoryStore())
+    serving = threading.Thread(target=serve_store, args=(theirs, *opened), name="store")
     serving.start()
     try:
         agent = Agent(ours)

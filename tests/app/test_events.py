@@ -153,6 +153,22 @@ def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_beh
             "3 of 4 ranks from memory, 1 from several places, partly from the store (3.0 MiB read): gone",
         ),
         (
+            {"num_from_memory": 1, "num_from_peer": 1, "num_from_disk": 2, "peer_bytes": 9, "disk_bytes": 18},
+            "1 of 4 ranks from memory, 1 from a peer's memory, 2 from the node's own disk",
+        ),
+        (
+            {"num_from_memory": 2, "num_from_disk": 1, "disk_bytes": 9, "store_bytes": 1 << 20, "missed": "no file"},
+            "2 of 4 ranks from memory, 1 from the node's own disk, 1 from the store (1.0 MiB read): no file",
+        ),
+        (
+            {"num_from_memory": 3, "num_from_several": 1, "peer_bytes": 9, "disk_bytes": 9},
+            "3 of 4 ranks from memory, 1 from several places",
+        ),
+        (
+            {"num_from_memory": 3, "num_from_several": 1, "disk_bytes": 9, "store_bytes": 3 << 20, "missed": "torn"},
+            "3 of 4 ranks from memory, 1 from several places, partly from the store (3.0 MiB read): torn",
+        ),
+        (
             {"num_from_peer": 1, "num_from_memory": 0, "num_from_several": 1, "store_bytes": 3 << 20},
             "0 of 4 ranks from memory, 1 from a peer's memory, 1 from several places, 2 from the store (3.0 MiB read)",
         ),
@@ -188,7 +204,9 @@ def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str,
         told.get("num_from_peer", 0),
         told.get("num_from_several", 0),
     )
-    assert row.num_from_store == 4 - row.num_from_memory - row.num_from_peer - row.num_from_several
+    assert (row.num_from_disk, row.disk_bytes) == (told.get("num_from_disk", 0), told.get("disk_bytes", 0))
+    nearer = row.num_from_memory + row.num_from_peer + row.num_from_disk + row.num_from_several
+    assert row.num_from_store == 4 - nearer
     assert (row.store_bytes, row.missed) == (told.get("store_bytes", 0), told.get("missed", ""))
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, RunUid, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import PAGE_BYTES
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import crc32c
@@ -28,6 +29,7 @@ from behemoth.checkpoint.paths import INDEX, commit_key
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.records import decode_record, encode_record
+from behemoth.checkpoint.snapshot_format import SnapshotHeader
 from behemoth.checkpoint.verify import verify
 from behemoth.testing.store import MemoryStore
 from checkpoint.mangled import mangled_bytes, mangled_document
@@ -51,6 +53,9 @@ PACKED: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
         Receipt.decode,
     ),
 }
+SNAPSHOT = SnapshotHeader.of(
+    plan_rank(small_layout(), Rank(0)), run_uid=RunUid("u"), step=Step(7), write_id=WriteId("a1-1"), turn=1, table_crc=2
+)
 
 
 def _read(key: str, num_bytes: int) -> bytes:
@@ -141,6 +146,16 @@ def test_a_mangled_record_of_small_state_is_an_error_or_a_record(data: st.DataOb
     valid = encode_record({"step": 7, "cursor": [1, 2], "name": "x"}, 64)
     with bounded():
         decode_record(data.draw(mangled_bytes(valid)))
+
+
+@given(data=st.data())
+def test_a_mangled_header_of_a_snapshot_on_a_disk_is_an_error_or_a_header(data: st.DataObject) -> None:
+    with bounded():
+        SnapshotHeader.decode(data.draw(mangled_bytes(SNAPSHOT.encode())))
+    document = msgspec.json.decode(unframed(SNAPSHOT.encode().rstrip(b"\0"), name="snapshot"))
+    rubbish = framed(data.draw(mangled_document(document, encode=msgspec.json.encode)))
+    with bounded():
+        SnapshotHeader.decode(rubbish.ljust(PAGE_BYTES, b"\0"))
 
 
 @given(header=st.binary(min_size=1, max_size=4096), at=st.integers(0, 4095))

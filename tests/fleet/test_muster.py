@@ -42,10 +42,27 @@ def test_reports_of_another_attempt_or_of_a_stranger_do_not_count() -> None:
 
 def test_the_gang_stands_where_its_slowest_node_stands() -> None:
     muster = gang()
-    muster.count(A, RanksRestored(attempt=Attempt(2), step=Step(40), num_from_memory=2, num_from_several=1))
-    muster.count(A, RanksRestored(attempt=Attempt(2), step=Step(40), num_from_memory=2, num_from_several=1))
-    told = muster.count(B, RanksRestored(attempt=Attempt(2), step=Step(40), num_from_memory=0, num_from_several=3))
-    assert told == GangRestored(attempt=Attempt(2), step=Step(40), num_from_memory=2, num_from_several=4)
+    muster.count(
+        A,
+        RanksRestored(
+            attempt=Attempt(2), step=Step(40), num_from_memory=2, num_from_several=1, num_from_disk=1, disk_bytes=5
+        ),
+    )
+    muster.count(
+        A,
+        RanksRestored(
+            attempt=Attempt(2), step=Step(40), num_from_memory=2, num_from_several=1, num_from_disk=1, disk_bytes=5
+        ),
+    )
+    told = muster.count(
+        B,
+        RanksRestored(
+            attempt=Attempt(2), step=Step(40), num_from_memory=0, num_from_several=3, num_from_disk=2, disk_bytes=6
+        ),
+    )
+    assert told == GangRestored(
+        attempt=Attempt(2), step=Step(40), num_from_memory=2, num_from_several=4, num_from_disk=3, disk_bytes=11
+    )
 
 
 def test_a_save_goes_through_its_stages_each_told_once() -> None:

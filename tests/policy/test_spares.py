@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from behemoth.base.ids import NodeId
+from behemoth.base.ids import NodeId, Slot
 from behemoth.policy.placement import first_gang
 from behemoth.policy.spares import (
     HALF_LIFE_US,
@@ -62,5 +62,12 @@ def test_patience_with_an_ordered_agent_doubles_up_to_a_day(refusals: int, expec
 
 def test_the_first_gang_is_the_first_nodes_of_the_run_file_that_joined() -> None:
     present = {NodeId("d"): 3, NodeId("b"): 1, NodeId("c"): 2}
-    assert first_gang(present, num_slots=2) == ("b", "c")
-    assert first_gang(present, num_slots=4) is None
+    assert first_gang(present, num_slots=2, former={}) == ("b", "c")
+    assert first_gang(present, num_slots=4, former={}) is None
+
+
+def test_nodes_that_had_a_slot_before_keep_it_and_go_before_those_that_had_none() -> None:
+    present = {NodeId(name): order for order, name in enumerate("abcd")}
+    former = {NodeId("d"): Slot(0), NodeId("b"): Slot(2)}
+    assert first_gang(present, num_slots=3, former=former) == ("d", "a", "b")
+    assert first_gang(present, num_slots=2, former={NodeId("d"): Slot(0), NodeId("a"): Slot(1)}) == ("d", "a")

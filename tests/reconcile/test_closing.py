@@ -211,6 +211,22 @@ def test_without_time_to_rejoin_everything_is_ordered_anew_at_once() -> None:
     assert dict(player.obs.holders) == {0: "a", 1: "c"}
 
 
+def test_nodes_that_come_back_after_all_were_lost_keep_their_slots_whoever_comes_first() -> None:
+    player = training()
+    player.commit()
+    player.begin(ref(10, "a1-1"), epoch=2)
+    for name in "cba":
+        player.join(name, incarnation=2)
+    assert dict(player.obs.holders) == {0: "c", 1: "b"}  # nobody waited for a
+    player.begin(ref(10, "a1-1"), epoch=3)
+    for name in "bac":
+        player.join(name, incarnation=3)
+    assert dict(player.obs.holders) == {0: "a", 1: "b"}
+    player.begin(ref(10, "a1-1"), epoch=4)
+    player.join("abc", incarnation=4)
+    assert dict(player.obs.holders) == {0: "a", 1: "b"}
+
+
 def test_a_commit_in_flight_is_asked_for_again_by_the_next_term() -> None:
     player = training()
     player.tell(SaveWritten(attempt=Attempt(1), write_id=player.save.write_id))

@@ -126,7 +126,7 @@ def _restore_sections(restores: tuple[RestoreRow, ...]) -> tuple[Section, ...]:
     """Nothing for a run that never had to go back to a checkpoint."""
     if not restores:
         return ()
-    heads = ("attempt", "step", "memory", "peer", "several", "store", "from peers", "from store")
+    heads = ("attempt", "step", "memory", "peer", "disk", "several", "store", "from peers", "from store")
     listing = Listing(
         kind="RestoreList",
         columns=(*(Column(name=head, align="right") for head in heads), Column(name="why not nearer")),
@@ -136,6 +136,7 @@ def _restore_sections(restores: tuple[RestoreRow, ...]) -> tuple[Section, ...]:
                 str(one.step),
                 str(one.num_from_memory),
                 str(one.num_from_peer),
+                str(one.num_from_disk),
                 str(one.num_from_several),
                 str(one.num_from_store),
                 size(one.peer_bytes),

@@ -87,6 +87,7 @@ class Admission:
         memory.is_new = False
         if restore is not None and answer.generation is not None:
             memory.restored(answer.generation, None if answer.left_out else restore.write_id)
+            parts.keeping.restored()
         member.was_prepared(answer)
         if member.channel is not None:
             ready = Ready(
@@ -94,7 +95,7 @@ class Admission:
                 generation=answer.generation,
                 folder=answer.folder,
                 is_cold=answer.is_cold,
-                is_checked=answer.origin in ("peer", "several", "store"),
+                is_checked=answer.origin in ("peer", "disk", "several", "store"),
                 threads=max(1, parts.setup.io_threads // parts.setup.ranks_per_node),
                 left_out=answer.left_out,
             )
@@ -111,8 +112,10 @@ class Admission:
             num_from_memory=sum(one.origin == "memory" for one in prepared),
             layout=self._digest,
             num_from_peer=sum(one.origin == "peer" for one in prepared),
+            num_from_disk=sum(one.origin == "disk" for one in prepared),
             num_from_several=sum(one.origin == "several" for one in prepared),
             peer_bytes=sum(one.peer_bytes for one in prepared),
+            disk_bytes=sum(one.disk_bytes for one in prepared),
             store_bytes=sum(one.store_bytes for one in prepared),
             missed=next((one.missed for one in prepared if one.missed), ""),
         )

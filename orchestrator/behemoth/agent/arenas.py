@@ -82,6 +82,10 @@ class RankMemory:
                 generation.state = "free"
         newest.state = "committed"
 
+    def has_committed(self, write_id: WriteId) -> bool:
+        """Whether this write is the one to restore from memory."""
+        return any(one.state == "committed" and one.write_id == write_id for one in self.generations)
+
     def reading(self, write_id: WriteId, *, is_read: bool) -> None:
         """The store process begins or ends to read this write's generation."""
         for generation in self.generations:

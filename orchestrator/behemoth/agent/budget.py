@@ -1,4 +1,4 @@
-"""The bound of a node's staging memory: refused before any of it is formatted, with the numbers.
+"""The bounds of a node's staging memory and of its own disk: refused before any of either is taken, with the numbers.
 
 Neighbours: `storewire.Budget`, which says what the node holds, and `preparing`, which asks first.
 """
@@ -14,8 +14,11 @@ from behemoth.base.units import format_size
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.snapshot_files import NUM_FILES
+from behemoth.checkpoint.snapshot_format import file_bytes
 
 OVER_BUDGET = "staging-budget"
+OVER_DISK_BUDGET = "disk-budget"
 
 
 def require_budget(layout: Layout, budget: Budget) -> None:
@@ -30,6 +33,18 @@ def require_budget(layout: Layout, budget: Budget) -> None:
         hint="raise spec.checkpoint.staging_budget, or lower peer_copies, or save less",
         code=OVER_BUDGET,
     )
+
+
+def require_disk_budget(layout: Layout, ranks: Sequence[Rank], limit_bytes: int) -> None:
+    """Raises Invalid when the files of this node's ranks on its own disk are more than they may be."""
+    got_bytes = sum(NUM_FILES * file_bytes(plan_rank(layout, rank)) for rank in ranks)
+    if got_bytes > limit_bytes:
+        raise Invalid(
+            f"own disk: expected at most {format_size(limit_bytes)} on a node, got {format_size(got_bytes)} for "
+            f"{NUM_FILES} files of each of {len(ranks)} ranks",
+            hint="raise spec.checkpoint.local_disk.budget, or leave local_disk out, or save less",
+            code=OVER_DISK_BUDGET,
+        )
 
 
 def _size_bytes(layout: Layout, ranks: Sequence[Rank]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from behemoth.agent.arenas import Arenas
 from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
+from behemoth.agent.keeping import Keeping
 from behemoth.agent.output import Output
 from behemoth.agent.saves import Saves
 from behemoth.agent.storelink import StoreLink
@@ -28,6 +29,7 @@ class Parts:
     arenas: Arenas
     saves: Saves
     copies: Copies
+    keeping: Keeping
     send: Callable[[Report], None]
     beat: Callable[[], None]
     """Send a beat at once."""

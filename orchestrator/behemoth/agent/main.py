@@ -20,6 +20,7 @@ from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited
 from behemoth.agent.gang_parts import Parts
+from behemoth.agent.keeping import Keeping
 from behemoth.agent.link import Introduction, Link, jitter
 from behemoth.agent.orders import Orders
 from behemoth.agent.output import Output
@@ -29,7 +30,7 @@ from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.saves import Saves
 from behemoth.agent.settings import AgentSettings
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import OpenStore, PeerService, Share
+from behemoth.agent.storewire import DiskService, OpenStore, PeerService, Share
 from behemoth.base.errors import Denied, Internal
 from behemoth.base.ids import Attempt
 from behemoth.wire.messages import (
@@ -78,6 +79,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[int] | None = None
+        self._is_run_over = False
 
     async def run(self) -> int:
         """The exit code, after everything below has ended."""
@@ -128,6 +130,7 @@ class Agent:
                 self._orders.obey(command)
             case Leave():
                 _log.info("asked to leave: %s", command.reason)
+                self._is_run_over = command.is_run_over
                 self._finish(EXIT_LEFT)
             case Rejected():
                 _log.error("rejected: %s", command.reason)
@@ -161,6 +164,7 @@ class Agent:
                 run_name=setup.run_name,
                 peers=self._peer_service(setup),
                 share_reads=setup.share_reads,
+                disk=self._disk_service(setup),
             ),
             for_peers=self._for_peers,
             shared=self._shared,
@@ -169,6 +173,7 @@ class Agent:
             environment=environment, modules=_modules(setup), keep=self._helper_pids, on_exit=self._exited
         )
         copies = Copies(store=store, setup=setup)
+        keeping = Keeping(store=store, arenas=self._arenas, setup=setup)
         saves = Saves(arenas=self._arenas, store=store, send=self._link.send)
         self._parts = Parts(
             setup=setup,
@@ -178,6 +183,7 @@ class Agent:
             arenas=self._arenas,
             saves=saves,
             copies=copies,
+            keeping=keeping,
             send=self._link.send,
             beat=self._beat,
         )
@@ -193,6 +199,7 @@ class Agent:
         forks.start()
         store.start()
         self._run(copies.run(), "copies")
+        self._run(keeping.run(), "keeping")
         self._run(self._keep_beating(welcome.beat_interval_us / 1e6), "beat")
 
     def _peer_service(self, setup: Setup) -> PeerService | None:
@@ -204,6 +211,13 @@ class Agent:
             key=setup.peer_key,
             rate_bytes_per_s=setup.peer_rate,
         )
+
+    def _disk_service(self, setup: Setup) -> DiskService | None:
+        if setup.local_disk is None:
+            return None
+        run_uid = self._settings.run_uid
+        folder = f"{setup.run_name}-{run_uid}/{self._settings.node}"
+        return DiskService(disk=setup.local_disk, folder=folder, run_uid=run_uid)
 
     def _shared(self) -> list[tuple[Share, int]]:
         """Memory with something in it."""
@@ -267,9 +281,11 @@ class Agent:
         if self._orders is not None:
             await self._orders.stopped(timeout_s=_LAST_STOP_LIMIT_S)
         await self._link.flush(timeout_s=_LAST_WORDS_LIMIT_S)
+        parts = self._parts
+        if parts is not None and self._is_run_over:
+            await parts.keeping.clear()
         for task in list(self._tasks):
             task.cancel()
-        parts = self._parts
         if parts is not None:
             try:
                 async with asyncio.timeout(_END_LIMIT_S):

@@ -55,6 +55,7 @@ class Member:
             answer = msgspec.structs.replace(
                 answer,
                 peer_bytes=self.prepared.peer_bytes + answer.peer_bytes,
+                disk_bytes=self.prepared.disk_bytes + answer.disk_bytes,
                 store_bytes=self.prepared.store_bytes + answer.store_bytes,
             )
         self.prepared = answer

@@ -89,7 +89,9 @@ class Orders:
                 saves.go_ahead(order)
             case CommitSeen():
                 saves.committed(order.write_id)
-                self._parts.copies.committed(RestoreFrom(step=order.step, write_id=order.write_id))
+                write = RestoreFrom(step=order.step, write_id=order.write_id)
+                self._parts.copies.committed(write)
+                self._parts.keeping.committed(write)
             case AbortSave():
                 saves.abort(order.write_id, order.reason)
             case _:
@@ -150,6 +152,7 @@ class Orders:
         former, parts = self._gang, self._parts
         if former is not None:
             await self._end_gang(former.attempt, order.dump_stacks)
+        parts.keeping.began(order.restore)
         if self._node not in order.nodes:
             parts.copies.began(order, None)
             return

@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from behemoth.base.errors import BehemothError, NotFound
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 
-Tier: TypeAlias = Literal["memory", "peer"]
-"""What kind of place it is: the rank's own memory, or another node's."""
+Tier: TypeAlias = Literal["memory", "peer", "disk"]
+"""What kind of place it is: the rank's own memory, another node's, the node's own disk."""
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Makes a rank's memory ready with the checkpoint that it shall get back, each part from the nearest place that has it.
 
-In this order: the rank's own memory, a peer's memory, files of this machine, the store. What a nearer one
-cannot give comes from the next, and what it gave stays. Runs in the store process; the neighbours are `storeserver`,
-which takes the orders, and `places`.
+In this order: the rank's own memory, a peer's memory, the node's own disk, files of this machine, the store. What a
+nearer one cannot give comes from the next, and what it gave stays. Runs in the store process; the neighbours are
+`storeserver`, which takes the orders, and `places`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from behemoth.agent.budget import require_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.opened_once import OpenedAs, OpenedOnce
+from behemoth.agent.own_disk import OwnDisk
 from behemoth.agent.peers.places import AskPeer, PeerPlaces
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.places import Place, take_from
@@ -50,7 +51,8 @@ _log = logging.getLogger(__name__)
 
 class Preparing:
     """Thread-safe. `shared()` is the store as nodes read it together, None where each reads for itself. `run_name`
-    tells the run's own checkpoints from those that it begins from."""
+    tells the run's own checkpoints from those that it begins from. `disk` is None
+    where the run has no use for the node's own."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Preparing:
         threads: int,
         ranks_per_node: int,
         run_name: str,
+        disk: OwnDisk | None = None,
     ) -> None:
         self._memories = memories
         self._store = store
@@ -70,6 +73,7 @@ class Preparing:
         self._threads = threads
         self._ranks_per_node = ranks_per_node
         self._run_name = run_name
+        self._disk = disk
         # A worker that died while its memory was being prepared has a successor that asks for the same: one at a time.
         self._lock = threading.Lock()
         self._busy: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
@@ -90,6 +94,8 @@ class Preparing:
         layout = Layout.decode(order.layout)
         if order.budget is not None:
             require_budget(layout, order.budget)
+        if self._disk is not None:
+            self._disk.require_budget(layout, order.rank)
         plan = plan_rank(layout, order.rank)
         arena = self._memories.mapped(order.rank, fd, new=plan if order.is_new else None)
         source = order.source
@@ -107,7 +113,11 @@ class Preparing:
             prepared = Prepared(job=order.job, generation=source.spare, origin=taken.origin)
         else:
             prepared = replace(self._from_store(wanted), missed="; ".join(taken.missed))
-        return replace(prepared, peer_bytes=prepared.peer_bytes + taken.received_bytes["peer"])
+        return replace(
+            prepared,
+            peer_bytes=prepared.peer_bytes + taken.received_bytes["peer"],
+            disk_bytes=taken.received_bytes["disk"],
+        )
 
     def _places(self, wanted: _Wanted) -> Iterator[Place]:
         """Before the store, the nearest first; made only when it is their turn."""
@@ -123,6 +133,13 @@ class Preparing:
             wanted.source,
             ranks_per_node=self._ranks_per_node,
         )
+        if self._disk is not None:
+            plan, write_id = wanted.plan, wanted.source.write_id
+            yield Place(
+                "disk",
+                partial(self._disk.snapshot, plan, write_id, wanted.source.step),
+                partial(self._disk.failed, plan, write_id),
+            )
 
     def _from_store(self, wanted: _Wanted) -> Prepared:
         """What is still missing; all where that is simpler."""

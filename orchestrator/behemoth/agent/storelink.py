@@ -26,8 +26,12 @@ from behemoth.agent.storewire import (
     STORE_REPORTS,
     Budget,
     Cancel,
+    ClearDisk,
+    DiskCleared,
     Failed,
     KeepCopies,
+    KeepOnDisk,
+    KeptOnDisk,
     OpenStore,
     Prepare,
     Prepared,
@@ -183,8 +187,22 @@ class StoreLink:
             raise Unavailable(f"store process: expected Pulled, got {type(answer).__name__}")
         return answer
 
+    async def keep_on_disk(self, order: KeepOnDisk, fd: int) -> KeptOnDisk | Failed:
+        """Until the copy is durable or given up, which may take as long as a disk hangs: nobody waits for it."""
+        answer = await self._ask(order, fd, may_hang=True)
+        if not isinstance(answer, KeptOnDisk | Failed):
+            raise Unavailable(f"store process: expected KeptOnDisk, got {type(answer).__name__}")
+        return answer
+
+    async def clear_disk(self) -> DiskCleared | Failed:
+        """Until nothing of the node is on its own disk, or that failed."""
+        answer = await self._ask(ClearDisk(job=self.new_job()), may_hang=True)
+        if not isinstance(answer, DiskCleared | Failed):
+            raise Unavailable(f"store process: expected DiskCleared, got {type(answer).__name__}")
+        return answer
+
     def let_go(self, job: int) -> None:
-        """Ask for the pull to be given up; it is answered some time."""
+        """Ask for the pull or the copy to disk to be given up; it is answered some time."""
         if self._channel is not None and job in self._answers:
             self._channel.send(Cancel(job=job))
 
@@ -199,12 +217,14 @@ class StoreLink:
             self._channel.send(Cancel(job=job))
             self._give_up(job)
 
-    async def _ask(self, order: Prepare | Write | Pull, fd: int, *, may_hang: bool = False) -> StoreReport:
+    async def _ask(
+        self, order: Prepare | Write | Pull | KeepOnDisk | ClearDisk, *fds: int, may_hang: bool = False
+    ) -> StoreReport:
         if self._channel is None:
             return Failed(job=order.job, reason=_LOST, is_corrupt=False)
         answer: Answer = asyncio.get_running_loop().create_future()
         self._answers[order.job] = answer
-        self._channel.send(order, (fd,))
+        self._channel.send(order, fds)
         try:
             return await answer
         except asyncio.CancelledError:

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import assert_never
 
-from behemoth.agent.budget import OVER_BUDGET
+from behemoth.agent.budget import OVER_BUDGET, OVER_DISK_BUDGET
 from behemoth.agent.memories import Memories
+from behemoth.agent.own_disk import OwnDisk
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerIdentity
 from behemoth.agent.peers.once import ReadOnce
@@ -31,8 +32,11 @@ from behemoth.agent.pulling import Pulling
 from behemoth.agent.storewire import (
     STORE_ORDERS,
     Cancel,
+    ClearDisk,
+    DiskCleared,
     Failed,
     KeepCopies,
+    KeepOnDisk,
     OpenStore,
     Prepare,
     Prepared,
@@ -55,7 +59,7 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import KeepsFiles, SavesTo, UploadsParts
+from behemoth.ports import KeepsFiles, SavesTo, UploadsParts, WritesRanges
 from behemoth.wire.ends import Peer
 from behemoth.wire.peers import AskStored
 
@@ -67,7 +71,9 @@ _IDLE_S = 3600.0
 _log = logging.getLogger(__name__)
 
 
-def serve_store(sock: socket.socket, open_store: Callable[[str], SavesTo]) -> None:
+def serve_store(
+    sock: socket.socket, open_store: Callable[[str], SavesTo], open_disk: Callable[[str], WritesRanges]
+) -> None:
     """Obey until the agent is gone. What is being written then is not committed, hence rubbish: nobody waits."""
     server: _StoreServer | None = None
     peer = Peer(sock, STORE_ORDERS)
@@ -79,7 +85,7 @@ def serve_store(sock: socket.socket, open_store: Callable[[str], SavesTo]) -> No
         except Unavailable:
             return
         if isinstance(order, OpenStore):
-            server = _StoreServer(peer, order, open_store)
+            server = _StoreServer(peer, order, open_store, open_disk)
             server.open_to_peers()
         elif server is not None:
             server.obey(order)
@@ -88,7 +94,13 @@ def serve_store(sock: socket.socket, open_store: Callable[[str], SavesTo]) -> No
 class _StoreServer:
     """Reads orders on one thread and works on others; answers are sent one at a time."""
 
-    def __init__(self, peer: Peer[StoreOrder], opening: OpenStore, open_store: Callable[[str], SavesTo]) -> None:
+    def __init__(
+        self,
+        peer: Peer[StoreOrder],
+        opening: OpenStore,
+        open_store: Callable[[str], SavesTo],
+        open_disk: Callable[[str], WritesRanges],
+    ) -> None:
         self._peer = peer
         self._opening = opening
         self._open_store = open_store
@@ -103,6 +115,9 @@ class _StoreServer:
         self._uploading = Uploading()
         self._memories = Memories(num_ranks=opening.num_ranks)
         self._once = ReadOnce(self._opened, limit_bytes=SHARED_BYTES)
+        self._num_writing = 0
+        self._disk_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-disk")
+        self._disk = self._own_disk(open_disk)
         self._preparing = Preparing(
             self._memories,
             store=self._opened,
@@ -111,13 +126,13 @@ class _StoreServer:
             threads=self._threads,
             ranks_per_node=opening.num_ranks,
             run_name=opening.run_name,
+            disk=self._disk,
         )
-        self._num_writing = 0
         self._copy_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-copy")
         self._pulling = Pulling(
             self._memories,
             peer=self._peer_snapshot,
-            is_writing=lambda: self._num_writing > 0,
+            is_writing=self._is_writing,
             rate_bytes_per_s=opening.peers.rate_bytes_per_s if opening.peers is not None else None,
         )
 
@@ -136,7 +151,9 @@ class _StoreServer:
         }
         PeerServer(listener, me, handlers).start()
 
-    def obey(self, order: SeePeers | Share | KeepCopies | Pull | Prepare | Write | Cancel) -> None:
+    def obey(
+        self, order: SeePeers | Share | KeepCopies | Pull | KeepOnDisk | ClearDisk | Prepare | Write | Cancel
+    ) -> None:
         match order:
             case SeePeers():
                 self._peers.see(order)
@@ -144,6 +161,10 @@ class _StoreServer:
                 self._memories.keep_copies(ranks)
             case Pull():
                 self._begin(self._copy_pool, order)
+            case KeepOnDisk():
+                self._begin(self._disk_pool, order)
+            case ClearDisk(job=job):
+                self._disk_pool.submit(self._answer, job, partial(self._clear_disk, job))
             case Share():
                 self._pool.submit(self._share, order, self._peer.take_descriptor())
             case Prepare() | Write():
@@ -155,7 +176,7 @@ class _StoreServer:
             case _:
                 assert_never(order)
 
-    def _begin(self, pool: ThreadPoolExecutor, order: Prepare | Write | Pull) -> None:
+    def _begin(self, pool: ThreadPoolExecutor, order: Prepare | Write | Pull | KeepOnDisk) -> None:
         stop = self._stops[order.job] = threading.Event()
         pool.submit(self._work, order, self._peer.take_descriptor(), stop.is_set)
 
@@ -167,37 +188,71 @@ class _StoreServer:
         finally:
             os.close(fd)
 
-    def _work(self, order: Prepare | Write | Pull, fd: int, cancelled: Callable[[], bool]) -> None:
+    def _work(self, order: Prepare | Write | Pull | KeepOnDisk, fd: int, cancelled: Callable[[], bool]) -> None:
+        def done() -> StoreReport:
+            try:
+                return self._done(order, fd, cancelled)
+            finally:
+                os.close(fd)
+                del self._stops[order.job]
+
+        self._answer(order.job, done)
+
+    def _answer(self, job: int, work: Callable[[], StoreReport]) -> None:
+        """Tell the agent what came of a job: it waits for that, whatever happens."""
         answer: StoreReport
         try:
-            answer = self._done(order, fd, cancelled)
+            answer = work()
         except BehemothError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             is_corrupt, is_unfit = isinstance(error, Corrupt | NotFound), isinstance(error, Invalid)
             answer = Failed(
-                job=order.job,
+                job=job,
                 reason=reason,
                 is_corrupt=is_corrupt,
                 is_unfit=is_unfit,
-                is_over_budget=error.code == OVER_BUDGET,
+                is_over_budget=error.code in (OVER_BUDGET, OVER_DISK_BUDGET),
             )
         except Exception as error:  # noqa: BLE001  # supervisor of a background job: the agent must get an answer
-            answer = Failed(job=order.job, reason=f"{type(error).__name__}: {error}", is_corrupt=False)
-        finally:
-            os.close(fd)
-            del self._stops[order.job]
+            answer = Failed(job=job, reason=f"{type(error).__name__}: {error}", is_corrupt=False)
         with self._lock:
             self._peer.send(answer, timeout_s=_SEND_LIMIT_S)
 
-    def _done(self, order: Prepare | Write | Pull, fd: int, cancelled: Callable[[], bool]) -> StoreReport:
+    def _done(self, order: Prepare | Write | Pull | KeepOnDisk, fd: int, cancelled: Callable[[], bool]) -> StoreReport:
         match order:
             case Prepare():
                 return self._prepare(order, fd)
             case Pull():
                 return self._pulling.pull(order, fd, cancelled=cancelled)
+            case KeepOnDisk():
+                return self._required_disk().keep(order, fd, cancelled=cancelled)
             case Write():
                 with self._writing():
                     return self._write(order, fd, cancelled)
+
+    def _own_disk(self, open_disk: Callable[[str], WritesRanges]) -> OwnDisk | None:
+        service = self._opening.disk
+        if service is None:
+            return None
+        return OwnDisk(
+            service,
+            open_disk(service.disk.path),
+            self._memories,
+            num_ranks=self._opening.num_ranks,
+            is_writing=self._is_writing,
+        )
+
+    def _required_disk(self) -> OwnDisk:
+        if self._disk is None:
+            raise Internal("own disk: expected orders for it only where the run has one, got one")
+        return self._disk
+
+    def _clear_disk(self, job: int) -> DiskCleared:
+        self._required_disk().clear()
+        return DiskCleared(job=job)
+
+    def _is_writing(self) -> bool:
+        return self._num_writing > 0
 
     def _prepare(self, order: Prepare, fd: int) -> Prepared:
         try:

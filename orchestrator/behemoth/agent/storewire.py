@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Slot, Step, WriteId
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.messages import LocalDisk, PeerPlace
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -45,6 +45,14 @@ class PeerService(msgspec.Struct, frozen=True, kw_only=True):
     """For copies of other nodes' checkpoints; None: no limit."""
 
 
+class DiskService(msgspec.Struct, frozen=True, kw_only=True):
+    """The node's own disk, and the folder below its path that is this node's in this run."""
+
+    disk: LocalDisk
+    folder: str
+    run_uid: RunUid
+
+
 class OpenStore(_Message, frozen=True, kw_only=True):
     """First order; not answered. `threads` bounds the threads of all jobs together. With `peers` it carries the
     descriptor of a socket that listens for them. `run_name`: as commits of this run have it."""
@@ -56,6 +64,7 @@ class OpenStore(_Message, frozen=True, kw_only=True):
     peers: PeerService | None = None
     share_reads: Literal["auto", "always", "never"] = "never"
     """Whether each part of a checkpoint is read from the store by one node and passed on."""
+    disk: DiskService | None = None
 
 
 class SeePeers(_Message, frozen=True, kw_only=True):
@@ -90,6 +99,20 @@ class Pull(_Message, frozen=True, kw_only=True):
     slot: Slot
     write_id: WriteId
     step: Step
+
+
+class KeepOnDisk(_Message, frozen=True, kw_only=True):
+    """Copy a committed write of one of the node's ranks from its memory to the node's own disk. Carries the memory's
+    descriptor."""
+
+    rank: Rank
+    layout: bytes
+    write_id: WriteId
+    step: Step
+
+
+class ClearDisk(_Message, frozen=True, kw_only=True):
+    """Remove what this node has on its own disk: the run is over, for good."""
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,10 +153,12 @@ class Write(_Message, frozen=True, kw_only=True):
 
 
 class Cancel(_Message, frozen=True, kw_only=True):
-    """Give up the write or the pull of `job`; it is answered all the same."""
+    """Give up the write or the copy of `job`; it is answered all the same."""
 
 
-StoreOrder: TypeAlias = OpenStore | SeePeers | Share | KeepCopies | Pull | Prepare | Write | Cancel
+StoreOrder: TypeAlias = (
+    OpenStore | SeePeers | Share | KeepCopies | Pull | KeepOnDisk | ClearDisk | Prepare | Write | Cancel
+)
 
 
 class Prepared(_Message, frozen=True, kw_only=True):
@@ -144,11 +169,12 @@ class Prepared(_Message, frozen=True, kw_only=True):
     there, so it is not that checkpoint."""
 
     generation: int | None
-    origin: Literal["memory", "peer", "several", "store", "files", "nothing"]
+    origin: Literal["memory", "peer", "disk", "several", "store", "files", "nothing"]
     folder: str = ""
     is_cold: bool = False
     left_out: tuple[int, ...] = ()
     peer_bytes: int = 0
+    disk_bytes: int = 0
     store_bytes: int = 0
     """What was read for it; of origin `files`, with what the rank is about to read."""
     missed: str = ""
@@ -159,6 +185,16 @@ class Pulled(_Message, frozen=True, kw_only=True):
     """The copy is whole, and every byte of it checked."""
 
     num_bytes: int
+
+
+class KeptOnDisk(_Message, frozen=True, kw_only=True):
+    """The copy is durable; 0 bytes when it had been before."""
+
+    num_bytes: int
+
+
+class DiskCleared(_Message, frozen=True, kw_only=True):
+    """Nothing of this node in this run is on its own disk any more."""
 
 
 class Written(_Message, frozen=True, kw_only=True):
@@ -178,7 +214,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     """No checkpoint is to blame: the program declares more than the node may hold."""
 
 
-StoreReport: TypeAlias = Prepared | Pulled | Written | Failed
+StoreReport: TypeAlias = Prepared | Pulled | KeptOnDisk | DiskCleared | Written | Failed
 
 STORE_ORDERS: Final = msgspec.msgpack.Decoder(StoreOrder)
 STORE_REPORTS: Final = msgspec.msgpack.Decoder(StoreReport)

@@ -14,7 +14,7 @@ from behemoth.spec.run import TrainingRun
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import Cadence, HangFloors, RunConfig
 from behemoth.storage.open import is_s3
-from behemoth.wire.messages import CommandWork, EntrypointWork, Setup
+from behemoth.wire.messages import CommandWork, EntrypointWork, LocalDisk, Setup
 
 SETTLE = timedelta(milliseconds=100)
 """The peers of a lost node fail within milliseconds of it; its closed socket is heard about as fast."""
@@ -70,6 +70,7 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str
         peer_stride=run.nodes.failure_domain,
         peer_rate=run.checkpoint.peer_rate,
         share_reads=_share_reads(run),
+        local_disk=_local_disk(run),
     )
 
 
@@ -97,6 +98,13 @@ def _share_reads(run: TrainingRun) -> Literal["auto", "always", "never"]:
             return "never"
         case _:
             return "auto"
+
+
+def _local_disk(run: TrainingRun) -> LocalDisk | None:
+    disk = run.checkpoint.local_disk
+    if disk is None:
+        return None
+    return LocalDisk(path=disk.path, rate_bytes_per_s=disk.rate, budget_bytes=disk.budget)
 
 
 def _cadence(run: TrainingRun) -> Cadence:

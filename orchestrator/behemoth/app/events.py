@@ -119,9 +119,11 @@ def _sources(told: GangRestored, num_ranks: int) -> str:
     text = f", {told.num_from_memory} of {num_ranks} ranks from memory"
     if told.num_from_peer:
         text += f", {told.num_from_peer} from a peer's memory"
+    if told.num_from_disk:
+        text += f", {told.num_from_disk} from the node's own disk"
     if told.num_from_several:
         text += f", {told.num_from_several} from several places"
-    if from_store and (told.store_bytes or told.num_from_peer or told.num_from_several):
+    if from_store and (told.store_bytes or told.num_from_peer or told.num_from_disk or told.num_from_several):
         text += f", {from_store} from the store {read}"
     elif told.num_from_several and told.store_bytes:
         text += f", partly from the store {read}"

@@ -21,9 +21,11 @@ class RestoreRow:
     step: Step
     num_from_memory: int
     num_from_peer: int
+    num_from_disk: int
     num_from_several: int
     num_from_store: int
     peer_bytes: int
+    disk_bytes: int
     store_bytes: int
     missed: str
 
@@ -45,9 +47,11 @@ class RestoreBook:
             step=evidence.step,
             num_from_memory=evidence.num_from_memory,
             num_from_peer=evidence.num_from_peer,
+            num_from_disk=evidence.num_from_disk,
             num_from_several=evidence.num_from_several,
             num_from_store=num_from_store(evidence, after.num_ranks),
             peer_bytes=evidence.peer_bytes,
+            disk_bytes=evidence.disk_bytes,
             store_bytes=evidence.store_bytes,
             missed=evidence.missed,
         )
@@ -56,4 +60,5 @@ class RestoreBook:
 
 def num_from_store(told: GangRestored, num_ranks: int) -> int:
     """Ranks whose state came from the store alone: no node counts them."""
-    return num_ranks - told.num_from_memory - told.num_from_peer - told.num_from_several
+    nearer = told.num_from_memory + told.num_from_peer + told.num_from_disk + told.num_from_several
+    return num_ranks - nearer

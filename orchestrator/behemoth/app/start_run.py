@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +87,13 @@ def _identify(run: TrainingRun, directory: RunDirectory, vet: Vet) -> Identity:
     if identity is None or directory.is_beginning():
         store = _named_store(run)
         run_uid = None if identity is None else identity.run_uid
-        drain = _named_drain(run)
-        vet(store or _own_store(directory), run_uid)
+        drain, disk = _named_drain(run), run.checkpoint.local_disk
+        stores = [store or _own_store(directory), *([drain] if drain is not None else [])]
+        if disk is not None:
+            _require_apart(disk.path, stores)
+        vet(stores[0], run_uid)
         if drain is not None:
-            _require_other(drain, store or _own_store(directory))
+            _require_other(drain, stores[0])
             vet(drain, run_uid)
         identity = directory.found(run.name, store, drain=drain, run_uid=run_uid)
         directory.write_document(yaml.safe_dump(to_document(run), sort_keys=False))
@@ -134,6 +137,17 @@ def _require_other(drain: str, store: str) -> None:
             hint="name a folder or a prefix on another device",
             code="drain-same",
         )
+
+
+def _require_apart(disk: str, stores: Sequence[str]) -> None:
+    """What a node copies to its own disk is no part of a store, and no store is deleted with it. Raises Invalid."""
+    for store in stores:
+        if is_nested(disk, store):
+            raise Invalid(
+                f"spec.checkpoint.local_disk.path: expected a place apart from {store}, a store of the run, got {disk}",
+                hint="name a folder on a disk of each node's own",
+                code="disk-in-store",
+            )
 
 
 def _require_text(path: Path, what: str) -> None:

@@ -167,8 +167,8 @@ def arena_size_bytes(num_spans: int, data_bytes: int) -> int:
 
 def head_offset(num_spans: int, data_bytes: int, generation: int) -> int:
     """Where the header page of `generation` begins; for generation 2, where it would."""
-    first = PAGE_BYTES + _pages(num_spans * SPAN_ROW_BYTES)
-    return first + generation * (_head_bytes(num_spans) + _pages(data_bytes))
+    first = PAGE_BYTES + whole_pages(num_spans * SPAN_ROW_BYTES)
+    return first + generation * (_head_bytes(num_spans) + whole_pages(data_bytes))
 
 
 def data_offset(num_spans: int, data_bytes: int, generation: int) -> int:
@@ -176,12 +176,13 @@ def data_offset(num_spans: int, data_bytes: int, generation: int) -> int:
     return head_offset(num_spans, data_bytes, generation) + _head_bytes(num_spans)
 
 
-def _head_bytes(num_spans: int) -> int:
-    return PAGE_BYTES + _pages(num_spans * CRC_BYTES)
-
-
-def _pages(num_bytes: int) -> int:
+def whole_pages(num_bytes: int) -> int:
+    """`num_bytes`, rounded up to pages."""
     return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def _head_bytes(num_spans: int) -> int:
+    return PAGE_BYTES + whole_pages(num_spans * CRC_BYTES)
 
 
 def _with_crc(body: bytes) -> bytes:

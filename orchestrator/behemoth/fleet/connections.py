@@ -75,10 +75,10 @@ class Connections:
             ) from error
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def close(self, reason: str) -> None:
+    async def close(self, reason: str, *, is_run_over: bool) -> None:
         """Tells every agent to leave and ends the server; waits for at most a second."""
         self._is_closing = True
-        self.broadcast(Leave(reason=reason))
+        self.broadcast(Leave(reason=reason, is_run_over=is_run_over))
         if self._server is not None:
             self._server.close()
         for task in self._waiting:

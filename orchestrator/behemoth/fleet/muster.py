@@ -85,7 +85,9 @@ class GangMuster:
             num_from_memory=sum(one.num_from_memory for one in told),
             num_from_peer=sum(one.num_from_peer for one in told),
             num_from_several=sum(one.num_from_several for one in told),
+            num_from_disk=sum(one.num_from_disk for one in told),
             peer_bytes=sum(one.peer_bytes for one in told),
+            disk_bytes=sum(one.disk_bytes for one in told),
             store_bytes=sum(one.store_bytes for one in told),
             missed=next((one.missed for one in told if one.missed), ""),
         )

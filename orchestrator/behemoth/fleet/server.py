@@ -83,11 +83,11 @@ class Fleet:
         self._ticking = asyncio.create_task(self._tick(), name="fleet-tick")
         return port
 
-    async def close(self, reason: str) -> None:
-        """Tells every agent to leave and ends the server; waits for at most a second."""
+    async def close(self, reason: str, *, is_run_over: bool = False) -> None:
+        """Tells every agent to leave and ends the server; waits for at most a second. `is_run_over`: see `Leave`."""
         if self._ticking is not None:
             self._ticking.cancel()
-        await self._connections.close(reason)
+        await self._connections.close(reason, is_run_over=is_run_over)
         if self._ticking is not None:
             await asyncio.wait([self._ticking], timeout=END_LIMIT_S)
 

@@ -115,9 +115,11 @@ def _give_up_overdue(obs: Observation) -> Observation:
 
 
 def _without_gang(obs: Observation) -> Observation:
-    """No holder outlived the former coordinator, so the nodes that are there first form the gang again."""
-    for name in obs.holders.values():
-        obs = with_node(obs, name, replace(obs.nodes[name], slot=None))
+    """No holder outlived the former coordinator, so the nodes that are there first form the gang again, each with the
+    slot that it had."""
+    for name, node in obs.nodes.items() if obs.holders else ():
+        if node.slot != node.former_slot or node.slot is not None:
+            obs = with_node(obs, name, replace(node, slot=None, former_slot=node.slot))
     return replace(obs, placed_epoch=Epoch(0))
 
 
@@ -148,7 +150,11 @@ def placement(obs: Observation) -> tuple[Effect, ...]:
         return (Place(fence=obs.fence, holders=tuple(obs.holders[slot] for slot in sorted(obs.holders))),)
     if not obs.are_commits_known:
         return ()
-    gang = first_gang(obs.spares, num_slots=obs.config.num_slots)
+    if len(obs.spares) < obs.config.num_slots:
+        return ()
+    slots = {name: obs.nodes[name].former_slot for name in obs.spares}
+    former = {name: slot for name, slot in slots.items() if slot is not None}
+    gang = first_gang(obs.spares, num_slots=obs.config.num_slots, former=former)
     return () if gang is None else (Place(fence=obs.fence, holders=gang),)
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Annotated, TypeAlias
 
 from behemoth.spec.field import About, Choice, Integer, OneOf, duration, require_ranges, section, size
-from behemoth.spec.stores import STORE, Drain, Retention
+from behemoth.spec.stores import STORE, Drain, LocalDisk, Retention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class EveryInterval:
 
 Every: TypeAlias = EverySteps | EveryInterval
 
+_NOT_DURABLE = "a node's own disk is lost with its node: it makes restores fast, and is no place to keep anything"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -62,8 +64,8 @@ class Checkpoint:
         str,
         About(
             doc="The store in which the last checkpoint of a run must be, or the run is not finished. Saves commit in "
-            "`store` either way.",
-            kind=Choice(names=("store", "drain")),
+            "`store` either way. Never `local_disk`, which is lost with its node.",
+            kind=Choice(names=("store", "drain"), refused={"local_disk": _NOT_DURABLE}),
         ),
     ] = "store"
     every: Annotated[
@@ -111,6 +113,14 @@ class Checkpoint:
             doc="Most bytes a second that a node takes for the copies that it holds; no limit when left out. A restore "
             "is not limited by it.",
             kind=size(),
+        ),
+    ] = None
+    local_disk: Annotated[
+        LocalDisk | None,
+        About(
+            doc="A disk of each node, on which the newest committed checkpoint of its ranks lies too: a node that lost "
+            "its memory gets it back from there. Never durable.",
+            kind=section(LocalDisk),
         ),
     ] = None
     share_reads: Annotated[

@@ -237,6 +237,8 @@ def _single_hint(kind: Integer | Choice | Text, raw: object) -> str:
     match kind:
         case Text(suggest=suggest):
             guess = suggest(raw) if suggest and len(raw) <= LONGEST_TEXT else ""
+        case Choice(refused=refused) if raw in refused:
+            return refused[raw]
         case Choice(names=names):
             guess = next(iter(difflib.get_close_matches(raw.lower().replace("_", "-"), names, n=1, cutoff=0.4)), "")
         case Integer():

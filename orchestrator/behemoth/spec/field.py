@@ -61,7 +61,10 @@ class Integer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
+    """One of `names`. `refused` are names that somebody may well try, each with the reason why it is none of them."""
+
     names: tuple[str, ...]
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

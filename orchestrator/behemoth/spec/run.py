@@ -119,6 +119,7 @@ def _problems(run: TrainingRun) -> Iterator[Problem]:
     yield from _mesh_problems(run)
     yield from _copy_problems(run)
     yield from _drain_problems(run)
+    yield from _local_disk_problems(run)
     if isinstance(run.model, NamedModel):
         yield from _misfits(run, named_inventory(run.model.ref))
     else:
@@ -144,9 +145,7 @@ def _copy_problems(run: TrainingRun) -> Iterator[Problem]:
             code="too-few-domains",
         )
     if run.checkpoint.peer_rate == 0:
-        yield Problem(
-            path="spec.checkpoint.peer_rate", reason="expected at least 1 byte a second, got 0", code="out-of-range"
-        )
+        yield _no_rate("spec.checkpoint.peer_rate")
 
 
 def _drain_problems(run: TrainingRun) -> Iterator[Problem]:
@@ -167,9 +166,27 @@ def _drain_problems(run: TrainingRun) -> Iterator[Problem]:
             code="drain-same",
         )
     if drain.rate == 0:
-        yield Problem(
-            path="spec.checkpoint.drain.rate", reason="expected at least 1 byte a second, got 0", code="out-of-range"
-        )
+        yield _no_rate("spec.checkpoint.drain.rate")
+
+
+def _local_disk_problems(run: TrainingRun) -> Iterator[Problem]:
+    checkpoint, disk = run.checkpoint, run.checkpoint.local_disk
+    if disk is None:
+        return
+    stores = {"store": checkpoint.store, "drain.to": checkpoint.drain.to if checkpoint.drain is not None else None}
+    for name, store in stores.items():
+        if store is not None and disk.path.rstrip("/") == store.rstrip("/"):
+            yield Problem(
+                path="spec.checkpoint.local_disk.path",
+                reason=f"expected another place than spec.checkpoint.{name}, got the same, {disk.path!r}",
+                code="disk-in-store",
+            )
+    if disk.rate == 0:
+        yield _no_rate("spec.checkpoint.local_disk.rate")
+
+
+def _no_rate(path: str) -> Problem:
+    return Problem(path=path, reason="expected at least 1 byte a second, got 0", code="out-of-range")
 
 
 def _mesh_problems(run: TrainingRun) -> Iterator[Problem]:

@@ -53,7 +53,20 @@ def _told(text: str) -> str:
     return f"{scheme[:20]}://... otherwise" if mark else repr(text[:80])
 
 
+def _read_disk(text: str, *, name: str) -> str:
+    """An absolute path: nodes have no folder in common that a relative one could begin from."""
+    path = _read_store(text, name=name)
+    if not path.startswith("/"):
+        raise Invalid(
+            f"{name}: expected an absolute path on every node, got {_told(text)}",
+            hint="name a folder of each node's own disk, such as /nvme/behemoth",
+            code="disk-path",
+        )
+    return path
+
+
 STORE = Notation(what="a path, a file:// or an s3:// URL", pattern=r"[^\0]+", unit="path", read=_read_store, write=str)
+DISK = Notation(what="an absolute path", pattern=r"/[^\0]*", unit="path", read=_read_disk, write=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,3 +139,33 @@ class Drain:
 
     def __post_init__(self) -> None:
         require_ranges(self, name="drain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDisk:
+    """Each node's own disk, to which its store process copies what the node's ranks have committed."""
+
+    path: Annotated[
+        str,
+        About(
+            doc="A folder on a disk of each node; made if it is not there. Below it each node of each run has a folder "
+            "of its own. No place within a store, nor around one.",
+            kind=DISK,
+        ),
+    ]
+    rate: Annotated[
+        int | None,
+        About(
+            doc="Most bytes a second that a node writes there; no limit when left out. What has not been written when "
+            "the next checkpoint is committed is given up. A restore is not limited by it.",
+            kind=size(),
+        ),
+    ] = None
+    budget: Annotated[
+        int | None,
+        About(
+            doc="Most bytes of one node there: two files for each of its ranks, each as large as what the rank saves. "
+            "A program that declares more is refused, with numbers.",
+            kind=size(),
+        ),
+    ] = None

@@ -109,16 +109,18 @@ class GangUp(_Evidence, frozen=True, kw_only=True):
 
 class GangRestored(_Evidence, frozen=True, kw_only=True):
     """Every rank has its state back and stands at `step` completed steps. `num_from_memory` counts ranks that were
-    restored from their own node's memory, `num_from_peer` those from other nodes', `num_from_several` those of which
-    parts came from places of different kinds; the rest came from the store, of which the fleet read `store_bytes`.
-    `missed` says why, where nearer places were asked."""
+    restored from their own node's memory, `num_from_peer` those from other nodes', `num_from_disk` those from their own
+    node's disk, `num_from_several` those of which parts came from places of different kinds; the rest came from the
+    store, of which the fleet read `store_bytes`. `missed` says why, where nearer places were asked."""
 
     attempt: Attempt
     step: Step
     num_from_memory: int
     num_from_peer: int = 0
+    num_from_disk: int = 0
     num_from_several: int = 0
     peer_bytes: int = 0
+    disk_bytes: int = 0
     store_bytes: int = 0
     missed: str = ""
 

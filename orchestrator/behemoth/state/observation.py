@@ -39,6 +39,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 0
     slot: Slot | None = None
     """The slot it holds; a lost node keeps it until a spare replaces it."""
+    former_slot: Slot | None = None
+    """The slot that it held when all holders were lost with their coordinator."""
     joined_us: int = 0
     overdue_us: int | None = None
     """Until when its ordered agent may take to join; None while none is awaited."""

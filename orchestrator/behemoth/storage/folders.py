@@ -19,7 +19,7 @@ _NOT_REMOVED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
 """What rmdir(2) says of a folder that is not empty, or that is no folder any more."""
 
 
-def make_root(root: str) -> None:
+def make_root(root: str, *, mode: int = 0o777) -> None:
     """Make the root and those above it; the entry of each new one is durable before anything is put into it.
 
     Folders below are not synced here: `seal` and `create` sync all of them up to the root, once, and one sync for each
@@ -28,10 +28,23 @@ def make_root(root: str) -> None:
     if os.path.isdir(root):
         return
     above = os.path.dirname(root)
-    make_root(above)
+    make_root(above, mode=mode)
     with suppress(FileExistsError):
-        os.mkdir(root)
+        os.mkdir(root, mode)
     sync_folder(above, missing_ok=True)
+
+
+def make_folders(folder: str, *, mode: int) -> None:
+    """Make a folder and those above it that are missing, all with this mode: `os.makedirs` gives it to the last one
+    alone. Raises FileExistsError when something else stands there."""
+    if os.path.isdir(folder):
+        return
+    make_folders(os.path.dirname(folder), mode=mode)
+    try:
+        os.mkdir(folder, mode)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
 
 
 def sync_folder(folder: str, *, missing_ok: bool = False) -> None:

@@ -22,7 +22,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.ports import Into, ObjectInfo, Part
 from behemoth.storage.direct import Direct
-from behemoth.storage.folders import empty_folders, make_root, remove_empty, sync_folders, unlink, walk
+from behemoth.storage.folders import empty_folders, make_folders, make_root, remove_empty, sync_folders, unlink, walk
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.open_files import OpenFiles
 from behemoth.storage.os_errors import named_errors
@@ -47,13 +47,22 @@ class LocalStore:
     """One directory. The root is made by the first write. Thread-safe; many processes may share a root.
 
     `max_open_files` bounds the descriptors that wait for `seal`. Without `direct_writes` everything that is written
-    stays in the page cache, for who reads it again soon on this machine and has it nowhere else in memory.
+    stays in the page cache, for who reads it again soon on this machine and has it nowhere else in memory. What
+    `is_private` is made for its owner alone; otherwise the process's umask says who may read.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 256, direct_writes: bool = True) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        max_open_files: int = 256,
+        direct_writes: bool = True,
+        is_private: bool = False,
+    ) -> None:
         self._root = os.path.abspath(root)
         self._direct = Direct(writes=direct_writes)
-        self._files = OpenFiles(limit=max_open_files)
+        self._file_mode, self._folder_mode = (0o600, 0o700) if is_private else (0o666, 0o777)
+        self._files = OpenFiles(limit=max_open_files, mode=self._file_mode)
 
     @property
     def root(self) -> str:
@@ -205,10 +214,10 @@ class LocalStore:
         )
 
     def _make_folder(self, folder: str) -> None:
-        make_root(self._root)
+        make_root(self._root, mode=self._folder_mode)
         if folder != self._root and not os.path.isdir(folder):
             with suppress(FileExistsError):  # what stands there instead is told by the open(2) that follows
-                os.makedirs(folder, exist_ok=True)
+                make_folders(folder, mode=self._folder_mode)
 
     def _create_file(self, key: str, path: str, data: memoryview) -> None:
         folder = os.path.dirname(path)
@@ -216,7 +225,7 @@ class LocalStore:
             temp = os.path.join(folder, f"{TEMP_PREFIX}{secrets.token_hex(8)}")
             try:
                 self._make_folder(folder)
-                _link_durable(key, temp, path, data)
+                _link_durable(key, temp, path, data, self._file_mode)
                 return
             except FileNotFoundError:
                 continue  # somebody's gc cleared the folder or the temporary file away
@@ -261,9 +270,9 @@ def _set_size(fd: int, key: str, size_bytes: int) -> None:
     os.ftruncate(fd, size_bytes)
 
 
-def _link_durable(key: str, temp: str, path: str, data: memoryview) -> None:
+def _link_durable(key: str, temp: str, path: str, data: memoryview, mode: int) -> None:
     """Write `temp`, make it durable, and give it its second, final name. Raises Conflict when that is taken."""
-    fd = os.open(temp, _TEMP_FLAGS, 0o666)
+    fd = os.open(temp, _TEMP_FLAGS, mode)
     try:
         write_all(fd, (0, [data] if data.nbytes else []))
         os.fsync(fd)

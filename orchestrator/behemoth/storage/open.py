@@ -43,6 +43,11 @@ def open_files(url: str, *, direct_writes: bool = True) -> LocalStore:
     return LocalStore(path_of(url), direct_writes=direct_writes)
 
 
+def open_private(path: str) -> LocalStore:
+    """A folder for what is nobody else's business: readable by the owner only."""
+    return LocalStore(path, is_private=True)
+
+
 def open_source(url: str) -> LinkedFolder | S3Store:
     """What other programs wrote, for reading: as `open_store`, and links to files are followed."""
     return open_bucket(url) if is_s3(url) else LinkedFolder(path_of(url))

@@ -28,8 +28,10 @@ class _OpenFile:
 class OpenFiles:
     """Descriptors by path, shared by threads. Never closes one that a thread is using."""
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int, mode: int = 0o666) -> None:
+        """`mode`: of files that are made, less the umask."""
         self._limit = limit
+        self._mode = mode
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._failed: dict[str, OSError] = {}
         self._lock = threading.Lock()
@@ -79,7 +81,7 @@ class OpenFiles:
             file = self._known(path)
             if file is None:
                 self._drop_removed()
-                file = self._files[path] = _OpenFile(path, os.open(path, _FLAGS, 0o666))
+                file = self._files[path] = _OpenFile(path, os.open(path, _FLAGS, self._mode))
             self._files.move_to_end(path)
             file.num_users += 1
             return file

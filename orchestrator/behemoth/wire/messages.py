@@ -74,13 +74,16 @@ class RanksRestored(_Message, frozen=True, kw_only=True):
     layout: str = ""
     num_from_peer: int = 0
     """Ranks whose state came out of other nodes' memory."""
+    num_from_disk: int = 0
+    """Ranks whose state came from their node's own disk."""
     num_from_several: int = 0
     """Ranks of which parts came from places of different kinds, as from other nodes' memory and from the store."""
     peer_bytes: int = 0
+    disk_bytes: int = 0
     store_bytes: int = 0
     """Read from the store, metadata and what is read for CRCs included."""
     missed: str = ""
-    """Why a rank's state, or a part of it, came from the store and not from memory that was asked for it."""
+    """Why a rank's state, or a part of it, came from the store and not from a nearer place that was asked for it."""
 
 
 class RanksGone(_Message, frozen=True, kw_only=True):
@@ -204,6 +207,14 @@ class CommandWork(_Message, frozen=True, kw_only=True):
     argv: tuple[str, ...]
 
 
+class LocalDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk of each node, to which it copies what its ranks have committed. `budget_bytes`: most of one node there."""
+
+    path: str
+    rate_bytes_per_s: int | None = None
+    budget_bytes: int | None = None
+
+
 class Setup(_Message, frozen=True, kw_only=True):
     """What stays the same for the life of a run. `environment` may hold secrets: it is never logged."""
 
@@ -236,6 +247,7 @@ class Setup(_Message, frozen=True, kw_only=True):
     """Most bytes a second that a node takes for copies."""
     share_reads: Literal["auto", "always", "never"] = "never"
     """Whether each part of a checkpoint is read from the store by one node and passed on to the others."""
+    local_disk: LocalDisk | None = None
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
@@ -327,9 +339,11 @@ class AbortSave(_Message, frozen=True, kw_only=True):
 
 
 class Leave(_Message, frozen=True, kw_only=True):
-    """The run is over here, or the agent was evicted: end all workers and exit with 0."""
+    """The run is over here, or the agent was evicted: end all workers and exit with 0. `is_run_over`: it has succeeded,
+    so nobody will take it up again."""
 
     reason: str
+    is_run_over: bool = False
 
 
 Command: TypeAlias = Welcome | Rejected | StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave | Leave

@@ -184,7 +184,7 @@ class LocalRun:
             machines = Machines(runtime, self._tell)
             stack.push_async_callback(asyncio.to_thread, machines.close)
             fleet = await self._open_fleet(place)
-            stack.push_async_callback(fleet.close, "the run is over on this coordinator")
+            stack.push_async_callback(self._close_fleet, fleet)
             desk = CheckpointDesk(
                 store,
                 run_name=request.run.name,
@@ -261,6 +261,12 @@ class LocalRun:
         begin_term(place.directory, self._epoch, port)
         self._address = f"{'127.0.0.1' if is_local else own_address()}:{port}"
         return self._fleet
+
+    async def _close_fleet(self, fleet: Fleet) -> None:
+        """Agents of a run that has succeeded leave nothing behind; one that was stopped may be taken up again."""
+        observation = self._loop.observation if self._loop is not None else None
+        is_run_over = observation is not None and observation.outcome == "succeeded"
+        await fleet.close("the run is over on this coordinator", is_run_over=is_run_over)
 
     async def _finish(self, second: SecondStore, store: SavesTo, history: History) -> DrainTable:
         """A run is not over before its last checkpoint is in the second store."""

@@ -15,9 +15,9 @@ def main(argv: list[str]) -> int:
     die_with_parent(signal.SIGKILL, parent=agent_pid)
     # Imported once the tie holds: a process that is stopped while it imports must die with its agent too.
     from behemoth.agent.storeserver import serve_store
-    from behemoth.storage.open import open_store
+    from behemoth.storage.open import open_private, open_store
 
-    serve_store(socket.socket(fileno=fd), open_store)
+    serve_store(socket.socket(fileno=fd), open_store, open_private)
     return 0
 
 

@@ -1,0 +1,227 @@
+"""A rank's newest snapshots in two files of its node's own disk, which take turns: a good one is overwritten only while
+the other is whole.
+
+A file counts by its header, which is written last, after all else is durable, and taken back first. So a process that
+is killed at any moment leaves the older snapshot, or the newer one. The arena may be filled anew while it is copied:
+its sequence is looked at again after the last byte has been read, and the CRCs tell the rest. Neighbours:
+`snapshot_format` (what stands where), `arena` (where snapshots come from), `copying` (where they go to).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.ids import RunUid, Step, WriteId
+from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import CRC_BYTES, PAGE_BYTES, Snapshot
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.plan import RankPlan, Span
+from behemoth.checkpoint.snapshot_format import (
+    NO_HEADER,
+    TABLE_OFFSET,
+    SnapshotHeader,
+    data_offset,
+    file_bytes,
+    table_bytes,
+)
+from behemoth.ports import ObjectStore, Part, WritesRanges
+
+NUM_FILES = 2
+BLOCK_BYTES = 8 << 20
+"""What is written at once, whole pages."""
+
+
+def keys_of(prefix: str, rank: int) -> tuple[str, ...]:
+    """The files of a rank."""
+    return tuple(f"{prefix}/rank-{rank:05d}.{index}" for index in range(NUM_FILES))
+
+
+class SnapshotFiles:
+    """Of the rank of `plan`, below `prefix` of a store. One thread at a time writes; others may read meanwhile."""
+
+    def __init__(self, store: WritesRanges, prefix: str, plan: RankPlan, *, run_uid: RunUid) -> None:
+        self._store = store
+        self._plan = plan
+        self._run_uid = run_uid
+        self.keys = keys_of(prefix, plan.rank)
+
+    def find(self, write_id: WriteId, step: Step) -> SnapshotInFile:
+        """The snapshot of a write. Raises NotFound, which says what lies there instead."""
+        said: list[str] = []
+        for key in self.keys:
+            name = key.rpartition("/")[2]
+            try:
+                header = self._header(key)
+            except NotFound:
+                continue
+            except BehemothError as error:
+                said.append(f"{name}: {error.message}")
+                continue
+            if header is None:
+                said.append(f"{name} is unfinished")
+            elif not header.is_of(self._plan, self._run_uid):
+                said.append(f"{name} is of another run, rank or layout")
+            elif (header.write_id, header.step) == (write_id, step):
+                return SnapshotInFile(self._store, key, self._plan, header)
+            else:
+                said.append(f"{name} holds write {header.write_id} of step {header.step}")
+        raise NotFound(
+            f"own disk: expected write {write_id} of step {step} of rank {self._plan.rank}, got "
+            f"{'; '.join(said) or 'no file'}",
+            code="no-snapshot",
+        )
+
+    def holds(self, write_id: WriteId, step: Step) -> bool:
+        """Whether a file says that it has the write."""
+        return any(one is not None and (one.write_id, one.step) == (write_id, step) for _, one in self._held())
+
+    def new_bytes(self) -> int:
+        """How much more room the next `write` takes on the disk: nothing where it fills a file that is there."""
+        key, _ = self._next()
+        return 0 if self._size(key) == file_bytes(self._plan) else file_bytes(self._plan)
+
+    def write(self, arena: Arena, snapshot: Snapshot, *, pace: Callable[[int], None]) -> None:
+        """Copy a verified snapshot into the file whose turn it is, durably. `pace` is called before each block with its
+        size, and may wait or raise: what was there is given up then, the other file stays.
+
+        Raises Conflict when the arena was filled anew meanwhile, or holds other bytes than were saved, and the store's
+        errors; one that has no room keeps nothing of the file."""
+        key, turn = self._next()
+        self._give_up(key)
+        try:
+            table_crc = self._fill(key, arena, snapshot, pace)
+            self._store.seal([key])
+        except Unavailable as error:
+            if error.code == "no-space":  # others may need what is left
+                self._store.delete([key])
+            raise
+        header = SnapshotHeader.of(
+            self._plan,
+            run_uid=self._run_uid,
+            step=snapshot.step,
+            write_id=snapshot.write_id,
+            turn=turn,
+            table_crc=table_crc,
+        )
+        self._put(key, 0, header.encode())
+        self._store.seal([key])
+
+    def drop(self, write_id: WriteId) -> None:
+        """Forget a snapshot that has turned out to be damaged, so that it is written again."""
+        for key, header in self._held():
+            if header is not None and header.write_id == write_id:
+                self._give_up(key)
+
+    def _fill(self, key: str, arena: Arena, snapshot: Snapshot, pace: Callable[[int], None]) -> int:
+        """All but the header; the CRC of the table."""
+        crcs, data = arena.crcs(snapshot.generation), arena.data(snapshot.generation)
+        left: Iterator[tuple[Span, int]] = zip(self._plan.spans, crcs.tolist(), strict=True)
+        for at in range(0, self._plan.data_bytes, BLOCK_BYTES):
+            end = min(at + BLOCK_BYTES, self._plan.data_bytes)
+            pace(end - at)
+            self._put(key, data_offset(self._plan) + at, data[at:end])
+            _require_held(arena, snapshot)
+            left = self._checked(data, left, end)
+        table = crcs.tobytes()
+        self._put(key, TABLE_OFFSET, table)
+        _require_held(arena, snapshot)
+        return crc32c(table)
+
+    def _checked(self, data: memoryview, left: Iterator[tuple[Span, int]], end: int) -> Iterator[tuple[Span, int]]:
+        """Hold the spans that end within the first `end` bytes to their CRCs, while those are in the caches; the spans
+        that are left then."""
+        for span, expected in left:
+            if span.arena_offset + span.length > end:
+                return chain([(span, expected)], left)
+            got = crc32c(data[span.arena_offset : span.arena_offset + span.length])
+            if got != expected:
+                raise Conflict(
+                    f"rank {self._plan.rank}: expected CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes "
+                    f"at {span.arena_offset} of its staging memory",
+                    hint="it was filled anew meanwhile, or is damaged",
+                    code="copy-crc",
+                )
+        return left
+
+    def _next(self) -> tuple[str, int]:
+        """The file to overwrite: one without a snapshot, else the older; and the turn that its header will tell."""
+        held = self._held()
+        turns = [header.turn for _, header in held if header is not None]
+        key, _ = min(held, key=lambda one: -1 if one[1] is None else one[1].turn)
+        return key, 1 + max(turns, default=0)
+
+    def _held(self) -> list[tuple[str, SnapshotHeader | None]]:
+        """Each file with its header, None unless it is a snapshot of this rank."""
+        found: list[tuple[str, SnapshotHeader | None]] = []
+        for key in self.keys:
+            try:
+                header = self._header(key)
+            except (NotFound, Corrupt, Invalid):
+                header = None
+            found.append((key, header if header is not None and header.is_of(self._plan, self._run_uid) else None))
+        return found
+
+    def _header(self, key: str) -> SnapshotHeader | None:
+        page = bytearray(PAGE_BYTES)
+        self._store.read_into(key, offset_bytes=0, into=page)
+        return SnapshotHeader.decode(bytes(page))
+
+    def _give_up(self, key: str) -> None:
+        """What the file held is no snapshot from now on, durably, before the first byte of it changes."""
+        size_bytes = self._size(key)
+        if size_bytes is None:
+            return
+        if size_bytes != file_bytes(self._plan):
+            self._store.delete([key])
+            return
+        self._put(key, 0, NO_HEADER)
+        self._store.seal([key])
+
+    def _size(self, key: str) -> int | None:
+        folder = key.rpartition("/")[0]
+        return next((one.size_bytes for one in self._store.list(folder) if one.key == key), None)
+
+    def _put(self, key: str, offset_bytes: int, data: bytes | memoryview) -> None:
+        part = Part(offset_bytes=offset_bytes, buffers=(data,))
+        self._store.write_parts(key, size_bytes=file_bytes(self._plan), parts=(part,))
+
+
+class SnapshotInFile:
+    """Implements `copying.SnapshotSource`."""
+
+    def __init__(self, store: ObjectStore, key: str, plan: RankPlan, header: SnapshotHeader) -> None:
+        self._store = store
+        self._key = key
+        self._plan = plan
+        self._header = header
+
+    def crcs(self) -> Sequence[int]:
+        """Raises Corrupt when the table is damaged."""
+        table = bytearray(table_bytes(self._plan))
+        self._store.read_into(self._key, offset_bytes=TABLE_OFFSET, into=table)
+        if crc32c(table) != self._header.table_crc:
+            raise Corrupt(f"own disk: {self._key}: its table of CRCs is damaged", code="snapshot-table")
+        return np.frombuffer(table, dtype=f"<u{CRC_BYTES}").tolist()  # type: ignore[no-any-return]
+
+    def read_into(self, offset_bytes: int, into: memoryview) -> None:
+        """In two reads where it begins within a page: file and arena begin pages alike, so that the rest can be read
+        past the page cache."""
+        askew = min(-offset_bytes % PAGE_BYTES, into.nbytes)
+        at = data_offset(self._plan) + offset_bytes
+        if askew:
+            self._store.read_into(self._key, offset_bytes=at, into=into[:askew])
+        if askew < into.nbytes:
+            self._store.read_into(self._key, offset_bytes=at + askew, into=into[askew:])
+
+
+def _require_held(arena: Arena, snapshot: Snapshot) -> None:
+    """Raises Conflict when the generation was given to something else, so that bytes read from it may be others."""
+    if arena.sealed(snapshot.generation, snapshot.sequence) is None:
+        raise Conflict(
+            f"arena of rank {arena.rank}, generation {snapshot.generation}: its snapshot was replaced",
+            code="snapshot-replaced",
+        )

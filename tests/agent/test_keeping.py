@@ -1,0 +1,202 @@
+"""What a node has copied to its own disk, when, and what becomes of it; the store process is a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from agent.stage import setup_for
+from behemoth.agent.arenas import Arenas
+from behemoth.agent.keeping import Keeping
+from behemoth.agent.storewire import DiskCleared, Failed, KeepOnDisk, KeptOnDisk
+from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.wire.messages import LocalDisk, RestoreFrom
+from behemoth.wire.session import Declare
+
+FIRST, SECOND = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) for step in (10, 20))
+DECLARED = Declare(layout=b"layout", digest="one", arena_bytes=4096)
+
+
+class FakeStore:
+    """Answers orders with what `answers` says, in order, then with success; one of `stuck` waits for `let_go`."""
+
+    def __init__(self) -> None:
+        self.orders: list[KeepOnDisk] = []
+        self.answers: list[str] = []
+        self.stuck: asyncio.Future[None] | None = None
+        self.num_cleared = 0
+        self.news = asyncio.Event()
+        self._jobs = itertools.count(1)
+
+    def new_job(self) -> int:
+        return next(self._jobs)
+
+    async def keep_on_disk(self, order: KeepOnDisk, fd: int) -> KeptOnDisk | Failed:
+        assert os.fstat(fd)
+        self.orders.append(order)
+        self.news.set()
+        if self.stuck is not None:
+            await self.stuck
+            return Failed(job=order.job, reason="cancelled", is_corrupt=False)
+        reason = self.answers.pop(0) if self.answers else ""
+        if reason:
+            return Failed(job=order.job, reason=reason, is_corrupt=False)
+        return KeptOnDisk(job=order.job, num_bytes=1)
+
+    async def clear_disk(self) -> DiskCleared | Failed:
+        self.num_cleared += 1
+        return DiskCleared(job=0)
+
+    def let_go(self, job: int) -> None:
+        assert self.orders[-1].job == job
+        assert self.stuck is not None
+        self.stuck.set_result(None)
+        self.stuck = None
+
+    async def ordered(self, count: int) -> list[tuple[Rank, WriteId]]:
+        """The first `count` orders, once there are so many, and no more than these."""
+        async with asyncio.timeout(10):
+            while len(self.orders) < count:
+                self.news.clear()
+                await self.news.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(self.orders) == count
+        return [(order.rank, order.write_id) for order in self.orders]
+
+
+def play(
+    folder: Path,
+    scene: Callable[[Keeping, FakeStore, Arenas], Awaitable[None]],
+    *,
+    disk: LocalDisk | None = LocalDisk(path="/disk"),  # noqa: B008 - frozen
+) -> None:
+    async def run() -> None:
+        store, arenas = FakeStore(), Arenas()
+        setup = structs.replace(setup_for(folder), local_disk=disk)
+        keeping = Keeping(store=store, arenas=arenas, setup=setup)  # type: ignore[arg-type]
+        task = asyncio.create_task(keeping.run())
+        try:
+            await scene(keeping, store, arenas)
+        finally:
+            task.cancel()
+            arenas.close()
+
+    asyncio.run(run())
+
+
+def commit(keeping: Keeping, arenas: Arenas, write: RestoreFrom, *, ranks: int = 2) -> None:
+    """As `saves` and `orders` do."""
+    for local in range(ranks):
+        memory = arenas.declare(local, Rank(4 + local), DECLARED)
+        assert memory.grant(write.write_id) is not None
+        memory.staged(write.write_id)
+    arenas.committed(write.write_id)
+    keeping.committed(write)
+
+
+def test_each_rank_is_copied_once_for_each_commit(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        commit(keeping, arenas, FIRST)
+        assert await store.ordered(2) == [(4, "a1-10"), (5, "a1-10")]
+        keeping.committed(FIRST)
+        keeping.restored()
+        await store.ordered(2)
+        commit(keeping, arenas, SECOND)
+        assert (await store.ordered(4))[2:] == [(4, "a1-20"), (5, "a1-20")]
+
+    play(tmp_path, scene)
+
+
+def test_what_a_restore_brought_back_is_copied_too(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        keeping.began(FIRST)
+        assert await store.ordered(0) == []
+        arenas.declare(0, Rank(4), DECLARED).restored(0, FIRST.write_id)
+        keeping.restored()
+        assert await store.ordered(1) == [(4, "a1-10")]
+
+    play(tmp_path, scene)
+
+
+def test_memory_with_just_a_part_of_a_checkpoint_is_not_copied(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        keeping.began(FIRST)
+        arenas.declare(0, Rank(4), DECLARED).restored(0, None)
+        keeping.restored()
+        assert await store.ordered(0) == []
+
+    play(tmp_path, scene)
+
+
+def test_a_copy_holds_no_memory_that_the_next_save_wants(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.stuck = asyncio.get_running_loop().create_future()
+        commit(keeping, arenas, FIRST, ranks=1)
+        await store.ordered(1)
+        memory = arenas.of(0)
+        assert memory is not None
+        assert not any(generation.is_read for generation in memory.generations)
+        assert memory.grant(SECOND.write_id) is not None
+        store.let_go(1)
+
+    play(tmp_path, scene)
+
+
+def test_the_next_commit_ends_a_copy_that_is_under_way_and_the_log_says_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.stuck = asyncio.get_running_loop().create_future()
+        commit(keeping, arenas, FIRST, ranks=1)
+        await store.ordered(1)
+        commit(keeping, arenas, SECOND, ranks=1)
+        assert await store.ordered(2) == [(4, "a1-10"), (4, "a1-20")]
+
+    play(tmp_path, scene)
+    assert "rank 4, write a1-10 is not there: the next checkpoint was committed before" in caplog.text
+    assert "raise spec.checkpoint.local_disk.rate" in caplog.text
+
+
+def test_a_failure_is_logged_and_tried_again_with_the_next_news_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.answers = ["no room on the disk", ""]
+        commit(keeping, arenas, FIRST)
+        await store.ordered(2)
+        keeping.restored()
+        assert (await store.ordered(3))[2] == (4, "a1-10")
+
+    play(tmp_path, scene)
+    (told,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert told == "own disk: rank 4, write a1-10 is not there: no room on the disk"
+
+
+def test_a_run_that_is_over_clears_the_disk_and_copies_nothing_more(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.stuck = asyncio.get_running_loop().create_future()
+        commit(keeping, arenas, FIRST)
+        await store.ordered(1)
+        await keeping.clear()
+        assert store.num_cleared == 1
+        await store.ordered(1)
+
+    play(tmp_path, scene)
+
+
+def test_a_run_without_a_disk_has_nothing_copied_and_nothing_cleared(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        commit(keeping, arenas, FIRST)
+        await store.ordered(0)
+        await keeping.clear()
+        assert store.num_cleared == 0
+
+    play(tmp_path, scene, disk=None)
