@@ -101,7 +101,7 @@ def train_big() -> None:
     print(f"restored {first} {big.min()} {big.max()} {scale[0]}", flush=True)
     for step in run.steps(first):
         scale += 1  # changes in the forward pass, while the copy of the rest goes on
-        time.sleep(60 if step == run.args.get("long_step") and run.attempt == 1 else 0.05)
+        time.sleep(600 if step == run.args.get("long_step") and run.attempt == 1 else 0.05)
         if step != run.args.get("unfenced_step"):
             run.fence()
         big += 1

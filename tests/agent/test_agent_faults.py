@@ -377,7 +377,7 @@ def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path:
         await here.wait_for(WorkerEnded, lambda report: report.rank == 0 and report.signal == 9)
         await here.wait_for(WorkerEnded, lambda report: report.rank == 1 and report.signal == 9)
         bred = {int(pid) for pid in re.findall(r"\d+", here.log(1, 0).split("pids")[1].splitlines()[0])}
-        await gone(bred | {server} | set(workers), limit_s=10)
+        await gone(bred | {server} | set(workers))
         here.start_gang(2)
         await here.wait_for(RanksUp, lambda report: report.attempt == 2)
         assert here.agents["n0"].poll() is None
@@ -403,7 +403,7 @@ def test_nothing_outlives_the_agent(tmp_path: Path, end: str) -> None:
             for pid in below - bred | {here.agents["n0"].pid}:
                 os.kill(pid, signal.SIGSTOP)
             kill(here.agents["n0"].pid)
-        await gone(below | bred, limit_s=10)
+        await gone(below | bred)
 
     play(tmp_path, scene, setup_for(tmp_path, "breed"))
 
@@ -437,7 +437,7 @@ def test_what_a_worker_leaves_running_in_its_group_ends_with_it_while_its_peers_
         ended = await here.wait_for(WorkerEnded)
         assert (ended.rank, ended.exit_code) == (1, 3)
         left, child = map(int, re.findall(r"\d+", log.split("pids")[1].splitlines()[0]))
-        await gone({left, child}, limit_s=10)
+        await gone({left, child})
         assert len(await worker_pids(here)) == 1
 
     play(tmp_path, scene, setup_for(tmp_path, "leave_a_child"))
@@ -603,7 +603,7 @@ def test_without_grace_the_workers_end_with_the_coordinator(tmp_path: Path) -> N
         await here.wait_for(RanksUp)
         below = descendants(here.agents["n0"].pid)
         await here.go_away()
-        await gone(below, limit_s=10)
+        await gone(below)
         assert here.agents["n0"].wait(5) == 1
 
     play(tmp_path, scene)

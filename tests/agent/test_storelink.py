@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.stage import LIMIT_S
 from behemoth.agent import storelink
 from behemoth.agent.arenas import Arenas, RankMemory
 from behemoth.agent.child import Child
@@ -23,7 +24,6 @@ from behemoth.checkpoint.plan import plan_rank
 from behemoth.spec.mesh import Mesh
 from behemoth.wire.session import Declare
 
-LIMIT_S = 20.0
 ANSWER_LIMIT_S = 0.2
 LAYOUT = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="uint8", shape=(64,)),))
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from agent.peers.staged import LAYOUT, StagedRank, staged_rank
+from agent.stage import LIMIT_S
 from behemoth.agent.memories import Memories
 from behemoth.agent.storeserver import serve_store
 from behemoth.agent.storewire import STORE_REPORTS, Cancel, Failed, OpenStore, StoreOrder, StoreReport, Write, Written
@@ -21,7 +22,6 @@ from behemoth.testing.store import MemoryStore
 from behemoth.wire.ends import Peer, send_with
 from behemoth.wire.frames import encode_frame
 
-LIMIT_S = 30
 WRITE = WriteId("a1-1")
 
 

@@ -18,6 +18,7 @@ from behemoth.rayrt import runtime as runtime_module
 from behemoth.rayrt.keeper import descendants
 from behemoth.rayrt.runtime import embed_ray, join_ray
 from behemoth.testing.runtime import (
+    WAIT_S,
     SuiteAgents,
     assert_dead,
     await_gone,
@@ -61,7 +62,7 @@ def test_a_killed_actor_is_told_takes_its_agent_along_and_is_replaced(tmp_path: 
         (event,) = await_gone(runtime)
         assert (event.node, event.incarnation) == (NODES[0], incarnation)
         assert "actor" in event.reason
-        wait_until_dead(pids, limit_s=2.0)
+        wait_until_dead(pids)
         assert is_alive(other_pids[0])
         _, new_pids = agents.start(NODES[0], SLEEP)
         assert is_alive(new_pids[0])
@@ -98,8 +99,8 @@ def test_killing_the_run_leaves_nothing_of_ray_or_ours(tmp_path: Path) -> None:
         assert len(agents) == 2
         assert any("raylet" in command_of(pid) for pid in below)
         driver.send_signal(signal.SIGKILL)
-    wait_until_dead(agents, limit_s=2.0)
-    wait_until_dead(below, limit_s=10.0)
+    wait_until_dead(agents)
+    wait_until_dead(below)
     assert members_of(below) == []
     assert not Path(temp_dir).exists()
 
@@ -160,8 +161,8 @@ def test_a_malformed_address_is_invalid(address: str) -> None:
         join_ray(address)
 
 
-def wait_until_dead(pids: list[int], *, limit_s: float) -> None:
-    deadline_s = time.monotonic() + limit_s
+def wait_until_dead(pids: list[int]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
     while time.monotonic() < deadline_s and any(map(is_alive, pids)):
         time.sleep(0.02)
     assert_dead(pids)

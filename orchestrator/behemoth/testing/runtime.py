@@ -20,8 +20,8 @@ from behemoth.base.errors import Conflict, NotFound
 from behemoth.base.ids import NodeId
 from behemoth.ports import NodeGone, Runtime
 
-WAIT_S = 20.0
-"""Bound of every wait of the suite; an adapter on a busy machine is slow, not wrong."""
+WAIT_S = 60.0
+"""Bound of every wait of the suite, half of what its programs sleep; on a busy machine adapters are slow, not wrong."""
 
 _OBEDIENT = """
 import os, select
