@@ -163,8 +163,8 @@ def test_values_of_numpy_are_kept_without_pickle_and_hinder_no_verb(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def state(seed: int) -> dict[str, Any]:
-        moments = [{"m": np.full((2, 3), seed, dtype=np.float16), "lr": np.float64(seed) / 3}]
-        return {"w": torch.full((4,), float(seed)), "optim": {"state": moments}, "seen": np.arange(seed)}
+        optim = {"m": np.full((2, 3), seed, dtype=np.float16), "lr": np.float64(seed) / 3, "ids": {seed, 9}}
+        return {"w": torch.full((4,), float(seed)), "optim": optim, "seen": [np.arange(seed)]}
 
     for seed in (1, 2):
         save(state(seed), storage_writer=BehemothWriter(tmp_path / f"step-{seed}"))
