@@ -24,7 +24,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.interop.tensors import read_box
-from behemoth.dcp import BehemothReader
+from behemoth.dcp import BehemothReader, BehemothWriter
 from behemoth.dcp.foreign import read_dcp
 from behemoth.dcp.metadata_file import METADATA_FILE, decode_metadata
 from behemoth.rayrt.processes import SubprocessRuntime
@@ -112,6 +112,30 @@ def test_values_that_need_a_pickle_are_named_and_left_out_only_when_told(
     assert "began" in err
     got = load({"w": torch.zeros(3), "step": None}, storage_reader=BehemothReader(tmp_path / "new"))
     assert same(got, {"w": torch.ones(3), "step": 4})
+
+
+def test_values_of_numpy_are_imported_and_come_back_as_torch_loads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = {
+        "order": np.arange(6).reshape(2, 3).T,
+        "none": np.zeros((0, 2)),
+        "seed": np.random.RandomState(1).get_state(),
+    }
+    state = {"w": torch.ones(3), "loader": loader, "best": np.float32(0.5), "names": np.array(["a", "bc"])}
+    save(state, storage_writer=FileSystemWriter(tmp_path / "old"))
+    assert run(capsys, "import", str(tmp_path / "old"), "--to", str(tmp_path / "new"))[0] == 0
+    got = load(blank(state), storage_reader=BehemothReader(tmp_path / "new"))
+    assert same(got, load(blank(state), storage_reader=FileSystemReader(tmp_path / "old")))
+    assert same(got, state)
+
+
+def test_the_folder_of_a_checkpoint_of_ours_is_not_imported_as_one_of_torchs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(state_of(1), storage_writer=BehemothWriter(tmp_path / "out" / "step-3"))
+    code, _, err = run(capsys, "import", str(tmp_path / "out" / "step-3"), "--to", str(tmp_path / "new"))
+    assert (code, "code: dcp-signpost" in err) == (2, True)
 
 
 def test_skipping_pickles_of_safetensors_is_an_option_without_effect(

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -156,6 +157,22 @@ def test_what_only_pickle_can_keep_is_refused_by_name_and_nothing_is_committed(t
     assert "'run.began'" in str(refusal(caught.value))
     assert "allow_pickle=True" in refusal(caught.value).hint
     assert refs(tmp_path) == []
+
+
+def test_values_of_numpy_are_kept_without_pickle_and_hinder_no_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state(seed: int) -> dict[str, Any]:
+        optim = {"m": np.full((2, 3), seed, dtype=np.float16), "lr": np.float64(seed) / 3, "ids": {seed, 9}}
+        return {"w": torch.full((4,), float(seed)), "optim": optim, "seen": [np.arange(seed)]}
+
+    for seed in (1, 2):
+        save(state(seed), storage_writer=BehemothWriter(tmp_path / f"step-{seed}"))
+    assert same(loaded(tmp_path / "step-2", state(0)), state(2))
+    assert root.run(["ckpt", "show", str(tmp_path)]) == 0
+    assert root.run(["ckpt", "diff", str(tmp_path), "1", "2"]) == 3
+    assert root.run(["ckpt", "export", str(tmp_path), "--to", str(tmp_path.parent / "exported")]) == 0
+    assert "state/dcp" in capsys.readouterr().out
 
 
 def test_pickles_need_the_flag_on_both_ways(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 
@@ -45,6 +46,8 @@ def same(one: Any, other: Any) -> bool:
             return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
         case torch.Tensor():
             return one.dtype == other.dtype and one.shape == other.shape and _bits(one) == _bits(other)
+        case np.ndarray() | np.generic():
+            return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
         case io.BytesIO():
             return bool(one.getvalue() == other.getvalue())
         case _:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from behemoth.app.clean_store import CleanPlan, Judged
     from behemoth.checkpoint.copy_plan import CopyPlan
     from behemoth.checkpoint.draining import Copied
-    from behemoth.checkpoint.gc import Write
+    from behemoth.checkpoint.signposts import Write
     from behemoth.policy.retention import Retention
 
 

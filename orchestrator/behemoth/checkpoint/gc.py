@@ -28,6 +28,7 @@ from behemoth.checkpoint.paths import (
     write_of_marker,
 )
 from behemoth.checkpoint.pins import pinned_writes
+from behemoth.checkpoint.signposts import Signpost, Write, forget, signposts, take_down
 from behemoth.policy.retention import MIN_KEPT
 from behemoth.ports import ObjectInfo, ObjectStore, UnfinishedUpload, UploadsParts
 
@@ -37,7 +38,6 @@ ORPHAN_AGE_S = 24 * 3600.0
 """An upload begun so long ago is nobody's any more: a save ends within minutes, an import within hours."""
 
 InFlight = Collection[WriteId] | Callable[[], Collection[WriteId]]
-Write = tuple[Step, WriteId]
 
 
 class CommitName(Protocol):
@@ -69,8 +69,9 @@ class KeepsLeftovers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
-    """What would be deleted, in this order: commits, unfinished uploads, objects, leftovers, marks of deletions that
-    were cut off. `spared` was to be dropped and is pinned."""
+    """What would be deleted, in this order: signposts, commits, unfinished uploads, objects, leftovers, marks of
+    deletions that were cut off. `spared` was to be dropped and is pinned. `signposts` are all that the store has: those
+    of the commits go, and those of `unposted`, writes that have none."""
 
     commits: tuple[Write, ...]
     uploads: tuple[UnfinishedUpload, ...]
@@ -78,6 +79,8 @@ class GcPlan:
     leftovers: tuple[str, ...]
     stale_marks: tuple[str, ...]
     spared: tuple[Write, ...]
+    signposts: tuple[Signpost, ...]
+    unposted: frozenset[Write]
 
     def objects_without(self, spared: Collection[Write]) -> Iterator[ObjectInfo]:
         """What goes when these writes were pinned after the plan was made."""
@@ -96,6 +99,7 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     to drop one of the newest two intact commits, and Corrupt as `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
+    posted = signposts(store)
     uploads = list(store.list_uploads(STEPS)) if isinstance(store, UploadsParts) else []
     youngest_s = ORPHAN_AGE_S if in_flight is None else 0.0
     flying = set(in_flight() if callable(in_flight) else in_flight or ())
@@ -110,6 +114,7 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     garbage = list(_of(store, dropped))
     spared = {None, *kept, *dropped}
     garbage += [info for info in listed if write_of_key(info.key) not in spared]
+    unposted = {one.write for one in posted if in_flight is not None and one.write[1] not in flying}
     marked = ((info.key, write_of_marker(info.key)) for info in store.list(DELETING))
     return GcPlan(
         commits=tuple(sorted(committed & dropped)),
@@ -118,6 +123,8 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
         stale_marks=tuple(key for key, write in marked if write is not None and write not in committed & dropped),
         spared=tuple(sorted(asked & pinned)),
+        signposts=tuple(posted),
+        unposted=frozenset(write for write in unposted - kept - dropped if write[0] not in unreadable),
     )
 
 
@@ -140,9 +147,11 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     nobody else commits or deletes meanwhile."""
     marks = [_mark(store, write) for write in plan.commits]
     pinned = pinned_writes(store) if plan.commits else frozenset()
-    doomed = [commit_key(write[0]) for write in plan.commits if write not in pinned]
-    if doomed:
-        store.delete(doomed)
+    going = {*plan.commits} - pinned
+    unposted = going | plan.unposted
+    take_down(store, plan.signposts, unposted)  # first, so that no program finds one without its commit
+    if going:
+        store.delete([commit_key(step) for step, _ in sorted(going)])
     if isinstance(store, UploadsParts):
         for upload in plan.uploads:
             store.abort_upload(upload.key, upload.upload_id)
@@ -152,6 +161,7 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
         store.delete(batch)
     if plan.leftovers and isinstance(store, KeepsLeftovers):
         store.delete_leftovers(plan.leftovers)
+    forget(store, plan.signposts, unposted)
     if marks or plan.stale_marks:
         store.delete([*marks, *plan.stale_marks])
     return spared.union(plan.spared)

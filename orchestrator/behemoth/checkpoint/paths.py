@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
@@ -12,6 +13,10 @@ STEPS = "steps"
 REJECTED = "rejected"
 PINS = "pins"
 DELETING = "deleting"
+SIGNPOSTS = "signposts"
+SIGNPOST_FILE = ".metadata"
+"""What programs look for in a folder of theirs (`signposts`): torch's name for its own."""
+SignpostState = Literal["due", "set"]
 INDEX = "index"
 METADATA = "zarr.json"
 OWNER = "owner"
@@ -22,6 +27,7 @@ MAX_STEP = 10**9 - 1  # nine digits, so that keys sort as steps do
 _WRITE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP_KEY = re.compile(rf"steps/(\d{{9}})-({_WRITE_ID.pattern})/.+")
 _MARKER_KEY = re.compile(rf"(?:{REJECTED}|{PINS}|{DELETING})/(\d{{9}})-({_WRITE_ID.pattern})\.json")
+_SIGNPOST_KEY = re.compile(rf"{SIGNPOSTS}/(due|set)/(\d{{9}})-({_WRITE_ID.pattern})/([^/]+)")
 _COMMIT_KEY = re.compile(r"commits/(\d{9})\.json")
 
 
@@ -44,6 +50,25 @@ def write_of_marker(key: str) -> tuple[Step, WriteId] | None:
     """The write that a marker is about, or None when no marker of ours has such a key."""
     match = _MARKER_KEY.fullmatch(key)
     return None if match is None else (Step(int(match.group(1))), WriteId(match.group(2)))
+
+
+def signpost_key(state: SignpostState, step: Step, write_id: WriteId, folder: str) -> str:
+    """The record that the signpost of a write in `folder` is due, or was set."""
+    return f"{SIGNPOSTS}/{state}/{_checked(step, write_id)}/{folder}"
+
+
+def signpost_of_key(key: str) -> tuple[SignpostState, Step, WriteId, str] | None:
+    """State, step, write and folder that a record's key tells, or None when it is no such key."""
+    match = _SIGNPOST_KEY.fullmatch(key)
+    if match is None:
+        return None
+    state: SignpostState = "set" if match.group(1) == "set" else "due"
+    return state, Step(int(match.group(2))), WriteId(match.group(3)), match.group(4)
+
+
+def signpost_file(folder: str) -> str:
+    """The file in a folder that a program made up."""
+    return f"{folder}/{SIGNPOST_FILE}"
 
 
 def rejected_key(step: Step, write_id: WriteId) -> str:

@@ -1,4 +1,5 @@
-"""Checks the small objects of a store that lie beside its checkpoints: whose it is, rejections, pins, deletions.
+"""Checks the small objects of a store that lie beside its checkpoints: whose it is, rejections, pins, deletions,
+signposts.
 
 Each has a CRC of its own, and what else lies in their folders is named. Like `verify`, its neighbour, it reports and
 never raises what the store says of an object, repairs nothing and writes nothing.
@@ -11,14 +12,23 @@ from collections.abc import Iterator
 from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.marker import read_marker
 from behemoth.checkpoint.owner import read_owner
-from behemoth.checkpoint.paths import DELETING, OWNER, OWNER_KEY, PINS, REJECTED, write_of_marker
+from behemoth.checkpoint.paths import (
+    DELETING,
+    OWNER,
+    OWNER_KEY,
+    PINS,
+    REJECTED,
+    SIGNPOSTS,
+    signpost_of_key,
+    write_of_marker,
+)
 from behemoth.checkpoint.problem import Kind, Problem
 from behemoth.ports import ObjectInfo, ObjectStore
 
 
 def verify_store(store: ObjectStore) -> tuple[Problem, ...]:
     """Blocks for a small read an object; a store without any is fine."""
-    return (*_check_owner(store), *_check_markers(store))
+    return (*_check_owner(store), *_check_markers(store), *_check_signposts(store))
 
 
 def _check_owner(store: ObjectStore) -> Iterator[Problem]:
@@ -40,6 +50,12 @@ def _check_markers(store: ObjectStore) -> Iterator[Problem]:
             read_marker(store, info)
         except BehemothError as error:
             yield _problem("marker", info, error.message)
+
+
+def _check_signposts(store: ObjectStore) -> Iterator[Problem]:
+    for info in store.list(SIGNPOSTS):
+        if signpost_of_key(info.key) is None or info.size_bytes:
+            yield _problem("extra", info, "expected an empty object named by state, write and folder, got another")
 
 
 def _problem(kind: Kind, info: ObjectInfo, message: str) -> Problem:

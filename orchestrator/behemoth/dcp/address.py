@@ -23,10 +23,12 @@ _NAMED_STEP = re.compile(r"(?:(?:(?:global_)?step|iter|checkpoint|ckpt|epoch)[-_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """`url` is a path or URL of a store; `step` is None where the id names none."""
+    """`url` is a path or URL of a store; `step` and `folder`, the name by which the program knows its checkpoint, are
+    None where the id names none."""
 
     url: str
     step: Step | None
+    folder: str | None = None
 
     def at(self, step: int | None) -> Address:
         """With the step that was given by itself. Raises Invalid when the id names another one."""
@@ -59,4 +61,4 @@ def parse_address(checkpoint_id: str | os.PathLike[str], *, store: str | None = 
         folder = store or "."
     elif folder.endswith("/"):
         folder += "/"  # file:///step-1, whose store is the root
-    return Address(url=f"{folder or '/'}{mark}{options}", step=Step(int(match.group(1))))
+    return Address(url=f"{folder or '/'}{mark}{options}", step=Step(int(match.group(1))), folder=last)

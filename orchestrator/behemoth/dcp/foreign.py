@@ -35,6 +35,7 @@ from behemoth.dcp.metadata_file import (
     StoredTensor,
     decode_metadata,
 )
+from behemoth.dcp.plain_load import load_plain
 from behemoth.dcp.values import to_record
 from behemoth.ports import ObjectStore
 
@@ -117,7 +118,7 @@ class _Items:
         """A value that needs no pickle. Raises Invalid for another."""
         with io.BufferedReader(_Range(self._store, extent)) as file:
             try:
-                return torch.load(file, weights_only=True, map_location="cpu")
+                return load_plain(file)
             except BehemothError:
                 raise
             except Exception as error:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from behemoth.base.errors import Corrupt, Denied, Invalid
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
+from behemoth.checkpoint.signposts import is_signpost
 from behemoth.dcp.contents import paths_of
 
 METADATA_FILE = ".metadata"
@@ -90,7 +91,14 @@ class DcpMetadata:
 
 def decode_metadata(data: bytes) -> DcpMetadata:
     """Raises Denied for a pickle that names anything but DCP's metadata, Corrupt for what is none, Invalid for one that
-    torch transformed (compressed) on its way into the files."""
+    torch transformed (compressed) on its way into the files, and for a file that stands for a checkpoint of ours."""
+    if is_signpost(data):
+        raise Invalid(
+            f"{METADATA_FILE} of {len(data)} bytes: expected metadata of torch's own, got the signpost of a checkpoint "
+            "that is in Behemoth's format already",
+            hint="name the store, which is the folder above",
+            code="dcp-signpost",
+        )
     try:
         root = _Unpickler(io.BytesIO(data)).load()
         return _metadata(root)

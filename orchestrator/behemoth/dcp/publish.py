@@ -27,6 +27,7 @@ from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import MAX_STEP, rejected_key
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt, WrittenShard, WrittenSpan
+from behemoth.checkpoint.signposts import forget, make_due, require_free, signposts, take_down
 from behemoth.dcp.address import Address
 from behemoth.dcp.box_writer import PlacedBox, write_boxes
 from behemoth.dcp.bucket_borders import complete_shared
@@ -46,8 +47,10 @@ _COORDINATOR = Rank(0)
 
 def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Step:
     """The step of a new checkpoint at this address. Reads. Raises Conflict for a store of a run, which would not know
-    what it finds, and for a checkpoint that is there and must stay."""
+    what it finds, for a checkpoint that is there and must stay, and for one of torch's own in its folder."""
     owner = read_owner(store)
+    if address.folder is not None:
+        require_free(store, address.folder)
     if owner is not None:
         raise Conflict(
             f"checkpoint store {address.url}: expected one that belongs to no run, got that of run/{owner.name} in "
@@ -73,12 +76,13 @@ def publish(
     metadata: Metadata,
     told: Sequence[Sequence[Told]],
     *,
+    folder: str | None,
     replaces: bool,
     threads: int,
 ) -> None:
     """Write the record of contents, prove, and commit; one that `replaces` takes the place of the checkpoint of its
-    step, unless that was pinned meanwhile. `told` has what each rank returned. Raises as `checkpoint.commit` does; no
-    checkpoint of this write is there then."""
+    step, unless that was pinned meanwhile. `told` has what each rank returned. `folder`: by which the program knows it.
+    Raises as `checkpoint.commit` does; no checkpoint of this write is there then."""
     contents = _contents(state, metadata, told)
     _check_complete(state, contents, metadata)
     data = contents.encode()
@@ -97,6 +101,8 @@ def publish(
         committed_us=time.time_ns() // 1000,
     )
     record = complete(store, candidate, layout, receipts, previous=None)
+    if folder is not None:
+        make_due(store, record.step, record.write_id, folder)
     try:
         publish_record(store, record)
     except Conflict as error:
@@ -117,6 +123,7 @@ def discard(store: ObjectStore, state: SavedState) -> None:
         for upload in list(store.list_uploads(state.prefix)):
             store.abort_upload(upload.key, upload.upload_id)
     _delete_below(store, state.prefix)
+    forget(store, signposts(store), {(state.step, state.write_id)})
 
 
 def _check_replaceable(
@@ -223,6 +230,9 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
         raise
     for one in old:
         _delete_below(store, one.prefix)
+    posted, replaced = signposts(store), {(one.step, one.write_id) for one in old}
+    take_down(store, posted, replaced)
+    forget(store, posted, replaced)
     store.delete(marks)
 
 

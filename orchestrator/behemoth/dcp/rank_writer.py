@@ -22,6 +22,7 @@ from behemoth.dcp.box_writer import PlacedBox, write_boxes
 from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.items import TensorItem, tensor_item
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, SentObjects, Told, WrittenBox
+from behemoth.dcp.plain_load import load_plain
 from behemoth.dcp.tensors import Tensors
 from behemoth.dcp.values import to_record
 from behemoth.ports import SavesTo, UploadsParts
@@ -100,11 +101,11 @@ class RankWriter:
 
     def _look_up(self, item: WriteItem) -> object:
         """The object itself where the planner is torch's own. Another one may have transformed it; what it gives is a
-        stream that torch.save made, and torch reads back what needs no code."""
+        stream that torch.save made, of which what needs no code is read back."""
         if _gives_objects(self._planner):
             return self._planner.lookup_object(item.index)
         try:
-            return torch.load(self._stream(item), weights_only=True)
+            return load_plain(self._stream(item))
         except Exception as error:
             raise Invalid(
                 f"value {item.index.fqn!r}: expected what torch.load(weights_only=True) reads, got: {error!s:.200}",

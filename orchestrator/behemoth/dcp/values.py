@@ -12,11 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import Value
 from behemoth.dcp.dtypes import TORCH_DTYPES
+from behemoth.dcp.numpy_values import array_of, record_of, scalar_of
 
 MAX_LEVELS = 9
 """Containers within one another; each may take three levels of a record, of which there are 32."""
@@ -78,19 +81,34 @@ def _marked(value: object, path: str, level: int) -> Value:
     if isinstance(value, dict) and kind in (dict, OrderedDict):
         pairs = ((name, item) for name, item in value.items())
         return {"%dict" if kind is dict else "%ordered-dict": [_items(pair, path, level) for pair in pairs]}
+    if isinstance(value, set | frozenset) and kind in (set, frozenset):
+        items = sorted(_items(value, path, level), key=msgspec.msgpack.encode)  # equal sets give equal bytes
+        return {"%set" if kind is set else "%frozenset": items}
+    if isinstance(value, complex) and kind is complex:
+        return {"%complex": [value.real, value.imag]}
+    if isinstance(value, slice):
+        return {"%slice": _items((value.start, value.stop, value.step), path, level)}
     if isinstance(value, io.BytesIO) and kind is io.BytesIO:
         return {"%bytes-io": value.getvalue()}
     if isinstance(value, torch.dtype) and str(value).removeprefix("torch.") in TORCH_DTYPES:
         return {"%dtype": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
         return {"%device": str(value)}
+    of_numpy = record_of(value)
+    if of_numpy is not None:
+        return of_numpy
     raise Invalid(
-        f"value {path!r}: expected None, a number, str, bytes, list, tuple, dict or the like, got "
-        f"{kind.__module__}.{kind.__qualname__}, which only pickle could keep",
+        f"value {path!r}: expected None, a number, str, bytes, list, tuple, dict, set, numpy array of numbers or text, "
+        f"or the like, got {_named(value)}, which only pickle could keep",
         hint="convert it to one of these, or leave it out; BehemothWriter(allow_pickle=True) keeps it as a pickle, "
         "which runs code when it is loaded",
         code="dcp-value",
     )
+
+
+def _named(value: object) -> str:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{kind} of {value.dtype}" if isinstance(value, np.ndarray) else kind
 
 
 def _items(values: Iterable[object], path: str, level: int) -> list[Value]:
@@ -108,6 +126,12 @@ _DECODERS: Mapping[str, Callable[[Any, str], object]] = {
     "%size": lambda items, _: torch.Size(items),
     "%dict": lambda items, key: dict(_pairs(items, key)),
     "%ordered-dict": lambda items, key: OrderedDict(_pairs(items, key)),
+    "%set": lambda items, key: {from_record(item, key) for item in items},
+    "%frozenset": lambda items, key: frozenset(from_record(item, key) for item in items),
+    "%complex": lambda parts, _: complex(*parts),
+    "%slice": lambda items, key: slice(*(from_record(item, key) for item in items)),
+    "%ndarray": lambda told, _: array_of(told["dtype"], told["shape"], told["data"]),
+    "%scalar": lambda told, _: scalar_of(told["dtype"], told["data"]),
     "%bytes-io": lambda data, _: io.BytesIO(data),
     "%dtype": lambda name, _: TORCH_DTYPES[name],
     "%device": lambda text, _: torch.device(text),

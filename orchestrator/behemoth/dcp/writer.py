@@ -28,6 +28,7 @@ from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.dcp.address import parse_address
 from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.bucket_borders import begin_shared
+from behemoth.dcp.folders import settle
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
@@ -48,6 +49,7 @@ class _Save:
     url: str
     state: SavedState
     thread: int
+    folder: str | None
     replaces: bool
     """Whether it may take the place of the checkpoint of its step: only where the step was told."""
 
@@ -57,13 +59,16 @@ class BehemothWriter(Addressed, StorageWriter):
 
     `path` is a path, or a URL of files or of a bucket. One that ends in a step (`out/step-100`) names that checkpoint
     of the store `out`; any other names a store, in which the checkpoint is that of `step`, or, without one, the next
-    after its newest. A `checkpoint_id` given to `dcp.save` takes the place of `path`. A checkpoint that is there
-    already is replaced once the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that
-    only pickle can hold, which run code when they are loaded; without it they are refused by name. `threads` write at
-    once on each rank.
+    after its newest. A `checkpoint_id` given to `dcp.save` takes the place of `path`. An id like `out/step-100` is also
+    a folder then, with a file `.metadata` for programs that look for one; a checkpoint whose folder they remove goes
+    with a later save, but never one of the newest two, or one that is pinned. A checkpoint that is there already is
+    replaced once the new one is proven whole, unless `overwrite` is off. `allow_pickle` keeps values that only pickle
+    can hold, which run code when they are loaded; without it they are refused by name. `threads` write at once on each
+    rank.
 
     One save at a time: wait for the future of an async_save before the next. Raises, wrapped by DCP into a
-    CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then.
+    CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then, but where its folder
+    alone could not be put up, which the next save does.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class BehemothWriter(Addressed, StorageWriter):
             url=url,
             state=state,
             thread=threading.get_ident(),
+            folder=self._address.folder,
             replaces=self._overwrite and self._address.step is not None,
         )
         return [
@@ -163,9 +169,11 @@ class BehemothWriter(Addressed, StorageWriter):
                 save.state,
                 metadata,
                 [[result.storage_data for result in rank] for rank in results],
+                folder=save.folder,
                 replaces=save.replaces,
                 threads=self._threads,
             )
+            settle(store)
         self._save = None
         self._held.close()
 
