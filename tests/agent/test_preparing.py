@@ -105,17 +105,19 @@ def test_a_rank_reads_files_itself_only_when_they_are_of_its_own_layout(
     store.close()
 
 
-ARRAYS = tuple(ArraySpec(name=f"w{number}", dtype="uint8", shape=(3000,)) for number in range(5))
+ARRAYS = tuple(ArraySpec(name=f"w{number}", dtype="uint8", shape=(3000,), flat_over="dp") for number in range(5))
 
 
 class OneRank:
-    """A rank of five arrays of 3,000 bytes, saved in a directory."""
+    """A rank of five arrays of 3,000 bytes, saved in a directory, perhaps by more ranks."""
 
-    def __init__(self, folder: Path, peer: Callable[[RankPlan, bytes], SnapshotSource]) -> None:
+    def __init__(
+        self, folder: Path, peer: Callable[[RankPlan, bytes], SnapshotSource], *, saved_on: Mesh | None = None
+    ) -> None:
         self.store = LocalStore(folder)
         self.layout = Layout(mesh=Mesh(), arrays=ARRAYS)
         self.plan = plan_rank(self.layout, Rank(0))
-        record = save(self.store, self.layout, step=3, write_id="a1-1")
+        record = save(self.store, Layout(mesh=saved_on or Mesh(), arrays=ARRAYS), step=3, write_id="a1-1")
         assert record is not None
         self.source = Source(step=record.step, write_id=record.write_id, held_in=None, spare=0)
         data = bytearray(self.plan.data_bytes)
@@ -166,6 +168,24 @@ def test_what_a_holder_gave_before_it_was_lost_is_not_read_from_the_store(
     assert (prepared.origin, prepared.peer_bytes) == ("several" if num_blocks else "store", 3000 * num_blocks)
     assert prepared.store_bytes == rank.opening_bytes + (5 - num_blocks) * (3000 + TRAILER_BYTES)
     assert prepared.missed == "gone"
+    rank.close()
+
+
+@pytest.mark.parametrize(("ends_after", "origin"), [(5, "peer"), (2, "store")])
+def test_what_a_holder_has_of_another_mesh_s_checkpoint_is_used_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_after: int, origin: str
+) -> None:
+    """Its spans are no ranges of the commit's chunks, which could be read for it."""
+    monkeypatch.setattr(gathering, "BLOCK_BYTES", 4096)  # one array
+    rank = OneRank(
+        tmp_path,
+        lambda plan, data: OtherMemory(plan, data=data, ends_after=ends_after),
+        saved_on=Mesh(dp=2, edp=2),
+    )
+    prepared = rank.prepared(structs.replace(rank.source, holders=(Slot(1),)))
+    assert (prepared.origin, prepared.peer_bytes) == (origin, 3000 * ends_after)
+    chunk_bytes = sum(3000 + TRAILER_BYTES for _ in ARRAYS)
+    assert prepared.store_bytes == (rank.opening_bytes + chunk_bytes if origin == "store" else 0)
     rank.close()
 
 

@@ -102,6 +102,25 @@ def test_small_neighbours_come_in_one_question() -> None:
     assert len(memory.asked) == 1
 
 
+def test_neighbours_that_lie_further_apart_in_one_memory_than_in_the_other_keep_their_places() -> None:
+    """What is before them is larger on one rank, and a large piece begins at a page on both."""
+    arrays = (
+        ArraySpec(name="a", dtype="float32", shape=(33,), flat_over="dp"),
+        ArraySpec(name="b", dtype="float32", shape=(25,)),
+        ArraySpec(name="c", dtype="float32", shape=(1 << 18,)),
+    )
+    layout = Layout(mesh=Mesh(dp=2, edp=2), arrays=arrays)
+    mine, theirs = plan_rank(layout, Rank(0)), plan_rank(layout, Rank(1))
+    memory, expected = OtherMemory(theirs, data=area_of(layout, Rank(1))), area_of(layout, Rank(0))
+    with arena_of(mine) as arena:
+        filling = Gathering(mine, arena, 0, write_id=WRITE, step=Step(1), threads=1)
+        filling.take(ReplicaSnapshot(memory, mine, theirs, common_arrays(layout, Rank(0), Rank(1))))
+        assert [mine.spans[number].array for number in filling.missing] == [0]
+        filling.complete(commit_of(expected, []))
+        area = arena.data(0)
+        assert all(payload(area, span) == payload(expected, span) for span in mine.spans)
+
+
 def test_ranks_that_are_lost_together_ask_different_replicas() -> None:
     """Of the reference Behemoth with whole weights on every replica: a rack of 36 nodes, of 8 ranks each."""
     mesh = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
