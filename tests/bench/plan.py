@@ -32,10 +32,11 @@ from behemoth.checkpoint.forecast import Forecast, Rates, forecast
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.part_cuts import cut_parts
 from behemoth.checkpoint.part_plan import plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.sharing import kinds, owners
-from behemoth.checkpoint.uploads import cut_parts, plan_uploads
+from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint import uploads as uploads_module
+from behemoth.checkpoint import part_cuts
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.part_cuts import MAX_DATA_BYTES, cut_parts
 from behemoth.checkpoint.part_plan import Fragment, PlannedPart, plan_parts
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.uploads import MAX_DATA_BYTES, SINGLE_BYTES, Uploads, cut_parts, plan_uploads
+from behemoth.checkpoint.uploads import SINGLE_BYTES, Uploads, plan_uploads
 from behemoth.ports import MIN_PART_BYTES
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
@@ -157,7 +158,7 @@ def test_limits_of_parts_hold_for_any_shard() -> None:
 
 
 def test_a_shard_that_parts_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads_module, "MAX_DATA_BYTES", 8 * MIB)  # at full size the shard has five million chunks
+    monkeypatch.setattr(part_cuts, "MAX_DATA_BYTES", 8 * MIB)  # at full size the shard has five million chunks
     huge = ArraySpec(name="w", dtype="uint8", shape=(8 * MIB * 10_001,))
     with (
         small_parts(MIN_PART_BYTES, SINGLE_BYTES),
@@ -170,7 +171,7 @@ def test_a_shard_that_parts_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_an_object_below_eight_mebibytes_is_one_request_whoever_holds_it() -> None:
     spec = ArraySpec(name="w", dtype="uint8", shape=(SINGLE_BYTES // 2 + 1,), flat_over="dp")
-    for factor, num_parts, num_requests in ((1, 1, 1), (4, 2, 4)):
+    for factor, num_parts, num_requests in ((1, 1, 1), (4, 3, 5)):
         wider = replace(spec, shape=(spec.shape[0] * factor,))
         (uploads,) = plan_uploads(Layout(mesh=Mesh(dp=4, edp=4), arrays=(wider,), sharding="box")).uploads
         assert uploads.num_parts == num_parts

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 import pytest
 
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
-from behemoth.checkpoint import uploads
+from behemoth.checkpoint import part_cuts, uploads
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.exchange import Exchange, LocalExchange, Uploading
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.part_cuts import cut_parts
 from behemoth.checkpoint.part_plan import plan_parts
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.upload_writer import upload_rank
-from behemoth.checkpoint.uploads import cut_parts, plan_uploads
+from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.ports import UploadsParts
 from checkpoint.checkpoint_rig import Logical, arena_of, local_arrays
 
@@ -32,7 +33,7 @@ JOIN_S = 60
 def small_parts(least: int, single: int) -> Iterator[None]:
     """Parts of so many bytes at least, objects below `single` in one request."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uploads, "MIN_PART_BYTES", least)
+        patch.setattr(part_cuts, "MIN_PART_BYTES", least)
         patch.setattr(uploads, "SINGLE_BYTES", single)
         _clear_caches()
         yield

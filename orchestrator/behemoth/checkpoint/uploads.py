@@ -2,17 +2,16 @@
 
 There, a range of an object cannot be written; an object is one request, or parts of 5 MiB at least. So arrays lie in
 box shards (`cuts`), in which each rank's flat range is contiguous, and a part is such a range where it is large enough.
-Smaller ones are merged in order until they are, and the least loaded of those who hold some of it uploads the part: the
-others hand their bytes over. Parts tile their shard: a chunk's padding, CRC and gap go with its last byte of data, the
-index with the shard's. Every rank computes the same. Pure. Neighbours: `sharing`, whose owners are those of file
-systems, and `part_plan`, which says what one rank's parts are made of.
+Smaller ones are joined (`part_cuts`), and one of those who hold some of a part uploads it: the others hand their bytes
+over. Parts tile their shard: a chunk's padding, CRC and gap go with its last byte of data, the index with the shard's.
+Every rank computes the same. Pure. Neighbours: `sharing`, whose owners are those of file systems, and `part_plan`,
+which says what one rank's parts are made of.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,25 +22,17 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import num_flat
+from behemoth.checkpoint.part_cuts import Run, cut_parts, num_offsets
 from behemoth.checkpoint.segments import Segments, in_shard, segments_of
 from behemoth.checkpoint.sharing import Kind, kinds
-from behemoth.ports import MAX_PART_BYTES, MAX_PARTS, MIN_PART_BYTES
+from behemoth.ports import MAX_PART_BYTES, MAX_PARTS
 
-MAX_DATA_BYTES = 4 << 30
-"""Of a part, whose padding, CRCs, gaps and index fill up the rest of MAX_PART_BYTES."""
 SINGLE_BYTES = 8 << 20
 """An object below this is one request: it would have one part, and creating and completing an upload cost two more."""
 
 
-class Run(NamedTuple):
-    """A part: data [begin, end) of its shard, of segments first .. last; `turn` counts parts of the same segments, and
-    is -1 for one that takes some of a large segment to be large enough."""
-
-    begin: int
-    end: int
-    first: int
-    last: int
-    turn: int
+MOVED_WEIGHT = 4
+"""What a byte that others must hand over weighs beside one that is uploaded, when it is chosen who uploads a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,52 +98,25 @@ class UploadPlan:
 def plan_uploads(layout: Layout) -> UploadPlan:
     """Parts and owners of a whole save. O(parts of all kinds + arrays), once per layout.
 
-    A part that one rank holds is that rank's. Then, array after array in name order, shard after shard, every other
-    part goes to the least loaded of its holders, ties to the first in order of pieces and ranks.
+    A part that one rank holds is that rank's. Every other one goes to the least loaded of its holders, each of whom
+    counts as more loaded by what the others would hand to it; ties go to the first in order of pieces and ranks. Parts
+    with few holders come first, since those with many can even out the rest, then array after array in name order,
+    shard after shard.
     Raises Invalid for a layout without box shards, and for a shard that 10,000 parts cannot hold.
     """
     if layout.sharding != "box":
         raise Invalid(f"uploads: expected a layout of box shards, got sharding {layout.sharding!r}", code="uploads")
-    drafts = [_Draft(kind) for kind in kinds(layout)]
+    drafts = [draft for kind in kinds(layout) for draft in _drafts(kind)]
     sent = np.zeros(layout.mesh.num_ranks, dtype=np.int64)
     for draft in drafts:
         np.add.at(sent, draft.owner[0, draft.is_sole], draft.sizes[draft.is_sole] * len(draft.owner))
     rows = [(position, draft, row) for draft in drafts for row, position in enumerate(draft.kind.positions)]
-    for _, draft, row in sorted(rows, key=lambda item: item[0]):
-        draft.choose(sent, row)
+    rows.sort(key=lambda item: item[0])
+    for num_holders in sorted({num for draft in drafts for num in draft.waves}):
+        for _, draft, row in rows:
+            for wave in draft.waves.get(num_holders, ()):
+                draft.choose(sent, row, wave)
     return UploadPlan(uploads=tuple(draft.done() for draft in drafts), sent_bytes=sent)
-
-
-@lru_cache(maxsize=4096)
-def cut_parts(bounds: tuple[int, ...], num_holders: int) -> tuple[Run, ...]:
-    """The parts of a shard whose segments lie between `bounds`, in bytes of data from 0 on; each has `num_holders`
-    holders.
-
-    What a segment's several holders can share out is cut for all of them, as far as parts stay large enough. Small
-    segments before a large one take no more of it than they need: who sends their part may hold none of the rest.
-    """
-    total = bounds[-1]
-    least = max(MIN_PART_BYTES, -(-total // (MAX_PARTS - 1)))
-    runs: list[Run] = []
-    begin, first = 0, -1
-    for segment, (start, end) in enumerate(itertools.pairwise(bounds)):
-        if start == end:
-            continue
-        first = segment if first < 0 else first
-        if begin < start and end - begin >= 2 * least:
-            runs.append(Run(begin, begin + least, first, segment, -1))
-            begin, first = begin + least, segment
-        if end - begin >= least or end == total:
-            runs += _split(begin, end, first, segment, least, num_holders)
-            begin, first = end, -1
-    return tuple(runs)
-
-
-def _split(begin: int, end: int, first: int, last: int, least: int, num_holders: int) -> Iterator[Run]:
-    size = end - begin
-    num = max(-(-size // MAX_DATA_BYTES), min(size // least, num_holders if first == last else 1), 1)
-    for turn in range(num):
-        yield Run(begin + size * turn // num, begin + size * (turn + 1) // num, first, last, turn)
 
 
 class _Wave(NamedTuple):
@@ -166,18 +130,18 @@ class _Wave(NamedTuple):
 
 
 class _Draft:
-    """The uploads of one kind while owners are chosen."""
+    """The uploads of one kind while owners are chosen. `offset`: of the groups in which small pieces are joined."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, segments_of_shards: tuple[Segments, ...], offset: int) -> None:
         self.kind = kind
-        self._segments = segments_of(kind)
+        self._segments = segments_of_shards
         self._first_part = [0]
         self._shared: dict[tuple[int, int], list[tuple[int, Ints, Ints]]] = {}
         rows: list[tuple[int, int, int]] = []
         waves = _WaveNumbers(kind, self._segments)
         for shard, segments in enumerate(self._segments):
             number = waves.number(shard, segments)
-            for run in _runs(kind, segments):
+            for run in _runs(kind, segments, offset + number):
                 rows.append((run.begin, run.end, self._holder(len(rows), segments, run, waves, number)))
             self._first_part.append(len(rows))
         table = np.array(rows, dtype=np.int64)
@@ -187,7 +151,10 @@ class _Draft:
         self.is_sole = sole >= 0
         self.sizes = self._range[:, 1] - self._range[:, 0]
         _check_sizes(kind, self.sizes)
-        self._waves = [_wave(self._shared[key]) for key in sorted(self._shared)]
+        self.waves: dict[int, list[_Wave]] = {}
+        for key in sorted(self._shared):
+            wave = _wave(self._shared[key])
+            self.waves.setdefault(wave.candidates.shape[1], []).append(wave)
         self._exchanged_bytes = 0
 
     def _holder(self, part: int, segments: Segments, run: Run, waves: _WaveNumbers, number: int) -> int:
@@ -201,15 +168,15 @@ class _Draft:
         self._shared.setdefault(key, []).append((part, ranks, np.repeat(held, holders.shape[1])))
         return -1
 
-    def choose(self, sent: Ints, row: int) -> None:
-        """Owners of the parts of array `row`; adds to `sent`."""
-        for wave in self._waves:
-            at = np.argmin(sent[wave.candidates], axis=1)[:, None]
-            chosen = np.take_along_axis(wave.candidates, at, axis=1)[:, 0]
-            self.owner[row, wave.parts] = chosen
-            sent[chosen] += self.sizes[wave.parts]
-            kept = np.take_along_axis(wave.held, at, axis=1)
-            self._exchanged_bytes += int(np.diff(self._data[wave.parts], axis=1).sum() - kept.sum())
+    def choose(self, sent: Ints, row: int, wave: _Wave) -> None:
+        """Owners of these parts of array `row`; adds to `sent`."""
+        moved = self.sizes[wave.parts, None] - wave.held
+        at = np.argmin(sent[wave.candidates] + MOVED_WEIGHT * moved, axis=1)[:, None]
+        chosen = np.take_along_axis(wave.candidates, at, axis=1)[:, 0]
+        self.owner[row, wave.parts] = chosen
+        sent[chosen] += self.sizes[wave.parts]
+        kept = np.take_along_axis(wave.held, at, axis=1)
+        self._exchanged_bytes += int(np.diff(self._data[wave.parts], axis=1).sum() - kept.sum())
 
     def done(self) -> Uploads:
         first_part = np.array(self._first_part, dtype=np.int64)
@@ -229,6 +196,14 @@ def _completers(kind: Kind, first_part: Ints, owner: Ints) -> Ints:
     num_parts = np.diff(first_part)
     turn = np.array(kind.positions, dtype=np.int64)[:, None] + np.arange(len(num_parts))
     return np.take_along_axis(owner, first_part[:-1] + turn % num_parts, axis=1)
+
+
+def _drafts(kind: Kind) -> list[_Draft]:
+    """The arrays of a kind take their offsets in turn: in each way of joining small pieces, other ranks upload none."""
+    segments = segments_of(kind)
+    num_holders = kind.sharing.holders.shape[1]
+    num = min(num_offsets(segments[0].bounds, num_holders), len(kind.positions))
+    return [_Draft(replace(kind, positions=kind.positions[offset::num]), segments, offset) for offset in range(num)]
 
 
 class _WaveNumbers:
@@ -253,10 +228,10 @@ class _WaveNumbers:
         return first == last and len(set(segments.pieces)) == len(segments.pieces)
 
 
-def _runs(kind: Kind, segments: Segments) -> tuple[Run, ...]:
+def _runs(kind: Kind, segments: Segments, offset: int) -> tuple[Run, ...]:
     if kind.grid.file_bytes < SINGLE_BYTES:
         return (Run(0, segments.bounds[-1], 0, len(segments.pieces) - 1, 0),)
-    runs = cut_parts(segments.bounds, kind.sharing.holders.shape[1])
+    runs = cut_parts(segments.bounds, kind.sharing.holders.shape[1], offset)
     if len(runs) > MAX_PARTS:
         raise Invalid(
             f"array {kind.grid.spec.name!r}: expected a shard of at most {MAX_PARTS} parts, got one of "
@@ -277,12 +252,13 @@ def _check_sizes(kind: Kind, sizes: Ints) -> None:
 
 
 def _pieces_of(segments: Segments, run: Run) -> tuple[Ints, Ints]:
-    """The pieces of a part, and how many of its bytes each has."""
-    if run.first == run.last:
-        return np.array([segments.pieces[run.first]]), np.array([run.end - run.begin])
-    edges = np.clip(np.array(segments.bounds[run.first : run.last + 2], dtype=np.int64), run.begin, run.end)
-    pieces, at = np.unique(segments.pieces[run.first : run.last + 1], return_inverse=True)
-    return pieces, np.bincount(at, weights=np.diff(edges)).astype(np.int64)
+    """The pieces of a part, and how many of its bytes each has. Most parts have few, for which lists are faster."""
+    held: dict[int, int] = {}
+    bounds = segments.bounds[run.first : run.last + 2]
+    for piece, begin, end in zip(segments.pieces[run.first : run.last + 1], bounds, bounds[1:], strict=False):
+        held[piece] = held.get(piece, 0) + min(end, run.end) - max(begin, run.begin)
+    pieces = sorted(held)
+    return np.array(pieces, dtype=np.int64), np.array([held[piece] for piece in pieces], dtype=np.int64)
 
 
 def _wave(rows: Sequence[tuple[int, Ints, Ints]]) -> _Wave:
