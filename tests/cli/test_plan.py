@@ -161,7 +161,7 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
     ("option", "expected"),
     [
         (["--restore-mesh", "tp=5"], "--restore-mesh: tp: expected a divisor of 1024"),
-        (["--restore-mesh", "dp=1000000,pp=8"], "--restore-mesh: expected at most 6400000 ranks, as a run file, got 8"),
+        (["--restore-mesh", "dp=1000000,pp=8"], "--restore-mesh: expected at most 6400000 ranks, got 8"),
         (["--restore-mesh", "tp"], "--restore-mesh: expected each axis once with its size, got 'tp'"),
         (["--restore-recipe", "weights"], "--restore-recipe: expected each field once with its value, got 'weights'"),
         (["--bandwidth", "dsk=1GB"], "hint: did you mean disk?"),
