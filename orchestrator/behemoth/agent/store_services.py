@@ -1,0 +1,214 @@
+"""What a store process has for its node's ranks: the store, peers, the node's own disk, and what works with them.
+
+Which thread does what, and how the agent is told of the end, is the business of the neighbour, `storeserver`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from behemoth.agent.memories import Memories
+from behemoth.agent.own_disk import OwnDisk
+from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.identity import PeerIdentity
+from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.server import PeerServer
+from behemoth.agent.peers.shared_reads import SharedReads
+from behemoth.agent.peers.snapshots import PeerSnapshot
+from behemoth.agent.peers.table import PeerTable
+from behemoth.agent.preparing import Preparing
+from behemoth.agent.pulling import Pulling
+from behemoth.agent.storewire import (
+    DiskCleared,
+    KeepOnDisk,
+    OpenStore,
+    PeerService,
+    Prepare,
+    Prepared,
+    Pull,
+    StoreReport,
+    Write,
+    Written,
+)
+from behemoth.agent.uploads import NodeExchange, UploadService
+from behemoth.base.errors import Corrupt, Internal, NotFound, Unavailable
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.exchange import LocalExchange, Uploading
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.owner import require_there
+from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.upload_writer import upload_rank
+from behemoth.checkpoint.writer import write_rank
+from behemoth.ports import KeepsFiles, SavesTo, UploadsParts, WritesRanges
+from behemoth.wire.peers import AskStored
+
+SHARED_BYTES = 512 << 20
+"""Of what this node has read for others too: who comes later than that makes it read again."""
+
+
+class StoreServices:
+    """Thread-safe, but for the own disk: one thread carries out `KeepOnDisk` and calls `clear_disk`. The store is
+    opened once it is wanted."""
+
+    def __init__(
+        self, opening: OpenStore, open_store: Callable[[str], SavesTo], open_disk: Callable[[str], WritesRanges]
+    ) -> None:
+        self.peers = PeerTable()
+        self.memories = Memories(num_ranks=opening.num_ranks)
+        self._opening = opening
+        self._open_store = open_store
+        self._store: SavesTo | None = None
+        self._lock = threading.Lock()
+        self._num_writing = 0
+        self._threads = max(1, opening.threads // opening.num_ranks)
+        self._client: PeerClient | None = None
+        self._uploading = Uploading()
+        self._once = ReadOnce(self._opened, limit_bytes=SHARED_BYTES)
+        self._disk = self._own_disk(open_disk)
+        self._preparing = Preparing(
+            self.memories,
+            store=self._opened,
+            peer=self._peer_snapshot,
+            shared=self._shared_reads,
+            threads=self._threads,
+            ranks_per_node=opening.num_ranks,
+            run_name=opening.run_name,
+            disk=self._disk,
+        )
+        self._pulling = Pulling(
+            self.memories,
+            peer=self._peer_snapshot,
+            is_writing=self._is_writing,
+            rate_bytes_per_s=opening.peers.rate_bytes_per_s if opening.peers is not None else None,
+        )
+
+    def open_to_peers(self, service: PeerService, listener: socket.socket) -> None:
+        """From now on other nodes are answered, and may be asked."""
+        me = PeerIdentity(run_uid=service.run_uid, node=service.node, key=service.key)
+        self._client = PeerClient(me)
+        handlers = {
+            **self.memories.handlers(),
+            **UploadService(self._uploading).handlers(),
+            AskStored: self._once.answer,
+        }
+        PeerServer(listener, me, handlers).start()
+
+    def do(self, order: Prepare | Write | Pull | KeepOnDisk, fd: int, *, cancelled: Callable[[], bool]) -> StoreReport:
+        """Work on the memory `fd` until the order is carried out. Raises Behemoth's errors when it cannot be."""
+        match order:
+            case Prepare():
+                return self._prepare(order, fd)
+            case Pull():
+                return self._pulling.pull(order, fd, cancelled=cancelled)
+            case KeepOnDisk():
+                return self._required_disk().keep(order, fd, cancelled=cancelled)
+            case Write():
+                with self._writing():
+                    return self._write(order, fd, cancelled)
+
+    def clear_disk(self, job: int) -> DiskCleared:
+        self._required_disk().clear()
+        return DiskCleared(job=job)
+
+    def _own_disk(self, open_disk: Callable[[str], WritesRanges]) -> OwnDisk | None:
+        service = self._opening.disk
+        if service is None:
+            return None
+        return OwnDisk(
+            service,
+            open_disk(service.disk.path),
+            self.memories,
+            num_ranks=self._opening.num_ranks,
+            is_writing=self._is_writing,
+        )
+
+    def _required_disk(self) -> OwnDisk:
+        if self._disk is None:
+            raise Internal("own disk: expected orders for it only where the run has one, got one")
+        return self._disk
+
+    def _is_writing(self) -> bool:
+        return self._num_writing > 0
+
+    def _prepare(self, order: Prepare, fd: int) -> Prepared:
+        try:
+            return self._preparing.prepare(order, fd)
+        except (Corrupt, NotFound):
+            require_there(self._opened(), url=self._opening.url)
+            raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """While this lasts, copies give way. Who saves has restored."""
+        self._once.clear()
+        self._preparing.clear()
+        with self._lock:
+            self._num_writing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_writing -= 1
+
+    def _peer_snapshot(self, slot: int, plan: RankPlan, write_id: WriteId, step: Step) -> PeerSnapshot:
+        if self._client is None:
+            raise Unavailable("peers: expected to be told the run's key, got none", code="peer-unknown")
+        return PeerSnapshot(self._client, self.peers.address(slot), plan, write_id=write_id, step=step)
+
+    def _shared_reads(self) -> SharedReads | None:
+        """Where the store is a directory, its own caches and the network below it know better."""
+        mode, client = self._opening.share_reads, self._client
+        if mode == "never" or client is None or self.peers.num_slots < 2:
+            return None
+        if mode == "auto" and isinstance(self._opened(), KeepsFiles):
+            return None
+        return SharedReads(self._opened(), once=self._once, table=self.peers, client=client)
+
+    def _write(self, order: Write, fd: int, cancelled: Callable[[], bool]) -> Written:
+        layout = Layout.decode(order.layout)
+        plan = plan_rank(layout, order.rank)
+        write = self._writer(self._opened(), order.write_id)
+        receipt = write(
+            step_prefix(order.step, order.write_id),
+            layout,
+            plan,
+            self.memories.mapped(order.rank, fd),
+            order.generation,
+            attempt=order.attempt,
+            threads=self._threads,
+            cancelled=cancelled,
+            following=order.following,
+            updated_step=order.updated_step,
+            frozen=order.frozen,
+        )
+        if (receipt.write_id, receipt.step) != (order.write_id, order.step):
+            raise Internal(
+                f"rank {order.rank}: expected write {order.write_id} of step {order.step} in generation "
+                f"{order.generation}, got {receipt.write_id} of step {receipt.step}"
+            )
+        return Written(job=order.job, receipt=receipt.encode())
+
+    def _writer(self, store: SavesTo, write_id: WriteId) -> Callable[..., Receipt]:
+        """Writes a rank's part as the store takes it."""
+        if not isinstance(store, UploadsParts):
+            return partial(write_rank, store)
+        exchange = NodeExchange(
+            LocalExchange(self._uploading, write_id),
+            write_id,
+            table=self.peers,
+            client=self._client,
+            ranks_per_node=self._opening.num_ranks,
+        )
+        return partial(upload_rank, store, uploading=self._uploading, exchange=exchange)
+
+    def _opened(self) -> SavesTo:
+        with self._lock:
+            if self._store is None:
+                self._store = self._open_store(self._opening.url)
+            return self._store
