@@ -81,7 +81,11 @@ class Checkpoint:
     ] = Retention()  # noqa: RUF009 - frozen
     threads: Annotated[
         int,
-        About(doc="Threads per node that write, read and check checkpoints.", kind=Integer(minimum=1, maximum=256)),
+        About(
+            doc="Threads per node that compute while checkpoints are written, read and checked; for each some more may "
+            "wait for a disk or a network.",
+            kind=Integer(minimum=1, maximum=256),
+        ),
     ] = 2
     save_limit: Annotated[
         timedelta,
