@@ -52,7 +52,6 @@ def test_the_command_lines_benchmark_prints_a_row_per_command() -> None:
         ("simulate", ()),
         ("coordinator", ("--agents", "60")),
         ("reshard", ("--rounds", "1")),
-        ("restore_tiers", ()),
         ("torch_dcp", ()),
         ("checkpoint_s3", ("--rounds", "1")),
         ("checkpoint_local", ("--rounds", "1", "--only", "memory-tier", "raw-tmpfs", "blocking")),
@@ -60,6 +59,17 @@ def test_the_command_lines_benchmark_prints_a_row_per_command() -> None:
 )
 def test_other_cheap_benchmarks_print_rows_of_the_same_shape(name: str, options: tuple[str, ...]) -> None:
     check_shape(rows_of(name, *options))
+
+
+@pytest.mark.longer
+def test_the_tiers_benchmark_tells_of_each_tier_what_it_reads_of_the_store() -> None:
+    rows = rows_of("restore_tiers")
+    check_shape(rows)
+    start = "store bytes / needed, from "
+    found = {row["metric"].removeprefix(start): row["ours"] for row in rows if row["metric"].startswith(start)}
+    once = pytest.approx(1, abs=0.01)
+    assert found == {"own memory": 0, "a peer": 0, "own disk": 0, "disk, cached": once, "disk, cold": once}
+    assert {row["unit"] for row in rows if row["metric"] == "restore from own disk"} == {"s", "GB/s"}
 
 
 def fault(*, at_s: float, detect_s: float) -> dict[str, Any]:

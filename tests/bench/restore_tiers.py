@@ -1,15 +1,18 @@
-"""Seconds and GB/s of a restore from own memory, from a peer's memory and from disk, and what each reads of the store.
+"""Seconds and GB/s of a restore from own memory, from a peer's memory, from the node's own disk and from files of the
+store, and what each reads of the store.
 
     .venv/bin/python tests/bench/restore_tiers.py [--quick] [-o json] [--dir DIR] [--rounds N]
 
 Ours is the store process's own code (`agent.preparing`) and then the worker's copy out of staging memory (`unstage`),
 with every CRC checked once on the way. Beside it the same bytes by the same threads in the same blocks, moved raw and
-believed: memcpy; `sendfile` on the other process's side and `recv_into` on this one, then memcpy; `preadv`, then
-memcpy. All memory is warm. `into memory` leaves out the last copy. The peer is a process of its own on this machine, so
-its cycles come off the same cores, and TCP goes over the loopback device. Files are in the page cache (`cached`) or not
-(`cold`), and are read through staging memory in both cases, as by a rank that found cached files damaged; the way of
-cached files that leaves staging memory out stands in `checkpoint_local`. The last rows count what four nodes without
-memory read of one store, metadata included, when each chunk is read once and passed on, beside each rank for itself.
+believed: memcpy; `sendfile` on the other process's side and `recv_into` on this one, then memcpy; `preadv`, past the
+page cache from the own disk and through it from the store's files, then memcpy. All memory is warm. `into memory`
+leaves out the last copy. The peer is a process of its own on this machine, so its cycles come off the same cores, and
+TCP goes over the loopback device. The store's files are in the page cache (`cached`) or not (`cold`), and are read
+through staging memory in both cases, as by a rank that found cached files damaged; the way of cached files that leaves
+staging memory out stands in `checkpoint_local`. The own disk's file is cold, on the same disk as the store's. The last
+rows count what four nodes without memory read of one store, metadata included, when each chunk is read once and passed
+on, beside each rank for itself.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from bench_table import Row, alone, alternate, arguments, beside, show
@@ -33,29 +37,48 @@ from page_states import cache, drop, each_file
 sys.path.append(str(Path(__file__).parent / "programs"))
 sys.path.append(str(Path(__file__).parents[1]))  # the fleet is the tests' own
 import tiers_scene as scene
-from peer_memory import RANGE
+from contenders.raw_moves import FileRange, RawMoves
 
 from agent.peers.shared_fleet import MESHES, Saved, fleet, needed_bytes
 from behemoth.agent.memories import Memories
+from behemoth.agent.own_disk import OwnDisk
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerAddress
 from behemoth.agent.peers.snapshots import PeerSnapshot
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, Prepared, Source
-from behemoth.base.ids import Attempt, Rank, Slot
+from behemoth.agent.storewire import DiskService, KeepOnDisk, Prepare, Prepared, Source
+from behemoth.base.ids import Attempt, Rank, RunUid, Slot
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.snapshot_format import data_offset
 from behemoth.checkpoint.staging import stage, unstage
-from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import write_rank
 from behemoth.storage.local import LocalStore
+from behemoth.storage.open import open_private
+from behemoth.wire.messages import LocalDisk
 
 NUM_LAYERS = 8
 THREADS = 2
 PROGRAM = Path(__file__).parent / "programs" / "peer_memory.py"
 OURS = "behemoth"
-RAW = {"own memory": "memcpy", "a peer": "raw TCP", "disk, cached": "raw preadv", "disk, cold": "raw preadv"}
+
+
+class Tier(NamedTuple):
+    """Where a restore says that it comes from, what it stands beside, and what is done to the files before each."""
+
+    origin: str
+    peer: str
+    page_state: Callable[[int], None] | None
+
+
+TIERS = {
+    "own memory": Tier("memory", "memcpy", None),
+    "a peer": Tier("peer", "raw TCP", None),
+    "own disk": Tier("disk", "raw O_DIRECT", drop),
+    "disk, cached": Tier("store", "raw preadv", cache),
+    "disk, cold": Tier("store", "raw preadv", drop),
+}
 
 
 class OtherNode:
@@ -76,7 +99,8 @@ class OtherNode:
 
 
 class ThisNode:
-    """A rank's staging memory with a committed checkpoint in it and in a store, and the program's arrays."""
+    """A rank's staging memory with a committed checkpoint in it, in a store and on the node's own disk, and the
+    program's arrays."""
 
     def __init__(self, folder: Path, num_layers: int, other: OtherNode) -> None:
         self._layout, self._plan = scene.layout(num_layers), scene.plan(num_layers)
@@ -85,8 +109,12 @@ class ThisNode:
         self._memories = Memories(num_ranks=1)
         self._arena = self._memories.mapped(Rank(0), self._fd, new=self._plan)
         self._client = PeerClient(scene.identity(scene.ASKER))
-        self._store = LocalStore(folder)
-        self._preparing = Preparing(
+        self._folder, self._disk_folder = folder / "store", folder / "own-disk"
+        self._store = LocalStore(self._folder)
+        self._disk_store = open_private(str(self._disk_folder))
+        self._disk = self._own_disk()
+        preparing = partial(
+            Preparing,
             self._memories,
             store=lambda: self._store,
             peer=lambda _slot, plan, write_id, step: PeerSnapshot(
@@ -94,8 +122,10 @@ class ThisNode:
             ),
             shared=lambda: None,
             threads=THREADS,
+            ranks_per_node=1,
             run_name="bench",
         )
+        self._preparing, self._with_disk = preparing(), preparing(disk=self._disk)
         self._targets = {one.name: np.ones(one.shape, dtype=np.float32) for one in self._layout.arrays}
         self._save()
 
@@ -110,8 +140,9 @@ class ThisNode:
             holders=(Slot(1),) if origin == "peer" else (),
         )
         order = Prepare(job=1, rank=Rank(0), layout=self._layout.encode(), is_new=False, source=source)
+        preparing = self._with_disk if origin == "disk" else self._preparing  # must_read does not skip the disk
         start_s = time.perf_counter()
-        prepared = self._preparing.prepare(order, self._fd)
+        prepared = preparing.prepare(order, self._fd)
         assert prepared.origin == origin, prepared
         assert prepared.generation is not None
         ready_s = time.perf_counter()
@@ -125,9 +156,26 @@ class ThisNode:
         )
         return prepared, ready_s - start_s, time.perf_counter() - start_s
 
+    def store_ranges(self) -> list[FileRange]:
+        """As many bytes as a restore reads, out of the same files."""
+        files = sorted((one.stat().st_size, one) for one in self._folder.rglob("*") if one.is_file())
+        large = [path for size, path in files if size > scene.BLOCK_BYTES]
+        return [FileRange(path, 0, self.num_bytes // len(large)) for path in large]
+
+    def disk_range(self) -> FileRange:
+        """The snapshot's data on the own disk."""
+        (path,) = self._disk_folder.rglob("rank-*")
+        return FileRange(path, data_offset(self._plan), self.num_bytes)
+
     def close(self) -> None:
         self._client.close()
         self._store.close()
+        self._disk_store.close()
+
+    def _own_disk(self) -> OwnDisk:
+        disk = LocalDisk(path=str(self._disk_folder))
+        service = DiskService(disk=disk, folder="bench/n0", run_uid=RunUid("bench"))
+        return OwnDisk(service, self._disk_store, self._memories, num_ranks=1, is_writing=lambda: False)
 
     def _save(self) -> None:
         """Only its size counts: the peer's bytes are others, and random as well."""
@@ -147,62 +195,8 @@ class ThisNode:
         )
         candidate = Candidate(run="bench", step=scene.STEP, write_id=scene.WRITE_ID, attempt=Attempt(1))
         commit(self._store, candidate, self._layout, [receipt], previous=None)
-
-
-class Raw:
-    """The same moves between warm buffers of the same size, by the same threads, without asking what is moved."""
-
-    def __init__(self, folder: Path, num_bytes: int, other: OtherNode) -> None:
-        self._staged = np.ones(num_bytes, dtype=np.uint8)
-        self._target = np.ones(num_bytes, dtype=np.uint8)
-        self._links = [socket.create_connection(("127.0.0.1", other.raw_port)) for _ in range(THREADS)]
-        files = sorted((one.stat().st_size, one) for one in folder.rglob("*") if one.is_file())
-        self._files = [path for size, path in files if size > scene.BLOCK_BYTES]
-
-    def copy_out(self) -> None:
-        def copy(start: int) -> None:
-            part = slice(start, start + scene.BLOCK_BYTES)
-            np.copyto(self._target[part], self._staged[part])
-
-        run_all(copy, self._starts(), threads=THREADS, name="raw")
-
-    def receive(self) -> None:
-        shares = [self._starts()[number::THREADS] for number in range(THREADS)]
-
-        def work(number: int) -> None:
-            link = self._links[number]
-            for start in shares[number]:
-                view = memoryview(self._staged[start : start + scene.BLOCK_BYTES])
-                link.sendall(RANGE.pack(start, len(view)))
-                while view:
-                    view = view[link.recv_into(view) :]
-
-        run_all(work, range(THREADS), threads=THREADS, name="raw")
-
-    def read(self) -> None:
-        """As many bytes as ours, out of the same files."""
-        share = len(self._staged) // len(self._files)
-
-        def work(item: tuple[int, int]) -> None:
-            number, start = item
-            begin = number * share + start
-            view = memoryview(self._staged[begin : begin + min(scene.BLOCK_BYTES, share - start)])
-            while view:
-                got = os.preadv(self._fds[number], [view], begin - number * share)
-                view, begin = view[got:], begin + got
-
-        self._fds = [os.open(path, os.O_RDONLY) for path in self._files]
-        items = [(number, start) for number in range(len(self._fds)) for start in range(0, share, scene.BLOCK_BYTES)]
-        run_all(work, items, threads=THREADS, name="raw")
-        for fd in self._fds:
-            os.close(fd)
-
-    def close(self) -> None:
-        for link in self._links:
-            link.close()
-
-    def _starts(self) -> Sequence[int]:
-        return range(0, len(self._staged), scene.BLOCK_BYTES)
+        keep = KeepOnDisk(job=1, rank=Rank(0), layout=self._layout.encode(), write_id=scene.WRITE_ID, step=scene.STEP)
+        self._disk.keep(keep, self._fd, cancelled=lambda: False)
 
 
 def main() -> int:
@@ -216,11 +210,11 @@ def main() -> int:
         stack.callback(other.close)
         here = ThisNode(folder, num_layers, other)
         stack.callback(here.close)
-        raw = Raw(folder, here.num_bytes, other)
+        raw = RawMoves(here.num_bytes, other.raw_port, num_threads=THREADS)
         stack.callback(raw.close)
-        for tier in RAW:
-            print(tier, file=sys.stderr, flush=True)
-            rows += _rows(tier, here, raw, folder, num_rounds)
+        for name, tier in TIERS.items():
+            print(name, file=sys.stderr, flush=True)
+            rows += _rows(name, tier, here, raw, folder, num_rounds)
     rows += _over_read_rows()
     notes = [
         f"{num_layers * 64} MiB of one rank, {THREADS} threads on each side, blocks of {scene.BLOCK_BYTES >> 20} MiB",
@@ -235,39 +229,47 @@ def _own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=None, help="counted rounds of each tier (default: 15, quick 3)")
 
 
-def _rows(tier: str, here: ThisNode, raw: Raw, folder: Path, num_rounds: int) -> list[Row]:
-    origin = {"own memory": "memory", "a peer": "peer"}.get(tier, "store")
-    fetch: Callable[[], None] = {"memory": lambda: None, "peer": raw.receive, "store": raw.read}[origin]
+def _rows(name: str, tier: Tier, here: ThisNode, raw: RawMoves, folder: Path, num_rounds: int) -> list[Row]:
+    fetch: dict[str, Callable[[], None]] = {
+        "memory": lambda: None,
+        "peer": raw.receive,
+        "disk": partial(raw.read, [here.disk_range()], is_direct=True),
+        "store": partial(raw.read, here.store_ranges(), is_direct=False),
+    }
     store_bytes: list[float] = []
 
+    def prepare_files() -> None:
+        if tier.page_state is not None:
+            each_file(folder, tier.page_state)
+
     def ours() -> Mapping[str, float]:
-        with _files(folder, tier):
-            prepared, into_s, whole_s = here.restore(origin)
+        prepare_files()
+        prepared, into_s, whole_s = here.restore(tier.origin)
         store_bytes.append(prepared.store_bytes / here.num_bytes)
         return {"into": here.num_bytes / into_s / 1e9, "whole": whole_s, "rate": here.num_bytes / whole_s / 1e9}
 
     def theirs() -> Mapping[str, float]:
-        with _files(folder, tier):
-            start_s = time.perf_counter()
-            fetch()
-            ready_s = time.perf_counter()
-            raw.copy_out()
-            end_s = time.perf_counter()
+        prepare_files()
+        start_s = time.perf_counter()
+        fetch[tier.origin]()
+        ready_s = time.perf_counter()
+        raw.copy_out()
+        end_s = time.perf_counter()
         return {
             "into": here.num_bytes / max(ready_s - start_s, 1e-9) / 1e9,
             "whole": end_s - start_s,
             "rate": here.num_bytes / (end_s - start_s) / 1e9,
         }
 
-    samples = alternate({OURS: ours, RAW[tier]: theirs}, num_rounds=num_rounds)
-    mine, peers = samples[OURS], samples[RAW[tier]]
+    samples = alternate({OURS: ours, tier.peer: theirs}, num_rounds=num_rounds)
+    mine, peers = samples[OURS], samples[tier.peer]
     rows = [
-        beside(f"restore from {tier}", "s", mine["whole"], RAW[tier], peers["whole"]),
-        beside(f"restore from {tier}", "GB/s", mine["rate"], RAW[tier], peers["rate"]),
+        beside(f"restore from {name}", "s", mine["whole"], tier.peer, peers["whole"]),
+        beside(f"restore from {name}", "GB/s", mine["rate"], tier.peer, peers["rate"]),
     ]
-    if origin != "memory":
-        rows.append(beside(f"into memory from {tier}", "GB/s", mine["into"], RAW[tier], peers["into"]))
-    return [*rows, alone(f"store bytes / needed, from {tier}", "ratio", store_bytes[1:])]
+    if tier.origin != "memory":
+        rows.append(beside(f"into memory from {name}", "GB/s", mine["into"], tier.peer, peers["into"]))
+    return [*rows, alone(f"store bytes / needed, from {name}", "ratio", store_bytes[1:])]
 
 
 def _over_read_rows() -> list[Row]:
@@ -281,14 +283,6 @@ def _over_read_rows() -> list[Row]:
         shared, alone_ = (one.store.read_bytes / needed_bytes(first) for one in (together, apart))
         rows.append(beside(f"store bytes / needed, 4 nodes, {name}", "ratio", [shared], "each rank alone", [alone_]))
     return rows
-
-
-@contextmanager
-def _files(folder: Path, tier: str) -> Iterator[None]:
-    """Files in the state that the tier is about; the time for that is nobody's."""
-    if tier.startswith("disk"):
-        each_file(folder, cache if tier.endswith("cached") else drop)
-    yield
 
 
 if __name__ == "__main__":
