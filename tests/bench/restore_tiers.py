@@ -70,9 +70,7 @@ class OtherNode:
         self.raw_port = int(ports["raw"])
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        self._process.communicate(timeout=30)  # the end of its input is the order to end
 
 
 class ThisNode:
@@ -94,6 +92,7 @@ class ThisNode:
             ),
             shared=lambda: None,
             threads=THREADS,
+            ranks_per_node=1,
             run_name="bench",
         )
         self._targets = {one.name: np.ones(one.shape, dtype=np.float32) for one in self._layout.arrays}
