@@ -93,9 +93,7 @@ class OtherNode:
         self.raw_port = int(ports["raw"])
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        self._process.communicate(timeout=30)  # the end of its input is the order to end
 
 
 class ThisNode:
