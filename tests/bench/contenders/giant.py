@@ -26,6 +26,7 @@ from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.reader import read_rank
+from behemoth.checkpoint.reading_threads import reading_threads
 from behemoth.checkpoint.staging import Stager, unstage
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
@@ -109,7 +110,7 @@ class GiantRanks:
         stager = Stager(memory.arena, memory.plan, self._arrays[number], write_id=write_id, step=step, threads=threads)
         stager.begin(generation=SAVED)
         order = Write(
-            job=self._step,
+            job=self._step * len(self._ranks) + number,
             rank=self._ranks[number],
             layout=self._layout.encode(),
             generation=SAVED,
@@ -124,7 +125,8 @@ class GiantRanks:
     def _restore(self, number: int, commit: Commit) -> None:
         memory = self._memories[number]
         threads = max(1, self._threads // len(self._ranks))
-        read_rank(self._local, commit, self._layout, memory.plan, memory.arena, RESTORED, threads=threads)
+        readers = reading_threads(self._local, commit, threads=threads)
+        read_rank(self._local, commit, self._layout, memory.plan, memory.arena, RESTORED, threads=readers)
         unstage(memory.arena, memory.plan, RESTORED, self._arrays[number], threads=threads, is_checked=True)
 
     def _record(self) -> CommitRecord:

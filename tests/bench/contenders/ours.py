@@ -8,6 +8,7 @@ Neighbours: `state`, `raw`.
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ class StoreProcess:
     def order(self, order: Prepare | Write, memory_fd: int) -> None:
         frame = encode_frame(order)
         with self._sending:
+            select.select((), (self._child.sock,), ())  # `send_with` does not wait for room
             sent_bytes = send_with(self._child.sock, frame, (memory_fd,))
             self._child.sock.sendall(frame[sent_bytes:])  # a giant run's layout is larger than the socket's buffer
 
