@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import structs
 
+from agent import test_peer_copies as four_nodes
 from agent.stage import RUN, Stage, kill, setup_for, stage
 from agent.test_agent_peers import store_pid
 from agent.test_peer_copies import until
@@ -99,6 +100,20 @@ def test_nodes_that_lose_all_memory_at_once_restore_from_their_own_disks_and_rea
         assert saved.write_id in kept(here, 0)  # the other file
 
     play(tmp_path, scene)
+
+
+def test_a_node_that_is_lost_with_its_peer_restores_from_its_own_disk(tmp_path: Path) -> None:
+    lost, holder = 1, four_nodes.holder_of(1)
+
+    async def scene(here: Stage) -> None:
+        saved = await here.save(30, "a1-1", 1)
+        await four_nodes.copied(here, saved)
+        await on_disk(here, saved, [lost])
+        await here.replace_agents(lost, holder)
+        expected = four_nodes.Sources(memory=2, peer=1, disk=1, peer_bytes=MIB << 20, store_bytes=0, missed="")
+        assert await four_nodes.restored(here, 2, saved) == expected
+
+    four_nodes.play(tmp_path, scene, local_disk=LocalDisk(path=str(tmp_path / "disk")))
 
 
 def test_a_damaged_file_costs_a_read_from_the_store_says_so_and_is_written_again(tmp_path: Path) -> None:

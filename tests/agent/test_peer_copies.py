@@ -19,7 +19,7 @@ from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import NUM_GENERATIONS
 from behemoth.checkpoint.crc import TRAILER_BYTES
-from behemoth.wire.messages import RanksRestored, Report, RestoreFrom, Setup
+from behemoth.wire.messages import LocalDisk, RanksRestored, Report, RestoreFrom, Setup
 
 NODES = 4
 MIB = 2
@@ -37,10 +37,11 @@ class Sources:
     store_bytes: int
     missed: str
     several: int = 0
+    disk: int = 0
 
     @property
     def store(self) -> int:
-        return NODES - self.memory - self.peer - self.several
+        return NODES - self.memory - self.peer - self.several - self.disk
 
 
 def play(
@@ -50,9 +51,11 @@ def play(
     rate: int | None = None,
     domain_nodes: int = 1,
     program: str = "train_shares",
+    local_disk: LocalDisk | None = None,
 ) -> None:
     async def run() -> None:
-        setup = structs.replace(setup_of(folder, rate, program), peer_stride=domain_nodes)
+        setup = setup_of(folder, rate, program)
+        setup = structs.replace(setup, peer_stride=domain_nodes, local_disk=local_disk)
         async with stage(folder, setup, num_agents=NODES) as here:
             here.start_gang(1)
             await all_restored(here, 1)
@@ -147,6 +150,7 @@ async def restored(here: Stage, attempt: int, write: RestoreFrom) -> Sources:
         store_bytes=sum(one.store_bytes for one in told),
         missed=" ".join(one.missed for one in told if one.missed),
         several=sum(one.num_from_several for one in told),
+        disk=sum(one.num_from_disk for one in told),
     )
 
 
