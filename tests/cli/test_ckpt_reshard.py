@@ -75,7 +75,14 @@ def test_a_run_goes_on_from_its_checkpoint_that_was_resharded_for_more_ranks(
     assert ended.code == 0, ended.err
     steps = [int(row.split()[0]) for row in run(capsys, "list", "st/next")[1].splitlines()[1:]]
     assert (steps[0], steps[-1]) == (TRAINED_STEPS, TRAINED_STEPS + 10)
-    assert f"        1    {TRAINED_STEPS}       0     0      3" in ended.out
+    rows = [row.split() for row in ended.out.splitlines()]
+    at = next(number for number, row in enumerate(rows) if row[:1] == ["ATTEMPT"])
+    restored = dict(zip(rows[at], rows[at + 1], strict=False))  # the heads of bytes are two words each
+    assert (restored["ATTEMPT"], restored["STEP"]) == ("1", str(TRAINED_STEPS))
+    tiers = {tier: int(restored[tier]) for tier in ("MEMORY", "PEER", "DISK", "SEVERAL", "STORE")}
+    assert tiers["MEMORY"] == tiers["DISK"] == 0
+    assert tiers["STORE"] > 0
+    assert sum(tiers.values()) == 3  # who comes later may find at a peer what that has read
 
 
 def test_a_reader_that_knows_the_document_alone_reads_what_was_resharded(
