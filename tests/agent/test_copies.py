@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from msgspec import structs
 
 from agent.stage import RUN, setup_for
+from agent.told_store import ToldStore
 from behemoth.agent import copies as copies_module
 from behemoth.agent.copies import Copies
 from behemoth.agent.storewire import Failed, Pull, Pulled
@@ -24,52 +24,24 @@ FIRST, SECOND = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) fo
 DECLARED = Declare(layout=b"layout", digest="one", arena_bytes=4096)
 
 
-class FakeStore:
-    """Answers pulls with what `answers` says, in order, then with success; a pull of `stuck` waits for `let_go`."""
-
+class FakeStore(ToldStore[Pull]):
     def __init__(self) -> None:
-        self.pulls: list[Pull] = []
-        self.answers: list[str] = []
-        self.stuck: asyncio.Future[None] | None = None
+        super().__init__()
         self.let_go_of: list[int] = []
         self.kept: list[tuple[Rank, ...]] = []
-        self.news = asyncio.Event()
-        self._jobs = itertools.count(1)
-
-    def new_job(self) -> int:
-        return next(self._jobs)
 
     async def pull(self, order: Pull, fd: int) -> Pulled | Failed:
-        assert os.fstat(fd)
-        self.pulls.append(order)
-        self.news.set()
-        if self.stuck is not None:
-            await self.stuck
-            return Failed(job=order.job, reason="cancelled", is_corrupt=False)
-        reason = self.answers.pop(0) if self.answers else ""
-        if reason:
-            return Failed(job=order.job, reason=reason, is_corrupt=False)
-        return Pulled(job=order.job, num_bytes=1)
+        return await self.answered(order, fd, Pulled(job=order.job, num_bytes=1))
 
     def let_go(self, job: int) -> None:
         self.let_go_of.append(job)
-        assert self.stuck is not None
-        self.stuck.set_result(None)
-        self.stuck = None
+        super().let_go(job)
 
     def keep_copies(self, ranks: object) -> None:
         self.kept.append(tuple(ranks))  # type: ignore[arg-type]
 
     async def pulled(self, count: int) -> list[tuple[Slot, Rank, WriteId]]:
-        """The first `count` pulls, once there are so many."""
-        async with asyncio.timeout(10):
-            while len(self.pulls) < count:
-                self.news.clear()
-                await self.news.wait()
-        for _ in range(5):  # and no more than these
-            await asyncio.sleep(0)
-        assert len(self.pulls) == count
-        return [(order.slot, order.rank, order.write_id) for order in self.pulls]
+        return [(order.slot, order.rank, order.write_id) for order in await self.first(count)]
 
 
 def table(restore: RestoreFrom | None, *, domains: tuple[int, ...] = (0, 1, 2), attempt: int = 1) -> StartGang:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from msgspec import structs
 
 from agent.stage import setup_for
+from agent.told_store import ToldStore
 from behemoth.agent.arenas import Arenas
 from behemoth.agent.keeping import Keeping
 from behemoth.agent.storewire import DiskCleared, Failed, KeepOnDisk, KeptOnDisk
@@ -24,52 +23,20 @@ FIRST, SECOND = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) fo
 DECLARED = Declare(layout=b"layout", digest="one", arena_bytes=4096)
 
 
-class FakeStore:
-    """Answers orders with what `answers` says, in order, then with success; one of `stuck` waits for `let_go`."""
-
+class FakeStore(ToldStore[KeepOnDisk]):
     def __init__(self) -> None:
-        self.orders: list[KeepOnDisk] = []
-        self.answers: list[str] = []
-        self.stuck: asyncio.Future[None] | None = None
+        super().__init__()
         self.num_cleared = 0
-        self.news = asyncio.Event()
-        self._jobs = itertools.count(1)
-
-    def new_job(self) -> int:
-        return next(self._jobs)
 
     async def keep_on_disk(self, order: KeepOnDisk, fd: int) -> KeptOnDisk | Failed:
-        assert os.fstat(fd)
-        self.orders.append(order)
-        self.news.set()
-        if self.stuck is not None:
-            await self.stuck
-            return Failed(job=order.job, reason="cancelled", is_corrupt=False)
-        reason = self.answers.pop(0) if self.answers else ""
-        if reason:
-            return Failed(job=order.job, reason=reason, is_corrupt=False)
-        return KeptOnDisk(job=order.job, num_bytes=1)
+        return await self.answered(order, fd, KeptOnDisk(job=order.job, num_bytes=1))
 
     async def clear_disk(self) -> DiskCleared | Failed:
         self.num_cleared += 1
         return DiskCleared(job=0)
 
-    def let_go(self, job: int) -> None:
-        assert self.orders[-1].job == job
-        assert self.stuck is not None
-        self.stuck.set_result(None)
-        self.stuck = None
-
     async def ordered(self, count: int) -> list[tuple[Rank, WriteId]]:
-        """The first `count` orders, once there are so many, and no more than these."""
-        async with asyncio.timeout(10):
-            while len(self.orders) < count:
-                self.news.clear()
-                await self.news.wait()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert len(self.orders) == count
-        return [(order.rank, order.write_id) for order in self.orders]
+        return [(order.rank, order.write_id) for order in await self.first(count)]
 
 
 def play(

@@ -123,13 +123,18 @@ def test_the_store_of_another_run_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert steps_of(tmp_path / "theirs") == []
 
 
-def test_a_run_that_is_alive_gets_nothing(
-    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert drain(capsys, "run/small", "--to", str(tmp_path / "safe"), "--step", "10")[0] == 0
+def leave_in(safe: Path, directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    """Step 10 is in the store `safe` and not in the run's own any more, and the run is alive."""
+    assert drain(capsys, "run/small", "--to", str(safe), "--step", "10")[0] == 0
     with closing(LocalStore(directory.checkpoints)) as store:
         store.delete([info.key for info in store.list("commits") if "000000010" in info.key])
     directory.open()
+
+
+def test_a_run_that_is_alive_gets_nothing(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_in(tmp_path / "safe", directory, capsys)
     code, _, err = drain(capsys, str(tmp_path / "safe"), "--to", "run/small")
     assert code == 1
     assert "code: run-locked" in err
@@ -239,10 +244,7 @@ def test_a_dry_run_leaves_a_bucket_alone_and_does_not_try_it_out(
 def test_a_dry_run_refuses_the_store_of_another_run_and_says_that_the_own_one_is_alive(
     directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert drain(capsys, "run/small", "--to", str(tmp_path / "safe"), "--step", "10")[0] == 0
-    with closing(LocalStore(directory.checkpoints)) as store:
-        store.delete([info.key for info in store.list("commits") if "000000010" in info.key])
-    directory.open()
+    leave_in(tmp_path / "safe", directory, capsys)
     code, out, err = drain(capsys, str(tmp_path / "safe"), "--to", "run/small", "--dry-run")
     assert (code, "run/small is alive: the copy would be refused" in err) == (0, True)
     assert out.startswith("checkpoint/10 would be copied to ")

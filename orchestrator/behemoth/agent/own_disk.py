@@ -85,8 +85,8 @@ class OwnDisk:
             return
         try:
             self._files(plan).drop(write_id)
-        except BehemothError as error:
-            _log.warning("own disk: rank %d, write %s stays, though damaged: %s", plan.rank, write_id, error)
+        except BehemothError as failure:
+            _log.warning("own disk: rank %d, write %s stays, though damaged: %s", plan.rank, write_id, failure)
 
     def require_budget(self, layout: Layout, rank: Rank) -> None:
         """Raises Invalid when the node of `rank` would take more of the disk than it may."""
