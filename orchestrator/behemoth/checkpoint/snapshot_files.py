@@ -4,22 +4,22 @@ the other is whole.
 A file counts by its header, which is written last, after all else is durable, and taken back first. So a process that
 is killed at any moment leaves the older snapshot, or the newer one. The arena may be filled anew while it is copied:
 its sequence is looked at again after the last byte has been read, and the CRCs tell the rest. Neighbours:
-`snapshot_format` (what stands where), `arena` (where snapshots come from), `copying` (where they go to).
+`snapshot_format` (what stands where), `arena` (where snapshots come from), `gathering` (where they go to).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import CRC_BYTES, PAGE_BYTES, Snapshot
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.plan import RankPlan, Span
+from behemoth.checkpoint.plan import RankPlan
 from behemoth.checkpoint.snapshot_format import (
     NO_HEADER,
     TABLE_OFFSET,
@@ -119,24 +119,25 @@ class SnapshotFiles:
     def _fill(self, key: str, arena: Arena, snapshot: Snapshot, pace: Callable[[int], None]) -> int:
         """All but the header; the CRC of the table."""
         crcs, data = arena.crcs(snapshot.generation), arena.data(snapshot.generation)
-        left: Iterator[tuple[Span, int]] = zip(self._plan.spans, crcs.tolist(), strict=True)
+        num_checked = 0
         for at in range(0, self._plan.data_bytes, BLOCK_BYTES):
             end = min(at + BLOCK_BYTES, self._plan.data_bytes)
             pace(end - at)
             self._put(key, data_offset(self._plan) + at, data[at:end])
             _require_held(arena, snapshot)
-            left = self._checked(data, left, end)
+            num_checked = self._checked(data, crcs, num_checked, end)
         table = crcs.tobytes()
         self._put(key, TABLE_OFFSET, table)
         _require_held(arena, snapshot)
         return crc32c(table)
 
-    def _checked(self, data: memoryview, left: Iterator[tuple[Span, int]], end: int) -> Iterator[tuple[Span, int]]:
-        """Hold the spans that end within the first `end` bytes to their CRCs, while those are in the caches; the spans
-        that are left then."""
-        for span, expected in left:
+    def _checked(self, data: memoryview, crcs: npt.NDArray[np.uint32], first: int, end: int) -> int:
+        """Hold the spans from the `first` on that end within the first `end` bytes to their CRCs, while those are in
+        the caches; the number of the next one."""
+        for number in range(first, len(self._plan.spans)):
+            span, expected = self._plan.spans[number], int(crcs[number])
             if span.arena_offset + span.length > end:
-                return chain([(span, expected)], left)
+                return number
             got = crc32c(data[span.arena_offset : span.arena_offset + span.length])
             if got != expected:
                 raise Conflict(
@@ -145,7 +146,7 @@ class SnapshotFiles:
                     hint="it was filled anew meanwhile, or is damaged",
                     code="copy-crc",
                 )
-        return left
+        return len(self._plan.spans)
 
     def _next(self) -> tuple[str, int]:
         """The file to overwrite: one without a snapshot, else the older; and the turn that its header will tell."""
@@ -191,7 +192,7 @@ class SnapshotFiles:
 
 
 class SnapshotInFile:
-    """Implements `copying.SnapshotSource`."""
+    """Implements `gathering.SnapshotSource`."""
 
     def __init__(self, store: ObjectStore, key: str, plan: RankPlan, header: SnapshotHeader) -> None:
         self._store = store
