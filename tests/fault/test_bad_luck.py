@@ -101,7 +101,7 @@ def test_a_full_disk_below_the_run_directory_is_one_error_and_the_run_resumes(tm
         stage.expect_sound(digest)
 
 
-def stopped_midway(stage: KillStage, num_commits: int = 3) -> None:
+def stopped_midway(stage: KillStage, num_commits: int = 2) -> None:
     """The run process is killed after some commits: memory is gone, so the next start must read the disk."""
     stage.start()
     stage.until_event("Committed", num_commits)

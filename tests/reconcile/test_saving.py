@@ -66,6 +66,17 @@ def test_a_committed_save_tells_how_far_a_fast_gang_is_before_the_next_tick_does
     assert player.one(Save).step == 50
 
 
+def test_words_of_steps_that_were_heard_at_once_do_not_make_the_gang_look_fast() -> None:
+    player = training()
+    player.reach(1)
+    for step in (2, 3, 4):
+        player.reach(step, after_us=200)
+    player.commit()
+    assert player.one(Save).step == 20
+    player.rest(after_us=3 * S)
+    assert player.obs.step_us >= S // 2
+
+
 def test_a_failed_save_is_aborted_told_and_followed_by_the_next() -> None:
     player = training()
     player.reach(10)

@@ -90,10 +90,11 @@ def _restored_by(obs: Observation) -> GangRestored:
 
 
 def _pace_us(step_us: int, last: Progress, told: Progress) -> int:
-    """Time per step, smoothed; the first step of an attempt compiles and connects, so it says nothing."""
+    """Time per step, smoothed; the first step of an attempt compiles and connects, so it says nothing. Words that were
+    heard sooner one after the other than one of their steps took were held up on their way: the step counts."""
     if last.phase == "first_step" or told.at_us <= last.at_us:
         return step_us
-    sample_us = (told.at_us - last.at_us) // (told.step - last.step)
+    sample_us = max(told.at_us - last.at_us, told.slowest_step_us) // (told.step - last.step)
     return sample_us if step_us == 0 else ((_PACE_WEIGHT - 1) * step_us + sample_us) // _PACE_WEIGHT
 
 
