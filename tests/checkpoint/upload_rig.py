@@ -26,8 +26,6 @@ from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.ports import UploadsParts
 from checkpoint.checkpoint_rig import Logical, arena_of, local_arrays
 
-JOIN_S = 60
-
 
 @contextmanager
 def small_parts(least: int, single: int) -> Iterator[None]:
@@ -91,7 +89,7 @@ class World:
         """By all ranks at once. Raises the first error that says more than that others have given up."""
         with ThreadPoolExecutor(len(self.arenas), thread_name_prefix="rank") as pool:
             futures = [pool.submit(self.upload, store, rank) for rank in self.arenas]
-            errors = [future.exception(JOIN_S) for future in futures]
+            errors = [future.exception() for future in futures]
         told = [error for error in errors if error is not None]
         if told:
             raise next((error for error in told if getattr(error, "code", "") not in GIVEN_UP), told[0])
