@@ -12,13 +12,17 @@ from behemoth.checkpoint.forecast import Forecast, Rates, forecast
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.snapshot_format import file_bytes
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, contents
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout
+from checkpoint.snapshots import formatted, keep, stage_bytes
 
-RATES = Rates(memory_bytes_per_s=10, peer_bytes_per_s=5, disk_bytes_per_s=2, store_bytes_per_s=1)
+RATES = Rates(
+    memory_bytes_per_s=10, peer_bytes_per_s=5, local_disk_bytes_per_s=4, disk_bytes_per_s=2, store_bytes_per_s=1
+)
 
 
 def of(layout: Layout, *, ranks_per_node: int = 2, rates: Rates = RATES) -> Forecast:
@@ -54,9 +58,25 @@ def test_seconds_are_those_of_the_slowest_rank_or_node() -> None:
     assert (
         found.seconds["disk"] == max(one.written_bytes + two.written_bytes for one, two in (plans[:2], plans[2:])) / 2
     )
+    files = [file_bytes(plan) for plan in plans]
+    assert found.seconds["local_disk"] == max(files[0] + files[1], files[2] + files[3]) / 4
     faster = of(layout, rates=replace(RATES, store_bytes_per_s=4))
     assert found.seconds["store"] == 4 * faster.seconds["store"]
     assert faster.requests_per_s == pytest.approx(4 * found.requests_per_s)
+
+
+def test_the_own_disk_holds_what_a_node_really_writes_there() -> None:
+    layout, store = toy_layout(), MemoryStore()
+    for rank in map(Rank, range(2)):
+        plan = plan_rank(layout, rank)
+        arena = formatted(plan)
+        for step in (1, 2):
+            stage_bytes(arena, plan, f"a1-{step}", step)
+            keep(store, arena, plan)
+    lies_there = sum(len(data) for data in contents(store).values())
+    found = of(layout).local_disk
+    assert found.capacity_bytes == lies_there
+    assert found.copied_bytes == lies_there / 2
 
 
 def test_small_arrays_are_one_request_each_and_metadata_counts_too() -> None:

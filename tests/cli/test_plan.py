@@ -55,7 +55,7 @@ def test_a_document_has_the_numbers_of_the_save_itself(tmp_path: Path, capsys: p
     num_metadata = found["files"] - len(layout.arrays)  # type: ignore[operator]
     assert found["objects"] == uploads.num_objects + num_metadata
     assert found["requests"] == uploads.num_requests + num_metadata
-    assert set(found["seconds"]) == {"memory", "peer", "disk", "store"}  # type: ignore[call-overload]
+    assert set(found["seconds"]) == {"memory", "peer", "local_disk", "disk", "store"}  # type: ignore[call-overload]
     assert len(found["ranks"]) == 256  # type: ignore[arg-type]
 
 
@@ -103,6 +103,23 @@ def test_rates_prices_and_the_mesh_that_restores_are_options(
     assert other["price_usd"] == 2 * plain["price_usd"]  # type: ignore[operator]
     assert other["requests_per_s"] == plain["requests_per_s"] / 2  # type: ignore[operator]
     assert other["over_read_alone"] < plain["over_read_alone"]  # type: ignore[operator]
+
+
+def test_copies_keep_to_the_rates_of_the_run_and_to_those_that_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scout_run(tmp_path)
+    free = document(capsys, str(file))
+    limits = "    peer_rate: 1GB\n    local_disk: {path: /nvme, rate: 500MB}\n"
+    file.write_text(file.read_text().replace("  checkpoint:\n", "  checkpoint:\n" + limits))
+    limited = document(capsys, str(file))
+    slow = document(capsys, str(file), "--bandwidth", "local_disk=250MB/s")
+    assert limited["seconds"]["peer"] == 10 * free["seconds"]["peer"]  # type: ignore[index]
+    assert limited["seconds"]["local_disk"] == 4 * free["seconds"]["local_disk"]  # type: ignore[index]
+    assert slow["seconds"]["local_disk"] == 8 * free["seconds"]["local_disk"]  # type: ignore[index]
+    assert limited["local_disk"] == free["local_disk"]
+    disk = free["local_disk"]
+    assert disk["capacity_bytes"] == 2 * disk["copied_bytes"]  # type: ignore[index]
 
 
 def test_a_generator_of_another_recipe_reads_masters_alone_and_converts_them(
@@ -165,7 +182,10 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
         (["--restore-mesh", "tp"], "--restore-mesh: expected each axis once with its size, got 'tp'"),
         (["--restore-recipe", "weights"], "--restore-recipe: expected each field once with its value, got 'weights'"),
         (["--bandwidth", "dsk=1GB"], "hint: did you mean disk?"),
-        (["--bandwidth", "disk=1GB", "--bandwidth", "disk=2GB"], "expected each of memory, peer, disk, store once"),
+        (
+            ["--bandwidth", "disk=1GB", "--bandwidth", "disk=2GB"],
+            "expected each of memory, peer, local_disk, disk, store once",
+        ),
         (["--bandwidth", "disk=5"], "got '5' without a unit"),
         (["--bandwidth", "disk=0B"], "disk: expected a rate above 0"),
         (["--price", "-1"], "--price"),

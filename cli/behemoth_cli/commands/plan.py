@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-_TIERS = ("memory", "peer", "disk", "store")
+_TIERS = ("memory", "peer", "local_disk", "disk", "store")
 
 
 RestoreMesh = Annotated[
@@ -57,7 +58,8 @@ Bandwidths = Annotated[
         "--bandwidth",
         metavar="TIER=RATE",
         help="Bytes per second of a tier, such as disk=5GB/s; may be repeated. Assumed when left out: memory=7GB/s "
-        "for each rank, peer=10GB/s, disk=2GB/s and store=200MB/s for each node.",
+        "for each rank, peer=10GB/s, local_disk=2GB/s, disk=2GB/s and store=200MB/s for each node. Copies keep to the "
+        "run's own peer_rate and local_disk.rate too.",
         autocompletion=one_of(*(f"{tier}=" for tier in _TIERS)),
     ),
 ]
@@ -102,7 +104,7 @@ def plan(
     recipe = run.recipe
     if restore_recipe is not None:
         recipe = parse_recipe(restore_recipe, recipe, name="option --restore-recipe")
-    save = _forecast(context.console, run, inventory, reader, recipe, rates_of(bandwidth or [], price))
+    save = _forecast(context.console, run, inventory, reader, recipe, _kept_to(run, rates_of(bandwidth or [], price)))
     dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
     restore = Restore(reader=f"{dense}; experts {expert}", reads_shared=_reads_shared(run))
     page = plan_page(run, inventory, is_full=bool(form), save=save, restore=restore)
@@ -144,6 +146,17 @@ def rates_of(bandwidths: list[str], price: float | None) -> Rates:
             raise Invalid(f"option --price: expected a number of USD, got {price}", code="out-of-range")
         given["usd_per_million_requests"] = price
     return Rates(**given)
+
+
+def _kept_to(run: TrainingRun, rates: Rates) -> Rates:
+    """What the run file allows copies to take, where a machine has more."""
+    limits = run.checkpoint
+    disk_rate = limits.local_disk.rate if limits.local_disk is not None else None
+    return replace(
+        rates,
+        peer_bytes_per_s=min(rates.peer_bytes_per_s, limits.peer_rate or math.inf),
+        local_disk_bytes_per_s=min(rates.local_disk_bytes_per_s, disk_rate or math.inf),
+    )
 
 
 def _refuse_idle(names: list[str]) -> None:

@@ -26,6 +26,7 @@ _NAMES = (
     "spans",
     "metadata_bytes",
     "staging_bytes",
+    "local_disk",
     "seconds",
     "over_read",
     "over_read_alone",
@@ -33,6 +34,7 @@ _NAMES = (
     "over_read_fleet_alone",
     "reads_shared",
 )
+_TURNS = "of disk on a node, for two files of each rank"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,8 @@ def forecast_section(found: Forecast, restore: Restore) -> Section:
             ("staging", f"{size(found.staging_bytes)} of memory on a node, for two generations"),
             ("to memory", f"{seconds(spent['memory'])}, which is what blocks training"),
             ("to a peer", seconds(spent["peer"])),
-            ("to disk", seconds(spent["disk"])),
+            ("to own disks", f"{seconds(spent['local_disk'])}; {size(found.local_disk.capacity_bytes)} {_TURNS}"),
+            ("to disk", f"{seconds(spent['disk'])}, if the store is a directory"),
             ("to the store", f"{seconds(spent['store'])}, if it is object storage:"),
             ("  objects", f"{found.num_objects}, of {count(found.num_parts)} parts"),
             ("  requests", f"{count(found.num_requests)}, USD {found.price_usd:.2f}"),
@@ -88,6 +91,7 @@ def forecast_body(found: Forecast | None, restore: Restore | None) -> dict[str, 
         found.num_spans,
         found.metadata_bytes,
         found.staging_bytes,
+        asdict(found.local_disk),
         dict(found.seconds),
         found.over_read.once,
         found.over_read.alone,

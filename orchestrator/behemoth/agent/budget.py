@@ -14,8 +14,7 @@ from behemoth.base.units import format_size
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.snapshot_files import NUM_FILES
-from behemoth.checkpoint.snapshot_format import file_bytes
+from behemoth.checkpoint.snapshot_format import NUM_FILES, file_bytes
 
 OVER_BUDGET = "staging-budget"
 OVER_DISK_BUDGET = "disk-budget"

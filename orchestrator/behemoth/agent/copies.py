@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Budget, Failed, Pull, Share
+from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank, Slot
 from behemoth.policy import peers
 from behemoth.wire.messages import RestoreFrom, Setup, StartGang
@@ -50,11 +51,9 @@ class Copies:
         self._domains: tuple[int, ...] = ()
         self._slot: Slot | None = None
         self._wards: tuple[Slot, ...] = ()
-        self._wanted: RestoreFrom | None = None
+        self._wanted = Wanted(store)
         self._declared: Declare | None = None
         self._memories: dict[Rank, CopyMemory] = {}
-        self._job: int | None = None
-        self._news = asyncio.Event()
 
     # What happened
 
@@ -65,12 +64,12 @@ class Copies:
         self._wards = ()
         if slot is not None and self._copies and self._domains:
             self._wards = peers.wards(slot, self._domains, stride=self._stride, copies=self._copies)
-        self._want(table.restore)
+        self._wanted.want(table.restore)
 
     def declared(self, declared: Declare) -> None:
         """The layout is the same for all ranks of the run."""
         self._declared = declared
-        self._news.set()
+        self._wanted.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
         """What is older or of nobody's interest any more can go: until now a restore might have asked for it."""
@@ -80,7 +79,7 @@ class Copies:
             os.close(self._memories.pop(rank).fd)
         if unwanted:
             self._store.keep_copies(self._memories)
-        self._want(write)
+        self._wanted.want(write)
 
     def budget(self, own: Sequence[Rank]) -> Budget | None:
         """What this node may hold, and for whom."""
@@ -112,14 +111,14 @@ class Copies:
             return
         pause_s = FIRST_PAUSE_S
         while True:
-            self._news.clear()
+            self._wanted.news.clear()
             missing = self._missing()
             num_pulled = 0
             for ward, rank in missing:
                 num_pulled += await self._pull(ward, rank)
-                if self._news.is_set():
+                if self._wanted.news.is_set():
                     break
-            if num_pulled or self._news.is_set():
+            if num_pulled or self._wanted.news.is_set():
                 pause_s = FIRST_PAUSE_S
                 continue
             await self._hear(pause_s if missing else None)
@@ -127,13 +126,12 @@ class Copies:
 
     async def _pull(self, ward: Slot, rank: Rank) -> bool:
         """True when the copy is whole."""
-        write, declared = self._wanted, self._declared
+        write, declared = self._wanted.write, self._declared
         assert write is not None
         assert declared is not None
         memory = self._memory(rank, declared)
-        self._job = self._store.new_job()
         order = Pull(
-            job=self._job,
+            job=self._wanted.new_job(),
             rank=rank,
             layout=declared.layout,
             slot=ward,
@@ -141,7 +139,7 @@ class Copies:
             step=write.step,
         )
         answer = await self._store.pull(order, memory.fd)
-        self._job = None
+        self._wanted.job_ended()
         if isinstance(answer, Failed):
             _log.info("copy of rank %d, write %s: %s", rank, write.write_id, answer.reason)
             return False
@@ -149,9 +147,10 @@ class Copies:
         return True
 
     def _missing(self) -> list[tuple[Slot, Rank]]:
-        if self._wanted is None or self._declared is None:
+        wanted = self._wanted.write
+        if wanted is None or self._declared is None:
             return []
-        wanted, layout = self._wanted, self._declared.digest
+        layout = self._declared.digest
         held = {rank for rank, one in self._memories.items() if (one.held, one.layout) == (wanted, layout)}
         return [(ward, rank) for ward in self._wards for rank in self._ranks(ward) if rank not in held]
 
@@ -165,17 +164,10 @@ class Copies:
         memory = self._memories[rank] = CopyMemory(rank=rank, layout=declared.digest, fd=fd)
         return memory
 
-    def _want(self, write: RestoreFrom | None) -> None:
-        """A pull of another write is not worth its end."""
-        if write != self._wanted and self._job is not None:
-            self._store.let_go(self._job)
-        self._wanted = write
-        self._news.set()
-
     async def _hear(self, limit_s: float | None) -> None:
         try:
             async with asyncio.timeout(limit_s):
-                await self._news.wait()
+                await self._wanted.news.wait()
         except TimeoutError:
             return
 

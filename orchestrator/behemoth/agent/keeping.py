@@ -12,6 +12,7 @@ import logging
 from behemoth.agent.arenas import Arenas, RankMemory
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Failed, KeepOnDisk
+from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank
 from behemoth.wire.messages import RestoreFrom, Setup
 
@@ -30,41 +31,39 @@ class Keeping:
     def __init__(self, *, store: StoreLink, arenas: Arenas, setup: Setup) -> None:
         self._store = store
         self._arenas = arenas
-        self._is_wanted = setup.local_disk is not None
-        self._wanted: RestoreFrom | None = None
+        self._has_disk = setup.local_disk is not None
+        self._wanted = Wanted(store)
         self._kept: dict[Rank, tuple[RestoreFrom, str]] = {}
-        self._job: int | None = None
-        self._news = asyncio.Event()
 
     def began(self, restore: RestoreFrom | None) -> None:
         """A new attempt, from this checkpoint."""
-        self._want(restore)
+        self._wanted.want(restore)
 
     def restored(self) -> None:
         """A rank's memory has what it shall get back."""
-        self._news.set()
+        self._wanted.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
         """The memory of the node's ranks is the newest checkpoint."""
-        self._want(write)
+        self._wanted.want(write)
 
     async def run(self) -> None:
         """Until cancelled: have copied what is wanted and not there, one rank at a time. What fails is tried again with
         the next news, a commit or a restore."""
-        while self._is_wanted:
-            self._news.clear()
+        while self._has_disk:
+            self._wanted.news.clear()
             for memory in self._missing():
                 await self._keep(memory)
-                if self._news.is_set():
+                if self._wanted.news.is_set():
                     break
             else:
-                await self._news.wait()
+                await self._wanted.news.wait()
 
     async def clear(self) -> None:
         """The run is over for good: nobody will want it back."""
-        if not self._is_wanted:
+        if not self._has_disk:
             return
-        self._want(None)
+        self._wanted.want(None)
         try:
             async with asyncio.timeout(CLEAR_LIMIT_S):
                 answer = await self._store.clear_disk()
@@ -75,22 +74,25 @@ class Keeping:
             _log.warning("own disk: its files could not be removed: %s", answer.reason)
 
     async def _keep(self, memory: RankMemory) -> None:
-        write, layout = self._wanted, memory.declared
+        write, layout = self._wanted.write, memory.declared
         assert write is not None
-        self._job = self._store.new_job()
         order = KeepOnDisk(
-            job=self._job, rank=memory.rank, layout=layout.layout, write_id=write.write_id, step=write.step
+            job=self._wanted.new_job(),
+            rank=memory.rank,
+            layout=layout.layout,
+            write_id=write.write_id,
+            step=write.step,
         )
         answer = await self._store.keep_on_disk(order, memory.fd)
-        self._job = None
+        self._wanted.job_ended()
         if isinstance(answer, Failed):
-            reason = answer.reason if write == self._wanted else _TOO_LATE
+            reason = answer.reason if write == self._wanted.write else _TOO_LATE
             _log.warning("own disk: rank %d, write %s is not there: %s", memory.rank, write.write_id, reason)
         else:
             self._kept[memory.rank] = (write, layout.digest)
 
     def _missing(self) -> list[RankMemory]:
-        wanted = self._wanted
+        wanted = self._wanted.write
         return [
             memory
             for memory in self._arenas.all()
@@ -98,10 +100,3 @@ class Keeping:
             and memory.has_committed(wanted.write_id)
             and self._kept.get(memory.rank) != (wanted, memory.declared.digest)
         ]
-
-    def _want(self, write: RestoreFrom | None) -> None:
-        """A copy of another write is not worth its end."""
-        if write != self._wanted and self._job is not None:
-            self._store.let_go(self._job)
-        self._wanted = write
-        self._news.set()

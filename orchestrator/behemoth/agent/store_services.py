@@ -18,7 +18,7 @@ from behemoth.agent.peers.identity import PeerIdentity
 from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.server import PeerServer
 from behemoth.agent.peers.shared_reads import SharedReads
-from behemoth.agent.peers.snapshots import PeerSnapshot
+from behemoth.agent.peers.snapshots import AskedSnapshot, PeerSnapshot
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.pulling import Pulling
@@ -74,7 +74,7 @@ class StoreServices:
         self._preparing = Preparing(
             self.memories,
             store=self._opened,
-            peer=self._peer_snapshot,
+            peer=self._asked_snapshot,
             shared=self._shared_reads,
             threads=self._threads,
             ranks_per_node=opening.num_ranks,
@@ -160,6 +160,10 @@ class StoreServices:
         if self._client is None:
             raise Unavailable("peers: expected to be told the run's key, got none", code="peer-unknown")
         return PeerSnapshot(self._client, self.peers.address(slot), plan, write_id=write_id, step=step)
+
+    def _asked_snapshot(self, slot: int, plan: RankPlan, write_id: WriteId, step: Step) -> AskedSnapshot:
+        """For a restore, in which each rank of the node may have the same peers to ask."""
+        return AskedSnapshot(self._peer_snapshot(slot, plan, write_id, step), self.peers, slot)
 
     def _shared_reads(self) -> SharedReads | None:
         """Where the store is a directory, its own caches and the network below it know better."""

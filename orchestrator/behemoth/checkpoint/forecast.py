@@ -22,9 +22,10 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.over_read import OverRead, over_read
+from behemoth.checkpoint.snapshot_format import NUM_FILES
 from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
 
-Tier = Literal["memory", "peer", "disk", "store"]
+Tier = Literal["memory", "peer", "local_disk", "disk", "store"]
 
 NUM_PHASES = 4
 _RECORDS = 2
@@ -42,8 +43,10 @@ class Rates:
     """Per rank: staging copies warm pages at 7 to 13 GB/s (checkpoint.md)."""
     peer_bytes_per_s: float = 10e9
     """Per node: four fifths of a link of 100 Gbit/s."""
-    disk_bytes_per_s: float = 2e9
+    local_disk_bytes_per_s: float = 2e9
     """Per node: one NVMe drive that writes for long."""
+    disk_bytes_per_s: float = 2e9
+    """Per node, where the store is a directory: as the drive above."""
     store_bytes_per_s: float = 200e6
     """Per node: 4,000 of them write the reference Behemoth in about 30 s."""
     usd_per_million_requests: float = 5.0
@@ -64,6 +67,14 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDiskUse:
+    """Of the node with the most: what a save copies to its own disk, and the files there that take turns."""
+
+    copied_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """One save. Counts of objects, parts and requests are of object storage, data and metadata together; `num_files`
     and `num_spans` of a file system."""
@@ -79,6 +90,7 @@ class Forecast:
     staging_bytes: int
     """Memory of the node with the most: the arenas of its ranks, two generations each, and as much again for each copy
     that it holds for a peer."""
+    local_disk: LocalDiskUse
     sent_per_rank: Spread
     """What a rank uploads to object storage."""
     num_objects: int
@@ -124,9 +136,11 @@ def forecast(
     read = over_read(layout, restored, found)
     progress(4, NUM_PHASES)
     num_requests = uploads.num_requests + num_records
+    copied_bytes = _most_per_node(of_files.snapshot_bytes, ranks_per_node)
     seconds: dict[Tier, float] = {
         "memory": int(of_files.data_bytes.max()) / rates.memory_bytes_per_s,
         "peer": _most_per_node(of_files.data_bytes, ranks_per_node) / rates.peer_bytes_per_s,
+        "local_disk": copied_bytes / rates.local_disk_bytes_per_s,
         "disk": _most_per_node(of_files.written_bytes, ranks_per_node) / rates.disk_bytes_per_s,
         "store": _most_per_node(uploads.sent_bytes, ranks_per_node) / rates.store_bytes_per_s,
     }
@@ -137,6 +151,7 @@ def forecast(
         num_files=sum(grid.num_shards for grid in grids(layout)) + num_records,
         num_spans=int(of_files.num_spans.sum()),
         staging_bytes=(1 + peer_copies) * _most_per_node(of_files.arena_bytes, ranks_per_node),
+        local_disk=LocalDiskUse(copied_bytes=copied_bytes, capacity_bytes=NUM_FILES * copied_bytes),
         sent_per_rank=Spread.of(uploads.sent_bytes),
         num_objects=uploads.num_objects + num_records,
         num_parts=uploads.num_parts + num_records,

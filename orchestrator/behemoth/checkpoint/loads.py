@@ -17,6 +17,7 @@ from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES, PAGE_BYTES, PAGED_BYTES
 from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, bytes_of_units, kinds, owners
+from behemoth.checkpoint.snapshot_format import snapshot_size_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class Loads:
     """How many spans the rank holds."""
     arena_bytes: Ints
     """`Arena.size_bytes`: two generations, tables and headers."""
+    snapshot_bytes: Ints
+    """`snapshot_format.file_bytes`: one of its files on its node's own disk."""
 
 
 class Cell(NamedTuple):
@@ -44,12 +47,13 @@ class Cell(NamedTuple):
 def loads(layout: Layout) -> Loads:
     """O(arrays x world) in columns, beside what `owners` takes once."""
     data_bytes, num_spans = _staged(layout)
-    sizes = zip(num_spans.tolist(), data_bytes.tolist(), strict=True)
+    sizes = list(zip(num_spans.tolist(), data_bytes.tolist(), strict=True))
     return Loads(
         written_bytes=_written(layout),
         data_bytes=data_bytes,
         num_spans=num_spans,
         arena_bytes=np.array([arena_size_bytes(spans, data) for spans, data in sizes], dtype=np.int64),
+        snapshot_bytes=np.array([snapshot_size_bytes(spans, data) for spans, data in sizes], dtype=np.int64),
     )
 
 

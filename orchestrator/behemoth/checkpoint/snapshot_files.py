@@ -22,6 +22,7 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan
 from behemoth.checkpoint.snapshot_format import (
     NO_HEADER,
+    NUM_FILES,
     TABLE_OFFSET,
     SnapshotHeader,
     data_offset,
@@ -30,7 +31,6 @@ from behemoth.checkpoint.snapshot_format import (
 )
 from behemoth.ports import ObjectStore, Part, WritesRanges
 
-NUM_FILES = 2
 BLOCK_BYTES = 8 << 20
 """What is written at once, whole pages."""
 

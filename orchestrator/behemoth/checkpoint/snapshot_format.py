@@ -23,6 +23,8 @@ from behemoth.checkpoint.versioned import decode_versioned
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
+NUM_FILES = 2
+"""Of each rank, which take turns."""
 TABLE_OFFSET = PAGE_BYTES
 NO_HEADER = bytes(PAGE_BYTES)
 """Of a file that is being filled: it holds no snapshot."""
@@ -90,9 +92,18 @@ def table_bytes(plan: RankPlan) -> int:
 
 def data_offset(plan: RankPlan) -> int:
     """Where the data area begins."""
-    return TABLE_OFFSET + whole_pages(table_bytes(plan))
+    return _data_offset(len(plan.spans))
 
 
 def file_bytes(plan: RankPlan) -> int:
     """Size of a file for a plan."""
-    return data_offset(plan) + plan.data_bytes
+    return snapshot_size_bytes(len(plan.spans), plan.data_bytes)
+
+
+def snapshot_size_bytes(num_spans: int, data_bytes: int) -> int:
+    """The same, of a rank of which no more is known."""
+    return _data_offset(num_spans) + data_bytes
+
+
+def _data_offset(num_spans: int) -> int:
+    return TABLE_OFFSET + whole_pages(num_spans * CRC_BYTES)

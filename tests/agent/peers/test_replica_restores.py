@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.places import MAX_IN_VAIN
 from behemoth.agent.peers.server import Handler, PeerServer, Reply
 from behemoth.agent.peers.shared_reads import SharedReads
-from behemoth.agent.peers.snapshots import PeerSnapshot
+from behemoth.agent.peers.snapshots import AskedSnapshot, PeerSnapshot
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Prepared, SeePeers, Source
@@ -91,6 +92,7 @@ class Fleet:
 
     def __init__(self, num_nodes: int, *, lost: Sequence[int]) -> None:
         self.layout = layout_on(num_nodes)
+        self.listeners: list[socket.socket] = []
         self.store = MemoryStore()
         record = save(self.store, self.layout, step=STEP, write_id=WRITE)
         assert record is not None
@@ -129,14 +131,19 @@ class Fleet:
             arena.data(0)[piece.arena_offset + piece.nbytes // 2] ^= 1
 
     @contextmanager
-    def listening(self, *, is_shared: bool = False) -> Iterator[Callable[[int, Source], list[Prepared]]]:
-        """How the ranks of a node get back what they lost, one after the other; each must have its own bytes."""
+    def listening(
+        self, *, is_shared: bool = False, mute: Collection[int] = ()
+    ) -> Iterator[Callable[[int, Source], list[Prepared]]]:
+        """How the ranks of a node get back what they lost, one after the other; each must have its own bytes. Nodes
+        that are `mute` take connections and say nothing."""
         with ExitStack() as stack:
             places = []
             for slot, node in enumerate(self.nodes):
                 listener, me = listen_for_peers("127.0.0.1"), identity(f"n{slot}")
+                self.listeners.append(listener)
                 server = PeerServer(listener, me, node.handlers())
-                server.start()
+                if slot not in mute:
+                    server.start()
                 stack.callback(server.close)
                 places.append(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1], domain=slot))
             names = tuple(NodeId(f"n{slot}") for slot in range(len(places)))
@@ -147,8 +154,9 @@ class Fleet:
     def _restored(self, is_shared: bool, slot: int, source: Source) -> list[Prepared]:
         client, node = PeerClient(identity(f"n{slot}")), self.nodes[slot]
 
-        def peer(other: int, plan: RankPlan, write_id: WriteId, step: Step) -> PeerSnapshot:
-            return PeerSnapshot(client, node.table.address(other), plan, write_id=write_id, step=step)
+        def peer(other: int, plan: RankPlan, write_id: WriteId, step: Step) -> AskedSnapshot:
+            there = PeerSnapshot(client, node.table.address(other), plan, write_id=write_id, step=step)
+            return AskedSnapshot(there, node.table, other)
 
         def shared() -> SharedReads | None:
             return SharedReads(self.store, once=node.once, table=node.table, client=client) if is_shared else None

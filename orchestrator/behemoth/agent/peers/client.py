@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from behemoth.agent.peers.identity import PeerAddress, PeerIdentity, enter
+from behemoth.agent.peers.identity import UNREACHABLE, PeerAddress, PeerIdentity, enter
 from behemoth.agent.peers.sockets import PeerSocket, payload_limit_s
 from behemoth.base.errors import Conflict, Corrupt, Unavailable
 from behemoth.wire.peers import (
@@ -118,7 +118,7 @@ class PeerClient:
         except OSError as error:
             raise Unavailable(
                 f"node {peer.node}: cannot connect to {peer.host}:{peer.port}: {error.strerror or error}",
-                code="peer-unreachable",
+                code=UNREACHABLE,
             ) from error
         link = PeerSocket(sock)
         try:

@@ -25,6 +25,9 @@ from behemoth.wire.peers import (
     proof,
 )
 
+UNREACHABLE = "peer-unreachable"
+"""The code of an error that says that no connection to a node came about."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerIdentity:

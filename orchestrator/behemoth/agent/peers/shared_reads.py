@@ -106,7 +106,8 @@ class SharedReads(PassingStore):
             length_bytes=into.nbytes,
         )
         try:
-            found = self._client.ask(self._table.address(slot), question, StoredFound, into=into)
+            with self._table.asking(slot) as address:
+                found = self._client.ask(address, question, StoredFound, into=into)
         except BehemothError:
             self._silent.add(slot)
             raise

@@ -1,4 +1,5 @@
-"""A rank's snapshot in another node's memory, as the checkpoint engine copies it. The neighbour is `client`."""
+"""A rank's snapshot in another node's memory, as the checkpoint engine copies it. The neighbours are `client` and, for
+a restore, `table`, which remembers who is silent."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ import numpy as np
 
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerAddress
+from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import Conflict
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.plan import RankPlan
 from behemoth.wire.peers import AskBytes, AskSnapshot, BytesFound, SnapshotFound
 
@@ -50,3 +53,21 @@ class PeerSnapshot:
             length_bytes=into.nbytes,
         )
         self._client.ask(self._peer, question, BytesFound, into=into)
+
+
+class AskedSnapshot:
+    """Implements `SnapshotSource` for a restore: `inner` is that of the node in `slot`, which is not asked any more
+    once it let any rank of this node wait in vain."""
+
+    def __init__(self, inner: SnapshotSource, table: PeerTable, slot: int) -> None:
+        self._inner = inner
+        self._table = table
+        self._slot = slot
+
+    def crcs(self) -> Sequence[int | None]:
+        with self._table.asking(self._slot):
+            return self._inner.crcs()
+
+    def read_into(self, offset_bytes: int, into: memoryview) -> None:
+        with self._table.asking(self._slot):
+            self._inner.read_into(offset_bytes, into)

@@ -1,22 +1,25 @@
-"""Who the peers are: the gang as the agent last told it, by slot.
+"""Who the peers are: the gang as the agent last told it, by slot; and who of them has been silent since.
 
 The neighbours are `client`, which wants an address, and `storewire.SeePeers`, from which the table comes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from behemoth.agent.peers.identity import PeerAddress
+from behemoth.agent.peers.identity import UNREACHABLE, PeerAddress
 from behemoth.agent.storewire import SeePeers
-from behemoth.base.errors import Unavailable
+from behemoth.base.errors import BehemothError, Timeout, Unavailable
 
 
 class _Gang(NamedTuple):
-    """`slot`: this node's own."""
+    """`slot`: this node's own. `silent` grows while the gang is there."""
 
     slot: int | None
     addresses: tuple[PeerAddress | None, ...]
+    silent: set[int]
 
 
 class PeerTable:
@@ -24,14 +27,14 @@ class PeerTable:
     answered from two gangs."""
 
     def __init__(self) -> None:
-        self._gang = _Gang(None, ())
+        self._gang = _Gang(None, (), set())
 
     def see(self, told: SeePeers) -> None:
         places = zip(told.nodes, told.places, strict=False)  # an older coordinator tells no places
         addresses = tuple(
             PeerAddress(node=node, host=place.host, port=place.port) if place.port else None for node, place in places
         )
-        self._gang = _Gang(told.slot, addresses)
+        self._gang = _Gang(told.slot, addresses, set())
 
     @property
     def slot(self) -> int:
@@ -47,8 +50,27 @@ class PeerTable:
 
     def address(self, slot: int) -> PeerAddress:
         """Raises Unavailable when nobody knows where the slot's node listens."""
-        addresses = self._gang.addresses
-        found = addresses[slot] if 0 <= slot < len(addresses) else None
-        if found is None:
-            raise Unavailable(f"slot {slot}: expected a node that listens for peers, got none", code="peer-unknown")
-        return found
+        return _address(self._gang, slot)
+
+    @contextmanager
+    def asking(self, slot: int) -> Iterator[PeerAddress]:
+        """Where the slot's node listens, for one question of a restore. Raises Unavailable when nobody knows, or when
+        it let a question of this node wait in vain since the gang began: its other ranks would wait as long again."""
+        gang = self._gang
+        if slot in gang.silent:
+            raise Unavailable(
+                f"slot {slot}: its node did not answer this node before, in this attempt", code="peer-silent"
+            )
+        try:
+            yield _address(gang, slot)
+        except BehemothError as error:
+            if isinstance(error, Timeout) or error.code == UNREACHABLE:
+                gang.silent.add(slot)
+            raise
+
+
+def _address(gang: _Gang, slot: int) -> PeerAddress:
+    found = gang.addresses[slot] if 0 <= slot < len(gang.addresses) else None
+    if found is None:
+        raise Unavailable(f"slot {slot}: expected a node that listens for peers, got none", code="peer-unknown")
+    return found
