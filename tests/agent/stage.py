@@ -59,7 +59,7 @@ R = TypeVar("R")
 class Stage:
     """Nodes n0, n1, ...; `heard` holds (node, report) in order of arrival."""
 
-    def __init__(self, folder: Path, setup: Setup, *, beat_s: float = 0.05) -> None:
+    def __init__(self, folder: Path, setup: Setup, *, beat_s: float) -> None:
         self.folder = folder
         self.setup = setup
         self.heard: list[tuple[NodeId, Report]] = []
@@ -364,9 +364,11 @@ def setup_for(
 
 
 @asynccontextmanager
-async def stage(folder: Path, setup: Setup | None = None, *, num_agents: int = 1) -> AsyncIterator[Stage]:
+async def stage(
+    folder: Path, setup: Setup | None = None, *, num_agents: int = 1, beat_s: float = 0.05
+) -> AsyncIterator[Stage]:
     """A coordinator and welcomed agents; everything ends with the block."""
-    here = Stage(folder, setup or setup_for(folder))
+    here = Stage(folder, setup or setup_for(folder), beat_s=beat_s)
     await here.listen()
     try:
         for index in range(num_agents):

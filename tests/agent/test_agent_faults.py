@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -67,10 +66,13 @@ async def worker_pids(here: Stage) -> list[int]:
     found = []
     for pid in descendants(agent):
         with suppress(OSError):  # it has ended meanwhile
-            told = Path(f"/proc/{pid}/stat").read_text()
-            if os.getsid(pid) == pid and int(told.rpartition(")")[2].split()[1]) != agent:
+            if os.getsid(pid) == pid and parent_of(pid) != agent:
                 found.append(pid)
     return sorted(found)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_killed_worker_is_told_with_its_signal_and_the_next_attempt_restores_from_memory(tmp_path: Path) -> None:
@@ -346,7 +348,7 @@ def test_damaged_memory_is_found_by_the_worker_and_the_store_gives_what_is_damag
         here.start_gang(2, restore=saved)
         told = await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
         assert told.num_from_several == 1
-        assert "rank 1, write a1-1: expected CRC-32C" in told.missed
+        assert f"rank 1, write {saved.write_id}: expected CRC-32C" in told.missed
         for rank in range(2):
             assert told_by_train(saved.step) in await here.logged(2, rank, "restored")
         saved = await here.save(saved.step + 30, "a2-1", 2)
@@ -372,7 +374,7 @@ def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path:
         await here.wait_for(RanksUp)
         workers = await worker_pids(here)
         below = descendants(here.agents["n0"].pid)
-        server = int(Path(f"/proc/{workers[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        server = parent_of(workers[0])
         kill(server)
         await here.wait_for(WorkerEnded, lambda report: report.rank == 0 and report.signal == 9)
         await here.wait_for(WorkerEnded, lambda report: report.rank == 1 and report.signal == 9)
@@ -594,7 +596,7 @@ def test_workers_survive_a_coordinator_that_comes_back_within_its_grace(tmp_path
         await here.wait_for(RanksRestored, since=since)
         assert await worker_pids(here) == before
 
-    play(tmp_path, scene, setup_for(tmp_path, grace_us=10_000_000))
+    play(tmp_path, scene, setup_for(tmp_path, grace_us=int(LIMIT_S * 1e6)))
 
 
 def test_without_grace_the_workers_end_with_the_coordinator(tmp_path: Path) -> None:
@@ -604,30 +606,25 @@ def test_without_grace_the_workers_end_with_the_coordinator(tmp_path: Path) -> N
         below = descendants(here.agents["n0"].pid)
         await here.go_away()
         await gone(below)
-        assert here.agents["n0"].wait(5) == 1
+        assert here.agents["n0"].wait(LIMIT_S) == 1
 
     play(tmp_path, scene)
 
 
-def test_a_worker_death_is_known_at_once_and_the_next_attempt_joins_quickly(tmp_path: Path) -> None:
-    async def scene(here: Stage) -> None:
-        here.start_gang(1)
-        await here.wait_for(RanksUp)
-        pids = await worker_pids(here)
-        began = time.monotonic()
-        kill(pids[0])
-        ended = await here.wait_for(WorkerEnded)
-        known = time.monotonic()
-        here.start_gang(2)
-        await here.wait_for(RanksUp, lambda report: report.attempt == 2)
-        joined = time.monotonic()
-        assert ended.rank == Rank(0)
-        # Generous: two cores are shared with other tests. Measured: see the report of the benchmark.
-        assert known - began < 1
-        assert joined - known < 3
-        (tmp_path / "timing").write_text(f"{(known - began) * 1e3:.1f} ms {(joined - known) * 1e3:.1f} ms")
+def test_a_worker_death_is_told_before_any_beat_and_the_next_attempt_imports_nothing_anew(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with stage(tmp_path, beat_s=2 * LIMIT_S) as here:
+            here.start_gang(1)
+            await here.wait_for(RanksUp)
+            pids = await worker_pids(here)
+            fork_server = parent_of(pids[0])
+            kill(pids[0])
+            assert (await here.wait_for(WorkerEnded)).rank == Rank(0)
+            here.start_gang(2)
+            await here.wait_for(RanksUp, lambda report: report.attempt == 2)
+            assert {parent_of(pid) for pid in await worker_pids(here)} == {fork_server}
 
-    play(tmp_path, scene)
+    asyncio.run(scene())
 
 
 def test_the_token_reaches_neither_workers_nor_logs(tmp_path: Path) -> None:

@@ -36,4 +36,4 @@ def test_children_that_a_dying_stray_hands_over_are_ended_too(monkeypatch: pytes
                 os.waitpid(pid, os.WNOHANG)
     finally:
         keep.kill()
-        keep.wait(10)
+        keep.wait(60)

@@ -24,18 +24,19 @@ from behemoth.checkpoint.plan import plan_rank
 from behemoth.spec.mesh import Mesh
 from behemoth.wire.session import Declare
 
-ANSWER_LIMIT_S = 0.2
+SOON_S = 0.2
+"""In which nothing that stands still answers."""
 LAYOUT = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="uint8", shape=(64,)),))
 
 
 class Desk:
     """A started store process, and the prepared memory of rank 0."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, answer_limit_s: float) -> None:
         self.link = StoreLink(
             environment=os.environ,
             opening=OpenStore(job=0, url=str(folder / "store"), threads=1, num_ranks=1),
-            answer_limit_s=ANSWER_LIMIT_S,
+            answer_limit_s=answer_limit_s,
         )
         self.arenas = Arenas()
         size_bytes = Arena.size_bytes(plan_rank(LAYOUT, Rank(0)))
@@ -69,9 +70,9 @@ class Desk:
         return job, asyncio.create_task(writing)
 
 
-def play(folder: Path, scene: Callable[[Desk], Awaitable[None]]) -> None:
+def play(folder: Path, scene: Callable[[Desk], Awaitable[None]], *, answer_limit_s: float = SOON_S) -> None:
     async def run() -> None:
-        desk = Desk(folder)
+        desk = Desk(folder, answer_limit_s=answer_limit_s)
         desk.link.start()
         try:
             async with asyncio.timeout(LIMIT_S):
@@ -129,7 +130,7 @@ def test_a_write_that_is_given_up_and_answered_costs_its_process_nothing(tmp_pat
         assert desk.link._given_up == {}
         assert desk.link.pid == pid
 
-    play(tmp_path, scene)
+    play(tmp_path, scene, answer_limit_s=LIMIT_S)
 
 
 def test_a_successor_that_cannot_be_started_at_once_is_started_later(

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 from behemoth.agent.storewire import Failed, KeepOnDisk, Pull, StoreReport
 
+LIMIT_S = 60.0
+"""Of any wait: it ends a hang and judges no speed."""
 Order = TypeVar("Order", Pull, KeepOnDisk)
 Done = TypeVar("Done", bound=StoreReport)
 
@@ -46,7 +48,7 @@ class ToldStore(Generic[Order]):
 
     async def first(self, count: int) -> list[Order]:
         """The first `count` orders, once there are so many, and no more than these."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             while len(self.orders) < count:
                 self.news.clear()
                 await self.news.wait()

@@ -12,7 +12,7 @@ from behemoth.ports import NodeGone
 from behemoth.state.evidence import Evidence, NodeLost, ProvisionFailed
 
 A, B = NodeId("a"), NodeId("b")
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class FakeRuntime:

@@ -28,7 +28,7 @@ class Work:
             self._has_failed.set()
             raise self._error
         if self._error is not None:
-            assert self._has_failed.wait(20)
+            assert self._has_failed.wait(60)
         self.done.append(item)
         return 2 * item
 
@@ -56,7 +56,7 @@ def test_an_interrupt_of_the_caller_ends_the_work_too(monkeypatch: pytest.Monkey
     done: list[int] = []
 
     def work(item: int) -> None:
-        assert gate.wait(20)
+        assert gate.wait(60)
         done.append(item)
 
     monkeypatch.setattr(threads, "wait", interrupted)

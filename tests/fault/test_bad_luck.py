@@ -23,6 +23,8 @@ STEPS = 120
 FAILED = 1
 BAD_INPUT = 2
 NOT_FOUND = 102
+LIMIT_S = 150.0
+"""Of a command: it ends a hang and judges no speed, shortly before pytest would."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 
@@ -37,14 +39,17 @@ def small_disk(path: Path, *, size: str) -> Iterator[Path]:
     """A file system of its own that is soon full. Skips where mounting is not allowed, as in most containers."""
     path.mkdir(parents=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, text=True, timeout=10
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
     try:
         yield path
     finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=10)
+        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=LIMIT_S)
 
 
 def writes(disk: Path) -> list[Path]:
@@ -352,7 +357,7 @@ def test_a_directory_without_permission_is_one_error_with_a_hint(tmp_path: Path)
         [*nobody, COMMAND, "run", str(tmp_path / "run.yaml"), "--dir", str(ours / "run"), "--runtime", "process"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LIMIT_S,
     )
     assert refused.returncode == 4, refused.stderr
     assert "Permission denied" in refused.stderr
@@ -365,5 +370,5 @@ def run_again(stage: KillStage) -> subprocess.CompletedProcess[str]:
         [COMMAND, "run", str(stage.folder / "run.yaml"), "--dir", str(stage.directory), *stage.arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LIMIT_S,
     )

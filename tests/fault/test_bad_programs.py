@@ -135,7 +135,6 @@ def test_an_evaluation_that_no_phase_declares_is_cut_off_after_the_last_step_and
         assert list(tmp_path.glob("score-*")) == []
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_that_prints_a_gigabyte_fills_no_disk_and_holds_up_nobody(tmp_path: Path) -> None:
     with unlucky(tmp_path, "fault.unlucky:prints_a_gigabyte") as stage:
         stage.start()

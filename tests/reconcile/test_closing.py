@@ -164,6 +164,20 @@ def test_a_succeeded_run_stays_closed_and_a_failed_one_may_be_tried_again() -> N
     assert done.phase[0] == "succeeded"
 
 
+def test_a_succeeded_run_goes_on_where_its_store_has_lost_the_last_step() -> None:
+    done = Player()
+    done.begin(ref(60, "a1-1"), ref(100, "a1-2"))
+    assert done.one(Close).outcome == "succeeded"
+    done.begin(ref(60, "a1-1"), epoch=2)
+    assert done.has(Provision)
+    done.join("abc")
+    restored = done.one(Start).restore
+    assert restored is not None
+    assert restored.step == 60
+    done.train(60)
+    assert done.phase == ("training", "Recomputing")
+
+
 def test_agents_that_rejoin_with_their_workers_train_on_without_a_restart() -> None:
     player = training(rejoin_us=60 * S)
     player.reach(5)

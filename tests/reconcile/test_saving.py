@@ -77,6 +77,24 @@ def test_words_of_steps_that_were_heard_at_once_do_not_make_the_gang_look_fast()
     assert player.obs.step_us >= S // 2
 
 
+def test_words_of_many_steps_each_that_were_heard_at_once_do_not_make_the_gang_look_fast() -> None:
+    player = training(total_steps=1_000)
+    for step in (1, 51, 101):  # in a second each
+        player.reach(step)
+    pace_us = player.obs.step_us
+    player.reach(151, after_us=3 * S)
+    for step in range(201, 401, 50):
+        player.reach(step, after_us=200)
+    assert player.obs.step_us >= pace_us
+
+
+def test_the_first_words_of_many_steps_do_not_make_the_gang_look_faster_than_its_slowest_step() -> None:
+    player = training(total_steps=1_000)
+    player.reach(1)
+    player.reach(8, after_us=200)
+    assert player.obs.step_us == player.obs.progress.slowest_step_us  # type: ignore[union-attr]
+
+
 def test_a_failed_save_is_aborted_told_and_followed_by_the_next() -> None:
     player = training()
     player.reach(10)

@@ -1,8 +1,9 @@
 """Terms, wishes, and the end: when a run begins anew under another coordinator, and when it is over.
 
 A run is closed as succeeded (its last step is committed), failed (with the reason), or at the operator's wish:
-suspended or cancelled. Succeeded is final. The others go on when the same file is run again, which begins a new term
-with the failures forgotten. A cancelled run is in phase `suspended` with outcome `cancelled`, since its work is kept.
+suspended or cancelled. Succeeded is final for as long as the store has the last step. The others go on when the same
+file is run again, which begins a new term with the failures forgotten. A cancelled run is in phase `suspended` with
+outcome `cancelled`, since its work is kept.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from msgspec.structs import replace
 from behemoth.base.ids import Epoch, NodeId
 from behemoth.policy import hang
 from behemoth.policy.failure import is_hopeless
+from behemoth.reconcile import keeping
 from behemoth.reconcile.attempts import is_saving_the_end, is_settled, tally_with
 from behemoth.reconcile.incidents import open_incident, plain_incident
 from behemoth.state.config import WorkPhase
 from behemoth.state.effect import Close, Effect, Outcome, Stop
-from behemoth.state.evidence import Asked, TermBegan
+from behemoth.state.evidence import Asked, CommitsFound, TermBegan
 from behemoth.state.observation import Node, Observation, Tally, indexes_of
 
 MAX_LAST_FAILURES = 3
@@ -80,6 +82,15 @@ def _reopen(obs: Observation) -> Observation:
 def _with_nodes(obs: Observation, nodes: Map[NodeId, Node]) -> Observation:
     obs = replace(obs, nodes=nodes)
     return replace(obs, **indexes_of(obs))
+
+
+def on_found_closed(obs: Observation, told: CommitsFound) -> Observation:
+    """A run that has succeeded goes on where its store has lost the last step, as where only an older checkpoint came
+    back from a second store: to call that its end would pass the older one off as the newest."""
+    if obs.outcome != "succeeded":
+        return obs
+    found = keeping.on_found(obs, told)
+    return obs if found.is_done else _reopen(found)
 
 
 def on_asked(obs: Observation, told: Asked) -> Observation:

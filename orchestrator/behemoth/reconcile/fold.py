@@ -44,6 +44,8 @@ def _fold_closed(obs: Observation, evidence: Evidence) -> Observation:
             return closing.on_term(obs, evidence)
         case ev.Asked():
             return closing.on_asked(obs, evidence)
+        case ev.CommitsFound():
+            return closing.on_found_closed(obs, evidence)
         case _:
             return obs
 

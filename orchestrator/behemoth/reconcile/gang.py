@@ -23,7 +23,9 @@ from behemoth.state.evidence import (
 )
 from behemoth.state.observation import GangState, Incident, Observation, SaveInFlight
 
-_PACE_WEIGHT = 4
+_FORMER_WEIGHT = 3
+"""Of what was known, against a word that was heard `_FULL_WEIGHT_US` or more after the one before it."""
+_FULL_WEIGHT_US = 1_000_000
 
 
 def on_up(obs: Observation, told: GangUp) -> Observation:
@@ -90,12 +92,20 @@ def _restored_by(obs: Observation) -> GangRestored:
 
 
 def _pace_us(step_us: int, last: Progress, told: Progress) -> int:
-    """Time per step, smoothed; the first step of an attempt compiles and connects, so it says nothing. Words that were
-    heard sooner one after the other than one of their steps took were held up on their way: the step counts."""
-    if last.phase == "first_step" or told.at_us <= last.at_us:
+    """Time per step, smoothed; the first step of an attempt compiles and connects, so it says nothing.
+
+    Words may be held up on their way and be heard at once, each of many steps. So a word weighs by the time since the
+    last one, and a first estimate from two that came close together is no less than the slowest step: a gang that
+    looks too fast is given saves that it will not come to for long, one that looks too slow such as it has passed."""
+    passed_us = told.at_us - last.at_us
+    if last.phase == "first_step" or passed_us <= 0:
         return step_us
-    sample_us = max(told.at_us - last.at_us, told.slowest_step_us) // (told.step - last.step)
-    return sample_us if step_us == 0 else ((_PACE_WEIGHT - 1) * step_us + sample_us) // _PACE_WEIGHT
+    sample_us = passed_us // (told.step - last.step)
+    weight_us = min(passed_us, _FULL_WEIGHT_US)
+    if step_us == 0:
+        return sample_us if weight_us == _FULL_WEIGHT_US else max(sample_us, told.slowest_step_us)
+    former_us = _FORMER_WEIGHT * _FULL_WEIGHT_US
+    return (former_us * step_us + weight_us * sample_us) // (former_us + weight_us)
 
 
 def on_worker_failed(obs: Observation, told: WorkerFailed) -> Observation:

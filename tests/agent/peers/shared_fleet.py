@@ -37,6 +37,8 @@ from checkpoint.saved_checkpoint import save
 
 NODES = 4
 MIB = 1 << 20
+LIMIT_S = 60.0
+"""Of any wait: it ends a hang and judges no speed."""
 
 
 def layout_on(*, tp: int = 1, dp: int = 1) -> Layout:
@@ -132,7 +134,7 @@ class Saved:
 
         def work(rank: int) -> tuple[SharedReads, bytes]:
             reads = nodes[rank * NODES // num_ranks].reads(self.store)
-            start.wait(10)
+            start.wait(LIMIT_S)
             commit = open_commit(reads, self.ref)
             reads.unit_of = ChunkUnits(commit).unit_of
             return reads, self.restored(reads, commit, layout, rank)

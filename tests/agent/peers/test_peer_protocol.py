@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from agent.peers.staged import KEY, LAYOUT, StagedRank, identity, staged_rank
 from behemoth.agent.memories import Memories
+from behemoth.agent.peers import client as client_module
 from behemoth.agent.peers import server as server_module
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerAddress, PeerIdentity, admit
@@ -35,7 +36,10 @@ from behemoth.wire.peers import (
 )
 
 ASKER = identity("n1")
+LIMIT_S = 60.0
+"""Of any wait: it ends a hang and judges no speed."""
 SHORT_S = 0.3
+"""In which nobody answers who says nothing."""
 
 
 @contextlib.contextmanager
@@ -50,7 +54,7 @@ def serving(handlers: Mapping[type, Handler], me: PeerIdentity | None = None) ->
 
 
 @contextlib.contextmanager
-def asking(me: PeerIdentity = ASKER, *, limit_s: float = 10.0) -> Iterator[PeerClient]:
+def asking(me: PeerIdentity = ASKER, *, limit_s: float = LIMIT_S) -> Iterator[PeerClient]:
     client = PeerClient(me, answer_limit_s=limit_s)
     try:
         yield client
@@ -240,7 +244,7 @@ def test_whatever_a_stranger_sends_the_next_node_is_served(garbage: list[bytes])
     with (
         serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer,
         asking() as client,
-        socket.create_connection((peer.host, peer.port), timeout=5) as stranger,
+        socket.create_connection((peer.host, peer.port), timeout=LIMIT_S) as stranger,
     ):
         with contextlib.suppress(OSError):
             stranger.sendall(b"".join(garbage))
@@ -251,7 +255,7 @@ def test_strangers_that_knock_and_say_nothing_keep_nobody_out(monkeypatch: pytes
     monkeypatch.setattr(server_module, "MAX_STRANGERS", 4)
     answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
     with serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer, asking() as client:
-        strangers = [socket.create_connection((peer.host, peer.port), timeout=5) for _ in range(20)]
+        strangers = [socket.create_connection((peer.host, peer.port), timeout=LIMIT_S) for _ in range(20)]
         assert client.ask(peer, ask_snapshot(), SnapshotFound) == answer
         for stranger in strangers[:10]:  # these went for later ones
             while stranger.recv(4096):
@@ -288,6 +292,19 @@ def test_more_nodes_than_a_node_has_connections_for_take_turns(monkeypatch: pyte
             assert node.ask(peer, ask_snapshot(), SnapshotFound) == answer
 
 
+class EndOfPatience:
+    """The time of a client for which every pause is as long as its patience."""
+
+    def __init__(self) -> None:
+        self._paused_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._paused_s
+
+    def sleep(self, _seconds: float) -> None:
+        self._paused_s += LIMIT_S
+
+
 def test_a_node_that_answers_on_all_its_connections_says_so_to_the_next_which_asks_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -297,21 +314,23 @@ def test_a_node_that_answers_on_all_its_connections_says_so_to_the_next_which_as
 
     def slow(_: object) -> Reply:
         is_asked.set()
-        assert may_answer.wait(30)
+        assert may_answer.wait(LIMIT_S)
         return Reply(answer=answer)
 
     with contextlib.ExitStack() as stack:
         peer = stack.enter_context(serving({AskSnapshot: slow}))
-        first, hasty, patient = (stack.enter_context(asking(limit_s=limit_s)) for limit_s in (30.0, SHORT_S, 30.0))
+        first, hasty, patient = (stack.enter_context(asking()) for _ in range(3))
         pool = stack.enter_context(ThreadPoolExecutor(2))
         asked = [pool.submit(first.ask, peer, ask_snapshot(), SnapshotFound)]
-        assert is_asked.wait(30)
-        with pytest.raises(Unavailable) as caught:
-            hasty.ask(peer, ask_snapshot(), SnapshotFound)
+        assert is_asked.wait(LIMIT_S)
+        with monkeypatch.context() as patched:
+            patched.setattr(client_module, "time", EndOfPatience())
+            with pytest.raises(Unavailable) as caught:
+                hasty.ask(peer, ask_snapshot(), SnapshotFound)
         assert caught.value.code == PEER_BUSY
         asked.append(pool.submit(patient.ask, peer, ask_snapshot(), SnapshotFound))
         may_answer.set()
-        assert [one.result(30) for one in asked] == [answer, answer]
+        assert [one.result(LIMIT_S) for one in asked] == [answer, answer]
 
 
 @contextlib.contextmanager
@@ -324,7 +343,7 @@ def lying(lie: Callable[[socket.socket], None]) -> Iterator[PeerAddress]:
             sock, _ = listener.accept()
             with sock:
                 link = PeerSocket(sock)
-                admit(link, identity("n0"), deadline=time.monotonic() + 5)
+                admit(link, identity("n0"), deadline=time.monotonic() + LIMIT_S)
                 sock.setblocking(True)
                 sock.recv(4096)
                 lie(sock)
@@ -337,7 +356,7 @@ def lying(lie: Callable[[socket.socket], None]) -> Iterator[PeerAddress]:
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(LIMIT_S)
 
 
 @settings(max_examples=30, deadline=None)
@@ -385,7 +404,7 @@ def test_a_node_that_says_nothing_costs_no_more_than_the_limit() -> None:
     let_go = threading.Event()
 
     def say_nothing(_sock: socket.socket) -> None:
-        let_go.wait(10)
+        let_go.wait(LIMIT_S)
 
     with lying(say_nothing) as peer, asking(limit_s=SHORT_S) as client:
         try:

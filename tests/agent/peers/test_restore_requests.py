@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent.peers.shared_fleet import NODES, Node, Saved, fleet, layout_on, nobody_has_it
+from agent.peers.shared_fleet import LIMIT_S, NODES, Node, Saved, fleet, layout_on, nobody_has_it
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
@@ -90,7 +90,7 @@ def restored_by_all(saved: Saved, source: Source, *, is_shared: bool) -> Asked:
         start = threading.Barrier(num_ranks)
 
         def work(rank: int) -> bytes:
-            start.wait(10)
+            start.wait(LIMIT_S)
             prepared, content = prepare(on_nodes[rank // RANKS_PER_NODE], rank, source)
             assert (prepared.origin, prepared.generation) == ("store", 0)
             return content

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typing_extensions import Buffer
 
-from agent.peers.shared_fleet import MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes, nobody_has_it
+from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes, nobody_has_it
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers import once as once_module
 from behemoth.agent.peers import shared_reads as shared_reads_module
@@ -134,7 +134,7 @@ def test_memory_is_counted_right_when_it_is_given_back_while_a_read_ends(monkeyp
     key = next(one.key for one in saved.memory.list("") if one.size_bytes > MIB)
     monkeypatch.setattr(once_module._Read, "__init__", _begun_with(ClearedAtTheEnd))
     assert once.get(Unit(key, 0, 1000))[1] == 1000
-    clearing.join(10)
+    clearing.join(LIMIT_S)
     monkeypatch.undo()
     later = [Unit(key, start, 1000) for start in (1000, 2000, 3000)]
     assert [once.get(unit)[1] for unit in (*later, later[1])] == [1000] * 4
@@ -154,7 +154,7 @@ def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_read
         def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
             if not failing.is_set():
                 reading.set()
-                failing.wait(10)
+                failing.wait(LIMIT_S)
                 raise Unavailable("the store is away")
             super().read_into(key, offset_bytes=offset_bytes, into=into)
 
@@ -163,11 +163,11 @@ def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_read
     unit = Unit(next(iter(saved.memory.list(""))).key, 0, 10)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(once.get, unit)
-        reading.wait(10)
+        assert reading.wait(LIMIT_S)
         second = pool.submit(once.get, unit)
         failing.set()
-        assert isinstance(first.exception(10), Unavailable)
-        assert second.exception(10) is None or isinstance(second.exception(), Unavailable)
+        assert isinstance(first.exception(LIMIT_S), Unavailable)
+        assert second.exception(LIMIT_S) is None or isinstance(second.exception(), Unavailable)
     assert len(once.get(unit)[0]) == 10
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from behemoth.base.ids import Step
 from behemoth.checkpoint.commit import CommitRef, commits
 from behemoth.checkpoint.owner import OWNED
+from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_store
@@ -111,11 +113,38 @@ def test_a_second_store_that_takes_nothing_leaves_the_run_unfinished_where_only_
         assert drain_of(stage)["is_complete"] is False
         safe.unlink()
         hidden.rename(safe)
-        stage.start()
-        stage.finish()
+        finish_draining(stage)
         stage.expect_sound(digest)
         assert steps_of(safe)[-1] == STEPS
         assert "step" in drain_of(stage)
+
+
+def finish_draining(stage: KillStage) -> None:
+    """The same command until the last checkpoint is below, as it tells: a busy machine may need more than one limit."""
+    stage.start()
+    while stage.wait() == NOT_FINISHED:
+        assert "hint: the same command tries again to drain it" in stage.told()
+        stage.start()
+    stage.finish()
+
+
+def test_a_run_that_was_killed_in_its_last_drain_goes_on_from_an_older_checkpoint_where_no_other_is_left(
+    tmp_path: Path, digest: object
+) -> None:
+    """What the kill leaves: a journal that calls the run succeeded, no summary, and an older checkpoint below."""
+    with staged(**stage_of(tmp_path, drained(tmp_path))) as stage:
+        stage.start()
+        stage.finish()
+        (stage.directory / "summary.json").unlink()
+        shutil.rmtree(tmp_path / "fast")
+        (tmp_path / "safe" / "kills" / commit_key(Step(STEPS))).unlink()
+        below = steps_of(tmp_path / "safe" / "kills")[-1]
+        stage.start()
+        stage.finish()
+        stage.expect_sound(digest)
+        assert [event["step"] for event in stage.events("RunSucceeded")] == [STEPS, STEPS]
+        assert f"stands at step {below}" in str(stage.events("Restored")[-1]["message"])
+        assert steps_of(tmp_path / "safe" / "kills")[-1] == STEPS
 
 
 def test_two_runs_do_not_drain_into_one_place(tmp_path: Path) -> None:

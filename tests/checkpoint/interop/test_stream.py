@@ -104,7 +104,7 @@ class InPairs(MemoryStore):
     def __init__(self, inner: MemoryStore) -> None:
         super().__init__()
         self._objects = inner._objects
-        self._both = threading.Barrier(2, timeout=10)
+        self._both = threading.Barrier(2, timeout=60)
 
     def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
         super().read_into(key, offset_bytes=offset_bytes, into=into)
