@@ -33,6 +33,7 @@ class How(Enum):
     DAMAGE = "passes the request's body on with one bit flipped"
     CRAWL = "passes bodies on at 400 KB/s, without a pause that would be a timeout by itself"
     CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
+    EXPIRE = "answers 400 ExpiredToken in the server's place"
 
 
 @dataclass(slots=True)
@@ -245,6 +246,7 @@ _DENIED = _answer("403 Forbidden", "AccessDenied")
 _ANSWERS_BEFORE: dict[How | None, bytes] = {
     How.STORM: _answer("503 Slow Down", "SlowDown"),
     How.CONFLICT: _answer("409 Conflict", "ConditionalRequestConflict"),
+    How.EXPIRE: _answer("400 Bad Request", "ExpiredToken"),
 }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from behemoth.base import retry
-from behemoth.base.errors import Conflict, Corrupt, Denied, NotFound, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo
 from behemoth.storage import s3_client
@@ -98,6 +100,51 @@ def test_an_upload_that_was_completed_without_an_answer_is_complete(
     assert proxy.struck == [how]
     assert read(store, "a", 1000) == random_bytes(1000)
     assert list(store.list_uploads("")) == []
+
+
+def test_credentials_that_were_renewed_in_their_file_are_found_when_the_old_ones_have_expired(
+    s3: S3Server, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = credentials_file(tmp_path, "former", "former", monkeypatch)
+    with opened(new_place(endpoint=proxy.endpoint)) as store:
+        proxy.plan(Fault(How.EXPIRE, "PUT", times=2))
+        with pytest.raises(Denied, match=r"create a: ExpiredToken \(400\)") as caught:
+            store.create("a", b"ours")
+        assert caught.value.code == "credentials-expired"
+        assert proxy.struck == [How.EXPIRE, How.EXPIRE]
+        file.write_text(profile(s3.access_key, s3.secret_key))
+        proxy.plan(Fault(How.EXPIRE, "PUT"))
+        store.create("a", b"ours")
+        assert proxy.struck == [How.EXPIRE]
+        assert read(store, "a", 4) == b"ours"
+
+
+def credentials_file(folder: Path, key: str, secret: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What this process has instead of variables."""
+    file = folder / "credentials"
+    file.write_text(profile(key, secret))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    return file
+
+
+def profile(key: str, secret: str) -> str:
+    return f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+
+
+def test_an_endpoint_of_the_environment_that_holds_credentials_is_refused_without_them(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_in(monkeypatch, s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://me:sesame@127.0.0.1:{s3.port}")
+    with (
+        opened(new_place()) as store,
+        pytest.raises(Invalid, match="expected no credentials in the endpoint") as caught,
+    ):
+        list(store.list(""))
+    assert caught.value.code == "store-credentials"
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_part_is_sent_again_whole(store: S3Store, proxy: FaultProxy) -> None:

@@ -17,10 +17,10 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
-from behemoth.base.errors import Corrupt
+from behemoth.base.errors import Corrupt, Denied, Invalid
 from behemoth.base.retry import retried
-from behemoth.storage.s3_errors import UPLOAD_CRC, named_errors
-from behemoth.storage.s3_place import S3Place
+from behemoth.storage.s3_errors import EXPIRED, UPLOAD_CRC, named_errors
+from behemoth.storage.s3_place import CREDENTIALS_HINT, S3Place
 
 CONNECT_LIMIT_S = 10
 READ_LIMIT_S = 60
@@ -46,14 +46,24 @@ class S3Client:
     def ask(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int = 0, is_last_look: bool = False) -> _T:
         """What `request` returns, which gets boto3's client and may be called several times: it must be idempotent.
         `doing` stands in the messages of errors, behind the store's URL. Blocks for `size_bytes` at the slowest rate,
-        and `patience_s`; with `is_last_look`, after a call that has waited so long in vain, for one try. Raises
+        and `patience_s`; with `is_last_look`, after a call that has waited so long in vain, for one try. Credentials
+        that have expired are looked for once more, since botocore never reads a profile's file again. Raises
         Unavailable when nothing helps, with the number of tries."""
+        used: Any = None
 
         def work() -> _T:
+            nonlocal used
             with named_errors(f"{self._place}: {doing}"):  # a copy has two buckets
-                return request(self._connected())
+                used = self._connected()
+                return request(used)
 
         limit_s = 0.0 if is_last_look else self._patience_s + size_bytes / SLOWEST_BYTES_PER_S
+        try:
+            return retried(work, limit_s=limit_s)
+        except Denied as error:
+            if error.code != EXPIRED:
+                raise
+        self._forget(used)
         return retried(work, limit_s=limit_s)
 
     def send(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int) -> _T:
@@ -78,6 +88,12 @@ class S3Client:
                 self._client = _connect(self._place, self._num_connections)
             return self._client
 
+    def _forget(self, client: Any) -> None:
+        """The next request makes a connection of its own. What others still do with this one goes on."""
+        with self._lock:
+            if self._client is client:
+                self._client = None
+
 
 def allowed_s(size_bytes: int) -> float:
     """How long bytes may take in one try."""
@@ -97,7 +113,7 @@ def _connect(place: S3Place, num_connections: int) -> Any:
         s3["addressing_style"] = place.addressing
     session = botocore.session.Session()
     session.register_component("data_loader", _models())
-    return boto3.session.Session(botocore_session=session).client(
+    client = boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=place.endpoint,
         region_name=place.region,
@@ -111,6 +127,18 @@ def _connect(place: S3Place, num_connections: int) -> Any:
             s3=s3,
         ),
     )
+    _require_no_credentials(place, str(client.meta.endpoint_url))
+    return client
+
+
+def _require_no_credentials(place: S3Place, endpoint: str) -> None:
+    """botocore's errors repeat the endpoint. One behind the store's URL was looked at with it."""
+    if "@" in endpoint:
+        raise Invalid(
+            f"{place}: expected no credentials in the endpoint of the environment or the profile, got some",
+            hint=CREDENTIALS_HINT,
+            code="store-credentials",
+        )
 
 
 @lru_cache(maxsize=1)

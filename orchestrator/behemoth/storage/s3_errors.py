@@ -18,7 +18,10 @@ from behemoth.storage.s3_place import CREDENTIALS_HINT
 
 UPLOAD_CRC = "upload-crc"
 """Code of the error for bytes that are not those of their CRC."""
+EXPIRED = "credentials-expired"
+"""Code of the error for credentials that were good once."""
 _ALLOWED = "allow it in the bucket's policy, or use other credentials"
+_RENEW = "renew them where this process found them, a profile's file say; variables of its environment stay as they are"
 _REGION = "name the bucket's region: AWS_REGION, or ?region= behind the store's URL"
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -64,7 +67,9 @@ def error_of_code(code: str, status: int, doing: str) -> BehemothError:
             return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code=UPLOAD_CRC)
         case "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "XAdminUserNotFound":
             return Denied(message, hint=_ALLOWED)
-        case "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidClientTokenId":
+        case "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired":
+            return Denied(message, hint=_RENEW, code=EXPIRED)
+        case "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "InvalidClientTokenId":
             return Denied(message, hint=CREDENTIALS_HINT)
         case "RequestTimeTooSkewed":
             return Denied(message, hint="set this machine's clock")
