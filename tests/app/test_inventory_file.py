@@ -62,6 +62,50 @@ def test_a_single_safetensors_file_is_an_inventory(tmp_path: Path) -> None:
     assert {tensor.name for tensor in inventory.tensors} == set(sorted(ARRAYS)[:2])
 
 
+def saved_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    save_file({name: np.ones(shape, dtype=np.float16) for name, shape in shapes.items()}, path)
+    return path
+
+
+def experts_apart(num: int, *, layer: int = 0) -> dict[str, tuple[int, ...]]:
+    """As Mixtral, DeepSeek and Qwen name them, with a scale beside one matrix."""
+    below = f"model.layers.{layer}.mlp.experts"
+    shapes = {"gate_proj.weight": (12, 8), "down_proj.weight": (8, 12), "down_proj.weight_scale_inv": (1, 1)}
+    return {f"{below}.{expert}.{name}": shape for expert in range(num) for name, shape in shapes.items()}
+
+
+def test_experts_that_are_a_tensor_each_become_stacks_that_ep_cuts(tmp_path: Path) -> None:
+    shared = {"model.layers.0.mlp.shared_experts.gate_proj.weight": (12, 8)}
+    inventory = read_inventory(saved_tensors(tmp_path / "m.safetensors", experts_apart(12) | shared), read_file)
+    of = {tensor.name: (tensor.shape, [(cut.dim, cut.axis) for cut in tensor.cuts]) for tensor in inventory.tensors}
+    below = "model.layers.0.mlp.experts"
+    assert inventory.num_experts == 12
+    assert of == {
+        f"{below}.gate_proj.weight": ((12, 12, 8), [(0, "ep"), (1, "etp")]),
+        f"{below}.down_proj.weight": ((12, 8, 12), [(0, "ep"), (2, "etp")]),
+        f"{below}.down_proj.weight_scale_inv": ((12, 1, 1), [(0, "ep")]),
+        "model.layers.0.mlp.shared_experts.gate_proj.weight": ((12, 8), [(0, "tp")]),
+    }
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        experts_apart(3, layer=1),  # another number of experts in another layer
+        {"model.layers.0.mlp.experts.5.gate_proj.weight": (12, 8)},  # 4 is missing
+        {"model.layers.0.mlp.experts.gate_proj.weight": (4, 12, 8)},  # there is such a stack
+        {"model.layers.0.mlp.experts.3.gate_proj.weight": (12, 4)},  # another shape
+    ],
+)
+def test_experts_of_which_no_stack_can_be_made_stay_tensors_of_their_own(
+    tmp_path: Path, odd: dict[str, tuple[int, ...]]
+) -> None:
+    shapes = experts_apart(4) | odd
+    inventory = read_inventory(saved_tensors(tmp_path / "m.safetensors", shapes), read_file)
+    names = {tensor.name for tensor in inventory.tensors}
+    assert {name for name in shapes if ".gate_proj." in name} <= names
+
+
 def test_a_configuration_and_an_inventory_of_ones_own_are_told_apart(tmp_path: Path) -> None:
     config, own = tmp_path / "config.json", tmp_path / "own.json"
     config.write_text(json.dumps({"model_type": "llama4_text", **TOY}))

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from behemoth.base.errors import Invalid
+from behemoth.spec.expert_stacks import expert_stacks
 from behemoth.spec.model import Inventory, decode_model_json, inventory_of
 from behemoth.spec.tensor_names import entry_of, is_stack_of_experts
 
@@ -71,14 +72,17 @@ def decode_header(data: bytes, *, source: str) -> Shapes:
 
 
 def inventory_of_shapes(shapes: Shapes, *, source: str) -> Inventory:
-    """In order of name. The number of experts is dim 0 of their stacks, 0 where there are none. Raises Invalid when
-    stacks disagree."""
+    """In order of name. Experts that are a tensor each come as stacks. The number of experts is dim 0 of the stacks,
+    0 where there are none. Raises Invalid when stacks disagree."""
+    gathered = expert_stacks(shapes)
     stacks = {shape[0] for name, shape in shapes.items() if is_stack_of_experts(name) and shape}
+    stacks |= {gathered.num_experts} if gathered.members else set()
     if len(stacks) > 1:
         raise Invalid(
             f"{source}: expected stacks of equally many experts, got {sorted(stacks)}", code="inventory-format"
         )
-    entries = [entry_of(name, shape) for name, shape in sorted(shapes.items())]
+    entries = [entry_of(name, shape) for name, shape in sorted(shapes.items()) if name not in gathered.members]
+    entries = sorted([*entries, *gathered.entries], key=lambda entry: entry.name)
     return inventory_of(entries, num_experts=stacks.pop() if stacks else 0, source=source)
 
 
