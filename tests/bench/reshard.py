@@ -39,7 +39,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import Origin, origins, saved_positions
+from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
@@ -182,12 +182,12 @@ def _giant_rows(*, quick: bool) -> list[Row]:
     rows: list[Row] = []
     for name, mesh in TRAINING_MESHES.items():
         layout = giant(mesh)
-        positions = saved_positions(saved, layout, step=STEP)
+        positions = origins(saved, layout, step=STEP)
         rows += _over_read_rows(name, saved, layout, positions, quick=quick)
         rows.append(alone("  plan of one rank's reads", "s", _plan_s(saved, layout, positions)))
     for name, mesh in READER_MESHES.items():
         layout = giant_weights(mesh)
-        positions = saved_positions(saved, layout, step=STEP, intake=MOMENTS_LEFT)
+        positions = origins(saved, layout, step=STEP, intake=MOMENTS_LEFT)
         rows += _over_read_rows(name, saved, layout, positions, quick=quick)
     weights = giant_bfloat16()
     for name, mesh in (TRAINING_MESHES | READER_MESHES).items():

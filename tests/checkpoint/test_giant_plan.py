@@ -10,7 +10,7 @@ from behemoth.checkpoint.conversion import AS_SAVED
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import origins, saved_positions
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import plan_resharding
@@ -40,7 +40,7 @@ def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
 def test_a_restore_with_fewer_replicas_plans_what_its_rank_meets_and_the_fleet_reads_each_chunk_once() -> None:
     """From 32,000 ranks to 30,720: 20 replicas of each stage fewer."""
     saved, layout = giant(), giant(Mesh(tp=8, dp=480, pp=8, ep=16, etp=2, edp=120))
-    positions = saved_positions(saved, layout, step=Step(1))
+    positions = origins(saved, layout, step=Step(1))
     plan = plan_rank(layout, Rank(4711))
     work = plan_resharding(saved, layout, plan, positions)
     assert sum(slab.nbytes for slab in work.slabs) == sum(piece.nbytes for piece in plan.pieces)
@@ -57,7 +57,7 @@ def test_the_fleet_reads_hardly_more_than_it_needs_on_any_mesh_of_the_list(name:
     saved, is_training = giant(), name in TRAINING_MESHES
     layout = giant(TRAINING_MESHES[name]) if is_training else giant_weights(READER_MESHES[name])
     intake = AS_SAVED if is_training else MOMENTS_LEFT
-    positions = saved_positions(saved, layout, step=Step(1), intake=intake)
+    positions = origins(saved, layout, step=Step(1), intake=intake)
     ranks = sorted({0, layout.mesh.num_ranks // 3, layout.mesh.num_ranks - 1})
     figures = over_read(saved, layout, positions, ranks=ranks)
     held = read = 0

@@ -29,7 +29,7 @@ from behemoth.checkpoint.conversion import (
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
-from behemoth.checkpoint.matching import origins, saved_positions
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.passing import num_bytes
 from behemoth.checkpoint.plan import plan_rank
@@ -46,7 +46,7 @@ from checkpoint.random_layouts import CHUNK_BYTES, layouts, meshes, reshared, sh
 def planned(old: Layout, new: Layout, rank: int) -> tuple[int, int]:
     """Bytes that a rank holds, and that it reads for itself."""
     plan = plan_rank(new, Rank(rank))
-    work = plan_resharding(old, new, plan, saved_positions(old, new, step=Step(1)))
+    work = plan_resharding(old, new, plan, origins(old, new, step=Step(1)))
     read_bytes = sum(grids(old)[read.array].payload_bytes + TRAILER_BYTES for read in work.reads)
     return sum(piece.nbytes for piece in plan.pieces), read_bytes
 
@@ -57,7 +57,7 @@ def test_the_figures_are_those_of_all_ranks_plans(data: st.DataObject, old: Layo
     new = data.draw(reshared(old))
     ranks = data.draw(st.lists(st.integers(0, new.mesh.num_ranks - 1), min_size=1, unique=True) | st.none())
     with small_chunks(chunk_bytes):
-        found = over_read(old, new, saved_positions(old, new, step=Step(1)), ranks=ranks)
+        found = over_read(old, new, origins(old, new, step=Step(1)), ranks=ranks)
         planned_of = [planned(old, new, rank) for rank in (range(new.mesh.num_ranks) if ranks is None else ranks)]
         assert found.held_bytes == sum(held for held, _ in planned_of)
         assert found.alone_bytes == sum(read for _, read in planned_of)
@@ -218,7 +218,7 @@ def test_the_reader_reads_what_is_told_of_ranks_that_read_for_themselves() -> No
 
 
 def over(old: Layout, new: Layout, *, extra: tuple[str, ...] = ()) -> OverRead:
-    return over_read(old, new, saved_positions(old, new, step=Step(1), intake=Intake(extra=extra)))
+    return over_read(old, new, origins(old, new, step=Step(1), intake=Intake(extra=extra)))
 
 
 def test_a_column_cut_makes_each_rank_read_what_its_peers_need_and_the_fleet_nothing_twice() -> None:

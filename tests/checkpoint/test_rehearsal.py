@@ -11,7 +11,7 @@ from behemoth.base.errors import NotFound, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.passing import PassingStore
@@ -40,7 +40,7 @@ def test_what_is_read_and_held_is_what_the_plan_of_a_restore_says(mesh: Mesh) ->
     store, commit = saved()
     layout = on_mesh(commit.layout, mesh)
     found = rehearsed(store, commit, layout)
-    planned = over_read(commit.layout, layout, saved_positions(commit.layout, layout, step=commit.record.step))
+    planned = over_read(commit.layout, layout, origins(commit.layout, layout, step=commit.record.step))
     assert found.is_intact
     blank = next(array.num_bytes for array in layout.arrays if array.name == "state/ranks")
     is_given = mesh.num_ranks == commit.layout.mesh.num_ranks

@@ -21,7 +21,7 @@ from behemoth.checkpoint.conversion import AS_SAVED, Cast, Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.matching import saved_positions
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_box, read_rank
 from behemoth.checkpoint.records import rank_records_spec
@@ -87,7 +87,7 @@ def test_a_rank_reads_each_chunk_that_it_needs_once_and_no_other(
 ) -> None:
     new = data.draw(reshared(old))
     with small_chunks(chunk_bytes):
-        positions = saved_positions(old, new, step=Step(5))
+        positions = origins(old, new, step=Step(5))
         numbered = {array.name: np.arange(array.num_elements).reshape(array.shape) for array in old.arrays}
         for rank in range(new.mesh.num_ranks):
             work = plan_resharding(old, new, plan_rank(new, Rank(rank)), positions)
@@ -131,7 +131,7 @@ def test_any_damaged_byte_of_a_chunk_that_is_read_is_named_and_leaves_no_snapsho
     with small_chunks(64):
         store, opened = saved(old)
         plan = plan_rank(new, Rank(1))
-        work = plan_resharding(old, new, plan, saved_positions(old, new, step=Step(5)))
+        work = plan_resharding(old, new, plan, origins(old, new, step=Step(5)))
         assert {old.arrays[read.array].name for read in work.reads} == {array.name for array in old.arrays}
         with arena_of(plan) as arena:
             for read in work.reads:

@@ -513,7 +513,7 @@ def world_of(cluster: Cluster) -> object:
     """What effects can change at once, as a value."""
     gang = cluster.training.gang
     machines = {name: (m.agent, m.coming, m.newest) for name, m in cluster.machines.machines.items()}
-    saves = {w: (save.state, save.is_agreed, save.step) for w, save in cluster.training.saves.items()}
+    saves = {w: (save.state, save.is_agreed, save.step) for w, save in cluster.training.saves.tries.items()}
     return (
         list(cluster.slots),
         cluster.seen,

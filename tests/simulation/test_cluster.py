@@ -305,7 +305,7 @@ def test_a_stopped_gang_is_gone(world: World) -> None:
 def test_effects_of_an_older_attempt_or_term_are_refused(world: World) -> None:
     world.train(attempt=2)
     assert not world.cluster.apply(Save(fence=world.fence(1), step=Step(9), write_id=W1))
-    assert world.cluster.training.saves == {}
+    assert world.cluster.training.saves.tries == {}
     world.cluster.begin_term(Epoch(2), do_agents_survive=True)
     assert not world.cluster.apply(Stop(fence=world.fence(2), reason="zombie"))
     world.wait(1)

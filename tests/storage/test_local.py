@@ -6,7 +6,9 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 
@@ -529,6 +531,27 @@ def test_what_could_not_be_made_durable_is_told_to_who_seals_it_not_to_who_write
     with pytest.raises(Unavailable, match="file-0"):
         store.seal(keys)
     store.seal(keys[1:])
+
+
+def test_who_seals_a_file_while_another_thread_hears_that_it_is_lost_hears_it_too(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells the loss to the one whose descriptor was open, and a descriptor opened afterwards nothing."""
+    sync, main = os.fsync, threading.current_thread()
+    with ThreadPoolExecutor(1) as pool:
+        sealing: list[Future[None]] = []
+
+        def failing(fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/file-0") and threading.current_thread() is main:
+                sealing.append(pool.submit(store.seal, ["file-0"]))
+                wait(sealing, timeout=0.2)  # it must not end before this thread has told what it knows
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(fd)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        for number in range(5):
+            _write(store, f"file-{number}")
+    assert isinstance(sealing[0].exception(), Unavailable)
 
 
 def test_what_is_private_is_its_owners_alone_and_other_folders_follow_the_umask(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_anything_else_is_refused(url: str) -> None:
         "file://user:sesame@host/x",
         "file:///x?X-Amz-Signature=sesame",
         "file://?sesame",
+        "file://sesame[/x",
+        "s3://bucket/x?endpoint=http://sesame[",
     ],
 )
 def test_of_a_url_that_is_refused_nothing_is_repeated_that_may_be_a_secret(url: str) -> None:

@@ -58,6 +58,8 @@ def test_a_place_is_told_as_the_url_without_the_way_there() -> None:
         ("s3://bucket/run?region=eu west", "expected a region such as"),
         ("s3://bucket/run?endpoint=s3.example.org", "expected an endpoint such as"),
         ("s3://bucket/run?endpoint=http://s3.example.org/path", "expected an endpoint such as"),
+        ("s3://bucket/run?endpoint=http://[::1", "expected an endpoint such as"),
+        ("s3://bucket/run?endpoint=http://host%E2%84%80path", "expected an endpoint such as"),
     ],
 )
 def test_anything_else_is_refused(url: str, expected: str) -> None:

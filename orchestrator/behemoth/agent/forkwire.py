@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Attempt
 
 
@@ -32,6 +33,9 @@ class Spawn(_Message, frozen=True, kw_only=True):
     environment: dict[str, str]
     entrypoint: str | None = None
     argv: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return repr_without(self, "environment")
 
 
 class KillAll(_Message, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Slot, Step, WriteId
 from behemoth.wire.messages import LocalDisk, PeerPlace
 
@@ -43,6 +44,9 @@ class PeerService(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     rate_bytes_per_s: int | None
     """For copies of other nodes' checkpoints; None: no limit."""
+
+    def __repr__(self) -> str:
+        return repr_without(self, "key")
 
 
 class DiskService(msgspec.Struct, frozen=True, kw_only=True):

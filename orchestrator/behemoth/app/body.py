@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
@@ -46,7 +46,7 @@ class AgentProgram:
     """How an agent is started: argv, and the environment but for what names the node. Its log goes to `log_dir`."""
 
     argv: tuple[str, ...]
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)
     log_dir: Path
 
 

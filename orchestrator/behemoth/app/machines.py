@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import NodeId
@@ -31,7 +31,7 @@ class StartOrder:
     node: NodeId
     incarnation: int
     argv: tuple[str, ...]
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

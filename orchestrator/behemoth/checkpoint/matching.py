@@ -37,12 +37,6 @@ def origins(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SA
     return found
 
 
-def saved_positions(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SAVED) -> tuple[int | None, ...]:
-    """As `origins`, of what is not converted; None for the rest too."""
-    found = origins(saved, layout, step=step, intake=intake)
-    return tuple(origin if isinstance(origin, int) else None for origin in found)
-
-
 def has_own_arrays(saved: Layout, layout: Layout) -> bool:
     """Whether a checkpoint has the arrays of `layout`, no more and no less, on whatever mesh."""
     return saved.positions.keys() == layout.positions.keys() and all(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from behemoth.base.hidden import repr_without
+
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag="embed"):
     """First word to a host: start a Ray of your own below `temp_dir`, with these logical nodes."""
@@ -30,6 +32,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     argv: list[str]
     env: dict[str, str]
     grace_s: float
+
+    def __repr__(self) -> str:
+        return repr_without(self, "env")
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):

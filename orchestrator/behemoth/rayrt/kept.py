@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from behemoth.base.errors import Invalid, Timeout
@@ -37,7 +37,7 @@ class KeptSpec:
     keeper once everything below is dead; stdout and stderr are appended to `log_path`, or discarded."""
 
     argv: Sequence[str]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     grace_s: float = 0.5
     pass_fds: Sequence[int] = ()
     hold_fds: Sequence[int] = ()

@@ -140,7 +140,7 @@ class Cluster:
     def _do_save(self, effect: Save | Agree | Commit | Abort) -> None:
         match effect:
             case Save():
-                self.training.save(
+                self.training.saves.call(
                     SaveTry(
                         step=effect.step,
                         write_id=effect.write_id,
@@ -149,11 +149,11 @@ class Cluster:
                     )
                 )
             case Agree():
-                self.training.agree(effect.write_id)
+                self.training.saves.agree(effect.write_id)
             case Commit():
                 self.store.commit(effect.step, effect.write_id)
             case Abort():
-                self.training.abort(effect.write_id)
+                self.training.saves.abort(effect.write_id)
             case _:
                 assert_never(effect)
 

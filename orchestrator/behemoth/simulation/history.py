@@ -134,7 +134,7 @@ class History:
                 node = self._config.nodes[mishap.order % len(self._config.nodes)]
                 strike(self.cluster, mishap.kind, node, repair_us=mishap.repair_us)
             case WriteFault():
-                self.cluster.training.num_write_faults += 1
+                self.cluster.training.saves.num_write_faults += 1
             case FlipBit():
                 self._flip_bit()
             case Crash():
@@ -148,7 +148,7 @@ class History:
     def calm(self, for_us: int) -> bool:
         """Faults cease: channel and store are perfect from now on. True when the run was closed within `for_us`."""
         self.channel.loss = None
-        self.cluster.training.num_write_faults = 0
+        self.cluster.training.saves.num_write_faults = 0
         self._run(for_us)
         return self.body.is_closed
 

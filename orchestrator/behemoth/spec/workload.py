@@ -89,7 +89,7 @@ class PythonWorkload:
             kind=Table(value=Scalar(), key_what="identifiers", key_pattern=r"[A-Za-z_][A-Za-z0-9_]*"),
         ),
     ] = field(default_factory=dict)
-    environment: Annotated[Mapping[str, str], ENVIRONMENT] = field(default_factory=dict)
+    environment: Annotated[Mapping[str, str], ENVIRONMENT] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_ranges(self, name="workload")
@@ -108,7 +108,7 @@ class CommandWorkload:
         ),
     ]
     steps: Annotated[Step, STEPS]
-    environment: Annotated[Mapping[str, str], ENVIRONMENT] = field(default_factory=dict)
+    environment: Annotated[Mapping[str, str], ENVIRONMENT] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         require_ranges(self, name="workload")

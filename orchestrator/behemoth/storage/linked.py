@@ -33,7 +33,7 @@ class LinkedFolder:
 
     def create(self, key: str, data: Buffer) -> None:
         """Raises Denied."""
-        self._refuse(f"create {key} of {len(memoryview(data))} bytes")
+        self._refuse(f"create {key} of {memoryview(data).nbytes} bytes")
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port. Raises NotFound for a link that leads nowhere."""

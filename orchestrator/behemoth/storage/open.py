@@ -105,9 +105,19 @@ def _scheme(url: str) -> str:
 
 
 def _path_of_file_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
-        hint = "three slashes name a local path: file:///data/run; write %23 for # and %3F for ?"
-        got = "no path" if not parts.path else "a host" if parts.netloc not in ("", "localhost") else "more"
-        raise Invalid(f"store file://...: expected file:///path, got {got}", hint=hint, code="store-url")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _no_file_url("a host that cannot be") from None  # which would tell it
+    if parts.netloc not in ("", "localhost"):
+        raise _no_file_url("a host")
+    if not parts.path:
+        raise _no_file_url("no path")
+    if parts.query or parts.fragment:
+        raise _no_file_url("more")
     return unquote(parts.path)
+
+
+def _no_file_url(got: str) -> Invalid:
+    hint = "three slashes name a local path: file:///data/run; write %23 for # and %3F for ?"
+    return Invalid(f"store file://...: expected file:///path, got {got}", hint=hint, code="store-url")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +34,9 @@ class OpenFiles:
         self._mode = mode
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._failed: dict[str, OSError] = {}
+        self._closing: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._closed = threading.Condition(self._lock)
 
     @contextmanager
     def writing(self, path: str) -> Iterator[int]:
@@ -49,6 +51,8 @@ class OpenFiles:
     def sync(self, path: str) -> None:
         """Make the file durable and forget it. Raises OSError; a missing file is ENOENT, never created."""
         with self._lock:
+            # The kernel tells a failure once: who asks while another thread hears of it would be told that all is well.
+            self._closed.wait_for(lambda: not self._closing[path])
             failed = self._failed.pop(path, None)
             if failed is not None:
                 raise failed
@@ -119,19 +123,31 @@ class OpenFiles:
 
     def _close_idle(self, *, above: int) -> None:
         """Whoever seals a file hears that it could not be made durable here, not whoever happens to write another."""
-        for file in self._take_idle(above):
+        while (file := self._take_idle(above)) is not None:
+            failed: OSError | None = None
             try:
                 os.fsync(file.fd)
             except OSError as error:
-                with self._lock:
-                    self._failed[file.path] = error
+                failed = error
             finally:
                 os.close(file.fd)
+                self._is_closed(file.path, failed)
 
-    def _take_idle(self, above: int) -> list[_OpenFile]:
+    def _take_idle(self, above: int) -> _OpenFile | None:
+        """The longest idle file, when more than `above` are open; it is answered by `_is_closed`."""
         with self._lock:
-            num_excess = max(0, len(self._files) - above)
-            idle = [file for file in self._files.values() if file.num_users == 0][:num_excess]
-            for file in idle:
-                del self._files[file.path]
-            return idle
+            file = next((file for file in self._files.values() if file.num_users == 0), None)
+            if file is None or len(self._files) <= above:
+                return None
+            del self._files[file.path]
+            self._closing[file.path] += 1
+            return file
+
+    def _is_closed(self, path: str, failed: OSError | None) -> None:
+        with self._lock:
+            if failed is not None:
+                self._failed[path] = failed
+            self._closing[path] -= 1
+            if not self._closing[path]:
+                del self._closing[path]
+            self._closed.notify_all()

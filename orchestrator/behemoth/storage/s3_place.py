@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from behemoth.base.errors import Invalid
 from behemoth.storage.keys import segments_of_prefix
@@ -112,9 +112,10 @@ def _endpoint(name: str, text: str | None) -> str | None:
             hint=CREDENTIALS_HINT,
             code="store-credentials",
         )
-    parts = urlsplit(text)
+    parts = _split(text)
     if (
-        parts.scheme not in ("http", "https")
+        parts is None
+        or parts.scheme not in ("http", "https")
         or not _HOST.fullmatch(parts.netloc)
         or parts.path.strip("/")
         or parts.query
@@ -124,3 +125,11 @@ def _endpoint(name: str, text: str | None) -> str | None:
             hint=f"write {_FORM}",
         )
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _split(text: str) -> SplitResult | None:
+    """None for what is no URL: a bracket of an address alone, a letter of a host that is a `/` by another form."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return None

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, RunUid, Step, WriteId
 from behemoth.state.config import HangFloors, WorkPhase
 from behemoth.state.fence import Fence
@@ -39,6 +40,9 @@ class Hello(_Message, frozen=True, kw_only=True):
     attempt: Attempt
     peer_port: int = 0
     """Where on `host` other nodes ask for what lies in this node's memory (`behemoth.wire.peers`); 0: nowhere."""
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
 
 class Beat(_Message, frozen=True, kw_only=True):
@@ -248,6 +252,9 @@ class Setup(_Message, frozen=True, kw_only=True):
     share_reads: Literal["auto", "always", "never"] = "never"
     """Whether each part of a checkpoint is read from the store by one node and passed on to the others."""
     local_disk: LocalDisk | None = None
+
+    def __repr__(self) -> str:
+        return repr_without(self, "environment", "peer_key")
 
 
 class Welcome(_Message, frozen=True, kw_only=True):

@@ -171,6 +171,47 @@ def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_read
     assert len(once.get(unit)[0]) == 10
 
 
+def test_who_waits_for_its_turn_to_read_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, asked, all_asked = Saved(layout_on(dp=4)), [], threading.Event()
+
+    def counted(num_bytes: int) -> bytearray:
+        asked.append(num_bytes)
+        if len(asked) == 3:
+            all_asked.set()
+        return bytearray(num_bytes)
+
+    class WaitsForTheOthers(CountingStore):
+        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+            all_asked.wait(0.1)  # in vain, if only who reads takes memory
+            held.append(len(asked))
+            super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+    held: list[int] = []
+    monkeypatch.setattr(once_module, "MAX_READS", 1)
+    monkeypatch.setattr(once_module, "bytearray", counted, raising=False)
+    store = WaitsForTheOthers(saved.memory)
+    once = ReadOnce(lambda: store, limit_bytes=MIB)
+    key = next(iter(saved.memory.list(""))).key
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(once.get, [Unit(key, start, 10) for start in range(3)]))
+    assert held == [1, 2, 3]
+
+
+def test_a_read_for_which_there_is_no_memory_is_no_read_that_others_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Saved(layout_on(dp=4))
+    once = ReadOnce(lambda: saved.store, limit_bytes=MIB)
+    unit = Unit(next(iter(saved.memory.list(""))).key, 0, 10)
+
+    def none_left(num_bytes: int) -> bytearray:
+        raise MemoryError(num_bytes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(once_module, "bytearray", none_left, raising=False)
+        with pytest.raises(MemoryError):
+            once.get(unit)
+    assert once.get(unit)[1] == 10
+
+
 def test_a_part_that_is_not_of_its_unit_or_a_unit_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Saved(layout_on(dp=4))
     once = ReadOnce(lambda: saved.store, limit_bytes=MIB)

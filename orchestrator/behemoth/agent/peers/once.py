@@ -88,9 +88,9 @@ class ReadOnce:
             self._held_bytes = 0
 
     def _fill(self, unit: Unit, read: _Read) -> None:
-        data = memoryview(bytearray(unit.length_bytes))
         try:
-            with self._room:
+            with self._room:  # memory too is taken by who may read only: who waits holds none
+                data = memoryview(bytearray(unit.length_bytes))
                 self._store().read_into(unit.key, offset_bytes=unit.offset_bytes, into=data)
             read.data = data.toreadonly()
         except BehemothError as error:

@@ -6,6 +6,7 @@ import msgspec
 
 from behemoth.base import errors
 from behemoth.base.errors import BehemothError, Internal
+from behemoth.base.hidden import repr_without
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -14,6 +15,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     node: str
     incarnation: int
     token: str
+
+    def __repr__(self) -> str:
+        return repr_without(self, "token")
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
