@@ -4,8 +4,9 @@
 
 Each case saves the same arrays once per contender on one mesh, ours by the checkpoint engine, DCP's by as many gloo
 processes as that mesh has ranks. Then one process per rank of the other mesh restores, again and again: DCP by
-`dcp.load` into DTensors of its mesh, ours by `open_commit`, `read_rank` into staging memory and `unstage` out of it, on
-one thread per rank, several where files are cold. Both fill the very same buffers, which are damaged before and
+`dcp.load` into DTensors of its mesh, ours as on a node that has all these ranks: its store process opens the commit and
+reads into their staging memory, on one thread per rank, several where files are cold, and behind the last one's end the
+ranks `unstage` out of it. Both fill the very same buffers, which are damaged before and
 compared afterwards. A sample is wall time from the order to the last rank's answer. Ours checks the CRC of every byte
 on the way, DCP has none. Files are in the page cache (`cached`, brought there in one way for everybody) or not
 (`cold`). `bytes read` are the kernel's account of what all processes got from read(2), against what they hold. A new
@@ -62,46 +63,40 @@ from checkpoint.giant_layout import (
 NUM_LAYERS = 4
 STEP, WRITE_ID, ATTEMPT = Step(1), WriteId("a1-1"), Attempt(1)
 LIMIT_S = 120.0
-RANK_PROGRAM = Path(__file__).parent / "programs" / "reshard_rank.py"
+PROGRAMS = Path(__file__).parent / "programs"
 STATES = {"cached": cache, "cold": drop}
 CONTENDERS = ("behemoth", "torch-dcp")
 
 
 class Gang:
-    """The processes of one case's new mesh, one per rank, until `close`."""
+    """The processes of one case's new mesh, one per rank and our node's store process, until `close`."""
 
     def __init__(self, case: scene.Case, num_layers: int, folder: Path) -> None:
-        self._ranks = _start("load", case.axis, case.ranks, num_layers, folder)
-        self.started = self._answers()
+        self._node = _program("reshard_node.py", case.axis, case.ranks, num_layers, folder)
+        (node,) = _answers([self._node])
+        self.format_s: float = node["format"]
+        self._ranks = _start("load", case.axis, case.ranks, num_layers, folder, arenas=node["arenas"])
+        self.held_bytes = sum(one["held"] for one in _answers(self._ranks))
 
     def order(self, what: str) -> list[dict[str, Any]]:
         """Tell all ranks at once, and wait for the last one."""
-        for rank in self._ranks:
-            assert rank.stdin is not None
-            rank.stdin.write(what + "\n")
-            rank.stdin.flush()
-        return self._answers()
+        return _order(self._ranks, what)
+
+    def load(self, contender: str) -> list[dict[str, Any]]:
+        """All ranks' answers, and that of our store process, which is first."""
+        read = _order([self._node], "restore") if contender == "behemoth" else []
+        return read + self.order(contender)
 
     def close(self) -> None:
-        for rank in self._ranks:
-            assert rank.stdin is not None
-            rank.stdin.close()
-        _wait(self._ranks)
+        for one in (*self._ranks, self._node):
+            assert one.stdin is not None
+            one.stdin.close()
+        _wait([*self._ranks, self._node])
 
     def kill(self) -> None:
         """Whoever is left: an order that ran past its limit ends the benchmark and not the ranks."""
-        for rank in self._ranks:
-            rank.kill()
-
-    def _answers(self) -> list[dict[str, Any]]:
-        answers = []
-        for rank in self._ranks:
-            assert rank.stdout is not None
-            line = rank.stdout.readline()
-            if not line:
-                raise SystemExit(f"a rank ended with {rank.wait(LIMIT_S)} instead of an answer")
-            answers.append(json.loads(line))
-        return answers
+        for one in (*self._ranks, self._node):
+            one.kill()
 
 
 def main() -> int:
@@ -136,30 +131,28 @@ def _measured(case: scene.Case, num_layers: int, folder: Path, num_rounds: int) 
         gang = Gang(case, num_layers, folder)
         stack.callback(gang.kill)
         stack.callback(gang.close)
-        held_bytes = sum(one["held"] for one in gang.started)
 
         def round_of(contender: str) -> Mapping[str, float]:
             values: dict[str, float] = {}
             for state, prepare in STATES.items():
                 each_file(folder / contender, prepare)
-                values |= {f"{metric}, {state}": value for metric, value in _load(gang, contender, held_bytes).items()}
+                values |= {f"{metric}, {state}": value for metric, value in _load(gang, contender).items()}
             return values
 
         contenders = {name: lambda name=name: round_of(name) for name in CONTENDERS}
         samples = alternate(contenders, num_rounds=num_rounds)
-        formats = [max(one["format"] for one in gang.started)]
-    return _rows(case, samples, formats)
+    return _rows(case, samples, [gang.format_s])
 
 
-def _load(gang: Gang, contender: str, held_bytes: int) -> Mapping[str, float]:
+def _load(gang: Gang, contender: str) -> Mapping[str, float]:
     gang.order("damage")
     begin = time.perf_counter()
-    answers = gang.order(contender)
+    answers = gang.load(contender)
     seconds = time.perf_counter() - begin
     if not all(one["is_right"] for one in gang.order("check")):
         raise SystemExit(f"{contender} did not bring back what was saved: the numbers would mean nothing")
-    parts = {phase: max(one[phase] for one in answers) for phase in ("read", "unstage") if phase in answers[0]}
-    return {"restore": seconds, "bytes": sum(one["bytes"] for one in answers) / held_bytes, **parts}
+    parts = {phase: max(one.get(phase, 0.0) for one in answers) for phase in ("read", "unstage")}
+    return {"restore": seconds, "bytes": sum(one["bytes"] for one in answers) / gang.held_bytes, **parts}
 
 
 def _rows(case: scene.Case, samples: Mapping[str, Mapping[str, list[float]]], formats: Sequence[float]) -> list[Row]:
@@ -168,11 +161,9 @@ def _rows(case: scene.Case, samples: Mapping[str, Mapping[str, list[float]]], fo
     for state in STATES:
         metric = f"restore, {state}"
         rows.append(beside(f"{case.name}, {state}", "s", ours[metric], "torch-dcp", theirs[metric]))
-        rows += [
-            alone(f"  of which {phase}, slowest rank", "s", ours[f"{phase}, {state}"]) for phase in ("read", "unstage")
-        ]
+        rows += [alone(f"  of which {phase}", "s", ours[f"{phase}, {state}"]) for phase in ("read", "unstage")]
     rows.append(beside("  bytes read / held", "", ours["bytes, cached"], "torch-dcp", theirs["bytes, cached"]))
-    rows.append(alone("  format, slowest rank", "s", formats))
+    rows.append(alone("  format, all ranks", "s", formats))
     return rows
 
 
@@ -249,21 +240,47 @@ def _write(store: LocalStore, case: scene.Case, layout: Layout, rank: int, num_l
     return receipt
 
 
-def _start(mode: str, axis: str, world: int, num_layers: int, folder: Path) -> list[subprocess.Popen[str]]:
+def _start(
+    mode: str, axis: str, world: int, num_layers: int, folder: Path, *, arenas: Sequence[str] | None = None
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    path = os.pathsep.join(filter(None, (str(RANK_PROGRAM.parents[1]), os.environ.get("PYTHONPATH"))))
+    more = [[arena] for arena in arenas] if arenas is not None else world * [[]]
     return [
-        subprocess.Popen(
-            [sys.executable, str(RANK_PROGRAM), mode, axis, *map(str, (rank, world, port, num_layers)), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        _program("reshard_rank.py", mode, axis, rank, world, port, num_layers, folder, *more[rank])
         for rank in range(world)
     ]
+
+
+def _program(name: str, *arguments: object) -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, (str(PROGRAMS.parent), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAMS / name), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def _order(programs: Sequence[subprocess.Popen[str]], what: str) -> list[dict[str, Any]]:
+    for one in programs:
+        assert one.stdin is not None
+        one.stdin.write(what + "\n")
+        one.stdin.flush()
+    return _answers(programs)
+
+
+def _answers(programs: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    answers = []
+    for one in programs:
+        assert one.stdout is not None
+        line = one.stdout.readline()
+        if not line:
+            raise SystemExit(f"a program ended with {one.wait(LIMIT_S)} instead of an answer")
+        answers.append(json.loads(line))
+    return answers
 
 
 def _wait(ranks: Sequence[subprocess.Popen[str]]) -> None:

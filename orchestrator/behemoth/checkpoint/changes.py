@@ -46,6 +46,11 @@ class Scales(NamedTuple):
         """Of blocks: those that a box of elements meets."""
         return tuple((low // size, -(-high // size)) for (low, high), size in zip(elements, self.block, strict=True))
 
+    def stored(self, blocks: Box, num_dims: int) -> Box:
+        """Where the scales of these blocks lie in an array of so many dims that holds them: one scale for all may be in
+        a shape of its own."""
+        return blocks if len(blocks) == num_dims else ((0, 1),) * num_dims
+
     def elements(self, blocks: Box, shape: tuple[int, ...]) -> Box:
         """All elements of these blocks."""
         return tuple(

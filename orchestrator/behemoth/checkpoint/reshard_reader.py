@@ -85,8 +85,7 @@ def _saved_table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequ
     """The saved scales of the box that encloses some boxes of blocks."""
     assert scales.saved is not None
     box, grid = enclosing(boxes), grids(commit.layout)[scales.saved]
-    has_dims = len(grid.spec.shape) == len(box)  # else it is one scale for all, in a shape of its own
-    work = plan_box(grid, scales.saved, box if has_dims else tuple((0, 1) for _ in grid.spec.shape))
+    work = plan_box(grid, scales.saved, scales.stored(box, len(grid.spec.shape)))
     area = np.empty(work.slabs[0].nbytes, dtype=np.uint8)
     read_slabs(store, commit, work, area, threads=threads)
     values = as_float32(area.view(DTYPES[grid.spec.dtype])).reshape([high - low for low, high in box])

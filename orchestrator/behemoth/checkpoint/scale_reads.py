@@ -143,12 +143,11 @@ def _num_read(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> 
     """Chunks, those that are read twice counted twice."""
     if group.are_computed:
         return len(_looked(grid, group, held, pieces)) + len(_again(grid, group, held, pieces))
-    blocks = _blocks(group, held, pieces).get(group.users[0].scales)
+    scales = group.users[0].scales
+    blocks = _blocks(group, held, pieces).get(scales)
     if not blocks:
         return 0
-    box = enclosing(blocks)
-    has_dims = len(box) == len(grid.spec.shape)
-    return len(_chunks_of(grid, [box if has_dims else tuple((0, 1) for _ in grid.spec.shape)]))
+    return len(_chunks_of(grid, [scales.stored(enclosing(blocks), len(grid.spec.shape))]))
 
 
 def _looked(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> frozenset[int]:

@@ -21,6 +21,12 @@ class Unit(NamedTuple):
     length_bytes: int
 
 
+def chunk_unit(commit: Commit, array: int, chunk: int) -> Unit:
+    """Of a chunk of an array, counted in the layout's order."""
+    grid = grids(commit.layout)[array]
+    return Unit(commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk), grid.payload_bytes + TRAILER_BYTES)
+
+
 class ChunkUnits:
     """Of one commit. O(objects) to make."""
 

@@ -131,7 +131,8 @@ class Checkpoint:
         str,
         About(
             doc="Whether, at a restore, each part of a checkpoint is read from the store by one node, which passes it "
-            "on to the others. auto: where the store is not a directory.",
+            "on to the others. auto: where the store is not a directory. The ranks of a node read together in any "
+            "case.",
             kind=Choice(names=("auto", "always", "never")),
         ),
     ] = "auto"

@@ -1,15 +1,14 @@
 """One rank of the resharding benchmark, a process of its own as in a real gang: saves with DCP, or restores either way.
 
-    reshard_rank.py save|load AXIS RANK WORLD PORT NUM_LAYERS FOLDER
+    reshard_rank.py save|load AXIS RANK WORLD PORT NUM_LAYERS FOLDER [ARENA]
 
 `save` writes with torch's DCP and ends. `load` answers each line of stdin with one of JSON: `damage`, then `behemoth`
-or `torch-dcp`, which tell the bytes that this process read meanwhile (`rchar` of proc(5)), then `check`. Both fill the
-very same buffers.
+or `torch-dcp`, which tell the bytes that this process read meanwhile, then `check`. Both fill the very same buffers.
+ARENA is the path of this rank's staging memory, which `reshard_node` fills before `behemoth` copies out of it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -22,45 +21,32 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from programs import reshard_scene as scene
+from programs.told import read_bytes, tell
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.commit import latest
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
-from behemoth.checkpoint.reading_threads import reading_threads
 from behemoth.checkpoint.staging import unstage
-from behemoth.storage.local import LocalStore
 
 DAMAGE = np.int32(-0x5EADBEEF)
 PAGE_WORDS = 1024
 
 
 class Ours:
-    """A rank of ours: what its store process does, and then what the worker does, one after the other."""
+    """The worker of a rank of ours, which copies out what the node's store process has read."""
 
-    def __init__(self, axis: str, rank: int, world: int, num_layers: int, folder: Path, arrays: scene.Arrays) -> None:
-        self._store = LocalStore(folder / "behemoth")
-        self._layout = scene.layout(axis, world, num_layers)
-        self._plan = plan_rank(self._layout, Rank(rank))
+    def __init__(self, axis: str, rank: int, world: int, num_layers: int, path: str, arrays: scene.Arrays) -> None:
+        self._plan = plan_rank(scene.layout(axis, world, num_layers), Rank(rank))
         self._targets = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
-        begin = time.perf_counter()
-        self._fd = os.memfd_create("bench-arena")
-        self._arena = Arena.format(self._fd, self._plan)
-        self.format_s = time.perf_counter() - begin
+        with open(path, "r+b") as memory:
+            self._arena = Arena.open(memory.fileno())
 
     def load(self) -> Mapping[str, float]:
         begin = time.perf_counter()
-        newest = latest(self._store)
-        assert newest is not None
-        commit = open_commit(self._store, newest)
-        threads = reading_threads(self._store, commit, threads=1)
-        read_rank(self._store, commit, self._layout, self._plan, self._arena, 0, threads=threads)
-        read = time.perf_counter()
         unstage(self._arena, self._plan, 0, self._targets, is_checked=True)
-        return {"read": read - begin, "unstage": time.perf_counter() - read}
+        return {"unstage": time.perf_counter() - begin}
 
 
 class Dcp:
@@ -83,7 +69,7 @@ class Dcp:
 
 
 def main() -> None:
-    mode, axis, rank, world, port, num_layers, folder = sys.argv[1:8]
+    mode, axis, rank, world, port, num_layers, folder, *arena = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, WORLD_SIZE=world)
@@ -95,17 +81,17 @@ def main() -> None:
         if mode == "save":
             peer.save()
         else:
-            ours = Ours(axis, int(rank), int(world), int(num_layers), Path(folder), arrays)
-            obey({"behemoth": ours.load, "torch-dcp": peer.load}, arrays, ours.format_s)
+            ours = Ours(axis, int(rank), int(world), int(num_layers), *arena, arrays)
+            obey({"behemoth": ours.load, "torch-dcp": peer.load}, arrays)
     finally:
         dist.destroy_process_group()
 
 
-def obey(loads: Mapping[str, Callable[[], Mapping[str, float]]], arrays: scene.Arrays, format_s: float) -> None:
-    """Until stdin ends. Tells at first how long the staging memory took, and what this rank holds."""
+def obey(loads: Mapping[str, Callable[[], Mapping[str, float]]], arrays: scene.Arrays) -> None:
+    """Until stdin ends. Tells at first what this rank holds."""
     words = {name: array.reshape(-1)[::PAGE_WORDS] for name, array in arrays.items()}
     kept = {name: one.copy() for name, one in words.items()}
-    tell({"format": format_s, "held": sum(array.nbytes for array in arrays.values())})
+    tell({"held": sum(array.nbytes for array in arrays.values())})
     for line in sys.stdin:
         order = line.strip()
         if order == "damage":
@@ -117,15 +103,6 @@ def obey(loads: Mapping[str, Callable[[], Mapping[str, float]]], arrays: scene.A
         else:
             before = read_bytes()
             tell({**loads[order](), "bytes": read_bytes() - before})
-
-
-def tell(values: Mapping[str, float]) -> None:
-    print(json.dumps(values), flush=True)
-
-
-def read_bytes() -> int:
-    """What read(2) and its kin have given to this process so far."""
-    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
 
 
 def _sharded(local: np.ndarray, shape: tuple[int, int], mesh: DeviceMesh, dim: int | None) -> DTensor:

@@ -1,0 +1,196 @@
+"""Chunks that several ranks of a node restore from, each read once: by the rank that wants it first, for the others.
+
+It is known beforehand who reads what, so a chunk that one rank alone reads goes straight into that rank's place, and
+one that several do is kept until the last of them has taken it. Memory is bounded: where there is no room, each reads
+for itself, as it does when somebody else's read fails. Neighbours: `checkpoint.common_chunks` (who reads what),
+`preparing`, which restores, and `peers.shared_reads`, which does the same among nodes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.passing import PassingStore, buffers_of, num_bytes
+from behemoth.checkpoint.units import Unit
+from behemoth.ports import Into, ObjectStore
+
+WAIT_LIMIT_S = 60.0
+"""For what another rank is reading. Who waited in vain reads for itself."""
+
+
+class _Held:
+    """A unit that is being read for several, or has been once `done`; then `is_whole` tells whether that succeeded."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory = memory
+        self.done = threading.Event()
+        self.is_whole = False
+        self.num_users = 0
+
+
+class NodeReads:
+    """Of one restore of a node. Thread-safe. `wanted`: the units that several of its ranks read, and which; it is used
+    up. `unit_of` says of which unit a range is a part. At most `limit_bytes` are held."""
+
+    def __init__(
+        self, wanted: dict[Unit, set[Rank]], *, unit_of: Callable[[str, int, int], Unit], limit_bytes: int
+    ) -> None:
+        self.unit_of = unit_of
+        self._left = wanted
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._held: dict[Unit, _Held] = {}  # the longest there first
+        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)  # by size: pages that need not be made anew
+        self._taken_bytes = 0
+        """By what is held, and what is free."""
+        self._active: set[Rank] = set()
+        self._ended: set[Rank] = set()
+
+    def is_over_for(self, rank: Rank) -> bool:
+        """Whether the rank has restored, and nobody is at it: if it does so again, others may too."""
+        with self._lock:
+            return rank in self._ended and not self._active
+
+    @contextmanager
+    def of(self, rank: Rank, inner: ObjectStore) -> Iterator[RankReads]:
+        """The store `inner` as this rank reads it. What it has not read at the end is not kept for it any longer."""
+        with self._lock:
+            self._active.add(rank)
+        try:
+            yield RankReads(inner, rank, self)
+        finally:
+            with self._lock:
+                self._end(rank)
+
+    @contextmanager
+    def lent(self, unit: Unit, rank: Rank, fill: Callable[[memoryview], None]) -> Iterator[memoryview | None]:
+        """The unit's bytes for as long as this lasts, filled by this rank if nobody else has; None: the rank reads them
+        for itself. Raises what `fill` raises; others then read for themselves."""
+        with self._lock:
+            held, is_reader = self._find(unit, rank)
+        if held is None:
+            yield None
+            return
+        data = memoryview(held.memory)
+        try:
+            if is_reader:
+                fill(data)
+                held.is_whole = True
+                held.done.set()
+            is_there = held.done.wait(WAIT_LIMIT_S) and held.is_whole
+            yield data.toreadonly() if is_there else None
+        finally:
+            with self._lock:
+                held.num_users -= 1
+                if is_reader:
+                    held.done.set()
+                self._took(unit, rank)
+
+    def _find(self, unit: Unit, rank: Rank) -> tuple[_Held | None, bool]:
+        """What is held of the unit, or will be if this rank reads it, and whether that is so."""
+        held = self._held.get(unit)
+        is_new = held is None and not self._left.get(unit, {rank}) <= {rank}
+        if is_new and self._make_room(unit.length_bytes):
+            free = self._free[unit.length_bytes]
+            held = self._held[unit] = _Held(free.pop() if free else mmap.mmap(-1, unit.length_bytes))
+        if held is None:
+            self._took(unit, rank)
+            return None, False
+        held.num_users += 1
+        return held, is_new
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """For a unit of this size, if it can be had: of free memory, or of what only ranks want that do not read."""
+        if self._free[num_bytes]:
+            return True
+        if self._taken_bytes + num_bytes > self._limit_bytes:
+            self._drop_free()
+        for unit in list(self._held):
+            if self._taken_bytes + num_bytes <= self._limit_bytes:
+                break
+            if not self._held[unit].num_users and self._left[unit].isdisjoint(self._active):
+                del self._held[unit]
+                self._taken_bytes -= unit.length_bytes
+        if self._taken_bytes + num_bytes > self._limit_bytes:
+            return False
+        self._taken_bytes += num_bytes
+        return True
+
+    def _took(self, unit: Unit, rank: Rank) -> None:
+        """The rank has the unit, or wants it no more. It is kept if it is whole, and somebody else wants it."""
+        left, held = self._left.get(unit, set()), self._held.get(unit)
+        left.discard(rank)
+        if not left:
+            self._left.pop(unit, None)
+        if held is not None and not held.num_users and not (held.is_whole and left):
+            del self._held[unit]
+            self._free[unit.length_bytes].append(held.memory)
+
+    def _end(self, rank: Rank) -> None:
+        self._active.discard(rank)
+        self._ended.add(rank)
+        for unit in [unit for unit, left in self._left.items() if rank in left]:
+            self._took(unit, rank)
+        if not self._active:
+            self._drop_free()
+
+    def _drop_free(self) -> None:
+        self._taken_bytes -= sum(size * len(some) for size, some in self._free.items())
+        self._free.clear()
+
+
+class NodeRestore:
+    """The reads of the restore that a node is at. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: object = None
+        self._reads: NodeReads | None = None
+
+    def joined(self, key: object, rank: Rank, begun: Callable[[], NodeReads]) -> NodeReads:
+        """That of the restore of this key, which `begun()` makes for the first of its ranks. Raises what that does."""
+        with self._lock:
+            if self._reads is None or key != self._key or self._reads.is_over_for(rank):
+                self._reads = None
+                self._reads = begun()
+                self._key = key
+            return self._reads
+
+    def clear(self) -> None:
+        """Nobody restores any more: the memory is wanted for other things."""
+        with self._lock:
+            self._reads = None
+
+
+class RankReads(PassingStore):
+    """What one rank reads through `NodeReads`. Thread-safe."""
+
+    def __init__(self, inner: ObjectStore, rank: Rank, node: NodeReads) -> None:
+        super().__init__(inner)
+        self._rank = rank
+        self._node = node
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        unit = self._node.unit_of(key, offset_bytes, num_bytes(into))
+
+        def fill(data: memoryview) -> None:
+            self._inner.read_into(key, offset_bytes=unit.offset_bytes, into=data)
+
+        with self._node.lent(unit, self._rank, fill) as data:
+            if data is not None:
+                _copy(data, offset_bytes - unit.offset_bytes, into)
+                return
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+
+def _copy(data: memoryview, start: int, into: Into) -> None:
+    for one in buffers_of(into):
+        target = memoryview(one)
+        if target.nbytes:
+            target.cast("B")[:] = data[start : start + target.nbytes]
+        start += target.nbytes

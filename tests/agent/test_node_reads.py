@@ -1,0 +1,218 @@
+"""Ranks of a node that restore on another layout read each chunk from the directory once, whatever one of them does."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from agent.restoring_node import Node, ReadLog, nodes_of, saved_in_files
+from behemoth.agent import node_reads, preparing
+from behemoth.agent.node_reads import NodeReads
+from behemoth.base.errors import BehemothError, Unavailable
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.conversion import Cast, Intake, ScaledDown
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.units import Unit
+from behemoth.spec.mesh import Mesh
+from checkpoint.checkpoint_rig import Logical, local_arrays, logical_arrays, raw_bytes
+from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chunks
+
+SHAPE = (12, 40)
+
+
+def columns(tp: int) -> Layout:
+    array = ArraySpec(name="w", dtype="uint8", shape=SHAPE, dims=((1, "tp"),))
+    return Layout(mesh=Mesh(tp=tp, edp=tp), arrays=(array,))
+
+
+ARRAYS = logical_arrays(columns(2), 1)
+
+
+@contextmanager
+def node_of_four(before: Callable[[str], None] = lambda _key: None) -> Iterator[Node]:
+    """Saved as TP 2 in chunks of 60 bytes; restored as TP 4 on one node. `before` is called before each read."""
+    with (
+        small_chunks(60),
+        saved_in_files(columns(2), ARRAYS) as root,
+        nodes_of(root, columns(4), ranks_per_node=4, before=before) as nodes,
+    ):
+        yield nodes[0]
+
+
+def is_right(node: Node, rank: Rank, layout: Layout, arrays: Logical) -> bool:
+    expected = {name: raw_bytes(array) for name, array in local_arrays(layout, rank, arrays).items()}
+    return node.held(rank) == expected
+
+
+def is_chunk(key: str) -> bool:
+    """Whether an object has chunks: what else is read is metadata."""
+    return "/c/" in key
+
+
+def chunk_reads(store: ReadLog) -> list[int]:
+    """How often each chunk was read."""
+    return [num for (key, _), num in store.num_reads.items() if is_chunk(key)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), old=layouts(), chunk_bytes=CHUNK_BYTES, ranks_per_node=st.integers(2, 8))
+def test_each_chunk_is_read_once_by_each_node_and_every_element_is_right(
+    data: st.DataObject, old: Layout, chunk_bytes: int, ranks_per_node: int
+) -> None:
+    new, arrays = data.draw(reshared(old)), logical_arrays(old, 1)
+    assume(new.digest != old.digest)
+    with (
+        small_chunks(chunk_bytes),
+        saved_in_files(old, arrays) as root,
+        nodes_of(root, new, ranks_per_node=ranks_per_node) as nodes,
+    ):
+        for node in nodes:
+            node.restore_all()
+            assert all(is_right(node, rank, new, arrays) for rank in node.ranks)
+            assert max(node.store.num_reads.values()) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), old=layouts(), limit_bytes=st.sampled_from([0, 20, 100, 700]))
+def test_memory_for_what_others_want_is_bounded_and_every_element_is_right_without_it(
+    data: st.DataObject, old: Layout, limit_bytes: int
+) -> None:
+    new, arrays = data.draw(reshared(old)), logical_arrays(old, 1)
+    peaks = [0]
+
+    class Watched(NodeReads):
+        def _make_room(self, num_bytes: int) -> bool:
+            has_room = super()._make_room(num_bytes)
+            held = sum(unit.length_bytes for unit in self._held) + sum(
+                size * len(some) for size, some in self._free.items()
+            )
+            peaks.append(held + num_bytes * (has_room and not self._free[num_bytes]))
+            return has_room
+
+    with (
+        small_chunks(16),
+        saved_in_files(old, arrays) as root,
+        nodes_of(root, new, ranks_per_node=4) as nodes,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(preparing, "NodeReads", Watched)
+        patch.setattr(preparing, "NODE_BYTES", limit_bytes)
+        for node in nodes:
+            node.restore_all()
+            assert all(is_right(node, rank, new, arrays) for rank in node.ranks)
+    assert max(peaks) <= limit_bytes
+
+
+@pytest.mark.parametrize("axis", ["tp", "dp"])
+def test_values_that_are_converted_and_looked_through_for_scales_are_read_once(axis: Literal["tp", "dp"]) -> None:
+    values = np.linspace(-3, 3, 480, dtype=np.float32).reshape(SHAPE)
+    scale = np.array([[np.float32(3) / np.float32(448)]], dtype=np.float32)
+    array = ArraySpec(name="w", dtype="float32", shape=SHAPE, dims=((1, "tp"),))
+    old = Layout(mesh=Mesh(tp=2, edp=2), arrays=(array,))
+    is_flat = axis == "dp"
+    shared = replace(array, dims=() if is_flat else array.dims, flat_over="dp" if is_flat else None)
+    wanted = {
+        "half": values.astype(DTYPES["bfloat16"]),
+        "small": (values / scale).astype(DTYPES["float8_e4m3fn"]),
+    }
+    arrays = tuple(replace(shared, name=name, dtype=one.dtype.name) for name, one in wanted.items())
+    new = Layout(mesh=Mesh(dp=4, edp=4) if is_flat else Mesh(tp=4, edp=4), arrays=arrays)
+    intake = Intake(convert={"half": Cast(array="w"), "small": ScaledDown(array="w", block=SHAPE)}, extra=("w",))
+    with (
+        small_chunks(64),
+        saved_in_files(old, {"w": values}) as root,
+        nodes_of(root, new, ranks_per_node=4) as (node,),
+    ):
+        node.restore_all(intake)
+        assert all(is_right(node, rank, new, wanted) for rank in node.ranks)
+        assert chunk_reads(node.store) == grids(old)[0].num_chunks * [1]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_rank_whose_read_fails_fails_alone_and_gets_everything_when_it_tries_again(number: int) -> None:
+    """Of a chunk that it reads for others too: these read it themselves."""
+    taken, lock = itertools.count(), threading.Lock()
+
+    def before(key: str) -> None:
+        with lock:
+            if is_chunk(key) and next(taken) == number:
+                raise Unavailable(f"read {key}: the disk is away")
+
+    with node_of_four(before) as node:
+        failed: list[Rank] = []
+        threads = [threading.Thread(target=_restore, args=(node, rank, failed)) for rank in node.ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(failed) == 1
+        assert all(is_right(node, rank, columns(4), ARRAYS) for rank in node.ranks if rank not in failed)
+        node.restore(failed[0])
+        assert is_right(node, failed[0], columns(4), ARRAYS)
+
+
+def _restore(node: Node, rank: Rank, failed: list[Rank]) -> None:
+    try:
+        node.restore(rank)
+    except BehemothError:
+        failed.append(rank)
+
+
+def test_ranks_do_not_wait_for_one_whose_read_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_reads, "WAIT_LIMIT_S", 0.0)
+    first, stuck, freed = threading.Lock(), threading.Event(), threading.Event()
+
+    def before(key: str) -> None:
+        if is_chunk(key) and first.acquire(blocking=False):
+            stuck.set()
+            freed.wait(60)
+
+    with node_of_four(before) as node:
+        hanging = threading.Thread(target=node.restore, args=(Rank(0),))
+        hanging.start()
+        assert stuck.wait(60)
+        for rank in node.ranks[1:]:
+            node.restore(rank)
+            assert is_right(node, rank, columns(4), ARRAYS)
+        freed.set()
+        hanging.join(60)
+        assert is_right(node, Rank(0), columns(4), ARRAYS)
+
+
+def test_a_gang_that_restores_again_reads_each_chunk_once_more() -> None:
+    with node_of_four() as node:
+        node.restore_all()
+        node.restore_all()
+        num_chunks = grids(columns(2))[0].num_chunks
+        assert chunk_reads(node.store) == num_chunks * [2]
+
+
+def test_ranks_of_the_saved_layout_read_files_straight_into_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "read_by_several", pytest.fail)
+    with saved_in_files(columns(2), ARRAYS) as root, nodes_of(root, columns(2), ranks_per_node=2) as nodes:
+        nodes[0].restore_all()
+        assert is_right(nodes[0], Rank(1), columns(2), ARRAYS)
+
+
+def test_what_is_kept_for_ranks_that_do_not_come_makes_room_for_those_that_do(tmp_path: Path) -> None:
+    units = [Unit("a", at, 10) for at in range(0, 40, 10)]
+    wanted = {unit: {Rank(0), Rank(2)} for unit in units[:3]} | {units[3]: {Rank(0), Rank(1)}}
+    reads, into = NodeReads(wanted, unit_of=Unit, limit_bytes=20), bytearray(10)
+    with closing(ReadLog(tmp_path)) as store, reads.of(Rank(0), store) as zero, reads.of(Rank(1), store) as one:
+        store.create("a", bytes(range(40)))
+        for unit in units:
+            zero.read_into("a", offset_bytes=unit.offset_bytes, into=bytearray(10))
+        one.read_into("a", offset_bytes=30, into=into)
+    assert into == bytes(range(30, 40))
+    assert store.num_reads == dict.fromkeys((("a", 0), ("a", 10), ("a", 20), ("a", 30)), 1)
