@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid, NotFound
+from behemoth.spec.model import stage_of
 from behemoth.spec.safetensors_header import LENGTH_BYTES, decode_header, header_bytes
 from behemoth_cli.context import read_file
 from spec.test_llama4 import TOY
@@ -86,6 +87,27 @@ def test_experts_that_are_a_tensor_each_become_stacks_that_ep_cuts(tmp_path: Pat
         f"{below}.down_proj.weight_scale_inv": ((12, 1, 1), [(0, "ep")]),
         "model.layers.0.mlp.shared_experts.gate_proj.weight": ((12, 8), [(0, "tp")]),
     }
+
+
+@pytest.mark.parametrize(
+    ("layers", "last"),
+    [
+        ("model.layers", "model.norm.weight"),
+        ("model.language_model.layers", "model.language_model.norm.weight"),
+        ("model.decoder.layers", "model.decoder.final_layer_norm.bias"),
+        ("gpt_neox.layers", "embed_out.weight"),
+        ("transformer.h", "transformer.ln_f.bias"),
+        ("transformer.blocks", "transformer.norm_f.weight"),
+    ],
+)
+def test_layers_of_other_models_are_spread_over_the_pipeline(tmp_path: Path, layers: str, last: str) -> None:
+    """And what their vision towers or encoders number stands on the first stage, as in the Llama 4 family."""
+    tower = "model.vision_tower.layers.3.w"
+    shapes = {f"{layers}.{layer}.w": (4,) for layer in range(6)} | {last: (4,), tower: (4,), "first.weight": (4,)}
+    inventory = read_inventory(saved_tensors(tmp_path / "m.safetensors", shapes), read_file)
+    stages = {tensor.name: stage_of(tensor, inventory.num_layers, 3) for tensor in inventory.tensors}
+    spread = {f"{layers}.{layer}.w": layer // 2 for layer in range(6)}
+    assert stages == spread | {last: 2, tower: 0, "first.weight": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """How a tensor of the Llama 4 family is cut and where in the pipeline it stands, told from its Hugging Face name.
 
 Data, so that inventories of any source (a configuration, the headers of safetensors files) follow the same rules as
-those that ship with the package; a test compares them. Neighbours: `llama4`, `safetensors_header`.
+those that ship with the package; a test compares them. Other models' layers are known by name too, so that a pipeline
+can be planned; how their tensors are cut is not. Neighbours: `llama4`, `safetensors_header`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ _CUTS = (
     (r"(o_proj|down_proj|fc2)\.weight", "tp1"),
 )
 """The end of a name, and its rule; what none fits is whole on every rank (norms, routers, biases behind a row cut)."""
-_LAYER = re.compile(r"((?:language_model\.)?model\.layers\.)(\d{1,4})(\..+)")
-_LAST = re.compile(r"(language_model\.)?(model\.norm|lm_head)\.weight")
+_LAYER = re.compile(
+    r"((?:(?:language_model\.)?model\.layers|model\.language_model\.layers|model\.decoder\.layers"
+    r"|gpt_neox\.layers|transformer\.h|transformer\.blocks)\.)(\d{1,4})(\..+)"
+)
+"""Of the Llama 4 family and most others; of later vision models; of OPT; of GPT-NeoX; of GPT-2, Falcon and Bloom; of
+MPT and DBRX."""
+_LAST = re.compile(
+    r"(?:(?:language_model\.)?(?:model\.norm|lm_head)|model\.language_model\.norm|model\.decoder\.final_layer_norm"
+    r"|gpt_neox\.final_layer_norm|embed_out|transformer\.(?:ln_f|norm_f))\.(?:weight|bias)"
+)
+"""What follows the last layer, in the same order."""
 _STACKED = re.compile(r"experts\.(gate_up|down)_proj$")
 
 
