@@ -120,33 +120,29 @@ def hold(run: Run, step: int, state: State) -> None:
 def train_shares() -> None:
     """Each rank holds `mib` MiB of its own: bytes that tell the step, so that no mixture goes unnoticed."""
     run = join()
-    share = np.zeros(run.args["mib"] << 17, dtype=np.float64)
-    state = State()
-    state.array("share", share, shape=(share.size * run.mesh.dp,), flat_over="dp")
-    first = run.restore(state)
-    print(f"restored {first} {share.min()} {share.max()}", flush=True)
-    for step in run.steps(first):
-        time.sleep(0.01)
-        run.fence()
-        share += 1
-        run.save(step, state)
+    train_together(run, State(), [])
 
 
 def train_replicas() -> None:
     """As `train_shares`, beside weights of `mib` MiB which every rank holds whole."""
-    run = join()
+    run, state = join(), State()
     weights = np.zeros(run.args["mib"] << 17, dtype=np.float64)
-    share = np.zeros(run.args["mib"] << 17, dtype=np.float64)
-    state = State()
     state.array("weights", weights, shape=weights.shape)
+    train_together(run, state, [weights])
+
+
+def train_together(run: Run, state: State, others: list[np.ndarray]) -> None:
+    """Train a share of the rank's own, and other arrays of `state` in step with it."""
+    share = np.zeros(run.args["mib"] << 17, dtype=np.float64)
     state.array("share", share, shape=(share.size * run.mesh.dp,), flat_over="dp")
+    arrays = [*others, share]
     first = run.restore(state)
-    print(f"restored {first} {min(weights.min(), share.min())} {max(weights.max(), share.max())}", flush=True)
+    print(f"restored {first} {min(one.min() for one in arrays)} {max(one.max() for one in arrays)}", flush=True)
     for step in run.steps(first):
         time.sleep(0.01)
         run.fence()
-        weights += 1
-        share += 1
+        for array in arrays:
+            array += 1
         run.save(step, state)
 
 

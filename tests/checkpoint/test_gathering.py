@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -121,6 +122,33 @@ def test_of_spans_about_which_two_places_disagree_neither_is_believed() -> None:
             gathering.complete(commit_of(truth.data, asked))
             assert asked == [LARGE.spans[2], LARGE.spans[3]]
             assert content(arena, LARGE) == spans_of(truth.data, LARGE)
+
+
+def test_a_place_is_not_asked_for_a_span_that_it_lacks_between_two_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", LARGE.data_bytes)
+    place = OtherMemory(LARGE, lacks=[2])
+    with filling(LARGE) as (gathering, _):
+        gathering.take(place)
+        assert gathering.missing == [2]
+    begins = [span.arena_offset for span in LARGE.spans]
+    assert place.asked == [(begins[0], begins[1] + 3000), (begins[3], begins[6] + 3000)]
+
+
+def test_it_is_settled_as_soon_as_no_place_could_give_more() -> None:
+    truth = OtherMemory(LARGE)
+    with filling(LARGE) as (gathering, _):
+        assert not gathering.is_settled
+        gathering.take(OtherMemory(LARGE, data=truth.data, lacks=[4]))
+        assert not gathering.is_settled
+        gathering.take(truth)
+        assert gathering.is_settled
+        assert gathering.is_whole
+        with pytest.raises(Conflict):
+            gathering.take(OtherMemory(LARGE, data=truth.data, lies_about=[1]))
+        assert gathering.is_settled
+        assert not gathering.is_whole
+    with filling(replace(LARGE, spans=())) as (gathering, _):
+        assert not gathering.is_settled
 
 
 def test_a_place_that_lies_about_all_crcs_gives_nothing() -> None:

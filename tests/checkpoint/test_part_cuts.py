@@ -14,7 +14,7 @@ from behemoth.checkpoint import part_cuts
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_cuts import FEW_PIECES, MAX_OFFSETS, cut_parts, num_offsets
 from behemoth.checkpoint.uploads import plan_uploads
-from behemoth.ports import MIN_PART_BYTES
+from behemoth.ports import MAX_PARTS, MIN_PART_BYTES
 from behemoth.spec.mesh import Mesh
 from checkpoint.upload_rig import small_parts
 
@@ -41,6 +41,14 @@ def test_parts_tile_the_shard_and_of_those_chosen_at_once_no_two_share_a_piece(s
         for turn in (0, 1):
             of_turn = [(run.first, run.last) for run in runs if run.turn == turn]
             assert all(last < first for (_, last), (first, _) in pairwise(of_turn))
+
+
+@pytest.mark.parametrize("num_parts", [MAX_PARTS - 1, MAX_PARTS, MAX_PARTS + 1])
+def test_no_shard_has_more_parts_than_an_upload_may_have(num_parts: int) -> None:
+    """Of pieces that would make so many parts if each part were as small as parts may be."""
+    piece = MIN_PART_BYTES // 5 + 1
+    runs = cut_parts(tuple(range(0, 5 * num_parts * piece + 1, piece)), 1)
+    assert MAX_PARTS // 2 < len(runs) <= MAX_PARTS
 
 
 @settings(max_examples=60, deadline=None)

@@ -264,7 +264,7 @@ def test_a_disk_without_room_keeps_nothing_of_the_file_and_all_of_the_other(code
     content = stage_bytes(arena, SMALL, "a1-1", 1)
     keep(before, arena, SMALL)
     stage_bytes(arena, SMALL, "a1-2", 2)
-    for write in range(2):
+    for write in range(3):  # of data, of the table, of the header
         store = before.copy()
         full = FaultyStore(store, Fail(write=write, when=When.MIDDLE, error=Unavailable("the disk", code=code)))
         with pytest.raises(Unavailable):

@@ -42,7 +42,9 @@ class Taken:
 
     @property
     def origin(self) -> Tier | Literal["several"]:
-        """Of a generation that is whole without the store."""
+        """Of a generation that is whole without the store. What consists of nothing lies there, wherever it is from."""
+        if not self.givers:
+            return "memory"
         (*others, last) = self.givers
         return "several" if others else last
 

@@ -95,20 +95,20 @@ class SnapshotFiles:
         try:
             table_crc = self._fill(key, arena, snapshot, pace)
             self._store.seal([key])
+            header = SnapshotHeader.of(
+                self._plan,
+                run_uid=self._run_uid,
+                step=snapshot.step,
+                write_id=snapshot.write_id,
+                turn=turn,
+                table_crc=table_crc,
+            )
+            self._put(key, 0, header.encode())
+            self._store.seal([key])
         except Unavailable as error:
             if error.code == "no-space":  # others may need what is left
                 self._store.delete([key])
             raise
-        header = SnapshotHeader.of(
-            self._plan,
-            run_uid=self._run_uid,
-            step=snapshot.step,
-            write_id=snapshot.write_id,
-            turn=turn,
-            table_crc=table_crc,
-        )
-        self._put(key, 0, header.encode())
-        self._store.seal([key])
 
     def drop(self, write_id: WriteId) -> None:
         """Forget a snapshot that has turned out to be damaged, so that it is written again."""
