@@ -20,6 +20,10 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> object:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), spec())
 
 
+SLOW = spec(step_ms=40)
+"""In which a busy machine finds the run under way for some seconds. The end is that of the fast one."""
+
+
 def interrupt(stage: KillStage, number: signal.Signals = signal.SIGINT) -> None:
     assert stage.process is not None
     os.kill(stage.process.pid, number)
@@ -45,7 +49,7 @@ def test_an_interrupt_before_the_first_step_ends_soon_and_the_run_goes_on_later(
 
 
 def test_an_interrupt_during_a_recovery_ends_resumable(tmp_path: Path, digest: object) -> None:
-    with staged(tmp_path, spec()) as stage:
+    with staged(tmp_path, SLOW) as stage:
         stage.start()
         stage.until_event("Committed", 2)
         stage.kill(stage.living("worker")[0])
@@ -57,7 +61,7 @@ def test_an_interrupt_during_a_recovery_ends_resumable(tmp_path: Path, digest: o
 
 def test_a_second_interrupt_ends_the_command_though_the_store_hangs_in_a_commit(tmp_path: Path, digest: object) -> None:
     flag = tmp_path / "hang"
-    with staged(tmp_path, spec(), environment={"PYTHONPATH": HANGING, "BEHEMOTH_HANG": str(flag)}) as stage:
+    with staged(tmp_path, SLOW, environment={"PYTHONPATH": HANGING, "BEHEMOTH_HANG": str(flag)}) as stage:
         stage.start()
         stage.until_event("Committed")
         flag.touch()
@@ -74,7 +78,7 @@ def test_a_second_interrupt_ends_the_command_though_the_store_hangs_in_a_commit(
 
 @pytest.mark.longer
 def test_a_termination_while_the_command_itself_starts_leaves_nothing(tmp_path: Path, digest: object) -> None:
-    with staged(tmp_path, spec()) as stage:
+    with staged(tmp_path, SLOW) as stage:
         stage.start()
         stage.until(lambda: (stage.directory / "run.yaml").exists() or stage.living("agent"), "a directory")
         interrupt(stage, signal.SIGTERM)
@@ -85,7 +89,7 @@ def test_a_termination_while_the_command_itself_starts_leaves_nothing(tmp_path: 
 @pytest.mark.longer
 def test_an_interrupt_of_the_whole_terminal_saves_like_one_of_the_command(tmp_path: Path, digest: object) -> None:
     """A terminal sends Ctrl-C to its whole foreground group: agents and workers must not be in it."""
-    with staged(tmp_path, spec()) as stage:
+    with staged(tmp_path, SLOW) as stage:
         stage.start()
         stage.until_event("Committed")
         assert stage.process is not None
@@ -99,7 +103,7 @@ def test_an_interrupt_of_the_whole_terminal_saves_like_one_of_the_command(tmp_pa
 
 def test_a_run_that_was_stopped_and_goes_on_keeps_its_gang(tmp_path: Path, digest: object) -> None:
     """Ctrl-Z for longer than the heartbeat limit: the coordinator heard nobody, since it was not there."""
-    with staged(tmp_path, spec()) as stage:
+    with staged(tmp_path, SLOW) as stage:
         stage.start()
         stage.until_event("Committed")
         interrupt(stage, signal.SIGSTOP)

@@ -84,21 +84,22 @@ def test_retention_keeps_the_newest_and_multiples_for_ever(tmp_path: Path) -> No
 def test_a_frozen_node_is_told_by_its_silence_alone(tmp_path: Path) -> None:
     text = spec(steps=300, recovery="heartbeat_limit: 2200ms")
     stage = succeeded(tmp_path, text, "freeze node 1 at step 30")
-    (frozen,) = stage.events("Evicted")
     drill = stage.events("Drill")[0]
-    silent_s = (int(str(frozen["at_us"])) - int(str(drill["at_us"]))) / 1e6
-    assert silent_s > 1.5
-    assert frozen["node"] == drill["node"]
+    frozen = [event for event in stage.events("Evicted") if event["node"] == drill["node"]]
+    assert any(seconds_between(drill, event) > 1.5 for event in frozen)
 
 
 def test_a_hung_rank_leaves_its_stack_in_its_log(tmp_path: Path) -> None:
     floors = "hang_floor: {step: 3s, first_step: 10s, start: 20s}"
     stage = succeeded(tmp_path, spec(steps=300, recovery=floors), "hang rank 0 at step 30")
-    (hung,) = stage.events("Hung")
     drill = stage.events("Drill")[0]
-    assert (int(str(hung["at_us"])) - int(str(drill["at_us"]))) / 1e6 > 1.5
+    assert any(seconds_between(drill, event) > 1.5 for event in stage.events("Hung"))
     logs = "".join(path.read_text(errors="replace") for path in (stage.directory / "logs").rglob("rank-00000.log"))
     assert re.search(r'File ".*counter\.py", line \d+ in main', logs), logs[-2000:]
+
+
+def seconds_between(first: dict[str, object], second: dict[str, object]) -> float:
+    return (int(str(second["at_us"])) - int(str(first["at_us"]))) / 1e6
 
 
 def test_storage_that_hangs_costs_saves_but_never_training(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,6 +248,17 @@ def taken_over(store: Path) -> dict[str, bytes]:
     return checkpoints_in(store)
 
 
+@contextlib.contextmanager
+def standing_still(stage: KillStage) -> Iterator[None]:
+    """The run process, so that it is there for as long as another one needs to start."""
+    assert stage.process is not None
+    stage.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        stage.process.send_signal(signal.SIGCONT)
+
+
 def test_a_store_belongs_to_one_run_and_another_directory_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
     """The other one would restore, and its clean-up delete, what the first is writing."""
     text = spec(steps=STEPS, step_ms=60, checkpoint=f"store: {tmp_path / 'shared'}")
@@ -257,14 +269,14 @@ def test_a_store_belongs_to_one_run_and_another_directory_is_refused_before_it_t
         uncommitted = store / "steps" / "000000999-a9-9" / "model" / "w" / "c"
         uncommitted.parent.mkdir(parents=True)
         uncommitted.write_bytes(b"written and not yet committed")
-        with staged(tmp_path / "second", text) as second:
+        with standing_still(stage), staged(tmp_path / "second", text) as second:
             second.start()
             assert second.wait() == FAILED
             assert f"got that of run/kills in {stage.directory}" in second.told()
             assert f"remove {store / OWNER_KEY}" in second.told()
             assert "code: store-owned" in second.told()
             assert not (second.directory / "identity.json").exists()
-        assert uncommitted.exists()
+            assert uncommitted.exists()
         stage.finish()
         stage.expect_no_process()
     found = commits(LocalStore(store))
@@ -317,7 +329,8 @@ def test_two_runs_on_one_directory_are_one_run_and_one_refusal(tmp_path: Path, d
     with staged(tmp_path, spec(steps=STEPS, step_ms=60)) as stage:
         stage.start()
         stage.until_event("Training")
-        second = run_again(stage)
+        with standing_still(stage):
+            second = run_again(stage)
         assert second.returncode == FAILED, stage.told()
         assert "expected nobody else to run here" in second.stderr
         assert "hint: wait for it" in second.stderr

@@ -20,7 +20,7 @@ spec:
   workload:
     entrypoint: behemoth.workloads.counter:main
     preload: [numpy]
-    steps: 130
+    steps: 120
     args: {{step_ms: {step_ms}}}
   checkpoint: {{every: {{steps: 60}}, peer_copies: 1}}
 """
@@ -48,7 +48,7 @@ def node_of(pid: int) -> str:
 
 
 def lose_a_node(stage: KillStage) -> None:
-    """One that holds a slot, once there is a copy of everything."""
+    """One that holds a slot, once there is a copy of everything, seconds before the next commit."""
     stage.until_event("Committed")
     stage.until(
         lambda: sum(bool(copied_writes(agent.pid)) for agent in stage.living("agent")) == 4, "a copy of every rank"
@@ -60,7 +60,7 @@ def lose_a_node(stage: KillStage) -> None:
 
 def test_a_lost_nodes_state_comes_from_a_peer_and_the_run_ends_the_same(tmp_path: Path) -> None:
     digest = undisturbed(tmp_path / "undisturbed", SPEC.format(step_ms=0))
-    with staged(tmp_path / "struck", SPEC.format(step_ms=25)) as stage:
+    with staged(tmp_path / "struck", SPEC.format(step_ms=60)) as stage:
         stage.start()
         lose_a_node(stage)
         summary = stage.finish()

@@ -29,7 +29,7 @@ def of_two(text: str) -> str:
 
 
 def lose_power(stage: KillStage, disk: Path) -> None:
-    """Once every rank has the newest commit on its disk."""
+    """Once every rank has the first commit on its disk, seconds before the next."""
     stage.until_event("Committed")
     stage.until(lambda: any(kept_writes(disk).count(one) == 2 for one in kept_writes(disk)), "a file of every rank")
     for found in stage.living("run", "agent", "store"):
@@ -39,9 +39,9 @@ def lose_power(stage: KillStage, disk: Path) -> None:
 def test_a_run_that_lost_all_its_memory_goes_on_from_the_disks_of_its_nodes_and_leaves_nothing_there(
     tmp_path: Path,
 ) -> None:
-    digest = undisturbed(tmp_path / "undisturbed", of_two(spec(steps=130, every=100, step_ms=0)))
+    digest = undisturbed(tmp_path / "undisturbed", of_two(spec(steps=160, every=80, step_ms=0)))
     disk = tmp_path / "disk"
-    text = of_two(spec(steps=130, every=100, step_ms=20, checkpoint=f"local_disk: {{path: {disk}}}"))
+    text = of_two(spec(steps=160, every=80, step_ms=50, checkpoint=f"local_disk: {{path: {disk}}}"))
     with staged(tmp_path / "struck", text) as stage:
         stage.start()
         lose_power(stage, disk)

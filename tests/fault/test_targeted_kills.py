@@ -108,7 +108,7 @@ def test_a_second_kill_while_the_first_is_mended_is_survived(tmp_path: Path, dig
         stage.until(lambda: role != "worker" or set(stage.living("worker")) - first, "a worker of the next attempt")
         stage.kill_one(role, random.Random(3))
 
-    strike(tmp_path, digest, attack, step_ms=30, num_kills=2)
+    strike(tmp_path, digest, attack, step_ms=60, num_kills=2)
 
 
 @pytest.mark.parametrize("role", [longer("worker"), longer("store"), "agent", longer("keeper"), longer("run")])
@@ -123,7 +123,7 @@ def test_a_kill_during_the_last_save_loses_nothing(tmp_path: Path, digest: objec
 def test_a_kill_while_state_is_read_back_from_disk_is_survived(tmp_path: Path, digest: object) -> None:
     """The run process dies, so memory is gone; then the store process that reads for the next attempt dies too."""
     marker = tmp_path / "died"
-    with staged(tmp_path, spec(steps=STEPS, step_ms=30)) as stage:
+    with staged(tmp_path, spec(steps=STEPS, step_ms=60)) as stage:
         stage.start()
         stage.until_event("Committed")
         stage.kill_one("run", random.Random(5))

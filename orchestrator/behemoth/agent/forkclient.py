@@ -46,7 +46,7 @@ SPAWN_LIMIT_S = 30.0
 KILL_LIMIT_S = 3.0
 SWEEP_LIMIT_S = 10.0
 _POLL_S = 0.005
-_DUMP_S = 0.3
+_DUMP_S = 1.0
 """What a process is given to write its stacks."""
 _RESTART_PAUSE_S = 1.0
 

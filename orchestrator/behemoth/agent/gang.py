@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import os
 import socket
 import time
@@ -44,8 +45,9 @@ from behemoth.wire.session import (
     StepsEnded,
 )
 
-DUMP_LIMIT_S = 1.0
-_DUMP_QUIET_S = 0.1
+DUMP_LIMIT_S = 3.0
+"""Only of workers that cannot write their stacks: with all others it ends as soon as those are written."""
+_DUMP_QUIET_S = 0.25
 _POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
@@ -202,18 +204,18 @@ class Gang:
         member.channel, member.pipe = None, None
 
     async def _dump(self) -> None:
-        """Give hung workers the time to write their stacks: until their logs grew and are quiet again."""
+        """Give hung workers the time to write their stacks: until the log of each grew and all are quiet again."""
         pipes = [member.pipe for member in self._members if member.pipe is not None]
-        before = sum(pipe.num_bytes for pipe in pipes)
+        before = [pipe.num_bytes for pipe in pipes]
         self._parts.forks.signal_all(DUMP_SIGNAL)
         deadline = time.monotonic() + DUMP_LIMIT_S
         seen, quiet_since = before, time.monotonic()
         while time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
-            now = sum(pipe.num_bytes for pipe in pipes)
+            now = [pipe.num_bytes for pipe in pipes]
             if now != seen:
                 seen, quiet_since = now, time.monotonic()
-            elif now > before and time.monotonic() - quiet_since > _DUMP_QUIET_S:
+            elif all(map(operator.gt, now, before)) and time.monotonic() - quiet_since > _DUMP_QUIET_S:
                 return
 
     # What workers say

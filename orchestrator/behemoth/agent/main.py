@@ -57,7 +57,7 @@ EXIT_STUCK = 4
 
 _END_LIMIT_S = 8.0
 _LAST_WORDS_LIMIT_S = 0.5
-_LAST_STOP_LIMIT_S = 1.5
+_LAST_STOP_LIMIT_S = 3.5
 """What a StopGang may take that came just before the word Leave: it may want the stacks of hung workers."""
 
 _log = logging.getLogger(__name__)

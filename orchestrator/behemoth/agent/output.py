@@ -26,7 +26,7 @@ _READ_BYTES = 256 << 10
 _MAX_DRAIN_BYTES = 8 << 20
 _WAIT_S = 1.0
 _JOIN_LIMIT_S = 5.0
-LAST_LINES_LIMIT_S = 0.5
+LAST_LINES_LIMIT_S = 2.0
 """A worker's end is told without its last words when the disk of the logs stalls for longer."""
 
 
