@@ -13,6 +13,7 @@ import pytest
 
 from behemoth.rayrt.tempdir import PREFIX, temp_root
 from behemoth.testing.leftovers import Role, shared_memory
+from fault.attack import kill_dice
 from fault.kill_stage import KillStage, spec, staged, undisturbed
 
 STEPS = 120
@@ -64,9 +65,7 @@ def test_a_run_on_ray_survives_a_worker_and_its_own_process_and_leaves_nothing(t
 
 @pytest.mark.longer
 def test_random_kills_on_ray_change_no_bit_and_leave_nothing(tmp_path: Path, digest: object) -> None:
-    seed = int(os.environ.get("BEHEMOTH_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"BEHEMOTH_KILL_SEED={seed}")  # noqa: T201 - pytest shows it when the test fails
-    dice, memory_before, folders_before = random.Random(seed), shared_memory(), folders()
+    dice, memory_before, folders_before = kill_dice(), shared_memory(), folders()
     with on_ray(tmp_path) as stage:
         stage.start()
         for _ in range(12):
