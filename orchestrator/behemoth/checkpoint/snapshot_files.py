@@ -31,6 +31,8 @@ from behemoth.checkpoint.snapshot_format import (
 )
 from behemoth.ports import ObjectStore, Part, WritesRanges
 
+UNREADABLE = "snapshot-unreadable"
+"""The code of NotFound where a file is there that might have had what was looked for, and could not be read."""
 BLOCK_BYTES = 8 << 20
 """What is written at once, whole pages."""
 
@@ -52,6 +54,7 @@ class SnapshotFiles:
     def find(self, write_id: WriteId, step: Step) -> SnapshotInFile:
         """The snapshot of a write. Raises NotFound, which says what lies there instead."""
         said: list[str] = []
+        code = "no-snapshot"
         for key in self.keys:
             name = key.rpartition("/")[2]
             try:
@@ -60,6 +63,7 @@ class SnapshotFiles:
                 continue
             except BehemothError as error:
                 said.append(f"{name}: {error.message}")
+                code = UNREADABLE
                 continue
             if header is None:
                 said.append(f"{name} is unfinished")
@@ -72,7 +76,7 @@ class SnapshotFiles:
         raise NotFound(
             f"own disk: expected write {write_id} of step {step} of rank {self._plan.rank}, got "
             f"{'; '.join(said) or 'no file'}",
-            code="no-snapshot",
+            code=code,
         )
 
     def holds(self, write_id: WriteId, step: Step) -> bool:
