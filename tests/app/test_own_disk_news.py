@@ -18,8 +18,9 @@ def test_a_trouble_names_node_path_reason_meaning_and_hint_and_its_end_is_an_eve
     reason = "write rank-00000.0: no space left on device; free space there"
     tell_own_disk(events, "/nvme", NodeId("n3"), OwnDisk(trouble="no-space", reason=reason))
     tell_own_disk(events, "/nvme", NodeId("n3"), OwnDisk())
+    tell_own_disk(events, "/nvme", NodeId("n3"), OwnDisk(trouble="unreadable", reason="read rank-00000.0: i/o error"))
     events.close()
-    trouble, over = read_events(path)
+    trouble, over, other = read_events(path)
     assert (trouble.reason, trouble.level, trouble.node) == ("OwnDiskTrouble", "warning", "n3")
     assert trouble.message == (
         f"node n3: own disk /nvme: no-space: {reason}; restores of this node's ranks come from memory, peers and the "
@@ -27,3 +28,4 @@ def test_a_trouble_names_node_path_reason_meaning_and_hint_and_its_end_is_an_eve
     )
     assert (over.reason, over.level, over.node) == ("OwnDiskWorks", "normal", "n3")
     assert over.message == "node n3: own disk /nvme holds the newest checkpoint of its ranks again"
+    assert other.message.endswith("with the next checkpoint; if that comes again, replace the disk")

@@ -18,14 +18,14 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.pace import Pace, bucket_of
 from behemoth.agent.places import Place
 from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, Source
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.errors import BehemothError, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.base.units import format_size
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.snapshot_files import UNREADABLE, SnapshotFiles, SnapshotInFile, keys_of
+from behemoth.checkpoint.snapshot_files import UNREADABLE, SnapshotFiles, SnapshotInFile, gives_nothing, keys_of
 from behemoth.ports import WritesRanges
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class OwnDisk:
 
     def distrust(self, plan: RankPlan, write_id: WriteId, error: BehemothError) -> None:
         """What was found damaged is no copy: the next one takes its place. Never fails."""
-        if not isinstance(error, Conflict | Corrupt) and error.code != "io-error":
+        if not gives_nothing(error):
             return
         self._distrusted.add((plan.rank, write_id))
         try:

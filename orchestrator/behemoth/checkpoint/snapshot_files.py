@@ -165,7 +165,9 @@ class SnapshotFiles:
         for key in self.keys:
             try:
                 header = self._header(key)
-            except (NotFound, Corrupt, Invalid):
+            except BehemothError as error:
+                if not gives_nothing(error):
+                    raise
                 header = None
             found.append((key, header if header is not None and header.is_of(self._plan, self._run_uid) else None))
         return found
@@ -193,6 +195,11 @@ class SnapshotFiles:
     def _put(self, key: str, offset_bytes: int, data: bytes | memoryview) -> None:
         part = Part(offset_bytes=offset_bytes, buffers=(data,))
         self._store.write_parts(key, size_bytes=file_bytes(self._plan), parts=(part,))
+
+
+def gives_nothing(error: BehemothError) -> bool:
+    """Whether a file has no snapshot for anybody, however often it is read: damage, or a device that cannot read it."""
+    return isinstance(error, NotFound | Conflict | Corrupt | Invalid) or error.code == "io-error"
 
 
 class SnapshotInFile:
