@@ -16,10 +16,10 @@ from behemoth.agent.arenas import Arenas
 from behemoth.agent.keeping import Keeping
 from behemoth.agent.storewire import DiskCleared, Failed, KeepOnDisk, KeptOnDisk
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.wire.messages import LocalDisk, RestoreFrom
+from behemoth.wire.messages import LocalDisk, OwnDisk, RestoreFrom
 from behemoth.wire.session import Declare
 
-FIRST, SECOND = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) for step in (10, 20))
+FIRST, SECOND, THIRD = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) for step in (10, 20, 30))
 DECLARED = Declare(layout=b"layout", digest="one", arena_bytes=4096)
 
 
@@ -27,6 +27,8 @@ class FakeStore(ToldStore[KeepOnDisk]):
     def __init__(self) -> None:
         super().__init__()
         self.num_cleared = 0
+        self.troubles: list[str] = []
+        """What of the disk was told to whom it concerns, in order."""
 
     async def keep_on_disk(self, order: KeepOnDisk, fd: int) -> KeptOnDisk | Failed:
         return await self.answered(order, fd, KeptOnDisk(job=order.job, num_bytes=1))
@@ -48,7 +50,12 @@ def play(
     async def run() -> None:
         store, arenas = FakeStore(), Arenas()
         setup = structs.replace(setup_for(folder), local_disk=disk)
-        keeping = Keeping(store=store, arenas=arenas, setup=setup)  # type: ignore[arg-type]
+        keeping = Keeping(
+            store=store,  # type: ignore[arg-type]
+            arenas=arenas,
+            setup=setup,
+            changed=lambda: store.troubles.append(trouble(keeping)),
+        )
         task = asyncio.create_task(keeping.run())
         try:
             await scene(keeping, store, arenas)
@@ -57,6 +64,11 @@ def play(
             arenas.close()
 
     asyncio.run(run())
+
+
+def trouble(keeping: Keeping) -> str:
+    assert keeping.health.told is not None
+    return keeping.health.told.trouble
 
 
 def commit(keeping: Keeping, arenas: Arenas, write: RestoreFrom, *, ranks: int = 2) -> None:
@@ -167,3 +179,94 @@ def test_a_run_without_a_disk_has_nothing_copied_and_nothing_cleared(tmp_path: P
         assert store.num_cleared == 0
 
     play(tmp_path, scene, disk=None)
+
+
+def test_a_disk_that_fails_is_told_once_and_once_that_it_works_again(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.answers = ["the disk fails", "", "the disk fails at another place"]
+        commit(keeping, arenas, FIRST)
+        await store.ordered(2)
+        assert keeping.health.told == OwnDisk(trouble="failed", reason="the disk fails")
+        keeping.restored()
+        await store.ordered(3)
+        assert store.troubles == ["failed"]
+        keeping.restored()
+        await store.ordered(4)
+        commit(keeping, arenas, SECOND)
+        await store.ordered(6)
+        assert store.troubles == ["failed", ""]
+
+    play(tmp_path, scene)
+
+
+def test_a_full_disk_is_another_trouble_than_one_that_fails_and_a_part_of_the_ranks_does_not_end_it(
+    tmp_path: Path,
+) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.answers, store.code = ["", "no room"], "no-space"
+        commit(keeping, arenas, FIRST)
+        await store.ordered(2)
+        assert store.troubles == ["no-space"]
+        store.answers, store.code = ["", "the disk fails"], "io-error"
+        commit(keeping, arenas, SECOND)
+        await store.ordered(4)
+        assert store.troubles == ["no-space", "failed"]
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("code", ["", "cancelled", "copy-crc", "arena-empty"])
+def test_what_is_not_the_disk_s_fault_is_no_trouble_of_it(tmp_path: Path, code: str) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.answers, store.code = ["memory was another", "memory was another"], code
+        commit(keeping, arenas, FIRST)
+        await store.ordered(2)
+        assert store.troubles == []
+
+    play(tmp_path, scene)
+
+
+def test_a_disk_that_is_too_slow_for_two_checkpoints_in_a_row_is_told_even_while_it_hangs(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.stuck = asyncio.get_running_loop().create_future()
+        commit(keeping, arenas, FIRST, ranks=1)
+        await store.ordered(1)
+        commit(keeping, arenas, SECOND, ranks=1)
+        assert store.troubles == []
+        store.stuck = asyncio.get_running_loop().create_future()  # in which it hangs for good
+        await store.ordered(2)
+        commit(keeping, arenas, THIRD, ranks=1)
+        assert store.troubles == ["slow"]
+        assert keeping.health.told is not None
+        assert "raise spec.checkpoint.local_disk.rate" in keeping.health.told.reason
+
+    play(tmp_path, scene)
+
+
+def test_memory_that_the_next_save_took_before_it_was_copied_tells_of_a_slow_disk_too(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        store.answers, store.code = ["replaced"] * 2, "snapshot-replaced"
+        commit(keeping, arenas, FIRST, ranks=1)
+        await store.ordered(1)
+        assert store.troubles == []
+        commit(keeping, arenas, SECOND, ranks=1)
+        await store.ordered(2)
+        assert store.troubles == ["slow"]
+        commit(keeping, arenas, THIRD, ranks=1)
+        await store.ordered(3)
+        assert store.troubles == ["slow", ""]
+
+    play(tmp_path, scene)
+
+
+def test_an_unreadable_copy_is_a_trouble_until_there_is_a_new_one(tmp_path: Path) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        keeping.began(FIRST)
+        arenas.declare(0, Rank(4), DECLARED).restored(0, FIRST.write_id)
+        keeping.health.unreadable("its table of CRCs is damaged")
+        assert store.troubles == ["unreadable"]
+        keeping.restored()
+        await store.ordered(1)
+        assert store.troubles == ["unreadable", ""]
+
+    play(tmp_path, scene)

@@ -4,6 +4,7 @@ processes; what was read from the store is counted where it is read."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ from agent.test_peer_copies import until
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena_format import PAGE_BYTES
 from behemoth.checkpoint.snapshot_format import SnapshotHeader
-from behemoth.wire.messages import Leave, LocalDisk, RanksRestored, Report, RestoreFrom
+from behemoth.wire.messages import Beat, Leave, LocalDisk, RanksRestored, Report, RestoreFrom
 
 NODES = 2
 MIB = 2
@@ -61,6 +62,13 @@ def kept(here: Stage, node: int) -> dict[str, Path]:
 
 async def on_disk(here: Stage, write: RestoreFrom, nodes: Sequence[int] = range(NODES)) -> None:
     await until(lambda: all(write.write_id in kept(here, node) for node in nodes), here)
+
+
+def troubles(here: Stage, node: int) -> list[str]:
+    """What the node's beats say of its disk, one after the other."""
+    told = [report.own_disk for name, report in here.heard if name == f"n{node}" and isinstance(report, Beat)]
+    said = [one.trouble for one in told if one is not None]
+    return [one for one, _ in itertools.groupby(said)]
 
 
 async def all_restored(here: Stage, attempt: int) -> list[RanksRestored]:
@@ -129,8 +137,29 @@ def test_a_damaged_file_costs_a_read_from_the_store_says_so_and_is_written_again
         assert "expected CRC-32C" in first.missed
         assert first.store_bytes >= MIB << 20
         await on_disk(here, saved)
+        await until(lambda: troubles(here, 0) == ["", "unreadable", ""], here)
+        assert troubles(here, 1) == [""]
         await here.replace_agents(0, 1)
         assert [told.num_from_disk for told in await restored(here, 3, saved)] == [1, 1]
+
+    play(tmp_path, scene, peer_copies=0)
+
+
+def test_a_disk_that_takes_no_copy_is_told_with_the_reason_until_it_does(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        in_the_way = disk_of(here, 0)
+        in_the_way.parent.mkdir(parents=True)
+        in_the_way.write_bytes(b"a file where the node's folder shall be")
+        saved = await here.save(30, "a1-1", 1)
+        await until(lambda: troubles(here, 0) == ["failed"] and troubles(here, 1) == [""], here)
+        disks = [one.own_disk for _, one in here.heard if isinstance(one, Beat) and one.own_disk is not None]
+        reasons = {one.reason for one in disks if one.trouble}
+        assert len(reasons) == 1
+        assert "an object and a folder claim the same name" in reasons.pop()
+        in_the_way.unlink()
+        later = await here.save(saved.step + 60, "a1-2", 1)
+        await on_disk(here, later)
+        await until(lambda: troubles(here, 0) == ["failed", ""], here)
 
     play(tmp_path, scene, peer_copies=0)
 

@@ -21,6 +21,8 @@ class ToldStore(Generic[Order]):
     def __init__(self) -> None:
         self.orders: list[Order] = []
         self.answers: list[str] = []
+        self.code = "io-error"
+        """Of each failure that is told."""
         self.stuck: asyncio.Future[None] | None = None
         self.news = asyncio.Event()
         self._jobs = itertools.count(1)
@@ -34,10 +36,10 @@ class ToldStore(Generic[Order]):
         self.news.set()
         if self.stuck is not None:
             await self.stuck
-            return Failed(job=order.job, reason="cancelled", is_corrupt=False)
+            return Failed(job=order.job, reason="cancelled", is_corrupt=False, code="cancelled")
         reason = self.answers.pop(0) if self.answers else ""
         if reason:
-            return Failed(job=order.job, reason=reason, is_corrupt=False)
+            return Failed(job=order.job, reason=reason, is_corrupt=False, code=self.code)
         return done
 
     def let_go(self, job: int) -> None:

@@ -85,6 +85,8 @@ class Admission:
             self._restore_refused(member, answer)
             return
         memory.is_new = False
+        if answer.disk_trouble:
+            parts.keeping.health.unreadable(answer.disk_trouble)
         if restore is not None and answer.generation is not None:
             memory.restored(answer.generation, None if answer.left_out else restore.write_id)
             parts.keeping.restored()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from behemoth.agent.arenas import Arenas, RankMemory
+from behemoth.agent.disk_health import DiskHealth
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Failed, KeepOnDisk
 from behemoth.agent.wanted import Wanted
@@ -28,12 +30,14 @@ _log = logging.getLogger(__name__)
 class Keeping:
     """Lives as long as the agent. Everything but `run` and `clear` returns at once."""
 
-    def __init__(self, *, store: StoreLink, arenas: Arenas, setup: Setup) -> None:
+    def __init__(self, *, store: StoreLink, arenas: Arenas, setup: Setup, changed: Callable[[], None]) -> None:
+        """`changed` is called when there is something new to tell about the disk (`health`)."""
         self._store = store
         self._arenas = arenas
         self._has_disk = setup.local_disk is not None
         self._wanted = Wanted(store)
         self._kept: dict[Rank, tuple[RestoreFrom, str]] = {}
+        self.health = DiskHealth(changed)
 
     def began(self, restore: RestoreFrom | None) -> None:
         """A new attempt, from this checkpoint."""
@@ -45,6 +49,8 @@ class Keeping:
 
     def committed(self, write: RestoreFrom) -> None:
         """The memory of the node's ranks is the newest checkpoint."""
+        if self._wanted.is_under_way and write != self._wanted.write:
+            self.health.late(_TOO_LATE)  # here: what hangs has no answer
         self._wanted.want(write)
 
     async def run(self) -> None:
@@ -57,6 +63,8 @@ class Keeping:
                 if self._wanted.news.is_set():
                     break
             else:
+                if self._is_whole():
+                    self.health.whole()
                 await self._wanted.news.wait()
 
     async def clear(self) -> None:
@@ -86,7 +94,10 @@ class Keeping:
         answer = await self._store.keep_on_disk(order, memory.fd)
         self._wanted.job_ended()
         if isinstance(answer, Failed):
-            reason = answer.reason if write == self._wanted.write else _TOO_LATE
+            is_late = write != self._wanted.write
+            reason = _TOO_LATE if is_late else answer.reason
+            if not is_late:
+                self.health.failed(answer.code, reason)
             _log.warning("own disk: rank %d, write %s is not there: %s", memory.rank, write.write_id, reason)
         else:
             self._kept[memory.rank] = (write, layout.digest)
@@ -96,7 +107,13 @@ class Keeping:
         return [
             memory
             for memory in self._arenas.all()
-            if wanted is not None
-            and memory.has_committed(wanted.write_id)
-            and self._kept.get(memory.rank) != (wanted, memory.declared.digest)
+            if wanted is not None and memory.has_committed(wanted.write_id) and not self._is_kept(memory)
         ]
+
+    def _is_kept(self, memory: RankMemory) -> bool:
+        return self._kept.get(memory.rank) == (self._wanted.write, memory.declared.digest)
+
+    def _is_whole(self) -> bool:
+        """Whether all ranks of the node have copies of what is wanted."""
+        memories = self._arenas.all()
+        return bool(memories) and all(map(self._is_kept, memories))

@@ -15,6 +15,8 @@ import socket
 from collections.abc import Coroutine, Mapping
 from typing import assert_never
 
+from msgspec import structs
+
 from behemoth.agent.arenas import Arenas
 from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
@@ -173,7 +175,7 @@ class Agent:
             environment=environment, modules=_modules(setup), keep=self._helper_pids, on_exit=self._exited
         )
         copies = Copies(store=store, setup=setup)
-        keeping = Keeping(store=store, arenas=self._arenas, setup=setup)
+        keeping = Keeping(store=store, arenas=self._arenas, setup=setup, changed=self._beat)
         saves = Saves(arenas=self._arenas, store=store, send=self._link.send)
         self._parts = Parts(
             setup=setup,
@@ -241,7 +243,9 @@ class Agent:
 
     def _beat(self) -> None:
         if self._orders is not None:
-            self._link.send(self._orders.beat())
+            assert self._parts is not None
+            own_disk = self._parts.keeping.health.told
+            self._link.send(structs.replace(self._orders.beat(), own_disk=own_disk))
 
     def _watch_lifeline(self, fd: int) -> None:
         if os.read(fd, 1):

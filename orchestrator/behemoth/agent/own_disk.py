@@ -18,14 +18,14 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.pace import Pace, bucket_of
 from behemoth.agent.places import Place
 from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, Source
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.errors import BehemothError, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.base.units import format_size
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.snapshot_files import SnapshotFiles, SnapshotInFile, keys_of
+from behemoth.checkpoint.snapshot_files import UNREADABLE, SnapshotFiles, SnapshotInFile, gives_nothing, keys_of
 from behemoth.ports import WritesRanges
 
 _log = logging.getLogger(__name__)
@@ -49,13 +49,15 @@ class OwnDisk:
         self._num_ranks = num_ranks
         self._is_writing = is_writing
         self._bucket = bucket_of(service.disk.rate_bytes_per_s)
+        self._distrusted: set[tuple[Rank, WriteId]] = set()  # could not be dropped so far
 
     def keep(self, order: KeepOnDisk, fd: int, *, cancelled: Callable[[], bool]) -> KeptOnDisk:
         """Raises Behemoth's errors when memory does not have the write any more or the disk takes no more, and Conflict
         when cancelled."""
         plan = plan_rank(Layout.decode(order.layout), order.rank)
         files = self._files(plan)
-        if files.holds(order.write_id, order.step):
+        distrusted = (order.rank, order.write_id)
+        if files.holds(order.write_id, order.step) and distrusted not in self._distrusted:
             return KeptOnDisk(job=order.job, num_bytes=0)
         arena = self._memories.mapped(order.rank, fd)
         snapshot = _committed(arena, plan, order.write_id, order.step)
@@ -65,6 +67,7 @@ class OwnDisk:
             f"rank {order.rank} to the own disk", self._bucket, is_writing=self._is_writing, cancelled=cancelled
         )
         files.write(arena, snapshot, pace=pace)
+        self._distrusted.discard(distrusted)
         return KeptOnDisk(job=order.job, num_bytes=plan.data_bytes)
 
     def snapshot(self, plan: RankPlan, write_id: WriteId, step: Step) -> SnapshotInFile:
@@ -81,10 +84,12 @@ class OwnDisk:
 
     def distrust(self, plan: RankPlan, write_id: WriteId, error: BehemothError) -> None:
         """What was found damaged is no copy: the next one takes its place. Never fails."""
-        if not isinstance(error, Conflict | Corrupt):
+        if not gives_nothing(error):
             return
+        self._distrusted.add((plan.rank, write_id))
         try:
             self._files(plan).drop(write_id)
+            self._distrusted.discard((plan.rank, write_id))
         except BehemothError as failure:
             _log.warning("own disk: rank %d, write %s stays, though damaged: %s", plan.rank, write_id, failure)
 
@@ -123,6 +128,13 @@ class OwnDisk:
                 hint="free space there, or leave spec.checkpoint.local_disk out; saves and training go on without it",
                 code="no-space",
             )
+
+
+def disk_trouble(error: BehemothError | None) -> str:
+    """What of the end of a restore from the own disk is a trouble of that disk: not that it never had the write."""
+    if error is None or (isinstance(error, NotFound) and error.code != UNREADABLE):
+        return ""
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def _committed(arena: Arena, plan: RankPlan, write_id: WriteId, step: Step) -> Snapshot:

@@ -39,6 +39,8 @@ class Taken:
     received_bytes: Counter[Tier] = field(default_factory=Counter)
     givers: set[Tier] = field(default_factory=set)
     missed: list[str] = field(default_factory=list)
+    errors: dict[Tier, BehemothError] = field(default_factory=dict)
+    """The last one of each kind of place."""
 
     @property
     def origin(self) -> Tier | Literal["several"]:
@@ -60,6 +62,7 @@ def take_from(places: Iterable[Place], gathering: Gathering) -> Taken:
             _log.info("not all came from a place of tier %s: %s", place.tier, error.message)
             if place.is_promised or not isinstance(error, NotFound):
                 taken.missed.append(error.message)
+            taken.errors[place.tier] = error
             place.failed(error)
         taken.received_bytes[place.tier] += gathering.received_bytes - received_bytes
         if len(gathering.missing) < num_missing:

@@ -21,7 +21,7 @@ from behemoth.agent.budget import require_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.node_reads import NodeReads, NodeRestore
 from behemoth.agent.opened_once import OpenedAs, OpenedOnce
-from behemoth.agent.own_disk import OwnDisk
+from behemoth.agent.own_disk import OwnDisk, disk_trouble
 from behemoth.agent.peers.places import AskPeer, PeerPlaces
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.places import Place, take_from
@@ -124,6 +124,7 @@ class Preparing:
             prepared,
             peer_bytes=prepared.peer_bytes + taken.received_bytes["peer"],
             disk_bytes=taken.received_bytes["disk"],
+            disk_trouble=disk_trouble(taken.errors.get("disk")),
         )
 
     def _places(self, wanted: _Wanted) -> Iterator[Place]:

@@ -139,6 +139,7 @@ class _StoreServer:
                 reason=reason,
                 is_corrupt=is_corrupt,
                 is_unfit=is_unfit,
+                code=error.code,
                 is_over_budget=error.code in (OVER_BUDGET, OVER_DISK_BUDGET),
             )
         except Exception as error:  # noqa: BLE001  # supervisor of a background job: the agent must get an answer

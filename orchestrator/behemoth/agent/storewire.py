@@ -181,6 +181,8 @@ class Prepared(_Message, frozen=True, kw_only=True):
     disk_bytes: int = 0
     store_bytes: int = 0
     """What was read for it; of origin `files`, with what the rank is about to read."""
+    disk_trouble: str = ""
+    """Why a copy on the node's own disk, which was there and was wanted, could not be read."""
     missed: str = ""
     """Why the nearer places that were asked did not have it all, when something came from the store."""
 
@@ -214,6 +216,8 @@ class Failed(_Message, frozen=True, kw_only=True):
     is_corrupt: bool
     is_unfit: bool = False
     """What the store holds is of another model."""
+    code: str = ""
+    """Of the error; empty when the store process died."""
     is_over_budget: bool = False
     """No checkpoint is to blame: the program declares more than the node may hold."""
 

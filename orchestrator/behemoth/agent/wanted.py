@@ -28,6 +28,11 @@ class Wanted:
         self.write = write
         self.news.set()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a job has begun and was not answered yet."""
+        return self._job is not None
+
     def new_job(self) -> int:
         """The number of the job that begins now."""
         self._job = self._store.new_job()

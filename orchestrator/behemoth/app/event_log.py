@@ -48,9 +48,9 @@ class EventLog:
         """What the loop does not see; on the loop's thread."""
         self._write(warning(reason, message, at_us=self._clock.now_us(), observation=self._observation, node=node))
 
-    def note(self, reason: str, message: str) -> None:
+    def note(self, reason: str, message: str, *, node: NodeId | None = None) -> None:
         """As `warn`, of what went well."""
-        told = warning(reason, message, at_us=self._clock.now_us(), observation=self._observation)
+        told = warning(reason, message, at_us=self._clock.now_us(), observation=self._observation, node=node)
         self._write(msgspec.structs.replace(told, level="normal"))
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ from behemoth.checkpoint.snapshot_format import (
 )
 from behemoth.ports import ObjectStore, Part, WritesRanges
 
+UNREADABLE = "snapshot-unreadable"
+"""The code of NotFound where a file is there that might have had what was looked for, and could not be read."""
 BLOCK_BYTES = 8 << 20
 """What is written at once, whole pages."""
 
@@ -52,6 +54,7 @@ class SnapshotFiles:
     def find(self, write_id: WriteId, step: Step) -> SnapshotInFile:
         """The snapshot of a write. Raises NotFound, which says what lies there instead."""
         said: list[str] = []
+        code = "no-snapshot"
         for key in self.keys:
             name = key.rpartition("/")[2]
             try:
@@ -60,6 +63,7 @@ class SnapshotFiles:
                 continue
             except BehemothError as error:
                 said.append(f"{name}: {error.message}")
+                code = UNREADABLE
                 continue
             if header is None:
                 said.append(f"{name} is unfinished")
@@ -72,7 +76,7 @@ class SnapshotFiles:
         raise NotFound(
             f"own disk: expected write {write_id} of step {step} of rank {self._plan.rank}, got "
             f"{'; '.join(said) or 'no file'}",
-            code="no-snapshot",
+            code=code,
         )
 
     def holds(self, write_id: WriteId, step: Step) -> bool:
@@ -161,7 +165,9 @@ class SnapshotFiles:
         for key in self.keys:
             try:
                 header = self._header(key)
-            except (NotFound, Corrupt, Invalid):
+            except BehemothError as error:
+                if not gives_nothing(error):
+                    raise
                 header = None
             found.append((key, header if header is not None and header.is_of(self._plan, self._run_uid) else None))
         return found
@@ -189,6 +195,11 @@ class SnapshotFiles:
     def _put(self, key: str, offset_bytes: int, data: bytes | memoryview) -> None:
         part = Part(offset_bytes=offset_bytes, buffers=(data,))
         self._store.write_parts(key, size_bytes=file_bytes(self._plan), parts=(part,))
+
+
+def gives_nothing(error: BehemothError) -> bool:
+    """Whether a file has no snapshot for anybody, however often it is read: damage, or a device that cannot read it."""
+    return isinstance(error, NotFound | Conflict | Corrupt | Invalid) or error.code == "io-error"
 
 
 class SnapshotInFile:

@@ -17,6 +17,7 @@ from behemoth.base.ids import Attempt, NodeId, WriteId
 from behemoth.fleet.connections import END_LIMIT_S, Connections
 from behemoth.fleet.link import Link
 from behemoth.fleet.muster import GangMuster, SaveMuster
+from behemoth.fleet.own_disks import OwnDisks
 from behemoth.fleet.progress import ProgressBoard, Vitals
 from behemoth.fleet.settings import FleetSettings
 from behemoth.fleet.tokens import Tokens
@@ -30,6 +31,7 @@ from behemoth.wire.messages import (
     CommitSeen,
     GoAhead,
     Hello,
+    OwnDisk,
     PeerPlace,
     ProgramRefused,
     RanksFinished,
@@ -61,8 +63,15 @@ class Fleet:
     """All agents of a run. Every method but `listen` and `close` is called on the event loop and does not block."""
 
     def __init__(
-        self, settings: FleetSettings, *, tokens: Tokens, clock: Clock, sink: Callable[[Evidence], None]
+        self,
+        settings: FleetSettings,
+        *,
+        tokens: Tokens,
+        clock: Clock,
+        sink: Callable[[Evidence], None],
+        on_disk: Callable[[NodeId, OwnDisk], None] = lambda _node, _told: None,
     ) -> None:
+        """`sink` hears what the brain must know, `on_disk` of nodes' own disks, which is for people alone."""
         self._settings = settings
         self._clock = clock
         self._sink = sink
@@ -70,6 +79,7 @@ class Fleet:
             settings, tokens=tokens, clock=clock, sink=sink, take=self._take, standing=lambda: self._standing
         )
         self._ticking: asyncio.Task[None] | None = None
+        self._own_disks = OwnDisks(on_disk)
         self._gang: GangMuster | None = None
         self._board: ProgressBoard | None = None
         self._saves: dict[WriteId, SaveMuster] = {}
@@ -203,6 +213,7 @@ class Fleet:
 
     def _beat(self, link: Link, beat: Beat) -> None:
         link.rendezvous_port = beat.rendezvous_port
+        self._own_disks.hear(link.node, beat.own_disk)
         if self._board is None:
             return
         self._board.note(link.node, beat, link.heard_us)

@@ -45,6 +45,15 @@ class Hello(_Message, frozen=True, kw_only=True):
         return repr_without(self, "token")
 
 
+class OwnDisk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a node's own disk is. `trouble`: no-space, failed, slow, unreadable, or a kind that a newer agent knows;
+    empty: it holds whole copies of the newest checkpoint."""
+
+    trouble: str = ""
+    reason: str = ""
+    """What is wrong, and what to do about it."""
+
+
 class Beat(_Message, frozen=True, kw_only=True):
     """Alive, and how far: sent every beat interval, and at once when all ranks completed the attempt's first step.
     `step` is the least completed by any rank of the node, `furthest_step` the most."""
@@ -61,6 +70,8 @@ class Beat(_Message, frozen=True, kw_only=True):
     loss: float | None = None
     tokens: int = 0
     """Tokens this node's ranks have reported during the attempt."""
+    own_disk: OwnDisk | None = None
+    """None: the run uses none, or nothing was copied there yet."""
 
 
 class RanksUp(_Message, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from behemoth.app.body import AgentProgram, LocalBody
@@ -28,6 +29,7 @@ from behemoth.app.history import History, read_history
 from behemoth.app.journal_file import JournalFile
 from behemoth.app.lineage import require_lineage
 from behemoth.app.machines import Machines
+from behemoth.app.own_disk_news import tell_own_disk
 from behemoth.app.snapshot import Snapshot, snapshot
 from behemoth.app.start_run import RunPlace, begin_term, claim
 from behemoth.app.summary import DrainTable, Summary, summarize
@@ -183,7 +185,7 @@ class LocalRun:
             )
             machines = Machines(runtime, self._tell)
             stack.push_async_callback(asyncio.to_thread, machines.close)
-            fleet = await self._open_fleet(place)
+            fleet = await self._open_fleet(place, events)
             stack.push_async_callback(self._close_fleet, fleet)
             desk = CheckpointDesk(
                 store,
@@ -233,7 +235,7 @@ class LocalRun:
             events.warn("UnusableCheckpoint", f"{commit.error}; going on {going_on}")
         return intact
 
-    async def _open_fleet(self, place: RunPlace) -> Fleet:
+    async def _open_fleet(self, place: RunPlace, events: EventLog) -> Fleet:
         request = self._request
         recovery = request.run.recovery
         former = place.directory.term()
@@ -256,7 +258,9 @@ class LocalRun:
             tick_interval_us=round(TICK_S * 1e6),
             reconnect_us=to_us(recovery.heartbeat_limit) if keeps_agents else 0,
         )
-        self._fleet = Fleet(settings, tokens=tokens, clock=self._clock, sink=self._tell)
+        disk = setup.local_disk
+        on_disk = partial(tell_own_disk, events, disk.path if disk is not None else "")
+        self._fleet = Fleet(settings, tokens=tokens, clock=self._clock, sink=self._tell, on_disk=on_disk)
         port = await self._fleet.listen(host, former.port if former is not None and keeps_agents else 0)
         begin_term(place.directory, self._epoch, port)
         self._address = f"{'127.0.0.1' if is_local else own_address()}:{port}"
