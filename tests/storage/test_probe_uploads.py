@@ -11,8 +11,9 @@ from typing_extensions import Buffer
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.paths import PROBE
 from behemoth.ports import PartReceipt, UnfinishedUpload
-from behemoth.storage.probe_uploads import FOLDER, LEFT_AFTER_S, probe_uploads
+from behemoth.storage.probe_uploads import LEFT_AFTER_S, probe_uploads
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, FaultyBucket, every_death
 
@@ -110,10 +111,10 @@ def test_what_a_probe_that_was_killed_has_left_a_later_one_removes() -> None:
 
 def test_what_somebody_else_has_there_stays() -> None:
     store = MemoryBucket()
-    names = [f"{FOLDER}/data.bin", f"{FOLDER}/deep/behemoth-1-{'0' * 16}", f"{FOLDER}/{'0' * 16}"]
+    names = [f"{PROBE}/data.bin", f"{PROBE}/deep/behemoth-1-{'0' * 16}", f"{PROBE}/{'0' * 16}"]
     for name in names:
         store.create(name, b"somebody's")
-    upload_id = store.begin_upload(f"{FOLDER}/large.bin")
+    upload_id = store.begin_upload(f"{PROBE}/large.bin")
     probe_uploads(store, url=URL)
     assert {info.key for info in store.list("")} == set(names)
     assert [upload.upload_id for upload in store.list_uploads("")] == [upload_id]

@@ -14,6 +14,7 @@ REJECTED = "rejected"
 PINS = "pins"
 DELETING = "deleting"
 SIGNPOSTS = "signposts"
+PROBE = "probe"
 SIGNPOST_FILE = ".metadata"
 """What programs look for in a folder of theirs (`signposts`): torch's name for its own."""
 SignpostState = Literal["due", "set"]
@@ -28,6 +29,7 @@ _WRITE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP_KEY = re.compile(rf"steps/(\d{{9}})-({_WRITE_ID.pattern})/.+")
 _MARKER_KEY = re.compile(rf"(?:{REJECTED}|{PINS}|{DELETING})/(\d{{9}})-({_WRITE_ID.pattern})\.json")
 _SIGNPOST_KEY = re.compile(rf"{SIGNPOSTS}/(due|set)/(\d{{9}})-({_WRITE_ID.pattern})/([^/]+)")
+_PROBE_KEY = re.compile(rf"{PROBE}/behemoth-([0-9]{{1,12}})-[0-9a-f]{{16}}")
 _COMMIT_KEY = re.compile(r"commits/(\d{9})\.json")
 
 
@@ -50,6 +52,18 @@ def write_of_marker(key: str) -> tuple[Step, WriteId] | None:
     """The write that a marker is about, or None when no marker of ours has such a key."""
     match = _MARKER_KEY.fullmatch(key)
     return None if match is None else (Step(int(match.group(1))), WriteId(match.group(2)))
+
+
+def probe_key(began_s: int, number: str) -> str:
+    """The object with which a bucket is tried out, with the time at which that began, since a listing of objects tells
+    none. `number` is sixteen hexadecimal digits."""
+    return f"{PROBE}/behemoth-{began_s}-{number}"
+
+
+def probe_began_s(key: str) -> int | None:
+    """When the trial that made this object began, or None when none of ours has such a key."""
+    match = _PROBE_KEY.fullmatch(key)
+    return None if match is None else int(match.group(1))
 
 
 def signpost_key(state: SignpostState, step: Step, write_id: WriteId, folder: str) -> str:

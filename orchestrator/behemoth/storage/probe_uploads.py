@@ -9,7 +9,6 @@ prefix may hold other things than checkpoints. Others may try the same prefix at
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -17,13 +16,11 @@ from collections.abc import Callable
 from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.paths import PROBE, probe_began_s, probe_key
 from behemoth.ports import PartReceipt, SavesTo, UploadsParts
 
-FOLDER = "probe"
 LEFT_AFTER_S = 3600
 """A probe lasts seconds. One that is so old was cut off, however far the clocks of two machines are apart."""
-_NAME = re.compile(rf"{FOLDER}/behemoth-([0-9]{{1,12}})-[0-9a-f]{{16}}")
-"""With the time of its beginning, since a listing of objects tells none."""
 _HINT = "use a store that heeds If-None-Match and CRC-32C: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
 
 _log = logging.getLogger(__name__)
@@ -37,7 +34,7 @@ def probe_uploads(store: UploadsParts, *, url: str, now: Callable[[], float] = t
     passes with a warning: MinIO lists those of one key only, and removes old ones by itself."""
     began_s = int(now())
     _clean(store, lambda key: _is_left(key, now_s=began_s))
-    key = f"{FOLDER}/behemoth-{began_s}-{secrets.token_hex(8)}"
+    key = probe_key(began_s, secrets.token_hex(8))
     try:
         store.create(key, b"first")
         _expect_refusal(lambda: store.create(key, b"second"), url, "a second create that replaced an object")
@@ -62,7 +59,7 @@ def _probe_upload(store: UploadsParts, key: str, url: str) -> None:
         _expect_refusal(
             lambda: _send(store, key, upload_id, crc32c(b"other")), url, "a part of other bytes that was taken"
         )
-        if upload_id not in [one.upload_id for one in store.list_uploads(FOLDER)]:
+        if upload_id not in [one.upload_id for one in store.list_uploads(PROBE)]:
             _log.warning(
                 "checkpoint store %s lists no unfinished uploads: those of saves that were cut off stay until the "
                 "store removes them by a rule of its own",
@@ -92,15 +89,15 @@ def _expect_refusal(attempt: Callable[[], object], url: str, what: str) -> None:
 
 def _is_left(key: str, *, now_s: float) -> bool:
     """By a probe that was cut off."""
-    name = _NAME.fullmatch(key)
-    return name is not None and int(name[1]) + LEFT_AFTER_S < now_s
+    key_began_s = probe_began_s(key)
+    return key_began_s is not None and key_began_s + LEFT_AFTER_S < now_s
 
 
 def _clean(store: UploadsParts, is_ours: Callable[[str], bool]) -> None:
-    for upload in list(store.list_uploads(FOLDER)):
+    for upload in list(store.list_uploads(PROBE)):
         if is_ours(upload.key):
             store.abort_upload(upload.key, upload.upload_id)
-    store.delete([info.key for info in store.list(FOLDER) if is_ours(info.key)])
+    store.delete([info.key for info in store.list(PROBE) if is_ours(info.key)])
 
 
 def _unfit(url: str, got: str) -> Invalid:

@@ -29,6 +29,7 @@ from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.views import Permuted
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.paths import probe_key
 from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectStore, Part, PartReceipt, SavesTo
 from behemoth.spec.mesh import Mesh
@@ -383,7 +384,17 @@ def test_a_second_call_writes_nothing() -> None:
     assert set(first.written) == set(again.kept)
 
 
-@pytest.mark.parametrize("name", ["README.md", "other.safetensors", SINGLE, "a/b", INDEX])
+def test_an_export_that_was_killed_while_it_tried_its_bucket_out_is_begun_again() -> None:
+    plan, _ = small_plan()
+    store = MemoryStore()
+    store.create(probe_key(1_795_698_337, "1c07f070457846b4"), b"first")
+    assert export(store, plan).written
+    assert set(kept_files(store, plan)) == {file.name for file in plan.files}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "other.safetensors", SINGLE, "a/b", INDEX, "probe/x", "probe/behemoth-1-notes"]
+)
 def test_a_folder_with_anything_else_is_refused_and_stays_as_it_is(name: str) -> None:
     plan, _ = small_plan()
     store = MemoryStore()

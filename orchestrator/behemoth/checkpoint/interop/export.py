@@ -20,6 +20,7 @@ from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.checkpoint.layout import DTYPES
+from behemoth.checkpoint.paths import probe_began_s
 from behemoth.checkpoint.threads import each_result
 from behemoth.ports import MovesObjects, ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 
@@ -46,12 +47,13 @@ class Exported:
 def kept_files(store: ObjectStore, plan: ExportPlan) -> tuple[str, ...]:
     """Files of this plan that stand there already, whole. Reads their heads.
 
-    Raises Conflict when anything else lies there: another export, or files of somebody.
+    Raises Conflict when anything else lies there: another export, or files of somebody. What is left of an export that
+    was killed is neither: files that were growing, and the object with which it tried its bucket out.
     """
     planned = {file.name: file for file in plan.files}
     kept = []
     for info in store.list(""):
-        if info.key.startswith(UNFINISHED):
+        if info.key.startswith(UNFINISHED) or probe_began_s(info.key) is not None:
             continue
         if info.key == INDEX and plan.index is not None:
             is_ours = _has(store, info.key, info.size_bytes, plan.index, len(plan.index))
