@@ -26,6 +26,7 @@ from behemoth.wire.messages import (
     EntrypointWork,
     Hello,
     Leave,
+    LocalDisk,
     RanksUp,
     Rejected,
     RestoreFrom,
@@ -101,14 +102,14 @@ def hello(node: NodeId, token: str, **changes: object) -> Hello:
     return msgspec.structs.replace(said, **changes)
 
 
-def scene_test(work: Callable[[Scene], Awaitable[None]], *, reconnect_us: int = 0) -> None:
+def scene_test(work: Callable[[Scene], Awaitable[None]], *, reconnect_us: int = 0, setup: Setup = SETUP) -> None:
     async def play() -> None:
         clock = ManualClock(now_us=1_000_000)
         told: asyncio.Queue[Evidence] = asyncio.Queue()
         settings = FleetSettings(
             run_uid=RUN,
             epoch=Epoch(3),
-            setup=SETUP,
+            setup=setup,
             beat_interval_us=100_000,
             tick_interval_us=10_000,
             reconnect_us=reconnect_us,
@@ -266,6 +267,34 @@ def test_a_closed_connection_is_a_lost_node_at_once_without_grace() -> None:
         told = await scene.next()
         assert isinstance(told, NodeLost)
         assert (told.node, told.incarnation) == (A, 1)
+
+    scene_test(work)
+
+
+def test_a_run_that_is_over_waits_for_agents_that_clear_disks_of_their_own() -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        closing = asyncio.create_task(scene.fleet.close("done", is_run_over=True))
+        told = await agent.hear()
+        assert isinstance(told, Leave)
+        assert told.is_run_over
+        assert not closing.done()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await agent.reader.read(1)  # the coordinator does not hang up first
+        agent.writer.close()
+        async with asyncio.timeout(WAIT_S):
+            await closing
+
+    scene_test(work, setup=msgspec.structs.replace(SETUP, local_disk=LocalDisk(path="/disk")))
+
+
+def test_a_run_that_is_over_waits_for_nobody_where_there_are_no_such_disks() -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        await scene.fleet.close("done", is_run_over=True)
+        assert isinstance(await agent.hear(), Leave)
+        assert await agent.reader.read() == b""
 
     scene_test(work)
 

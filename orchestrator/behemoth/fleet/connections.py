@@ -31,6 +31,9 @@ LATE_AFTER_BEATS = 1.5
 ACCEPT_BACKLOG = 4096
 """All agents of the largest run may knock at once after a change of coordinator."""
 END_LIMIT_S = 1.0
+LEAVING_LIMIT_S = 8.0
+"""For agents to take their files off their own disks when the run is over, which they do for 5 s at most; whoever ends
+their processes waits for no disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,13 +79,16 @@ class Connections:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self, reason: str, *, is_run_over: bool) -> None:
-        """Tells every agent to leave and ends the server; waits for at most a second."""
+        """Tells every agent to leave and ends the server; waits for at most a second, and before that for
+        `LEAVING_LIMIT_S` where agents have files on disks of their own that nobody will want back."""
         self._is_closing = True
         self.broadcast(Leave(reason=reason, is_run_over=is_run_over))
         if self._server is not None:
             self._server.close()
         for task in self._waiting:
             task.cancel()
+        if is_run_over and self._settings.setup.local_disk is not None and self._open:
+            await asyncio.wait(list(self._open), timeout=LEAVING_LIMIT_S)  # an agent hangs up when it is done
         for writer in self._open.values():
             writer.close()
         ending = [*self._waiting, *self._open]

@@ -94,7 +94,7 @@ class Fleet:
         return port
 
     async def close(self, reason: str, *, is_run_over: bool = False) -> None:
-        """Tells every agent to leave and ends the server; waits for at most a second. `is_run_over`: see `Leave`."""
+        """Tells every agent to leave and ends the server; waits as `Connections.close`. `is_run_over`: see `Leave`."""
         if self._ticking is not None:
             self._ticking.cancel()
         await self._connections.close(reason, is_run_over=is_run_over)
