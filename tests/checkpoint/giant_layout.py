@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from behemoth.checkpoint.conversion import Intake
-from behemoth.checkpoint.layout import Layout
+from msgspec import structs
+
+from behemoth.checkpoint.conversion import Conversion, Intake, ScaledDown, ScalesOf
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.spec.mesh import Mesh
@@ -60,3 +62,22 @@ def giant_float8(mesh: Mesh) -> Layout:
 def to_float8() -> Intake:
     """From `giant_bfloat16` to `giant_float8`: scales are computed."""
     return recipe_change(named_inventory("behemoth-ref"), _SERVED, _FLOAT8)
+
+
+def to_float8_by_matrix(mesh: Mesh) -> tuple[Layout, Intake]:
+    """From `giant_bfloat16` to float8 on a mesh, with one scale for each matrix, of each expert by itself."""
+    saved, layout, intake = giant_bfloat16(), giant_float8(mesh), to_float8()
+    arrays: list[ArraySpec] = []
+    convert: dict[str, Conversion] = {}
+    for array in layout.arrays:
+        conversion = intake.convert.get(array.name)
+        if isinstance(conversion, ScaledDown | ScalesOf):
+            shape = saved.arrays[saved.positions[conversion.array]].shape
+            block = (*(1 for _ in shape[:-2]), *shape[-2:])
+            conversion = structs.replace(conversion, block=block)
+            if isinstance(conversion, ScalesOf):
+                array = ArraySpec(name=array.name, dtype=array.dtype, shape=(*shape[:-2], 1, 1))
+        if conversion is not None:
+            convert[array.name] = conversion
+        arrays.append(array)
+    return replace(layout, arrays=tuple(arrays)), structs.replace(intake, convert=convert)

@@ -25,6 +25,7 @@ from checkpoint.giant_layout import (
     giant_float8,
     giant_weights,
     to_float8,
+    to_float8_by_matrix,
 )
 
 
@@ -119,3 +120,11 @@ def _expect_tiled(grid: Grid, begin: np.ndarray, length: np.ndarray) -> None:
     assert (begin[~is_first] == np.roll(end, 1)[~is_first]).all(), grid.spec.name
     is_last = np.append(is_first[1:], True)
     assert (end[is_last] == chunk[is_last] * grid.stride_bytes + grid.all_data_bytes()).all(), grid.spec.name
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("mesh", [MESH, *TRAINING_MESHES.values(), *READER_MESHES.values()], ids=str)
+def test_one_scale_for_each_matrix_is_found_as_the_values_are_read(mesh: Mesh) -> None:
+    saved, (layout, intake) = giant_bfloat16(), to_float8_by_matrix(mesh)
+    found = origins(saved, layout, step=Step(1), intake=intake)
+    assert over_read(saved, layout, found, ranks=[0]).once <= 1.1

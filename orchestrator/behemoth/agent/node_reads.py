@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.passing import PassingStore, buffers_of, num_bytes
+from behemoth.checkpoint.passing import PassingStore, num_bytes, spread
 from behemoth.checkpoint.units import Unit
 from behemoth.ports import Into, ObjectStore
 
@@ -183,14 +183,6 @@ class RankReads(PassingStore):
 
         with self._node.lent(unit, self._rank, fill) as data:
             if data is not None:
-                _copy(data, offset_bytes - unit.offset_bytes, into)
+                spread(data[offset_bytes - unit.offset_bytes :], into)
                 return
         super().read_into(key, offset_bytes=offset_bytes, into=into)
-
-
-def _copy(data: memoryview, start: int, into: Into) -> None:
-    for one in buffers_of(into):
-        target = memoryview(one)
-        if target.nbytes:
-            target.cast("B")[:] = data[start : start + target.nbytes]
-        start += target.nbytes

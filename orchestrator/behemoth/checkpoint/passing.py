@@ -19,6 +19,16 @@ def num_bytes(into: Into) -> int:
     return sum(memoryview(one).nbytes for one in buffers_of(into))
 
 
+def spread(data: memoryview, into: Into) -> None:
+    """Copy the front of `data` to where a read shall put it."""
+    start = 0
+    for one in buffers_of(into):
+        target = memoryview(one)
+        if target.nbytes:
+            target.cast("B")[:] = data[start : start + target.nbytes]
+        start += target.nbytes
+
+
 class PassingStore:
     """As `inner` in all, until a subclass says otherwise. Thread-safe."""
 

@@ -45,9 +45,17 @@ def read_resharded(
     return [crc for part in parts for crc in part]
 
 
-def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes, *, threads: int) -> None:
-    """Fill the slabs of `area`, and its blanks with zeros. Raises Corrupt naming array, chunk and file, Invalid naming
-    an array whose values cannot be converted."""
+def read_slabs(
+    store: ObjectStore,
+    commit: Commit,
+    work: Resharding,
+    area: Bytes,
+    *,
+    threads: int,
+    scales_store: ObjectStore | None = None,
+) -> None:
+    """Fill the slabs of `area`, and its blanks with zeros. Saved scales are read from `scales_store`, by default from
+    `store`. Raises Corrupt naming array, chunk and file, Invalid naming an array whose values cannot be converted."""
     for start, stop in work.blanks:
         area[start:stop] = 0
     of_array: defaultdict[int, list[Scales]] = defaultdict(list)
@@ -66,7 +74,7 @@ def read_slabs(store: ObjectStore, commit: Commit, work: Resharding, area: Bytes
     for array, reads in scaled.items():
         computed = {one: work.scales[one] for one in of_array[array] if one.saved is None}
         reading.tables = {
-            one: _saved_table(store, commit, one, work.scales[one], threads)
+            one: _saved_table(scales_store or store, commit, one, work.scales[one], threads)
             for one in of_array[array]
             if one.saved is not None
         }

@@ -18,9 +18,10 @@ from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.reshard import Part
 
-KEPT_BYTES = 128 << 20
-"""Of saved values that wait for their scales, per rank: a dozen chunks and more for each of several threads. Blocks of
-128 x 128 need a fraction of it; of a scale for a whole tensor it keeps as much as fits."""
+KEPT_BYTES = 2 << 30
+"""Of saved values that wait for their scales, per rank, and taken only as they come. Blocks of 128 x 128 need some
+chunks; one scale for a matrix needs what the rank holds of it, 1.6 GiB for a whole expert matrix of the reference
+Behemoth in bfloat16. Of what is larger it keeps as much as fits."""
 
 _Place = tuple[int, ...]
 """Of a chunk in the order in which chunks are read."""

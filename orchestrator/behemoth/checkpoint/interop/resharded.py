@@ -24,6 +24,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES
+from behemoth.checkpoint.remembering import RememberingStore
 from behemoth.checkpoint.reshard import plan_pieces
 from behemoth.checkpoint.reshard_reader import read_slabs
 from behemoth.ports import ObjectStore, SavesTo
@@ -32,6 +33,9 @@ BLOCK_BYTES = 8 << 20
 """Of a piece: a chunk. Small, so that a batch has neighbours from several objects, which come from the same bytes."""
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 64 << 20, 256 << 20
 """Of pieces that are read together, and held."""
+SCALES_BYTES = 64 << 20
+"""Of chunks of saved scales that are remembered: a batch needs few of each, and the next one mostly the same. Those of
+all arrays of the reference Behemoth have 36 KiB each, with blocks of 128 x 128."""
 
 
 class _Wanted(NamedTuple):
@@ -54,6 +58,7 @@ class CheckpointSource:
         self._layout = layout
         self._found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
         self._threads = threads
+        self._scales = RememberingStore(store, limit_bytes=SCALES_BYTES)
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
         """See the protocol. Holds all of them. Raises Corrupt naming array, chunk and file."""
@@ -66,7 +71,7 @@ class CheckpointSource:
             end += -(-piece.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         area = np.empty(end, dtype=np.uint8)
         work = plan_pieces(self._commit.layout, self._layout, wanted, self._found)
-        read_slabs(self._store, self._commit, work, area, threads=self._threads)
+        read_slabs(self._store, self._commit, work, area, threads=self._threads, scales_store=self._scales)
         for one in wanted:
             data = area[one.arena_offset : one.arena_offset + one.nbytes]
             yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape([b - a for a, b in one.box])

@@ -1,0 +1,45 @@
+"""A store that remembers what was read last: for small chunks that one batch after another asks for.
+
+It is for what lies in a checkpoint that is committed, which never changes. Neighbours: `counting` and `pacing`, stores
+of the same kind.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from behemoth.checkpoint.passing import PassingStore, buffers_of, num_bytes, spread
+from behemoth.ports import Into, ObjectStore
+
+
+class RememberingStore(PassingStore):
+    """Reads of the same range are passed on to `inner` once, as long as it is among the last `limit_bytes` that were
+    asked for. Thread-safe; threads that ask at the same time for what is new each read it."""
+
+    def __init__(self, inner: ObjectStore, *, limit_bytes: int) -> None:
+        super().__init__(inner)
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()  # the longest not asked for first
+        self._held_bytes = 0
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        asked = (key, offset_bytes, num_bytes(into))
+        with self._lock:
+            data = self._known.get(asked)
+            if data is not None:
+                self._known.move_to_end(asked)
+        if data is None:
+            super().read_into(key, offset_bytes=offset_bytes, into=into)
+            self._keep(asked, b"".join(buffers_of(into)))
+            return
+        spread(memoryview(data), into)
+
+    def _keep(self, asked: tuple[str, int, int], data: bytes) -> None:
+        with self._lock:
+            if asked not in self._known and len(data) <= self._limit_bytes:
+                self._known[asked] = data
+                self._held_bytes += len(data)
+            while self._held_bytes > self._limit_bytes:
+                self._held_bytes -= len(self._known.popitem(last=False)[1])
