@@ -46,7 +46,7 @@ def is_committed(root: Path, step: int) -> bool:
 def read_checkpoint(root: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays by name."""
     commit = unframed((root / f"commits/{step:09d}.json").read_bytes())
-    is_known = set(commit["required_features"]) <= {"box-shards", "padded-dims", "joint-axes"}
+    is_known = set(commit["required_features"]) <= {"box-shards", "padded-dims", "joint-axes", "joint-dims"}
     if commit["format"]["major"] != 1 or not is_known or commit["step"] != step:
         raise ValueError(f"commit of step {step}: another format or step")
     folder = root / f"steps/{step:09d}-{commit['write_id']}"

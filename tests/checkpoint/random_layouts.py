@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from behemoth.checkpoint import cuts, grid, plan, sharing
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, axis_size
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 AXES = {"dense": DENSE_AXES, "expert": EXPERT_AXES}
 DTYPES = ("uint8", "float8_e5m2", "bfloat16", "float32", "complex128")
@@ -96,12 +96,14 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
         return ArraySpec(name=array.name, dtype=array.dtype, shape=shape, dims=dims)
     axes: list[Axis] = list(draw(st.permutations(AXES[kind])))
     flat_rows = draw(st.booleans())
-    dims = tuple((dim, axes.pop()) for dim in range(len(shape)) if draw(st.booleans()))
+    dims: tuple[tuple[int, Axes], ...] = tuple(
+        (dim, draw(_split_axes(axes))) for dim in range(len(shape)) if draw(st.booleans())
+    )
     over = draw(st.sets(st.sampled_from(axes))) if axes else set()
     flat_over: Axes | None = tuple(axis for axis in AXES[kind] if axis in over) or None
     if flat_over is not None and len(flat_over) == 1:
         flat_over = flat_over[0]
-    has_pp = "pp" in over or any(axis == "pp" for _, axis in dims)
+    has_pp = "pp" in over or any("pp" in each_axis(split) for _, split in dims)
     packed = draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1]))
     return ArraySpec(
         name=array.name,
@@ -115,6 +117,13 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
         flat_bucket=draw(_buckets(shape)) if flat_over is not None and not (shape and flat_rows) else None,
         stage=draw(st.none() | st.integers(0, mesh.pp - 1)) if not has_pp else None,
     )
+
+
+@st.composite
+def _split_axes(draw: st.DrawFn, axes: list[Axis]) -> Axes:
+    """Of these, which it takes away, one or two in any order. One is left for each of three dims."""
+    first = axes.pop()
+    return (first, axes.pop()) if len(axes) > 2 and draw(st.booleans()) else first
 
 
 @st.composite

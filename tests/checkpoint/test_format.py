@@ -24,7 +24,7 @@ from behemoth.checkpoint.commit_log import commits, latest, reject
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding, SplitAxes
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.checkpoint.records import encode_record, run_record_spec
@@ -35,20 +35,21 @@ from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
 from checkpoint.independent_reader import newest, read_checkpoint, record_of
 
-GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in ("1.0", "1.1", "1.3")}
+GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in ("1.0", "1.1", "1.3", "1.4")}
 GOLDEN = GOLDENS["1.0"]
 each_golden = pytest.mark.parametrize("form", list(GOLDENS))
 
 
 def golden_layout(form: str = "1.0") -> Layout:
     """Two ranks: a padded chunk, columns, experts, flat ranges, names that are no paths, a record. In 1.1 shards of
-    boxes; in 1.3 eight ranks, with a dim that the program pads and flat ranges over two axes."""
-    has_new = form == "1.3"
+    boxes; in 1.3 eight ranks, with a dim that the program pads and flat ranges over two axes; in 1.4 columns, too."""
+    has_new = form in ("1.3", "1.4")
+    columns: SplitAxes = ("dp", "tp") if form == "1.4" else "tp"
     arrays = [
         ArraySpec(
             name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),), padded=(0, 10) if has_new else None
         ),
-        ArraySpec(name="model/columns", dtype="bfloat16", shape=(6, 10), dims=((1, "tp"),)),
+        ArraySpec(name="model/columns", dtype="bfloat16", shape=(6, 10), dims=((1, columns),)),
         ArraySpec(name="model/experts", dtype="float8_e4m3fn", shape=(4, 2, 3), dims=((0, "ep"),)),
         ArraySpec(name="model/gate_up", dtype="float16", shape=(3, 8), dims=((1, "tp"),), packed=(1, (4, 4))),
         ArraySpec(name="optim/flat", dtype="float64", shape=(5,), flat_over=("cp", "dp") if has_new else "edp"),
@@ -187,7 +188,7 @@ def test_the_independent_reader_finds_flips_in_every_file(
     names = [name for name in files_of(root) if name.startswith(("commits/", "steps/"))]
     num_shards = sum(grid.num_shards for grid in grids(golden_layout(form)))
     num_arrays = len(golden_layout().arrays)
-    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.3": 5}[form]
+    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.3": 5, "1.4": 4}[form]
     assert len(names) == 1 + 1 + num_arrays + num_shards + 9  # commit, index, arrays, shards, groups
     for name in names:
         whole = (root / name).read_bytes()

@@ -40,6 +40,31 @@ def test_a_piece_is_the_chunk_of_a_chunk(shape: list[int], tp: int, dp: int, tp_
         assert held == mine.reshape(-1).tolist()
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    edp=st.integers(2, 4),
+    etp_dim=st.sampled_from([1, 2]),
+)
+def test_rows_of_the_second_dim_are_cut_behind_what_cuts_it_already(
+    sizes: tuple[int, int, int], edp: int, etp_dim: int
+) -> None:
+    """Experts with Shard(1): one for each of ep ranks, their matrices over etp, and FSDP2 on what that leaves. Strided
+    where both cut dim 1."""
+    ep, etp, mesh = 2, 2, Mesh(dp=4 * edp, ep=2, etp=2, edp=edp)
+    shape = [ep * sizes[0], edp * sizes[1], sizes[2]]
+    shape[etp_dim] *= etp
+    dims = {1: "edp", etp_dim: "etp" if etp_dim == 2 else ("edp", "etp")}
+    spec = ArraySpec(name="w", dtype="int64", shape=tuple(shape), dims=((0, "ep"), *sorted(dims.items())))
+    whole = torch.arange(int(np.prod(shape))).reshape(shape)
+    for rank in map(Rank, range(mesh.num_ranks)):
+        block = chunk(chunk(whole, ep, mesh.coordinate(rank, "ep"), 0), etp, mesh.coordinate(rank, "etp"), etp_dim)
+        mine = chunk(block, edp, mesh.coordinate(rank, "edp"), 1)
+        (piece,) = plan_rank(Layout(mesh=mesh, arrays=(spec,)), rank).pieces
+        assert piece.share.local_shape == tuple(mine.shape)
+        assert torch.equal(whole[tuple(slice(low, high) for low, high in piece.box)], mine)
+
+
 def chunk(tensor: torch.Tensor, num: int, index: int, dim: int) -> torch.Tensor:
     """As DTensor cuts: torch.chunk gives fewer chunks than asked for when they run out, and the rest hold nothing."""
     chunks = torch.chunk(tensor, num, dim)

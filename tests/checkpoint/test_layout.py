@@ -30,8 +30,11 @@ from checkpoint.checkpoint_rig import toy_layout
         ({"dims": ((0, "tp"),), "flat_over": "edp"}, r"one mesh, dense or expert, got \['edp', 'tp'\]"),
         (
             {"dims": ((0, "cp"),), "flat_over": ("cp", "dp")},
-            r"each axis once, and rank alone, got \['cp', 'cp', 'dp'\]",
+            r"each axis once, and rank alone, got \['cp', \('cp', 'dp'\)\]",
         ),
+        ({"dims": ((0, ()),)}, r"each axis once, .* got \[\(\)\]"),
+        ({"dims": ((0, ("dp", "etp")),)}, r"one mesh, dense or expert, got \['dp', 'etp'\]"),
+        ({"dims": ((0, ("dp", "rank")),)}, "rank alone"),
         ({"flat_over": ("dp", "cp")}, r"'w': expected an axis, or .* in the order of the mesh, got \('dp', 'cp'\)"),
         ({"flat_over": ("dp", "pp"), "stage": 0}, "no axis pp"),
         ({"dims": ((0, "pp"),), "stage": 0}, "no axis pp"),
@@ -94,6 +97,20 @@ def test_a_layout_with_several_axes_survives_too_and_asks_for_a_reader_that_know
     assert several.digest != one.digest
     assert format_of(several) == (FormatVersion(major=1, minor=3), ("joint-axes",))
     assert format_of(one) == (FormatVersion(major=1, minor=0), ())
+
+
+def test_a_dim_over_several_axes_survives_in_its_order_and_asks_for_a_reader_that_knows_it() -> None:
+    mesh = Mesh(dp=4, etp=2, edp=2)
+    first, second = (
+        Layout(mesh=mesh, arrays=(ArraySpec(name="m", dtype="int8", shape=(8,), dims=((0, axes),)),))
+        for axes in (("edp", "etp"), ("etp", "edp"))
+    )
+    assert Layout.decode(first.encode()).arrays == first.arrays
+    assert first.digest != second.digest
+    assert format_of(first) == (FormatVersion(major=1, minor=4), ("joint-dims",))
+    alone = first.arrays[0].without_idle_axes(Mesh(dp=2, edp=2))
+    assert alone.dims == ((0, "edp"),)
+    assert format_of(Layout(mesh=mesh, arrays=(alone,))) == (FormatVersion(major=1, minor=0), ())
 
 
 def test_rubbish_is_no_layout_and_a_newer_one_is_refused_with_a_hint() -> None:

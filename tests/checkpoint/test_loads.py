@@ -44,10 +44,18 @@ def test_loads_of_every_way_of_sharing() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Recipe(weights="bfloat16", shares="rows"), Recipe(weights="float8_e4m3fn")]
+    ("recipe", "edp"),
+    [
+        (Recipe(), 6),
+        (Recipe(weights="bfloat16", shares="rows"), 2),
+        (Recipe(weights="bfloat16", shares="rows"), 8),
+        (Recipe(weights="float8_e4m3fn"), 6),
+    ],
 )
-def test_loads_of_a_real_model(recipe: Recipe) -> None:
+def test_loads_of_a_real_model(recipe: Recipe, edp: int) -> None:
     """Weights that are whole on every replica are written by the least loaded ones."""
-    layout = model_layout(named_inventory("scout"), recipe, Mesh(tp=4, dp=12, pp=3, cp=2, ep=8, etp=2, edp=6))
-    expect_sums_of_plans(layout, [0, 1, 95, 96, 150, 287])
+    mesh = Mesh(tp=4, dp=2 * edp, pp=3, cp=2, ep=8, etp=2, edp=edp)
+    layout = model_layout(named_inventory("scout"), recipe, mesh)
+    per_stage = mesh.num_ranks // 3
+    expect_sums_of_plans(layout, [0, 1, per_stage - 1, per_stage, per_stage + 54 % per_stage, mesh.num_ranks - 1])
     assert loads(layout).written_bytes.sum() == sum(array.num_bytes for array in layout.arrays)

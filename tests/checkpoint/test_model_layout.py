@@ -119,6 +119,39 @@ def test_rows_are_shared_of_weights_too_and_whole_replicas_of_nothing() -> None:
     assert all(array.flat_over is None for array in whole.arrays)
 
 
+def test_every_rank_has_its_rows_of_experts_that_are_fewer_than_ranks() -> None:
+    """Four experts over four ranks, each of them shared by four: the second dim, behind what etp cuts of it."""
+    mesh = Mesh(tp=2, dp=16, ep=4, etp=2, edp=4)
+    experts = decode_inventory(
+        b"""{"format": 1, "experts": 4, "tensors": [
+          {"name": "gate_up", "shape": [4, 8, 24], "shard": "ep0,etp2_packed2"},
+          {"name": "down", "shape": [4, 24, 8], "shard": "ep0,etp1"}]}""",
+        source="toy",
+    )
+    recipe = Recipe(weights="bfloat16", shares="rows")
+    layout = model_layout(experts, recipe, mesh)
+    prove_coverage(layout)
+    arrays = by_name(layout)
+    assert arrays["model/down"].dims == ((0, "ep"), (1, ("edp", "etp")))
+    gate_up = arrays["optim/master/gate_up"]
+    assert (gate_up.dims, gate_up.packed) == (((0, "ep"), (1, "edp"), (2, "etp")), (2, (12, 12)))
+    assert not any(array.flat_rows or array.flat_over for array in layout.arrays)
+    for rank in map(Rank, range(mesh.num_ranks)):
+        held = rank_bytes(experts, mesh, rank, recipe=recipe)
+        pieces = plan_rank(layout, rank).pieces
+        assert sum(piece.nbytes for piece in pieces) == held.weights_bytes + held.optimizer_bytes == 14 * (24 + 24)
+        down = next(piece for piece in pieces if piece.name == "model/down")
+        first = 12 * mesh.coordinate(rank, "etp") + 3 * mesh.coordinate(rank, "edp")
+        assert down.box[1] == (first, first + 3)
+    without_etp = by_name(model_layout(experts, recipe, Mesh(dp=16, ep=4, edp=4)))
+    assert without_etp["model/down"].dims == ((0, "ep"), (1, "edp"))
+
+
+def test_rows_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(Invalid, match=r"mesh\.edp: expected a divisor of 8 \(dim 1 of l0.gate_up, .*, got 16"):
+        model_layout(TOY, Recipe(shares="rows"), Mesh(tp=2, dp=32, ep=4, edp=16))
+
+
 def test_float8_matrices_have_a_scale_for_each_block_and_vectors_stay_bfloat16() -> None:
     recipe = Recipe(weights="float8_e4m3fn", scale_block=3, master="none", exp_avg="none", exp_avg_sq="none")
     arrays = by_name(model_layout(TOY, recipe, MESH))

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
+from behemoth.spec.fit import misfits
 from behemoth.spec.llama4 import decode_config
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Tensor, misfits, named_inventory
+from behemoth.spec.model import Tensor, named_inventory
+from behemoth.spec.recipe import DEFAULT
 from behemoth.spec.safetensors_header import inventory_of_shapes
 
 SCOUT = {
@@ -116,7 +118,7 @@ def test_sizes_of_a_vision_tower_follow_its_configuration_and_the_defaults_of_tr
 
 def test_any_number_of_ranks_may_cut_a_vocabulary() -> None:
     found = decode_config(json.dumps({"model_type": "llama4_text", **TOY, "vocab_size": 13}).encode(), source="c")
-    assert list(misfits(found, Mesh(tp=2, ep=2))) == []
+    assert list(misfits(found, Mesh(tp=2, ep=2), DEFAULT)) == []
 
 
 def test_a_text_model_has_no_prefix_and_the_defaults_of_transformers() -> None:
@@ -149,7 +151,7 @@ def test_a_model_without_layers_of_experts_is_dense(fields: dict[str, object]) -
     found = decode_config(json.dumps({"model_type": "llama4_text", **TOY, **fields}).encode(), source="c")
     assert found.num_experts == 0
     assert not any("expert" in tensor.name for tensor in found.tensors)
-    assert [reason for _, reason in misfits(found, Mesh(dp=2, ep=2))] == [
+    assert [reason for _, reason in misfits(found, Mesh(dp=2, ep=2), DEFAULT)] == [
         "expected 1 for a model without experts, got 2"
     ]
 

@@ -7,18 +7,18 @@ import pytest
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.decode import decode_document
+from behemoth.spec.fit import misfits
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import (
     MODEL_NAMES,
     TensorEntry,
     decode_inventory,
     inventory_of,
-    misfits,
     named_inventory,
     rank_bytes,
 )
 from behemoth.spec.problem import InvalidRun
-from behemoth.spec.recipe import Recipe
+from behemoth.spec.recipe import DEFAULT, Recipe
 from behemoth.spec.run import require_fit
 from spec.run_texts import document
 
@@ -74,18 +74,18 @@ def test_an_axis_need_not_divide_a_dim_that_programs_pad() -> None:
     ]
     inventory = inventory_of(entries, num_experts=0, source="toy")
     embed, head = (tensor.cuts[0] for tensor in inventory.tensors)
-    assert list(misfits(inventory, Mesh(tp=8, edp=8))) == []
+    assert list(misfits(inventory, Mesh(tp=8, edp=8), DEFAULT)) == []
     assert (embed.rows_of_rank(50257, 8), head.rows_of_rank(511, 8)) == (6400, 64)
     plain = inventory_of([TensorEntry(name="w", shape=[511, 4], shard="tp0")], num_experts=0, source="toy")
-    assert [axis for axis, _ in misfits(plain, Mesh(tp=8, edp=8))] == ["tp"]
+    assert [axis for axis, _ in misfits(plain, Mesh(tp=8, edp=8), DEFAULT)] == ["tp"]
 
 
 def test_fused_queries_keys_and_values_are_parts_of_their_own_sizes() -> None:
     entry = TensorEntry(name="qkv", shape=[6144, 4], shard="tp0_packed4:1:1")
     inventory = inventory_of([entry], num_experts=0, source="toy")
     assert inventory.tensors[0].cuts[0].part_sizes(6144) == (4096, 1024, 1024)
-    assert list(misfits(inventory, Mesh(tp=8, edp=8))) == []
-    assert [reason for _, reason in misfits(inventory, Mesh(tp=3, edp=3))] == [
+    assert list(misfits(inventory, Mesh(tp=8, edp=8), DEFAULT)) == []
+    assert [reason for _, reason in misfits(inventory, Mesh(tp=3, edp=3), DEFAULT)] == [
         "expected a divisor of 1024 (dim 0 of qkv), got 3"
     ]
 
@@ -101,21 +101,6 @@ def test_the_optimizer_state_of_a_behemoth_adds_up_over_its_ranks() -> None:
     inventory = named_inventory("behemoth-ref")
     held = sum(rank_bytes(inventory, mesh, Rank(rank)).optimizer_bytes for rank in range(mesh.num_ranks))
     assert inventory.num_params * 12 <= held < inventory.num_params * 12 * 1.01
-
-
-@pytest.mark.parametrize(
-    ("mesh", "axis", "reason"),
-    [
-        (Mesh(dp=3, ep=3), "ep", "expected a divisor of the model's 16 experts, got 3"),
-        (Mesh(pp=49), "pp", "expected at most the model's 48 layers, got 49"),
-        (Mesh(tp=3, edp=3), "tp", "got 3"),
-        (Mesh(dp=3, etp=3), "etp", "expected a divisor of 8192 (dim 2 of"),
-    ],
-)
-def test_a_mesh_that_does_not_suit_the_model_is_told_by_axis(mesh: Mesh, axis: str, reason: str) -> None:
-    ((got_axis, got_reason),) = misfits(named_inventory("scout"), mesh)
-    assert got_axis == axis
-    assert reason in got_reason
 
 
 def _file(**changes: object) -> bytes:

@@ -12,8 +12,9 @@ import typer
 from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_size
+from behemoth.spec.fit import misfits
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
-from behemoth.spec.model import Inventory, ModelFile, NamedModel, misfits, named_inventory
+from behemoth.spec.model import Inventory, ModelFile, NamedModel, named_inventory
 from behemoth.spec.nodes import MAX_NODES, MAX_RANKS_PER_NODE
 from behemoth.spec.pipeline import EVEN
 from behemoth.spec.recipe import Recipe, parse_recipe
@@ -100,10 +101,10 @@ def plan(
         _refuse_idle([name for name, value in given.items() if value not in (None, [])])
         context.console.show(plan_page(run, inventory, is_full=bool(form)), form)
         return
-    reader = run.mesh if restore_mesh is None else _reader(restore_mesh, inventory)
     recipe = run.recipe
     if restore_recipe is not None:
         recipe = parse_recipe(restore_recipe, recipe, name="option --restore-recipe")
+    reader = run.mesh if restore_mesh is None else _reader(restore_mesh, inventory, recipe)
     save = _forecast(context.console, run, inventory, reader, recipe, _kept_to(run, rates_of(bandwidth or [], price)))
     dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
     restore = Restore(reader=f"{dense}; experts {expert}", reads_shared=_reads_shared(run))
@@ -168,7 +169,7 @@ def _refuse_idle(names: list[str]) -> None:
         )
 
 
-def _reader(text: str, inventory: Inventory) -> Mesh:
+def _reader(text: str, inventory: Inventory, recipe: Recipe) -> Mesh:
     mesh = parse_mesh(text, name="option --restore-mesh")
     if mesh.num_ranks > MAX_NODES * MAX_RANKS_PER_NODE:
         raise Invalid(
@@ -176,7 +177,7 @@ def _reader(text: str, inventory: Inventory) -> Mesh:
             f"{mesh.num_ranks}",
             code="out-of-range",
         )
-    for axis, reason in misfits(inventory, mesh):
+    for axis, reason in misfits(inventory, mesh, recipe):
         raise Invalid(f"option --restore-mesh: {axis}: {reason}", code="mesh-model")
     return mesh
 

@@ -12,7 +12,7 @@ from behemoth_cli.views.figures import moment, since, size
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.commit_record import CommitRecord
-    from behemoth.checkpoint.layout import ArraySpec
+    from behemoth.checkpoint.layout import ArraySpec, SplitAxes
     from behemoth.checkpoint.problem import Problem
     from behemoth.checkpoint.reader import Commit
     from behemoth.checkpoint.verify import Report
@@ -191,9 +191,12 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _sharing(array: ArraySpec) -> str:
     """`dim 1: tp, flat: cp x dp`."""
-    over = array.flat_over
-    flat = [] if over is None else [f"flat: {' x '.join(over) if isinstance(over, tuple) else over}"]
-    return ", ".join([f"dim {dim}: {axis}" for dim, axis in array.dims] + flat) or "-"
+    flat = [] if array.flat_over is None else [f"flat: {_joined(array.flat_over)}"]
+    return ", ".join([f"dim {dim}: {_joined(axes)}" for dim, axes in array.dims] + flat) or "-"
+
+
+def _joined(axes: SplitAxes) -> str:
+    return " x ".join(axes) if isinstance(axes, tuple) else axes
 
 
 def _array_items(commit: Commit) -> list[dict[str, object]]:

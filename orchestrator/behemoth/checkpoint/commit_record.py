@@ -27,7 +27,9 @@ PADDED_DIMS = "padded-dims"
 """Feature of format 1.2: chunks follow the shares of a dim that programs pad (`ArraySpec.padded`)."""
 JOINT_AXES = "joint-axes"
 """Feature of format 1.3: an array is shared out over several axes at once (`ArraySpec.flat_over`)."""
-KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES})
+JOINT_DIMS = "joint-dims"
+"""Feature of format 1.4: a dim is split over several axes at once (`ArraySpec.dims`)."""
+KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES, JOINT_DIMS})
 MAX_RECORD_BYTES = 64 << 20
 MAX_INDEX_BYTES = 64 << 20
 """Of the object `index`; that of 2 trillion parameters has 5 MB."""
@@ -51,6 +53,7 @@ def format_of(layout: Layout) -> tuple[FormatVersion, tuple[str, ...]]:
         BOX_SHARDS: layout.sharding != "array",
         PADDED_DIMS: any(array.padded is not None for array in layout.arrays),
         JOINT_AXES: any(isinstance(array.flat_over, tuple) for array in layout.arrays),
+        JOINT_DIMS: any(isinstance(axes, tuple) for array in layout.arrays for _, axes in array.dims),
     }
     minor = max((number for number, is_used in enumerate(features.values(), start=1) if is_used), default=0)
     return FormatVersion(major=FORMAT_MAJOR, minor=minor), tuple(name for name, is_used in features.items() if is_used)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -24,6 +24,9 @@ from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, check_
 
 SplitAxis = Axis | Literal["rank"]
 """A mesh axis, or `rank`: one slice for every rank of the world (random number states)."""
+SplitAxes = SplitAxis | Axes
+"""What one dim is split over: an axis, or several of one mesh that count as one, innermost first and in any order:
+("edp", "etp") cuts over etp and each share over edp, as FSDP2 does on top of tensor parallelism."""
 
 Sharding = Literal["array", "box"]
 """What one object holds: a whole array, or a box of it that a rank holds, in which that rank's flat range is contiguous
@@ -50,9 +53,9 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = {
 class ArraySpec:
     """One logical array and how it is shared.
 
-    `dims` pairs a tensor dim with the axis over which it is split: with q = ceil(size / num), coordinate i has
-    [i q, min((i + 1) q, size)), so late ones may be short or empty. `packed` gives the sizes of the parts that one of
-    these dims consists of (gate|up, q|k|v): each part is split by itself, and a rank holds its shares one behind the
+    `dims` pairs a tensor dim with the axis, or axes, over which it is split: with q = ceil(size / num), coordinate i
+    has [i q, min((i + 1) q, size)), so late ones may be short or empty. `packed` gives the sizes of the parts that one
+    of these dims consists of (gate|up, q|k|v): each part is split by itself, and a rank holds its shares one behind the
     other. The local array that results is shared further over `flat_over`, by the same rule, as contiguous ranges of
     its C-order elements, or, with `flat_rows`, of the rows of its dim 0. Several axes there, in the order of their
     mesh, count as one: the replicas of a dense block are those over cp and dp. With `flat_bucket` (begin, size) those
@@ -67,7 +70,7 @@ class ArraySpec:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    dims: tuple[tuple[int, SplitAxis], ...] = ()
+    dims: tuple[tuple[int, SplitAxes], ...] = ()
     flat_over: Axes | None = None
     stage: int | None = None
     may_be_zero: bool = False
@@ -110,9 +113,11 @@ class ArraySpec:
         axes = [one for axes in self.axes for one in ((axes,) if axes == "rank" else each_axis(axes))]
         if unknown := [axis for axis in axes if axis not in (*get_args(Axis), "rank")]:
             raise Invalid(f"array {self.name!r}: expected mesh axes, got {unknown}", code="array-axes")
-        if len(set(axes)) != len(axes) or ("rank" in axes and (len(axes) > 1 or self.stage is not None)):
+        is_rank_alone = "rank" not in axes or (self.axes == ("rank",) and self.stage is None)
+        if () in self.axes or len(set(axes)) != len(axes) or not is_rank_alone:
             raise Invalid(
-                f"array {self.name!r}: expected each axis once, and rank alone, got {axes}", code="array-axes"
+                f"array {self.name!r}: expected each axis once, and rank alone, got {list(self.axes)}",
+                code="array-axes",
             )
         if self.stage is not None and ("pp" in axes or self.stage < 0):
             raise Invalid(
@@ -190,10 +195,20 @@ class ArraySpec:
         return (self.padded[1],) if self.padded is not None and self.padded[0] == dim else self.part_sizes(dim)
 
     @property
-    def axes(self) -> tuple[SplitAxis | Axes, ...]:
-        """The axes that give pieces: those of the split dims in order, then `flat_over`, which counts as one."""
-        split: tuple[SplitAxis | Axes, ...] = tuple(axis for _, axis in self.dims)
+    def axes(self) -> tuple[SplitAxes, ...]:
+        """The axes that give pieces: those of the split dims in order, then `flat_over`; several count as one."""
+        split: tuple[SplitAxes, ...] = tuple(axis for _, axis in self.dims)
         return split if self.flat_over is None else (*split, self.flat_over)
+
+    def without_idle_axes(self, mesh: Mesh) -> ArraySpec:
+        """The same shares by fewer axes, so that a program which names cp and runs without it leaves what every release
+        reads."""
+        over = self.flat_over
+        return replace(
+            self,
+            dims=tuple((dim, mesh.without_idle(axes) if isinstance(axes, tuple) else axes) for dim, axes in self.dims),
+            flat_over=mesh.without_idle(over) if isinstance(over, tuple) else over,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +266,7 @@ class Layout:
         """SHA-256 of the encoded form, hex: two layouts are the same exactly when it is."""
         return hashlib.sha256(self.encoded).hexdigest()
 
-    def axis_size(self, axis: SplitAxis) -> int:
+    def axis_size(self, axis: SplitAxes) -> int:
         return axis_size(self.mesh, axis)
 
     def encode(self) -> bytes:
@@ -304,7 +319,7 @@ class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sharding: Sharding = "array"
 
 
-def axis_size(mesh: Mesh, axis: SplitAxis | Axes) -> int:
+def axis_size(mesh: Mesh, axis: SplitAxes) -> int:
     """Number of coordinates on `axis`; for `rank` the world size."""
     return mesh.num_ranks if axis == "rank" else mesh.size(axis)
 

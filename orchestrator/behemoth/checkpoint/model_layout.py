@@ -8,12 +8,14 @@ the program. A program's small state (cursors, random number states) is not amon
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.conversion import num_blocks
-from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.spec.mesh import Axes, Axis, Mesh
-from behemoth.spec.model import Cut, Inventory, Tensor, misfits, stage_of
+from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxes
+from behemoth.spec.fit import misfits, row_dim
+from behemoth.spec.mesh import Axes, Mesh, each_axis
+from behemoth.spec.model import Cut, Inventory, Tensor, stage_of
 from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.recipe import Recipe
 
@@ -24,7 +26,8 @@ _MATRIX_DIMS = 2
 def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pipeline = EVEN) -> Layout:
     """One array per tensor and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`, `optim/exp_avg_sq/T`.
 
-    Dense tensors are shared over all that replicate them, cp x dp, as Megatron and FSDP do, and experts over edp.
+    Dense tensors are shared over all that replicate them, cp x dp, as Megatron and FSDP do, and experts over edp, by
+    rows of dim 1 where ranks are more than experts (`fit.row_dim`).
     Raises Invalid when mesh or pipeline do not suit the model, and for an inventory without tensors.
     """
     if not inventory.tensors:
@@ -32,7 +35,7 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pip
             "model: expected an inventory with tensors, got one whose tensors come from the program",
             code="model-tensors",
         )
-    for axis, reason in misfits(inventory, mesh):
+    for axis, reason in misfits(inventory, mesh, recipe):
         raise Invalid(f"mesh.{axis}: {reason}", code="mesh-model")
     num_layers = inventory.num_layers
     for field, reason in pipeline.misfits(num_layers, mesh.pp):
@@ -84,7 +87,7 @@ def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[
 def _spec(
     name: str, dtype: str, tensor: Tensor, mesh: Mesh, stage: int, flat_over: Axes | None, recipe: Recipe
 ) -> ArraySpec:
-    return ArraySpec(
+    spec = ArraySpec(
         name=name,
         dtype=dtype,
         shape=tensor.shape,
@@ -95,6 +98,18 @@ def _spec(
         flat_rows=flat_over is not None and recipe.shares == "rows",
         stage=stage,
     )
+    return _cut_along(row_dim(tensor, mesh), spec, mesh) if spec.flat_rows else spec
+
+
+def _cut_along(dim: int, spec: ArraySpec, mesh: Mesh) -> ArraySpec:
+    """What is shared by rows of dim 0, by rows of another one: these are boxes, and no flat range of a block. What cuts
+    that dim already cuts it first; one that has a single rank and parts there says nothing."""
+    if dim == 0:
+        return spec
+    outer = tuple(axis for at, axes in spec.dims if at == dim and axes != "rank" for axis in each_axis(axes))
+    dims = {**dict(spec.dims), dim: mesh.without_idle(("edp", *outer))}
+    packed = None if spec.packed is not None and spec.packed[0] == dim else spec.packed
+    return replace(spec, dims=tuple(sorted(dims.items())), packed=packed, flat_over=None, flat_rows=False)
 
 
 def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: tuple[int, ...]) -> ArraySpec:
@@ -121,7 +136,7 @@ def _scales(tensor: Tensor, mesh: Mesh, stage: int, block: tuple[int, ...]) -> A
     )
 
 
-def _dims(cuts: tuple[Cut, ...]) -> tuple[tuple[int, Axis], ...]:
+def _dims(cuts: tuple[Cut, ...]) -> tuple[tuple[int, SplitAxes], ...]:
     return tuple((cut.dim, cut.axis) for cut in cuts)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.records import RANKS_ARRAY
-from behemoth.spec.mesh import Axes, Mesh
+from behemoth.spec.mesh import Axes, Mesh, each_axis
 
 _REPLICAS: Axes = ("cp", "dp")
 _NUMBER = re.compile(r"\d+")
@@ -28,7 +28,13 @@ def on_mesh(layout: Layout, mesh: Mesh) -> Layout:
         return layout
     stages = _stages(layout.arrays, layout.mesh.pp, mesh.pp)
     arrays = (
-        replace(array, stage=stage, flat_over=_over_replicas(array, layout.mesh, mesh), flat_bucket=None, padded=None)
+        replace(
+            array.without_idle_axes(mesh),
+            stage=stage,
+            flat_over=_over_replicas(array, layout.mesh, mesh),
+            flat_bucket=None,
+            padded=None,
+        )
         for array, stage in zip(layout.arrays, stages, strict=True)
     )
     return Layout(mesh=mesh, arrays=tuple(_with_rows(array, mesh) for array in arrays))
@@ -38,7 +44,7 @@ def _over_replicas(array: ArraySpec, old: Mesh, new: Mesh) -> Axes | None:
     if array.flat_over is None:
         return None
     is_of_all = old.without_idle(array.flat_over) == old.without_idle(_REPLICAS)
-    is_split_by_them = any(axis in _REPLICAS for _, axis in array.dims)
+    is_split_by_them = any(axis in _REPLICAS for _, axes in array.dims if axes != "rank" for axis in each_axis(axes))
     return new.without_idle(_REPLICAS if is_of_all and not is_split_by_them else array.flat_over)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
-from behemoth.checkpoint.layout import Layout, SplitAxis, axis_size
+from behemoth.checkpoint.layout import Layout, SplitAxes, axis_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -181,7 +181,7 @@ def _choose_least_loaded(loads: Ints, holders: Ints, weights: Ints, chosen: Ints
 
 
 @lru_cache(maxsize=256)
-def _sharing(mesh: Mesh, axes: tuple[SplitAxis | Axes, ...], stage: int | None) -> Sharing:
+def _sharing(mesh: Mesh, axes: tuple[SplitAxes, ...], stage: int | None) -> Sharing:
     ranks = np.arange(mesh.num_ranks, dtype=np.int64)
     sizes = tuple(axis_size(mesh, axis) for axis in axes)
     piece = np.zeros_like(ranks)

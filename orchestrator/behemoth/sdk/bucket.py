@@ -16,7 +16,7 @@ import numpy as np
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import local_shape, share_of
-from behemoth.checkpoint.layout import ArraySpec, SplitAxis, axis_size
+from behemoth.checkpoint.layout import ArraySpec, SplitAxes, axis_size
 from behemoth.sdk.arrays import is_tensor
 from behemoth.sdk.declared import packed_of, padded_of
 from behemoth.sdk.place import RankMesh
@@ -40,7 +40,7 @@ class Slot:
 
     name: str
     shape: tuple[int, ...]
-    dims: Mapping[int, SplitAxis] | None = None
+    dims: Mapping[int, SplitAxes] | None = None
     packed: Mapping[int, Sequence[int]] | None = None
     padded: Mapping[int, int] | None = None
     begin: int | None = None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, SplitAxis
+from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, SplitAxes
 from behemoth.checkpoint.plan import Piece, plan_rank
 from behemoth.checkpoint.records import (
     RANKS_ARRAY,
@@ -44,7 +44,7 @@ _FLAT_BUCKET = "with q = ceil(size / holders), holder i has what lies in [i q, m
 class _Array:
     host: HostArray | None
     shape: tuple[int, ...]
-    dims: tuple[tuple[int, SplitAxis], ...]
+    dims: tuple[tuple[int, SplitAxes], ...]
     packed: tuple[int, tuple[int, ...]] | None
     padded: tuple[int, int] | None
     flat_over: Axes | None
@@ -78,7 +78,7 @@ class State:
         value: object,
         *,
         shape: tuple[int, ...],
-        dims: Mapping[int, SplitAxis] | None = None,
+        dims: Mapping[int, SplitAxes] | None = None,
         packed: Mapping[int, Sequence[int]] | None = None,
         padded: Mapping[int, int] | None = None,
         flat_over: Axes | None = None,
@@ -93,17 +93,19 @@ class State:
         """Declare one logical array of `shape`, of which this rank holds `value` (numpy or torch, contiguous).
 
         `dims` splits a dim over a mesh axis: q = ceil(size / num), coordinate i has [i q, min((i + 1) q, size)), which
-        may be empty. `packed` names the one split dim that consists of parts (gate|up, q|k|v), with their sizes: each
-        is split by itself, and this rank's shares lie one behind the other. `padded` gives the size that a split dim
-        has in the program (a vocabulary, padded): that is what is split, and `value` is this rank's share without the
-        padding behind the dim's own end. `flat_over` shares the block that results as contiguous flat ranges over a
-        data-parallel axis, by the same rule over its elements in C order, or, with `flat_rows`, over the rows of its
-        dim 0 (FSDP2). Over several axes, innermost first, they count as one: ("cp", "dp") are the replicas of a dense
-        block, of which `mesh.coordinate(("cp", "dp"))` is this one. `flat_bucket` (begin, size): the block lies in a
-        buffer of that size, from that element on, and the buffer is shared (`behemoth.sdk.bucket`). `stage`: only ranks
-        of that pipeline stage hold it; others give None as `value`, and the `dtype`. An array that may change between
-        `save` and `fence` (amax histories, scales) is `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy.
-        `frozen`: staying as it is is healthy, whatever updates are announced; equal on all ranks, like the rest.
+        may be empty. Several axes, innermost first, count as one: ("edp", "etp") cuts over etp, and each share over edp
+        (FSDP2 on top of tensor parallelism). `packed` names the one split dim that consists of parts (gate|up, q|k|v),
+        with their sizes: each is split by itself, and this rank's shares lie one behind the other. `padded` gives the
+        size that a split dim has in the program (a vocabulary, padded): that is what is split, and `value` is this
+        rank's share without the padding behind the dim's own end. `flat_over` shares the block that results as
+        contiguous flat ranges over a data-parallel axis, by the same rule over its elements in C order, or, with
+        `flat_rows`, over the rows of its dim 0 (FSDP2). Over several axes, innermost first, they count as one: ("cp",
+        "dp") are the replicas of a dense block, of which `mesh.coordinate(("cp", "dp"))` is this one. `flat_bucket`
+        (begin, size): the block lies in a buffer of that size, from that element on, and the buffer is shared
+        (`behemoth.sdk.bucket`). `stage`: only ranks of that pipeline stage hold it; others give None as `value`, and
+        the `dtype`. An array that may change between `save` and `fence` (amax histories, scales) is
+        `mutable_in_forward`. `may_be_zero`: turning all-zero is healthy. `frozen`: staying as it is is healthy,
+        whatever updates are announced; equal on all ranks, like the rest.
 
         Raises Invalid.
         """
@@ -242,7 +244,7 @@ class BoundState:
 
 
 def _specs(state: State, mesh: Mesh) -> list[ArraySpec]:
-    specs = [_without_idle_axes(_spec(name, array), mesh) for name, array in state._arrays.items()]
+    specs = [_spec(name, array).without_idle_axes(mesh) for name, array in state._arrays.items()]
     for name, record in state._records.items():
         size = record.memory.nbytes
         specs.append(rank_records_spec(mesh.num_ranks, size) if name == RANKS_ARRAY else run_record_spec(size))
@@ -263,11 +265,6 @@ def _spec(name: str, array: _Array) -> ArraySpec:
         stage=array.stage,
         may_be_zero=array.may_be_zero,
     )
-
-
-def _without_idle_axes(spec: ArraySpec, mesh: Mesh) -> ArraySpec:
-    """So that a program which names cp and runs without it leaves what every release reads."""
-    return replace(spec, flat_over=mesh.without_idle(spec.flat_over)) if isinstance(spec.flat_over, tuple) else spec
 
 
 def _check_dtype(name: str, array: _Array) -> None:

@@ -193,22 +193,6 @@ def inventory_of(entries: Iterable[TensorEntry], *, num_experts: int, source: st
     return Inventory(num_experts=num_experts, tensors=tensors)
 
 
-def misfits(inventory: Inventory, mesh: Mesh) -> Iterator[tuple[Axis, str]]:
-    """Axes whose size does not suit the model, each with the reason as `expected ..., got ...`, once per axis."""
-    if inventory.num_experts == 0 and mesh.ep > 1:
-        yield "ep", f"expected 1 for a model without experts, got {mesh.ep}"
-    elif inventory.num_experts % mesh.ep:
-        yield "ep", f"expected a divisor of the model's {inventory.num_experts} experts, got {mesh.ep}"
-    if inventory.num_layers and mesh.pp > inventory.num_layers:
-        yield "pp", f"expected at most the model's {inventory.num_layers} layers, got {mesh.pp}"
-    for axis in ("tp", "etp"):
-        uneven = next((tensor for tensor in inventory.tensors if not _is_even(tensor, mesh, axis)), None)
-        if uneven is not None:
-            cut = next(cut for cut in uneven.cuts if cut.axis == axis and cut.padded_to is None)
-            rows = math.gcd(*cut.part_sizes(uneven.shape[cut.dim]))
-            yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
-
-
 def rank_bytes(
     inventory: Inventory, mesh: Mesh, rank: Rank, pipeline: Pipeline = EVEN, recipe: Recipe = DEFAULT
 ) -> RankBytes:
@@ -297,8 +281,3 @@ def _packed(parts: str) -> tuple[int, ...]:
     """`2` is two parts of one size, `4:1:1` gives the sizes relative to each other."""
     sizes = tuple(int(part) for part in parts.split(":"))
     return sizes if len(sizes) > 1 else (1,) * sizes[0]
-
-
-def _is_even(tensor: Tensor, mesh: Mesh, axis: Axis) -> bool:
-    cuts = (cut for cut in tensor.cuts if cut.axis == axis and cut.padded_to is None)
-    return all(part % mesh.size(axis) == 0 for cut in cuts for part in cut.part_sizes(tensor.shape[cut.dim]))

@@ -69,8 +69,8 @@ class Recipe:
         Shares,
         About(
             doc="How the replicas of a block share it. flat: ranges of elements of master and moments (Megatron's "
-            "distributed optimizer), weights whole on each; rows: rows of weights, master and moments (FSDP2); whole: "
-            "each replica holds all.",
+            "distributed optimizer), weights whole on each; rows: rows of weights, master and moments (FSDP2), of "
+            "experts those of dim 1 where ep x edp is more than their number; whole: each replica holds all.",
             kind=Choice(names=get_args(Shares)),
         ),
     ] = "flat"

@@ -15,8 +15,9 @@ from typing import Annotated
 from behemoth.spec.checkpoint import Checkpoint
 from behemoth.spec.drill import FAULT_EXPECTED, FAULT_PATTERN, Fault, format_fault, misaim, parse_fault
 from behemoth.spec.field import About, Listing, Notation, OneOf, section
+from behemoth.spec.fit import misfits
 from behemoth.spec.mesh import Mesh, complete_axes
-from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, misfits, named_inventory
+from behemoth.spec.model import Inventory, Model, ModelFile, NamedModel, named_inventory
 from behemoth.spec.nodes import Nodes, Placement
 from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.problem import InvalidRun, Problem
@@ -205,7 +206,7 @@ def _mesh_problems(run: TrainingRun) -> Iterator[Problem]:
 
 
 def _misfits(run: TrainingRun, inventory: Inventory) -> Iterator[Problem]:
-    for axis, reason in misfits(inventory, run.mesh):
+    for axis, reason in misfits(inventory, run.mesh, run.recipe):
         sizes = [n for n in range(1, run.mesh.size(axis)) if inventory.num_experts % n == 0] if axis == "ep" else []
         hint = f"the nearest smaller one is {sizes[-1]}" if sizes and inventory.num_experts else ""
         yield Problem(path=f"spec.mesh.{axis}", reason=reason, hint=hint, code="mesh-model")
