@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -10,10 +13,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from behemoth.app.import_lock import clearing
+from behemoth.app.import_lock import clearing, importing
 from behemoth.base.errors import Conflict, Unavailable
 from behemoth.checkpoint.commit_log import latest
-from behemoth.dcp import BehemothWriter
+from behemoth.dcp import BehemothWriter, save_lock
+from behemoth.dcp.going_on import GoingOn
 from behemoth.storage.local import LocalStore
 from dcp.programs import told_by
 from dcp.saved import Failing, Meanwhile, loaded, refs, refusal, state_of, writes
@@ -90,3 +94,83 @@ def test_another_process_clears_and_saves_while_the_writer_of_a_failed_save_is_t
     assert writes(tmp_path) == {(0, refs(tmp_path)[0].write_id)}
     save(state_of(2), storage_writer=writer)
     assert [ref.step for ref in refs(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["raises", "raises-async", "killed-1"])
+def test_a_coordinator_lets_a_clean_up_in_when_another_rank_failed(tmp_path: Path, how: str) -> None:
+    """DCP tells its writer nothing then. It still has that writer, and the error, while the store is cleared."""
+    told = told_by("failing_program", how, str(tmp_path))
+    coordinator, failed = told["ranks"][0], told["ranks"][1]
+    assert coordinator["error"] is not None
+    assert coordinator["freed"]
+    assert coordinator["cleared"] == 0
+    if how == "killed-1":
+        assert failed is None
+    else:
+        assert "device lost" in failed["error"]
+    last = [0, 1] if how == "killed-1" else [0, 1, 2]
+    assert [one["steps"] for one in told["resumed"]] == [last, last]
+    assert writes(tmp_path) == {(ref.step, ref.write_id) for ref in refs(tmp_path)}
+
+
+def test_a_new_job_saves_at_once_when_the_coordinator_was_killed(tmp_path: Path) -> None:
+    told = told_by("failing_program", "killed-0", str(tmp_path))
+    assert told["ranks"][0] is None
+    assert [one["steps"] for one in told["resumed"]] == [[0, 1], [0, 1]]
+    assert len(writes(tmp_path)) == 3
+    assert told_by("clearing_program", str(tmp_path))["code"] == 0
+    assert writes(tmp_path) == {(ref.step, ref.write_id) for ref in refs(tmp_path)}
+
+
+def test_the_lock_stays_while_a_save_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread looks many times while one tensor is being written."""
+    looks: list[bool] = []
+
+    def is_over(save: GoingOn) -> bool:
+        looks.append(found := really_over(save))
+        return found
+
+    really_over = GoingOn.is_over
+    monkeypatch.setattr(GoingOn, "is_over", is_over)
+    monkeypatch.setattr(save_lock, "LOOK_S", 0.001)
+
+    def wait_and_clear() -> None:
+        while len(looks) < 10:
+            threading.Event().wait(0.001)
+        with pytest.raises(Conflict), clearing(tmp_path):
+            pass
+
+    save(state_of(1), storage_writer=BehemothWriter(tmp_path), planner=Meanwhile(wait_and_clear))
+    assert not any(looks)
+    with clearing(tmp_path):
+        pass
+
+
+def test_a_lock_ends_with_its_save_and_not_with_children_that_were_forked_meanwhile(tmp_path: Path) -> None:
+    """As workers of a data loader are, which live on."""
+    end, begin = os.pipe()
+    with importing(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(begin)
+            os.read(end, 1)
+            os._exit(0)
+    os.close(end)
+    try:
+        with clearing(tmp_path):
+            pass
+    finally:
+        os.close(begin)
+        os.waitpid(child, 0)
+
+
+def test_a_second_save_may_follow_at_once_on_an_asynchronous_one_that_failed(tmp_path: Path) -> None:
+    """Though the thread of the first may still be there."""
+    writer, threads = BehemothWriter(tmp_path, threads=1), ThreadPoolExecutor(max_workers=1)
+    failed = threads.submit(save, state_of(1), storage_writer=writer, planner=Failing())
+    with pytest.raises(CheckpointException, match="device lost"):
+        failed.result()
+    save(state_of(2), storage_writer=writer)
+    assert any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+    threads.shutdown()
+    assert [ref.step for ref in refs(tmp_path)] == [0]

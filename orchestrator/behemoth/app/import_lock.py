@@ -44,6 +44,9 @@ def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None
         except BlockingIOError as error:
             hint = "wait for it, or end it"
             raise Conflict(f"store {folder}: expected {expected}, got {got}", hint=hint, code="store-busy") from error
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing it would leave the lock to children that were forked meanwhile
     finally:
         os.close(fd)

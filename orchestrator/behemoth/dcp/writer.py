@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +21,17 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from behemoth.app.import_lock import importing
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.dcp.address import parse_address
 from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.bucket_borders import begin_shared
 from behemoth.dcp.folders import settle
+from behemoth.dcp.going_on import GoingOn
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
+from behemoth.dcp.save_lock import SaveLock
 from behemoth.dcp.save_plan import SavedState, orders_of, rank_boxes, rank_orders, saved_state
 from behemoth.ports import ObjectStore, UploadsParts
 from behemoth.storage.local import LocalStore
@@ -48,7 +48,7 @@ class _Save:
 
     url: str
     state: SavedState
-    thread: int
+    going_on: GoingOn
     folder: str | None
     replaces: bool
     """Whether it may take the place of the checkpoint of its step: only where the step was told."""
@@ -87,13 +87,13 @@ class BehemothWriter(Addressed, StorageWriter):
         self._is_coordinator = False
         self._save_id = secrets.token_hex(8)
         self._save: _Save | None = None
-        self._held = ExitStack()
+        self._lock = SaveLock()
         self._plans: list[SavePlan] = []
         self._probed: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no save under way."""
-        return {**self.__dict__, "_save": None, "_plans": [], "_held": ExitStack()}
+        return {**self.__dict__, "_save": None, "_plans": [], "_lock": SaveLock()}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another save, of `checkpoint_id` where DCP was given one."""
@@ -119,11 +119,11 @@ class BehemothWriter(Addressed, StorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
         plans = self._plans = self._whole_plans(plans)
-        url = self._address.url
+        url, going_on = self._address.url, GoingOn.here()
         with self._held_unless_it_fails(), closing(_opened(url)) as store:
-            self._drop_failed(store)
+            self._drop_failed(store, going_on)
             if not isinstance(store, UploadsParts):
-                self._held.enter_context(importing(Path(store.root)))
+                self._lock.take(Path(store.root), going_on)
             elif url not in self._probed:
                 probe_uploads(store, url=url)
                 self._probed.add(url)
@@ -132,7 +132,7 @@ class BehemothWriter(Addressed, StorageWriter):
         self._save = _Save(
             url=url,
             state=state,
-            thread=threading.get_ident(),
+            going_on=going_on,
             folder=self._address.folder,
             replaces=self._overwrite and self._address.step is not None,
         )
@@ -175,16 +175,15 @@ class BehemothWriter(Addressed, StorageWriter):
             )
             settle(store)
         self._save = None
-        self._held.close()
+        self._lock.let_go()
 
     @contextmanager
     def _held_unless_it_fails(self) -> Iterator[None]:
-        """A save that failed here needs nobody to keep a clean-up out. That another rank failed nothing tells: then the
-        lock goes with the next save, or with the writer."""
+        """A save that failed here needs nobody to keep a clean-up out. What failed elsewhere the lock finds out."""
         try:
             yield
         except BaseException:
-            self._held.close()
+            self._lock.let_go()
             raise
 
     def _whole_plans(self, plans: Sequence[SavePlan]) -> list[SavePlan]:
@@ -201,12 +200,11 @@ class BehemothWriter(Addressed, StorageWriter):
             )
         return found
 
-    def _drop_failed(self, store: ObjectStore) -> None:
+    def _drop_failed(self, store: ObjectStore, save: GoingOn) -> None:
         """Remove what a failed save of this writer left. Raises Conflict while that save may be going on."""
         failed = self._save
         if failed is not None:
-            is_alive = any(thread.ident == failed.thread for thread in threading.enumerate())
-            if is_alive and failed.thread != threading.get_ident():
+            if failed.going_on.thread != save.thread and not failed.going_on.is_over():
                 raise Conflict(
                     "BehemothWriter: expected one save at a time, got a second while the first goes on",
                     hint="wait for the future of async_save before the next save",
@@ -215,7 +213,7 @@ class BehemothWriter(Addressed, StorageWriter):
             if failed.url == self._address.url:
                 discard(store, failed.state)
             self._save = None
-        self._held.close()
+        self._lock.let_go()
 
 
 def _planned(store: LocalStore | S3Store, plans: Sequence[SavePlan], step: Step) -> SavedState:
