@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch.utils.data import IterableDataset
 from world import run_world
 
 from behemoth.checkpoint.commit_log import commits
-from behemoth.storage.local import LocalStore
+from behemoth.storage.open import open_store
 
 STEPS = 5
 
@@ -121,9 +120,10 @@ def life(manager: str, mode: str, store: str, *, last: int) -> dict[str, Any]:
     saving.maybe_wait_for_saving()
     saving.close()
     dist.barrier()
-    steps = sorted(int(re.sub(r"\D", "", file.parent.name)) for file in Path(store).glob("step-*/.metadata"))
-    with closing(LocalStore(store)) as opened:
+    with closing(open_store(store)) as opened:
         committed = [one.step for one in commits(opened)]
+        posts = (re.fullmatch(r"step-(\d+)/\.metadata", info.key) for info in opened.list(""))
+        steps = sorted(int(post[1]) for post in posts if post)
     return {"was_found": was_found, "found": found, "ended": look(parts), "folders": steps, "store": committed}
 
 
