@@ -30,8 +30,9 @@ class SaveLock:
         self._held.enter_context(importing(folder))
         if save.is_told:
             self._ended.clear()
-            self._watch = threading.Thread(target=self._let_go_after, args=(save,), name="dcp-save-lock", daemon=True)
-            self._watch.start()
+            watch = threading.Thread(target=self._let_go_after, args=(save,), name="dcp-save-lock", daemon=True)
+            watch.start()
+            self._watch = watch
 
     def let_go(self) -> None:
         """Does nothing where it is not held."""
