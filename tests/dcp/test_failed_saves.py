@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from typing_extensions import Buffer
 
 from behemoth.app.import_lock import clearing, importing
 from behemoth.base.errors import Conflict, Unavailable
@@ -204,3 +205,26 @@ def test_a_second_save_that_is_refused_lets_no_clean_up_in_while_the_first_goes_
 
     save(state_of(1), storage_writer=writer, planner=Meanwhile(save_again_and_clear))
     assert same(loaded(tmp_path, state_of(0)), state_of(1))
+
+
+def test_a_replacement_that_is_interrupted_between_mark_and_record_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C on the coordinator: DCP raises it on all ranks as any other error."""
+    place = tmp_path / "step-3"
+    save(state_of(1), storage_writer=BehemothWriter(place))
+    create = LocalStore.create
+    marked: list[str] = []
+
+    def interrupted(store: LocalStore, key: str, data: Buffer) -> None:
+        if marked and key.startswith("commits/"):
+            marked.clear()
+            raise KeyboardInterrupt
+        if key.startswith("rejected/"):
+            marked.append(key)
+        create(store, key, data)
+
+    monkeypatch.setattr(LocalStore, "create", interrupted)
+    with pytest.raises(CheckpointException):
+        save(state_of(2), storage_writer=BehemothWriter(place))
+    assert same(loaded(place, state_of(0)), state_of(1))

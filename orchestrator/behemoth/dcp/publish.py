@@ -225,7 +225,7 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
             with suppress(Conflict):
                 store.create(key, marker.encode())
         publish_record(store, record)
-    except Exception:
+    except BaseException:  # an interrupt too: DCP goes on after it
         _put_back(store, record, old, marks)
         raise
     for one in old:
