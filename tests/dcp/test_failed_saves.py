@@ -192,6 +192,26 @@ def test_a_save_that_can_start_no_thread_keeps_no_clean_up_out(tmp_path: Path, m
     assert same(loaded(tmp_path, state_of(0)), state_of(2))
 
 
+def test_an_interrupt_while_the_lock_is_let_go_leaves_it_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = threading.Thread.join
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        join(thread, timeout)
+        if thread.name == "dcp-save-lock":
+            raise KeyboardInterrupt
+
+    writer = BehemothWriter(tmp_path)
+    with monkeypatch.context() as here:
+        here.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(CheckpointException):
+            save(state_of(1), storage_writer=writer)
+    with clearing(tmp_path):
+        pass
+    assert same(loaded(tmp_path, state_of(0)), state_of(1))
+
+
 def test_a_second_save_that_is_refused_lets_no_clean_up_in_while_the_first_goes_on(tmp_path: Path) -> None:
     writer = BehemothWriter(tmp_path, threads=1)
 

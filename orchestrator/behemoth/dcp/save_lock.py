@@ -43,7 +43,6 @@ class SaveLock:
         self._held.close()
 
     def _let_go_after(self, save: GoingOn) -> None:
-        while not self._ended.wait(LOOK_S):
-            if save.is_over():
-                self._held.close()
-                return
+        while not self._ended.wait(LOOK_S) and not save.is_over():
+            pass
+        self._held.close()  # here too when it is let go: whoever waits for that may be interrupted
