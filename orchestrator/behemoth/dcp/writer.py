@@ -68,7 +68,8 @@ class BehemothWriter(Addressed, StorageWriter):
 
     One save at a time: wait for the future of an async_save before the next. Raises, wrapped by DCP into a
     CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then, but where its folder
-    alone could not be put up, which the next save does.
+    alone could not be put up, which the next save does, or what it replaced could not be removed, which a clean-up
+    does.
     """
 
     def __init__(
