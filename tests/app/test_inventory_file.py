@@ -97,6 +97,7 @@ def test_experts_that_are_a_tensor_each_become_stacks_that_ep_cuts(tmp_path: Pat
         ("model.decoder.layers", "model.decoder.final_layer_norm.bias"),
         ("gpt_neox.layers", "embed_out.weight"),
         ("transformer.h", "transformer.ln_f.bias"),
+        ("h", "ln_f.weight"),
         ("transformer.blocks", "transformer.norm_f.weight"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from typing_extensions import Buffer
 
 from behemoth.app.import_lock import clearing, importing
 from behemoth.base.errors import Conflict, Unavailable
@@ -174,3 +175,76 @@ def test_a_second_save_may_follow_at_once_on_an_asynchronous_one_that_failed(tmp
     assert any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
     threads.shutdown()
     assert [ref.step for ref in refs(tmp_path)] == [0]
+
+
+def test_a_save_that_can_start_no_thread_keeps_no_clean_up_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = BehemothWriter(tmp_path)
+    with monkeypatch.context() as here:
+        here.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(CheckpointException, match="can't start new thread"):
+            save(state_of(1), storage_writer=writer)
+    with clearing(tmp_path):
+        pass
+    save(state_of(2), storage_writer=writer)
+    assert same(loaded(tmp_path, state_of(0)), state_of(2))
+
+
+def test_an_interrupt_while_the_lock_is_let_go_leaves_it_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = threading.Thread.join
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        join(thread, timeout)
+        if thread.name == "dcp-save-lock":
+            raise KeyboardInterrupt
+
+    writer = BehemothWriter(tmp_path)
+    with monkeypatch.context() as here:
+        here.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(CheckpointException):
+            save(state_of(1), storage_writer=writer)
+    with clearing(tmp_path):
+        pass
+    assert same(loaded(tmp_path, state_of(0)), state_of(1))
+
+
+def test_a_second_save_that_is_refused_lets_no_clean_up_in_while_the_first_goes_on(tmp_path: Path) -> None:
+    writer = BehemothWriter(tmp_path, threads=1)
+
+    def save_again_and_clear() -> None:
+        with ThreadPoolExecutor(max_workers=1) as threads:
+            second = threads.submit(save, state_of(2), storage_writer=writer).exception()
+        assert isinstance(second, CheckpointException)
+        assert refusal(second).code == "dcp-two-saves"
+        with pytest.raises(Conflict), clearing(tmp_path):
+            pass
+
+    save(state_of(1), storage_writer=writer, planner=Meanwhile(save_again_and_clear))
+    assert same(loaded(tmp_path, state_of(0)), state_of(1))
+
+
+def test_a_replacement_that_is_interrupted_between_mark_and_record_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C on the coordinator: DCP raises it on all ranks as any other error."""
+    place = tmp_path / "step-3"
+    save(state_of(1), storage_writer=BehemothWriter(place))
+    create = LocalStore.create
+    marked: list[str] = []
+
+    def interrupted(store: LocalStore, key: str, data: Buffer) -> None:
+        if marked and key.startswith("commits/"):
+            marked.clear()
+            raise KeyboardInterrupt
+        if key.startswith("rejected/"):
+            marked.append(key)
+        create(store, key, data)
+
+    monkeypatch.setattr(LocalStore, "create", interrupted)
+    with pytest.raises(CheckpointException):
+        save(state_of(2), storage_writer=BehemothWriter(place))
+    assert same(loaded(place, state_of(0)), state_of(1))

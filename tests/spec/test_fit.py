@@ -62,4 +62,12 @@ def test_rows_that_fsdp2_cannot_share_are_told(shape: list[int], shard: str, mes
     ((axis, told),) = misfits(inventory, mesh, ROWS)
     assert axis == "edp"
     assert told.startswith(reason)
+    assert told.endswith(f", got {mesh.edp}")
     assert list(misfits(inventory, mesh, DEFAULT)) == []
+
+
+def test_experts_that_ep_does_not_divide_are_told_by_ep_alone() -> None:
+    """No edp would help: how many rows a rank has depends on the experts that it has."""
+    entries = [TensorEntry(name="w", shape=[4, 16, 6], shard="ep0,etp1_packed2")]
+    inventory = inventory_of(entries, num_experts=4, source="toy")
+    assert [axis for axis, _ in misfits(inventory, Mesh(dp=32, ep=8, etp=2, edp=2), ROWS)] == ["ep"]

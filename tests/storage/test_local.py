@@ -554,6 +554,24 @@ def test_who_seals_a_file_while_another_thread_hears_that_it_is_lost_hears_it_to
     assert isinstance(sealing[0].exception(), Unavailable)
 
 
+def test_who_seals_a_file_that_could_not_be_closed_hears_it(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system over the network tells some failures then."""
+    close = os.close
+
+    def failing(fd: int) -> None:
+        is_lost = os.readlink(f"/proc/self/fd/{fd}").endswith("/file-0")
+        close(fd)
+        if is_lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as here:
+        here.setattr(os, "close", failing)
+        for number in range(5):
+            _write(store, f"file-{number}")
+    with pytest.raises(Unavailable, match="file-0"):
+        store.seal(["file-0"])
+
+
 def test_what_is_private_is_its_owners_alone_and_other_folders_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:

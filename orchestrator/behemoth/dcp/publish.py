@@ -82,7 +82,8 @@ def publish(
 ) -> None:
     """Write the record of contents, prove, and commit; one that `replaces` takes the place of the checkpoint of its
     step, unless that was pinned meanwhile. `told` has what each rank returned. `folder`: by which the program knows it.
-    Raises as `checkpoint.commit` does; no checkpoint of this write is there then."""
+    Raises as `checkpoint.commit` does; no checkpoint of this write is there then, unless it is what was replaced that
+    could not be removed."""
     contents = _contents(state, metadata, told)
     _check_complete(state, contents, metadata)
     data = contents.encode()
@@ -225,7 +226,7 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
             with suppress(Conflict):
                 store.create(key, marker.encode())
         publish_record(store, record)
-    except Exception:
+    except BaseException:  # an interrupt too: DCP goes on after it
         _put_back(store, record, old, marks)
         raise
     for one in old:

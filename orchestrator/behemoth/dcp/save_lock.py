@@ -30,8 +30,9 @@ class SaveLock:
         self._held.enter_context(importing(folder))
         if save.is_told:
             self._ended.clear()
-            self._watch = threading.Thread(target=self._let_go_after, args=(save,), name="dcp-save-lock", daemon=True)
-            self._watch.start()
+            watch = threading.Thread(target=self._let_go_after, args=(save,), name="dcp-save-lock", daemon=True)
+            watch.start()
+            self._watch = watch
 
     def let_go(self) -> None:
         """Does nothing where it is not held."""
@@ -42,7 +43,6 @@ class SaveLock:
         self._held.close()
 
     def _let_go_after(self, save: GoingOn) -> None:
-        while not self._ended.wait(LOOK_S):
-            if save.is_over():
-                self._held.close()
-                return
+        while not self._ended.wait(LOOK_S) and not save.is_over():
+            pass
+        self._held.close()  # here too when it is let go: whoever waits for that may be interrupted

@@ -68,7 +68,8 @@ class BehemothWriter(Addressed, StorageWriter):
 
     One save at a time: wait for the future of an async_save before the next. Raises, wrapped by DCP into a
     CheckpointException, what is wrong with rank, array and reason; no checkpoint is there then, but where its folder
-    alone could not be put up, which the next save does.
+    alone could not be put up, which the next save does, or what it replaced could not be removed, which a clean-up
+    does.
     """
 
     def __init__(
@@ -118,10 +119,11 @@ class BehemothWriter(Addressed, StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
-        plans = self._plans = self._whole_plans(plans)
         url, going_on = self._address.url, GoingOn.here()
+        self._require_one_save(going_on)
+        plans = self._plans = self._whole_plans(plans)
         with self._held_unless_it_fails(), closing(_opened(url)) as store:
-            self._drop_failed(store, going_on)
+            self._drop_failed(store)
             if not isinstance(store, UploadsParts):
                 self._lock.take(Path(store.root), going_on)
             elif url not in self._probed:
@@ -200,16 +202,20 @@ class BehemothWriter(Addressed, StorageWriter):
             )
         return found
 
-    def _drop_failed(self, store: ObjectStore, save: GoingOn) -> None:
-        """Remove what a failed save of this writer left. Raises Conflict while that save may be going on."""
+    def _require_one_save(self, save: GoingOn) -> None:
+        """Raises Conflict while the former one may be going on, whose lock stays."""
+        former = self._save
+        if former is not None and former.going_on.thread != save.thread and not former.going_on.is_over():
+            raise Conflict(
+                "BehemothWriter: expected one save at a time, got a second while the first goes on",
+                hint="wait for the future of async_save before the next save",
+                code="dcp-two-saves",
+            )
+
+    def _drop_failed(self, store: ObjectStore) -> None:
+        """Remove what a failed save of this writer left."""
         failed = self._save
         if failed is not None:
-            if failed.going_on.thread != save.thread and not failed.going_on.is_over():
-                raise Conflict(
-                    "BehemothWriter: expected one save at a time, got a second while the first goes on",
-                    hint="wait for the future of async_save before the next save",
-                    code="dcp-two-saves",
-                )
             if failed.url == self._address.url:
                 discard(store, failed.state)
             self._save = None

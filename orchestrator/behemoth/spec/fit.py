@@ -28,7 +28,7 @@ def misfits(inventory: Inventory, mesh: Mesh, recipe: Recipe) -> Iterator[tuple[
             cut = next(cut for cut in uneven.cuts if cut.axis == axis and cut.padded_to is None)
             rows = math.gcd(*cut.part_sizes(uneven.shape[cut.dim]))
             yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
-    if recipe.shares == "rows":
+    if recipe.shares == "rows" and inventory.num_experts % mesh.ep == 0:
         reasons = (_row_misfit(tensor, mesh) for tensor in inventory.tensors)
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is not None:
@@ -52,7 +52,8 @@ def _row_misfit(tensor: Tensor, mesh: Mesh) -> str | None:
     cut = next((cut for cut in tensor.cuts if cut.dim == dim and mesh.size(cut.axis) > 1), None)
     if cut is not None:
         if len(cut.packed) > 1 or cut.rows_of_rank(size, mesh.size(cut.axis)) * mesh.size(cut.axis) != size:
-            return f"expected at most {tensor.shape[0] // mesh.ep} where {cut.axis} cuts {what}, unevenly or in parts"
+            most = tensor.shape[0] // mesh.ep
+            return f"expected at most {most} where {cut.axis} cuts {what}, unevenly or in parts, got {mesh.edp}"
         size //= mesh.size(cut.axis)
     return f"expected a divisor of {size} ({what}), got {mesh.edp}" if size % mesh.edp else None
 

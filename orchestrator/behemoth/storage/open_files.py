@@ -126,11 +126,13 @@ class OpenFiles:
         while (file := self._take_idle(above)) is not None:
             failed: OSError | None = None
             try:
-                os.fsync(file.fd)
+                try:
+                    os.fsync(file.fd)
+                finally:
+                    os.close(file.fd)
             except OSError as error:
                 failed = error
             finally:
-                os.close(file.fd)
                 self._is_closed(file.path, failed)
 
     def _take_idle(self, above: int) -> _OpenFile | None:
