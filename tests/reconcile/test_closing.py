@@ -178,6 +178,14 @@ def test_a_succeeded_run_goes_on_where_its_store_has_lost_the_last_step() -> Non
     assert done.phase == ("training", "Recomputing")
 
 
+def test_a_succeeded_run_whose_checkpoints_are_all_unusable_does_not_begin_anew() -> None:
+    done = Player()
+    done.begin(ref(60, "a1-1"), ref(100, "a1-2"))
+    done.begin(epoch=2)
+    assert not done.has(Provision)
+    assert done.phase[0] == "succeeded"
+
+
 def test_agents_that_rejoin_with_their_workers_train_on_without_a_restart() -> None:
     player = training(rejoin_us=60 * S)
     player.reach(5)

@@ -31,9 +31,9 @@ LATE_AFTER_BEATS = 1.5
 ACCEPT_BACKLOG = 4096
 """All agents of the largest run may knock at once after a change of coordinator."""
 END_LIMIT_S = 1.0
-LEAVING_LIMIT_S = 8.0
-"""For agents to take their files off their own disks when the run is over, which they do for 5 s at most; whoever ends
-their processes waits for no disk."""
+LEAVING_LIMIT_S = 10.0
+"""For agents to take their files off their own disks when the run is over, which they do for 5 s at most, after 4 s at
+most for their workers and their last words; whoever ends their processes waits for no disk."""
 
 _log = logging.getLogger(__name__)
 

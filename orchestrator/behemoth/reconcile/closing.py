@@ -86,8 +86,9 @@ def _with_nodes(obs: Observation, nodes: Map[NodeId, Node]) -> Observation:
 
 def on_found_closed(obs: Observation, told: CommitsFound) -> Observation:
     """A run that has succeeded goes on where its store has lost the last step, as where only an older checkpoint came
-    back from a second store: to call that its end would pass the older one off as the newest."""
-    if obs.outcome != "succeeded":
+    back from a second store: to call that its end would pass the older one off as the newest. Where there is none that
+    can be used it stays closed: nobody has asked for all of it anew."""
+    if obs.outcome != "succeeded" or not told.commits:
         return obs
     found = keeping.on_found(obs, told)
     return obs if found.is_done else _reopen(found)
