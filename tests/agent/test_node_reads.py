@@ -190,6 +190,42 @@ def test_ranks_do_not_wait_for_one_whose_read_does_not_end(monkeypatch: pytest.M
         assert is_right(node, Rank(0), columns(4), ARRAYS)
 
 
+def test_a_rank_waits_for_one_of_the_reads_that_another_is_stuck_in_and_not_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = [Unit("a", at, 10) for at in (0, 10)]
+    reads = NodeReads({unit: {Rank(0), Rank(1)} for unit in units}, unit_of=Unit, limit_bytes=20)
+    begun, freed = threading.Semaphore(0), threading.Event()
+
+    def get_stuck(_data: memoryview) -> None:
+        begun.release()
+        freed.wait(60)
+
+    def read(unit: Unit) -> None:
+        with reads.lent(unit, Rank(0), get_stuck):
+            pass
+
+    with closing(ReadLog(tmp_path)) as store, reads.of(Rank(0), store), reads.of(Rank(1), store) as one:
+        store.create("a", bytes(range(20)))
+        stuck = [threading.Thread(target=read, args=(unit,)) for unit in units]
+        for thread in stuck:
+            thread.start()
+            assert begun.acquire(timeout=60)
+        into = [bytearray(10), bytearray(10)]
+        monkeypatch.setattr(node_reads, "WAIT_LIMIT_S", 0.0)
+        one.read_into("a", offset_bytes=0, into=into[0])
+        monkeypatch.setattr(node_reads, "WAIT_LIMIT_S", 3600.0)
+        last = threading.Thread(target=one.read_into, args=("a",), kwargs={"offset_bytes": 10, "into": into[1]})
+        last.start()
+        last.join(20)
+        is_waiting = last.is_alive()
+        freed.set()
+        for thread in (*stuck, last):
+            thread.join(60)
+    assert not is_waiting
+    assert b"".join(into) == bytes(range(20))
+
+
 def test_a_gang_that_restores_again_reads_each_chunk_once_more() -> None:
     with node_of_four() as node:
         node.restore_all()

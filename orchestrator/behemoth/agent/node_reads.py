@@ -20,14 +20,15 @@ from behemoth.checkpoint.units import Unit
 from behemoth.ports import Into, ObjectStore
 
 WAIT_LIMIT_S = 60.0
-"""For what another rank is reading. Who waited in vain reads for itself."""
+"""For what another rank is reading. Who waited in vain reads for itself, and nobody waits for that rank again."""
 
 
 class _Held:
     """A unit that is being read for several, or has been once `done`; then `is_whole` tells whether that succeeded."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, reader: Rank) -> None:
         self.memory = memory
+        self.reader = reader
         self.done = threading.Event()
         self.is_whole = False
         self.num_users = 0
@@ -50,6 +51,8 @@ class NodeReads:
         """By what is held, and what is free."""
         self._active: set[Rank] = set()
         self._ended: set[Rank] = set()
+        self._stuck: set[Rank] = set()
+        """For whose reads somebody has waited in vain: each unit that such a rank reads would cost as long again."""
 
     def is_over_for(self, rank: Rank) -> bool:
         """Whether the rank has restored, and nobody is at it: if it does so again, others may too."""
@@ -82,8 +85,7 @@ class NodeReads:
                 fill(data)
                 held.is_whole = True
                 held.done.set()
-            is_there = held.done.wait(WAIT_LIMIT_S) and held.is_whole
-            yield data.toreadonly() if is_there else None
+            yield data.toreadonly() if self._is_there(held) else None
         finally:
             with self._lock:
                 held.num_users -= 1
@@ -91,13 +93,20 @@ class NodeReads:
                     held.done.set()
                 self._took(unit, rank)
 
+    def _is_there(self, held: _Held) -> bool:
+        """Whether the unit can be taken, once its reader is done."""
+        if not held.done.wait(0.0 if held.reader in self._stuck else WAIT_LIMIT_S):
+            with self._lock:
+                self._stuck.add(held.reader)
+        return held.is_whole
+
     def _find(self, unit: Unit, rank: Rank) -> tuple[_Held | None, bool]:
         """What is held of the unit, or will be if this rank reads it, and whether that is so."""
         held = self._held.get(unit)
         is_new = held is None and not self._left.get(unit, {rank}) <= {rank}
         if is_new and self._make_room(unit.length_bytes):
             free = self._free[unit.length_bytes]
-            held = self._held[unit] = _Held(free.pop() if free else mmap.mmap(-1, unit.length_bytes))
+            held = self._held[unit] = _Held(free.pop() if free else mmap.mmap(-1, unit.length_bytes), rank)
         if held is None:
             self._took(unit, rank)
             return None, False
