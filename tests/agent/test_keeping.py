@@ -86,7 +86,6 @@ def test_each_rank_is_copied_once_for_each_commit(tmp_path: Path) -> None:
         commit(keeping, arenas, FIRST)
         assert await store.ordered(2) == [(4, "a1-10"), (5, "a1-10")]
         keeping.committed(FIRST)
-        keeping.restored()
         await store.ordered(2)
         commit(keeping, arenas, SECOND)
         assert (await store.ordered(4))[2:] == [(4, "a1-20"), (5, "a1-20")]
@@ -99,8 +98,24 @@ def test_what_a_restore_brought_back_is_copied_too(tmp_path: Path) -> None:
         keeping.began(FIRST)
         assert await store.ordered(0) == []
         arenas.declare(0, Rank(4), DECLARED).restored(0, FIRST.write_id)
-        keeping.restored()
+        keeping.restored(Rank(4))
         assert await store.ordered(1) == [(4, "a1-10")]
+
+    play(tmp_path, scene)
+
+
+def test_what_was_copied_once_is_asked_for_again_after_a_restore_which_may_have_found_it_damaged(
+    tmp_path: Path,
+) -> None:
+    async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
+        commit(keeping, arenas, FIRST)
+        await store.ordered(2)
+        keeping.began(FIRST)
+        keeping.health.unreadable("its table of CRCs is damaged")
+        store.answers, store.code = ["the disk fails"], "io-error"
+        keeping.restored(Rank(4))
+        assert (await store.ordered(3))[2:] == [(4, "a1-10")]
+        assert trouble(keeping) == "failed"
 
     play(tmp_path, scene)
 
@@ -109,7 +124,7 @@ def test_memory_with_just_a_part_of_a_checkpoint_is_not_copied(tmp_path: Path) -
     async def scene(keeping: Keeping, store: FakeStore, arenas: Arenas) -> None:
         keeping.began(FIRST)
         arenas.declare(0, Rank(4), DECLARED).restored(0, None)
-        keeping.restored()
+        keeping.restored(Rank(4))
         assert await store.ordered(0) == []
 
     play(tmp_path, scene)
@@ -151,7 +166,7 @@ def test_a_failure_is_logged_and_tried_again_with_the_next_news_alone(
         store.answers = ["no room on the disk", ""]
         commit(keeping, arenas, FIRST)
         await store.ordered(2)
-        keeping.restored()
+        keeping.restored(Rank(4))
         assert (await store.ordered(3))[2] == (4, "a1-10")
 
     play(tmp_path, scene)
@@ -187,10 +202,10 @@ def test_a_disk_that_fails_is_told_once_and_once_that_it_works_again(tmp_path: P
         commit(keeping, arenas, FIRST)
         await store.ordered(2)
         assert keeping.health.told == OwnDisk(trouble="failed", reason="the disk fails")
-        keeping.restored()
+        keeping.restored(Rank(4))
         await store.ordered(3)
         assert store.troubles == ["failed"]
-        keeping.restored()
+        keeping.restored(Rank(4))
         await store.ordered(4)
         commit(keeping, arenas, SECOND)
         await store.ordered(6)
@@ -265,7 +280,7 @@ def test_an_unreadable_copy_is_a_trouble_until_there_is_a_new_one(tmp_path: Path
         arenas.declare(0, Rank(4), DECLARED).restored(0, FIRST.write_id)
         keeping.health.unreadable("its table of CRCs is damaged")
         assert store.troubles == ["unreadable"]
-        keeping.restored()
+        keeping.restored(Rank(4))
         await store.ordered(1)
         assert store.troubles == ["unreadable", ""]
 

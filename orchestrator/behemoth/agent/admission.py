@@ -87,9 +87,10 @@ class Admission:
         memory.is_new = False
         if answer.disk_trouble:
             parts.keeping.health.unreadable(answer.disk_trouble)
-        if restore is not None and answer.generation is not None:
-            memory.restored(answer.generation, None if answer.left_out else restore.write_id)
-            parts.keeping.restored()
+        if restore is not None:
+            if answer.generation is not None:
+                memory.restored(answer.generation, None if answer.left_out else restore.write_id)
+            parts.keeping.restored(memory.rank)
         member.was_prepared(answer)
         if member.channel is not None:
             ready = Ready(

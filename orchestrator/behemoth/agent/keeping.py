@@ -43,8 +43,10 @@ class Keeping:
         """A new attempt, from this checkpoint."""
         self._wanted.want(restore)
 
-    def restored(self) -> None:
-        """A rank's memory has what it shall get back."""
+    def restored(self, rank: Rank) -> None:
+        """A rank has what it shall get back. Whether the disk has that too is asked anew: the restore may have found
+        its copy damaged, and what this node kept of the rank before it had another one is gone."""
+        self._kept.pop(rank, None)
         self._wanted.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
