@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -92,13 +95,13 @@ def test_memory_for_what_others_want_is_bounded_and_every_element_is_right_witho
     peaks = [0]
 
     class Watched(NodeReads):
-        def _make_room(self, num_bytes: int) -> bool:
-            has_room = super()._make_room(num_bytes)
+        def _memory(self, num_bytes: int) -> mmap.mmap | None:
+            memory = super()._memory(num_bytes)
             held = sum(unit.length_bytes for unit in self._held) + sum(
                 size * len(some) for size, some in self._free.items()
             )
-            peaks.append(held + num_bytes * (has_room and not self._free[num_bytes]))
-            return has_room
+            peaks.append(held + num_bytes * (memory is not None))
+            return memory
 
     with (
         small_chunks(16),
@@ -224,6 +227,19 @@ def test_a_rank_waits_for_one_of_the_reads_that_another_is_stuck_in_and_not_for_
             thread.join(60)
     assert not is_waiting
     assert b"".join(into) == bytes(range(20))
+
+
+def test_a_rank_reads_for_itself_where_the_machine_has_no_memory_for_what_others_want(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_fd: int, _num_bytes: int) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, "cannot allocate memory")
+
+    with node_of_four() as node:
+        monkeypatch.setattr(node_reads, "mmap", SimpleNamespace(mmap=refuse))
+        node.restore_all()
+        assert all(is_right(node, rank, columns(4), ARRAYS) for rank in node.ranks)
+        assert max(chunk_reads(node.store)) == 2
 
 
 def test_a_gang_that_restores_again_reads_each_chunk_once_more() -> None:

@@ -104,19 +104,19 @@ class NodeReads:
         """What is held of the unit, or will be if this rank reads it, and whether that is so."""
         held = self._held.get(unit)
         is_new = held is None and not self._left.get(unit, {rank}) <= {rank}
-        if is_new and self._make_room(unit.length_bytes):
-            free = self._free[unit.length_bytes]
-            held = self._held[unit] = _Held(free.pop() if free else mmap.mmap(-1, unit.length_bytes), rank)
+        memory = self._memory(unit.length_bytes) if is_new else None
+        if memory is not None:
+            held = self._held[unit] = _Held(memory, rank)
         if held is None:
             self._took(unit, rank)
             return None, False
         held.num_users += 1
         return held, is_new
 
-    def _make_room(self, num_bytes: int) -> bool:
+    def _memory(self, num_bytes: int) -> mmap.mmap | None:
         """For a unit of this size, if it can be had: of free memory, or of what only ranks want that do not read."""
         if self._free[num_bytes]:
-            return True
+            return self._free[num_bytes].pop()
         if self._taken_bytes + num_bytes > self._limit_bytes:
             self._drop_free()
         for unit in list(self._held):
@@ -126,9 +126,13 @@ class NodeReads:
                 del self._held[unit]
                 self._taken_bytes -= unit.length_bytes
         if self._taken_bytes + num_bytes > self._limit_bytes:
-            return False
+            return None
+        try:
+            memory = mmap.mmap(-1, num_bytes)
+        except OSError:  # the machine has no more
+            return None
         self._taken_bytes += num_bytes
-        return True
+        return memory
 
     def _took(self, unit: Unit, rank: Rank) -> None:
         """The rank has the unit, or wants it no more. It is kept if it is whole, and somebody else wants it."""
