@@ -10,7 +10,7 @@ ranks `unstage` out of it. Both fill the very same buffers, which are damaged be
 compared afterwards. A sample is wall time from the order to the last rank's answer. Ours checks the CRC of every byte
 on the way, DCP has none. Files are in the page cache (`cached`, brought there in one way for everybody) or not
 (`cold`). `bytes read` are the kernel's account of what all processes got from read(2), against what they hold. A new
-mesh needs new staging memory; `format` is that, once per rank and before the restore.
+mesh needs new staging memory; `format` is that, all ranks' at once and before the restore.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.storage.local import LocalStore
 from checkpoint.giant_layout import (
+    MESH,
     MOMENTS_LEFT,
     READER_MESHES,
     TRAINING_MESHES,
@@ -58,6 +59,7 @@ from checkpoint.giant_layout import (
     giant_float8,
     giant_weights,
     to_float8,
+    to_float8_by_matrix,
 )
 
 NUM_LAYERS = 4
@@ -173,18 +175,22 @@ def _giant_rows(*, quick: bool) -> list[Row]:
     rows: list[Row] = []
     for name, mesh in TRAINING_MESHES.items():
         layout = giant(mesh)
-        positions = origins(saved, layout, step=STEP)
-        rows += _over_read_rows(name, saved, layout, positions, quick=quick)
-        rows.append(alone("  plan of one rank's reads", "s", _plan_s(saved, layout, positions)))
+        found = origins(saved, layout, step=STEP)
+        rows += _over_read_rows(name, saved, layout, found, quick=quick)
+        rows.append(alone("  plan of one rank's reads", "s", _plan_s(saved, layout, found)))
     for name, mesh in READER_MESHES.items():
         layout = giant_weights(mesh)
-        positions = origins(saved, layout, step=STEP, intake=MOMENTS_LEFT)
-        rows += _over_read_rows(name, saved, layout, positions, quick=quick)
+        found = origins(saved, layout, step=STEP, intake=MOMENTS_LEFT)
+        rows += _over_read_rows(name, saved, layout, found, quick=quick)
     weights = giant_bfloat16()
     for name, mesh in (TRAINING_MESHES | READER_MESHES).items():
         layout = giant_float8(mesh)
         found = origins(weights, layout, step=STEP, intake=to_float8())
         rows += _over_read_rows(f"bfloat16 to float8, {name}", weights, layout, found, quick=quick)
+    for name, mesh in ({"same mesh": MESH} | TRAINING_MESHES | READER_MESHES).items():
+        layout, intake = to_float8_by_matrix(mesh)
+        once = over_read(weights, layout, origins(weights, layout, step=STEP, intake=intake), ranks=[0]).once
+        rows.append(alone(f"bfloat16 to float8 by matrix, {name}: over-read, each chunk once", "", [once]))
     return rows
 
 
@@ -197,13 +203,13 @@ def _over_read_rows(name: str, saved: Layout, layout: Layout, found: Sequence[Or
     ]
 
 
-def _plan_s(saved: Layout, layout: Layout, positions: Sequence[int | None]) -> list[float]:
+def _plan_s(saved: Layout, layout: Layout, found: Sequence[Origin]) -> list[float]:
     """Seconds of several ranks; what a layout is asked once has been asked before."""
     seconds = []
     for rank in np.linspace(0, layout.mesh.num_ranks - 1, 9).astype(int).tolist():
         plan = plan_rank(layout, Rank(rank))
         begin = time.perf_counter()
-        plan_resharding(saved, layout, plan, positions)
+        plan_resharding(saved, layout, plan, found)
         seconds.append(time.perf_counter() - begin)
     return seconds
 
