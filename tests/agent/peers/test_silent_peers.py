@@ -45,7 +45,7 @@ def test_the_second_rank_of_a_node_does_not_ask_the_holder_that_let_the_first_on
         first, second = restored(1, source_of(2))
         assert connections(fleet.listeners[2]) == 1
     assert first.missed == "peer connection: expected to receive in time, got nothing done"
-    assert "slot 2: its node did not answer this node before, in this attempt" in second.missed
+    assert "slot 2: expected an answer, got none when this node asked before, in this attempt" in second.missed
     assert [one.origin for one in (first, second)] == 2 * ["several"]
 
 
@@ -55,7 +55,7 @@ def test_a_node_that_was_silent_is_asked_again_by_the_next_gang(error: BehemothE
     table.see(GANG)
     with pytest.raises(type(error)), table.asking(1):
         raise error
-    with pytest.raises(Unavailable, match="slot 1: its node did not answer"), table.asking(1):
+    with pytest.raises(Unavailable, match="slot 1: expected an answer, got none"), table.asking(1):
         pass
     assert table.address(1).port == 4001  # who copies in the background goes on asking
     table.see(GANG)

@@ -97,7 +97,7 @@ class SharedReads(PassingStore):
 
     def _ask(self, slot: int, unit: Unit, offset_bytes: int, into: memoryview) -> None:
         if slot in self._silent:
-            raise Unavailable(f"slot {slot}: it failed before, in this restore")
+            raise Unavailable(f"slot {slot}: expected an answer, got a failure before, in this restore")
         question = AskStored(
             key=unit.key,
             unit_offset_bytes=unit.offset_bytes,

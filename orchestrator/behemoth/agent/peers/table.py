@@ -59,7 +59,9 @@ class PeerTable:
         gang = self._gang
         if slot in gang.silent:
             raise Unavailable(
-                f"slot {slot}: its node did not answer this node before, in this attempt", code="peer-silent"
+                f"slot {slot}: expected an answer, got none when this node asked before, in this attempt",
+                hint="it is asked again by the next attempt",
+                code="peer-silent",
             )
         try:
             yield _address(gang, slot)
