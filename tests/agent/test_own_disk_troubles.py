@@ -148,6 +148,15 @@ def test_a_damaged_copy_that_could_not_be_dropped_is_not_taken_for_one_until_it_
     assert keep(disk, rank).num_bytes == 0
 
 
+def test_a_copy_that_came_after_a_restore_had_looked_for_it_stays(tmp_path: Path, rank: StagedRank) -> None:
+    store = MemoryStore()
+    disk = disk_on(store, tmp_path)
+    taken, _ = restored(store, tmp_path, rank)
+    keep(disk, rank)
+    disk.distrust(rank.plan, SOURCE.write_id, taken.errors["disk"])
+    assert keep(disk, rank).num_bytes == 0
+
+
 def test_a_copy_that_the_device_could_not_read_is_dropped_and_one_that_was_slow_stays(
     tmp_path: Path, rank: StagedRank
 ) -> None:

@@ -84,7 +84,7 @@ class OwnDisk:
 
     def distrust(self, plan: RankPlan, write_id: WriteId, error: BehemothError) -> None:
         """What was found damaged is no copy: the next one takes its place. Never fails."""
-        if not gives_nothing(error):
+        if isinstance(error, NotFound) or not gives_nothing(error):  # what was not there may have come meanwhile
             return
         self._distrusted.add((plan.rank, write_id))
         try:
