@@ -25,6 +25,10 @@ class SaveLock:
         self._ended = threading.Event()
         self._watch: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[type[SaveLock], tuple[()]]:
+        """A copy in another process holds nothing."""
+        return SaveLock, ()
+
     def take(self, folder: Path, save: GoingOn) -> None:
         """Raises Conflict while somebody clears the store."""
         self._held.enter_context(importing(folder))

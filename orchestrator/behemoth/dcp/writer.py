@@ -94,7 +94,7 @@ class BehemothWriter(Addressed, StorageWriter):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no save under way."""
-        return {**self.__dict__, "_save": None, "_plans": [], "_lock": SaveLock()}
+        return {**self.__dict__, "_save": None, "_plans": []}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another save, of `checkpoint_id` where DCP was given one."""
