@@ -17,6 +17,7 @@ from behemoth.simulation.agenda import Agenda
 from behemoth.simulation.facts import Facts
 from behemoth.simulation.gang import SaveTry
 from behemoth.simulation.machines import Change, Machines
+from behemoth.simulation.saves import Parts
 from behemoth.simulation.store import Store
 from behemoth.simulation.timing import Timing
 from behemoth.simulation.training import Training
@@ -59,7 +60,7 @@ class Cluster:
         self.machines = Machines(
             names=config.nodes, agenda=agenda, facts=self.facts, timing=timing, on_agent=self._on_agent
         )
-        self.training = Training(
+        parts = Parts(
             agenda=agenda,
             facts=self.facts,
             store=self.store,
@@ -69,6 +70,7 @@ class Cluster:
             is_fit=lambda: not self._silent_holders,
             tick=self._tick,
         )
+        self.training = Training(parts)
         self._agenda = agenda
         self._timing = timing
         self._slot_of: dict[NodeId, Slot] = {}

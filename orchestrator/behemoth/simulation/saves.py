@@ -7,6 +7,7 @@ neighbour `training`, whose line this bends; `store` keeps what saves leave.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -47,35 +48,31 @@ class Line(Protocol):
         ...
 
 
-class Saves:
-    """`tries` are those under way, and the last one. `is_fit()` says whether every holder's agent answers; `tick()`
-    reports progress. The next `num_write_faults` writes fail."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the gang and its saves act in."""
 
-    def __init__(
-        self,
-        line: Line,
-        *,
-        agenda: Agenda,
-        facts: Facts,
-        store: Store,
-        timing: Timing,
-        total_steps: Step,
-        num_ranks: int,
-        is_fit: Callable[[], bool],
-        tick: Callable[[], None],
-    ) -> None:
+    agenda: Agenda
+    facts: Facts
+    store: Store
+    timing: Timing
+    total_steps: Step
+    num_ranks: int
+    is_fit: Callable[[], bool]
+    """Whether every holder's agent answers."""
+    tick: Callable[[], None]
+    """Reports progress."""
+
+
+class Saves:
+    """`tries` are those under way, and the last one. The next `num_write_faults` writes fail."""
+
+    def __init__(self, line: Line, parts: Parts) -> None:
         self.tries: dict[WriteId, SaveTry] = {}
         self.num_write_faults = 0
         self._line = line
         self._called: set[WriteId] = set()
-        self._agenda = agenda
-        self._facts = facts
-        self._store = store
-        self._timing = timing
-        self._total_steps = total_steps
-        self._num_ranks = num_ranks
-        self._is_fit = is_fit
-        self._tick = tick
+        self._parts = parts
 
     # What the brain's effects do.
 
@@ -84,15 +81,15 @@ class Saves:
             return
         self._called.add(save.write_id)
         self.tries[save.write_id] = save
-        self._agenda.after(self._timing.command_us, partial(self._arm, save))
+        self._parts.agenda.after(self._parts.timing.command_us, partial(self._arm, save))
 
     def agree(self, write_id: WriteId) -> None:
-        self._agenda.after(self._timing.command_us, partial(self._agreed, write_id))
+        self._parts.agenda.after(self._parts.timing.command_us, partial(self._agreed, write_id))
 
     def abort(self, write_id: WriteId) -> None:
         save = self.tries.pop(write_id, None)
-        self._facts.forget("save", write_id)
-        self._store.forget(write_id)
+        self._parts.facts.forget("save", write_id)
+        self._parts.store.forget(write_id)
         if save is not None:
             self._line.release()
 
@@ -106,14 +103,14 @@ class Saves:
     def holder_gone(self) -> None:
         """A node is lost, with its part of what it had not written."""
         for save in [save for save in self.tries.values() if save.state in ("staging", "staged")]:
-            self._fail(save, "a node that held a part of it is lost", told_in_us=self._timing.loss_report_us)
+            self._fail(save, "a node that held a part of it is lost", told_in_us=self._parts.timing.loss_report_us)
 
     def memory_lost(self) -> None:
         """All agents are gone."""
         for save in list(self.tries.values()):
             if save.state != "written":
                 del self.tries[save.write_id]
-                self._facts.forget("save", save.write_id)
+                self._parts.facts.forget("save", save.write_id)
 
     # What the line asks.
 
@@ -136,8 +133,8 @@ class Saves:
             self._line.stand(gang)
             return
         save.state = "staging"
-        gang.enter("save", self._agenda.now_us)
-        self._line.milestone(gang, self._timing.stage_us, partial(self._staged, gang, save))
+        gang.enter("save", self._parts.agenda.now_us)
+        self._line.milestone(gang, self._parts.timing.stage_us, partial(self._staged, gang, save))
 
     # Its way.
 
@@ -146,17 +143,17 @@ class Saves:
         if self.tries.get(save.write_id) is not save or gang is None or gang.attempt != save.attempt:
             return
         if not gang.has_state:
-            self._line.milestone(gang, self._timing.restore_us, partial(self._arm, save))
+            self._line.milestone(gang, self._parts.timing.restore_us, partial(self._arm, save))
             return
         step = self._line.step_now()
-        stands = step == save.step == self._total_steps and not gang.is_moving
+        stands = step == save.step == self._parts.total_steps and not gang.is_moving
         if step >= save.step and not stands:
             del self.tries[save.write_id]
             passed = SavePassed(attempt=save.attempt, write_id=save.write_id, step=step)
-            self._facts.tell(passed, "save", save.write_id, "passed")
+            self._parts.facts.tell(passed, "save", save.write_id, "passed")
             return
         save.state = "armed"
-        self._facts.tell(SaveArmed(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "armed")
+        self._parts.facts.tell(SaveArmed(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "armed")
         self._line.look_again(gang)
         self._line.release()
 
@@ -170,28 +167,32 @@ class Saves:
         if self.tries.get(save.write_id) is not save or save.state != "staging":
             return
         save.state = "staged"
-        gang.stall_us += self._timing.stage_us * self._num_ranks
-        self._facts.tell(SaveStaged(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "staged")
-        self._agenda.after(self._timing.write_us, partial(self._written, save))
-        if save.is_last and self._timing.last_leaves_when == "staged":
+        gang.stall_us += self._parts.timing.stage_us * self._parts.num_ranks
+        self._parts.facts.tell(
+            SaveStaged(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "staged"
+        )
+        self._parts.agenda.after(self._parts.timing.write_us, partial(self._written, save))
+        if save.is_last and self._parts.timing.last_leaves_when == "staged":
             self._line.finish(gang)
             return
         self._line.release()
-        self._tick()
+        self._parts.tick()
 
     def _written(self, save: SaveTry) -> None:
         if self.tries.get(save.write_id) is not save or save.state != "staged":
             return
-        if not self._is_fit():
-            self._agenda.after(self._timing.write_us, partial(self._written, save))
+        if not self._parts.is_fit():
+            self._parts.agenda.after(self._parts.timing.write_us, partial(self._written, save))
             return
         if self.num_write_faults > 0:
             self.num_write_faults -= 1
             self._fail(save, "the store did not take it", told_in_us=0)
             return
         save.state = "written"
-        self._store.written(save.step, save.write_id)
-        self._facts.tell(SaveWritten(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "written")
+        self._parts.store.written(save.step, save.write_id)
+        self._parts.facts.tell(
+            SaveWritten(attempt=save.attempt, write_id=save.write_id), "save", save.write_id, "written"
+        )
         gang = self._line.gang
         if save.is_last and gang is not None and gang.attempt == save.attempt and not gang.is_broken:
             self._line.finish(gang)
@@ -200,7 +201,7 @@ class Saves:
 
     def _fail(self, save: SaveTry, reason: str, *, told_in_us: int) -> None:
         self.tries.pop(save.write_id, None)
-        self._facts.forget("save", save.write_id)
+        self._parts.facts.forget("save", save.write_id)
         failed = SaveFailed(write_id=save.write_id, reason=reason)
-        self._agenda.after(told_in_us, partial(self._facts.tell, failed, "save", save.write_id, "failed"))
+        self._parts.agenda.after(told_in_us, partial(self._parts.facts.tell, failed, "save", save.write_id, "failed"))
         self._line.release()
