@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,12 +23,15 @@ from behemoth.agent import node_reads, preparing
 from behemoth.agent.node_reads import NodeReads
 from behemoth.base.errors import BehemothError, Unavailable
 from behemoth.base.ids import Rank
+from behemoth.checkpoint import scale_waves, scaled_reader
 from behemoth.checkpoint.conversion import Cast, Intake, ScaledDown
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.scale_waves import Wave, plan_waves
 from behemoth.checkpoint.units import Unit
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import Logical, local_arrays, logical_arrays, raw_bytes
+from checkpoint.plain_scales import scaled
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chunks
 
 SHAPE = (12, 40)
@@ -248,6 +251,36 @@ def test_a_gang_that_restores_again_reads_each_chunk_once_more() -> None:
         node.restore_all()
         num_chunks = grids(columns(2))[0].num_chunks
         assert chunk_reads(node.store) == num_chunks * [2]
+
+
+@pytest.mark.parametrize(("node_bytes", "num_reads"), [(4 * 480, 1), (4 * 480 - 4, 2)])
+def test_what_all_ranks_of_a_node_keep_for_scales_is_bounded_for_the_node(
+    monkeypatch: pytest.MonkeyPatch, node_bytes: int, num_reads: int
+) -> None:
+    """Each of four ranks converts 480 bytes by the one scale of a tensor; what it may not keep it reads again."""
+    allowed: list[int] = []
+
+    def planned(*arguments: Any, kept_bytes: int) -> list[Wave]:
+        allowed.append(kept_bytes)
+        return plan_waves(*arguments, kept_bytes=kept_bytes)
+
+    monkeypatch.setattr(scale_waves, "NODE_KEPT_BYTES", node_bytes)
+    monkeypatch.setattr(scaled_reader, "plan_waves", planned)
+    values = {"w": np.linspace(-1, 1, 480, dtype=np.float32).reshape(SHAPE)}
+    old, new = (
+        replace(columns(4), arrays=(replace(columns(4).arrays[0], dtype=dtype),))
+        for dtype in ("float32", "float8_e4m3fn")
+    )
+    weights, _ = scaled(values["w"], SHAPE, "float8_e4m3fn")
+    with (
+        small_chunks(48),
+        saved_in_files(old, values) as root,
+        nodes_of(root, new, ranks_per_node=4) as nodes,
+    ):
+        nodes[0].restore_all(Intake(convert={"w": ScaledDown(array="w", block=SHAPE)}))
+        assert sum(allowed) <= node_bytes
+        assert max(chunk_reads(nodes[0].store)) == num_reads
+        assert all(is_right(nodes[0], rank, new, {"w": weights}) for rank in nodes[0].ranks)
 
 
 def test_ranks_of_the_saved_layout_read_files_straight_into_place(monkeypatch: pytest.MonkeyPatch) -> None:

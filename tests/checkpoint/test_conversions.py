@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint import changes, scale_waves
+from behemoth.checkpoint import changes
 from behemoth.checkpoint.changes import Change, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.conversion import (
     Cast,
@@ -37,9 +37,11 @@ from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank
 from behemoth.checkpoint.reshard import plan_resharding
+from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import Logical, arena_of, local_arrays, raw_bytes, save, unstaged
+from checkpoint.plain_scales import blocked, scaled, scales_of
 from checkpoint.random_layouts import CHUNK_BYTES, meshes, shared, small_chunks
 
 Array = npt.NDArray[Any]
@@ -67,12 +69,19 @@ def saved(arrays: Logical, layout: Layout) -> tuple[MemoryStore, Commit]:
 
 
 def restored(
-    store: MemoryStore, opened: Commit, layout: Layout, rank: int, intake: Intake, *, threads: int = 1
+    store: MemoryStore,
+    opened: Commit,
+    layout: Layout,
+    rank: int,
+    intake: Intake,
+    *,
+    threads: int = 1,
+    kept_bytes: int = RANK_KEPT_BYTES,
 ) -> dict[str, bytes]:
     plan = plan_rank(layout, Rank(rank))
     with arena_of(plan) as arena:
         np.frombuffer(arena.filling(0), dtype=np.uint8)[:] = 0xEE
-        read_rank(store, opened, layout, plan, arena, 0, threads=threads, intake=intake)
+        read_rank(store, opened, layout, plan, arena, 0, threads=threads, intake=intake, kept_bytes=kept_bytes)
         return unstaged(arena, plan, 0)  # checks the CRCs that the restore recorded
 
 
@@ -92,11 +101,11 @@ def check(data: st.DataObject, old: Logical, wanted: Logical, convert: Mapping[s
     layout = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in plain(wanted)))
     with small_chunks(data.draw(CHUNK_BYTES)), pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "_BLOCK_ELEMENTS", data.draw(st.sampled_from([1, 7, 1 << 18])))
-        patch.setattr(scale_waves, "KEPT_BYTES", data.draw(st.sampled_from([0, 50, 300, 1 << 20])))
+        kept_bytes = data.draw(st.sampled_from([0, 50, 300, 1 << 20]))
         store, opened = saved(old, before)
         for rank in range(now.num_ranks):
             intake, threads = Intake(convert=dict(convert)), data.draw(st.sampled_from([1, 4]))
-            got = restored(store, opened, layout, rank, intake, threads=threads)
+            got = restored(store, opened, layout, rank, intake, threads=threads, kept_bytes=kept_bytes)
             expected = local_arrays(layout, rank, wanted)
             assert got == {name: raw_bytes(array) for name, array in expected.items()}
 
@@ -134,25 +143,6 @@ def test_float32_comes_from_its_halves_and_falls_into_them(data: st.DataObject, 
     check(data, {"master": master}, halves, {"high": HighBits(array="master"), "low": LowBits(array="master")})
 
 
-def blocked(scales: Array, shape: tuple[int, ...], block: tuple[int, ...]) -> Array:
-    """Each scale as often as its block has elements."""
-    for dim, (size, per_scale) in enumerate(zip(shape, block, strict=True)):
-        scales = np.repeat(scales, min(per_scale, size), axis=dim).take(range(size), axis=dim)
-    return scales
-
-
-def scales_of(values: Array, block: tuple[int, ...], dtype: str) -> Array:
-    """By plain loops over blocks."""
-    counts = [-(-size // per_scale) for size, per_scale in zip(values.shape, block, strict=True)]
-    scales = np.ones(counts, dtype=np.float32)
-    for index in np.ndindex(*counts):
-        inside = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(index, block, strict=True))]
-        largest = np.abs(inside.astype(np.float32)).max()
-        if largest:
-            scales[index] = max(largest / np.float32(ml_dtypes.finfo(DTYPES[dtype]).max), np.float32(2.0**-126))
-    return scales
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     data=st.data(),
@@ -165,10 +155,7 @@ def test_float8_with_scales_is_that_of_the_whole_array_whoever_holds_which_part(
 ) -> None:
     master = (numbers(shape, "float64", 4) * 1000).astype(DTYPES[source])
     block = tuple(data.draw(st.sampled_from([1, 2, 5, 128])) for _ in shape)
-    scales = scales_of(master, block, dtype)
-    quotients = master.astype(np.float32) / blocked(scales, shape, block)
-    most = float(ml_dtypes.finfo(DTYPES[dtype]).max)
-    weights = np.asarray(np.clip(quotients, -most, most)).astype(DTYPES[dtype]).reshape(shape)
+    weights, scales = scaled(master, block, dtype)
     down = {"w": ScaledDown(array="w", block=block), "s": ScalesOf(array="w", block=block, dtype=dtype)}
     check(data, {"w": master}, {"w": weights, "s": scales}, down)
     by_saved = {"w": ScaledDown(array="w", block=block, scales="s")}
@@ -188,9 +175,7 @@ def test_one_array_may_have_scales_of_several_kinds_at_once_and_be_wanted_as_it_
     wanted, convert = {"w": master}, dict[str, Conversion]()
     for name, dtype in (("a", "float8_e4m3fn"), ("b", "float8_e5m2")):
         block = tuple(data.draw(st.sampled_from([1, 2, 5, 128])) for _ in shape)
-        scales, most = scales_of(master, block, dtype), float(ml_dtypes.finfo(DTYPES[dtype]).max)
-        quotients = np.clip(master / blocked(scales, shape, block), -most, most)
-        wanted |= {name: np.asarray(quotients).astype(DTYPES[dtype]).reshape(shape), f"{name}_scales": scales}
+        wanted[name], wanted[f"{name}_scales"] = scaled(master, block, dtype)
         convert[name] = ScaledDown(array="w", block=block)
         convert[f"{name}_scales"] = ScalesOf(array="w", block=block, dtype=dtype)
     check(data, {"w": master}, wanted, convert)

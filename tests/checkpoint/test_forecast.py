@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from behemoth.base.ids import Rank
+from behemoth.checkpoint import scale_waves
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.conversion import Intake, ScaledDown
 from behemoth.checkpoint.forecast import Forecast, Rates, forecast
-from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.snapshot_format import file_bytes
@@ -47,6 +49,21 @@ def test_staging_is_that_of_the_fullest_node() -> None:
     assert of(layout, ranks_per_node=4).staging_bytes == sum(arenas)
     held = forecast(layout, ranks_per_node=2, peer_copies=2, rates=RATES, restored=layout)
     assert held.staging_bytes == 3 * of(layout).staging_bytes
+
+
+def test_what_a_node_keeps_until_scales_are_known_is_told_beside_its_staging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 x 64 float32 values each of four ranks converts a quarter, by one scale or by one for each row."""
+    values = ArraySpec(name="w", dtype="float32", shape=(64, 64), dims=((0, "tp"),))
+    layout = Layout(mesh=Mesh(tp=4, etp=4), arrays=(values,))
+    low = replace(layout, arrays=(replace(values, dtype="float8_e4m3fn"),))
+
+    def kept(block: tuple[int, int]) -> int:
+        intake = Intake(convert={"w": ScaledDown(array="w", block=block)})
+        return forecast(layout, ranks_per_node=2, rates=RATES, restored=low, intake=intake).restore_kept_bytes
+
+    assert (kept((64, 64)), kept((1, 64)), of(layout).restore_kept_bytes) == (2 * 16 * 64 * 4, 0, 0)
+    monkeypatch.setattr(scale_waves, "NODE_KEPT_BYTES", 5000)
+    assert kept((64, 64)) == 5000
 
 
 def test_seconds_are_those_of_the_slowest_rank_or_node() -> None:

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint import scale_waves
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,
@@ -35,7 +34,7 @@ from behemoth.checkpoint.passing import num_bytes
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank
 from behemoth.checkpoint.reshard import plan_resharding
-from behemoth.checkpoint.scale_waves import KEPT_BYTES
+from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.ports import Into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
@@ -121,7 +120,7 @@ class Reads(NamedTuple):
     told: OverRead
 
 
-def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion], *, threads: int = 1) -> Reads:
+def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion], *, kept_bytes: int, threads: int = 1) -> Reads:
     store = Metered()
     ones = {spec.name: np.ones(spec.shape, DTYPES[spec.dtype]) for spec in old.arrays}
     opened = open_commit(store, save(store, old, ones, step=1).ref)
@@ -131,10 +130,10 @@ def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion], *, thre
         store.forget()
         plan = plan_rank(new, Rank(rank))
         with arena_of(plan) as arena:
-            read_rank(store, opened, new, plan, arena, 0, threads=threads, intake=intake)
+            read_rank(store, opened, new, plan, arena, 0, threads=threads, intake=intake, kept_bytes=kept_bytes)
         of_ranks.append(store.read_bytes)
         of_fleet |= store.reads
-    told = over_read(old, new, origins(old, new, step=Step(1), intake=intake))
+    told = over_read(old, new, origins(old, new, step=Step(1), intake=intake), kept_bytes=kept_bytes)
     return Reads(of_ranks, sum(length * num for (_, _, length), num in of_fleet.items()), told)
 
 
@@ -144,7 +143,7 @@ def metered(old: Layout, new: Layout, convert: Mapping[str, Conversion], *, thre
     shape=st.lists(st.integers(1, 12), min_size=0, max_size=3).map(tuple),
     way=st.sampled_from(["computed", "scales alone", "saved", "part"]),
     chunk_bytes=CHUNK_BYTES,
-    kept_bytes=st.sampled_from([0, 30, 100, 400, KEPT_BYTES]),
+    kept_bytes=st.sampled_from([0, 30, 100, 400, RANK_KEPT_BYTES]),
     threads=st.sampled_from([1, 4]),
 )
 def test_what_ranks_read_for_scales_and_parts_is_counted_as_they_read_it(
@@ -168,13 +167,13 @@ def test_what_ranks_read_for_scales_and_parts_is_counted_as_they_read_it(
         "part": ([values], [replace(values, shape=part)], {"w": Cast(array="w", begin=begin)}),
     }
     saved, wanted, convert = cases[way]
-    with small_chunks(chunk_bytes), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scale_waves, "KEPT_BYTES", kept_bytes)
+    with small_chunks(chunk_bytes):
         old = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in saved))
         new = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in wanted))
-        found = metered(old, new, convert, threads=threads)
+        found = metered(old, new, convert, kept_bytes=kept_bytes, threads=threads)
         assert (found.told.alone_bytes, found.told.once_bytes) == (sum(found.of_ranks), found.of_fleet)
-        lone = metered(old, replace(new, mesh=Mesh(), arrays=tuple(plain(spec) for spec in new.arrays)), convert)
+        whole = replace(new, mesh=Mesh(), arrays=tuple(plain(spec) for spec in new.arrays))
+        lone = metered(old, whole, convert, kept_bytes=kept_bytes)
         assert lone.told.once_bytes == lone.told.alone_bytes == lone.of_ranks[0] >= found.of_fleet
         needed = {"computed": values, "scales alone": values, "part": wanted[0]}
         assert found.told.needed_bytes == (needed[way].num_bytes if way in needed else low.num_bytes + scales.num_bytes)
@@ -185,9 +184,7 @@ def plain(spec: ArraySpec) -> ArraySpec:
     return ArraySpec(name=spec.name, dtype=spec.dtype, shape=spec.shape, may_be_zero=True)
 
 
-def test_one_scale_for_a_tensor_makes_each_rank_read_all_of_it_and_one_a_block_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_scale_for_a_tensor_makes_each_rank_read_all_of_it_and_one_a_block_its_own() -> None:
     """And what it cannot keep of its own until all are known it reads again."""
     old = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=(256, 64)),))
     low = ArraySpec(name="w", dtype="float8_e4m3fn", shape=(256, 64), dims=((0, "tp"),))
@@ -196,9 +193,8 @@ def test_one_scale_for_a_tensor_makes_each_rank_read_all_of_it_and_one_a_block_i
         row = (256 + TRAILER_BYTES) / 256
         cases = (((256, 64), 32, 8, 1), ((256, 64), 8, 8 + 0.75, 1 + 0.75), ((32, 64), 32, 1, 1), ((1, 64), 0, 1, 1))
         for block, kept_rows, alone, once in cases:
-            monkeypatch.setattr(scale_waves, "KEPT_BYTES", kept_rows * 256)
             found = origins(old, new, step=Step(1), intake=Intake(convert={"w": ScaledDown(array="w", block=block)}))
-            told = over_read(old, new, found)
+            told = over_read(old, new, found, kept_bytes=kept_rows * 256)
             assert (told.alone, told.once) == pytest.approx((alone * row, once * row))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from collections import defaultdict
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint import changes, scale_waves
+from behemoth.checkpoint import changes
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import Intake, ScaledDown
@@ -22,7 +23,15 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank_into
 from behemoth.checkpoint.reshard import plan_boxes
-from behemoth.checkpoint.scale_waves import Waiting, Wave, outermost, plan_waves
+from behemoth.checkpoint.scale_waves import (
+    NODE_KEPT_BYTES,
+    RANK_KEPT_BYTES,
+    Waiting,
+    Wave,
+    kept_share,
+    outermost,
+    plan_waves,
+)
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import save
@@ -35,7 +44,9 @@ def grid_of(shape: tuple[int, ...]) -> Grid:
     return grids(Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="float32", shape=shape),)))[0]
 
 
-def planned(grid: Grid, wanted: list[tuple[Scales, Box]]) -> tuple[list[Wave], dict[int, list[Waiting]]]:
+def planned(
+    grid: Grid, wanted: list[tuple[Scales, Box]], *, limit_bytes: int
+) -> tuple[list[Wave], dict[int, list[Waiting]]]:
     """As a rank that holds these boxes converted."""
     waiting: defaultdict[int, list[Waiting]] = defaultdict(list)
     chunks: set[int] = set()
@@ -43,7 +54,7 @@ def planned(grid: Grid, wanted: list[tuple[Scales, Box]]) -> tuple[list[Wave], d
         chunks |= {read.chunk for read in plan_boxes(grid, 0, [scales.elements(scales.box(box), grid.spec.shape)])}
         for read in plan_boxes(grid, 0, [box]):
             waiting[read.chunk] += [Waiting(scales, copy.source) for copy in read.copies]
-    return plan_waves(grid, chunks, waiting), dict(waiting)
+    return plan_waves(grid, chunks, waiting, kept_bytes=limit_bytes), dict(waiting)
 
 
 def chunks_of_blocks(grid: Grid, chunk: int, one: Waiting) -> set[int]:
@@ -77,10 +88,9 @@ def test_nothing_is_converted_before_its_blocks_are_looked_through_and_no_more_i
         block = tuple(data.draw(st.sampled_from([1, 2, 3, 5, 128])) for _ in shape)
         ends = [sorted(data.draw(st.sets(st.integers(0, size), min_size=2, max_size=2))) for size in shape]
         wanted.append((Scales(number, block, "float8_e4m3fn"), tuple((low, high) for low, high in ends)))
-    with small_chunks(chunk_bytes), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scale_waves, "KEPT_BYTES", limit_bytes)
+    with small_chunks(chunk_bytes):
         grid = grid_of(shape)
-        waves, waiting = planned(grid, wanted)
+        waves, waiting = planned(grid, wanted, limit_bytes=limit_bytes)
         blocks = {
             chunk: set().union(*(chunks_of_blocks(grid, chunk, one) for one in waiting[chunk])) for chunk in waiting
         }
@@ -122,10 +132,10 @@ def test_nothing_is_converted_before_its_blocks_are_looked_through_and_no_more_i
     ],
 )
 def test_chunks_that_share_blocks_are_read_one_behind_the_other(
-    monkeypatch: pytest.MonkeyPatch, block: tuple[int, int], num_kept: int, num_dropped: int
+    block: tuple[int, int], num_kept: int, num_dropped: int
 ) -> None:
     """Sixteen rows of four chunks: a column of them is no row in the file, and a block's row of them would be kept."""
-    monkeypatch.setattr(scale_waves, "KEPT_BYTES", num_kept * 4 * 8 * ITEM_BYTES)
+    limit_bytes = num_kept * 4 * 8 * ITEM_BYTES
     layout = Layout(
         mesh=Mesh(tp=16, pp=4, etp=16),
         arrays=(ArraySpec(name="w", dtype="float32", shape=(64, 32), dims=((0, "tp"), (1, "pp"))),),
@@ -133,8 +143,15 @@ def test_chunks_that_share_blocks_are_read_one_behind_the_other(
     with small_chunks(4 * 8 * ITEM_BYTES):
         grid = grids(layout)[0]
         assert (grid.chunk_shape, grid.chunks_per_dim) == ((4, 8), (16, 4))
-        waves, _ = planned(grid, [(Scales(0, block, "float8_e4m3fn"), ((0, 64), (0, 32)))])
+        waves, _ = planned(grid, [(Scales(0, block, "float8_e4m3fn"), ((0, 64), (0, 32)))], limit_bytes=limit_bytes)
         assert sum(len(wave.again) for wave in waves) == num_dropped
+
+
+def test_a_node_keeps_no_more_than_it_may_however_many_ranks_it_has() -> None:
+    for ranks_per_node in (1, 2, 3, 8, 9, 72, 1024):
+        assert ranks_per_node * kept_share(ranks_per_node) <= NODE_KEPT_BYTES
+        assert 0 < kept_share(ranks_per_node) <= RANK_KEPT_BYTES
+    assert kept_share(8) == RANK_KEPT_BYTES
 
 
 def test_only_boxes_that_no_other_one_holds_are_looked_through() -> None:
@@ -145,7 +162,6 @@ def test_only_boxes_that_no_other_one_holds_are_looked_through() -> None:
 def test_a_restore_keeps_no_more_than_allowed_and_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """8 MiB of float32 with one scale, of which a quarter may wait; what is allocated is counted."""
     limit_bytes, chunk_bytes, rows = 2 << 20, 64 << 10, 2048
-    monkeypatch.setattr(scale_waves, "KEPT_BYTES", limit_bytes)
     monkeypatch.setattr(changes, "_BLOCK_ELEMENTS", 1024)
     values = np.linspace(-1, 1, rows * 1024, dtype=np.float32).reshape(rows, 1024)
     with small_chunks(chunk_bytes):
@@ -155,9 +171,10 @@ def test_a_restore_keeps_no_more_than_allowed_and_a_chunk(monkeypatch: pytest.Mo
         opened = open_commit(store, save(store, old, {"w": values}, step=1).ref)
         plan, intake = plan_rank(new, Rank(0)), Intake(convert={"w": ScaledDown(array="w", block=values.shape)})
         data = memoryview(bytearray(plan.data_bytes))
-        read_rank_into(store, opened, new, plan, data, threads=1, intake=intake)  # what is computed once has been
+        read = partial(read_rank_into, store, opened, new, plan, data, threads=1, intake=intake, kept_bytes=limit_bytes)
+        read()  # what is computed once has been
         tracemalloc.start()
-        read_rank_into(store, opened, new, plan, data, threads=1, intake=intake)
+        read()
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert limit_bytes <= peak_bytes < limit_bytes + 8 * chunk_bytes

@@ -11,6 +11,7 @@ import pytest
 
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.scale_waves import NODE_KEPT_BYTES
 from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.spec.decode import decode_run
 from behemoth.spec.model import named_inventory
@@ -166,6 +167,10 @@ def test_a_restore_to_float8_is_counted_with_the_search_for_its_scales(
     )
     assert blocks["over_read"] == tensors["over_read"] == pytest.approx(1, abs=1e-5)
     assert blocks["over_read_alone"] < 1.5 < tensors["over_read_alone"]  # type: ignore[operator]
+    assert 0 < tensors["restore_kept_bytes"] <= NODE_KEPT_BYTES  # type: ignore[operator]
+    options = ("--restore-recipe", f"weights=float8_e4m3fn,scale_block={1 << 30},{served}")
+    assert "of memory on a node at most, beside staging, until scales are known" in told(capsys, file, *options)
+    assert "until scales are known" not in told(capsys, file)
 
 
 def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFixture[str]) -> None:

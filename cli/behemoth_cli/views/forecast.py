@@ -32,6 +32,7 @@ _NAMES = (
     "over_read_alone",
     "over_read_worst",
     "over_read_fleet_alone",
+    "restore_kept_bytes",
     "reads_shared",
 )
 _TURNS = "of disk on a node, for two files of each rank"
@@ -68,6 +69,7 @@ def forecast_section(found: Forecast, restore: Restore) -> Section:
             ("restore on", restore.reader),
             ("  over-read", f"{read.once:.4f} x, {read.fleet_alone:.2f} x if each rank reads for itself; {way}"),
             ("  of a rank", f"{read.alone:.2f} x then, {read.worst_alone:.2f} x at most"),
+            *_kept(found.restore_kept_bytes),
         ),
     )
 
@@ -97,9 +99,16 @@ def forecast_body(found: Forecast | None, restore: Restore | None) -> dict[str, 
         found.over_read.alone,
         found.over_read.worst_alone,
         found.over_read.fleet_alone,
+        found.restore_kept_bytes,
         restore.reads_shared,
     )
     return dict(zip(_NAMES, values, strict=True))
+
+
+def _kept(num_bytes: int) -> tuple[tuple[str, str], ...]:
+    if not num_bytes:
+        return ()
+    return (("  kept", f"{size(num_bytes)} of memory on a node at most, beside staging, until scales are known"),)
 
 
 def _spread(spread: Spread) -> str:

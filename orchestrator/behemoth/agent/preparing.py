@@ -41,6 +41,7 @@ from behemoth.checkpoint.opened import Commit, open_told
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import read_rank, read_spans
 from behemoth.checkpoint.reading_threads import NUM_PROBES, are_cached, reading_threads
+from behemoth.checkpoint.scale_waves import kept_share
 from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import KeepsFiles, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -190,7 +191,17 @@ class Preparing:
         else:
             with self._as_node(wanted, store, commit, intake) as reads:
                 plan, arena = wanted.plan, wanted.arena
-                read_rank(reads, commit, layout, plan, arena, source.spare, threads=threads, intake=intake)
+                read_rank(
+                    reads,
+                    commit,
+                    layout,
+                    plan,
+                    arena,
+                    source.spare,
+                    threads=threads,
+                    intake=intake,
+                    kept_bytes=kept_share(self._ranks_per_node),
+                )
             nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
         if nothing:  # it is not that checkpoint, which a peer might take it for
             wanted.arena.disprove(source.spare)

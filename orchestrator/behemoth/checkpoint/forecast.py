@@ -22,6 +22,8 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.over_read import OverRead, over_read
+from behemoth.checkpoint.scale_reads import kept_of_ranks
+from behemoth.checkpoint.scale_waves import kept_share
 from behemoth.checkpoint.snapshot_format import NUM_FILES
 from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
 
@@ -105,6 +107,9 @@ class Forecast:
     """Of the busiest prefix, when each array's folder is one."""
     price_usd: float
     over_read: OverRead
+    restore_kept_bytes: int
+    """Memory of the node with the most, beside staging, while it restores: at most, of values that wait for computed
+    scales."""
 
     @property
     def exchanged_share(self) -> float:
@@ -133,7 +138,9 @@ def forecast(
     documents = metadata_objects(layout)
     num_records = len(documents) + _RECORDS
     progress(3, NUM_PHASES)
-    read = over_read(layout, restored, found)
+    kept_bytes = kept_share(ranks_per_node)
+    read = over_read(layout, restored, found, kept_bytes=kept_bytes)
+    kept = kept_of_ranks(layout, restored, found, kept_bytes=kept_bytes)
     progress(4, NUM_PHASES)
     num_requests = uploads.num_requests + num_records
     copied_bytes = _most_per_node(of_files.snapshot_bytes, ranks_per_node)
@@ -162,6 +169,7 @@ def forecast(
         requests_per_s_per_prefix=_busiest(uploads) / seconds["store"],
         price_usd=num_requests / _REQUESTS_OF_A_PRICE * rates.usd_per_million_requests,
         over_read=read,
+        restore_kept_bytes=_most_per_node(kept, ranks_per_node),
     )
 
 

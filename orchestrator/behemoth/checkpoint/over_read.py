@@ -26,6 +26,7 @@ from behemoth.checkpoint.loads import Cell, cells, num_flat
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import chunks_met
 from behemoth.checkpoint.scale_reads import again_bytes, looked_through, scale_bytes
+from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds
 
 
@@ -64,12 +65,18 @@ class OverRead:
 
 
 def over_read(
-    saved: Layout, layout: Layout, found: Sequence[Origin], *, ranks: Sequence[int] | None = None
+    saved: Layout,
+    layout: Layout,
+    found: Sequence[Origin],
+    *,
+    ranks: Sequence[int] | None = None,
+    kept_bytes: int = RANK_KEPT_BYTES,
 ) -> OverRead:
     """Of a restore on `layout` from a checkpoint on `saved`; `found` as `matching.origins` tells.
 
-    `ranks` are those to count for the ranks' own figures, by default all. O(chunks that pieces meet), in columns: a
-    second for 32,000 ranks of the reference Behemoth.
+    `ranks` are those to count for the ranks' own figures, by default all; `kept_bytes` is what a rank may keep of
+    values that wait for scales (`scale_waves.kept_share`). O(chunks that pieces meet), in columns: a second for 32,000
+    ranks of the reference Behemoth.
     """
     of_saved = grids(saved)
     chosen = np.arange(layout.mesh.num_ranks) if ranks is None else np.array(ranks, dtype=np.int64)
@@ -83,8 +90,9 @@ def over_read(
             held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
             if not source.is_looked_through:  # `scale_bytes` counts the others
                 alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, source.begin)[pieces[holds]]
-    alone += scale_bytes(saved, layout, found, chosen)
+    alone += scale_bytes(saved, layout, found, chosen, kept_bytes=kept_bytes)
     needed_bytes, once_bytes = _of_fleet(saved, layout, found, sources)
+    once_bytes += again_bytes(saved, layout, found, kept_bytes=kept_bytes)
     return OverRead(
         needed_bytes=needed_bytes,
         once_bytes=once_bytes,
@@ -120,13 +128,14 @@ def _sources(saved: Layout, origin: Origin) -> tuple[_Source, ...]:
 def _of_fleet(
     saved: Layout, layout: Layout, found: Sequence[Origin], sources: Sequence[Sequence[_Source]]
 ) -> tuple[int, int]:
-    """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it."""
+    """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it, but for what is
+    read again."""
     whole = {one.position for some in sources for one in some if not one.begin}
     passes = Counter(whole | looked_through(saved, layout, found))
     passes.update({position for origin in found for position in _saved_scales(saved, origin)})
     of_saved = grids(saved)
     needed_bytes = sum(of_saved[position].spec.num_bytes for position in passes)
-    once_bytes = again_bytes(saved, layout, found) + sum(
+    once_bytes = sum(
         num * of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position, num in passes.items()
     )
     boxes: dict[int, list[Box]] = {}

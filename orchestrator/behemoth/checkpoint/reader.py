@@ -29,6 +29,7 @@ from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.reshard import plan_box, plan_resharding
 from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
+from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -45,17 +46,19 @@ def read_rank(
     *,
     threads: int,
     intake: Intake = AS_SAVED,
+    kept_bytes: int = RANK_KEPT_BYTES,
 ) -> Snapshot:
     """Fill `generation` with all that the plan's rank of `layout` holds, and seal it as a verified snapshot.
 
     The commit may lie on any mesh, shared in any way: what counts is that its arrays are those of `layout`, or that
     `intake` says how they become them (of what it leaves out the generation holds zeros). Every chunk that a piece
-    touches is read whole and checked. Raises Invalid for another model before the arena is touched, and for values that
-    cannot be converted; Corrupt naming array, chunk and file. After an error the generation holds no snapshot.
+    touches is read whole and checked. `kept_bytes` of values that wait for computed scales are held at most, beside the
+    arena; what is beyond is read again. Raises Invalid for another model before the arena is touched, and for values
+    that cannot be converted; Corrupt naming array, chunk and file. After an error the generation holds no snapshot.
     """
     found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
     data = arena.begin(generation, commit.record.write_id, commit.record.step, plan.layout_digest)
-    crcs = _read_plan(store, commit, layout, plan, found, data, threads=threads)
+    crcs = _read_plan(store, commit, layout, plan, found, data, threads=threads, kept_bytes=kept_bytes)
     arena.record_crcs(generation, arena.seal(generation).sequence, crcs)
     return arena.snapshot(generation)
 
@@ -69,10 +72,11 @@ def read_rank_into(
     *,
     threads: int,
     intake: Intake = AS_SAVED,
+    kept_bytes: int = RANK_KEPT_BYTES,
 ) -> None:
     """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least."""
     found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
-    _read_plan(store, commit, layout, plan, found, data, threads=threads)
+    _read_plan(store, commit, layout, plan, found, data, threads=threads, kept_bytes=kept_bytes)
 
 
 def read_spans(
@@ -163,13 +167,14 @@ def _read_plan(
     data: memoryview,
     *,
     threads: int,
+    kept_bytes: int,
 ) -> list[int]:
     """The CRC of each span, whose bytes are then in place."""
     is_as_saved = list(found) == list(range(len(layout.arrays)))
     if is_as_saved and commit.layout.digest == layout.digest:
         return read_spans(store, commit, plan.spans, data, threads=threads)
     work = plan_resharding(commit.layout, layout, plan, found)
-    return read_resharded(store, commit, plan, work, data, threads=threads)
+    return read_resharded(store, commit, plan, work, data, threads=threads, kept_bytes=kept_bytes)
 
 
 def _position(commit: Commit, name: str) -> int:

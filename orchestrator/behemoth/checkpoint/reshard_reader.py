@@ -17,6 +17,7 @@ from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.changes import Scales, ScaleTable
 from behemoth.checkpoint.chunk_parts import Bytes, as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
+from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES
@@ -24,19 +25,29 @@ from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.precision import as_float32
 from behemoth.checkpoint.reshard import ChunkRead, Resharding, ScaleFill, Slab, plan_box
+from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.scaled_reader import ScaledArray
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
 
 def read_resharded(
-    store: ObjectStore, commit: Commit, plan: RankPlan, work: Resharding, data: memoryview, *, threads: int
+    store: ObjectStore,
+    commit: Commit,
+    plan: RankPlan,
+    work: Resharding,
+    data: memoryview,
+    *,
+    threads: int,
+    kept_bytes: int,
 ) -> list[int]:
     """Put all bytes of the plan in `data`, the data area of a generation; the CRC of each of its spans.
 
-    What the checkpoint has nothing for is set to zeros. Raises Corrupt naming array, chunk and file.
+    What the checkpoint has nothing for is set to zeros. `kept_bytes` as for `read_slabs`. Raises Corrupt naming
+    array, chunk and file.
     """
-    read_slabs(store, commit, work, np.frombuffer(data, dtype=np.uint8), threads=threads)
+    area = np.frombuffer(data, dtype=np.uint8)
+    read_slabs(store, commit, work, area, threads=threads, kept_bytes=kept_bytes)
 
     def crcs(spans: Sequence[Span]) -> list[int]:
         return [crc32c(data[span.arena_offset : span.arena_offset + span.length]) for span in spans]
@@ -53,9 +64,15 @@ def read_slabs(
     *,
     threads: int,
     scales_store: ObjectStore | None = None,
+    kept_bytes: int = RANK_KEPT_BYTES,
+    remembered: ComputedScales | None = None,
 ) -> None:
-    """Fill the slabs of `area`, and its blanks with zeros. Saved scales are read from `scales_store`, by default from
-    `store`. Raises Corrupt naming array, chunk and file, Invalid naming an array whose values cannot be converted."""
+    """Fill the slabs of `area`, and its blanks with zeros.
+
+    Saved scales are read from `scales_store`, by default from `store`. Of values that wait for computed ones
+    `kept_bytes` are held at most; what is `remembered` of these is not computed again, and what is computed is
+    remembered. Raises Corrupt naming array, chunk and file, Invalid naming an array whose values cannot be converted.
+    """
     for start, stop in work.blanks:
         area[start:stop] = 0
     of_array: defaultdict[int, list[Scales]] = defaultdict(list)
@@ -69,7 +86,7 @@ def read_slabs(
     for fill in work.fills:
         fills[fill.scales].append(fill)
 
-    reading = _Reading(store, commit, work.slabs, area)
+    reading = _Reading(store, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered)
     run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
     for array, reads in scaled.items():
         computed = {one: work.scales[one] for one in of_array[array] if one.saved is None}
@@ -104,10 +121,21 @@ class _Reading:
     """Reads chunks on several threads; no two of them write to the same bytes. `tables`: the saved scales that these
     chunks need."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, slabs: Sequence[Slab], area: Bytes) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        commit: Commit,
+        slabs: Sequence[Slab],
+        area: Bytes,
+        *,
+        kept_bytes: int,
+        remembered: ComputedScales | None,
+    ) -> None:
         self._readers = ChunkReaders(store, commit)
         self._grids = grids(commit.layout)
         self._slabs = [as_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
+        self._kept_bytes = kept_bytes
+        self._remembered = remembered
         self.tables: Mapping[Scales, ScaleTable] = {}
 
     def run(self, reads: Sequence[ChunkRead]) -> None:
@@ -125,4 +153,6 @@ class _Reading:
             saved=self.tables,
             reads=reads,
             slabs=self._slabs,
+            kept_bytes=self._kept_bytes,
+            remembered=self._remembered,
         )

@@ -24,7 +24,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import cells, num_flat
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import blocks_needed, chunks_met, plan_boxes, scales_of
-from behemoth.checkpoint.scale_waves import Waiting, keeps_all, outermost, plan_waves
+from behemoth.checkpoint.scale_waves import Waiting, outermost, plan_waves, waiting_bytes
 from behemoth.checkpoint.sharing import Kind, kinds
 
 
@@ -48,11 +48,11 @@ class _Group(NamedTuple):
         return self.users[0].scales.saved is None
 
 
-def scale_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], ranks: Ints) -> Ints:
+def scale_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], ranks: Ints, *, kept_bytes: int) -> Ints:
     """For each of `ranks`, the bytes of chunks, CRCs included, that it reads to know scales, and, where they are
-    computed, to convert by them; `found` as `matching.origins` tells."""
+    computed, to convert by them, when it keeps `kept_bytes` of what waits; `found` as `matching.origins` tells."""
     total = np.zeros(len(ranks), dtype=np.int64)
-    held = _Held(layout)
+    held = _Held(layout, kept_bytes)
     for group in _groups(saved, layout, found):
         alike, which = held.pieces(group, ranks)
         grid = grids(saved)[group.array]
@@ -61,10 +61,10 @@ def scale_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], ranks: I
     return total
 
 
-def again_bytes(saved: Layout, layout: Layout, found: Sequence[Origin]) -> int:
+def again_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], *, kept_bytes: int) -> int:
     """What the fleet reads a second time when all ranks that need a chunk share each reading of it: values that some
     rank could not keep until their scales were known."""
-    total, held = 0, _Held(layout)
+    total, held = 0, _Held(layout, kept_bytes)
     for group in _groups(saved, layout, found):
         if group.are_computed:
             grid = grids(saved)[group.array]
@@ -72,6 +72,20 @@ def again_bytes(saved: Layout, layout: Layout, found: Sequence[Origin]) -> int:
             again = {chunk for pieces in alike for chunk in _again(grid, group, held, pieces)}
             total += group.num_arrays * len(again) * _chunk_bytes(grid)
     return total
+
+
+def kept_of_ranks(saved: Layout, layout: Layout, found: Sequence[Origin], *, kept_bytes: int) -> Ints:
+    """What each rank keeps at most of values that wait for their scales, of `kept_bytes` that it may; one array at a
+    time."""
+    held, ranks = _Held(layout, kept_bytes), np.arange(layout.mesh.num_ranks)
+    most = np.zeros(len(ranks), dtype=np.int64)
+    for group in _groups(saved, layout, found):
+        if group.are_computed:
+            grid = grids(saved)[group.array]
+            alike, which = held.pieces(group, ranks)
+            waiting = [min(waiting_bytes(grid, _values(group, held, pieces)), kept_bytes) for pieces in alike]
+            most = np.maximum(most, np.array(waiting, dtype=np.int64)[which])
+    return most
 
 
 def looked_through(saved: Layout, layout: Layout, found: Sequence[Origin]) -> set[int]:
@@ -102,9 +116,10 @@ def _form(saved: Layout, position: int) -> tuple[object, ...]:
 
 
 class _Held:
-    """What the ranks of a layout hold of arrays of each kind."""
+    """What the ranks of a layout hold of arrays of each kind, and how much of what waits for scales they keep."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, kept_bytes: int) -> None:
+        self.kept_bytes = kept_bytes
         self._kinds = kinds(layout)
         self._boxes: dict[int, list[list[Box]]] = {}
 
@@ -160,19 +175,24 @@ def _looked(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> fr
 
 def _again(grid: Grid, group: _Group, held: _Held, pieces: Sequence[int]) -> list[int]:
     """Those that it reads again."""
-    values = [
+    values = _values(group, held, pieces)
+    if waiting_bytes(grid, values) <= held.kept_bytes:
+        return []
+    waiting: defaultdict[int, list[Waiting]] = defaultdict(list)
+    for read in plan_boxes(grid, group.array, [box for _, box in values]):
+        waiting[read.chunk] += [Waiting(values[copy.slab][0], copy.source) for copy in read.copies]
+    waves = plan_waves(grid, _looked(grid, group, held, pieces), waiting, kept_bytes=held.kept_bytes)
+    return [chunk for wave in waves for chunk in wave.again]
+
+
+def _values(group: _Group, held: _Held, pieces: Sequence[int]) -> list[tuple[Scales, Box]]:
+    """The boxes that a rank which has these pieces converts."""
+    return [
         (user.scales, box)
         for user, piece in zip(group.users, pieces, strict=True)
         if not user.holds_them
         for box in held.boxes(user.kind, piece)
     ]
-    if keeps_all(grid, values):
-        return []
-    waiting: defaultdict[int, list[Waiting]] = defaultdict(list)
-    for read in plan_boxes(grid, group.array, [box for _, box in values]):
-        waiting[read.chunk] += [Waiting(values[copy.slab][0], copy.source) for copy in read.copies]
-    waves = plan_waves(grid, _looked(grid, group, held, pieces), waiting)
-    return [chunk for wave in waves for chunk in wave.again]
 
 
 def _blocks(group: _Group, held: _Held, pieces: Sequence[int]) -> dict[Scales, list[Box]]:

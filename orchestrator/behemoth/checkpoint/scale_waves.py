@@ -18,10 +18,12 @@ from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.reshard import Part
 
-KEPT_BYTES = 2 << 30
-"""Of saved values that wait for their scales, per rank, and taken only as they come. Blocks of 128 x 128 need some
-chunks; one scale for a matrix needs what the rank holds of it, 1.6 GiB for a whole expert matrix of the reference
+RANK_KEPT_BYTES = 2 << 30
+"""Of saved values that wait for their scales, per rank at most, and taken only as they come. Blocks of 128 x 128 need
+some chunks; one scale for a matrix needs what the rank holds of it, 1.6 GiB for a whole expert matrix of the reference
 Behemoth in bfloat16. Of what is larger it keeps as much as fits."""
+NODE_KEPT_BYTES = 16 << 30
+"""The same for all ranks of a node together, which restore at once."""
 
 _Place = tuple[int, ...]
 """Of a chunk in the order in which chunks are read."""
@@ -51,15 +53,23 @@ class Wave(NamedTuple):
     again: list[int]
 
 
-def plan_waves(grid: Grid, chunks: Iterable[int], waiting: Mapping[int, Sequence[Waiting]]) -> list[Wave]:
+def kept_share(ranks_per_node: int) -> int:
+    """The bytes that one rank of such a node may keep. An equal share, not what others leave: so it follows from the
+    layout alone which chunks are read again."""
+    return min(RANK_KEPT_BYTES, NODE_KEPT_BYTES // ranks_per_node)
+
+
+def plan_waves(
+    grid: Grid, chunks: Iterable[int], waiting: Mapping[int, Sequence[Waiting]], *, kept_bytes: int
+) -> list[Wave]:
     """Of the chunks that a rank reads of one array: `waiting` tells what it converts of them by scales that it computes
-    of them. All chunks of all blocks that something waits for must be among them. At most KEPT_BYTES are kept at a
+    of them. All chunks of all blocks that something waits for must be among them. At most `kept_bytes` are kept at a
     time."""
-    straddled = _straddled_dims(grid, {one.scales for some in waiting.values() for one in some})
+    straddled = straddled_dims(grid, {one.scales for some in waiting.values() for one in some})
     if not straddled:
         return [Wave([WaveRead(chunk, "convert") for chunk in sorted(chunks)], [], [])]
     ordered = sorted((_place(_indexes(grid, chunk), straddled), chunk) for chunk in chunks)
-    draft = _Draft()
+    draft = _Draft(kept_bytes)
     for place, chunk in ordered:
         parts = waiting.get(chunk, ())
         last = max((_place(_last_met(grid, chunk, one), straddled) for one in parts), default=place)
@@ -69,11 +79,12 @@ def plan_waves(grid: Grid, chunks: Iterable[int], waiting: Mapping[int, Sequence
     return draft.done()
 
 
-def keeps_all(grid: Grid, values: Sequence[tuple[Scales, Box]]) -> bool:
-    """Whether nothing is read again by a rank that converts these boxes by computed scales: a short answer for most
-    ranks, without waves."""
-    num_bytes = sum(grid.spec.itemsize * math.prod(high - low for low, high in box) for _, box in values)
-    return num_bytes <= KEPT_BYTES or not _straddled_dims(grid, {scales for scales, _ in values})
+def waiting_bytes(grid: Grid, values: Sequence[tuple[Scales, Box]]) -> int:
+    """How many bytes at most wait for their scales when a rank converts these boxes by computed ones: a short answer,
+    without waves. Who may keep as much reads nothing again."""
+    if not straddled_dims(grid, {scales for scales, _ in values}):
+        return 0
+    return sum(grid.spec.itemsize * math.prod(high - low for low, high in box) for _, box in values)
 
 
 def outermost(boxes: Iterable[Box]) -> list[Box]:
@@ -85,7 +96,8 @@ def outermost(boxes: Iterable[Box]) -> list[Box]:
 class _Draft:
     """Waves while they are made, chunk by chunk."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
         self._waves: list[Wave] = []
         self._wave = Wave([], [], [])
         self._waits: list[tuple[_Place, int, int]] = []
@@ -98,9 +110,9 @@ class _Draft:
         if not num_bytes:
             self._wave.reads.append(WaveRead(chunk, "convert"))
         else:
-            if self._kept_bytes + num_bytes > KEPT_BYTES >= self._kept_bytes + num_bytes - self._ready_bytes:
+            if self._kept_bytes + num_bytes > self._limit_bytes >= self._kept_bytes + num_bytes - self._ready_bytes:
                 self._close()
-            is_kept = self._kept_bytes + num_bytes <= KEPT_BYTES
+            is_kept = self._kept_bytes + num_bytes <= self._limit_bytes
             self._wave.reads.append(WaveRead(chunk, "keep" if is_kept else "drop"))
             self._kept_bytes += num_bytes * is_kept
             heapq.heappush(self._waits, (last, chunk, num_bytes * is_kept))
@@ -122,7 +134,7 @@ class _Draft:
         self._ready_bytes = 0
 
 
-def _straddled_dims(grid: Grid, scales: Iterable[Scales]) -> tuple[int, ...]:
+def straddled_dims(grid: Grid, scales: Iterable[Scales]) -> tuple[int, ...]:
     """The dims in which a block may lie in several chunks; without any, each chunk is converted as it is read."""
     blocks = {one.block for one in scales}
     return tuple(

@@ -17,6 +17,7 @@ from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_parts import chunk_elements, part_of, put
 from behemoth.checkpoint.chunk_reader import ChunkReaders
+from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import Floats, scales_for
@@ -28,7 +29,7 @@ from behemoth.checkpoint.threads import batched, run_all
 class ScaledArray:
     """One array of a checkpoint, counted in its order. `computed` are the scales that are computed of it, and of which
     boxes of blocks they are wanted; `saved` those that were saved for it, known already; `reads` what the slabs take of
-    its chunks."""
+    its chunks. `kept_bytes` of values may wait for their scales. Blocks that are remembered are not looked through."""
 
     def __init__(
         self,
@@ -40,41 +41,60 @@ class ScaledArray:
         saved: Mapping[Scales, ScaleTable],
         reads: Iterable[ChunkRead],
         slabs: Sequence[Elements],
+        kept_bytes: int,
+        remembered: ComputedScales | None,
     ) -> None:
         self._readers = readers
         self._grid = grid
         self._array = array
         self._saved = saved
         self._slabs = slabs
+        self._kept_bytes = kept_bytes
+        self._remembered = remembered
         self._copies = {read.chunk: read.copies for read in reads}
         self._looked: defaultdict[int, list[tuple[Scales, Part]]] = defaultdict(list)
         self._largest: dict[Scales, _Largest] = {}
+        self._unknown: dict[Scales, list[Box]] = {}
         for scales, boxes in computed.items():
-            elements = [scales.elements(box, grid.spec.shape) for box in outermost(boxes)]
-            for read in plan_boxes(grid, array, elements):
-                self._looked[read.chunk] += [(scales, copy.source) for copy in read.copies]
             self._largest[scales] = _Largest(scales, boxes, what=f"array {grid.spec.name!r}")
+            unknown = [box for box in outermost(boxes) if not self._is_remembered(scales, box)]
+            self._unknown[scales] = unknown
+            for read in plan_boxes(grid, array, [scales.elements(box, grid.spec.shape) for box in unknown]):
+                self._looked[read.chunk] += [(scales, copy.source) for copy in read.copies]
         self._kept: dict[int, list[Elements]] = {}
 
     def read(self, threads: int) -> None:
         """Fill the slabs, and look through all blocks. Raises Corrupt naming array, chunk and file, Invalid naming the
         array where values cannot be converted or have no scale."""
         waiting = {chunk: [_waiting(copy) for copy in self._waits(chunk)] for chunk in self._copies}
-        for wave in plan_waves(self._grid, self._copies.keys() | self._looked.keys(), waiting):
+        chunks = self._copies.keys() | self._looked.keys()
+        for wave in plan_waves(self._grid, chunks, waiting, kept_bytes=self._kept_bytes):
             run_all(self._read, batched(wave.reads, threads=threads), threads=threads, name="ckpt-scales")
             run_all(self._ready, batched(wave.ready, threads=threads), threads=threads, name="ckpt-ready")
             run_all(self._again, batched(wave.again, threads=threads), threads=threads, name="ckpt-again")
+        if self._remembered is not None:
+            for scales, boxes in self._unknown.items():
+                for box in boxes:
+                    self._remembered.learn(scales, self._grid.spec.shape, box, self._largest[scales].of(box))
 
     def scales(self, scales: Scales, box: Box) -> Floats:
         """Computed scales of a box of blocks, once all is read. Raises Invalid for blocks of NaN or infinity."""
         return self._largest[scales].table(box).values
 
+    def _is_remembered(self, scales: Scales, box: Box) -> bool:
+        known = None if self._remembered is None else self._remembered.find(scales, box)
+        if known is not None:
+            self._largest[scales].know(box, known)
+        return known is not None
+
     def _waits(self, chunk: int) -> list[Copy]:
-        """The copies that are made by computed scales."""
+        """The copies that are made by scales which are not known before their blocks have been looked through."""
         return [copy for copy in self._copies.get(chunk, ()) if self._is_waiting(copy)]
 
     def _is_waiting(self, copy: Copy) -> bool:
-        return copy.change is not None and copy.change.scales in self._largest
+        if copy.change is None or copy.change.scales not in self._largest:
+            return False
+        return not self._largest[copy.change.scales].is_known(_blocks(copy))
 
     def _read(self, reads: Sequence[WaveRead]) -> None:
         chunks = self._readers.mine()
@@ -112,9 +132,15 @@ class ScaledArray:
         if copy.change is None or scales not in self._largest:
             put(copy, elements, self._slabs, self._saved)
             return
-        low = copy.change.low
-        box = tuple((at + part.start, at + part.stop) for at, part in zip(low, copy.target, strict=True))
-        put(copy, elements, self._slabs, {scales: self._largest[scales].table(scales.box(box))})
+        put(copy, elements, self._slabs, {scales: self._largest[scales].table(_blocks(copy))})
+
+
+def _blocks(copy: Copy) -> Box:
+    """The blocks of which a copy needs the scales."""
+    assert copy.change is not None
+    assert copy.change.scales is not None
+    box = tuple((at + part.start, at + part.stop) for at, part in zip(copy.change.low, copy.target, strict=True))
+    return copy.change.scales.box(box)
 
 
 def _waiting(copy: Copy) -> Waiting:
@@ -131,7 +157,19 @@ class _Largest:
         self._what = what
         self._box = enclosing(boxes)
         self._values: Floats = np.zeros([high - low for low, high in self._box], dtype=np.float32)
+        self._is_known = np.zeros(self._values.shape, dtype=np.bool_)
         self._lock = threading.Lock()
+
+    def know(self, box: Box, largest: Floats) -> None:
+        """A box of blocks that need not be looked through."""
+        self._values[self._place(box)] = largest
+        self._is_known[self._place(box)] = True
+
+    def is_known(self, box: Box) -> bool:
+        return bool(self._is_known[self._place(box)].all())
+
+    def of(self, box: Box) -> Floats:
+        return self._values[self._place(box)]
 
     def merge(self, box: Box, largest: Floats) -> None:
         """What a part has of a box of blocks."""
