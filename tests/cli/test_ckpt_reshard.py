@@ -27,6 +27,7 @@ from behemoth_cli import root
 from behemoth_cli.exits import Exit
 from checkpoint import independent_reader
 from checkpoint.independent_reader import read_checkpoint, record_of
+from checkpoint.plain_scales import scaled
 from cli.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment, small_run
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened
@@ -149,6 +150,13 @@ def test_a_run_file_gives_its_mesh_the_cuts_of_its_model_and_a_recipe(capsys: py
     commit, arrays = newest(Path("weights"))
     assert arrays.keys() == {"model/w", "state/run"}
     assert arrays["model/w"].tobytes() == master.tobytes()
+    fields = "weights=float8_e4m3fn,scale_block=1024,master=none,exp_avg=none,exp_avg_sq=none"
+    code, out, _ = run(capsys, "reshard", "all", "--to", "low", "-f", "run.yaml", "--recipe", fields, "-o", "json")
+    assert (code, json.loads(out)["readAgainBytes"]) == (0, 0)
+    _, arrays = newest(Path("low"))
+    weights, scales = scaled(master, (8, 64), "float8_e4m3fn")
+    assert arrays["model/w"].tobytes() == weights.tobytes()
+    assert arrays["scale/w"].tobytes() == scales.tobytes()
 
 
 @pytest.mark.usefixtures("place")

@@ -14,6 +14,7 @@ import typer
 
 from behemoth.app.batches.jobs import ReshardJob, encode_job
 from behemoth.app.batches.reshard_job import reshard_job, reshard_writing
+from behemoth.app.batches.writing import Writing
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Attempt, WriteId
 from behemoth.checkpoint.interop.relayout import Relayout, relayout
@@ -82,12 +83,19 @@ def reshard_checkpoint(
         made = wanted.of(commit, is_bucket=isinstance(store, UploadsParts))
         ref = commit.record.ref
         job = reshard_job(located(place.url, given), ref, url, made)
+        reshard = reshard_writing(commit, made, store, threads=threads)
         done = done_before(batches, store, verb="reshard", job=encode_job(job), step=ref.step, is_dry=is_dry)
         write_id = done
         if done is None and not is_dry:
-            write_id = _reshard(batches, given, store, url, commit, job, made, threads=threads)
+            write_id = _reshard(batches, given, store, url, commit, job, reshard.writing, threads=threads)
         page = reshard_page(
-            commit, made.layout, source=given.root, url=store.root, write_id=write_id, is_kept=done is not None
+            commit,
+            made.layout,
+            source=given.root,
+            url=store.root,
+            again_bytes=reshard.again_bytes,
+            write_id=write_id,
+            is_kept=done is not None,
         )
         context.console.show(page, form)
 
@@ -99,7 +107,7 @@ def _reshard(
     url: str,
     commit: Commit,
     job: ReshardJob,
-    made: Relayout,
+    writing: Writing,
     *,
     threads: int,
 ) -> WriteId:
@@ -111,7 +119,7 @@ def _reshard(
             batches,
             store,
             url,
-            reshard_writing(commit.layout, made.layout, store),
+            writing,
             verb="reshard",
             job=lambda write_id: encode_job(msgspec.structs.replace(job, new_write_id=write_id)),
             run=record.run,

@@ -62,9 +62,17 @@ def import_page(
 
 
 def reshard_page(
-    commit: Commit, layout: Layout, *, source: str, url: str, write_id: str | None, is_kept: bool = False
+    commit: Commit,
+    layout: Layout,
+    *,
+    source: str,
+    url: str,
+    again_bytes: int,
+    write_id: str | None,
+    is_kept: bool = False,
 ) -> Page:
-    """`layout` is that of the result; `write_id` and `is_kept` as for `import_page`."""
+    """`layout` is that of the result; `write_id` and `is_kept` as for `import_page`. `again_bytes` of what was saved
+    are read twice, for scales."""
     record, num_bytes = commit.record, sum(array.num_bytes for array in layout.arrays)
     verb = _told("resharded", write_id, is_kept=is_kept)
     dense, expert = axes_text(layout.mesh, DENSE_AXES), axes_text(layout.mesh, EXPERT_AXES)
@@ -78,6 +86,8 @@ def reshard_page(
             f"the ranks' own records are blank: they are of {record.mesh.num_ranks} ranks, not of "
             f"{layout.mesh.num_ranks}; a restore on another mesh has none either"
         )
+    if again_bytes:
+        lines.append(f"read twice: {size(again_bytes)}, of blocks with one scale each that are too large to be held")
     return Page(
         kind="CheckpointReshard",
         name=f"checkpoint/{record.step}",
@@ -89,6 +99,7 @@ def reshard_page(
             "writeId": write_id,
             "isKept": is_kept,
             "sizeBytes": num_bytes,
+            "readAgainBytes": again_bytes,
             "mesh": {axis: layout.mesh.size(axis) for axis in (*DENSE_AXES, *EXPERT_AXES)},
             "arrays": _array_rows(layout),
         },

@@ -16,7 +16,6 @@ from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.commit_record import CommitRecord
-from behemoth.checkpoint.conversion import AS_SAVED
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.interop import resharded
@@ -25,6 +24,7 @@ from behemoth.checkpoint.interop.resharded import CheckpointSource, batch_bytes
 from behemoth.checkpoint.interop.unit_writer import UnitWriter
 from behemoth.checkpoint.interop.units import units_of
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.verify import verify
@@ -61,7 +61,7 @@ def writing_to(store: SavesTo, layout: Layout = NEW, *, size_bytes: int = 200, b
 def write(
     given: ObjectStore, commit: Commit, store: SavesTo, writing: Writing, record: Record, write_id: WriteId
 ) -> CommitRecord:
-    arrays = CheckpointSource(given, commit, writing.layout, AS_SAVED, threads=1)
+    arrays = CheckpointSource(given, commit, writing.layout, origins(commit.layout, writing.layout, step=STEP))
     writer = UnitWriter(store, step_prefix(STEP, write_id), writing.layout, arrays)
     executor = ThreadExecutor(threads=1, open_work=lambda _: WriteWork(writing.units, writer))
     return write_checkpoint(

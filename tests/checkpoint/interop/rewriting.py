@@ -20,6 +20,7 @@ from behemoth.checkpoint.interop.resharded import CheckpointSource
 from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written
 from behemoth.checkpoint.interop.units import units_of
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.ports import ObjectStore, SavesTo
@@ -53,8 +54,8 @@ def rewrite(
     num_together: int = 3,
 ) -> CommitRecord:
     """As a reshard does, `num_together` units in a batch."""
-    source = CheckpointSource(store, commit, layout, intake, threads=1)
     step = commit.record.step
+    source = CheckpointSource(store, commit, layout, origins(commit.layout, layout, step=step, intake=intake))
     writer = UnitWriter(target, step_prefix(step, REWRITTEN), layout, source)
     units = units_of(layout, block_bytes=block_bytes, least_bytes=partial(least_bytes, target))
 

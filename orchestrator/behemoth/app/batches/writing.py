@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
 from behemoth.app.batches.record import Record
@@ -23,8 +24,8 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.ingest import Spread, check_free
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
-from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written, brings_metadata, metadata_key, object_key
-from behemoth.checkpoint.interop.units import Unit, Units
+from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata, metadata_key, object_key
+from behemoth.checkpoint.interop.units import Unit, Units, ranges_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.verify import require_objects
@@ -37,11 +38,14 @@ class Closes(Protocol):
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Units [first, last) of the job, and the uploads to which they go."""
+    """Units of the job, [first, last) each, and the uploads to which they go. `threads`: at most for it alone."""
 
-    first: int
-    last: int
+    spans: list[tuple[int, int]]
+    threads: int
     uploads: list[str] = []
+
+    def of(self, units: Sequence[Unit]) -> list[Unit]:
+        return [unit for first, last in self.spans for unit in units[first:last]]
 
 
 _order_decoder = msgspec.msgpack.Decoder(_Order)
@@ -50,38 +54,61 @@ _written_decoder = msgspec.msgpack.Decoder(list[Written])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """What is written: the units of a layout. `batch_bytes`: of a batch at most; None: as `grouped` has it."""
+    """What is written: the units of a layout. `batch_bytes`: of a batch at most; None: as `grouped` has it. `together`:
+    numbers of units that must be in one batch, however large that is. `threads`: at most for such a batch."""
 
     layout: Layout
     units: Units
     batch_bytes: int | None = None
+    together: Sequence[Sequence[range]] = ()
+    threads: int = 1
 
     @property
     def num_bytes(self) -> int:
         return sum(array.num_bytes for array in self.layout.arrays)
 
     def batches(self) -> list[Sized]:
-        """Units in order, some together."""
+        """Those that must be together first, since they take the longest; then the others in order."""
+        of_units = self.units.sizes()
+        sizes = np.frombuffer(of_units, dtype=np.int64)
+        is_left = np.ones(len(sizes), dtype=np.bool_)
+        for one in chain.from_iterable(self.together):
+            is_left[one.start : one.stop] = False
+        left = np.flatnonzero(is_left)
+
+        def num_bytes(ranges: Sequence[range]) -> int:
+            return sum(int(sizes[one.start : one.stop].sum()) for one in ranges)
+
+        together = grouped(self.together, num_bytes, size_bytes=self.batch_bytes)
+        groups = chain(
+            (list(chain.from_iterable(some)) for some in together),
+            map(ranges_of, grouped(left.tolist(), of_units.__getitem__, size_bytes=self.batch_bytes)),
+        )
         found: list[Sized] = []
-        sizes = self.units.sizes()
-        for group in grouped(range(len(sizes)), sizes.__getitem__, size_bytes=self.batch_bytes):
-            order = _Order(first=group[0], last=group[-1] + 1)
+        for ranges in groups:
+            order = _Order(spans=[(one.start, one.stop) for one in ranges], threads=self.threads)
             batch = Batch(number=len(found), data=msgspec.msgpack.encode(order))
-            found.append(Sized(batch=batch, num_bytes=sum(sizes[order.first : order.last])))
+            found.append(Sized(batch=batch, num_bytes=num_bytes(ranges)))
         return found
+
+
+class Writes(Protocol):
+    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int) -> list[Written]:
+        """See `UnitWriter`."""
+        ...
 
 
 class WriteWork:
     """A `Work`: writes units; closes at its end what was opened for that."""
 
-    def __init__(self, units: Sequence[Unit], writer: UnitWriter, *opened: Closes) -> None:
+    def __init__(self, units: Sequence[Unit], writer: Writes, *opened: Closes) -> None:
         self._units = units
         self._writer = writer
         self._opened = opened
 
     def run(self, data: bytes) -> bytes:
         order = _order_decoder.decode(data)
-        return msgspec.msgpack.encode(self._writer.write(self._units[order.first : order.last], order.uploads))
+        return msgspec.msgpack.encode(self._writer.write(order.of(self._units), order.uploads, threads=order.threads))
 
     def close(self) -> None:
         for one in self._opened:
@@ -94,7 +121,7 @@ def write_in_batches(executor: Executor, job: bytes, writing: Writing, record: R
     def spread(uploads: ObjectUploads) -> Iterator[list[Written]]:
         def prepare(batch: Batch) -> Batch:
             order = _order_decoder.decode(batch.data)
-            ids = [uploads.upload_id(unit) for unit in writing.units[order.first : order.last]]
+            ids = [uploads.upload_id(unit) for unit in order.of(writing.units)]
             return Batch(number=batch.number, data=msgspec.msgpack.encode(msgspec.structs.replace(order, uploads=ids)))
 
         for result in run_job(executor, job, writing.batches(), record, progress=progress, prepare=prepare):

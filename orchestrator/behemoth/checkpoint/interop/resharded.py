@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.checkpoint.boxes import Box, Interval
-from behemoth.checkpoint.conversion import Intake
+from behemoth.checkpoint.computed_scales import ComputedScales
+from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Raw, raw_dtype
 from behemoth.checkpoint.interop.units import Piece, Units, units_of
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES
 from behemoth.checkpoint.remembering import RememberingStore
@@ -32,7 +33,10 @@ from behemoth.ports import ObjectStore, SavesTo
 BLOCK_BYTES = 8 << 20
 """Of a piece: a chunk. Small, so that a batch has neighbours from several objects, which come from the same bytes."""
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 64 << 20, 256 << 20
-"""Of pieces that are read together, and held."""
+"""Of pieces that are read together, and held, where no scales are computed."""
+HELD_BYTES = 5 << 30
+"""Of pieces that are read together because they need the same computed scales: the values that wait for them, and what
+they become. The largest expert matrix of the reference Behemoth has 3.25 GiB in float32, and 832 MiB in float8."""
 SCALES_BYTES = 64 << 20
 """Of chunks of saved scales that are remembered: a batch needs few of each, and the next one mostly the same. Those of
 all arrays of the reference Behemoth have 36 KiB each, with blocks of 128 x 128."""
@@ -49,19 +53,19 @@ class _Wanted(NamedTuple):
 
 
 class CheckpointSource:
-    """The Source of a checkpoint of `layout` that is made of `commit` as `intake` says. `threads` read at once. Raises
-    Invalid for arrays that do not match."""
+    """The Source of a checkpoint of `layout` that is made of `commit`; `found` as `matching.origins` tells."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, layout: Layout, intake: Intake, *, threads: int) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, layout: Layout, found: Sequence[Origin]) -> None:
         self._store = store
         self._commit = commit
         self._layout = layout
-        self._found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
-        self._threads = threads
+        self._found = found
         self._scales = RememberingStore(store, limit_bytes=SCALES_BYTES)
+        self._computed = ComputedScales(limit_bytes=SCALES_BYTES)
 
-    def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
-        """See the protocol. Holds all of them. Raises Corrupt naming array, chunk and file."""
+    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
+        """See the protocol. Holds all of them, and what waits for their scales. Raises Corrupt naming array, chunk and
+        file."""
         wanted: list[_Wanted] = []
         end = 0
         for piece in pieces:
@@ -71,7 +75,16 @@ class CheckpointSource:
             end += -(-piece.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         area = np.empty(end, dtype=np.uint8)
         work = plan_pieces(self._commit.layout, self._layout, wanted, self._found)
-        read_slabs(self._store, self._commit, work, area, threads=self._threads, scales_store=self._scales)
+        read_slabs(
+            self._store,
+            self._commit,
+            work,
+            area,
+            threads=threads,
+            scales_store=self._scales,
+            kept_bytes=HELD_BYTES,
+            remembered=self._computed,
+        )
         for one in wanted:
             data = area[one.arena_offset : one.arena_offset + one.nbytes]
             yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape([b - a for a, b in one.box])
@@ -88,6 +101,10 @@ def batch_bytes(saved: Layout, layout: Layout) -> int:
     return min(max(2 * widest, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
 
 
-def reshard_units(layout: Layout, store: SavesTo) -> Units:
-    """The units in which a checkpoint is written to a store."""
-    return units_of(layout, block_bytes=BLOCK_BYTES, least_bytes=partial(least_bytes, store))
+def reshard_units(layout: Layout, store: SavesTo, found: Sequence[Origin]) -> Units:
+    """The units in which a checkpoint is written to a store. Of computed scales a piece is a chunk: they are written
+    with their values, so that few of them keep much together."""
+    holders = [position for position, origin in enumerate(found) if isinstance(origin, ScalesOf)]
+    return units_of(
+        layout, block_bytes=BLOCK_BYTES, least_bytes=partial(least_bytes, store), by_chunk=frozenset(holders)
+    )

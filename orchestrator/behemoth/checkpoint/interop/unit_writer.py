@@ -25,6 +25,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import chunk_tail, seal_all
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.ports import Part, SavesTo, UploadsParts
@@ -34,8 +35,9 @@ class Source(Protocol):
     """What has the elements of a checkpoint that is to be written. One method, because pieces that are asked for
     together may come from the same bytes. Thread-safe."""
 
-    def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
-        """The elements of each piece's box, raw and of its shape, in order; each is the caller's own. Blocks."""
+    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
+        """The elements of each piece's box, raw and of its shape, in order; each is the caller's own. Blocks. Uses
+        `threads` at most."""
         ...
 
 
@@ -59,7 +61,7 @@ class TensorSource:
     def __init__(self, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = [tensors[array.name] for array in layout.arrays]
 
-    def read(self, pieces: Sequence[Piece]) -> Iterator[Raw]:
+    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:  # noqa: ARG002 (one reads in order)
         """See the protocol. Holds one piece at a time."""
         for piece in pieces:
             yield read_box(self._tensors[piece.array], piece.box)
@@ -89,25 +91,28 @@ class UnitWriter:
         self._layout = layout
         self._source = source
 
-    def write(self, units: Sequence[Unit], upload_ids: Sequence[str]) -> list[Written]:
+    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
         """Write units, and with the first one of an array its zarr.json. Idempotent; several processes may do so at
-        once. `upload_ids`: of those units that are parts of an upload, empty for others."""
-        data = self._source.read([piece for unit in units for piece in unit.pieces])
-        found: list[Written] = []
+        once. `upload_ids`: of those units that are parts of an upload, empty for others. With several threads all of
+        the units are held."""
+        data = self._source.read([piece for unit in units for piece in unit.pieces], threads=threads)
         keys: dict[str, None] = {}
-        for unit, upload_id in zip(units, upload_ids, strict=True):
+        for unit in units:
             if brings_metadata(unit):
                 keys[self._write_metadata(unit.array)] = None
             keys[object_key(self._prefix, self._layout, unit.array, unit.shard)] = None
-            found.append(self._write(unit, data, upload_id))
+        each = ((unit, [next(data) for _ in unit.pieces], id_) for unit, id_ in zip(units, upload_ids, strict=True))
+        found = run_all(self._write, each, threads=threads, name="ckpt-units")
         if not isinstance(self._store, UploadsParts):
             seal_all(self._store, list(keys))
         return found
 
-    def _write(self, unit: Unit, data: Iterator[Raw], upload_id: str) -> Written:
+    def _write(self, of_unit: tuple[Unit, Sequence[Raw], str]) -> Written:
+        unit, data, upload_id = of_unit
         grid = grids(self._layout)[unit.array]
         summed, spans = Summed(), []
-        for number, chunk in (each for piece in unit.pieces for each in _chunks(grid, piece, next(data))):
+        pairs = zip(unit.pieces, data, strict=True)
+        for number, chunk in (each for piece, raw in pairs for each in _chunks(grid, piece, raw)):
             span = _span(unit.array, number, chunk)
             spans.append(span)
             summed.add([chunk.data], span.crc, span.length)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -83,6 +84,14 @@ class Units(Sequence[Unit]):
         """Of an object of an array."""
         return self._kinds[position].num_parts[shard]
 
+    def first(self, position: int) -> int:
+        """The number of an array's first unit."""
+        return int(self._firsts[position])
+
+    def of_geometry(self, position: int) -> Sequence[Unit]:
+        """An array's units, but for the array's number: one list for all arrays of its geometry."""
+        return self._kinds[position].units
+
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
@@ -103,18 +112,31 @@ class Units(Sequence[Unit]):
         return _of_array(self._kinds[position].units[number - int(self._firsts[position])], position)
 
 
-def units_of(layout: Layout, *, block_bytes: int, least_bytes: Callable[[int], int]) -> Units:
-    """Every chunk of every array, array by array. Pieces have at most `block_bytes`, or one chunk; units but the last
+def units_of(
+    layout: Layout, *, block_bytes: int, least_bytes: Callable[[int], int], by_chunk: Set[int] = frozenset()
+) -> Units:
+    """Every chunk of every array, array by array. Pieces have at most `block_bytes`, or one chunk, as have all of the
+    arrays `by_chunk`; units but the last
     of an object at least what `least_bytes` asks for an object of that size. Where several objects share an array,
     units of the same rows stand side by side, whatever their objects: they come from the same bytes."""
     known: dict[object, _Kind] = {}
     kinds: list[_Kind] = []
-    for grid in grids(layout):
-        geometry = (grid.spec.shape, grid.spec.itemsize, grid.chunk_shape, grid.shard_shape)
+    for position, grid in enumerate(grids(layout)):
+        limit_bytes = 1 if position in by_chunk else block_bytes
+        geometry = (grid.spec.shape, grid.spec.itemsize, grid.chunk_shape, grid.shard_shape, limit_bytes)
         if geometry not in known:
-            known[geometry] = _kind(grid, block_bytes, least_bytes(grid.file_bytes))
+            known[geometry] = _kind(grid, limit_bytes, least_bytes(grid.file_bytes))
         kinds.append(known[geometry])
     return Units(kinds)
+
+
+def ranges_of(numbers: Sequence[int]) -> list[range]:
+    """Ascending numbers, those that follow one another as a range."""
+    found: list[range] = []
+    for _, some in groupby(enumerate(numbers), lambda one: one[1] - one[0]):
+        first, *rest = (number for _, number in some)
+        found.append(range(first, first + len(rest) + 1))
+    return found
 
 
 def _kind(grid: Grid, block_bytes: int, least_bytes: int) -> _Kind:
