@@ -1,8 +1,11 @@
 """Of all tests: the S3 server, started once and only when a test of the session needs it; a Ray for a module;
 how long hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones under
-`-m longer`; and how long a test of the longer suite may take."""
+`-m longer`; how long a test of the longer suite may take; and bytecode for the processes that tests start."""
 
+import compileall
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +27,14 @@ settings.load_profile("bounded")
 
 LONGER_TIMEOUT_S = 3_600
 """Ends a hang, measures nothing: several times what the longest of them takes on two cores that others use as well."""
+
+
+def pytest_sessionstart() -> None:
+    """Where Python is told to write no bytecode, each of the thousands of processes that tests start would compile all
+    that it imports: a third of the time in which `behemoth run` is there."""
+    if sys.dont_write_bytecode:
+        for folder in ("orchestrator", "cli", "tests"):
+            compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,7 +26,8 @@ def test_ten_random_kills_change_no_bit_and_leave_nothing(tmp_path: Path, digest
 
 
 @pytest.mark.longer
-def test_two_hundred_random_kills_change_no_bit_and_leave_nothing(tmp_path: Path, digest: object) -> None:
-    ranks_from = attack(tmp_path, spec(steps=STEPS), num_kills=200, expect=lambda stage: stage.expect_sound(digest))
+@pytest.mark.parametrize("_part", range(4))
+def test_two_hundred_random_kills_change_no_bit_and_leave_nothing(tmp_path: Path, digest: object, _part: int) -> None:
+    ranks_from = attack(tmp_path, spec(steps=STEPS), num_kills=50, expect=lambda stage: stage.expect_sound(digest))
     assert ranks_from["memory"] > 0
     assert ranks_from["store"] > 0
