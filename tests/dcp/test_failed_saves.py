@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import DefaultSavePlanner, SavePlan
 from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import Buffer
 
@@ -20,6 +23,7 @@ from behemoth.checkpoint.commit_log import latest
 from behemoth.dcp import BehemothWriter, save_lock
 from behemoth.dcp.going_on import GoingOn
 from behemoth.storage.local import LocalStore
+from dcp.by_hand import planned
 from dcp.programs import told_by
 from dcp.saved import Failing, Meanwhile, loaded, refs, refusal, state_of, writes
 from dcp.trees import same, save
@@ -125,10 +129,13 @@ def test_a_new_job_saves_at_once_when_the_coordinator_was_killed(tmp_path: Path)
 
 def test_the_lock_stays_while_a_save_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread looks many times while one tensor is being written."""
+    looked_often = threading.Event()
     looks: list[bool] = []
 
     def is_over(save: GoingOn) -> bool:
         looks.append(found := really_over(save))
+        if len(looks) >= 10:
+            looked_often.set()
         return found
 
     really_over = GoingOn.is_over
@@ -136,8 +143,7 @@ def test_the_lock_stays_while_a_save_is_slow(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(save_lock, "LOOK_S", 0.001)
 
     def wait_and_clear() -> None:
-        while len(looks) < 10:
-            threading.Event().wait(0.001)
+        assert looked_often.wait(60)
         with pytest.raises(Conflict), clearing(tmp_path):
             pass
 
@@ -163,6 +169,94 @@ def test_a_lock_ends_with_its_save_and_not_with_children_that_were_forked_meanwh
     finally:
         os.close(begin)
         os.waitpid(child, 0)
+
+
+def test_a_forked_child_that_unwinds_leaves_the_lock_to_its_parent(tmp_path: Path) -> None:
+    lock = importing(tmp_path)
+    lock.__enter__()
+    child = os.fork()
+    if not child:
+        lock.__exit__(None, None, None)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(Conflict), clearing(tmp_path):
+        pass
+    lock.__exit__(None, None, None)
+    with clearing(tmp_path):
+        pass
+
+
+def test_a_lock_ends_with_a_process_that_is_killed_and_not_with_the_children_that_it_had_forked(tmp_path: Path) -> None:
+    (end, begin), (told, ready) = os.pipe(), os.pipe()
+    parent = os.fork()
+    if not parent:
+        os.close(begin)
+        with importing(tmp_path):
+            if not os.fork():
+                os.read(end, 1)
+                os._exit(0)
+            os.write(ready, b"1")
+            signal.pause()
+    os.close(end)
+    os.read(told, 1)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    with clearing(tmp_path):
+        pass
+    for fd in (begin, told, ready):
+        os.close(fd)
+
+
+def test_a_writer_that_something_else_than_torchs_save_drives_keeps_its_lock_until_its_next_save_or_its_end(
+    tmp_path: Path,
+) -> None:
+    """Nobody can tell then whether a save has failed."""
+    writer = BehemothWriter(tmp_path)
+    begun = [planned([writer], state_of(1))]
+    with pytest.raises(Conflict), clearing(tmp_path):
+        pass
+    save(state_of(2), storage_writer=writer)
+    with clearing(tmp_path):
+        pass
+    begun.append(planned([writer], state_of(3)))
+    begun.clear()
+    del writer
+    gc.collect()
+    with clearing(tmp_path):
+        pass
+    assert [ref.step for ref in refs(tmp_path)] == [0]
+
+
+class Turning(DefaultSavePlanner):
+    """Has another save of the same writer begin, for another checkpoint, before this one writes."""
+
+    def __init__(self, again: Callable[[], object]) -> None:
+        super().__init__()
+        self._again = again
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        self._again()
+        return super().finish_plan(new_plan)
+
+
+def test_a_second_save_that_is_refused_turns_the_first_to_no_other_checkpoint(tmp_path: Path) -> None:
+    writer = BehemothWriter("unused")
+
+    def save_elsewhere() -> None:
+        with ThreadPoolExecutor(max_workers=1) as threads:
+            second = threads.submit(save, state_of(2), storage_writer=writer, checkpoint_id=tmp_path / "other/step-2")
+        assert isinstance(error := second.exception(), CheckpointException)
+        assert refusal(error).code == "dcp-two-saves"
+
+    save(
+        state_of(1),
+        storage_writer=writer,
+        checkpoint_id=tmp_path / "one/step-1",
+        planner=Turning(save_elsewhere),
+    )
+    assert same(loaded(tmp_path / "one", state_of(0)), state_of(1))
+    assert [ref.step for ref in refs(tmp_path / "one")] == [1]
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_second_save_may_follow_at_once_on_an_asynchronous_one_that_failed(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ leaves = (
     | st.integers(-(1 << 70), 1 << 70)
     | st.floats(allow_nan=False)
     | st.text(max_size=8)
+    | st.sampled_from(["\ud800", "file\udcff"])
     | st.binary(max_size=8)
     | st.complex_numbers(allow_nan=False)
     | st.frozensets(st.integers(0, 9) | st.text(max_size=3), max_size=3)
@@ -41,7 +42,7 @@ leaves = (
     | st.sampled_from([slice(None), slice(1, 9, 2), slice("a", None)])
     | st.sampled_from([torch.bfloat16, torch.float8_e5m2, torch.device("cpu"), torch.device("cuda", 1)])
 )
-keys = st.text(max_size=4) | st.sampled_from(["%tuple", "%", ""])
+keys = st.text(max_size=4) | st.sampled_from(["%tuple", "%", "", "\udcff"])
 trees = st.recursive(
     leaves,
     lambda inner: (
@@ -62,6 +63,11 @@ def through_a_record(value: Value) -> Value:
 @given(trees)
 def test_a_value_comes_back_with_its_types(value: Any) -> None:
     assert same(from_record(through_a_record(to_record(value, "key")), "key"), value)
+
+
+def test_a_key_that_is_no_text_is_refused() -> None:
+    with pytest.raises(Invalid, match=r"key 'w\\udcff': expected one that UTF-8 can hold"):
+        Contents(values={"w\udcff": 1}).encode()
 
 
 def test_a_size_and_a_stream_come_back() -> None:
@@ -113,7 +119,7 @@ def test_what_torch_saved_of_numpy_is_read_without_code_of_numpys(array: npt.NDA
 @pytest.mark.parametrize("text", ["", "end\0", "\ud800"])
 def test_text_and_bytes_scalars_keep_their_ends(text: str) -> None:
     for scalar in (np.str_(text), np.bytes_(text.encode(errors="surrogatepass"))):
-        back = from_record(to_record(scalar, "key"), "key")
+        back = from_record(through_a_record(to_record(scalar, "key")), "key")
         assert type(back) is type(scalar)
         assert back == scalar
         assert isinstance(back, np.str_ | np.bytes_)
@@ -218,7 +224,16 @@ def test_the_deepest_value_that_is_taken_fits_a_record() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{"%later": 1}, {"%tuple": 1}, {"%dict": [[1]]}, {"%dtype": "float3"}, {"%int": "x"}, {"%device": "x:y"}]
+    "value",
+    [
+        {"%later": 1},
+        {"%tuple": 1},
+        {"%dict": [[1]]},
+        {"%dtype": "float3"},
+        {"%int": "x"},
+        {"%str": 1},
+        {"%device": "x:y"},
+    ],
 )
 def test_a_mark_that_is_unknown_or_misused_is_damage(value: Value) -> None:
     with pytest.raises(Corrupt, match="'key'"):

@@ -2,7 +2,8 @@
 
 Such a store has no run directory whose lock would tell, so the lock is on the store's own folder, by the kernel: it
 goes with whoever is killed. It holds among processes of machines whose file system shares locks; a store that is no
-folder has none. Neighbour: `store_lock`, for stores that a run owns.
+folder has none. The kernel's lock belongs to the open file and so to children that are forked meanwhile as well: they
+give it up at once, and leave it to the process that took it. Neighbour: `store_lock`, for stores that a run owns.
 """
 
 from __future__ import annotations
@@ -15,6 +16,17 @@ from pathlib import Path
 
 from behemoth.base.errors import Conflict
 from behemoth.storage.os_errors import named_errors
+
+_HELD: set[int] = set()
+"""Open files of this process's locks."""
+
+
+def _close_in_child() -> None:
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextmanager
@@ -38,15 +50,17 @@ def clearing(folder: Path) -> Iterator[None]:
 def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None]:
     with named_errors(f"store {folder}"):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _HELD.add(fd)
+    owner = os.getpid()
     try:
         try:
             fcntl.flock(fd, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             hint = "wait for it, or end it"
             raise Conflict(f"store {folder}: expected {expected}, got {got}", hint=hint, code="store-busy") from error
-        try:
-            yield
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing it would leave the lock to children that were forked meanwhile
+        yield
     finally:
-        os.close(fd)
+        if os.getpid() == owner:  # a forked child that unwinds would take the lock from its parent
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked by other means
+            _HELD.discard(fd)
+            os.close(fd)

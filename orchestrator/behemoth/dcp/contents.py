@@ -16,6 +16,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
+from behemoth.dcp.text import is_text
 
 CONTENTS_ARRAY = "state/dcp"
 FORMAT_VERSION = 1
@@ -43,7 +44,15 @@ class Contents:
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """The record, as long as it needs to be. Equal contents give equal bytes."""
+        """The record, as long as it needs to be. Equal contents give equal bytes. Raises Invalid for a key that is no
+        text."""
+        odd = next((key for key in (*self.values, *self.pickled, *self.empty, *self.paths) if not is_text(key)), None)
+        if odd is not None:
+            raise Invalid(
+                f"key {odd!r:.80}: expected one that UTF-8 can hold, got surrogates in it",
+                hint="rename it in the state dict",
+                code="dcp-key",
+            )
         document: dict[str, Value] = {
             "version": FORMAT_VERSION,
             "values": dict(sorted(self.values.items())),

@@ -24,6 +24,7 @@ from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.reshard import ChunkRead, Copy, plan_box
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.dcp.dtypes import torch_dtype
+from behemoth.dcp.tensors import holds_elements
 from behemoth.ports import ObjectStore
 
 STAGING_BYTES = 256 << 20
@@ -57,7 +58,8 @@ def _is_direct(commit: Commit, target: Target) -> bool:
     spec = commit.layout.arrays[target.array]
     tensor = target.tensor
     is_same = tensor.dtype == torch_dtype(spec.dtype, key=spec.name)
-    return is_same and tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj()
+    is_memory = tensor.device.type == "cpu" and tensor.is_contiguous() and holds_elements(tensor)
+    return is_same and is_memory and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _memory(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:

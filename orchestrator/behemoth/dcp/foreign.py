@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ from behemoth.dcp.metadata_file import (
 from behemoth.dcp.plain_load import load_plain
 from behemoth.dcp.values import to_record
 from behemoth.ports import ObjectStore
+
+_ARCHIVE = b"PK\x03\x04"
+_HEAD_BYTES = 9
+"""Of an item: the first bytes of an archive, or the length and the first bracket of a safetensors header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +132,14 @@ class _Items:
     def storage(self, key: str, extent: Extent, dtype: str) -> _Storage:
         """Where an item's elements lie. Raises Corrupt for one that is no plain tensor of this dtype."""
         with io.BufferedReader(_Range(self._store, extent)) as file, FakeTensorMode():
+            _require_archive(key, extent, file.peek(_HEAD_BYTES)[:_HEAD_BYTES])
             try:
                 tensor = torch.load(file, weights_only=True)
                 first = tensor.untyped_storage()._checkpoint_offset  # where torch's own tools for such archives look
             except BehemothError:
                 raise
+            except pickle.UnpicklingError as error:  # torch's own message tells people to let the code run
+                raise _no_tensor(key, extent, "what only code could load, such as a subclass of a tensor") from error
             except Exception as error:
                 raise _no_tensor(key, extent, f"{error!s:.200}") from error
         expected = torch_dtype(dtype, key=key)
@@ -150,6 +158,20 @@ class _Items:
 def _no_tensor(key: str, extent: Extent, got: str) -> Corrupt:
     where = f"file {extent.file} at {extent.offset_bytes}"
     return Corrupt(f"tensor {key!r}, {where}: expected a tensor that torch.save made, got {got}", code="dcp-item")
+
+
+def _require_archive(key: str, extent: Extent, head: bytes) -> None:
+    """Raises Invalid for what torch's writer makes with `serialization_format=SAFETENSORS`: offsets that it tells are
+    not those of its files, which torch's own reader cannot read either. Raises Corrupt for anything else."""
+    if head.startswith(_ARCHIVE):
+        return
+    if head[8:9] == b"{":
+        raise Invalid(
+            f"tensor {key!r}, file {extent.file}: expected an archive of torch.save, got safetensors",
+            hint="rename the file to one that ends in .safetensors, and import that",
+            code="dcp-safetensors",
+        )
+    raise _no_tensor(key, extent, f"bytes that begin with {head.hex()}")
 
 
 class _Range(io.RawIOBase):

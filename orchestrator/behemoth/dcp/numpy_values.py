@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.checkpoint.records import Value
+from behemoth.dcp.text import is_text
 
 _DTYPE = re.compile(r"[<>|](?:b1|[iu][1248]|f[248]|c(?:8|16)|[mM]8(?:\[\d*[A-Za-zμ]+\])?|[SU]\d{1,9})")
 """What is the same on every machine: no long double, no records, no objects."""
@@ -27,7 +28,8 @@ def record_of(value: object) -> dict[str, Value] | None:
         return {"%ndarray": {"dtype": value.dtype.str, "shape": [*value.shape], "data": value.tobytes()}}
     # Element by element: `str` and `bytes` of these would cut zeros at the end off.
     if isinstance(value, np.str_) and type(value) is np.str_:
-        return {"%scalar": {"dtype": "str", "data": "".join(value)}}
+        text = "".join(value)
+        return {"%scalar": {"dtype": "str", "data": text if is_text(text) else text.encode(errors="surrogatepass")}}
     if isinstance(value, np.bytes_) and type(value) is np.bytes_:
         return {"%scalar": {"dtype": "bytes", "data": bytes([*value])}}
     if isinstance(value, np.generic) and _is_plain(value.dtype) and type(value) is value.dtype.type:
@@ -48,8 +50,8 @@ def array_of(dtype: str, shape: Sequence[int], data: bytes) -> npt.NDArray[Any]:
 
 def scalar_of(dtype: str, data: Any) -> np.generic:
     """Raises ValueError, TypeError for what `record_of` did not make."""
-    if dtype == "str" and isinstance(data, str):
-        return np.str_(data)
+    if dtype == "str" and isinstance(data, str | bytes):
+        return np.str_(data if isinstance(data, str) else data.decode(errors="surrogatepass"))
     if dtype == "bytes" and isinstance(data, bytes):
         return np.bytes_(data)
     scalar: np.generic = array_of(dtype, (1,), data)[0]

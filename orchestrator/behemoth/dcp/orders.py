@@ -47,19 +47,22 @@ class Orders:
     folders: Mapping[str, str]
     begun: Mapping[ShardName, UploadId] = field(default_factory=dict)
 
+    @property
+    def prefix(self) -> str:
+        return step_prefix(self.step, self.write_id)
+
     def placed(self) -> dict[str, Placed]:
         """Where each array lies, by name."""
-        prefix = step_prefix(self.step, self.write_id)
         layout = Layout(mesh=self.mesh, arrays=self.arrays, sharding=self.sharding)
         return {
-            grid.spec.name: Placed(grid=grid, folder=f"{prefix}/{self.folders[grid.spec.name]}")
+            grid.spec.name: Placed(grid=grid, folder=f"{self.prefix}/{self.folders[grid.spec.name]}")
             for grid in grids(layout)
         }
 
     @property
     def pieces_key(self) -> str:
         """Of the object in which the rank leaves what it cannot send as a part."""
-        return f"{step_prefix(self.step, self.write_id)}/{PIECES}/{self.rank}"
+        return f"{self.prefix}/{PIECES}/{self.rank}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

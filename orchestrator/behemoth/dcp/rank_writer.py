@@ -23,7 +23,7 @@ from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.items import TensorItem, tensor_item
 from behemoth.dcp.orders import KeptPickle, KeptValue, Orders, SentObjects, Told, WrittenBox
 from behemoth.dcp.plain_load import load_plain
-from behemoth.dcp.tensors import Tensors
+from behemoth.dcp.tensors import Tensors, holds_elements
 from behemoth.dcp.values import to_record
 from behemoth.ports import SavesTo, UploadsParts
 
@@ -80,11 +80,12 @@ class RankWriter:
             raise _unlike_plan(head, expected, type(tensor).__name__)
         if tuple(tensor.shape) != expected or tensor.dtype != head.dtype:
             raise _unlike_plan(head, expected, f"{tensor.dtype} {tuple(tensor.shape)}")
-        if tensor.layout != torch.strided or tensor.is_meta:
+        if not holds_elements(tensor):
             raise Invalid(
                 f"tensor {head.name!r}: expected one with its elements in memory, got {tensor.layout} on "
-                f"{tensor.device}",
-                hint="save a sparse tensor as its indices and values; a tensor on `meta` was never filled",
+                f"{tensor.device} in a {type(tensor).__module__}.{type(tensor).__qualname__}",
+                hint="save a sparse tensor as its indices and values, a subclass as the tensors that it is made of; a "
+                "tensor on `meta` was never filled",
                 code="dcp-tensor",
             )
         return tensor

@@ -36,6 +36,13 @@ class Tensors:
             self._held.pop(number, None)
 
 
+def holds_elements(tensor: torch.Tensor) -> bool:
+    """Whether its elements are in memory of its own: not those of a subclass that is made of other tensors (quantized
+    weights), or of none (fake ones). Parameters hold theirs."""
+    dispatch: object = type(tensor).__torch_dispatch__
+    return dispatch is torch.Tensor.__torch_dispatch__ and tensor.layout == torch.strided and not tensor.is_meta
+
+
 def bytes_of(tensor: torch.Tensor, part: Part) -> memoryview:
     """The elements of a part in C order; the tensor's own memory where they are contiguous on the CPU."""
     elements = tensor[part].detach().cpu().resolve_conj().resolve_neg().contiguous()

@@ -20,12 +20,13 @@ from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import Value
 from behemoth.dcp.dtypes import TORCH_DTYPES
 from behemoth.dcp.numpy_values import array_of, record_of, scalar_of
+from behemoth.dcp.text import is_text
 
 MAX_LEVELS = 9
 """Containers within one another; each may take three levels of a record, of which there are 32."""
 _MARK = "%"
 _INTS = range(-(1 << 63), 1 << 64)
-_PLAIN = (bool, str, bytes, float)
+_PLAIN = (bool, bytes, float)
 
 
 def to_record(value: object, key: str) -> Value:
@@ -47,7 +48,7 @@ def from_record(value: Value, key: str) -> object:
         return {name: from_record(item, key) for name, item in value.items()}
     try:
         return _DECODERS[mark](value[mark], key)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Corrupt(
             f"value {key!r}: expected a marked value of this release, got {value!s:.80}",
             hint="a newer Behemoth may have written it",
@@ -63,15 +64,21 @@ def _encoded(value: object, path: str, level: int) -> Value:
             hint="flatten it, or leave it out",
             code="dcp-value",
         )
+    if isinstance(value, str) and kind is str:
+        return value if is_text(value) else {"%str": value.encode(errors="surrogatepass")}
     if value is None or (isinstance(value, _PLAIN) and kind in _PLAIN):
         return value
     if isinstance(value, int) and kind is int:
         return value if value in _INTS else {"%int": str(value)}
     if isinstance(value, list) and kind is list:
         return _items(value, path, level)
-    if isinstance(value, dict) and kind is dict and all(type(name) is str and name[:1] != _MARK for name in value):
+    if isinstance(value, dict) and kind is dict and all(_is_plain_name(name) for name in value):
         return {name: _encoded(item, f"{path}.{name}", level + 1) for name, item in value.items()}
     return _marked(value, path, level)
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and type(name) is str and name[:1] != _MARK and is_text(name)
 
 
 def _marked(value: object, path: str, level: int) -> Value:
@@ -122,6 +129,7 @@ def _pairs(items: Any, key: str) -> Iterable[tuple[Any, object]]:
 
 _DECODERS: Mapping[str, Callable[[Any, str], object]] = {
     "%int": lambda text, _: int(text),
+    "%str": lambda data, _: data.decode(errors="surrogatepass"),
     "%tuple": lambda items, key: tuple(from_record(item, key) for item in items),
     "%size": lambda items, _: torch.Size(items),
     "%dict": lambda items, key: dict(_pairs(items, key)),

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -23,7 +24,7 @@ from torch.futures import Future
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.dcp.address import parse_address
+from behemoth.dcp.address import Address, parse_address
 from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.bucket_borders import begin_shared
 from behemoth.dcp.folders import settle
@@ -31,6 +32,7 @@ from behemoth.dcp.going_on import GoingOn
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, discard, publish
 from behemoth.dcp.rank_writer import RankWriter
+from behemoth.dcp.same_store import mark, require_same, unmark
 from behemoth.dcp.save_lock import SaveLock
 from behemoth.dcp.save_plan import SavedState, orders_of, rank_boxes, rank_orders, saved_state
 from behemoth.ports import ObjectStore, UploadsParts
@@ -46,12 +48,19 @@ if TYPE_CHECKING:
 class _Save:
     """A save under way, as its coordinator knows it."""
 
-    url: str
+    address: Address
+    meta: StorageMeta
     state: SavedState
     going_on: GoingOn
-    folder: str | None
     replaces: bool
     """Whether it may take the place of the checkpoint of its step: only where the step was told."""
+
+
+class _Told(NamedTuple):
+    """What a save is of, in the thread that saves."""
+
+    address: Address
+    meta: StorageMeta
 
 
 class BehemothWriter(Addressed, StorageWriter):
@@ -85,23 +94,23 @@ class BehemothWriter(Addressed, StorageWriter):
         self._overwrite = overwrite
         self._allow_pickle = allow_pickle
         self._threads = threads
-        self._is_coordinator = False
         self._save_id = secrets.token_hex(8)
         self._save: _Save | None = None
+        self._told: dict[int, _Told] = {}
         self._lock = SaveLock()
         self._plans: list[SavePlan] = []
         self._probed: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy in another process has no save under way."""
-        return {**self.__dict__, "_save": None, "_plans": []}
+        return {**self.__dict__, "_save": None, "_told": {}, "_plans": []}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another save, of `checkpoint_id` where DCP was given one."""
         self._turn_to(checkpoint_id)
         self._save_id = secrets.token_hex(8)
 
-    def storage_meta(self) -> StorageMeta | None:
+    def storage_meta(self) -> StorageMeta:
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -112,31 +121,32 @@ class BehemothWriter(Addressed, StorageWriter):
                 hint="leave it out: a checkpoint is committed by one rank for all",
                 code="dcp-collectives",
             )
-        self._is_coordinator = is_coordinator
+        # A second save, of another id, turns the writer before it is refused, while the first goes on in its thread.
+        self._told[threading.get_ident()] = self._now()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
-        url, going_on = self._address.url, GoingOn.here()
+        (address, meta), going_on = self._told.get(threading.get_ident(), self._now()), GoingOn.here()
         self._require_one_save(going_on)
         plans = self._plans = self._whole_plans(plans)
-        with self._held_unless_it_fails(), closing(_opened(url)) as store:
-            self._drop_failed(store)
+        with self._held_unless_it_fails(), closing(_opened(address.url)) as store:
+            self._drop_failed(store, address.url)
             if not isinstance(store, UploadsParts):
                 self._lock.take(Path(store.root), going_on)
-            elif url not in self._probed:
-                probe_uploads(store, url=url)
-                self._probed.add(url)
-            step = check_place(store, self._address, overwrite=self._overwrite)
+            elif address.url not in self._probed:
+                probe_uploads(store, url=address.url)
+                self._probed.add(address.url)
+            step = check_place(store, address, overwrite=self._overwrite)
             state = _planned(store, plans, step)
         self._save = _Save(
-            url=url,
+            address=address,
+            meta=meta,
             state=state,
             going_on=going_on,
-            folder=self._address.folder,
-            replaces=self._overwrite and self._address.step is not None,
+            replaces=self._overwrite and address.step is not None,
         )
         return [
             dataclasses.replace(plan, storage_data=rank_orders(state, Rank(rank), plan.items))
@@ -152,7 +162,9 @@ class BehemothWriter(Addressed, StorageWriter):
                 hint="give every rank a BehemothWriter",
                 code="dcp-orders",
             )
-        with self._held_unless_it_fails(), closing(_opened(self._address.url)) as store:
+        address, _ = self._told.pop(threading.get_ident(), self._now())
+        with self._held_unless_it_fails(), closing(_opened(address.url)) as store:
+            require_same(store, address, orders)
             rank = RankWriter(store, orders, planner, allow_pickle=self._allow_pickle, threads=self._threads)
             results = rank.write(plan.items)
         future: Future[list[WriteResult]] = Future()
@@ -164,20 +176,24 @@ class BehemothWriter(Addressed, StorageWriter):
         save = self._save
         if save is None:
             raise Conflict("BehemothWriter: expected a save that was planned here, got none", code="dcp-orders")
-        metadata.storage_meta = self.storage_meta()
-        with self._held_unless_it_fails(), closing(_opened(save.url)) as store:
+        metadata.storage_meta = save.meta
+        with self._held_unless_it_fails(), closing(_opened(save.address.url)) as store:
+            unmark(store, save.state.prefix)
             publish(
                 store,
                 save.state,
                 metadata,
                 [[result.storage_data for result in rank] for rank in results],
-                folder=save.folder,
+                folder=save.address.folder,
                 replaces=save.replaces,
                 threads=self._threads,
             )
             settle(store)
         self._save = None
         self._lock.let_go()
+
+    def _now(self) -> _Told:
+        return _Told(self._address, self.storage_meta())
 
     @contextmanager
     def _held_unless_it_fails(self) -> Iterator[None]:
@@ -212,23 +228,25 @@ class BehemothWriter(Addressed, StorageWriter):
                 code="dcp-two-saves",
             )
 
-    def _drop_failed(self, store: ObjectStore) -> None:
+    def _drop_failed(self, store: ObjectStore, url: str) -> None:
         """Remove what a failed save of this writer left."""
         failed = self._save
         if failed is not None:
-            if failed.url == self._address.url:
+            if failed.address.url == url:
                 discard(store, failed.state)
             self._save = None
         self._lock.let_go()
 
 
 def _planned(store: LocalStore | S3Store, plans: Sequence[SavePlan], step: Step) -> SavedState:
-    """A write of its own; in a bucket, the uploads that several ranks share are begun."""
+    """A write of its own, with its mark; in a bucket, the uploads that several ranks share are begun."""
     items = [plan.items for plan in plans]
     write_id = WriteId(f"dcp-{secrets.token_hex(4)}")
+    is_bucket = isinstance(store, UploadsParts)
+    state = saved_state(items, step=step, write_id=write_id, sharding="box" if is_bucket else "array")
+    mark(store, state.prefix)
     if not isinstance(store, UploadsParts):
-        return saved_state(items, step=step, write_id=write_id, sharding="array")
-    state = saved_state(items, step=step, write_id=write_id, sharding="box")
+        return state
     placed = orders_of(state, Rank(0), state.arrays.values()).placed()
     return dataclasses.replace(state, begun=begin_shared(store, placed, [rank_boxes(one) for one in items]))
 

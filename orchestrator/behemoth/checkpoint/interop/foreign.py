@@ -6,6 +6,7 @@ cannot be seen here. Neighbours: `header` (the format), `stored` (the same for c
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 
 from behemoth.base.errors import Corrupt, Invalid, NotFound
-from behemoth.checkpoint.interop.header import HeadTensor, decode_header, decode_length
+from behemoth.checkpoint.interop.header import HeadTensor, decode_head_metadata, decode_header, decode_length
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.ports import ObjectStore
@@ -27,6 +28,9 @@ FILE_SUFFIX = ".safetensors"
 MAX_INDEX_BYTES = 64 << 20
 CHUNK_BYTES = 8 << 20
 """Read at once; as large as the chunks of a checkpoint."""
+_PARTS = "DCP_SHARDING_INFO"
+"""In the metadata of files of torch's HuggingFaceStorageWriter. The part of the first rank looks like a whole file."""
+_RANKS_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int, sou
     for name in files:
         if name not in listed:
             raise Corrupt(f"{indexes[0]}: expected the file {name} beside it, got none", code="safetensors-missing")
-        for key, tensor in _read_file(store, name, listed[name], threads).items():
+        for key, tensor in _read_file(store, name, listed[name], threads, is_whole=expected is not None).items():
             if key in holders:
                 raise Corrupt(f"tensor {key!r}: expected in one file, got it in {holders[key]} and {name}")
             tensors[key], holders[key] = tensor, name
@@ -89,6 +93,8 @@ def _only_file(source: str, listed: Mapping[str, int], file: str | None) -> str:
             hint="name a .safetensors file, or a folder with one or with its index",
             code="safetensors-not-found",
         )
+    if len(found) > 1 and all(_RANKS_FILE.match(key) for key in found):
+        raise _ranks_part(found[0])
     if len(found) > 1:
         raise Invalid(
             f"{source}: expected one file or an index that names several, got {len(found)} files: "
@@ -109,11 +115,25 @@ def _unlike_index(index: str, expected: Mapping[str, str], got: Mapping[str, str
     )
 
 
-def _read_file(store: ObjectStore, key: str, size_bytes: int, threads: int) -> dict[str, Tensor]:
+def _ranks_part(key: str) -> Invalid:
+    return Invalid(
+        f"{key}: expected whole tensors, got one rank's part of them, as torch's HuggingFaceStorageWriter writes with "
+        "save_distributed=True",
+        hint="load the folder with torch's HuggingFaceStorageReader and save it with BehemothWriter: the files do not "
+        "say how many there were",
+        code="safetensors-parts",
+    )
+
+
+def _read_file(store: ObjectStore, key: str, size_bytes: int, threads: int, *, is_whole: bool) -> dict[str, Tensor]:
+    """`is_whole`: an index names the file, so that it is no part of anything."""
     first = _read(store, key, 0, min(LENGTH_BYTES, size_bytes))
     length = decode_length(first, source=key, file_bytes=size_bytes)
     begin = LENGTH_BYTES + length
-    heads = decode_header(_read(store, key, LENGTH_BYTES, length), source=key, data_bytes=size_bytes - begin)
+    body = _read(store, key, LENGTH_BYTES, length)
+    heads = decode_header(body, source=key, data_bytes=size_bytes - begin)
+    if not is_whole and _PARTS in decode_head_metadata(body):
+        raise _ranks_part(key)
     own = threading.local()
     return {head.name: _tensor(store, key, begin, head, own, threads) for head in heads}
 

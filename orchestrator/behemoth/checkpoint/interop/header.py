@@ -126,6 +126,15 @@ def decode_header(body: bytes, *, source: str, data_bytes: int) -> tuple[HeadTen
     return tuple(tensors)
 
 
+class _Head(msgspec.Struct, frozen=True):
+    metadata: dict[str, str] = msgspec.field(name=METADATA, default_factory=dict)
+
+
+def decode_head_metadata(body: bytes) -> Mapping[str, str]:
+    """What the writer of a file put beside its tensors, from a body that `decode_header` took."""
+    return msgspec.json.decode(body, type=_Head).metadata
+
+
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Annotated[str, msgspec.Meta(max_length=32)]
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]], msgspec.Meta(max_length=MAX_DIMS)]
