@@ -14,6 +14,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.staging import Stager, stage, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.spec.mesh import Mesh
@@ -228,14 +229,16 @@ def test_a_stager_copies_in_two_parts_and_each_array_once(fd: int) -> None:
 def write(arena: Arena, *, cancelled: bool = False, layout: Layout = LAYOUT) -> None:
     write_rank(
         MemoryStore(),
-        "steps/000000001-a1-1",
-        layout,
-        plan_rank(layout, Rank(1)),
-        arena,
-        0,
-        attempt=Attempt(1),
-        threads=1,
-        cancelled=lambda: cancelled,
+        RankWrite(
+            prefix="steps/000000001-a1-1",
+            layout=layout,
+            plan=plan_rank(layout, Rank(1)),
+            arena=arena,
+            generation=0,
+            attempt=Attempt(1),
+            threads=1,
+            cancelled=lambda: cancelled,
+        ),
     )
 
 
@@ -269,12 +272,14 @@ def test_a_snapshot_that_is_replaced_while_it_is_written_gives_no_receipt() -> N
         with pytest.raises(Conflict, match="its snapshot was replaced"):
             write_rank(
                 MemoryStore(),
-                "steps/000000001-a1-1",
-                LAYOUT,
-                PLAN,
-                arena,
-                0,
-                attempt=Attempt(1),
-                threads=1,
-                cancelled=replaces,
+                RankWrite(
+                    prefix="steps/000000001-a1-1",
+                    layout=LAYOUT,
+                    plan=PLAN,
+                    arena=arena,
+                    generation=0,
+                    attempt=Attempt(1),
+                    threads=1,
+                    cancelled=replaces,
+                ),
             )
