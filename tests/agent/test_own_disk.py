@@ -19,7 +19,9 @@ from agent.test_peer_copies import until
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena_format import PAGE_BYTES
 from behemoth.checkpoint.snapshot_format import SnapshotHeader
-from behemoth.wire.messages import Beat, Leave, LocalDisk, RanksRestored, Report, RestoreFrom
+from behemoth.wire.commands import Leave, RestoreFrom
+from behemoth.wire.reports import Beat, RanksRestored, Report
+from behemoth.wire.setup import LocalDisk
 
 NODES = 2
 MIB = 2

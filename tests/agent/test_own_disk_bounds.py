@@ -21,7 +21,7 @@ from behemoth.checkpoint.snapshot_format import file_bytes
 from behemoth.ports import WritesRanges
 from behemoth.testing.faults import FaultyStore, lost_answer
 from behemoth.testing.store import MemoryStore, contents
-from behemoth.wire.messages import LocalDisk
+from behemoth.wire.setup import LocalDisk
 
 FOLDER = "toy-run-1/n0"
 MEMORIES = Memories(num_ranks=NUM_RANKS)

@@ -19,7 +19,9 @@ from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import NUM_GENERATIONS
 from behemoth.checkpoint.crc import TRAILER_BYTES
-from behemoth.wire.messages import LocalDisk, RanksRestored, Report, RestoreFrom, Setup
+from behemoth.wire.commands import RestoreFrom
+from behemoth.wire.reports import RanksRestored, Report
+from behemoth.wire.setup import LocalDisk, Setup
 
 NODES = 4
 MIB = 2

@@ -23,7 +23,7 @@ from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.commands import PeerPlace
 from checkpoint.checkpoint_rig import arena_of, commit_receipts, logical_arrays, toy_layout, write_all_ranks
 from checkpoint.upload_rig import small_parts, staged_world
 

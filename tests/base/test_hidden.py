@@ -18,8 +18,10 @@ from behemoth.rayrt import frames as ray
 from behemoth.rayrt.kept import KeptSpec
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import HangFloors
+from behemoth.wire.commands import Welcome
 from behemoth.wire.frames import encode_frame
-from behemoth.wire.messages import CommandWork, Hello, Setup, Welcome
+from behemoth.wire.reports import Hello
+from behemoth.wire.setup import CommandWork, Setup
 
 NODE, UID = NodeId("node-7"), RunUid("run-uid")
 ENVIRONMENT = {"AWS_SECRET_ACCESS_KEY": "sesame"}

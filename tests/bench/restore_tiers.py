@@ -57,7 +57,7 @@ from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_private
-from behemoth.wire.messages import LocalDisk
+from behemoth.wire.setup import LocalDisk
 
 NUM_LAYERS = 8
 THREADS = 2

@@ -20,23 +20,9 @@ from behemoth.state.config import HangFloors
 from behemoth.state.evidence import Evidence, GangUp, NodeJoined, NodeLost, Tick, WorkerFailed
 from behemoth.state.fence import Fence
 from behemoth.wire import frames
-from behemoth.wire.messages import (
-    Beat,
-    Command,
-    EntrypointWork,
-    Hello,
-    Leave,
-    LocalDisk,
-    RanksUp,
-    Rejected,
-    RestoreFrom,
-    SaveAt,
-    Setup,
-    StartGang,
-    StopGang,
-    Welcome,
-    WorkerEnded,
-)
+from behemoth.wire.commands import Command, Leave, Rejected, RestoreFrom, SaveAt, StartGang, StopGang, Welcome
+from behemoth.wire.reports import Beat, Hello, RanksUp, WorkerEnded
+from behemoth.wire.setup import EntrypointWork, LocalDisk, Setup
 
 RUN = RunUid("run")
 A, B = NodeId("a"), NodeId("b")

@@ -15,7 +15,7 @@ from typing import Literal
 from behemoth.agent.storewire import Source
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.wire.messages import RestoreFrom
+from behemoth.wire.commands import RestoreFrom
 from behemoth.wire.session import Declare
 
 NUM_GENERATIONS = 2

@@ -23,7 +23,8 @@ from behemoth.fleet.settings import FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.state.evidence import Late, NodeJoined, NodeLost
 from behemoth.wire import frames
-from behemoth.wire.messages import Command, Hello, Leave, Rejected, Report, Welcome
+from behemoth.wire.commands import Command, Leave, Rejected, Welcome
+from behemoth.wire.reports import Hello, Report
 
 HANDSHAKE_TIMEOUT_S = 10.0
 LATE_AFTER_BEATS = 1.5

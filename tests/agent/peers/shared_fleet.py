@@ -31,7 +31,7 @@ from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.commands import PeerPlace
 from behemoth.wire.peers import AskStored
 from checkpoint.saved_checkpoint import save
 

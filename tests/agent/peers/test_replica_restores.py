@@ -36,7 +36,7 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import read_rank, read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.commands import PeerPlace
 from behemoth.wire.peers import AskBytes, AskSnapshot, AskStored
 from checkpoint.other_memory import payload
 from checkpoint.saved_checkpoint import save
