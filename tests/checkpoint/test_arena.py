@@ -11,6 +11,7 @@ import pytest
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import ARENA_HEADER_BYTES
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
@@ -90,6 +91,21 @@ def test_a_half_copied_generation_is_no_snapshot_and_the_other_stays(fd: int) ->
         unstage(arena, PLAN, 1, LOCAL)
     with pytest.raises(NotFound):
         arena.data(1)
+
+
+def test_memory_whose_first_page_is_cut_off_torn_or_of_another_size_is_no_arena(fd: int) -> None:
+    os.ftruncate(fd, 100)
+    with pytest.raises(Corrupt, match="expected at least 4096 bytes, got 100"):
+        Arena.open(fd)
+    arena = Arena.format(fd, PLAN)
+    for byte in range(ARENA_HEADER_BYTES):
+        arena._memory[byte] ^= 1
+        with pytest.raises(Corrupt, match="expected its intact header, got a damaged one or none"):
+            Arena.open(fd)
+        arena._memory[byte] ^= 1
+    os.ftruncate(fd, Arena.size_bytes(PLAN) + 1)
+    with pytest.raises(Corrupt, match=f"expected its intact header, got one of {Arena.size_bytes(PLAN)} bytes"):
+        Arena.open(fd)
 
 
 def test_a_torn_header_is_no_snapshot(fd: int) -> None:

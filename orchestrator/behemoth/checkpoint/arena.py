@@ -28,7 +28,6 @@ from behemoth.checkpoint.arena_format import (
     MAX_WRITE_ID_BYTES,
     NUM_GENERATIONS,
     PAGE_BYTES,
-    SPAN_ROW_BYTES,
     ArenaHeader,
     GenerationHeader,
     Snapshot,
@@ -68,16 +67,13 @@ class Arena:
         os.ftruncate(fd, size_bytes)
         memory = map_shared(fd, size_bytes)
         take(memory)
-        table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
         header = ArenaHeader(
             rank=plan.rank,
             num_spans=len(plan.spans),
             data_bytes=plan.data_bytes,
             size_bytes=size_bytes,
             digest=plan.layout_digest,
-            table_crc=crc32c(table),
         )
-        memory[PAGE_BYTES : PAGE_BYTES + len(table)] = table
         memory[:ARENA_HEADER_BYTES] = header.encode()
         return Arena(
             memory,
@@ -97,9 +93,8 @@ class Arena:
         memory = map_shared(fd, size_bytes)
         header = ArenaHeader.decode(bytes(memory[:ARENA_HEADER_BYTES]))
         if header is None or header.size_bytes != size_bytes:
-            raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
-        if crc32c(memory[PAGE_BYTES : PAGE_BYTES + header.num_spans * SPAN_ROW_BYTES]) != header.table_crc:
-            raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
+            got = "a damaged one or none" if header is None else f"one of {header.size_bytes} bytes"
+            raise Corrupt(f"arena of {size_bytes} bytes: expected its intact header, got {got}", code="arena-header")
         enter(memory)
         return Arena(
             memory,
