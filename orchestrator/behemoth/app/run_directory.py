@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch, RunUid, Step
 
@@ -291,7 +291,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(data, type=kind)
     except UNDECODABLE as error:
         raise Corrupt(
-            f"{path}: expected {kind.__name__}, got {error}",
+            f"{path}: expected {kind.__name__}, got: {told(error)}",
             hint="the file was changed by hand or the disk lost it; start in another directory with --dir",
             code="run-directory-corrupt",
         ) from error

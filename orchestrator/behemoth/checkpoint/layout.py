@@ -17,7 +17,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.names import checked_name, escaped_paths
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, check_axes, each_axis
@@ -288,7 +288,7 @@ class Layout:
         except (*UNDECODABLE, ValueError, TypeError) as error:
             if isinstance(error.__cause__, Invalid):
                 raise error.__cause__ from error
-            raise Corrupt(f"layout: expected a msgpack document, got {error}", code="layout-rubbish") from error
+            raise Corrupt(f"layout: expected a msgpack document, got: {told(error)}", code="layout-rubbish") from error
         raise Invalid(
             f"layout: expected format version {FORMAT_VERSION}, got {version}",
             hint="a newer Behemoth wrote it: upgrade",
