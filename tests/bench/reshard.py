@@ -264,7 +264,7 @@ def _start(
 
 
 def _program(name: str, *arguments: object) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, (str(PROGRAMS.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(PROGRAMS.parent), str(PROGRAMS.parents[1]), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, str(PROGRAMS / name), *map(str, arguments)],
         stdin=subprocess.PIPE,

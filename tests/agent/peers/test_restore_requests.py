@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent.peers.shared_fleet import LIMIT_S, NODES, Node, Saved, fleet, layout_on, nobody_has_it
+from agent.lone_node import nobody_has_it
+from agent.peers.shared_fleet import LIMIT_S, NODES, Node, Saved, fleet, layout_on
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
