@@ -17,7 +17,9 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.freshness import held_crc
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
 from behemoth.checkpoint.zeros import is_zero
@@ -54,6 +56,14 @@ class RankWrite:
                 f"{sorted(digest[:12] for digest in digests)} and an arena of rank {self.arena.rank}",
                 code="arena-layout",
             )
+
+    def shard_key(self, array: int, shard: int) -> str:
+        """Key of an object of an array, counted in the layout's order."""
+        return f"{self.prefix}/{self.layout.paths[array]}/{grids(self.layout)[array].shard_key(shard)}"
+
+    def metadata_key(self, array: int) -> str:
+        """Key of an array's zarr.json."""
+        return f"{self.prefix}/{self.layout.paths[array]}/{METADATA}"
 
     def sequence(self) -> int:
         """Of the snapshot that is written. Raises NotFound when there is none and none is followed."""

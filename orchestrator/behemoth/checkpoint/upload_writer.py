@@ -20,7 +20,6 @@ from behemoth.checkpoint.exchange import Exchange, RankUpload, SentPart, Uploadi
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.part_bytes import PartBytes
 from behemoth.checkpoint.part_plan import PlannedPart, Shard, plan_parts
-from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.rank_write import RankWrite, payload_of
 from behemoth.checkpoint.receipt import Receipt, WrittenShard
 from behemoth.checkpoint.threads import batched, run_all
@@ -77,7 +76,6 @@ class _Job:
         self._store = store
         self._write = write
         self._grids = grids(write.layout)
-        self._paths = write.layout.paths
         self._parts = plan_parts(write.layout, write.plan.rank)
         self._upload = upload
         self._exchange = exchange
@@ -103,8 +101,7 @@ class _Job:
 
         def write(array: int) -> None:
             self._go_on()
-            key = f"{self._write.prefix}/{self._paths[array]}/{METADATA}"
-            self._store.create(key, self._grids[array].zarr_json())
+            self._store.create(self._write.metadata_key(array), self._grids[array].zarr_json())
 
         run_all(write, arrays, threads=REQUEST_THREADS, name="ckpt-metadata")
 
@@ -186,7 +183,7 @@ class _Job:
         return WrittenShard(*shard, crc)
 
     def _key(self, shard: Shard) -> str:
-        return f"{self._write.prefix}/{self._paths[shard.array]}/{self._grids[shard.array].shard_key(shard.number)}"
+        return self._write.shard_key(*shard)
 
     def _go_on(self) -> None:
         if self._write.cancelled():

@@ -19,7 +19,6 @@ from behemoth.checkpoint.crc import combine, crc32c, trailer
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.more_writers import MoreWriters
-from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.plan import Span
 from behemoth.checkpoint.rank_write import RankWrite, payload_of
 from behemoth.checkpoint.receipt import Receipt
@@ -92,7 +91,6 @@ class _Job:
         self._store = store
         self._write = write
         self._grids = grids(write.layout)
-        self._paths = write.layout.paths
         self._data = write.arena.filling(write.generation)
         self._follower = follower
         self._written: dict[int, set[str]] = {span.array: set() for span in write.plan.spans}
@@ -115,12 +113,12 @@ class _Job:
         if owned:
             array = batch[0].array
             for shard, of_shard in _by_shard(owned).items():
-                key = self._shard_key(array, shard)
+                key = self._write.shard_key(array, shard)
                 self._store_parts(array, key, grid.file_bytes, self._parts(grid, of_shard))
             if ends_array(grid, owned[-1][0]):
                 data = grid.zarr_json()
                 whole = Part(offset_bytes=0, buffers=[data])
-                self._store_parts(array, self._metadata_key(array), len(data), [whole])
+                self._store_parts(array, self._write.metadata_key(array), len(data), [whole])
         return crcs
 
     def keys(self, array: int) -> list[str]:
@@ -130,12 +128,6 @@ class _Job:
     def _store_parts(self, array: int, key: str, size_bytes: int, parts: Iterable[Part]) -> None:
         self._store.write_parts(key, size_bytes=size_bytes, parts=list(parts))
         self._written[array].add(key)
-
-    def _shard_key(self, array: int, shard: int) -> str:
-        return f"{self._write.prefix}/{self._paths[array]}/{self._grids[array].shard_key(shard)}"
-
-    def _metadata_key(self, array: int) -> str:
-        return f"{self._write.prefix}/{self._paths[array]}/{METADATA}"
 
     def _payload(self, span: Span) -> memoryview:
         return payload_of(self._data, span)
