@@ -27,6 +27,7 @@ import msgspec
 from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch, RunUid, Step
+from behemoth.storage.folders import sync_folder
 
 SECRET_BYTES = 32
 
@@ -249,11 +250,7 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_folder(os.fspath(self.path))
         except OSError as error:
             raise refusal(path, "write it", error) from error
 

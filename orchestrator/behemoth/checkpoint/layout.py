@@ -90,6 +90,7 @@ class ArraySpec:
         self._check_shape()
         self._check_axes()
         self._check_packed()
+        self._check_flat()
         self._check_padded()
 
     def _check_shape(self) -> None:
@@ -144,13 +145,14 @@ class ArraySpec:
                     f"got {list(sizes)} for dim {dim} of shape {self.shape}, split dims {split_dims}",
                     code="array-packed",
                 )
+
+    def _check_flat(self) -> None:
         if self.flat_rows and (self.flat_over is None or not self.shape):
             raise Invalid(
                 f"array {self.name!r}: expected flat_over and a shape with rows beside flat_rows, got "
                 f"{self.flat_over} and {self.shape}",
                 code="array-flat-rows",
             )
-
         if self.flat_bucket is not None:
             begin, size = self.flat_bucket
             if self.flat_over is None or self.flat_rows or begin < 0 or size < 1:
