@@ -133,7 +133,8 @@ def test_a_cancelled_write_gives_its_memory_back_when_it_is_answered() -> None:
         desk.begin_copying()
         await turns()
         desk.saves.abort(FIRST, "given up")
-        desk.arenas.drop(FIRST)
+        for memory in desk.arenas.all():
+            memory.drop(FIRST)
         assert desk.states == ["granted", "free"]
         await desk.answer()
         assert desk.states == ["free", "free"]

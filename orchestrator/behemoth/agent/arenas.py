@@ -164,10 +164,6 @@ class Arenas:
         for memory in self._memories.values():
             memory.committed(write_id)
 
-    def drop(self, write_id: WriteId) -> None:
-        for memory in self._memories.values():
-            memory.drop(write_id)
-
     def drop_granted(self) -> None:
         for memory in self._memories.values():
             memory.drop_granted()

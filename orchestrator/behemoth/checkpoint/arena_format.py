@@ -34,9 +34,8 @@ GENERATION_HEADER_BYTES = _GENERATION.size + CRC_BYTES
 
 
 class State(IntEnum):
-    """What a generation holds. Only STAGED and VERIFIED are snapshots; VERIFIED also knows its CRCs."""
+    """What a generation that was begun holds. Only STAGED and VERIFIED are snapshots; VERIFIED also knows its CRCs."""
 
-    EMPTY = 0
     COPYING = 1
     STAGED = 2
     VERIFIED = 3
