@@ -26,4 +26,4 @@ def lone_preparing(store: ObjectStore, *, ranks_per_node: int, run_name: str) ->
 
 def nobody_has_it(slot: int, _plan: RankPlan, write_id: WriteId, _step: Step) -> SnapshotSource:
     """As `Preparing` asks for it: of a fleet of which all have lost their memory."""
-    raise NotFound(f"slot {slot}: no snapshot of write {write_id} is there")
+    raise NotFound(f"slot {slot}: expected a snapshot of write {write_id}, got none")

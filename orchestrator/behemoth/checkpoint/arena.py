@@ -149,7 +149,10 @@ class Arena:
         self._check(generation)
         header = self._header(generation)
         if header is None:
-            raise NotFound(f"arena of rank {self.rank}: generation {generation} was never begun", code="arena-empty")
+            raise NotFound(
+                f"arena of rank {self.rank}: expected generation {generation} to be begun, got one without a header",
+                code="arena-empty",
+            )
         return header.sequence
 
     def filled_bytes(self, generation: int, sequence: int) -> int:
@@ -204,7 +207,7 @@ class Arena:
         header = self._header(generation)
         found = None if header is None else header.snapshot(generation)
         if found is None:
-            raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
+            raise self._empty(generation)
         return found
 
     def oldest_generation(self) -> int:
@@ -229,7 +232,7 @@ class Arena:
         if len(crcs) != self._num_spans:
             raise Invalid(f"arena of rank {self.rank}: expected {self._num_spans} CRCs, got {len(crcs)}")
         if self.sealed(generation, sequence) is None:
-            raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
+            raise self._empty(generation)
         header = self._headers()[generation]
         assert header is not None
         table = np.asarray(crcs, dtype="<u4").tobytes()
@@ -248,8 +251,12 @@ class Arena:
         header = self._expect(generation, State.VERIFIED)
         start = self._head(generation) + PAGE_BYTES
         table = bytes(self._memory[start : start + self._num_spans * CRC_BYTES])
-        if crc32c(table) != header.table_crc:
-            raise Corrupt(f"arena of rank {self.rank}, generation {generation}: its CRC table is damaged")
+        if (crc := crc32c(table)) != header.table_crc:
+            raise Corrupt(
+                f"arena of rank {self.rank}, generation {generation}: expected CRC-32C {header.table_crc:08x} over its "
+                f"table of CRCs, got {crc:08x}",
+                code="arena-crcs",
+            )
         return np.frombuffer(table, dtype="<u4")
 
     def close(self) -> None:
@@ -275,6 +282,10 @@ class Arena:
                 code="arena-state",
             )
         return header
+
+    def _empty(self, generation: int) -> NotFound:
+        message = f"arena of rank {self.rank}: expected a snapshot in generation {generation}, got none"
+        return NotFound(message, code="arena-empty")
 
     def _mark(self, generation: int) -> npt.NDArray[np.uint64]:
         self._check(generation)

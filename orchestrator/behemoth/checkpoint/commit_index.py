@@ -75,7 +75,9 @@ class CommitIndex:
         # Keys only: a later minor version may say more in its zarr.json, and the CRC covers whatever that is.
         keys = [one.key for one in document.metadata]
         if keys != _metadata_keys(layout) or len(document.content_crcs) != len(layout.arrays):
-            raise Corrupt(f"index of {len(data)} bytes: its metadata is not that of its layout", code="index-layout")
+            raise Corrupt(
+                f"index of {len(data)} bytes: expected the metadata of its layout, got others", code="index-layout"
+            )
         return CommitIndex(layout=layout, metadata=document.metadata, content_crcs=document.content_crcs)
 
 

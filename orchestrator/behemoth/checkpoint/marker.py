@@ -90,7 +90,10 @@ def _without_crc(data: bytes) -> Marker:
         ) from error
     fields = {"step": old.step, "write_id": old.write_id, "reason": old.reason}
     if json.dumps(fields, separators=(",", ":")).encode() + b"\n" != data:
-        raise Corrupt(f"marker record of {len(data)} bytes: not as it was written", code="marker-rubbish")
+        raise Corrupt(
+            f"marker record of {len(data)} bytes: expected its fields as they are written, got them in another form",
+            code="marker-rubbish",
+        )
     return Marker.of(old.step, old.write_id, reason=old.reason)
 
 
