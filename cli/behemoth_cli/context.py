@@ -35,7 +35,6 @@ class Context:
 
     console: Console
     is_verbose: bool
-    program: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,7 @@ def root(
     choose(color, _COLORS, name="option --color")
     chosen = next(choice for choice in _COLORS if choice == color)
     console = Console(sys.stdout, sys.stderr, color=chosen, environment=os.environ)
-    ctx.obj = Context(console=console, is_verbose=verbose, program=ctx.info_name or "behemoth")
+    ctx.obj = Context(console=console, is_verbose=verbose)
     ctx.call_on_close(console.close)
     if ctx.invoked_subcommand is None:
         console.write(ctx.get_help() + "\n")

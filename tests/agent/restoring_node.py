@@ -11,16 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from behemoth.agent.memories import Memories
-from behemoth.agent.preparing import Preparing
+from agent.lone_node import lone_preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
-from behemoth.base.errors import NotFound
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
-from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.plan import plan_rank
 from behemoth.ports import Into
 from behemoth.storage.local import LocalStore
 from checkpoint.checkpoint_rig import Logical, save, unstaged
@@ -53,15 +50,7 @@ class Node:
         self.ranks = [Rank(rank) for rank in range(first, end)]
         self._layout = layout
         self._fds = {rank: os.memfd_create(f"restoring-{rank}", os.MFD_ALLOW_SEALING) for rank in self.ranks}
-        self._preparing = Preparing(
-            Memories(num_ranks=ranks_per_node),
-            store=lambda: store,
-            peer=_nobody_has_it,
-            shared=lambda: None,
-            threads=1,
-            ranks_per_node=ranks_per_node,
-            run_name="toy",
-        )
+        self._preparing = lone_preparing(store, ranks_per_node=ranks_per_node, run_name="toy")
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -108,7 +97,3 @@ def nodes_of(
         for node in nodes:
             node.close()
             node.store.close()
-
-
-def _nobody_has_it(slot: int, _plan: RankPlan, write_id: WriteId, _step: Step) -> SnapshotSource:
-    raise NotFound(f"slot {slot}: no snapshot of write {write_id} is there")

@@ -26,24 +26,9 @@ from behemoth.state.config import HangFloors
 from behemoth.state.fence import Fence
 from behemoth.storage.open import open_store
 from behemoth.wire import frames
-from behemoth.wire.messages import (
-    AbortSave,
-    CommandWork,
-    CommitSeen,
-    EntrypointWork,
-    GoAhead,
-    Hello,
-    PeerPlace,
-    ReceiptBatch,
-    Report,
-    RestoreFrom,
-    SaveAt,
-    SaveMissed,
-    SaveReached,
-    Setup,
-    StartGang,
-    Welcome,
-)
+from behemoth.wire.commands import AbortSave, CommitSeen, GoAhead, PeerPlace, RestoreFrom, SaveAt, StartGang, Welcome
+from behemoth.wire.reports import Hello, ReceiptBatch, Report, SaveMissed, SaveReached
+from behemoth.wire.setup import CommandWork, EntrypointWork, Setup
 
 LIMIT_S = 150.0
 """Of any wait: it ends a hang and judges no speed, shortly before pytest would, and can tell what was heard."""

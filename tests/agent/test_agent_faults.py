@@ -19,10 +19,9 @@ from behemoth.base.ids import NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.sdk.saver import MEMORY_WAIT_S
 from behemoth.storage.page_cache import cached_bytes
-from behemoth.wire.messages import (
-    AbortSave,
+from behemoth.wire.commands import AbortSave, GoAhead, RestoreFrom, SaveAt, StopGang
+from behemoth.wire.reports import (
     Beat,
-    GoAhead,
     Hello,
     RanksFinished,
     RanksGone,
@@ -30,16 +29,13 @@ from behemoth.wire.messages import (
     RanksUp,
     ReceiptBatch,
     Refused,
-    RestoreFrom,
     RestoreRefused,
-    SaveAt,
     SaveBroken,
     SaveMissed,
     SaveReached,
-    Setup,
-    StopGang,
     WorkerEnded,
 )
+from behemoth.wire.setup import Setup
 
 
 def play(folder: Path, scene: Callable[[Stage], Awaitable[None]], setup: Setup | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import structs
 
 from agent.stage import setup_for, stage
-from behemoth.wire.messages import Beat, ProgramRefused, RanksFinished, RanksRestored, RanksUp, WorkerEnded
+from behemoth.wire.reports import Beat, ProgramRefused, RanksFinished, RanksRestored, RanksUp, WorkerEnded
 
 
 def test_a_gang_starts_trains_saves_and_ends(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from behemoth.base.errors import Denied, NotFound
 from behemoth.base.ids import NodeId, Rank, WriteId
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.wire.messages import Beat, Hello, ReceiptBatch
 from behemoth.wire.peers import AskSnapshot, SnapshotFound
+from behemoth.wire.reports import Beat, Hello, ReceiptBatch
 
 
 def store_pid(here: Stage, node: str = "n0") -> int:

@@ -17,7 +17,7 @@ from behemoth.agent.copies import Copies
 from behemoth.agent.storewire import Failed, Pull, Pulled
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, Slot, Step, WriteId
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import PeerPlace, RestoreFrom, StartGang
+from behemoth.wire.commands import PeerPlace, RestoreFrom, StartGang
 from behemoth.wire.session import Declare
 
 FIRST, SECOND = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) for step in (10, 20))

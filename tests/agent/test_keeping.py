@@ -16,8 +16,10 @@ from behemoth.agent.arenas import Arenas
 from behemoth.agent.keeping import Keeping
 from behemoth.agent.storewire import DiskCleared, Failed, KeepOnDisk, KeptOnDisk
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.wire.messages import LocalDisk, OwnDisk, RestoreFrom
+from behemoth.wire.commands import RestoreFrom
+from behemoth.wire.reports import OwnDisk
 from behemoth.wire.session import Declare
+from behemoth.wire.setup import LocalDisk
 
 FIRST, SECOND, THIRD = (RestoreFrom(step=Step(step), write_id=WriteId(f"a1-{step}")) for step in (10, 20, 30))
 DECLARED = Declare(layout=b"layout", digest="one", arena_bytes=4096)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from behemoth.agent.member import Member, beat_of
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.state.config import HangFloors, WorkPhase
-from behemoth.wire.messages import Beat
+from behemoth.wire.reports import Beat
 
 FLOORS = HangFloors(start_us=4, restore_us=6, first_step_us=5, step_us=1, eval_us=9, save_us=2)
 

@@ -21,7 +21,7 @@ from behemoth.checkpoint.snapshot_format import file_bytes
 from behemoth.ports import WritesRanges
 from behemoth.testing.faults import FaultyStore, lost_answer
 from behemoth.testing.store import MemoryStore, contents
-from behemoth.wire.messages import LocalDisk
+from behemoth.wire.setup import LocalDisk
 
 FOLDER = "toy-run-1/n0"
 MEMORIES = Memories(num_ranks=NUM_RANKS)
@@ -65,7 +65,7 @@ def test_a_write_is_copied_once(tmp_path: Path, rank: StagedRank) -> None:
 @pytest.mark.parametrize(("write_id", "step"), [("a1-2", 7), ("a1-1", 8)])
 def test_what_memory_does_not_hold_is_not_copied(tmp_path: Path, rank: StagedRank, write_id: str, step: int) -> None:
     store = MemoryStore()
-    with pytest.raises(NotFound, match=f"memory of rank 0: no snapshot of write {write_id} is there"):
+    with pytest.raises(NotFound, match=f"memory of rank 0: expected a snapshot of write {write_id}, got none"):
         keep(disk_on(store, tmp_path), rank, write_id, step)
     assert contents(store) == {}
 

@@ -19,7 +19,9 @@ from behemoth.base.ids import NodeId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import NUM_GENERATIONS
 from behemoth.checkpoint.crc import TRAILER_BYTES
-from behemoth.wire.messages import LocalDisk, RanksRestored, Report, RestoreFrom, Setup
+from behemoth.wire.commands import RestoreFrom
+from behemoth.wire.reports import RanksRestored, Report
+from behemoth.wire.setup import LocalDisk, Setup
 
 NODES = 4
 MIB = 2
@@ -177,7 +179,7 @@ def test_a_node_that_is_lost_with_its_holder_gets_its_state_from_the_store_and_s
         assert (sources.memory, sources.peer, sources.store) == (2, 1, 1)
         assert sources.peer_bytes == MIB << 20
         assert MIB << 20 <= sources.store_bytes < (NODES * MIB << 20) * 5 // 4  # its chunk is read whole
-        assert sources.missed == f"node n2: memory of rank 1: no snapshot of write {saved.write_id} is there"
+        assert sources.missed == f"node n2: memory of rank 1: expected a snapshot of write {saved.write_id}, got none"
 
     play(tmp_path, scene)
 
@@ -202,7 +204,7 @@ def test_of_a_node_that_is_lost_with_its_holder_the_store_gives_only_what_no_rep
             several=1,
             peer_bytes=2 * weight_bytes + share_bytes,
             store_bytes=chunk_bytes + sum(path.stat().st_size for path in opened),
-            missed=f"node n2: memory of rank 1: no snapshot of write {saved.write_id} is there",
+            missed=f"node n2: memory of rank 1: expected a snapshot of write {saved.write_id}, got none",
         )
 
     play(tmp_path, scene, program="train_replicas")
@@ -281,6 +283,9 @@ def test_a_ward_that_is_killed_within_a_pull_leaves_the_older_copy_whole(tmp_pat
         await here.replace_agents(3)
         sources = await restored(here, 2, older)
         assert (sources.peer, sources.store_bytes) == (1, 0)
-        assert f"memory of rank 3: no snapshot of write {newer.write_id}" in (await restored(here, 3, newer)).missed
+        assert (
+            f"memory of rank 3: expected a snapshot of write {newer.write_id}"
+            in (await restored(here, 3, newer)).missed
+        )
 
     play(tmp_path, scene, rate=SLOW_BYTES_PER_S)

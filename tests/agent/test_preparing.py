@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from agent.lone_node import lone_preparing
 from behemoth.agent import preparing
 from behemoth.agent.budget import OVER_BUDGET
 from behemoth.agent.memories import Memories
@@ -220,18 +221,9 @@ def test_what_a_program_leaves_out_of_a_checkpoint_comes_back_from_the_run_s_own
     assert record is not None
     for path in (one for one in tmp_path.rglob("*") if one.is_file()):
         path.read_bytes()  # now the page cache has it
-    unasked: Any = pytest.fail
 
     def prepared(run_name: str) -> Prepared:
-        here = Preparing(
-            Memories(num_ranks=2),
-            store=lambda: store,
-            peer=unasked,
-            shared=lambda: None,
-            threads=1,
-            ranks_per_node=2,
-            run_name=run_name,
-        )
+        here = lone_preparing(store, ranks_per_node=2, run_name=run_name)
         fd = os.memfd_create("intake-test", os.MFD_ALLOW_SEALING)
         order = Prepare(
             job=1,

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from agent.stage import setup_for, stage
-from behemoth.wire.messages import Beat, RanksRestored, RestoreFrom, Setup
+from behemoth.wire.commands import RestoreFrom
+from behemoth.wire.reports import Beat, RanksRestored
+from behemoth.wire.setup import Setup
 
 RECORD = "rank record"
 

@@ -16,7 +16,8 @@ from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Cancel, Failed, OpenStore, Write, Written
 from behemoth.base.ids import Attempt, Epoch, Rank, RunUid, Step, WriteId
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import ReceiptBatch, RestoreFrom, SaveAt, SaveBroken, SaveReached
+from behemoth.wire.commands import RestoreFrom, SaveAt
+from behemoth.wire.reports import ReceiptBatch, SaveBroken, SaveReached
 from behemoth.wire.session import Declare, Staged, Staging, StagingFailed
 
 FIRST, SECOND = WriteId("a1-1"), WriteId("a1-2")
@@ -132,7 +133,8 @@ def test_a_cancelled_write_gives_its_memory_back_when_it_is_answered() -> None:
         desk.begin_copying()
         await turns()
         desk.saves.abort(FIRST, "given up")
-        desk.arenas.drop(FIRST)
+        for memory in desk.arenas.all():
+            memory.drop(FIRST)
         assert desk.states == ["granted", "free"]
         await desk.answer()
         assert desk.states == ["free", "free"]

@@ -126,7 +126,7 @@ def test_a_write_that_is_given_up_and_answered_costs_its_process_nothing(tmp_pat
         desk.link.cancel(job)
         answer = await writing
         assert isinstance(answer, Failed)
-        assert "holds no snapshot" in answer.reason
+        assert "expected a snapshot in generation" in answer.reason
         assert desk.link._given_up == {}
         assert desk.link.pid == pid
 

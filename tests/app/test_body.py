@@ -32,7 +32,8 @@ from behemoth.state.effect import (
 )
 from behemoth.state.evidence import Committed, Tick
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import AbortSave, CommitSeen, GoAhead, ReceiptBatch, RestoreFrom, SaveAt
+from behemoth.wire.commands import AbortSave, CommitSeen, GoAhead, RestoreFrom, SaveAt
+from behemoth.wire.reports import ReceiptBatch
 from reconcile.player import Player, training
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")

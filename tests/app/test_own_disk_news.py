@@ -8,7 +8,7 @@ from behemoth.app.event_log import EventLog, read_events
 from behemoth.app.own_disk_news import tell_own_disk
 from behemoth.base.clock import ManualClock
 from behemoth.base.ids import NodeId
-from behemoth.wire.messages import OwnDisk
+from behemoth.wire.reports import OwnDisk
 
 
 def test_a_trouble_names_node_path_reason_meaning_and_hint_and_its_end_is_an_event_too(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from behemoth.app.summary import read_back
+import pytest
+from msgspec.structs import replace
+
+from behemoth.app.summary import LedgerTable, Summary, read_back, seen_again
 from behemoth.base.errors import Corrupt, NotFound, Unavailable
-from behemoth.base.ids import RunUid
+from behemoth.base.ids import RunUid, Step
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.reader import digest, open_commit
@@ -80,3 +83,57 @@ def test_damage_in_a_store_that_is_there_is_an_error() -> None:
     store.delete(shards[:1])
     with pytest.raises((Corrupt, NotFound)):
         read_back(store, KNOWN, url=URL, cancelled=never)
+
+
+ENDED = Summary(
+    name="tiny",
+    outcome="succeeded",
+    reason="all 20 steps are done and committed",
+    step=Step(20),
+    total_steps=Step(20),
+    num_attempts=1,
+    digest="sha256:of step 20",
+    ledger=LedgerTable(
+        wall_s=1,
+        num_ranks=1,
+        useful_s=1,
+        checkpoint_stall_s=0,
+        detect_s=0,
+        restart_s=0,
+        restore_s=0,
+        recomputed_s=0,
+        idle_s=0,
+    ),
+    faults=(),
+    num_faults=0,
+    restores=(),
+    checkpoints=(),
+)
+
+
+def test_an_ended_run_keeps_its_digest_while_its_newest_checkpoint_is_there() -> None:
+    assert seen_again(ENDED, stored(), url=URL) == ENDED
+    nothing = replace(ENDED, digest=None, step=Step(0))
+    assert seen_again(nothing, MemoryStore(), url=URL) == nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "trouble"),
+    [
+        (lambda store: store.delete([commit_key(KNOWN[-1].step)]), "step 20, got that of step 10 as the newest"),
+        (lambda store: store.delete([commit_key(one.step) for one in KNOWN]), "step 20, got none"),
+        (lambda store: store.delete([info.key for info in store.list("")]), "got none of its objects"),
+    ],
+)
+def test_an_ended_run_says_what_is_wrong_with_its_store_in_place_of_the_digest(
+    change: Callable[[MemoryStore], None], trouble: str
+) -> None:
+    store = stored()
+    change(store)
+    found = seen_again(ENDED, store, url=URL)
+    assert (found.digest, found.outcome) == (None, "succeeded")
+    assert trouble in found.digest_trouble
+
+
+def test_an_ended_run_whose_store_does_not_answer_says_so() -> None:
+    assert "no whole answer" in seen_again(ENDED, Away(), url=URL).digest_trouble

@@ -18,8 +18,10 @@ from behemoth.rayrt import frames as ray
 from behemoth.rayrt.kept import KeptSpec
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import HangFloors
+from behemoth.wire.commands import Welcome
 from behemoth.wire.frames import encode_frame
-from behemoth.wire.messages import CommandWork, Hello, Setup, Welcome
+from behemoth.wire.reports import Hello
+from behemoth.wire.setup import CommandWork, Setup
 
 NODE, UID = NodeId("node-7"), RunUid("run-uid")
 ENVIRONMENT = {"AWS_SECRET_ACCESS_KEY": "sesame"}
@@ -61,7 +63,7 @@ HELLO = Hello(
         (PeerService(run_uid=UID, node=NODE, key="sesame", rate_bytes_per_s=3), "rate_bytes_per_s=3"),
         (Spawn(attempt=Attempt(1), local_rank=2, environment=ENVIRONMENT), "local_rank=2"),
         (batches.Hello(node="node-7", incarnation=1, token="sesame"), "incarnation=1"),
-        (ray.Start(node="node-7", incarnation=1, argv=["train"], env=ENVIRONMENT, grace_s=1), "argv=['train']"),
+        (ray.Start(node="node-7", incarnation=1, argv=["train"], env=ENVIRONMENT), "argv=['train']"),
         (KeptSpec(argv=["train"], env=ENVIRONMENT), "argv=['train']"),
         (StartOrder(node=NODE, incarnation=1, argv=("train",), env=ENVIRONMENT), "argv=('train',)"),
         (AgentProgram(argv=("train",), env=ENVIRONMENT, log_dir=Path("logs")), "argv=('train',)"),

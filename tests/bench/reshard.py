@@ -44,6 +44,7 @@ from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.staging import stage
@@ -232,14 +233,16 @@ def _write(store: LocalStore, case: scene.Case, layout: Layout, rank: int, num_l
         taken = stage(arena, plan, scene.held(case.axis, case.saved_ranks, rank, num_layers), WRITE_ID, STEP)
         receipt = write_rank(
             store,
-            step_prefix(STEP, WRITE_ID),
-            layout,
-            plan,
-            arena,
-            taken.generation,
-            attempt=ATTEMPT,
-            threads=2,
-            cancelled=lambda: False,
+            RankWrite(
+                prefix=step_prefix(STEP, WRITE_ID),
+                layout=layout,
+                plan=plan,
+                arena=arena,
+                generation=taken.generation,
+                attempt=ATTEMPT,
+                threads=2,
+                cancelled=lambda: False,
+            ),
         )
         arena.close()
     finally:
@@ -261,7 +264,7 @@ def _start(
 
 
 def _program(name: str, *arguments: object) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, (str(PROGRAMS.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(PROGRAMS.parent), str(PROGRAMS.parents[1]), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, str(PROGRAMS / name), *map(str, arguments)],
         stdin=subprocess.PIPE,

@@ -51,12 +51,13 @@ from behemoth.base.ids import Attempt, Rank, RunUid, Slot
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.snapshot_format import data_offset
 from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_private
-from behemoth.wire.messages import LocalDisk
+from behemoth.wire.setup import LocalDisk
 
 NUM_LAYERS = 8
 THREADS = 2
@@ -182,14 +183,16 @@ class ThisNode:
         stage(self._arena, self._plan, arrays, scene.WRITE_ID, scene.STEP, generation=0)
         receipt = write_rank(
             self._store,
-            step_prefix(scene.STEP, scene.WRITE_ID),
-            self._layout,
-            self._plan,
-            self._arena,
-            0,
-            attempt=Attempt(1),
-            threads=THREADS,
-            cancelled=lambda: False,
+            RankWrite(
+                prefix=step_prefix(scene.STEP, scene.WRITE_ID),
+                layout=self._layout,
+                plan=self._plan,
+                arena=self._arena,
+                generation=0,
+                attempt=Attempt(1),
+                threads=THREADS,
+                cancelled=lambda: False,
+            ),
         )
         candidate = Candidate(run="bench", step=scene.STEP, write_id=scene.WRITE_ID, attempt=Attempt(1))
         commit(self._store, candidate, self._layout, [receipt], previous=None)

@@ -18,6 +18,7 @@ from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
@@ -131,16 +132,18 @@ def write_all_ranks(
             snapshot = stage(arena, plan, local, WriteId(write_id), Step(step))
             receipt = write_rank(
                 store,
-                step_prefix(Step(step), WriteId(write_id)),
-                layout,
-                plan,
-                arena,
-                snapshot.generation,
-                attempt=Attempt(attempt),
-                threads=threads,
-                cancelled=lambda: False,
-                updated_step=Step(step if updated_step is None else updated_step),
-                frozen=[layout.positions[name] for name in frozen],
+                RankWrite(
+                    prefix=step_prefix(Step(step), WriteId(write_id)),
+                    layout=layout,
+                    plan=plan,
+                    arena=arena,
+                    generation=snapshot.generation,
+                    attempt=Attempt(attempt),
+                    threads=threads,
+                    cancelled=lambda: False,
+                    updated_step=Step(step if updated_step is None else updated_step),
+                    frozen=[layout.positions[name] for name in frozen],
+                ),
             )
             receipts.append(Receipt.decode(receipt.encode()))
     return receipts

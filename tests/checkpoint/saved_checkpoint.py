@@ -13,6 +13,7 @@ from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.writer import write_rank
@@ -78,14 +79,16 @@ def _write(store: WritesRanges, layout: Layout, rank: int, step: int, write_id: 
             taken = stage(arena, plan, _pieces(plan, step if seed is None else seed), WriteId(write_id), Step(step))
             return write_rank(
                 store,
-                step_prefix(Step(step), WriteId(write_id)),
-                layout,
-                plan,
-                arena,
-                taken.generation,
-                attempt=ATTEMPT,
-                threads=2,
-                cancelled=lambda: False,
+                RankWrite(
+                    prefix=step_prefix(Step(step), WriteId(write_id)),
+                    layout=layout,
+                    plan=plan,
+                    arena=arena,
+                    generation=taken.generation,
+                    attempt=ATTEMPT,
+                    threads=2,
+                    cancelled=lambda: False,
+                ),
             )
         finally:
             arena.close()

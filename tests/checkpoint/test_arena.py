@@ -11,9 +11,11 @@ import pytest
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.arena_format import ARENA_HEADER_BYTES
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.staging import Stager, stage, unstage
 from behemoth.checkpoint.writer import write_rank
 from behemoth.spec.mesh import Mesh
@@ -91,6 +93,21 @@ def test_a_half_copied_generation_is_no_snapshot_and_the_other_stays(fd: int) ->
         arena.data(1)
 
 
+def test_memory_whose_first_page_is_cut_off_torn_or_of_another_size_is_no_arena(fd: int) -> None:
+    os.ftruncate(fd, 100)
+    with pytest.raises(Corrupt, match="expected at least 4096 bytes, got 100"):
+        Arena.open(fd)
+    arena = Arena.format(fd, PLAN)
+    for byte in range(ARENA_HEADER_BYTES):
+        arena._memory[byte] ^= 1
+        with pytest.raises(Corrupt, match="expected its intact header, got a damaged one or none"):
+            Arena.open(fd)
+        arena._memory[byte] ^= 1
+    os.ftruncate(fd, Arena.size_bytes(PLAN) + 1)
+    with pytest.raises(Corrupt, match=f"expected its intact header, got one of {Arena.size_bytes(PLAN)} bytes"):
+        Arena.open(fd)
+
+
 def test_a_torn_header_is_no_snapshot(fd: int) -> None:
     arena = Arena.format(fd, PLAN)
     stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
@@ -125,7 +142,7 @@ def test_a_flipped_bit_in_staged_memory_is_found(fd: int, threads: int) -> None:
             unstage(arena, PLAN, 0, out_buffers(PLAN), threads=threads)
         arena.data(0)[span.arena_offset + span.length - 1] ^= 4
     arena._memory[arena._head(0) + 4096] ^= 1
-    with pytest.raises(Corrupt, match="CRC table is damaged"):
+    with pytest.raises(Corrupt, match="over its table of CRCs, got"):
         unstage(arena, PLAN, 0, out_buffers(PLAN), threads=threads)
 
 
@@ -154,7 +171,7 @@ def test_crcs_of_a_snapshot_that_was_replaced_are_not_recorded(fd: int) -> None:
         arena.record_crcs(0, old, crcs)
     assert not arena.snapshot(0).is_verified
     arena.begin(0, WriteId("a3-1"), Step(3), LAYOUT.digest)
-    with pytest.raises(NotFound, match="no snapshot"):
+    with pytest.raises(NotFound, match="expected a snapshot in generation 0, got none"):
         arena.record_crcs(0, arena.sequence(0), crcs)
     arena.seal(0)
 
@@ -228,14 +245,16 @@ def test_a_stager_copies_in_two_parts_and_each_array_once(fd: int) -> None:
 def write(arena: Arena, *, cancelled: bool = False, layout: Layout = LAYOUT) -> None:
     write_rank(
         MemoryStore(),
-        "steps/000000001-a1-1",
-        layout,
-        plan_rank(layout, Rank(1)),
-        arena,
-        0,
-        attempt=Attempt(1),
-        threads=1,
-        cancelled=lambda: cancelled,
+        RankWrite(
+            prefix="steps/000000001-a1-1",
+            layout=layout,
+            plan=plan_rank(layout, Rank(1)),
+            arena=arena,
+            generation=0,
+            attempt=Attempt(1),
+            threads=1,
+            cancelled=lambda: cancelled,
+        ),
     )
 
 
@@ -249,7 +268,7 @@ def test_a_write_records_all_crcs_even_of_bytes_that_others_own() -> None:
 
 def test_a_cancelled_write_and_one_without_a_snapshot_are_refused() -> None:
     with arena_of(PLAN) as arena:
-        with pytest.raises(NotFound, match="holds no snapshot"):
+        with pytest.raises(NotFound, match="expected a snapshot in generation 0, got none"):
             write(arena)
         stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1))
         with pytest.raises(Conflict, match="cancelled"):
@@ -269,12 +288,14 @@ def test_a_snapshot_that_is_replaced_while_it_is_written_gives_no_receipt() -> N
         with pytest.raises(Conflict, match="its snapshot was replaced"):
             write_rank(
                 MemoryStore(),
-                "steps/000000001-a1-1",
-                LAYOUT,
-                PLAN,
-                arena,
-                0,
-                attempt=Attempt(1),
-                threads=1,
-                cancelled=replaces,
+                RankWrite(
+                    prefix="steps/000000001-a1-1",
+                    layout=LAYOUT,
+                    plan=PLAN,
+                    arena=arena,
+                    generation=0,
+                    attempt=Attempt(1),
+                    threads=1,
+                    cancelled=replaces,
+                ),
             )

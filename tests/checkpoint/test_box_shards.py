@@ -148,7 +148,7 @@ def test_a_missing_and_an_exchanged_object_are_found() -> None:
     store._objects[first] = store._objects[second]
     problem = only(store, commit)
     assert (problem.kind, problem.array) == ("content", "model/experts")
-    with pytest.raises(Corrupt, match=r"'model/experts', 2 files below .*: whole, but not what was committed"):
+    with pytest.raises(Corrupt, match=r"'model/experts', 2 files below .*: expected the chunks that were committed"):
         read_array(store, commit, "model/experts")
     del store._objects[first]
     problem = only(store, commit)

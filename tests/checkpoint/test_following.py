@@ -18,6 +18,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.following import FIRST_POLL_S, LONGEST_POLL_S, Follower
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import Stager, stage
 from behemoth.checkpoint.writer import write_rank
@@ -60,15 +61,17 @@ def write(arena: Arena) -> Iterator[Write]:
             return pool.submit(
                 write_rank,
                 store,
-                PREFIX,
-                LAYOUT,
-                PLAN,
-                arena,
-                0,
-                attempt=Attempt(1),
-                threads=2,
-                cancelled=lambda: is_over.is_set() or cancelled(),
-                following=following,
+                RankWrite(
+                    prefix=PREFIX,
+                    layout=LAYOUT,
+                    plan=PLAN,
+                    arena=arena,
+                    generation=0,
+                    attempt=Attempt(1),
+                    threads=2,
+                    cancelled=lambda: is_over.is_set() or cancelled(),
+                    following=following,
+                ),
             )
 
         yield begin

@@ -13,6 +13,7 @@ from behemoth.checkpoint import turns
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.more_writers import WAITING_SHARE, MoreWriters
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.staging import Stager
 from behemoth.checkpoint.writer import THREADS_PER_WRITER, write_rank
 from behemoth.ports import Part
@@ -93,12 +94,18 @@ def test_a_disk_gets_all_writers_while_the_program_still_copies(monkeypatch: pyt
         stager.begin(generation=0)
         monkeypatch.setattr("behemoth.checkpoint.staging.BLOCK_BYTES", 1)
         stager.copy(NAMES[:-1])  # the copy is not complete until many write at once
-        writer = threading.Thread(
-            target=write_rank,
-            args=(store, "steps/000000001-a1-1", LAYOUT, PLAN, arena, 0),
-            kwargs={"attempt": Attempt(1), "threads": 2, "cancelled": lambda: False, "following": stager.sequence},
-            daemon=True,
+        write = RankWrite(
+            prefix="steps/000000001-a1-1",
+            layout=LAYOUT,
+            plan=PLAN,
+            arena=arena,
+            generation=0,
+            attempt=Attempt(1),
+            threads=2,
+            cancelled=lambda: False,
+            following=stager.sequence,
         )
+        writer = threading.Thread(target=write_rank, args=(store, write), daemon=True)
         writer.start()
         with store._condition:
             seen = store._condition.wait_for(lambda: store.most >= 2 * THREADS_PER_WRITER, timeout=LIMIT_S)

@@ -323,5 +323,5 @@ def test_a_box_that_is_not_within_the_array_is_refused(box: list[tuple[int, int]
     store, opened = saved(toy_layout())
     with pytest.raises(Invalid, match=r"'model/norm': expected a box of \(start, stop\) within its shape \(33,\)"):
         read_box(store, opened, "model/norm", box)
-    with pytest.raises(NotFound, match="no array 'model/nothing'"):
+    with pytest.raises(NotFound, match="expected array 'model/nothing' in it, got none"):
         read_box(store, opened, "model/nothing", [(0, 1)])

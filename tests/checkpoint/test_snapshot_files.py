@@ -216,7 +216,7 @@ def test_a_table_that_its_header_does_not_speak_for_is_damage() -> None:
     store = MemoryStore()
     kept_in(store, SMALL, ("a1-1", 7))
     put_header(store, lambda header: replace(header, table_crc=header.table_crc ^ 1))
-    with pytest.raises(Corrupt, match="table of CRCs is damaged"):
+    with pytest.raises(Corrupt, match="over its table of CRCs"):
         files_of(store, SMALL).find(WriteId("a1-1"), Step(7)).crcs()
 
 

@@ -19,6 +19,7 @@ from behemoth.checkpoint.part_cuts import cut_parts
 from behemoth.checkpoint.part_plan import plan_parts
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.upload_writer import upload_rank
@@ -63,17 +64,19 @@ class World:
         try:
             receipt = upload_rank(
                 store,
-                step_prefix(self.step, self.write_id),
-                self.layout,
-                plan_rank(self.layout, rank),
-                arena,
-                generation,
+                RankWrite(
+                    prefix=step_prefix(self.step, self.write_id),
+                    layout=self.layout,
+                    plan=plan_rank(self.layout, rank),
+                    arena=arena,
+                    generation=generation,
+                    attempt=Attempt(1),
+                    threads=2,
+                    cancelled=self.cancelled.is_set,
+                    updated_step=self.step,
+                ),
                 uploading=uploading,
                 exchange=exchange,
-                attempt=Attempt(1),
-                threads=2,
-                cancelled=self.cancelled.is_set,
-                updated_step=self.step,
             )
         except BaseException:
             self.cancelled.set()

@@ -406,5 +406,5 @@ def test_a_store_that_cannot_be_made_is_refused_with_its_name_and_a_way_out(
 ) -> None:
     (tmp_path / "file").touch()
     store = tmp_path / "file" / "store"
-    with pytest.raises(Conflict, match=f"store {store}: .*claim the same name"), importing(store):
+    with pytest.raises(Conflict, match=f"store {store}: .*an object and a folder claim"), importing(store):
         pass

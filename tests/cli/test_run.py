@@ -90,6 +90,23 @@ def test_a_run_that_succeeded_prints_its_summary_again_and_trains_nothing(finish
     assert (document["digest"], document["totalSteps"]) == (digest_of(ended), STEPS)
 
 
+def test_a_run_that_succeeded_says_when_its_checkpoints_are_gone(tmp_path: Path, finished: tuple[Path, Ended]) -> None:
+    folder, ended = finished
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    store = tmp_path / "copy/runs/small/checkpoints"
+    commits = sorted((store / "commits").iterdir())
+    commits[-1].unlink()
+    again = behemoth("run", "small.yaml", cwd=tmp_path / "copy")
+    assert again.code == 0
+    assert f"warning: checkpoint store {store}: expected the checkpoint of step {STEPS}, got that of step" in again.err
+    assert digest_of(ended) not in again.out
+    shutil.rmtree(store)
+    gone = behemoth("run", "small.yaml", cwd=tmp_path / "copy")
+    assert f"warning: checkpoint store {store}: expected that of a run, got none of its objects" in gone.err
+    assert "not read back" in gone.out
+    assert not store.exists()
+
+
 def test_a_summary_of_an_earlier_stop_is_not_taken_for_that_of_the_end(
     tmp_path: Path, finished: tuple[Path, Ended]
 ) -> None:

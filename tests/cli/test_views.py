@@ -109,7 +109,7 @@ SUMMARY = Summary(
             peer_bytes=3 << 20,
             disk_bytes=7 << 20,
             store_bytes=5 << 20,
-            missed="node node-2: memory of rank 3: no snapshot of write a2-4 is there",
+            missed="node node-2: memory of rank 3: expected a snapshot of write a2-4, got none",
         ),
     ),
     checkpoints=(

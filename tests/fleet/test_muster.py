@@ -5,7 +5,7 @@ from __future__ import annotations
 from behemoth.base.ids import Attempt, NodeId, Step, WriteId
 from behemoth.fleet.muster import GangMuster, SaveMuster
 from behemoth.state.evidence import GangMismatched, GangRestored, GangUp, SaveArmed, SaveStaged, SaveWritten
-from behemoth.wire.messages import RanksRestored, RanksUp, ReceiptBatch, SaveReached
+from behemoth.wire.reports import RanksRestored, RanksUp, ReceiptBatch, SaveReached
 
 A, B = NodeId("a"), NodeId("b")
 WRITE = WriteId("a1-1")

@@ -6,7 +6,7 @@ import msgspec
 
 from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.fleet.own_disks import OwnDisks
-from behemoth.wire.messages import Beat, OwnDisk, Report
+from behemoth.wire.reports import Beat, OwnDisk, Report
 
 A, B = NodeId("a"), NodeId("b")
 FULL, WORKS = OwnDisk(trouble="no-space", reason="it is full"), OwnDisk()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.fleet.progress import ProgressBoard
 from behemoth.state.config import HangFloors, WorkPhase
-from behemoth.wire.messages import Beat
+from behemoth.wire.reports import Beat
 
 A, B = NodeId("a"), NodeId("b")
 

@@ -20,23 +20,9 @@ from behemoth.state.config import HangFloors
 from behemoth.state.evidence import Evidence, GangUp, NodeJoined, NodeLost, Tick, WorkerFailed
 from behemoth.state.fence import Fence
 from behemoth.wire import frames
-from behemoth.wire.messages import (
-    Beat,
-    Command,
-    EntrypointWork,
-    Hello,
-    Leave,
-    LocalDisk,
-    RanksUp,
-    Rejected,
-    RestoreFrom,
-    SaveAt,
-    Setup,
-    StartGang,
-    StopGang,
-    Welcome,
-    WorkerEnded,
-)
+from behemoth.wire.commands import Command, Leave, Rejected, RestoreFrom, SaveAt, StartGang, StopGang, Welcome
+from behemoth.wire.reports import Beat, Hello, RanksUp, WorkerEnded
+from behemoth.wire.setup import EntrypointWork, LocalDisk, Setup
 
 RUN = RunUid("run")
 A, B = NodeId("a"), NodeId("b")
@@ -287,6 +273,30 @@ def test_a_run_that_is_over_waits_for_agents_that_clear_disks_of_their_own() -> 
             await closing
 
     scene_test(work, setup=msgspec.structs.replace(SETUP, local_disk=LocalDisk(path="/disk")))
+
+
+@pytest.mark.parametrize("dump_stacks", [True, False])
+def test_a_coordinator_that_ends_waits_for_the_stacks_of_hung_workers_and_for_nothing_else(dump_stacks: bool) -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        scene.fleet.adopt_gang(Attempt(1), [A])
+        scene.fleet.stop_gang(
+            Fence(run_uid=RUN, epoch=Epoch(3), attempt=Attempt(1)), "no step", dump_stacks=dump_stacks
+        )
+        closing = asyncio.create_task(scene.fleet.close("the run has failed"))
+        assert isinstance(await agent.hear(), StopGang)
+        assert isinstance(await agent.hear(), Leave)
+        if dump_stacks:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await agent.reader.read(1)  # the coordinator does not hang up first
+            agent.writer.close()
+        else:
+            assert await agent.reader.read() == b""
+        async with asyncio.timeout(WAIT_S):
+            await closing
+
+    scene_test(work)
 
 
 def test_a_run_that_is_over_waits_for_nobody_where_there_are_no_such_disks() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from behemoth.base.ids import Attempt, NodeId
 from behemoth.fleet.translate import evidence_of
 from behemoth.state.evidence import GangMismatched
-from behemoth.wire.messages import ProgramRefused
+from behemoth.wire.reports import ProgramRefused
 
 
 def test_a_refused_program_is_a_fault_of_the_attempt_that_no_other_would_mend() -> None:

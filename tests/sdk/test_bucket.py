@@ -16,6 +16,7 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import prove_coverage
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.reader import open_commit, read_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage, unstage
@@ -50,15 +51,17 @@ def saved(store: MemoryStore, bound: list[BoundState]) -> Any:
             snapshot = stage(arena, one.plan, one.sources(), WriteId("a1-1"), Step(5))
             receipt = write_rank(
                 store,
-                step_prefix(Step(5), WriteId("a1-1")),
-                one.layout,
-                one.plan,
-                arena,
-                snapshot.generation,
-                attempt=Attempt(1),
-                threads=1,
-                cancelled=lambda: False,
-                updated_step=Step(5),
+                RankWrite(
+                    prefix=step_prefix(Step(5), WriteId("a1-1")),
+                    layout=one.layout,
+                    plan=one.plan,
+                    arena=arena,
+                    generation=snapshot.generation,
+                    attempt=Attempt(1),
+                    threads=1,
+                    cancelled=lambda: False,
+                    updated_step=Step(5),
+                ),
             )
             assert receipt.rank == rank
             receipts.append(Receipt.decode(receipt.encode()))

@@ -33,6 +33,7 @@ class How(Enum):
     DAMAGE = "passes the request's body on with one bit flipped"
     CRAWL = "passes bodies on at 400 KB/s, without a pause that would be a timeout by itself"
     CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
+    CLAIM = "answers in the server's place that an upload is complete"
     EXPIRE = "answers 400 ExpiredToken in the server's place"
 
 
@@ -236,7 +237,11 @@ def _for_one_request(head: bytes) -> bytes:
 
 
 def _answer(status: str, code: str) -> bytes:
-    body = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+    return _of_xml(status, f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>")
+
+
+def _of_xml(status: str, text: str) -> bytes:
+    body = text.encode()
     fields = f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
     return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + body
 
@@ -246,6 +251,7 @@ _DENIED = _answer("403 Forbidden", "AccessDenied")
 _ANSWERS_BEFORE: dict[How | None, bytes] = {
     How.STORM: _answer("503 Slow Down", "SlowDown"),
     How.CONFLICT: _answer("409 Conflict", "ConditionalRequestConflict"),
+    How.CLAIM: _of_xml("200 OK", "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"),
     How.EXPIRE: _answer("400 Bad Request", "ExpiredToken"),
 }
 

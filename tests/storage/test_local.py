@@ -554,6 +554,29 @@ def test_who_seals_a_file_while_another_thread_hears_that_it_is_lost_hears_it_to
     assert isinstance(sealing[0].exception(), Unavailable)
 
 
+def test_what_became_of_a_deleted_file_is_not_told_of_one_that_is_written_there_afterwards(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, main = os.fsync, threading.current_thread()
+    with ThreadPoolExecutor(1) as pool:
+        deleting: list[Future[None]] = []
+
+        def failing(fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/file-0") and threading.current_thread() is main:
+                deleting.append(pool.submit(store.delete, ["file-0"]))
+                wait(deleting, timeout=0.2)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(fd)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        for number in range(5):
+            _write(store, f"file-{number}")
+        monkeypatch.setattr(os, "fsync", sync)
+        deleting[0].result()
+    _write(store, "file-0")
+    store.seal(["file-0"])
+
+
 def test_who_seals_a_file_that_could_not_be_closed_hears_it(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system over the network tells some failures then."""
     close = os.close

@@ -102,6 +102,27 @@ def test_an_upload_that_was_completed_without_an_answer_is_complete(
     assert list(store.list_uploads("")) == []
 
 
+def test_an_upload_that_is_said_to_be_complete_while_it_is_still_joined_is_waited_for(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    upload_id = store.begin_upload("a")
+    receipt = send(store, "a", upload_id, 1, random_bytes(1000))
+    proxy.plan(Fault(How.STORM, "POST"), Fault(How.CLAIM, "POST", times=2))
+    store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
+    assert proxy.struck == [How.STORM, How.CLAIM, How.CLAIM]
+    assert read(store, "a", 1000) == random_bytes(1000)
+
+
+def test_an_upload_of_which_a_killed_server_made_nothing_is_not_called_complete(proxy: FaultProxy) -> None:
+    with opened(new_place(endpoint=proxy.endpoint), patience_s=0.2) as store:
+        upload_id = store.begin_upload("a")
+        receipt = send(store, "a", upload_id, 1, random_bytes(1000))
+        proxy.plan(Fault(How.STORM, "POST"), Fault(How.CLAIM, "POST", times=10_000))
+        with pytest.raises(Unavailable, match="expected the object that the store says is complete") as caught:
+            store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
+        assert "was killed while it joined the parts" in caught.value.hint
+
+
 def test_credentials_that_were_renewed_in_their_file_are_found_when_the_old_ones_have_expired(
     s3: S3Server, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

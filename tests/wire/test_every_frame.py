@@ -15,8 +15,9 @@ from behemoth.agent.forkwire import FORK_REPORTS, ORDERS
 from behemoth.agent.storewire import STORE_ORDERS, STORE_REPORTS
 from behemoth.app.batches.messages import from_worker_decoder, to_worker_decoder
 from behemoth.base.errors import Corrupt
+from behemoth.wire.commands import Command
 from behemoth.wire.frames import decode_body
-from behemoth.wire.messages import Command, Report
+from behemoth.wire.reports import Report
 from behemoth.wire.session import FROM_WORKER, TO_WORKER
 from checkpoint.mangled import mangled_bytes, mangled_document
 

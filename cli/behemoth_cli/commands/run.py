@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,13 @@ from behemoth.app.history import read_history
 from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import claim
-from behemoth.app.summary import DrainTable, Summary
+from behemoth.app.summary import DrainTable, Summary, seen_again
 from behemoth.base.decoding import UNDECODABLE
 from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile
 from behemoth.spec.run import TrainingRun, require_fit
+from behemoth.storage.open import open_store
 from behemoth.wiring.engine import Engine
 from behemoth.wiring.run import LocalRun, RunRequest
 from behemoth_cli.commands.at_once import forced_end
@@ -91,6 +93,8 @@ def run(
     done = finished_summary(training, place)
     if done is not None:
         context.console.note(f"run/{training.name}: succeeded before; nothing to do")
+        if done.digest_trouble:
+            context.console.note(context.console.paint("warning:", "1;31") + f" {done.digest_trouble}")
         context.console.show(summary_page(done), form)
         return Exit.OK
     with narrated(context) as narrator:
@@ -120,14 +124,16 @@ def load_run(file: Path) -> TrainingRun:
 
 
 def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
-    """The summary of a run that succeeded in this directory; None when there is something left to do.
+    """The summary of a run that succeeded in this directory, with what is there of its newest checkpoint now; None when
+    there is something left to do.
 
     Raises Conflict for a directory that somebody uses or that holds another run.
     """
     directory = RunDirectory(place)
     if directory.identity() is None or directory.is_beginning():
         return None
-    claimed = claim(training, place).directory
+    found = claim(training, place)
+    claimed = found.directory
     try:
         journal = claimed.journal.read_bytes() if claimed.journal.exists() else b""
         observation = read_history(journal).observation
@@ -136,7 +142,10 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
         summary = msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
         is_drained = summary.drain is None or summary.drain.is_complete
         # One of an earlier stop tells of an older state.
-        return summary if summary.outcome == "succeeded" and is_drained else None
+        if summary.outcome != "succeeded" or not is_drained:
+            return None
+        with closing(open_store(found.store_url)) as store:
+            return seen_again(summary, store, url=found.store_url)
     except UNDECODABLE:
         # Cut off or of another release: the run writes it anew from what it finds.
         return None

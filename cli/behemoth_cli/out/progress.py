@@ -15,21 +15,18 @@ _REDRAW_S = 0.2
 
 
 class Progress:
-    """`describe(done, total, seconds)` makes the text; `now` gives seconds that never run backwards."""
+    """`describe(done, total, seconds)` makes the text."""
 
-    def __init__(
-        self, console: Console, describe: Callable[[int, int, float], str], *, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, describe: Callable[[int, int, float], str]) -> None:
         self._console = console
         self._describe = describe
-        self._now = now
-        self._began_s = now()
+        self._began_s = time.monotonic()
         self._drawn_s = self._began_s
         self._is_drawn = False
 
     def update(self, done: int, total: int) -> None:
         """Draw if it is time to."""
-        now_s = self._now()
+        now_s = time.monotonic()
         if now_s - self._began_s < _SILENT_S or now_s - self._drawn_s < _REDRAW_S:
             return
         text = self._describe(done, total, now_s - self._began_s)

@@ -19,8 +19,9 @@ from behemoth.agent.told import Told
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
+from behemoth.wire.commands import StartGang
 from behemoth.wire.frames import PROTOCOL_MAJOR
-from behemoth.wire.messages import ProgramRefused, RanksRestored, RanksUp, RestoreRefused, StartGang
+from behemoth.wire.reports import ProgramRefused, RanksRestored, RanksUp, RestoreRefused
 from behemoth.wire.session import Assigned, Declare, Join, Ready, Refusal
 
 _WAIT_FLOORS = 10

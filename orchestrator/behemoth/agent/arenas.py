@@ -15,7 +15,7 @@ from typing import Literal
 from behemoth.agent.storewire import Source
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.wire.messages import RestoreFrom
+from behemoth.wire.commands import RestoreFrom
 from behemoth.wire.session import Declare
 
 NUM_GENERATIONS = 2
@@ -163,10 +163,6 @@ class Arenas:
     def committed(self, write_id: WriteId) -> None:
         for memory in self._memories.values():
             memory.committed(write_id)
-
-    def drop(self, write_id: WriteId) -> None:
-        for memory in self._memories.values():
-            memory.drop(write_id)
 
     def drop_granted(self) -> None:
         for memory in self._memories.values():

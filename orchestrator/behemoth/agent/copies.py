@@ -19,8 +19,9 @@ from behemoth.agent.storewire import Budget, Failed, Pull, Share
 from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank, Slot
 from behemoth.policy import peers
-from behemoth.wire.messages import RestoreFrom, Setup, StartGang
+from behemoth.wire.commands import RestoreFrom, StartGang
 from behemoth.wire.session import Declare
+from behemoth.wire.setup import Setup
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0

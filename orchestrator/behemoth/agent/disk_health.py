@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from behemoth.wire.messages import OwnDisk
+from behemoth.wire.reports import OwnDisk
 
 SLOW_IN_A_ROW = 2
 """Checkpoints whose copies were not done when the next one came, before the disk counts as slow: one alone may follow

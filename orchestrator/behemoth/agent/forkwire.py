@@ -12,19 +12,16 @@ import msgspec
 
 from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Attempt
+from behemoth.wire.message import Message
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    pass
-
-
-class Warm(_Message, frozen=True, kw_only=True):
+class Warm(Message, frozen=True, kw_only=True):
     """Import these modules, in order; Warmed or WarmFailed answers."""
 
     modules: tuple[str, ...]
 
 
-class Spawn(_Message, frozen=True, kw_only=True):
+class Spawn(Message, frozen=True, kw_only=True):
     """Fork one worker; Spawned or SpawnFailed answers. Carries two descriptors: where its output goes, and its end of
     the session. Exactly one of `entrypoint` and `argv` is set: a function to call, or a program to execute."""
 
@@ -38,11 +35,11 @@ class Spawn(_Message, frozen=True, kw_only=True):
         return repr_without(self, "environment")
 
 
-class KillAll(_Message, frozen=True, kw_only=True):
+class KillAll(Message, frozen=True, kw_only=True):
     """End every worker and its process group by force; each is told by Exited."""
 
 
-class SignalAll(_Message, frozen=True, kw_only=True):
+class SignalAll(Message, frozen=True, kw_only=True):
     """Send a signal to every worker and wake those that are stopped, so that they can handle it."""
 
     signal: int
@@ -51,18 +48,18 @@ class SignalAll(_Message, frozen=True, kw_only=True):
 Order: TypeAlias = Warm | Spawn | KillAll | SignalAll
 
 
-class Warmed(_Message, frozen=True, kw_only=True):
+class Warmed(Message, frozen=True, kw_only=True):
     """All modules are imported."""
 
 
-class WarmFailed(_Message, frozen=True, kw_only=True):
+class WarmFailed(Message, frozen=True, kw_only=True):
     """An import failed; the fork server ends."""
 
     reason: str
     trace: str
 
 
-class Spawned(_Message, frozen=True, kw_only=True):
+class Spawned(Message, frozen=True, kw_only=True):
     """The worker runs, as leader of its own session and process group `pid`."""
 
     attempt: Attempt
@@ -70,7 +67,7 @@ class Spawned(_Message, frozen=True, kw_only=True):
     pid: int
 
 
-class SpawnFailed(_Message, frozen=True, kw_only=True):
+class SpawnFailed(Message, frozen=True, kw_only=True):
     """No worker was started."""
 
     attempt: Attempt
@@ -78,7 +75,7 @@ class SpawnFailed(_Message, frozen=True, kw_only=True):
     reason: str
 
 
-class Exited(_Message, frozen=True, kw_only=True):
+class Exited(Message, frozen=True, kw_only=True):
     """The worker has ended and nothing of its process group is left. One of `exit_code` and `signal` is set."""
 
     attempt: Attempt

@@ -26,7 +26,8 @@ from behemoth.agent.ranklog import log_path
 from behemoth.agent.told import Told
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Attempt, Rank
-from behemoth.wire.messages import Beat, CommandWork, EntrypointWork, RanksFinished, StartGang, WorkerEnded
+from behemoth.wire.commands import StartGang
+from behemoth.wire.reports import Beat, RanksFinished, WorkerEnded
 from behemoth.wire.session import (
     DUMP_SIGNAL,
     FROM_WORKER,
@@ -44,6 +45,7 @@ from behemoth.wire.session import (
     Standing,
     StepsEnded,
 )
+from behemoth.wire.setup import CommandWork, EntrypointWork
 
 DUMP_LIMIT_S = 3.0
 """Only of workers that cannot write their stacks: with all others it ends as soon as those are written."""

@@ -15,7 +15,8 @@ from behemoth.agent.keeping import Keeping
 from behemoth.agent.output import Output
 from behemoth.agent.saves import Saves
 from behemoth.agent.storelink import StoreLink
-from behemoth.wire.messages import Report, Setup
+from behemoth.wire.reports import Report
+from behemoth.wire.setup import Setup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Failed, KeepOnDisk
 from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank
-from behemoth.wire.messages import RestoreFrom, Setup
+from behemoth.wire.commands import RestoreFrom
+from behemoth.wire.setup import Setup
 
 CLEAR_LIMIT_S = 5.0
 _TOO_LATE = (

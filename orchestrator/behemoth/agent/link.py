@@ -18,7 +18,8 @@ from behemoth.agent.settings import AgentSettings
 from behemoth.base.errors import BehemothError, Denied, Unavailable
 from behemoth.base.ids import Attempt
 from behemoth.wire import frames
-from behemoth.wire.messages import Command, Hello, Rejected, Welcome
+from behemoth.wire.commands import Command, Rejected, Welcome
+from behemoth.wire.reports import Hello
 
 CONNECT_LIMIT_S = 5.0
 HANDSHAKE_LIMIT_S = 10.0

@@ -35,20 +35,19 @@ from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import DiskService, OpenStore, PeerService, Share
 from behemoth.base.errors import Denied, Internal
 from behemoth.base.ids import Attempt
-from behemoth.wire.messages import (
+from behemoth.wire.commands import (
     AbortSave,
     Command,
     CommitSeen,
-    EntrypointWork,
     GoAhead,
     Leave,
     Rejected,
     SaveAt,
-    Setup,
     StartGang,
     StopGang,
     Welcome,
 )
+from behemoth.wire.setup import EntrypointWork, Setup
 
 EXIT_LEFT = 0
 EXIT_ALONE = 1

@@ -18,7 +18,7 @@ from behemoth.agent.storewire import Prepared
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.policy.hang import laggard_key
 from behemoth.state.config import HangFloors, WorkPhase
-from behemoth.wire.messages import Beat
+from behemoth.wire.reports import Beat
 from behemoth.wire.session import FromWorker, Report
 
 NO_STEP = Step(0)

@@ -131,7 +131,7 @@ class Memories:
             for snapshot in memory.arena.held() if memory is not None else ():
                 if memory is not None and snapshot.write_id == write_id and sequence in (None, snapshot.sequence):
                     return memory, memory.arena, snapshot
-        raise NotFound(f"memory of rank {rank}: no snapshot of write {write_id} is there", code="arena-empty")
+        raise NotFound(f"memory of rank {rank}: expected a snapshot of write {write_id}, got none", code="arena-empty")
 
 
 def _is_held(arena: Arena, generation: int, sequence: int) -> bool:

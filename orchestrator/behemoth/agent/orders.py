@@ -19,18 +19,8 @@ from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Slot
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import (
-    AbortSave,
-    Beat,
-    CommitSeen,
-    GoAhead,
-    RanksGone,
-    Refused,
-    RestoreFrom,
-    SaveAt,
-    StartGang,
-    StopGang,
-)
+from behemoth.wire.commands import AbortSave, CommitSeen, GoAhead, RestoreFrom, SaveAt, StartGang, StopGang
+from behemoth.wire.reports import Beat, RanksGone, Refused
 
 Order: TypeAlias = StartGang | StopGang | SaveAt | GoAhead | CommitSeen | AbortSave
 

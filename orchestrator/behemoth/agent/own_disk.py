@@ -146,7 +146,7 @@ def _committed(arena: Arena, plan: RankPlan, write_id: WriteId, step: Step) -> S
     for snapshot in arena.held():
         if snapshot.is_verified and (snapshot.write_id, snapshot.step) == (write_id, step):
             return snapshot
-    raise NotFound(f"memory of rank {plan.rank}: no snapshot of write {write_id} is there", code="arena-empty")
+    raise NotFound(f"memory of rank {plan.rank}: expected a snapshot of write {write_id}, got none", code="arena-empty")
 
 
 def _free_bytes(path: str) -> int:

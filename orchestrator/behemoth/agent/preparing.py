@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.gathering import Gathering, HeldSnapshot
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.matching import has_own_arrays, left_out, origins
+from behemoth.checkpoint.matching import Origin, has_own_arrays, left_out, origins
 from behemoth.checkpoint.opened import Commit, open_told
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import read_rank, read_spans
@@ -189,7 +189,8 @@ class Preparing:
         if is_rest:
             gathering.complete(partial(read_spans, store, commit, threads=threads))
         else:
-            with self._as_node(wanted, store, commit, intake) as reads:
+            found = origins(commit.layout, layout, step=source.step, intake=intake)
+            with self._as_node(wanted, store, commit, intake, found) as reads:
                 plan, arena = wanted.plan, wanted.arena
                 read_rank(
                     reads,
@@ -202,7 +203,7 @@ class Preparing:
                     intake=intake,
                     kept_bytes=kept_share(self._ranks_per_node),
                 )
-            nothing = left_out(layout, origins(commit.layout, layout, step=source.step, intake=intake))
+            nothing = left_out(layout, found)
         if nothing:  # it is not that checkpoint, which a peer might take it for
             wanted.arena.disprove(source.spare)
         return Prepared(
@@ -216,7 +217,12 @@ class Preparing:
 
     @contextmanager
     def _as_node(
-        self, wanted: _Wanted, store: CountingStore | SharedReads, commit: Commit, intake: Intake
+        self,
+        wanted: _Wanted,
+        store: CountingStore | SharedReads,
+        commit: Commit,
+        intake: Intake,
+        found: Sequence[Origin],
     ) -> Iterator[ObjectStore]:
         """The store as this rank reads it together with others of its node, which have chunks in common: on another
         layout. On the same one they hardly do, and files are faster read straight into place."""
@@ -227,7 +233,6 @@ class Preparing:
             return
 
         def begun() -> NodeReads:
-            found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
             first = rank - rank % self._ranks_per_node
             ranks = range(first, min(first + self._ranks_per_node, layout.mesh.num_ranks))
             common = read_by_several(commit, layout, found, [Rank(one) for one in ranks])

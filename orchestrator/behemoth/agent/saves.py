@@ -17,15 +17,8 @@ from behemoth.agent.member import Member
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Failed, Written
 from behemoth.base.ids import Attempt, Rank, WriteId
-from behemoth.wire.messages import (
-    GoAhead,
-    ReceiptBatch,
-    Report,
-    SaveAt,
-    SaveBroken,
-    SaveMissed,
-    SaveReached,
-)
+from behemoth.wire.commands import GoAhead, SaveAt
+from behemoth.wire.reports import ReceiptBatch, Report, SaveBroken, SaveMissed, SaveReached
 from behemoth.wire.session import (
     Armed,
     Grant,

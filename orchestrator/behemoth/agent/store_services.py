@@ -42,6 +42,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
@@ -176,20 +177,21 @@ class StoreServices:
 
     def _write(self, order: Write, fd: int, cancelled: Callable[[], bool]) -> Written:
         layout = Layout.decode(order.layout)
-        plan = plan_rank(layout, order.rank)
         write = self._writer(self._opened(), order.write_id)
         receipt = write(
-            step_prefix(order.step, order.write_id),
-            layout,
-            plan,
-            self.memories.mapped(order.rank, fd),
-            order.generation,
-            attempt=order.attempt,
-            threads=self._threads,
-            cancelled=cancelled,
-            following=order.following,
-            updated_step=order.updated_step,
-            frozen=order.frozen,
+            RankWrite(
+                prefix=step_prefix(order.step, order.write_id),
+                layout=layout,
+                plan=plan_rank(layout, order.rank),
+                arena=self.memories.mapped(order.rank, fd),
+                generation=order.generation,
+                attempt=order.attempt,
+                threads=self._threads,
+                cancelled=cancelled,
+                following=order.following,
+                updated_step=order.updated_step,
+                frozen=order.frozen,
+            )
         )
         if (receipt.write_id, receipt.step) != (order.write_id, order.step):
             raise Internal(
@@ -198,7 +200,7 @@ class StoreServices:
             )
         return Written(job=order.job, receipt=receipt.encode())
 
-    def _writer(self, store: SavesTo, write_id: WriteId) -> Callable[..., Receipt]:
+    def _writer(self, store: SavesTo, write_id: WriteId) -> Callable[[RankWrite], Receipt]:
         """Writes a rank's part as the store takes it."""
         if not isinstance(store, UploadsParts):
             return partial(write_rank, store)

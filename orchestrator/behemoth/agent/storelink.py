@@ -16,8 +16,8 @@ import asyncio
 import itertools
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 from behemoth.agent.arenas import RankMemory
 from behemoth.agent.channel import Channel
@@ -53,6 +53,7 @@ _LOST = "the store process died"
 ANSWER_LIMIT_S = 30.0
 """For an order that was given up: time to end a batch or an fsync on slow storage."""
 
+_Report = TypeVar("_Report", Prepared, Written, Pulled, KeptOnDisk, DiskCleared)
 Answer: TypeAlias = "asyncio.Future[StoreReport]"
 _log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class StoreLink:
         self, memory: RankMemory, source: Source | None, *, budget: Budget | None = None
     ) -> Prepared | Failed:
         """Waits for as long as the store needs; the caller is cancelled when its attempt ends."""
-        answer: StoreReport = Failed(job=0, reason=_LOST, is_corrupt=False)
+        answer: Prepared | Failed = Failed(job=0, reason=_LOST, is_corrupt=False)
         for _ in range(_PREPARE_TRIES):
             order = Prepare(
                 job=next(self._numbers),
@@ -133,12 +134,10 @@ class StoreLink:
                 intake=memory.declared.intake,
                 budget=budget,
             )
-            answer = await self._ask(order, memory.fd)
+            answer = await self._ask(Prepared, order, memory.fd)
             if not isinstance(answer, Failed) or answer.reason != _LOST:
                 break
             await asyncio.sleep(2 * _RESTART_PAUSE_S)
-        if not isinstance(answer, Prepared | Failed):
-            raise Unavailable(f"store process: expected Prepared, got {type(answer).__name__}")
         return answer
 
     def new_job(self) -> int:
@@ -174,32 +173,20 @@ class StoreLink:
             updated_step=updated_step,
             frozen=memory.declared.frozen,
         )
-        answer = await self._ask(order, memory.fd)
-        if not isinstance(answer, Written | Failed):
-            raise Unavailable(f"store process: expected Written, got {type(answer).__name__}")
-        return answer
+        return await self._ask(Written, order, memory.fd)
 
     async def pull(self, order: Pull, fd: int) -> Pulled | Failed:
         """Until the copy is whole or given up, which may take as long as a peer says nothing: nobody waits for it, and
         its memory is nobody else's."""
-        answer = await self._ask(order, fd, may_hang=True)
-        if not isinstance(answer, Pulled | Failed):
-            raise Unavailable(f"store process: expected Pulled, got {type(answer).__name__}")
-        return answer
+        return await self._ask(Pulled, order, fd, may_hang=True)
 
     async def keep_on_disk(self, order: KeepOnDisk, fd: int) -> KeptOnDisk | Failed:
         """Until the copy is durable or given up, which may take as long as a disk hangs: nobody waits for it."""
-        answer = await self._ask(order, fd, may_hang=True)
-        if not isinstance(answer, KeptOnDisk | Failed):
-            raise Unavailable(f"store process: expected KeptOnDisk, got {type(answer).__name__}")
-        return answer
+        return await self._ask(KeptOnDisk, order, fd, may_hang=True)
 
     async def clear_disk(self) -> DiskCleared | Failed:
         """Until nothing of the node is on its own disk, or that failed."""
-        answer = await self._ask(ClearDisk(job=self.new_job()), may_hang=True)
-        if not isinstance(answer, DiskCleared | Failed):
-            raise Unavailable(f"store process: expected DiskCleared, got {type(answer).__name__}")
-        return answer
+        return await self._ask(DiskCleared, ClearDisk(job=self.new_job()), may_hang=True)
 
     def let_go(self, job: int) -> None:
         """Ask for the pull or the copy to disk to be given up; it is answered some time."""
@@ -218,7 +205,20 @@ class StoreLink:
             self._give_up(job)
 
     async def _ask(
-        self, order: Prepare | Write | Pull | KeepOnDisk | ClearDisk, *fds: int, may_hang: bool = False
+        self,
+        kind: type[_Report],
+        order: Prepare | Write | Pull | KeepOnDisk | ClearDisk,
+        *fds: int,
+        may_hang: bool = False,
+    ) -> _Report | Failed:
+        """What the process answers. Raises Unavailable for an answer of another kind."""
+        answer = await self._answer(order, fds, may_hang=may_hang)
+        if not isinstance(answer, (kind, Failed)):
+            raise Unavailable(f"store process: expected {kind.__name__}, got {type(answer).__name__}")
+        return answer
+
+    async def _answer(
+        self, order: Prepare | Write | Pull | KeepOnDisk | ClearDisk, fds: Sequence[int], *, may_hang: bool
     ) -> StoreReport:
         if self._channel is None:
             return Failed(job=order.job, reason=_LOST, is_corrupt=False)
@@ -228,9 +228,8 @@ class StoreLink:
         try:
             return await answer
         except asyncio.CancelledError:
-            if (
-                answer.cancelled() and not may_hang
-            ):  # nobody waits for it, but a process that hangs in it would fail the next one too
+            # Nobody waits for it, but a process that hangs in it would fail the next one too.
+            if answer.cancelled() and not may_hang:
                 self._give_up(order.job)
             raise
         finally:

@@ -12,7 +12,8 @@ import msgspec
 
 from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Slot, Step, WriteId
-from behemoth.wire.messages import LocalDisk, PeerPlace
+from behemoth.wire.commands import PeerPlace
+from behemoth.wire.setup import LocalDisk
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):

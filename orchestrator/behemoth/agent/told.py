@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from behemoth.agent.member import Member, now_us
-from behemoth.wire.messages import (
+from behemoth.wire.reports import (
     ProgramRefused,
     RanksFinished,
     RanksRestored,

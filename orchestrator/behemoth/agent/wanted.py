@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from behemoth.agent.storelink import StoreLink
-from behemoth.wire.messages import RestoreFrom
+from behemoth.wire.commands import RestoreFrom
 
 
 class Wanted:

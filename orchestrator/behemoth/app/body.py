@@ -36,7 +36,7 @@ from behemoth.state.effect import (
 from behemoth.state.evidence import Committed, Evidence, Tick
 from behemoth.state.fence import Fence
 from behemoth.state.observation import Observation
-from behemoth.wire.messages import AbortSave, CommitSeen, GoAhead, RestoreFrom, SaveAt
+from behemoth.wire.commands import AbortSave, CommitSeen, GoAhead, RestoreFrom, SaveAt
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from behemoth.spec.run import TrainingRun
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import Cadence, HangFloors, RunConfig
 from behemoth.storage.open import is_s3
-from behemoth.wire.messages import CommandWork, EntrypointWork, LocalDisk, Setup
+from behemoth.wire.setup import CommandWork, EntrypointWork, LocalDisk, Setup
 
 SETTLE = timedelta(milliseconds=100)
 """The peers of a lost node fail within milliseconds of it; its closed socket is heard about as fast."""

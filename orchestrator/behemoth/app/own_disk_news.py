@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from behemoth.app.event_log import EventLog
 from behemoth.base.ids import NodeId
-from behemoth.wire.messages import OwnDisk
+from behemoth.wire.reports import OwnDisk
 
 _MEANING = (
     "restores of this node's ranks come from memory, peers and the store meanwhile; saves go on, and the copy is tried "

@@ -24,9 +24,10 @@ from typing import TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch, RunUid, Step
+from behemoth.storage.folders import sync_folder
 
 SECRET_BYTES = 32
 
@@ -249,11 +250,7 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_folder(os.fspath(self.path))
         except OSError as error:
             raise refusal(path, "write it", error) from error
 
@@ -291,7 +288,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(data, type=kind)
     except UNDECODABLE as error:
         raise Corrupt(
-            f"{path}: expected {kind.__name__}, got {error}",
+            f"{path}: expected {kind.__name__}, got: {told(error)}",
             hint="the file was changed by hand or the disk lost it; start in another directory with --dir",
             code="run-directory-corrupt",
         ) from error

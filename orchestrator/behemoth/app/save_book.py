@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from behemoth.base.ids import Step, WriteId
 from behemoth.state.effect import Abort, Save
-from behemoth.state.evidence import Committed, Decided, Evidence, SaveStaged
+from behemoth.state.evidence import Committed, Decided, Evidence
 from behemoth.state.observation import Observation
 
 MAX_ROWS = 1_000
@@ -21,7 +21,6 @@ class SaveRow:
     size_bytes: int
     reached_us: int | None
     """When the gang was first known to stand at its step; the save begins there."""
-    staged_us: int | None
     committed_us: int
 
 
@@ -30,27 +29,22 @@ class SaveBook:
     """A witness of the loop. The oldest of more than MAX_ROWS rows are dropped."""
 
     rows: list[SaveRow] = field(default_factory=list)
-    _open: dict[WriteId, tuple[int | None, int | None]] = field(default_factory=dict)
+    _reached_us: dict[WriteId, int | None] = field(default_factory=dict)
 
     def witness(self, evidence: Evidence, _before: Observation | None, after: Observation) -> None:
         match evidence:
             case Decided(effects=effects):
                 for effect in effects:
                     if isinstance(effect, Save):
-                        self._open[effect.write_id] = (None, None)
+                        self._reached_us[effect.write_id] = None
                     elif isinstance(effect, Abort):
-                        self._open.pop(effect.write_id, None)
-            case SaveStaged(write_id=write_id) if write_id in self._open:
-                reached_us, _ = self._open[write_id]
-                self._open[write_id] = (reached_us, after.now_us)
+                        self._reached_us.pop(effect.write_id, None)
             case Committed(commit=commit):
-                reached_us, staged_us = self._open.pop(commit.write_id, (None, None))
                 row = SaveRow(
                     step=commit.step,
                     write_id=commit.write_id,
                     size_bytes=commit.size_bytes,
-                    reached_us=reached_us,
-                    staged_us=staged_us,
+                    reached_us=self._reached_us.pop(commit.write_id, None),
                     committed_us=after.now_us,
                 )
                 self.rows = [*self.rows, row][-MAX_ROWS:]
@@ -58,8 +52,7 @@ class SaveBook:
 
     def _note_reached(self, after: Observation) -> None:
         save = after.save
-        if save is None or save.reached_us is None or save.write_id not in self._open:
+        if save is None or save.reached_us is None or save.write_id not in self._reached_us:
             return
-        reached_us, staged_us = self._open[save.write_id]
-        if reached_us is None:
-            self._open[save.write_id] = (save.reached_us, staged_us)
+        if self._reached_us[save.write_id] is None:
+            self._reached_us[save.write_id] = save.reached_us

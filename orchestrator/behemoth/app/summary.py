@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from behemoth.app.history import History
 from behemoth.app.restore_book import RestoreRow
@@ -169,6 +170,24 @@ def read_back(
     except (Unavailable, Timeout, Denied) as error:
         trouble = error.message
     return ReadBack(committed[-1] if committed else None, None, trouble)
+
+
+def seen_again(summary: Summary, store: ObjectStore, *, url: str) -> Summary:
+    """The summary of a run that ended some time ago: with its digest only while the store at `url` still shows the
+    checkpoint that it is of, else with what is wrong. Reads names and commit records, no data: of damage it tells
+    nothing. Raises nothing for a store that is away or empty."""
+    if summary.digest is None:
+        return summary
+    try:
+        newest = latest(store)
+        if newest is not None and newest.step == summary.step:
+            return summary
+        require_there(store, url=url)
+        got = "none" if newest is None else f"that of step {newest.step} as the newest"
+        trouble = f"checkpoint store {url}: expected the checkpoint of step {summary.step}, got {got}"
+    except (Unavailable, Timeout, Denied) as error:
+        trouble = error.message
+    return replace(summary, digest=None, digest_trouble=trouble)
 
 
 def _ledger(history: History, now_us: int) -> LedgerTable:

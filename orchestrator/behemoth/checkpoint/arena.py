@@ -28,7 +28,6 @@ from behemoth.checkpoint.arena_format import (
     MAX_WRITE_ID_BYTES,
     NUM_GENERATIONS,
     PAGE_BYTES,
-    SPAN_ROW_BYTES,
     ArenaHeader,
     GenerationHeader,
     Snapshot,
@@ -68,16 +67,13 @@ class Arena:
         os.ftruncate(fd, size_bytes)
         memory = map_shared(fd, size_bytes)
         take(memory)
-        table = np.array([(span.arena_offset, span.length) for span in plan.spans], dtype="<u8").tobytes()
         header = ArenaHeader(
             rank=plan.rank,
             num_spans=len(plan.spans),
             data_bytes=plan.data_bytes,
             size_bytes=size_bytes,
             digest=plan.layout_digest,
-            table_crc=crc32c(table),
         )
-        memory[PAGE_BYTES : PAGE_BYTES + len(table)] = table
         memory[:ARENA_HEADER_BYTES] = header.encode()
         return Arena(
             memory,
@@ -97,9 +93,8 @@ class Arena:
         memory = map_shared(fd, size_bytes)
         header = ArenaHeader.decode(bytes(memory[:ARENA_HEADER_BYTES]))
         if header is None or header.size_bytes != size_bytes:
-            raise Corrupt(f"arena of {size_bytes} bytes: expected an intact header", code="arena-header")
-        if crc32c(memory[PAGE_BYTES : PAGE_BYTES + header.num_spans * SPAN_ROW_BYTES]) != header.table_crc:
-            raise Corrupt(f"arena of {size_bytes} bytes: its span table is damaged", code="arena-header")
+            got = "a damaged one or none" if header is None else f"one of {header.size_bytes} bytes"
+            raise Corrupt(f"arena of {size_bytes} bytes: expected its intact header, got {got}", code="arena-header")
         enter(memory)
         return Arena(
             memory,
@@ -154,7 +149,10 @@ class Arena:
         self._check(generation)
         header = self._header(generation)
         if header is None:
-            raise NotFound(f"arena of rank {self.rank}: generation {generation} was never begun", code="arena-empty")
+            raise NotFound(
+                f"arena of rank {self.rank}: expected generation {generation} to be begun, got one without a header",
+                code="arena-empty",
+            )
         return header.sequence
 
     def filled_bytes(self, generation: int, sequence: int) -> int:
@@ -209,7 +207,7 @@ class Arena:
         header = self._header(generation)
         found = None if header is None else header.snapshot(generation)
         if found is None:
-            raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
+            raise self._empty(generation)
         return found
 
     def oldest_generation(self) -> int:
@@ -234,7 +232,7 @@ class Arena:
         if len(crcs) != self._num_spans:
             raise Invalid(f"arena of rank {self.rank}: expected {self._num_spans} CRCs, got {len(crcs)}")
         if self.sealed(generation, sequence) is None:
-            raise NotFound(f"arena of rank {self.rank}: generation {generation} holds no snapshot", code="arena-empty")
+            raise self._empty(generation)
         header = self._headers()[generation]
         assert header is not None
         table = np.asarray(crcs, dtype="<u4").tobytes()
@@ -253,8 +251,12 @@ class Arena:
         header = self._expect(generation, State.VERIFIED)
         start = self._head(generation) + PAGE_BYTES
         table = bytes(self._memory[start : start + self._num_spans * CRC_BYTES])
-        if crc32c(table) != header.table_crc:
-            raise Corrupt(f"arena of rank {self.rank}, generation {generation}: its CRC table is damaged")
+        if (crc := crc32c(table)) != header.table_crc:
+            raise Corrupt(
+                f"arena of rank {self.rank}, generation {generation}: expected CRC-32C {header.table_crc:08x} over its "
+                f"table of CRCs, got {crc:08x}",
+                code="arena-crcs",
+            )
         return np.frombuffer(table, dtype="<u4")
 
     def close(self) -> None:
@@ -280,6 +282,10 @@ class Arena:
                 code="arena-state",
             )
         return header
+
+    def _empty(self, generation: int) -> NotFound:
+        message = f"arena of rank {self.rank}: expected a snapshot in generation {generation}, got none"
+        return NotFound(message, code="arena-empty")
 
     def _mark(self, generation: int) -> npt.NDArray[np.uint64]:
         self._check(generation)

@@ -2,7 +2,7 @@
 
 Neighbours: `arena`, which maps the memory and keeps the order of changes, and `loads`, which only wants sizes.
 
-    page 0          header: sizes, layout digest, CRC          then the span table: (offset, length) of each span
+    page 0          header: sizes, layout digest, CRC
     per generation  header page, with the mark | CRC-32C of each span | data, each part from a page boundary on
 """
 
@@ -18,26 +18,24 @@ from behemoth.checkpoint.crc import crc32c
 NUM_GENERATIONS = 2
 PAGE_BYTES = 4096
 MAX_WRITE_ID_BYTES = 64
-SPAN_ROW_BYTES = 16
 CRC_BYTES = 4
 MARK_OFFSET = PAGE_BYTES // 2
 """In a generation's header page: two words of 64 bits, each written at once: sequence, bytes filled."""
 
-_ARENA = struct.Struct("<8sIIQQQ32sI")  # magic, version, rank, spans, data bytes, size, layout digest, CRC of the table
+_ARENA = struct.Struct("<8sIIQQQ32s")  # magic, version, rank, spans, data bytes, size, layout digest
 _GENERATION = struct.Struct(
     "<8sIIQQ32sI64s"
 )  # magic, state, CRC of the CRC table, sequence, step, digest, id length, id
 _ARENA_MAGIC, _GENERATION_MAGIC = b"BHMARENA", b"BHMGENER"
-_VERSION = 1
+_VERSION = 2
 
 ARENA_HEADER_BYTES = _ARENA.size + CRC_BYTES
 GENERATION_HEADER_BYTES = _GENERATION.size + CRC_BYTES
 
 
 class State(IntEnum):
-    """What a generation holds. Only STAGED and VERIFIED are snapshots; VERIFIED also knows its CRCs."""
+    """What a generation that was begun holds. Only STAGED and VERIFIED are snapshots; VERIFIED also knows its CRCs."""
 
-    EMPTY = 0
     COPYING = 1
     STAGED = 2
     VERIFIED = 3
@@ -57,14 +55,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArenaHeader:
-    """Of the whole memory. `table_crc` is that of the span table."""
+    """Of the whole memory."""
 
     rank: int
     num_spans: int
     data_bytes: int
     size_bytes: int
     digest: str
-    table_crc: int
 
     def encode(self) -> bytes:
         body = _ARENA.pack(
@@ -75,7 +72,6 @@ class ArenaHeader:
             self.data_bytes,
             self.size_bytes,
             bytes.fromhex(self.digest),
-            self.table_crc,
         )
         return _with_crc(body)
 
@@ -85,7 +81,7 @@ class ArenaHeader:
         body = _without_crc(data)
         if body is None:
             return None
-        magic, version, rank, num_spans, data_bytes, size_bytes, digest, table_crc = _ARENA.unpack(body)
+        magic, version, rank, num_spans, data_bytes, size_bytes, digest = _ARENA.unpack(body)
         if magic != _ARENA_MAGIC or version != _VERSION:
             return None
         return ArenaHeader(
@@ -94,7 +90,6 @@ class ArenaHeader:
             data_bytes=data_bytes,
             size_bytes=size_bytes,
             digest=digest.hex(),
-            table_crc=table_crc,
         )
 
 
@@ -167,8 +162,7 @@ def arena_size_bytes(num_spans: int, data_bytes: int) -> int:
 
 def head_offset(num_spans: int, data_bytes: int, generation: int) -> int:
     """Where the header page of `generation` begins; for generation 2, where it would."""
-    first = PAGE_BYTES + whole_pages(num_spans * SPAN_ROW_BYTES)
-    return first + generation * (_head_bytes(num_spans) + whole_pages(data_bytes))
+    return PAGE_BYTES + generation * (_head_bytes(num_spans) + whole_pages(data_bytes))
 
 
 def data_offset(num_spans: int, data_bytes: int, generation: int) -> int:

@@ -154,8 +154,9 @@ def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_b
             got = "none" if got_bytes is None else f"one of {got_bytes} bytes"
             raise Corrupt(
                 f"file {prefix}/{name}: expected one of {num_bytes} bytes that ranks wrote, got {got}",
-                hint="something else deletes files in this store (a clean-up job, another user): stop it; the next "
-                "save, or the same command, writes everything anew",
+                hint="something else deletes files in this store (a clean-up job, another user): stop it; or a server "
+                "of the store was killed and has lost what it had acknowledged; the next save, or the same command, "
+                "writes everything anew",
                 code="shard-gone",
             )
 

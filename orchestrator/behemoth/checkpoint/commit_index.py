@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import MAX_INDEX_BYTES
 from behemoth.checkpoint.crc import crc32c
@@ -62,7 +62,9 @@ class CommitIndex:
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
         except UNDECODABLE as error:
-            raise Corrupt(f"index of {len(data)} bytes: {error}", code="index-rubbish") from error
+            raise Corrupt(
+                f"index of {len(data)} bytes: expected its fields, got: {told(error)}", code="index-rubbish"
+            ) from error
         if document.version != FORMAT_VERSION:
             raise Invalid(
                 f"index: expected version {FORMAT_VERSION}, got {document.version}",
@@ -73,7 +75,9 @@ class CommitIndex:
         # Keys only: a later minor version may say more in its zarr.json, and the CRC covers whatever that is.
         keys = [one.key for one in document.metadata]
         if keys != _metadata_keys(layout) or len(document.content_crcs) != len(layout.arrays):
-            raise Corrupt(f"index of {len(data)} bytes: its metadata is not that of its layout", code="index-layout")
+            raise Corrupt(
+                f"index of {len(data)} bytes: expected the metadata of its layout, got others", code="index-layout"
+            )
         return CommitIndex(layout=layout, metadata=document.metadata, content_crcs=document.content_crcs)
 
 

@@ -190,7 +190,10 @@ def _taken(record: CommitRecord, holder: str) -> Conflict:
 
 
 def _gone(ref: CommitRef) -> NotFound:
-    return NotFound(f"commit of step {ref.step}, write {ref.write_id!r}: not there any more", code="commit-gone")
+    return NotFound(
+        f"commit of step {ref.step}, write {ref.write_id!r}: expected it in the store, got none any more",
+        code="commit-gone",
+    )
 
 
 def _standing(store: ObjectStore, key: str) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.framing import framed, unframed
@@ -119,7 +119,9 @@ class CommitRecord:
             _check_format(msgspec.json.decode(body, type=_Format))
             return msgspec.json.decode(body, type=CommitRecord)
         except UNDECODABLE as error:
-            raise Corrupt(f"commit record of {len(data)} bytes: {error}", code="commit-rubbish") from error
+            raise Corrupt(
+                f"commit record of {len(data)} bytes: expected its fields, got: {told(error)}", code="commit-rubbish"
+            ) from error
 
 
 class _Format(msgspec.Struct, kw_only=True):

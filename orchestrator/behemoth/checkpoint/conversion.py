@@ -13,7 +13,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
@@ -114,7 +114,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         try:
             return msgspec.msgpack.decode(data, type=Intake)
         except UNDECODABLE as error:
-            raise Corrupt(f"intake: expected a msgpack document, got {error}", code="intake-rubbish") from error
+            raise Corrupt(f"intake: expected a msgpack document, got: {told(error)}", code="intake-rubbish") from error
 
 
 AS_SAVED = Intake()
@@ -125,7 +125,7 @@ def _require_valid(name: str, conversion: Conversion) -> None:
         msgspec.msgpack.decode(msgspec.msgpack.encode(conversion, enc_hook=operator.index), type=Conversion)
     except (msgspec.MsgspecError, TypeError) as error:
         kind = type(conversion).__name__
-        message = f"array {name!r} by {kind}: expected a conversion as documented, got another: {error}"
+        message = f"array {name!r} by {kind}: expected a conversion as documented, got another: {told(error)}"
         raise Invalid(message, code="conversion") from error
 
 

@@ -3,7 +3,7 @@
 Its bytes alone cannot tell: a program that gathers gradients over many steps is healthy between two updates. So a rank
 also tells the last step in which its program announced an update, and only a rank that announced one since the last
 commit must have moved. A step, not a count: it means the same after a restart, and the last commit's own step is all
-that it is compared with. Pure. Neighbours: `writer`, which knows all that a rank holds, and `proof`, which asks here.
+that it is compared with. Pure. Neighbours: `rank_write`, which knows all that a rank holds, and `proof`, which asks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.names import checked_name, escaped_paths
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, check_axes, each_axis
@@ -90,6 +90,7 @@ class ArraySpec:
         self._check_shape()
         self._check_axes()
         self._check_packed()
+        self._check_flat()
         self._check_padded()
 
     def _check_shape(self) -> None:
@@ -144,13 +145,14 @@ class ArraySpec:
                     f"got {list(sizes)} for dim {dim} of shape {self.shape}, split dims {split_dims}",
                     code="array-packed",
                 )
+
+    def _check_flat(self) -> None:
         if self.flat_rows and (self.flat_over is None or not self.shape):
             raise Invalid(
                 f"array {self.name!r}: expected flat_over and a shape with rows beside flat_rows, got "
                 f"{self.flat_over} and {self.shape}",
                 code="array-flat-rows",
             )
-
         if self.flat_bucket is not None:
             begin, size = self.flat_bucket
             if self.flat_over is None or self.flat_rows or begin < 0 or size < 1:
@@ -288,7 +290,7 @@ class Layout:
         except (*UNDECODABLE, ValueError, TypeError) as error:
             if isinstance(error.__cause__, Invalid):
                 raise error.__cause__ from error
-            raise Corrupt(f"layout: expected a msgpack document, got {error}", code="layout-rubbish") from error
+            raise Corrupt(f"layout: expected a msgpack document, got: {told(error)}", code="layout-rubbish") from error
         raise Invalid(
             f"layout: expected format version {FORMAT_VERSION}, got {version}",
             hint="a newer Behemoth wrote it: upgrade",

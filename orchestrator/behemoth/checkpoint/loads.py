@@ -33,7 +33,7 @@ class Loads:
     arena_bytes: Ints
     """`Arena.size_bytes`: two generations, tables and headers."""
     snapshot_bytes: Ints
-    """`snapshot_format.file_bytes`: one of its files on its node's own disk."""
+    """`snapshot_format.snapshot_size_bytes`: one of its files on its node's own disk."""
 
 
 class Cell(NamedTuple):

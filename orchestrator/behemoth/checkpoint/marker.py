@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
@@ -85,10 +85,15 @@ def _without_crc(data: bytes) -> Marker:
     try:
         old = msgspec.json.decode(data, type=_Old)
     except UNDECODABLE as error:
-        raise Corrupt(f"marker record of {len(data)} bytes: {error}", code="marker-rubbish") from error
+        raise Corrupt(
+            f"marker record of {len(data)} bytes: expected its fields, got: {told(error)}", code="marker-rubbish"
+        ) from error
     fields = {"step": old.step, "write_id": old.write_id, "reason": old.reason}
     if json.dumps(fields, separators=(",", ":")).encode() + b"\n" != data:
-        raise Corrupt(f"marker record of {len(data)} bytes: not as it was written", code="marker-rubbish")
+        raise Corrupt(
+            f"marker record of {len(data)} bytes: expected its fields as they are written, got them in another form",
+            code="marker-rubbish",
+        )
     return Marker.of(old.step, old.write_id, reason=old.reason)
 
 

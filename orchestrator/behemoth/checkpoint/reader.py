@@ -111,7 +111,8 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
         logical[box] = data.reshape(*sizes, grid.spec.itemsize)
     if crc32c(crcs.tobytes()) != commit.index.content_crcs[position]:
         raise Corrupt(
-            f"array {name!r}, {commit.files(position)}: whole, but not what was committed",
+            f"array {name!r}, {commit.files(position)}: expected the chunks that were committed, got others, "
+            "each of them whole",
             code="array-content",
         )
     reader.check_indexes(position)
@@ -180,7 +181,9 @@ def _read_plan(
 def _position(commit: Commit, name: str) -> int:
     position = commit.layout.positions.get(name)
     if position is None:
-        raise NotFound(f"checkpoint of step {commit.record.step}: no array {name!r}", code="array-unknown")
+        raise NotFound(
+            f"checkpoint of step {commit.record.step}: expected array {name!r} in it, got none", code="array-unknown"
+        )
     return position
 
 

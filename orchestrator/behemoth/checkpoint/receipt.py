@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSpan
 
@@ -91,7 +91,9 @@ class Receipt:
                 )
             document = msgspec.msgpack.decode(data, type=_Document)
         except UNDECODABLE as error:
-            raise Corrupt(f"receipt: expected a msgpack document, got {error}", code="receipt-rubbish") from error
+            raise Corrupt(
+                f"receipt: expected a msgpack document, got: {told(error)}", code="receipt-rubbish"
+            ) from error
         return replace(document.receipt, spans=SpanTable.decode(document.spans, num_spans=document.num_spans))
 
 

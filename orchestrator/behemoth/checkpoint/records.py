@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 from typing_extensions import Buffer
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.layout import ArraySpec
 
@@ -73,7 +73,7 @@ def decode_record(data: Buffer) -> Value:
         value: Value = msgspec.msgpack.decode(view[_LENGTH.size : _LENGTH.size + length])
         _check(value, "record", 0)
     except (*UNDECODABLE, Invalid) as error:
-        raise Corrupt(f"record of {len(view)} bytes: {error}", code="record-rubbish") from error
+        raise Corrupt(f"record of {len(view)} bytes: {told(error)}", code="record-rubbish") from error
     if any(view[_LENGTH.size + length :]):
         raise Corrupt(f"record of {len(view)} bytes: expected zeros behind it", code="record-rubbish")
     return value

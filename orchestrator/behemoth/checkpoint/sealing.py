@@ -47,7 +47,7 @@ class Sealing:
             share = max(1, -(-len(self._waiting) // THREADS))
             for at in range(0, len(self._waiting), share):
                 self._begin(self._waiting[at : at + share])
-            self._waiting = []
+            self._waiting, self._waiting_bytes = [], 0
         for begun in self._begun:
             begun.result()
 

@@ -215,8 +215,12 @@ class SnapshotInFile:
         """Raises Corrupt when the table is damaged."""
         table = bytearray(table_bytes(self._plan))
         self._store.read_into(self._key, offset_bytes=TABLE_OFFSET, into=table)
-        if crc32c(table) != self._header.table_crc:
-            raise Corrupt(f"own disk: {self._key}: its table of CRCs is damaged", code="snapshot-table")
+        if (crc := crc32c(table)) != self._header.table_crc:
+            raise Corrupt(
+                f"own disk: {self._key}: expected CRC-32C {self._header.table_crc:08x} over its table of CRCs, got "
+                f"{crc:08x}",
+                code="snapshot-table",
+            )
         return np.frombuffer(table, dtype=f"<u{CRC_BYTES}").tolist()  # type: ignore[no-any-return]
 
     def read_into(self, offset_bytes: int, into: memoryview) -> None:
@@ -234,6 +238,7 @@ def _require_held(arena: Arena, snapshot: Snapshot) -> None:
     """Raises Conflict when the generation was given to something else, so that bytes read from it may be others."""
     if arena.sealed(snapshot.generation, snapshot.sequence) is None:
         raise Conflict(
-            f"arena of rank {arena.rank}, generation {snapshot.generation}: its snapshot was replaced",
+            f"arena of rank {arena.rank}, generation {snapshot.generation}: its snapshot was replaced: expected write "
+            f"{snapshot.write_id}, got it unsealed",
             code="snapshot-replaced",
         )

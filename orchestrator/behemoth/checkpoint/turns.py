@@ -49,7 +49,6 @@ class Turns(Generic[_Span]):
         self._lock = threading.Lock()
         self._left: dict[int, deque[Batch[_Span]]] = {}
         self._busy: dict[int, int] = {}
-        self.is_stopped = False
         self.num_batches = 0
         for number, batch in enumerate(_batches(spans)):
             self._left.setdefault(batch[0].array, deque()).append(Batch(number, batch))
@@ -80,7 +79,6 @@ class Turns(Generic[_Span]):
         """Give out nothing more: a thread has failed."""
         with self._lock:
             self._left.clear()
-            self.is_stopped = True
 
 
 def _batches(spans: Sequence[_Span]) -> Iterator[list[_Span]]:

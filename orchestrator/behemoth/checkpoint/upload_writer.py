@@ -9,69 +9,47 @@ each other, `part_bytes`, and `shard_proof`, with which the leader judges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from behemoth.base.errors import BehemothError, Conflict
-from behemoth.base.ids import Attempt, Rank, Step, UploadId
-from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.arena_format import Snapshot
+from behemoth.base.ids import Rank, UploadId
 from behemoth.checkpoint.crc import combined, crc32c
 from behemoth.checkpoint.exchange import Exchange, RankUpload, SentPart, Uploading
-from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import PartBytes
-from behemoth.checkpoint.part_plan import PlannedPart, RankParts, Shard, plan_parts
-from behemoth.checkpoint.paths import METADATA
-from behemoth.checkpoint.plan import RankPlan
+from behemoth.checkpoint.part_plan import PlannedPart, Shard, plan_parts
+from behemoth.checkpoint.rank_write import RankWrite, payload_of
 from behemoth.checkpoint.receipt import Receipt, WrittenShard
 from behemoth.checkpoint.threads import batched, run_all
-from behemoth.checkpoint.writer import check_fit, ends_array, payload_of, receipt_of
+from behemoth.checkpoint.writer import ends_array
 from behemoth.ports import UploadsParts
 
 REQUEST_THREADS = 8
 """For requests without a payload: they wait for the store and do not compute."""
 
 
-def upload_rank(
-    store: UploadsParts,
-    prefix: str,
-    layout: Layout,
-    plan: RankPlan,
-    arena: Arena,
-    generation: int,
-    *,
-    uploading: Uploading,
-    exchange: Exchange,
-    attempt: Attempt,
-    threads: int,
-    cancelled: Callable[[], bool],
-    following: int | None = None,
-    updated_step: Step | None = None,
-    frozen: Collection[int] = (),
-) -> Receipt:
-    """Upload what the rank owes of the snapshot in `generation`, below `prefix`; record all CRCs in the arena.
+def upload_rank(store: UploadsParts, write: RankWrite, *, uploading: Uploading, exchange: Exchange) -> Receipt:
+    """Upload what the rank owes of its snapshot; record all CRCs in the arena.
 
     Blocks until its parts are in the store and the objects that it completes are there. All ranks of the write must be
     under way at the same time, as they wait for each other through `exchange`; `uploading` is where they find this one.
-    `cancelled` is asked before each request and during each wait. Memory: what other ranks hand over for the parts that
-    `threads` threads send at a time, some MiB each. `following`, `updated_step`, `frozen`: see `writer.write_rank`; an
-    unfinished snapshot is waited for here.
-    Raises Conflict when cancelled, when the snapshot was replaced meanwhile, or when another rank has given up,
-    Unavailable or Timeout when one is lost, and the store's errors; uploads that it has begun are aborted then.
+    An unfinished snapshot is waited for first. Memory: what other ranks hand over for the parts that `write.threads`
+    threads send at a time, some MiB each.
+    Raises Conflict when cancelled (asked before each request and during each wait), when the snapshot was replaced
+    meanwhile, or when another rank has given up, Unavailable or Timeout when one is lost, and the store's errors;
+    uploads that it has begun are aborted then.
     """
-    check_fit(layout, plan, arena)
-    sequence = arena.snapshot(generation).sequence if following is None else following
-    upload = RankUpload(plan, arena, generation, sequence)
-    snapshot = Follower(arena, generation, sequence, cancelled=cancelled).whole()
+    sequence = write.sequence()
+    upload = RankUpload(write.plan, write.arena, write.generation, sequence)
+    snapshot = write.follower(sequence).whole()
     uploading.enter(snapshot.write_id, upload)
-    job = _Job(store, prefix, layout, plan_parts(layout, plan.rank), upload, exchange, threads, cancelled)
+    job = _Job(store, write, upload, exchange)
     try:
         shards = job.run()
-        job.write_metadata(plan)
-        receipt = _receipt(layout, plan, arena, snapshot, threads, attempt, updated_step, frozen)
+        job.write_metadata()
+        receipt = write.receipt(snapshot, _crcs(write))
     except BaseException as error:
         upload.failed(str(error))
         job.abort()
@@ -79,52 +57,29 @@ def upload_rank(
     return replace(receipt, shards=tuple(shards))
 
 
-def _receipt(
-    layout: Layout,
-    plan: RankPlan,
-    arena: Arena,
-    snapshot: Snapshot,
-    threads: int,
-    attempt: Attempt,
-    updated_step: Step | None,
-    frozen: Collection[int],
-) -> Receipt:
-    data = arena.filling(snapshot.generation)
+def _crcs(write: RankWrite) -> list[int]:
+    """Of every span, in plan order."""
+    data = write.arena.filling(write.generation)
     parts = run_all(
         lambda spans: [crc32c(payload_of(data, span)) for span in spans],
-        batched(plan.spans, threads=threads),
-        threads=threads,
+        batched(write.plan.spans, threads=write.threads),
+        threads=write.threads,
         name="ckpt-crc",
     )
-    crcs = [crc for part in parts for crc in part]
-    arena.record_crcs(snapshot.generation, snapshot.sequence, crcs)
-    return receipt_of(layout, plan, snapshot, data, crcs, attempt=attempt, updated_step=updated_step, frozen=frozen)
+    return [crc for part in parts for crc in part]
 
 
 class _Job:
     """One rank's uploads. Parts are sent on several threads, which only read it."""
 
-    def __init__(
-        self,
-        store: UploadsParts,
-        prefix: str,
-        layout: Layout,
-        parts: RankParts,
-        upload: RankUpload,
-        exchange: Exchange,
-        threads: int,
-        cancelled: Callable[[], bool],
-    ) -> None:
+    def __init__(self, store: UploadsParts, write: RankWrite, upload: RankUpload, exchange: Exchange) -> None:
         self._store = store
-        self._prefix = prefix
-        self._layout = layout
-        self._grids = grids(layout)
-        self._parts = parts
+        self._write = write
+        self._grids = grids(write.layout)
+        self._parts = plan_parts(write.layout, write.plan.rank)
         self._upload = upload
         self._exchange = exchange
-        self._threads = threads
-        self._cancelled = cancelled
-        self._bytes = PartBytes(layout, parts.rank, upload, exchange, cancelled=cancelled)
+        self._bytes = PartBytes(write.layout, self._parts.rank, upload, exchange, cancelled=write.cancelled)
         self._begun: dict[Shard, UploadId] = {}
 
     def run(self) -> list[WrittenShard]:
@@ -134,20 +89,19 @@ class _Job:
         self._upload.begun(self._begun)
         singles = [part for part in self._parts.parts if part.num_parts == 1]
         parts = [part for part in self._parts.parts if part.num_parts > 1]
-        written = run_all(self._send_whole, singles, threads=self._threads, name="ckpt-upload")
+        written = run_all(self._send_whole, singles, threads=self._write.threads, name="ckpt-upload")
         ids = self._upload_ids(parts)
-        sent = run_all(lambda part: self._send(part, ids), parts, threads=self._threads, name="ckpt-upload")
+        sent = run_all(lambda part: self._send(part, ids), parts, threads=self._write.threads, name="ckpt-upload")
         self._upload.sent(_by_completer(parts, sent))
         return written + self._complete(shards)
 
-    def write_metadata(self, plan: RankPlan) -> None:
+    def write_metadata(self) -> None:
         """The zarr.json of every array whose last byte is this rank's to tell: one rank's, for each array."""
-        arrays = [span.array for span in plan.writes if ends_array(self._grids[span.array], span)]
+        arrays = [span.array for span in self._write.plan.writes if ends_array(self._grids[span.array], span)]
 
         def write(array: int) -> None:
             self._go_on()
-            key = f"{self._prefix}/{self._layout.paths[array]}/{METADATA}"
-            self._store.create(key, self._grids[array].zarr_json())
+            self._store.create(self._write.metadata_key(array), self._grids[array].zarr_json())
 
         run_all(write, arrays, threads=REQUEST_THREADS, name="ckpt-metadata")
 
@@ -164,7 +118,7 @@ class _Job:
 
     def _in_turn(self, ranks: Collection[Rank]) -> list[Rank]:
         """From this rank's own number on: if all began with the lowest, that one would be asked by all at once."""
-        num_ranks = self._layout.mesh.num_ranks
+        num_ranks = self._write.layout.mesh.num_ranks
         return sorted(ranks, key=lambda rank: (rank - self._parts.rank) % num_ranks)
 
     def _begin(self, shard: Shard) -> None:
@@ -179,7 +133,7 @@ class _Job:
         found: dict[Shard, UploadId] = {}
         for completer in self._in_turn(wanted):
             shards = wanted[completer]
-            ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._cancelled)
+            ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._write.cancelled)
             found.update(zip(shards, ids, strict=True))
         return found
 
@@ -203,7 +157,7 @@ class _Job:
         receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
         uploaders = {rank for shard in shards for rank in self._parts.completes[shard]}
         for uploader in self._in_turn(uploaders):
-            told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._cancelled)
+            told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._write.cancelled)
             for one in told:
                 if one.shard in receipts:
                     receipts[one.shard].append(one)
@@ -229,10 +183,10 @@ class _Job:
         return WrittenShard(*shard, crc)
 
     def _key(self, shard: Shard) -> str:
-        return f"{self._prefix}/{self._layout.paths[shard.array]}/{self._grids[shard.array].shard_key(shard.number)}"
+        return self._write.shard_key(*shard)
 
     def _go_on(self) -> None:
-        if self._cancelled():
+        if self._write.cancelled():
             raise Conflict(f"rank {self._parts.rank}: its save was cancelled", code="save-cancelled")
 
 

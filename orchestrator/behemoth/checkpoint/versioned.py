@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
 from behemoth.checkpoint.framing import unframed
@@ -31,7 +31,9 @@ def decode_versioned(data: bytes, kind: type[_Record], *, name: str, major: int)
             )
         return msgspec.json.decode(body, type=kind)
     except UNDECODABLE as error:
-        raise Corrupt(f"{name} record of {len(data)} bytes: {error}", code=f"{name}-rubbish") from error
+        raise Corrupt(
+            f"{name} record of {len(data)} bytes: expected its fields, got: {told(error)}", code=f"{name}-rubbish"
+        ) from error
 
 
 class _Format(msgspec.Struct, kw_only=True):

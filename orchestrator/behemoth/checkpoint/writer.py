@@ -10,28 +10,22 @@ files for each of thousands of arrays while everybody waits. What several ranks 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict, Invalid
-from behemoth.base.ids import Attempt, Step
-from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.arena_format import Snapshot
+from behemoth.base.errors import Conflict
 from behemoth.checkpoint.crc import combine, crc32c, trailer
 from behemoth.checkpoint.following import Follower
-from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.more_writers import MoreWriters
-from behemoth.checkpoint.paths import METADATA
-from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
+from behemoth.checkpoint.plan import Span
+from behemoth.checkpoint.rank_write import RankWrite, payload_of
+from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.sealing import Sealing
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
-from behemoth.checkpoint.zeros import crc_of_zeros, is_zero
+from behemoth.checkpoint.zeros import crc_of_zeros
 from behemoth.ports import Part, WritesRanges
 
 THREADS_PER_WRITER = 5
@@ -41,79 +35,26 @@ SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
 
-def write_rank(
-    store: WritesRanges,
-    prefix: str,
-    layout: Layout,
-    plan: RankPlan,
-    arena: Arena,
-    generation: int,
-    *,
-    attempt: Attempt,
-    threads: int,
-    cancelled: Callable[[], bool],
-    following: int | None = None,
-    updated_step: Step | None = None,
-    frozen: Collection[int] = (),
-) -> Receipt:
-    """Write and seal what the rank owns of the snapshot in `generation`, below `prefix`; record all CRCs in the arena.
+def write_rank(store: WritesRanges, write: RankWrite) -> Receipt:
+    """Write and seal what the rank owns of its snapshot; record all CRCs in the arena.
 
-    Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. `cancelled` is asked before
-    each batch. With `following`, the sequence of a filling that was begun, the snapshot may still be unfinished: each
-    byte is written once it is there, and the receipt waits for the whole. `updated_step`: the last step in which the
-    program announced an update, `frozen`: the arrays, by position, that it declared not to move; None: it told neither.
-    Raises Conflict when cancelled or when the snapshot was replaced meanwhile, and the store's errors.
+    Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. While a filling is followed,
+    each byte is written once it is there, and the receipt waits for the whole. Raises NotFound without a snapshot,
+    Conflict when cancelled, asked before each batch, or when the snapshot was replaced meanwhile, and the store's
+    errors.
     """
-    check_fit(layout, plan, arena)
-    sequence = arena.snapshot(generation).sequence if following is None else following
-    follower = Follower(arena, generation, sequence, cancelled=cancelled)
-    job = _Job(store, prefix, layout, plan, arena.filling(generation), follower, cancelled)
+    follower = write.follower(write.sequence())
+    job = _Job(store, write, follower)
     with Sealing(store.seal) as sealing:
-        crcs = _write(job, plan, sealing, threads=threads)
+        crcs = _write(job, write, sealing)
         follower.whole()
         sealing.finish()
-    snapshot = follower.whole()  # asked again: it must not have been replaced
-    arena.record_crcs(generation, snapshot.sequence, crcs)
-    data = arena.filling(generation)
-    return receipt_of(layout, plan, snapshot, data, crcs, attempt=attempt, updated_step=updated_step, frozen=frozen)
+    return write.receipt(follower.whole(), crcs)  # asked again: it must not have been replaced
 
 
-def receipt_of(
-    layout: Layout,
-    plan: RankPlan,
-    snapshot: Snapshot,
-    data: memoryview,
-    crcs: Sequence[int],
-    *,
-    attempt: Attempt,
-    updated_step: Step | None,
-    frozen: Collection[int],
-) -> Receipt:
-    """What the rank says of its snapshot, with the CRC of every span in plan order; see `write_rank` for the rest."""
-    return Receipt(
-        rank=plan.rank,
-        attempt=attempt,
-        step=snapshot.step,
-        write_id=snapshot.write_id,
-        layout_digest=layout.digest,
-        spans=tuple(
-            WrittenSpan(span.array, span.chunk, span.offset, span.length, crc, is_zero(payload_of(data, span), crc))
-            for span, crc in zip(plan.spans, crcs, strict=True)
-            if span.is_owned
-        ),
-        freshness=msgspec.UNSET
-        if updated_step is None
-        else Freshness(
-            updated_step=updated_step,
-            held_crc=held_crc(layout, plan.spans, crcs, frozen),
-            frozen=tuple(sorted(frozen)),
-        ),
-    )
-
-
-def _write(job: _Job, plan: RankPlan, sealing: Sealing, *, threads: int) -> list[int]:
+def _write(job: _Job, write: RankWrite, sealing: Sealing) -> list[int]:
     """The CRC of every span, all written. What is complete is sealed meanwhile."""
-    turns = Turns(plan.spans)
+    turns, threads = Turns(write.plan.spans), write.threads
     more = MoreWriters()
     crcs: list[list[int]] = [[] for _ in range(turns.num_batches)]
 
@@ -146,30 +87,18 @@ def _write(job: _Job, plan: RankPlan, sealing: Sealing, *, threads: int) -> list
 class _Job:
     """What all batches share; they run on several threads."""
 
-    def __init__(
-        self,
-        store: WritesRanges,
-        prefix: str,
-        layout: Layout,
-        plan: RankPlan,
-        data: memoryview,
-        follower: Follower,
-        cancelled: Callable[[], bool],
-    ) -> None:
+    def __init__(self, store: WritesRanges, write: RankWrite, follower: Follower) -> None:
         self._store = store
-        self._prefix = prefix
-        self._grids = grids(layout)
-        self._paths = layout.paths
-        self._plan = plan
-        self._data = data
+        self._write = write
+        self._grids = grids(write.layout)
+        self._data = write.arena.filling(write.generation)
         self._follower = follower
-        self._cancelled = cancelled
-        self._written: dict[int, set[str]] = {span.array: set() for span in plan.spans}
+        self._written: dict[int, set[str]] = {span.array: set() for span in write.plan.spans}
 
     def until_there(self, batch: Sequence[Span]) -> None:
         """Blocks until the program has copied the batch. Raises Conflict when cancelled."""
-        if self._cancelled():
-            raise Conflict(f"rank {self._plan.rank}: its save was cancelled", code="save-cancelled")
+        if self._write.cancelled():
+            raise Conflict(f"rank {self._write.plan.rank}: its save was cancelled", code="save-cancelled")
         self._follower.until(batch[-1].arena_offset + batch[-1].length)
 
     def is_whole(self) -> bool:
@@ -184,12 +113,12 @@ class _Job:
         if owned:
             array = batch[0].array
             for shard, of_shard in _by_shard(owned).items():
-                key = self._shard_key(array, shard)
+                key = self._write.shard_key(array, shard)
                 self._store_parts(array, key, grid.file_bytes, self._parts(grid, of_shard))
             if ends_array(grid, owned[-1][0]):
                 data = grid.zarr_json()
                 whole = Part(offset_bytes=0, buffers=[data])
-                self._store_parts(array, self._metadata_key(array), len(data), [whole])
+                self._store_parts(array, self._write.metadata_key(array), len(data), [whole])
         return crcs
 
     def keys(self, array: int) -> list[str]:
@@ -199,12 +128,6 @@ class _Job:
     def _store_parts(self, array: int, key: str, size_bytes: int, parts: Iterable[Part]) -> None:
         self._store.write_parts(key, size_bytes=size_bytes, parts=list(parts))
         self._written[array].add(key)
-
-    def _shard_key(self, array: int, shard: int) -> str:
-        return f"{self._prefix}/{self._paths[array]}/{self._grids[array].shard_key(shard)}"
-
-    def _metadata_key(self, array: int) -> str:
-        return f"{self._prefix}/{self._paths[array]}/{METADATA}"
 
     def _payload(self, span: Span) -> memoryview:
         return payload_of(self._data, span)
@@ -227,11 +150,6 @@ class _Job:
         yield Part(offset_bytes=start, buffers=buffers)
         if _ends_shard(grid, owned[-1][0]):
             yield Part(offset_bytes=grid.index_offset_bytes, buffers=[grid.index()])
-
-
-def payload_of(data: memoryview, span: Span) -> memoryview:
-    """A span's bytes in the arena's data."""
-    return data[span.arena_offset : span.arena_offset + span.length]
 
 
 def _by_shard(owned: Sequence[tuple[Span, int]]) -> dict[int, list[tuple[Span, int]]]:
@@ -270,14 +188,3 @@ def payload_crc(grid: Grid, data_crc: int, data_bytes: int) -> int:
     """CRC-32C of a whole payload from that of its data, which comes first."""
     padding = grid.payload_bytes - data_bytes
     return combine(data_crc, crc_of_zeros(padding), padding) if padding else data_crc
-
-
-def check_fit(layout: Layout, plan: RankPlan, arena: Arena) -> None:
-    """Raises Invalid unless all three are of one layout and rank."""
-    digests = {layout.digest, plan.layout_digest, arena.layout_digest}
-    if len(digests) > 1 or arena.rank != plan.rank:
-        raise Invalid(
-            f"rank {plan.rank}: expected layout, plan and arena of one layout and rank, got "
-            f"{sorted(digest[:12] for digest in digests)} and an arena of rank {arena.rank}",
-            code="arena-layout",
-        )

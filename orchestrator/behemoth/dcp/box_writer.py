@@ -8,6 +8,7 @@ their boxes, is left to `checkpoint.commit`, as it is for ranks of ours. Neighbo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def write_boxes(
                 spans[batch.number] = _write(store, box.placed, batch.spans, tensors)
                 if turns.done(batch):
                     tensors.drop(batch.array)
-                    sealing.add(_keys_of(box), num_bytes=box.placed.grid.file_bytes)
+                    sealing.add(_keys_of(box), num_bytes=_num_bytes(box))
         finally:
             turns.stop()
 
@@ -69,6 +70,11 @@ def write_boxes(
     for span, run in zip((span for batch in spans for span in batch), runs, strict=True):
         of_box[run.array].append(span)
     return [tuple(one) for one in of_box]
+
+
+def _num_bytes(one: PlacedBox) -> int:
+    """Of its elements: other ranks seal what they write into the same object."""
+    return math.prod(stop - start for start, stop in one.box) * one.placed.grid.spec.itemsize
 
 
 def _keys_of(one: PlacedBox) -> list[str]:

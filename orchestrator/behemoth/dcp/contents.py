@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from typing_extensions import Buffer
 
+from behemoth.base.decoding import told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
 from behemoth.dcp.text import is_text
@@ -73,7 +74,7 @@ class Contents:
                 return Contents(values=found.values, pickled=found.pickled, empty=found.empty, paths=found.paths)
         except msgspec.ValidationError as error:
             raise Corrupt(
-                f"array {CONTENTS_ARRAY!r}: expected a record of contents, got: {error}", code="dcp-contents"
+                f"array {CONTENTS_ARRAY!r}: expected a record of contents, got: {told(error)}", code="dcp-contents"
             ) from error
         raise Invalid(
             f"array {CONTENTS_ARRAY!r}: expected version {FORMAT_VERSION}, got {version}",

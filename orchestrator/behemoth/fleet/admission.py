@@ -5,7 +5,8 @@ from __future__ import annotations
 from behemoth.base.ids import NodeId, RunUid
 from behemoth.fleet.tokens import Tokens
 from behemoth.wire import frames
-from behemoth.wire.messages import Hello, Rejected, Report
+from behemoth.wire.commands import Rejected
+from behemoth.wire.reports import Hello, Report
 
 
 class Admission:

@@ -23,7 +23,8 @@ from behemoth.fleet.settings import FleetSettings
 from behemoth.fleet.tokens import Tokens
 from behemoth.state.evidence import Late, NodeJoined, NodeLost
 from behemoth.wire import frames
-from behemoth.wire.messages import Command, Hello, Leave, Rejected, Report, Welcome
+from behemoth.wire.commands import Command, Leave, Rejected, StopGang, Welcome
+from behemoth.wire.reports import Hello, Report
 
 HANDSHAKE_TIMEOUT_S = 10.0
 LATE_AFTER_BEATS = 1.5
@@ -34,6 +35,8 @@ END_LIMIT_S = 1.0
 LEAVING_LIMIT_S = 10.0
 """For agents to take their files off their own disks when the run is over, which they do for 5 s at most, after 4 s at
 most for their workers and their last words; whoever ends their processes waits for no disk."""
+STACKS_LIMIT_S = 4.0
+"""For agents to have hung workers write their stacks, which they wait 3 s for at most, and for their last words."""
 
 _log = logging.getLogger(__name__)
 
@@ -79,21 +82,30 @@ class Connections:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self, reason: str, *, is_run_over: bool) -> None:
-        """Tells every agent to leave and ends the server; waits for at most a second, and before that for
-        `LEAVING_LIMIT_S` where agents have files on disks of their own that nobody will want back."""
+        """Tells every agent to leave and ends the server; waits for at most a second, and before that for agents that
+        have something to do first, as long as they may take for it: for `STACKS_LIMIT_S` where the last workers hang,
+        for `LEAVING_LIMIT_S` where agents have files on disks of their own that nobody will want back."""
         self._is_closing = True
         self.broadcast(Leave(reason=reason, is_run_over=is_run_over))
         if self._server is not None:
             self._server.close()
         for task in self._waiting:
             task.cancel()
-        if is_run_over and self._settings.setup.local_disk is not None and self._open:
-            await asyncio.wait(list(self._open), timeout=LEAVING_LIMIT_S)  # an agent hangs up when it is done
+        last_work_s = self._last_work_s(is_run_over=is_run_over)
+        if last_work_s and self._open:
+            await asyncio.wait(list(self._open), timeout=last_work_s)  # an agent hangs up when it is done
         for writer in self._open.values():
             writer.close()
         ending = [*self._waiting, *self._open]
         if ending:
             await asyncio.wait(ending, timeout=END_LIMIT_S)
+
+    def _last_work_s(self, *, is_run_over: bool) -> float:
+        """Whoever ends the agents' processes afterwards waits for none of this."""
+        if is_run_over and self._settings.setup.local_disk is not None:
+            return LEAVING_LIMIT_S
+        is_dumping = any(isinstance(command, StopGang) and command.dump_stacks for command in self._standing())
+        return STACKS_LIMIT_S if is_dumping else 0.0
 
     def expect(self, node: NodeId, incarnation: int) -> str:
         """From now on only this incarnation of the node is admitted; the token that it must show."""

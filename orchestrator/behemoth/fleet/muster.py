@@ -20,7 +20,7 @@ from behemoth.state.evidence import (
     SaveStaged,
     SaveWritten,
 )
-from behemoth.wire.messages import RanksFinished, RanksGone, RanksRestored, RanksUp, ReceiptBatch, SaveReached
+from behemoth.wire.reports import RanksFinished, RanksGone, RanksRestored, RanksUp, ReceiptBatch, SaveReached
 
 GangEvidence: TypeAlias = GangUp | GangRestored | GangMismatched | GangGone | GangFinished
 GangReport: TypeAlias = RanksUp | RanksRestored | RanksGone | RanksFinished

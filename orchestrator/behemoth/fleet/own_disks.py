@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from behemoth.base.ids import NodeId
-from behemoth.wire.messages import OwnDisk
+from behemoth.wire.reports import OwnDisk
 
 
 class OwnDisks:

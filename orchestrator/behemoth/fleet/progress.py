@@ -13,7 +13,7 @@ from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.policy.hang import laggard_key
 from behemoth.state.config import HangFloors
 from behemoth.state.evidence import Progress
-from behemoth.wire.messages import Beat
+from behemoth.wire.reports import Beat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,15 +24,21 @@ from behemoth.fleet.tokens import Tokens
 from behemoth.fleet.translate import evidence_of
 from behemoth.state.evidence import Evidence, Tick
 from behemoth.state.fence import Fence
-from behemoth.wire.messages import (
+from behemoth.wire.commands import (
     AbortSave,
-    Beat,
     Command,
     CommitSeen,
     GoAhead,
+    PeerPlace,
+    RestoreFrom,
+    SaveAt,
+    StartGang,
+    StopGang,
+)
+from behemoth.wire.reports import (
+    Beat,
     Hello,
     OwnDisk,
-    PeerPlace,
     ProgramRefused,
     RanksFinished,
     RanksGone,
@@ -41,14 +47,10 @@ from behemoth.wire.messages import (
     ReceiptBatch,
     Refused,
     Report,
-    RestoreFrom,
     RestoreRefused,
-    SaveAt,
     SaveBroken,
     SaveMissed,
     SaveReached,
-    StartGang,
-    StopGang,
     WorkerEnded,
 )
 

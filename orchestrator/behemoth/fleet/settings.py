@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from behemoth.base.ids import Epoch, RunUid
-from behemoth.wire.messages import Setup
+from behemoth.wire.setup import Setup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

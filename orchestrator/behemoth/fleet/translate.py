@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from behemoth.base.ids import NodeId
 from behemoth.state.evidence import GangMismatched, RestoreFailed, SaveFailed, SavePassed, WorkerFailed
-from behemoth.wire.messages import ProgramRefused, RestoreRefused, SaveBroken, SaveMissed, WorkerEnded
+from behemoth.wire.reports import ProgramRefused, RestoreRefused, SaveBroken, SaveMissed, WorkerEnded
 
 SingleReport: TypeAlias = WorkerEnded | RestoreRefused | ProgramRefused | SaveMissed | SaveBroken
 

@@ -25,12 +25,12 @@ class NodeActor:
         self._agents: dict[int, KeptProcess] = {}
         self._lock = threading.Lock()
 
-    def start(self, incarnation: int, argv: list[str], env: dict[str, str], grace_s: float) -> None:
+    def start(self, incarnation: int, argv: list[str], env: dict[str, str]) -> None:
         """Start an agent unless that incarnation runs. Raises OSError when no process can be made."""
         with self._lock:
             if incarnation not in self._agents:
                 log_path, whole_env = env.get(LOG_ENV, ""), {**machine_environment(), **env}
-                spec = KeptSpec(argv=argv, env=whole_env, grace_s=grace_s, log_path=log_path)
+                spec = KeptSpec(argv=argv, env=whole_env, log_path=log_path)
                 self._agents[incarnation] = start_kept(spec)
 
     def wait(self, incarnation: int) -> str:
@@ -57,14 +57,14 @@ class NodeActor:
             agent.stop()
 
 
-def machine_environment(*, proc: Path = Path("/proc")) -> Mapping[str, str]:
+def machine_environment() -> Mapping[str, str]:
     """The environment that the machine's Ray was started with, without Ray's own variables.
 
     Taken from the raylet, the actor's parent: Ray changes an actor's own (OMP_NUM_THREADS, and CUDA_VISIBLE_DEVICES is
     emptied for an actor that asked for no GPU), and an agent must not inherit that.
     """
     try:
-        raw = (proc / str(os.getppid()) / "environ").read_bytes()
+        raw = Path(f"/proc/{os.getppid()}/environ").read_bytes()
         pairs = (entry.partition(b"=")[::2] for entry in raw.split(b"\0") if b"=" in entry)
         environment = {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
     except OSError:

@@ -31,7 +31,6 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     incarnation: int
     argv: list[str]
     env: dict[str, str]
-    grace_s: float
 
     def __repr__(self) -> str:
         return repr_without(self, "env")

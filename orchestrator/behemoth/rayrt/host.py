@@ -144,7 +144,7 @@ class Host:
 
     def _start_on_actor(self, request: Start) -> None:
         actor = self._actor(request.node)
-        call = actor.start.remote(request.incarnation, request.argv, request.env, request.grace_s)
+        call = actor.start.remote(request.incarnation, request.argv, request.env)
         try:
             ray.get(call, timeout=ACTOR_LIMIT_S)
         except GetTimeoutError:

@@ -25,6 +25,9 @@ LIFELINE_ENV = "BEHEMOTH_LIFELINE_FD"
 LOG_ENV = "BEHEMOTH_AGENT_LOG"
 """In an agent's `env`: path that its stdout and stderr are appended to; without it they are discarded."""
 
+GRACE_S = 0.5
+"""For an agent whose starter is gone, or has ended it: its coordinator has given it the time for anything else."""
+
 _KEEPER = str(Path(__file__).with_name("keeper.py"))
 _STOP_MARGIN_S = 12.0
 """The keeper gives up after 10 s of killing; the rest is for a busy machine."""
@@ -38,7 +41,7 @@ class KeptSpec:
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(repr=False)
-    grace_s: float = 0.5
+    grace_s: float = GRACE_S
     pass_fds: Sequence[int] = ()
     hold_fds: Sequence[int] = ()
     remove_dir: str = ""

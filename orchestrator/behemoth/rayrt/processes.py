@@ -20,13 +20,11 @@ from behemoth.rayrt.roster import Roster
 class SubprocessRuntime:
     """Implements `behemoth.ports.Runtime`: one agent process per logical node, each under its keeper.
 
-    `nodes` in placement order; `grace_s` is what an agent gets between the end of its lifeline and SIGKILL. An agent's
-    environment is this process's with `env` of `start_agent` laid over it.
+    `nodes` in placement order. An agent's environment is this process's with `env` of `start_agent` laid over it.
     """
 
-    def __init__(self, nodes: Sequence[NodeId], *, grace_s: float = 0.5) -> None:
+    def __init__(self, nodes: Sequence[NodeId]) -> None:
         self._nodes = tuple(nodes)
-        self._grace_s = grace_s
         self._roster = Roster()
         self._agents: dict[NodeId, KeptProcess] = {}
 
@@ -40,7 +38,7 @@ class SubprocessRuntime:
         if self._roster.is_started(node, incarnation):
             return
         log_path, whole_env = env.get(LOG_ENV, ""), {**os.environ, **env}
-        spec = KeptSpec(argv=argv, env=whole_env, grace_s=self._grace_s, log_path=log_path)
+        spec = KeptSpec(argv=argv, env=whole_env, log_path=log_path)
         self._stop(node)
         try:
             agent = start_kept(spec)

@@ -40,18 +40,17 @@ _JOINED_GRACE_S = 3.0
 class RayRuntime:
     """Implements `behemoth.ports.Runtime`; made by `embed_ray` or `join_ray`.
 
-    `fixed_nodes` are an embedded Ray's logical nodes; None asks Ray each time. `grace_s` is what an agent gets between
-    the end of its lifeline and SIGKILL. `connect` makes a link anew when Ray or our end of it has died. An agent's
-    environment is that of the machine's Ray with `env` of `start_agent` laid over it.
+    `fixed_nodes` are an embedded Ray's logical nodes; None asks Ray each time. `connect` makes a link anew when Ray
+    or our end of it has died. An agent's environment is that of the machine's Ray with `env` of `start_agent` laid
+    over it.
     """
 
     def __init__(
-        self, link: HostLink, *, connect: Callable[[], HostLink], fixed_nodes: Sequence[NodeId] | None, grace_s: float
+        self, link: HostLink, *, connect: Callable[[], HostLink], fixed_nodes: Sequence[NodeId] | None
     ) -> None:
         self._link = link
         self._connect = connect
         self._fixed_nodes = None if fixed_nodes is None else tuple(fixed_nodes)
-        self._grace_s = grace_s
         self._roster = Roster()
 
     @property
@@ -77,7 +76,7 @@ class RayRuntime:
         if older is not None:
             self.stop_agent(node, incarnation=older)
         self._reconnect_if_lost()
-        request = Start(node=node, incarnation=incarnation, argv=list(argv), env=dict(env), grace_s=self._grace_s)
+        request = Start(node=node, incarnation=incarnation, argv=list(argv), env=dict(env))
         self._link.ask(request, timeout_s=_START_LIMIT_S)
         self._roster.started(node, incarnation)
 
@@ -119,7 +118,7 @@ class RayRuntime:
         return told
 
 
-def embed_ray(nodes: Sequence[NodeId], *, grace_s: float = 0.5) -> RayRuntime:
+def embed_ray(nodes: Sequence[NodeId]) -> RayRuntime:
     """Start a Ray of our own on this machine with `nodes` as logical nodes; blocks for 2 to 11 s.
 
     All of it dies with this process, however that ends. Raises Unavailable when Ray does not start.
@@ -133,10 +132,10 @@ def embed_ray(nodes: Sequence[NodeId], *, grace_s: float = 0.5) -> RayRuntime:
             link.ask(Embed(nodes=list(nodes), temp_dir=str(link.temp_dir)), timeout_s=EMBED_LIMIT_S)
         return link
 
-    return RayRuntime(connect(), connect=connect, fixed_nodes=nodes, grace_s=grace_s)
+    return RayRuntime(connect(), connect=connect, fixed_nodes=nodes)
 
 
-def join_ray(address: str, *, grace_s: float = 0.5) -> RayRuntime:
+def join_ray(address: str) -> RayRuntime:
     """Connect to a running Ray: `host:port` of its control store, `ray://host[:port]`, or `auto` for this machine's.
 
     Blocks for a few seconds. Raises Invalid for another form, Unavailable when nothing of Ray answers there within
@@ -155,7 +154,7 @@ def join_ray(address: str, *, grace_s: float = 0.5) -> RayRuntime:
             raise Unavailable(message, hint=_join_hint(address, error.message), code="no-ray") from error
         return link
 
-    return RayRuntime(connect(), connect=connect, fixed_nodes=None, grace_s=grace_s)
+    return RayRuntime(connect(), connect=connect, fixed_nodes=None)
 
 
 @contextlib.contextmanager

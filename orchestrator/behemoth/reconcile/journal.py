@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
@@ -68,7 +68,7 @@ def _decode(line: bytes, number: int) -> Line:
         return _DECODER.decode(line)
     except UNDECODABLE as error:
         hint = "restore the journal from a copy, or start a new run directory from its checkpoints"
-        raise Corrupt(f"journal line {number}: expected a fact, got {error}", hint=hint) from error
+        raise Corrupt(f"journal line {number}: expected a fact, got: {told(error)}", hint=hint) from error
 
 
 def replay(lines: Iterable[Line | TornLine]) -> Observation | None:

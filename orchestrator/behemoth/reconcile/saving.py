@@ -223,7 +223,6 @@ def called(obs: Observation, effect: Save) -> Observation:
         write_id=effect.write_id,
         attempt=obs.attempt,
         is_last=effect.is_last,
-        called_us=obs.now_us,
     )
     return replace(obs, save=save, num_writes=obs.num_writes + 1, saved_us=obs.now_us)
 

@@ -32,8 +32,6 @@ from behemoth.spec.mesh import Axes, Mesh
 
 RECORD_BYTES = 32 << 10
 """Default capacity of a record: room for the random number states of torch, numpy and Python."""
-
-
 _FLAT = "with q = ceil(numel / size), piece i is [i q, min((i + 1) q, numel))"
 _FLAT_ROWS = "with q = ceil(rows / size), piece i has rows [i q, min((i + 1) q, rows))"
 _WITH_CP = 'what is shared over all dense replicas has flat_over=("cp", "dp")'

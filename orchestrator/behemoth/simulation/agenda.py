@@ -15,8 +15,8 @@ from behemoth.base.errors import Internal
 class Agenda:
     """Events in time order. An event cannot be taken back: it asks by itself whether it still has a meaning."""
 
-    def __init__(self, *, now_us: int = 0) -> None:
-        self.now_us = now_us
+    def __init__(self) -> None:
+        self.now_us = 0
         self.num_events = 0
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._num_pushed = 0

@@ -1,4 +1,4 @@
-"""The discrete-event body: it runs the very fold and decide of production on the model, and sleeps until `wake_at`.
+"""The discrete-event body: it runs the very fold and decide of production on the model, and sleeps until `wake_at_us`.
 
 Each turn is the turn of `behemoth.reconcile.loop`: fold what has arrived, decide, journal the decision, apply it.
 Only the sleeping differs: here time jumps. It holds no policy, no timer and no retry. Neighbour: `report` reads it.

@@ -85,14 +85,14 @@ def build(
     return Simulation(agenda=agenda, channel=channel, cluster=cluster, weather=weather, body=body)
 
 
-def giant_config(*, num_nodes: int, total_steps: int = 10**9) -> RunConfig:
-    """`num_nodes` nodes of 8 ranks, 1 in 20 of them a spare; saves every five minutes of steps."""
+def giant_config(*, num_nodes: int) -> RunConfig:
+    """`num_nodes` nodes of 8 ranks, 1 in 20 of them a spare; saves every five minutes of steps, and never ends."""
     return RunConfig(
         run_uid=RunUid("giant"),
         nodes=tuple(NodeId(f"node-{order:05d}") for order in range(num_nodes)),
         num_slots=num_nodes - max(1, num_nodes // 20),
         ranks_per_node=8,
-        total_steps=Step(total_steps),
+        total_steps=Step(10**9),
         cadence=Cadence(steps=5 * MINUTE_US // GIANT_TIMING.step_us),
         keep_last=3,
         keep_every_steps=None,

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Choice, Text, require_ranges
@@ -180,7 +180,7 @@ def decode_model_json(data: bytes, form: type[Form], *, what: str, source: str) 
     try:
         return msgspec.json.decode(data, type=form)
     except UNDECODABLE as error:
-        message = f"{source}: expected {what}, got: {str(error)[:1].lower()}{str(error)[1:]}"
+        message = f"{source}: expected {what}, got: {told(error)}"
         raise Invalid(message, code="inventory-format") from error
 
 

@@ -105,7 +105,6 @@ class SaveInFlight(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Attempt
     is_last: bool
     state: SaveState = "called"
-    called_us: int
     reached_us: int | None = None
     """When the gang was first known to stand at its step: from then `save_limit_us` counts."""
     doom: str | None = None

@@ -68,6 +68,8 @@ class OpenFiles:
     def forget(self, path: str) -> None:
         """The file was deleted: its descriptor is closed when nobody uses it any more."""
         with self._lock:
+            # What another thread is about to hear is of this file, and not of one that is written there afterwards.
+            self._closed.wait_for(lambda: not self._closing[path])
             self._failed.pop(path, None)
             file = self._files.pop(path, None)
             if file is not None and file.num_users == 0:

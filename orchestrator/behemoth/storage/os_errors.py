@@ -31,14 +31,18 @@ def translated(error: OSError, doing: str) -> BehemothError:
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return Denied(message, hint="check owner and mode of the directory and that it is not mounted read-only")
         case errno.ELOOP:
-            return Denied(f"{doing}: a symbolic link stands in the way", hint="use a directory without links in it")
+            return Denied(
+                f"{doing}: expected no link on the way, got a symbolic link", hint="use a directory without links in it"
+            )
         case errno.ENOSPC | errno.EDQUOT:
             hint = "free space, raise the quota, or keep fewer checkpoints; committed ones are intact"
             return Unavailable(message, code="no-space", hint=hint)
         case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
-            return Conflict(f"{message}: an object and a folder claim the same name")
+            return Conflict(f"{message}: expected a free name, got one that an object and a folder claim")
         case errno.ENAMETOOLONG | errno.EFBIG | errno.EINVAL:
-            return Invalid(f"{message}: the file system cannot hold this", hint="use another file system")
+            return Invalid(
+                f"{message}: expected a file system that can hold this, got another", hint="use another file system"
+            )
         case errno.EMFILE | errno.ENFILE:
             return Unavailable(message, code="too-many-files", hint="raise the limit of open files (ulimit -n)")
         case errno.EIO:

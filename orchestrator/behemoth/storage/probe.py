@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from behemoth.base.errors import Denied, Invalid
+from behemoth.storage.folders import sync_folder
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.os_errors import named_errors
 
@@ -32,7 +33,7 @@ def probe(root: str | os.PathLike[str]) -> None:
         with _temp_names(root, 2) as (first, second):
             _two_writers(first)
             _one_winner(first, second)
-            _folder_sync(root)
+            sync_folder(os.fspath(root))
         closed = next(_closed_folders(root), None)
         if closed is not None:
             raise Denied(
@@ -93,14 +94,6 @@ def _one_winner(first: str, second: str) -> None:
     except FileExistsError:
         return
     raise _unfit(first, "a link that replaced an existing name")
-
-
-def _folder_sync(root: str | os.PathLike[str]) -> None:
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from behemoth.storage.parts import check_part, check_parts
 from behemoth.storage.positional import byte_view
 from behemoth.storage.s3_body import Body
 from behemoth.storage.s3_client import allowed_s, encoded_crc
+from behemoth.storage.s3_errors import named_errors
 from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects
 
 _REFUSALS = (401, 403, 404)
@@ -85,7 +86,11 @@ class S3Store(S3Objects):
             {"PartNumber": part.number, "ETag": part.etag, "ChecksumCRC32C": encoded_crc(part.crc)} for part in ordered
         ]
 
+        is_again = False
+
         def complete(client: Any) -> None:
+            nonlocal is_again
+            was_tried, is_again = is_again, True
             client.complete_multipart_upload(
                 **where,
                 UploadId=upload_id,
@@ -95,6 +100,8 @@ class S3Store(S3Objects):
                 ChecksumType="FULL_OBJECT",
                 IfNoneMatch="*",
             )
+            if was_tried:
+                _require_joined(client, where, key)
 
         try:
             self._client.ask(f"complete {key}", complete)
@@ -179,6 +186,21 @@ def _require_welcome(client: Any, arguments: dict[str, Any]) -> None:
     except ClientError as error:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _REFUSALS:
             raise
+
+
+def _require_joined(client: Any, where: dict[str, str], key: str) -> None:
+    """Raises Unavailable unless the object is there. versitygw 1.8.0 calls an upload complete that another request is
+    still joining, and takes one for that which joined when the server was killed, of which nothing comes."""
+    try:
+        with named_errors(f"complete {key}: ask what stands there"):
+            client.head_object(**where)
+    except NotFound as error:
+        raise Unavailable(
+            f"complete {key}: expected the object that the store says is complete, got none",
+            hint="a server of the store was killed while it joined the parts: the next save, or the same command, "
+            "writes everything anew",
+            code="upload-unjoined",
+        ) from error
 
 
 def _age_s(begun: datetime, served: str | None) -> float:

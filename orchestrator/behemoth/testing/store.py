@@ -136,7 +136,7 @@ class MemoryStore(MemoryObjects):
         segments = key.split("/")
         above = {"/".join(segments[:depth]) for depth in range(1, len(segments))}
         if above & self._objects.keys() or any(other.startswith(f"{key}/") for other in self._objects):
-            raise Conflict(f"write {key}: an object and a folder claim the same name")
+            raise Conflict(f"write {key}: expected a free name, got one that an object and a folder claim")
 
     def _forget(self, key: str) -> None:
         self._unsealed.discard(key)

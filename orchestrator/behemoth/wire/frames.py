@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Corrupt, Unavailable
 
 PROTOCOL_MAJOR = 1
@@ -96,4 +96,4 @@ def decode_body(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except UNDECODABLE as error:
-        raise Corrupt(f"frame: expected a known message, got {error}", code="frame-undecodable") from error
+        raise Corrupt(f"frame: expected a known message, got: {told(error)}", code="frame-undecodable") from error

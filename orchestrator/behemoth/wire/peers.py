@@ -2,7 +2,7 @@
 
 The node that is asked speaks first. Each end then proves with an HMAC over both ends' random numbers that it has the
 run's peer key: the key itself never crosses the wire, and who finds another program behind an old port hears no proof.
-Values only; `behemoth.agent.peers` has both ends. The neighbour `messages` is the wire to the coordinator.
+Values only; `behemoth.agent.peers` has both ends. Neighbours: `reports` and `commands`, the wire to the coordinator.
 
 A request of another kind is a class in `PeerRequest`, its answer one in `PeerAnswer`, and a handler at the server.
 """
@@ -28,6 +28,7 @@ from behemoth.base.errors import (
     Unavailable,
 )
 from behemoth.base.ids import NodeId, Rank, RunUid, WriteId
+from behemoth.wire.message import Message
 
 MAX_PEER_FRAME_BYTES: Final = 1 << 20
 """Of a request or an answer; payloads are not in frames."""
@@ -42,14 +43,10 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Nonce: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Unknown fields of a higher minor version are ignored."""
-
-
 # Handshake
 
 
-class Greeting(_Message, frozen=True, kw_only=True):
+class Greeting(Message, frozen=True, kw_only=True):
     """First frame, from the node that is asked."""
 
     major: int
@@ -57,7 +54,7 @@ class Greeting(_Message, frozen=True, kw_only=True):
     nonce: Nonce
 
 
-class PeerHello(_Message, frozen=True, kw_only=True):
+class PeerHello(Message, frozen=True, kw_only=True):
     """Who asks, and that it has the key."""
 
     major: int
@@ -67,14 +64,14 @@ class PeerHello(_Message, frozen=True, kw_only=True):
     proof: bytes
 
 
-class PeerWelcome(_Message, frozen=True, kw_only=True):
+class PeerWelcome(Message, frozen=True, kw_only=True):
     """Who is asked, and that it has the key too."""
 
     node: NodeId
     proof: bytes
 
 
-class PeerRejected(_Message, frozen=True, kw_only=True):
+class PeerRejected(Message, frozen=True, kw_only=True):
     """The connection ends: another protocol, another run, or a wrong proof."""
 
     code: str
@@ -84,7 +81,7 @@ class PeerRejected(_Message, frozen=True, kw_only=True):
 # Requests
 
 
-class AskSnapshot(_Message, frozen=True, kw_only=True):
+class AskSnapshot(Message, frozen=True, kw_only=True):
     """Is the verified snapshot of a write of this rank in this node's memory? SnapshotFound answers, and behind it the
     CRC-32C of every span in plan order, 4 bytes each, little-endian."""
 
@@ -93,7 +90,7 @@ class AskSnapshot(_Message, frozen=True, kw_only=True):
     layout_digest: Name
 
 
-class AskBytes(_Message, frozen=True, kw_only=True):
+class AskBytes(Message, frozen=True, kw_only=True):
     """Bytes of a snapshot's data area. BytesFound answers, and behind it the bytes: to be believed only once their CRCs
     are right, since the memory may be filled anew while they travel."""
 
@@ -105,7 +102,7 @@ class AskBytes(_Message, frozen=True, kw_only=True):
     length_bytes: Count
 
 
-class AskStored(_Message, frozen=True, kw_only=True):
+class AskStored(Message, frozen=True, kw_only=True):
     """A part of a unit of a stored object, which the asked node reads whole, once for all who ask. StoredFound answers,
     and behind it the part."""
 
@@ -129,7 +126,7 @@ MAX_SHARDS: Final = 128
 """Of one request for upload ids, which a store may make long: so many have room in the answer's frame."""
 
 
-class AskFragments(_Message, frozen=True, kw_only=True):
+class AskFragments(Message, frozen=True, kw_only=True):
     """Bytes that a rank holds of a write which it uploads. BytesFound answers, and behind it the bytes in order."""
 
     rank: Rank
@@ -137,7 +134,7 @@ class AskFragments(_Message, frozen=True, kw_only=True):
     fragments: Annotated[tuple[FragmentRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
 
 
-class AskFragmentCrcs(_Message, frozen=True, kw_only=True):
+class AskFragmentCrcs(Message, frozen=True, kw_only=True):
     """The CRC-32C of each of them. CrcsFound answers."""
 
     rank: Rank
@@ -145,7 +142,7 @@ class AskFragmentCrcs(_Message, frozen=True, kw_only=True):
     fragments: Annotated[tuple[FragmentRow, ...], msgspec.Meta(max_length=MAX_ROWS)]
 
 
-class AskUploadIds(_Message, frozen=True, kw_only=True):
+class AskUploadIds(Message, frozen=True, kw_only=True):
     """Of shards that the rank completes. UploadIdsFound answers."""
 
     rank: Rank
@@ -153,7 +150,7 @@ class AskUploadIds(_Message, frozen=True, kw_only=True):
     shards: Annotated[tuple[ShardRow, ...], msgspec.Meta(max_length=MAX_SHARDS)]
 
 
-class AskSentParts(_Message, frozen=True, kw_only=True):
+class AskSentParts(Message, frozen=True, kw_only=True):
     """What the rank has uploaded of the shards that `completer` completes, from the `first` of these parts on.
     SentPartsFound answers."""
 
@@ -171,7 +168,7 @@ PeerRequest: TypeAlias = (
 # Answers
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class _Answer(Message, frozen=True, kw_only=True):
     payload_bytes: Count = 0
     """How many raw bytes follow. Behind them, if there are any, comes a PayloadEnd."""
 
@@ -239,7 +236,7 @@ PeerAnswer: TypeAlias = (
 )
 
 
-class PayloadEnd(_Message, frozen=True, kw_only=True):
+class PayloadEnd(Message, frozen=True, kw_only=True):
     """`is_whole`: what was sent was still what was asked for when the last byte had left."""
 
     is_whole: bool

@@ -1,7 +1,7 @@
 """What an agent and the workers of its own node say to each other, over a socket pair that the worker inherits.
 
 A message may carry open descriptors beside its bytes (staging memory). Neighbours: `ends` has the two ends of the
-pair; `messages` is the other wire, between agent and coordinator.
+pair; `reports` and `commands` are the other wire, between agent and coordinator.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.state.config import WorkPhase
+from behemoth.wire.message import Message
 
 WORKER_FD_VARIABLE: Final = "BEHEMOTH_WORKER_FD"
 """Environment of a worker: number of the descriptor of its end of the session."""
@@ -27,21 +28,17 @@ def worker_title(rank: Rank) -> str:
     return f"rank-{rank}"
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Base of both unions; unknown fields of a higher minor version are ignored."""
-
-
 # Worker -> agent
 
 
-class Join(_Message, frozen=True, kw_only=True):
+class Join(Message, frozen=True, kw_only=True):
     """First message of a worker."""
 
     major: int
     minor: int
 
 
-class Declare(_Message, frozen=True, kw_only=True):
+class Declare(Message, frozen=True, kw_only=True):
     """The arrays of the program, equal on every rank (`behemoth.checkpoint.layout`), and the size of the staging memory
     that this rank needs. Asks for the memory and for the restored state in it; Ready answers. Said again with
     `must_read` when what Ready pointed at was damaged: the state shall be read from the store and checked. `frozen`
@@ -57,13 +54,13 @@ class Declare(_Message, frozen=True, kw_only=True):
     intake: bytes = b""
 
 
-class Standing(_Message, frozen=True, kw_only=True):
+class Standing(Message, frozen=True, kw_only=True):
     """The rank has its state and stands at `step` completed steps."""
 
     step: Step
 
 
-class Report(_Message, frozen=True, kw_only=True):
+class Report(Message, frozen=True, kw_only=True):
     """`step` is completed. Reports that the socket could not take at once are merged: `tokens` is the sum since the
     last Report, `slowest_step_us` the longest, the rest the newest."""
 
@@ -73,26 +70,26 @@ class Report(_Message, frozen=True, kw_only=True):
     loss: float | None = None
 
 
-class InPhase(_Message, frozen=True, kw_only=True):
+class InPhase(Message, frozen=True, kw_only=True):
     """What the rank is doing from now on."""
 
     phase: WorkPhase
 
 
-class Armed(_Message, frozen=True, kw_only=True):
+class Armed(Message, frozen=True, kw_only=True):
     """The rank knows of the save and promises to save at its step, which it has not passed."""
 
     write_id: WriteId
 
 
-class Missed(_Message, frozen=True, kw_only=True):
+class Missed(Message, frozen=True, kw_only=True):
     """The rank had passed the step of the save; it stands at `step`."""
 
     write_id: WriteId
     step: Step
 
 
-class Staging(_Message, frozen=True, kw_only=True):
+class Staging(Message, frozen=True, kw_only=True):
     """The copy into `generation` has begun, as filling `sequence` of the staging memory, and may be followed. Sent for
     large states only; Staged or StagingFailed comes after it. `updated_step` as in Staged."""
 
@@ -102,7 +99,7 @@ class Staging(_Message, frozen=True, kw_only=True):
     updated_step: Step | None = None
 
 
-class Staged(_Message, frozen=True, kw_only=True):
+class Staged(Message, frozen=True, kw_only=True):
     """The copy is complete and sealed in `generation`. `updated_step` is the last step in which the program announced
     an update, the restored one when it announced none yet."""
 
@@ -111,20 +108,20 @@ class Staged(_Message, frozen=True, kw_only=True):
     updated_step: Step | None = None
 
 
-class StagingFailed(_Message, frozen=True, kw_only=True):
+class StagingFailed(Message, frozen=True, kw_only=True):
     """The rank could not copy its state; it goes on training."""
 
     write_id: WriteId
     reason: str
 
 
-class Stalled(_Message, frozen=True, kw_only=True):
+class Stalled(Message, frozen=True, kw_only=True):
     """Training was blocked in a save for `stall_us`, told at the end of that time, whatever became of the save."""
 
     stall_us: int
 
 
-class StepsEnded(_Message, frozen=True, kw_only=True):
+class StepsEnded(Message, frozen=True, kw_only=True):
     """The rank makes no further step: an exit code of 0 is in order from now on."""
 
 
@@ -147,7 +144,7 @@ FromWorker: TypeAlias = (
 # Agent -> worker
 
 
-class Assigned(_Message, frozen=True, kw_only=True):
+class Assigned(Message, frozen=True, kw_only=True):
     """Answers Join: the rank's place and what the run file says."""
 
     rank: Rank
@@ -163,7 +160,7 @@ class Assigned(_Message, frozen=True, kw_only=True):
     """Of the layout that the rank declares (`Layout.sharding`)."""
 
 
-class Ready(_Message, frozen=True, kw_only=True):
+class Ready(Message, frozen=True, kw_only=True):
     """Answers Declare, with the descriptor of the staging memory. The state to take over at `step` lies in
     `generation`, or in the files below `folder` when that is given; neither: a fresh beginning at step 0. `is_cold`:
     the page cache holds little of these files. `is_checked`: the CRCs were right just now, else the rank checks them.
@@ -179,7 +176,7 @@ class Ready(_Message, frozen=True, kw_only=True):
     left_out: tuple[int, ...] = ()
 
 
-class SaveDue(_Message, frozen=True, kw_only=True):
+class SaveDue(Message, frozen=True, kw_only=True):
     """Save when `step` is completed; when `is_last`, wait there for Proceed."""
 
     step: Step
@@ -187,7 +184,7 @@ class SaveDue(_Message, frozen=True, kw_only=True):
     is_last: bool
 
 
-class Grant(_Message, frozen=True, kw_only=True):
+class Grant(Message, frozen=True, kw_only=True):
     """Copy into this generation for this write. Without it `save` waits: for as long as it takes at a last save, for a
     moment at any other, which is then given up."""
 
@@ -195,26 +192,26 @@ class Grant(_Message, frozen=True, kw_only=True):
     generation: int
 
 
-class Proceed(_Message, frozen=True, kw_only=True):
+class Proceed(Message, frozen=True, kw_only=True):
     """All ranks of the run know of the last save."""
 
     write_id: WriteId
 
 
-class SaveOff(_Message, frozen=True, kw_only=True):
+class SaveOff(Message, frozen=True, kw_only=True):
     """The write is given up."""
 
     write_id: WriteId
     reason: str
 
 
-class SaveSafe(_Message, frozen=True, kw_only=True):
+class SaveSafe(Message, frozen=True, kw_only=True):
     """The write is committed."""
 
     write_id: WriteId
 
 
-class Refusal(_Message, frozen=True, kw_only=True):
+class Refusal(Message, frozen=True, kw_only=True):
     """The worker cannot take part; the program should end with this reason."""
 
     reason: str

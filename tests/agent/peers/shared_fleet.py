@@ -18,20 +18,18 @@ from behemoth.agent.peers.server import Handler, PeerServer
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
-from behemoth.base.errors import NotFound
-from behemoth.base.ids import NodeId, Rank, Step, WriteId
+from behemoth.base.ids import NodeId, Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.counting import CountingStore
-from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.opened import Commit, open_commit
-from behemoth.checkpoint.plan import RankPlan, plan_rank
+from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.units import ChunkUnits
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.commands import PeerPlace
 from behemoth.wire.peers import AskStored
 from checkpoint.saved_checkpoint import save
 
@@ -92,11 +90,6 @@ def fleet(
         for node in nodes:
             node.table.see(SeePeers(job=0, slot=node.slot, nodes=names, places=tuple(places)))
         yield nodes
-
-
-def nobody_has_it(slot: int, _plan: RankPlan, write_id: WriteId, _step: Step) -> SnapshotSource:
-    """As `Preparing` asks for it: of a fleet of which all have lost their memory."""
-    raise NotFound(f"slot {slot}: no snapshot of write {write_id} is there")
 
 
 class Saved:

@@ -104,7 +104,7 @@ def test_what_is_not_there_is_told_by_the_class_of_the_error() -> None:
     with staged() as (rank, memories), serving(memories.handlers()) as peer, asking() as client:
         rank.save(0, "a1-1", 7)
         table = memoryview(bytearray(4 * len(rank.plan.spans)))
-        with pytest.raises(NotFound, match=r"node n0: memory of rank 0: no snapshot of write a9-9"):
+        with pytest.raises(NotFound, match=r"node n0: memory of rank 0: expected a snapshot of write a9-9"):
             client.ask(peer, ask_snapshot("a9-9"), SnapshotFound, into=table)
         with pytest.raises(NotFound, match="memory of rank 1"):
             client.ask(peer, ask_snapshot(rank=1), SnapshotFound, into=table)
@@ -209,7 +209,7 @@ def test_another_node_of_the_run_behind_an_old_port_is_not_taken_for_the_one_tha
 def test_a_node_that_is_gone_is_unavailable() -> None:
     with serving({}) as peer:
         pass
-    with asking() as client, pytest.raises(Unavailable, match="node n0: cannot connect"):
+    with asking() as client, pytest.raises(Unavailable, match="node n0: expected a connection to"):
         client.ask(peer, ask_snapshot(), SnapshotFound)
 
 

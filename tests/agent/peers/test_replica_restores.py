@@ -36,7 +36,7 @@ from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.reader import read_rank, read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.commands import PeerPlace
 from behemoth.wire.peers import AskBytes, AskSnapshot, AskStored
 from checkpoint.other_memory import payload
 from checkpoint.saved_checkpoint import save
@@ -208,7 +208,7 @@ def test_of_what_replicas_have_nothing_is_read_from_the_store(holder: int | None
         assert (one.origin, one.peer_bytes) == ("several", WEIGHT_BYTES + NORM_BYTES)
     assert first.store_bytes == fleet.opening_bytes + chunk_bytes(fleet)
     assert second.store_bytes == chunk_bytes(fleet)
-    lacks = "node n2: memory of rank {}: no snapshot of write a1-1 is there"
+    lacks = "node n2: memory of rank {}: expected a snapshot of write a1-1, got none"
     assert [one.missed for one in (first, second)] == [lacks.format(rank) if holder else "" for rank in (2, 3)]
 
 
@@ -252,7 +252,7 @@ def test_a_fleet_that_lost_all_memory_is_asked_a_bounded_number_of_times() -> No
         for one in restored(1, source_of(2)):
             assert (one.origin, one.peer_bytes) == ("store", 0)
             assert one.missed.startswith("node n2: memory of rank ")
-            assert one.missed.count("no snapshot") == 1  # nobody promised the others
+            assert one.missed.count("expected a snapshot") == 1  # nobody promised the others
     num_asked = sum(len(node.asked) for node in fleet.nodes)
     assert num_asked == RANKS_PER_NODE * (1 + MAX_IN_VAIN)
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent.peers.shared_fleet import LIMIT_S, NODES, Node, Saved, fleet, layout_on, nobody_has_it
+from agent.lone_node import nobody_has_it
+from agent.peers.shared_fleet import LIMIT_S, NODES, Node, Saved, fleet, layout_on
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
@@ -144,7 +145,7 @@ def test_a_commit_that_is_not_the_one_that_was_told_is_restored_by_nobody(is_sha
         assert save(saved.memory, LAYOUT, step=saved.ref.step, write_id="b1-1") is not None
         assert saved.size_of(commit_key(saved.ref.step)) == source.record_bytes
     asked = Asked(saved.memory)
-    with fleet(asked) as nodes, pytest.raises(NotFound, match="not there any more") as caught:
+    with fleet(asked) as nodes, pytest.raises(NotFound, match="expected it in the store, got none") as caught:
         prepare(preparing_on(nodes[0], asked, is_shared=is_shared), 0, source)
     assert (caught.value.code, asked.num_lists) == ("commit-gone", 0)
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typing_extensions import Buffer
 
-from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes, nobody_has_it
+from agent.lone_node import nobody_has_it
+from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers import once as once_module
 from behemoth.agent.peers import shared_reads as shared_reads_module

@@ -13,7 +13,7 @@ from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.errors import BehemothError, Conflict, NotFound, Timeout, Unavailable
 from behemoth.base.ids import NodeId
-from behemoth.wire.messages import PeerPlace
+from behemoth.wire.commands import PeerPlace
 
 GANG = SeePeers(
     job=0,

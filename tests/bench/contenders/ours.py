@@ -27,6 +27,7 @@ from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import Stager, unstage
 from behemoth.checkpoint.writer import write_rank
@@ -182,15 +183,17 @@ class Ours:
             checked = pool.submit(
                 write_rank,
                 Nowhere(),
-                "nowhere",
-                layout,
-                memory.plan,
-                memory.arena,
-                0,
-                attempt=ATTEMPT,
-                threads=self._threads,
-                cancelled=lambda: False,
-                following=stager.sequence,
+                RankWrite(
+                    prefix="nowhere",
+                    layout=layout,
+                    plan=memory.plan,
+                    arena=memory.arena,
+                    generation=0,
+                    attempt=ATTEMPT,
+                    threads=self._threads,
+                    cancelled=lambda: False,
+                    following=stager.sequence,
+                ),
             )
             stager.seal()
             checked.result()

@@ -16,7 +16,8 @@ from programs import fleet_scene as scene
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Epoch, NodeId
 from behemoth.wire import frames
-from behemoth.wire.messages import Beat, Hello, Report, Welcome
+from behemoth.wire.commands import Welcome
+from behemoth.wire.reports import Beat, Hello, Report
 
 
 @dataclass(slots=True)

@@ -17,7 +17,8 @@ from behemoth.agent.link import Introduction, Link, jitter
 from behemoth.agent.settings import AgentSettings
 from behemoth.base.errors import Denied
 from behemoth.base.ids import Attempt, Epoch, NodeId, Step
-from behemoth.wire.messages import Beat, Command, RanksRestored, RanksUp, StartGang, Welcome
+from behemoth.wire.commands import Command, StartGang, Welcome
+from behemoth.wire.reports import Beat, RanksRestored, RanksUp
 
 TURNS_PER_BEAT = 100
 """Beats are spread evenly over the interval, as those of real agents are by chance."""

@@ -13,7 +13,7 @@ import time
 from behemoth.base.ids import NodeId, RunUid, Step
 from behemoth.fleet.tokens import Tokens
 from behemoth.state.config import HangFloors
-from behemoth.wire.messages import EntrypointWork, Setup
+from behemoth.wire.setup import EntrypointWork, Setup
 
 RUN = RunUid("bench-coordinator")
 HOST = "127.0.0.1"

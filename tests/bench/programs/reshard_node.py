@@ -17,13 +17,9 @@ from pathlib import Path
 from programs import reshard_scene as scene
 from programs.told import read_bytes, tell
 
-from behemoth.agent.memories import Memories
-from behemoth.agent.peers.snapshots import PeerSnapshot
-from behemoth.agent.preparing import Preparing
+from agent.lone_node import lone_preparing
 from behemoth.agent.storewire import Prepare, Prepared, Source
-from behemoth.base.errors import NotFound
 from behemoth.base.ids import Rank, Step, WriteId
-from behemoth.checkpoint.plan import RankPlan
 from behemoth.storage.local import LocalStore
 
 
@@ -33,15 +29,7 @@ class Node:
     def __init__(self, axis: str, world: int, num_layers: int, folder: Path) -> None:
         store = LocalStore(folder / "behemoth")
         self._layout = scene.layout(axis, world, num_layers).encode()
-        self._preparing = Preparing(
-            Memories(num_ranks=world),
-            store=lambda: store,
-            peer=_no_peer,
-            shared=lambda: None,
-            threads=1,
-            ranks_per_node=world,
-            run_name="bench",
-        )
+        self._preparing = lone_preparing(store, ranks_per_node=world, run_name="bench")
         self.fds = [os.memfd_create(f"bench-arena-{rank}", os.MFD_ALLOW_SEALING) for rank in range(world)]
         begin = time.perf_counter()
         self._prepare_all(None)
@@ -73,10 +61,6 @@ def main() -> None:
         before = read_bytes()
         seconds = node.restore(source)
         tell({"read": seconds, "bytes": read_bytes() - before})
-
-
-def _no_peer(slot: int, _plan: RankPlan, _write_id: WriteId, _step: Step) -> PeerSnapshot:
-    raise NotFound(f"slot {slot}: the benchmark has one node")
 
 
 if __name__ == "__main__":

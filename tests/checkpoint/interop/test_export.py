@@ -277,7 +277,9 @@ def test_a_chunk_of_another_write_is_found_although_its_own_crc_is_right() -> No
     opened(other, layout, logical_arrays(layout, 2))
     key = commit.shard_key(layout.positions["model/dense"], 0)
     store._objects[key] = other._objects[key]
-    with pytest.raises(Corrupt, match=r"'model/dense', the CRCs beside its chunks, .*not those that were committed"):
+    with pytest.raises(
+        Corrupt, match=r"'model/dense', the CRCs beside its chunks, .*expected those that were committed"
+    ):
         export(MemoryStore(), plan_export(stored_tensors(store, commit, threads=1), max_file_bytes=300, metadata={}))
 
 

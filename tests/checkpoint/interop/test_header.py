@@ -63,8 +63,8 @@ def test_the_librarys_own_heads_are_read() -> None:
         ({"b": {"dtype": "U8", "shape": [4], "data_offsets": [8, 12], "x": 1}}, "unknown field `x`"),
         ({"b": {"dtype": "U8", "shape": [-4], "data_offsets": [8, 12]}}, "`int` >= 0"),
         ({"b": {"dtype": "U8", "shape": [1] * 33, "data_offsets": [8, 12]}}, "length <= 32"),
-        ({"__metadata__": {"a": 1}}, "xpected `str`, got `int`"),
-        ({"b": []}, "xpected `object`, got `array`"),
+        ({"__metadata__": {"a": 1}}, "got: expected `str`, got `int`"),
+        ({"b": []}, "got: expected `object`, got `array`"),
     ],
 )
 def test_a_head_that_is_wrong_is_refused_saying_where(change: dict[str, Any], text: str) -> None:

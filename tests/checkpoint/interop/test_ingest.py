@@ -244,6 +244,26 @@ def test_a_file_cut_anywhere_is_refused_before_its_data_is_read(tmp_path: Path) 
             read_model(LocalStore(tmp_path), threads=1)
 
 
+def test_a_bool_that_is_neither_0_nor_1_is_refused_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch and numpy read such a byte as it is, and differ in what they make of it."""
+    monkeypatch.setattr("behemoth.checkpoint.interop.foreign.CHUNK_BYTES", 16)
+    saved(tmp_path, {"mask": torch.ones(5, 7, dtype=torch.bool)})
+    file = tmp_path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] = 2
+    file.write_bytes(data)
+    with pytest.raises(Corrupt, match=r"'mask': expected 0 or 1 for each BOOL, got 2 for element 32") as caught:
+        import_tensors(MemoryStore(), dict(read_model(LocalStore(tmp_path), threads=2).tensors))
+    assert caught.value.code == "safetensors-bool"
+    data[-3] = 0
+    file.write_bytes(data)
+    store = MemoryStore()
+    record = import_tensors(store, dict(read_model(LocalStore(tmp_path), threads=2).tensors))
+    assert read_array(store, open_commit(store, record.ref), "mask").sum() == 34
+
+
 def test_a_flip_anywhere_in_a_head_is_corrupt_or_invalid_or_another_model(tmp_path: Path) -> None:
     saved(tmp_path, MODEL)
     file = tmp_path / "model.safetensors"

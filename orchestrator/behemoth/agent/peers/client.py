@@ -117,7 +117,7 @@ class PeerClient:
             sock = socket.create_connection((peer.host, peer.port), timeout=CONNECT_LIMIT_S)
         except OSError as error:
             raise Unavailable(
-                f"node {peer.node}: cannot connect to {peer.host}:{peer.port}: {error.strerror or error}",
+                f"node {peer.node}: expected a connection to {peer.host}:{peer.port}, got: {error.strerror or error}",
                 code=UNREACHABLE,
             ) from error
         link = PeerSocket(sock)

@@ -113,7 +113,7 @@ class SharedReads(PassingStore):
             raise
         self._count(read_bytes=found.read_bytes, peer_bytes=into.nbytes)
         if crc32c(into) != found.crc:
-            raise Corrupt(f"slot {slot}, object {unit.key}: {into.nbytes} bytes are not those that were sent")
+            raise Corrupt(f"slot {slot}, object {unit.key}: expected {into.nbytes} bytes as they were sent, got others")
 
     def _count(self, *, read_bytes: int, peer_bytes: int = 0) -> None:
         with self._lock:

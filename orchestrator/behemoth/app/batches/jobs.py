@@ -11,7 +11,7 @@ from typing import Literal, Protocol, assert_never
 import msgspec
 
 from behemoth.app.batches.tensors import Change
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Invalid
 
 
@@ -97,7 +97,7 @@ def decode_job(data: bytes) -> Job:
     try:
         return _DECODER.decode(data)
     except UNDECODABLE as error:
-        raise Invalid(f"job: expected one of this release, got {error}", code="job-format") from error
+        raise Invalid(f"job: expected one of this release, got: {told(error)}", code="job-format") from error
 
 
 def open_work(data: bytes) -> Work:

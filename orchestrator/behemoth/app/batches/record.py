@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -97,12 +97,11 @@ class RecordFile:
 
     is_kept = True
 
-    def __init__(self, path: Path, *, now: Callable[[], float]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._job = ""
         self._file = JournalFile(path, hint=_HINT)
-        self._now = now
-        self._synced_s = now()
+        self._synced_s = time.monotonic()
         self._done: dict[int, Batch] = {}
         self.note = ""
 
@@ -129,9 +128,9 @@ class RecordFile:
 
     def add(self, result: Batch) -> None:
         self._append(_Line(number=result.number, data=result.data))
-        if self._now() - self._synced_s >= SYNC_S:
+        if time.monotonic() - self._synced_s >= SYNC_S:
             self._file.sync()
-            self._synced_s = self._now()
+            self._synced_s = time.monotonic()
 
     def forget(self, note: str) -> None:
         os.truncate(self.path, 0)
@@ -155,7 +154,6 @@ def recorded(
     job: bytes,
     note: str = "",
     anew: bool = False,
-    now: Callable[[], float] = time.monotonic,
 ) -> Iterator[RecordFile]:
     """The record of a job below `folder`, which is made; it is removed when the block ends without an error.
 
@@ -169,7 +167,7 @@ def recorded(
     try:
         if anew:
             os.truncate(path, 0)
-        record = RecordFile(path, now=now)
+        record = RecordFile(path)
         try:
             record.open(key, note)
             yield record

@@ -112,7 +112,7 @@ def write_file(store: SavesTo, folder: str, file: FilePlan) -> Iterator[int]:
     whole, has nothing to do. Files grow below `folder`, where a store shows what is unfinished. Raises Conflict for
     another one of that name."""
     _check_kind(store)
-    if _is_there(store, file):
+    if _is_there(store, file.name, file):
         return
     try:
         if isinstance(store, MovesObjects):
@@ -123,7 +123,7 @@ def write_file(store: SavesTo, folder: str, file: FilePlan) -> Iterator[int]:
         else:
             yield from _write(store, file.name, file)
     except Conflict:
-        if not _is_there(store, file):
+        if not _is_there(store, file.name, file):
             raise
 
 
@@ -208,9 +208,9 @@ def _buffers(part: FilePart) -> list[Buffer]:
     return [*([part.head] if part.head else []), *reversed(found)]
 
 
-def _is_there(store: ObjectStore, file: FilePlan) -> bool:
+def _is_there(store: ObjectStore, key: str, file: FilePlan) -> bool:
     with suppress(NotFound, Corrupt):
-        return _has(store, file.name, file.size_bytes, file.header, file.size_bytes)
+        return _has(store, key, file.size_bytes, file.header, file.size_bytes)
     return False
 
 
@@ -248,9 +248,8 @@ def _clear(store: SavesTo, plan: ExportPlan, unfinished: str) -> None:
 
 def _check_still_there(store: ObjectStore, key: str, file: FilePlan) -> None:
     """Another export may have cleared the file away while it grew; a new one began then, without its head."""
-    with suppress(NotFound, Corrupt):
-        if _has(store, key, file.size_bytes, file.header, file.size_bytes):
-            return
+    if _is_there(store, key, file):
+        return
     raise Conflict(
         f"export of {file.name}: expected the file that was being written, got another",
         hint="somebody else exports into this place: name another one",

@@ -1,7 +1,8 @@
 """Safetensors files as tensors: one file, or the files of a folder that `model.safetensors.index.json` names.
 
 Heads are read and checked whole, data only as it is asked for. The format has no checksums, so damage within the data
-cannot be seen here. Neighbours: `header` (the format), `stored` (the same for checkpoints of ours).
+cannot be seen here, but for a BOOL that is neither 0 nor 1: readers of a checkpoint would differ in what it means.
+Neighbours: `header` (the format), `stored` (the same for checkpoints of ours).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from behemoth.base.decoding import told
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.checkpoint.interop.header import HeadTensor, decode_head_metadata, decode_header, decode_length
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype
@@ -80,7 +82,7 @@ def _read_index(store: ObjectStore, key: str, size_bytes: int) -> dict[str, str]
     try:
         return msgspec.json.decode(_read(store, key, 0, size_bytes), type=_Index).weight_map
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Corrupt(f"{key}: expected a safetensors index, got: {error}", code="safetensors-index") from error
+        raise Corrupt(f"{key}: expected a safetensors index, got: {told(error)}", code="safetensors-index") from error
 
 
 def _only_file(source: str, listed: Mapping[str, int], file: str | None) -> str:
@@ -194,7 +196,22 @@ class _Chunks:
         dtype = raw_dtype(self.head.dtype)
         room = self._room(int(np.prod(sizes, dtype=np.int64)) * dtype.itemsize)
         self.store.read_into(self.key, offset_bytes=self.offset_bytes + first * dtype.itemsize, into=room)
-        return np.frombuffer(room, dtype).reshape(sizes)
+        elements = np.frombuffer(room, dtype)
+        if self.head.dtype == "bool":
+            self._require_bools(elements, first)
+        return elements.reshape(sizes)
+
+    def _require_bools(self, elements: Raw, first: int) -> None:
+        others = np.flatnonzero(elements > 1)
+        if others.size:
+            at = int(others[0])
+            raise Corrupt(
+                f"{self.key}: tensor {self.head.name!r}: expected 0 or 1 for each BOOL, got {elements[at]} for element "
+                f"{first + at}",
+                hint="the file is damaged, or its writer stored something else as BOOL: write the tensor again as U8, "
+                "or leave it out by a map",
+                code="safetensors-bool",
+            )
 
     def _room(self, num_bytes: int) -> memoryview:
         buffer: memoryview = getattr(self.own, "buffer", memoryview(b""))

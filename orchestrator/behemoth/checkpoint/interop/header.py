@@ -17,6 +17,7 @@ from typing import Annotated
 
 import msgspec
 
+from behemoth.base.decoding import told
 from behemoth.base.errors import BehemothError, Corrupt, Invalid
 from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
 from behemoth.spec.safetensors_header import LENGTH_BYTES, METADATA
@@ -165,7 +166,7 @@ def _entries(body: bytes, source: str) -> list[tuple[str, _Entry]]:
         entries = [(name, msgspec.json.decode(raw, type=_Entry)) for name, raw in typed.items()]
         pairs = json.loads(body, object_pairs_hook=list)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise _damaged(source, f"expected a safetensors header, got: {_lower(str(error))}") from error
+        raise _damaged(source, f"expected a safetensors header, got: {told(error)}") from error
     twice = next((name for name, num in Counter(name for name, _ in pairs).items() if num > 1), None)
     if twice is not None:
         raise _damaged(source, f"expected each name once, got {twice!r} again")
@@ -191,7 +192,3 @@ def _tensor(name: str, entry: _Entry, source: str) -> HeadTensor:
 
 def _damaged(source: str, what: str) -> BehemothError:
     return Corrupt(f"{source}: {what}", hint="copy the file again: it is cut off or damaged", code="safetensors-header")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from behemoth.base.decoding import told
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.patterns import Pattern
 from behemoth.checkpoint.interop.rules import NameMap, Rule, rule_text
@@ -54,8 +55,7 @@ def decode_map(data: bytes, *, source: str, sizes: Mapping[str, int] | None = No
             raise Invalid(f"{source}: expected format {FORMAT}, got {version}", hint=hint, code="map-version")
         document = msgspec.convert(value, type=_Document)
     except msgspec.ValidationError as error:
-        text = str(error)
-        raise Invalid(f"{source}: expected a name map, got: {text[:1].lower()}{text[1:]}", code="map-format") from error
+        raise Invalid(f"{source}: expected a name map, got: {told(error)}", code="map-format") from error
     try:
         rules = tuple(_rule(entry) for entry in document.rules)
         return NameMap(

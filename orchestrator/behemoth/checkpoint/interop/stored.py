@@ -80,7 +80,7 @@ class _Array:
     def _not_committed(self) -> Corrupt:
         name, files = self.commit.layout.arrays[self.position].name, self.commit.files(self.position)
         return Corrupt(
-            f"array {name!r}, the CRCs beside its chunks, {files}: not those that were committed",
+            f"array {name!r}, the CRCs beside its chunks, {files}: expected those that were committed, got others",
             hint="`behemoth ckpt verify` names all damage; go back to an older checkpoint",
             code="array-content",
         )
