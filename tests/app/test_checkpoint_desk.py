@@ -22,6 +22,8 @@ from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFa
 from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
+from checkpoint.late_bucket import Late
+from checkpoint.upload_rig import upload_all_ranks
 
 LAYOUT = toy_layout()
 
@@ -246,7 +248,7 @@ def test_pins_that_cannot_be_read_stop_deletions_and_not_the_run() -> None:
     assert [one.step for one in desk.survey()[0]] == [0, 1, 2]
     desk.delete(refs[:1])
     desk.close()
-    remove_rubbish(store)
+    remove_rubbish(store, ())
     assert told == []
     assert {info.key for info in store.list("")} == before
 
@@ -310,3 +312,24 @@ def test_what_is_held_for_a_drain_is_told_as_pinned_and_not_deleted_before_it_is
     desk.close()
     assert told[3:] == [Deleted(write_ids=(WriteId("a1-1"),))]
     assert [one.step for one in commits(store)] == [3, 4]
+
+
+def test_a_commit_that_the_store_carries_out_after_its_save_was_given_up_is_none_in_this_term_nor_in_the_next() -> None:
+    store, told, layout = Late(), list[Evidence](), toy_layout("box")
+    former = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    for number in (1, 2):
+        receipts = upload_all_ranks(store, layout, logical_arrays(layout, 1), step=1, write_id=f"a1-{number}")
+        order = {"step": Step(1), "write_id": WriteId(f"a1-{number}"), "attempt": Attempt(1)}
+        encoded = [receipt.encode() for receipt in receipts]
+        former.commit(**order, layout=layout.encode(), receipts=encoded)  # type: ignore[arg-type]
+        if number == 1:
+            former.clean(lambda: ())
+    former.close()
+    assert [type(one) for one in told] == [SaveFailed, SaveFailed]
+    assert {info.key.split("/")[1] for info in store.list("steps")} == {"000000001-a1-2"}
+    remove_rubbish(store, {WriteId("a1-2")})  # as the next leader does, which has read of it in the journal
+    store.arrive()
+    assert commits(store) == []
+    desk = desk_of(store)
+    assert desk.survey() == ([], [])
+    desk.close()

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, reject
 from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
+from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
-from behemoth.testing.faults import Crash, Die, FaultyStore, every_death
+from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore
+from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
 
 
@@ -225,3 +227,54 @@ def test_cleaning_ends_all_uploads_but_those_of_writes_in_flight_and_those_that_
     unnamed = store.begin_upload("steps/notes/w")
     execute(store, plan_gc(store, in_flight=[WriteId("a2-1")]))
     assert {one.upload_id for one in store.list_uploads("")} == {flying, unnamed}
+
+
+def late_commit() -> Late:
+    """One commit, and another write of which all is there, and whose commit is on its way."""
+    store = Late()
+    store.is_late = False
+    save(store, small_layout(), step=10, write_id="a1-10")
+    store.is_late = True
+    with pytest.raises(Unavailable):
+        save(store, small_layout(), step=20, write_id="a1-20")
+    return store
+
+
+def test_a_commit_that_arrives_when_its_data_are_gone_counts_for_nobody_and_gives_its_step_free() -> None:
+    store = late_commit()
+    execute(store, plan_gc(store, in_flight=(), unsure={"a1-20"}.__contains__))
+    assert prefixes_of(store) == {"000000010-a1-10"}
+    store.arrive()
+    assert steps_of(store) == [10]
+    save(store, small_layout(), step=20, write_id="a2-20")
+    assert steps_of(store) == [10, 20]
+    assert all_intact(store)
+
+
+@pytest.mark.parametrize("when", When)
+def test_that_commit_counts_for_nobody_wherever_the_deletion_is_cut_off(when: When) -> None:
+    for write in range(100):
+        store = late_commit()
+        try:
+            dying = FaultyBucket(store, Die(write=write, when=when))
+            execute(dying, plan_gc(dying, in_flight=(), unsure={"a1-20"}.__contains__))
+            assert write > 1
+            return
+        except Crash:
+            store.arrive()
+        assert all_intact(store)
+
+
+def test_a_write_that_had_its_commit_is_not_rejected_when_its_deletion_is_cut_off_or_its_record_is_gone() -> None:
+    """It would be rejected where it was drained to as well, and there it may be whole."""
+    store = MemoryBucket()
+    for step in (10, 20, 30):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    dying = FaultyBucket(store, Die(write=2, when=When.BEFORE))  # marked, and without its record
+    with pytest.raises(Crash):
+        execute(dying, plan_gc(dying, drop=[name(10, "a1-10")]))
+    store.delete([commit_key(Step(20))])
+    assert prefixes_of(store) == {"000000010-a1-10", "000000020-a1-20", "000000030-a1-30"}
+    execute(store, plan_gc(store, in_flight=(), unsure={"a1-10"}.__contains__))
+    assert prefixes_of(store) == {"000000030-a1-30"}
+    assert list(store.list("rejected")) == []

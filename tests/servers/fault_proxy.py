@@ -2,23 +2,28 @@
 
 It sees requests as bytes of HTTP/1.1 over TCP, so that whoever is tested meets what a network and a busy server really
 do. Each fault strikes the first request that it matches, once, and in the order given; what matches none is passed on.
-One connection carries one request. Must not repair anything.
+A request may also be held, as a whole, before the server has it or before its answer goes back, until the test lets
+it go: meanwhile whoever asks may be killed or stopped. One connection carries one request. Must not repair anything.
 """
 
 from __future__ import annotations
 
+import queue
 import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 _CHUNK_BYTES = 64 << 10
 _LIMIT_S = 30
 _CRAWL_BYTES = 8 << 10
 _CRAWL_S = 0.02
+DAWDLE_S = 0.4
+HELD_LIMIT_S = 170.0
+"""How long a test waits for a request to be held, and a held one for the test."""
 
 
 class How(Enum):
@@ -32,6 +37,9 @@ class How(Enum):
     REFUSE_EARLY = "answers 403 AccessDenied, which is lost with the rest of a body that is still on its way"
     DAMAGE = "passes the request's body on with one bit flipped"
     CRAWL = "passes bodies on at 400 KB/s, without a pause that would be a timeout by itself"
+    DAWDLE = "lets the server act, and keeps its answer for `DAWDLE_S`, some hundred times as long as it took"
+    HOLD = "keeps the request from the server until the test lets it go"
+    HOLD_ANSWER = "lets the server act, and keeps its answer until the test lets it go"
     CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
     CLAIM = "answers in the server's place that an upload is complete"
     EXPIRE = "answers 400 ExpiredToken in the server's place"
@@ -47,6 +55,32 @@ class Fault:
     times: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A request that is kept, by its method and target. `client_port` is the asker's end of its connection, on this
+    machine."""
+
+    line: str
+    client_port: int
+    _going: threading.Event = field(default_factory=threading.Event)
+    _losing: threading.Event = field(default_factory=threading.Event)
+
+    def let_go(self) -> None:
+        """On its way, whatever has become of who sent it."""
+        self._going.set()
+
+    def lose(self) -> None:
+        """It never arrives, nor does its answer."""
+        self._losing.set()
+        self._going.set()
+
+    def wait(self) -> None:
+        """Raises ConnectionError for one that is lost."""
+        self._going.wait(HELD_LIMIT_S)
+        if self._losing.is_set():
+            raise ConnectionError(f"{self.line}: lost on purpose")
+
+
 @dataclass(slots=True)
 class FaultProxy:
     """Listens on `port`. `struck` tells what each fault has met, `num_requests` counts all, `ending` ends crawls."""
@@ -56,6 +90,8 @@ class FaultProxy:
     struck: list[How] = field(default_factory=list)
     num_requests: int = 0
     ending: threading.Event = field(default_factory=threading.Event)
+    _held: list[Held] = field(default_factory=list)
+    _holding: queue.SimpleQueue[Held] = field(default_factory=queue.SimpleQueue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -65,9 +101,36 @@ class FaultProxy:
     def plan(self, *faults: Fault) -> None:
         """From now on."""
         with self._lock:
-            self.faults = list(faults)
+            self.faults = [replace(fault) for fault in faults]  # they are counted down
             self.struck.clear()
             self.num_requests = 0
+
+    def held(self) -> Held:
+        """The next request that is kept, which is waited for. Raises queue.Empty."""
+        return self._holding.get(timeout=HELD_LIMIT_S)
+
+    def held_now(self) -> list[Held]:
+        """The next one, if there is one."""
+        try:
+            return [self._holding.get_nowait()]
+        except queue.Empty:
+            return []
+
+    def hold(self, head: bytes, client: socket.socket) -> None:
+        """Until the test lets the request go, or ends."""
+        one = Held(head.split(b"\r\n", 1)[0].decode(), int(client.getpeername()[1]))
+        with self._lock:
+            self._held.append(one)
+        self._holding.put(one)
+        if not self.ending.is_set():
+            one.wait()
+
+    def end(self) -> None:
+        """Whatever is kept or crawls goes on."""
+        self.ending.set()
+        with self._lock:
+            for one in self._held:
+                one.let_go()
 
     def next_fault(self, request_line: str) -> How | None:
         method, target, _ = request_line.split(" ", 2)
@@ -91,7 +154,7 @@ def fault_proxy(server_port: int) -> Iterator[FaultProxy]:
         try:
             yield proxy
         finally:
-            proxy.ending.set()
+            proxy.end()
             listening.shutdown(socket.SHUT_RDWR)
             accepting.join(_LIMIT_S)
 
@@ -122,6 +185,9 @@ def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
         if how is How.REFUSE_EARLY:
             _refuse_early(client, head, body, num_bytes)
             return
+        if how is How.HOLD:
+            head, body = _whole(client, head, body, num_bytes)
+            proxy.hold(head, client)
         with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
             server.sendall(_for_one_request(head))
             answer: tuple[bytes, bytes] | None = None
@@ -138,14 +204,25 @@ def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
                     body = _crawled(client, body, num_bytes, proxy.ending)
                 received = _receive(client, body, num_bytes)
                 server.sendall(_damaged(received) if how is How.DAMAGE else received)
-            is_head = head.startswith(b"HEAD")
-            _pass_answer(server, client, answer or _head(server), how, is_head=is_head, ending=proxy.ending)
+            answer = answer or _head(server)
+            if how is How.HOLD_ANSWER:
+                proxy.hold(head, client)
+            if how is How.DAWDLE:
+                proxy.ending.wait(DAWDLE_S)
+            _pass_answer(server, client, answer, how, is_head=head.startswith(b"HEAD"), ending=proxy.ending)
+
+
+def _whole(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> tuple[bytes, bytes]:
+    """A request of which nothing is left to come: neither of its body nor of the leave to send that."""
+    if _field(head, b"expect") is not None:
+        client.sendall(_CONTINUE)
+    return _without(head, b"expect"), _receive(client, body, num_bytes)
 
 
 def _refuse_early(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> None:
     """TCP resets a connection that is closed with bytes unread, and drops an answer that was not read yet."""
     if _field(head, b"expect") is not None:
-        client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.sendall(_CONTINUE)
     if num_bytes > len(_receive(client, body, min(num_bytes, _CHUNK_BYTES))):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     else:
@@ -232,8 +309,12 @@ def _field(head: bytes, name: bytes) -> str | None:
 
 def _for_one_request(head: bytes) -> bytes:
     """The server closes the connection afterwards."""
-    lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(b"connection:")]
-    return b"\r\n".join([*lines, b"Connection: close", b"", b""])
+    return _without(head, b"connection")[:-2] + b"Connection: close\r\n\r\n"
+
+
+def _without(head: bytes, name: bytes) -> bytes:
+    lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(name + b":")]
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def _answer(status: str, code: str) -> bytes:
@@ -246,6 +327,7 @@ def _of_xml(status: str, text: str) -> bytes:
     return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + body
 
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ERROR = _answer("500 Internal Server Error", "InternalError")
 _DENIED = _answer("403 Forbidden", "AccessDenied")
 _ANSWERS_BEFORE: dict[How | None, bytes] = {

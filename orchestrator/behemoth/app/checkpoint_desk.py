@@ -26,6 +26,7 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
+from behemoth.state.observation import Observation
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class Drains(Protocol):
 
 
 class CheckpointDesk:
-    """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance."""
+    """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance.
+    `unsure` are writes of former terms (`unsure_writes`)."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class CheckpointDesk:
         clock: Clock,
         tell: Callable[[Evidence], None],
         drains: Drains | None = None,
+        unsure: Collection[WriteId] = (),
     ) -> None:
         self._store = store
         self._drains = drains
@@ -71,6 +74,7 @@ class CheckpointDesk:
         self._previous: CommitRecord | None = None
         self._to_reject: dict[Step, str] = {}
         self._to_delete: list[CommitRef] = []
+        self._unsure = set(unsure)
         self._pinned: frozenset[WriteId] = frozenset()
         """As it was last told, with what is held for a drain: to the brain that is the same."""
         self._record_bytes: dict[Step, int] = {}
@@ -155,6 +159,7 @@ class CheckpointDesk:
                 previous=self._newest(),
             )
         except BehemothError as error:
+            self._unsure.add(write_id)
             # With its hint: what refuses a save often is a matter of what the program declares.
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             self._tell(SaveFailed(write_id=write_id, reason=reason))
@@ -182,7 +187,7 @@ class CheckpointDesk:
         """Also where the object that says whose the store is has gone: saves that fail must not fill the disk."""
         if self._run_uid is not None:
             refuse_other(self._store, self._run_uid, url=self._url)
-        execute(self._store, plan_gc(self._store, in_flight=in_flight))
+        execute(self._store, plan_gc(self._store, in_flight=in_flight, unsure=self._unsure.__contains__))
 
     def _reject(self, ref: CommitRef, reason: str) -> None:
         """What the store does not take now is owed, or the step could not be committed again."""
@@ -243,10 +248,18 @@ class CheckpointDesk:
         self._thread.submit(work).add_done_callback(done)
 
 
-def remove_rubbish(store: ObjectStore) -> None:
+def unsure_writes(observation: Observation | None) -> frozenset[WriteId]:
+    """Writes whose commit may have been sent by a leader that has not heard of it, or is dead."""
+    if observation is None:
+        return frozenset()
+    save = observation.save
+    return frozenset(observation.aborted) | (frozenset() if save is None else {save.write_id})
+
+
+def remove_rubbish(store: ObjectStore, unsure: Collection[WriteId]) -> None:
     """Removes what writes left without a commit. Blocks; only while nobody writes. Where pins cannot be read it removes
     nothing: training does not wait for that."""
     try:
-        execute(store, plan_gc(store, in_flight=()))
+        execute(store, plan_gc(store, in_flight=(), unsure=unsure.__contains__))
     except Corrupt as error:
         _log.error("clean-up left out: %s; %s", error.message, error.hint)

@@ -15,7 +15,7 @@ from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import BadCommit, at_step, read_stored, rejected_writes
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.opened import read_index
-from behemoth.checkpoint.paths import INDEX
+from behemoth.checkpoint.paths import INDEX, rejected_key
 from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -62,7 +62,8 @@ def has_commit(target: ObjectStore, record: CommitRecord) -> bool:
         raise Conflict(
             f"checkpoint of step {record.step}: expected a place for write {record.write_id}, got one where it was "
             "rejected",
-            hint="it did not restore there; take another checkpoint",
+            hint=f"take another checkpoint; {rejected_key(record.step, record.write_id)} there tells why, and is only "
+            "to be removed if that was a copy which was given up",
             code="drain-rejected",
         )
     standing = at_step(target, record.step)

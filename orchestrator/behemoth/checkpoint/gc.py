@@ -3,7 +3,11 @@
 A commit must never name missing data, whatever is killed when. So the commit record goes first, and durably; only then
 the objects. A crash between the two leaves objects without a commit: garbage like that of a failed save, found by name
 the next time. Before a record goes it is marked in `deleting/`, and the pins are read once more: `pins` says why. What
-the plan does not recognise it leaves alone. Neighbours: `policy.retention`, `pins` and `commit`.
+the plan does not recognise it leaves alone.
+
+In a bucket a request may be carried out after whoever sent it has given up, or is dead. So a write of which that may be
+true of the commit is rejected before its data go: one that still arrives then counts for nobody, and its step is free.
+Neighbours: `policy.retention`, `pins` and `commit`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import (
     DELETING,
+    INDEX,
+    REJECTED,
     STEPS,
     commit_key,
     marker_key,
@@ -70,9 +76,11 @@ class KeepsLeftovers(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
     """What would be deleted, in this order: signposts, commits, unfinished uploads, objects, leftovers, marks of
-    deletions that were cut off. `spared` was to be dropped and is pinned. `signposts` are all that the store has: those
-    of the commits go, and those of `unposted`, writes that have none."""
+    deletions that were cut off. Before all that `rejects` are rejected: writes whose commit may still arrive. `spared`
+    was to be dropped and is pinned. `signposts` are all that the store has: those of the commits go, and those of
+    `unposted`, writes that have none."""
 
+    rejects: tuple[Write, ...]
     commits: tuple[Write, ...]
     uploads: tuple[UnfinishedUpload, ...]
     objects: tuple[ObjectInfo, ...]
@@ -87,16 +95,25 @@ class GcPlan:
         return (info for info in self.objects if write_of_key(info.key) not in spared)
 
 
-def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight: InFlight | None = None) -> GcPlan:
+def plan_gc(
+    store: ObjectStore,
+    *,
+    drop: Collection[CommitName] = (),
+    in_flight: InFlight | None = None,
+    unsure: Callable[[WriteId], bool] = lambda _write_id: False,
+) -> GcPlan:
     """What to delete: the commits in `drop` with their data, and, when `in_flight` is given, all writes that are
     neither committed nor in flight, and the store's leftovers. Uploads older than ORPHAN_AGE_S go in any case, unless
     they are in flight. Reads only; O(objects listed).
 
     `in_flight` must name every write whose first byte may have been written by now. Passed as a function it is asked
     after the listing and before the commits are read, so that a write may begin or commit meanwhile; a collection is
-    safe only while no write begins. What is pinned is kept, its data even where its commit was taken back. Data of a
-    step whose commit record cannot be read is kept: a newer release may have written it. Raises Invalid for an attempt
-    to drop one of the newest two intact commits, and Corrupt as `pinned_writes` does.
+    safe only while no write begins. `unsure`: whether the commit of a write may have been sent without an answer; not
+    that of one whose commit was here and is gone, since what is rejected here is rejected where it was drained to.
+
+    What is pinned is kept, its data even where its commit was taken back. Data of a step whose commit record cannot be
+    read is kept: a newer release may have written it. Raises Invalid for an attempt to drop one of the newest two
+    intact commits, and Corrupt as `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
     posted = signposts(store)
@@ -115,8 +132,10 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
     spared = {None, *kept, *dropped}
     garbage += [info for info in listed if write_of_key(info.key) not in spared]
     unposted = {one.write for one in posted if in_flight is not None and one.write[1] not in flying}
-    marked = ((info.key, write_of_marker(info.key)) for info in store.list(DELETING))
+    marked = [(info.key, write_of_marker(info.key)) for info in store.list(DELETING)]
+    going = {write for _, write in marked} | dropped  # these had their commits
     return GcPlan(
+        rejects=_rejects(garbage, going, unsure) if isinstance(store, UploadsParts) else (),
         commits=tuple(sorted(committed & dropped)),
         uploads=tuple(one for one in uploads if one.age_s >= youngest_s and not _is_flying(one, flying)),
         objects=tuple(garbage),
@@ -126,6 +145,15 @@ def plan_gc(store: ObjectStore, *, drop: Collection[CommitName] = (), in_flight:
         signposts=tuple(posted),
         unposted=frozenset(write for write in unposted - kept - dropped if write[0] not in unreadable),
     )
+
+
+def _rejects(
+    garbage: Sequence[ObjectInfo], going: Collection[Write | None], unsure: Callable[[WriteId], bool]
+) -> tuple[Write, ...]:
+    """No commit is sent before the index stands."""
+    written = _named(garbage, lambda write: write not in going and unsure(write[1]))
+    keys = {info.key for info in garbage}
+    return tuple(sorted(write for write in written if f"{step_prefix(*write)}/{INDEX}" in keys))
 
 
 def _is_flying(upload: UnfinishedUpload, flying: Collection[WriteId]) -> bool:
@@ -145,7 +173,9 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     """Delete what the plan names, but no commit that was pinned since; what pins have spared in all. Idempotent; may be
     cut off anywhere and be planned again. Blocks for as long as the store takes. The caller is the run's only leader:
     nobody else commits or deletes meanwhile."""
-    marks = [_mark(store, write) for write in plan.commits]
+    for write in plan.rejects:
+        _mark(store, REJECTED, write, reason="it was given up before its commit was known to be there")
+    marks = [_mark(store, DELETING, write, reason="it is being deleted") for write in plan.commits]
     pinned = pinned_writes(store) if plan.commits else frozenset()
     going = {*plan.commits} - pinned
     unposted = going | plan.unposted
@@ -167,11 +197,11 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     return spared.union(plan.spared)
 
 
-def _mark(store: ObjectStore, write: Write) -> str:
-    """Say that this commit is about to go. One that stands already is that of a deletion which was cut off."""
-    key = marker_key(DELETING, *write)
+def _mark(store: ObjectStore, folder: str, write: Write, *, reason: str) -> str:
+    """Say so of this write. A mark that stands already is that of a call which was cut off."""
+    key = marker_key(folder, *write)
     with suppress(Conflict):
-        store.create(key, Marker.of(*write, reason="it is being deleted").encode())
+        store.create(key, Marker.of(*write, reason=reason).encode())
     return key
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from behemoth.app.body import AgentProgram, LocalBody
-from behemoth.app.checkpoint_desk import CheckpointDesk
+from behemoth.app.checkpoint_desk import CheckpointDesk, unsure_writes
 from behemoth.app.configure import agent_setup, brain_config, failure_domains, to_us
 from behemoth.app.drains.drainer import Drainer
 from behemoth.app.drains.second_store import SecondStore, last_commit
@@ -116,7 +116,7 @@ class LocalRun:
                 stack.push_async_callback(asyncio.to_thread, second.close)
             history = await self._lead(place, store, journal, history, events, drainer)
             self._is_over = True
-            await asyncio.to_thread(clean_up, place, store)
+            await asyncio.to_thread(clean_up, place, store, history.observation)
             drained = None if second is None else await self._finish(second, store, history)
             request.on_phase("reading the newest checkpoint back")
             name, now_us = request.run.name, self._clock.now_us()
@@ -195,6 +195,7 @@ class LocalRun:
                 clock=self._clock,
                 tell=self._tell,
                 drains=drainer,
+                unsure=unsure_writes(former),
             )
             stack.push_async_callback(asyncio.to_thread, desk.close)
             nodes = list(former.config.nodes) if former is not None else chosen_nodes(request.run, runtime.nodes())

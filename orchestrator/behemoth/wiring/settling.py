@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from behemoth.app.checkpoint_desk import remove_rubbish
+from behemoth.app.checkpoint_desk import remove_rubbish, unsure_writes
 from behemoth.app.lineage import require_lineage
 from behemoth.app.start_run import RunPlace, refuse_copy
 from behemoth.base.ids import RunUid
@@ -36,7 +36,7 @@ def settle(place: RunPlace, store: SavesTo, former: Observation | None) -> None:
         refuse_copy(identity, directory, Path(owner.directory))
     require_lineage(store, former, url=url)
     if owner is not None:  # rubbish of saves that were cut off may be what fills the disk
-        remove_rubbish(store)
+        remove_rubbish(store, unsure_writes(former))
     try_out(store, url)
     take(store, owner_of(place), url=url)
 
@@ -53,7 +53,7 @@ def owner_of(place: RunPlace) -> Owner:
     return Owner.of_run(identity.run_uid, name=identity.name, directory=str(place.directory.path.absolute()))
 
 
-def clean_up(place: RunPlace, store: SavesTo) -> None:
+def clean_up(place: RunPlace, store: SavesTo, observation: Observation | None) -> None:
     """Raises Conflict when the place has become another run's meanwhile: its rubbish and its summary are not ours."""
     refuse_other(store, place.identity.run_uid, url=place.store_url)
-    remove_rubbish(store)
+    remove_rubbish(store, unsure_writes(observation))
