@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from behemoth.testing.leftovers import Role
-from fault.held_requests import COMMIT, COMPLETION, PART, STEPS, HeldRun, draining_there, stop
+from fault.held_requests import COMMIT, STEPS, HeldRun, draining_there, stop
 from fault.two_parts import expected_digest
 from servers.fault_proxy import Fault, FaultProxy, How, fault_proxy
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in
 
 NOT_FINISHED = 101
-FIRST = Fault(How.HOLD, "POST", "uploads")
-MIDDLE = Fault(How.HOLD_ANSWER, "PUT", PART)
-COMPLETED = Fault(How.HOLD_ANSWER, "POST", COMPLETION)
+FIRST = Fault(How.HOLD, "POST", "flat/c/0?uploads")
+MIDDLE = Fault(How.HOLD_ANSWER, "PUT", "flat/c/0?")
+COMPLETED = Fault(How.HOLD_ANSWER, "POST", "flat/c/0?uploadId=")
 BEFORE_ITS_RECORD = Fault(How.HOLD, "PUT", COMMIT)
 BEHIND_ITS_RECORD = Fault(How.HOLD_ANSWER, "PUT", COMMIT)
 
@@ -76,7 +76,9 @@ def test_a_record_that_arrives_when_a_newer_checkpoint_was_drained_counts_for_no
     with draining_there(tmp_path, s3, proxy) as run:
         run.stage.start()
         request = run.hold(BEFORE_ITS_RECORD)
-        run.stage.until_event("Committed", 3)  # one more waits than the one under way
+        assert f"/{STEPS:09d}.json" not in request.line
+        newest = f"checkpoint of step {STEPS} committed"
+        run.stage.until(lambda: newest in str(run.stage.events("Committed")[-1]["message"]), newest)
         run.stage.kill(run.sender(request, "drain"), f"at {request.line}")
         run.stage.until_event("Drained")
         request.let_go()

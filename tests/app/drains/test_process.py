@@ -12,7 +12,7 @@ import pytest
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Settings, encoded, received, send
 from behemoth.app.drains.process import drain_one, serve_drains
-from behemoth.base.errors import Conflict
+from behemoth.base.errors import Conflict, Unavailable
 from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.owner import OWNED, Owner, take
@@ -24,6 +24,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore
+from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
 
 SETTINGS = Settings(
@@ -100,6 +101,23 @@ def test_killed_at_any_write_of_copies_and_retention_the_tier_keeps_two_whole_ch
             assert steps_of(after) == [2, 3]
             assert {info.key.split("/")[1] for info in after.list("steps")} == {"000000002-a1-2", "000000003-a1-3"}
             assert list(after.list("deleting")) == []
+
+
+def test_a_record_that_arrives_when_its_copy_was_given_up_for_a_newer_one_counts_for_nobody() -> None:
+    above, below = MemoryStore(), Late()
+    own(below)
+    first, second, third = (saved(above, step) for step in (1, 2, 3))
+    with pytest.raises(Unavailable):
+        drain_one(SETTINGS, above, below, first)
+    below.is_late = False
+    drain_one(SETTINGS, above, below, second)
+    below.arrive()
+    drain_one(SETTINGS, above, below, third)
+    assert steps_of(below) == [2, 3]
+    assert all(verify(below, one, threads=1, deep=True).is_intact for one in commits(below))
+    with pytest.raises(Conflict) as caught:
+        drain_one(SETTINGS, above, below, first)
+    assert "rejected/000000001-a1-1.json there tells why" in caught.value.hint
 
 
 def test_a_store_that_has_become_another_runs_gets_nothing() -> None:
