@@ -323,7 +323,7 @@ def test_a_commit_that_the_store_carries_out_after_its_save_was_given_up_is_none
         encoded = [receipt.encode() for receipt in receipts]
         former.commit(**order, layout=layout.encode(), receipts=encoded)  # type: ignore[arg-type]
         if number == 1:
-            former.clean(lambda: ())
+            former.clean(lambda: [WriteId("a1-2")])
     former.close()
     assert [type(one) for one in told] == [SaveFailed, SaveFailed]
     assert {info.key.split("/")[1] for info in store.list("steps")} == {"000000001-a1-2"}
