@@ -221,6 +221,16 @@ def test_an_agent_that_rejoins_without_its_workers_needs_a_restart() -> None:
     assert other.one(Start).fence.attempt == 2
 
 
+def test_a_restart_waits_until_every_agent_has_been_heard_of() -> None:
+    player = training(rejoin_us=60 * S)
+    player.begin(epoch=2)
+    player.join("a", attempt=0)
+    assert player.obs.incident is not None
+    assert not player.has(Start)
+    player.join("bc", attempt=1)
+    assert player.one(Start).fence.attempt == 2
+
+
 def test_without_time_to_rejoin_everything_is_ordered_anew_at_once() -> None:
     player = training()
     player.commit()
