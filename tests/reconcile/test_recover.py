@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from behemoth.base.ids import Attempt, NodeId, WriteId
+from behemoth.base.ids import Attempt, NodeId, Step, WriteId
 from behemoth.state.effect import Abort, Close, Commit, Evict, Provision, Reject, Replace, Start, Stop
 from behemoth.state.evidence import (
     GangFinished,
@@ -115,6 +115,30 @@ def test_nodes_lost_together_are_replaced_by_one_start() -> None:
     assert player.one(Start).fence.attempt == 2
 
 
+def test_a_node_that_comes_back_as_another_agent_has_lost_its_workers() -> None:
+    player = training()
+    player.join("b", incarnation=2)
+    assert player.one(Start).reason == "node b came back as another agent; from the beginning"
+    assert not player.has(Replace)
+    assert not player.has(Evict)
+
+
+def test_a_spare_that_was_lost_and_came_back_goes_in_after_one_that_was_not() -> None:
+    player = training(nodes=("a", "b", "c", "d"))
+    player.lose("c")
+    player.join("c", incarnation=2)
+    player.lose("a")
+    assert player.one(Replace).spare == "d"
+
+
+def test_the_silence_of_nodes_that_are_not_there_is_no_news() -> None:
+    player = training()
+    player.lose("c")
+    player.rest(S, late="cx", since_us=player.now_us)
+    player.rest(3 * S, late="cx", since_us=player.now_us)
+    assert player.effects == ()
+
+
 def test_a_lost_spare_changes_the_spares_only() -> None:
     player = training()
     player.lose("c")
@@ -138,6 +162,7 @@ def test_a_node_that_does_not_return_in_time_ends_the_run() -> None:
     player.rest(600 * S)
     assert player.has(Stop)
     assert player.one(Close).outcome == "failed"
+    assert player.one(Close).reason == "waited 600 s for nodes: 1 missing, 0 there"
 
 
 def test_an_agent_that_was_given_up_is_never_listened_to_again() -> None:
@@ -181,6 +206,19 @@ def test_no_step_within_the_limit_is_a_hang() -> None:
     player.rest(1)
     assert player.one(Start).dump_stacks
     assert player.obs.tally.num_any == 1
+
+
+def test_a_clock_that_runs_ahead_does_not_put_a_hang_off() -> None:
+    player = training()
+    player.reach(5)
+    told = player.obs.progress
+    assert told is not None
+    ahead_us = player.now_us + 3_600 * S
+    player.tell(
+        Tick(progress=replace(told, step=Step(6), furthest_step=Step(6), at_us=ahead_us, phase_since_us=ahead_us))
+    )
+    player.rest(10 * S)
+    assert player.one(Start).dump_stacks
 
 
 def test_a_promised_report_puts_the_limit_off() -> None:
@@ -231,6 +269,29 @@ def test_a_corrupt_commit_is_rejected_and_an_older_one_restored() -> None:
     assert player.obs.tally.num_any == 0
     player.tell(bad)
     assert player.effects == ()
+
+
+def test_a_failed_restore_counts_only_of_what_is_being_restored() -> None:
+    player = Player()
+    player.begin(ref(10, "a1-1"))
+    player.join("abc")
+    assert player.obs.restore == ref(10, "a1-1")
+    player.tell(failed_restore("a1-2"))
+    assert player.effects == ()
+    player.train(10)
+    player.tell(failed_restore("a1-1"))
+    assert player.obs.incident is None
+    fresh = Player()
+    fresh.begin()
+    fresh.join("abc")
+    fresh.tell(failed_restore("a1-1"))
+    assert fresh.obs.incident is None
+
+
+def failed_restore(write_id: str) -> RestoreFailed:
+    return RestoreFailed(
+        attempt=Attempt(1), node=NodeId("a"), write_id=WriteId(write_id), reason="crc", is_corrupt=True
+    )
 
 
 def test_when_no_commit_is_left_the_run_begins_anew_and_that_counts() -> None:
