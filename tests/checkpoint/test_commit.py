@@ -92,6 +92,17 @@ def test_a_wrong_receipt_is_refused(
     assert latest(store) is None
 
 
+def test_bytes_that_nobody_wrote_are_told_with_the_rank_that_should_have() -> None:
+    receipts = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)
+    candidate = Candidate(run="test", step=Step(5), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    for receipt in receipts:
+        for at in range(len(receipt.spans)):
+            less = replace(receipt, spans=(*receipt.spans[:at], *receipt.spans[at + 1 :]))
+            told = f"write 'a1-1' of step 5: rank {receipt.rank}: array .* covered by nobody"
+            with pytest.raises(Invalid, match=told):
+                prove(candidate, LAYOUT, [less if one is receipt else one for one in receipts])
+
+
 def test_a_missing_receipt_is_refused_and_a_repeated_one_is_fine() -> None:
     store = MemoryStore()
     receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=5)

@@ -157,7 +157,14 @@ def test_data_of_a_rejected_commit_is_removed() -> None:
 
 def test_what_gc_does_not_recognise_it_leaves_alone() -> None:
     store = three_commits_and_a_failed_save()
-    foreign = ["notes.txt", "steps/readme", "steps/00001-a1/x", "steps/000000040-.x/y", "commits/readme"]
+    foreign = [
+        "notes.txt",
+        "steps/readme",
+        "steps/00001-a1/x",
+        "steps/000000040-.x/y",
+        "commits/readme",
+        "deleting/notes.txt",
+    ]
     for key in foreign:
         store.create(key, b"mine")
     execute(store, plan_gc(store, in_flight=()))

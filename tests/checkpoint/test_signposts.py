@@ -8,6 +8,7 @@ from behemoth.base.errors import Conflict
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.signposts import make_due, put_up, require_free, signposts, stands
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.ports import ObjectStore
@@ -93,6 +94,15 @@ def test_gc_takes_what_has_no_commit_only_where_nobody_writes() -> None:
     execute(store, plan_gc(store))
     assert [one.step for one in signposts(store)] == [10, 20, 30, 40]
     execute(store, plan_gc(store, in_flight={WriteId("a1-30")}))
+    assert [one.step for one in signposts(store)] == [10, 20, 30]
+
+
+def test_gc_keeps_the_folder_of_a_step_whose_commit_cannot_be_read() -> None:
+    store = saved(10, 20, 30)
+    store.delete([commit_key(Step(20))])
+    store.create(commit_key(Step(20)), b"written by a newer release, perhaps")
+    execute(store, plan_gc(store, in_flight=()))
+    assert folders(store) == {"step-10/.metadata", "step-20/.metadata", "step-30/.metadata"}
     assert [one.step for one in signposts(store)] == [10, 20, 30]
 
 

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, Epoch
 from behemoth.state.config import Cadence, WorkPhase
-from behemoth.state.effect import Abort, Close, Commit, Evict, Place, Provision, Save, Start, Stop
-from behemoth.state.evidence import Asked, GangFinished, SaveFailed, SaveWritten, TermBegan
+from behemoth.state.effect import Abort, Close, Commit, Evict, Place, Provision, Replace, Save, Start, Stop
+from behemoth.state.evidence import Asked, GangFinished, SaveFailed, SaveStaged, SaveWritten, TermBegan
 from reconcile.player import FLOORS, Player, S, ref, training
 
 
@@ -102,12 +102,50 @@ def test_workers_that_evaluate_outlive_a_coordinator() -> None:
     assert player.one(Close).reason == "all 10 steps are done and committed"
 
 
+def test_workers_that_evaluate_are_not_given_up_as_long_as_agents_may_rejoin() -> None:
+    player = training(total_steps=10, rejoin_us=600 * S)
+    player.commit()
+    player.begin(*player.obs.commits, epoch=2)
+    player.rest(500 * S)
+    assert not player.has(Close)
+    player.join("abc", attempt=1)
+    assert not player.has(Close)
+    player.rest(60 * S)
+    assert player.one(Close).outcome == "succeeded"
+
+
 def test_a_wish_without_a_training_gang_closes_directly() -> None:
     player = Player()
     player.begin()
     player.join("abc")
     player.tell(Asked(request="suspend"))
     assert [type(effect) for effect in player.effects] == [Stop, Close]
+
+
+def test_a_wish_is_granted_once_every_agent_has_been_heard_of() -> None:
+    player = training(rejoin_us=60 * S)
+    player.fail(signal=9)
+    player.begin(epoch=2)
+    player.tell(Asked(request="suspend"))
+    assert not player.has(Close)
+    player.join("ab", attempt=2)
+    assert not player.has(Close)
+    player.join("c", attempt=2)
+    assert player.one(Close).outcome == "suspended"
+
+
+def test_failures_of_the_last_save_before_a_wish_do_not_count_against_the_wish() -> None:
+    player = training(total_steps=10)
+    player.reach(10)
+    for _ in range(2):
+        player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+    player.tell(Asked(request="suspend"))
+    for _ in range(2):
+        player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+        assert not player.has(Close)
+    player.tell(Asked(request="suspend"))
+    player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+    assert player.one(Close).outcome == "suspended"
 
 
 def test_a_wish_whose_save_fails_three_times_is_granted_without_it() -> None:
@@ -204,6 +242,7 @@ def test_agents_that_do_not_rejoin_in_time_are_lost() -> None:
     player.join("ac", attempt=1)
     player.rest(60 * S)
     assert player.one(Evict).node == "b"
+    assert player.one(Replace).spare == "c"
     assert player.one(Start).fence.attempt == 2
     assert player.obs.tally.num_any == 0
 
@@ -221,6 +260,16 @@ def test_an_agent_that_rejoins_without_its_workers_needs_a_restart() -> None:
     assert other.one(Start).fence.attempt == 2
 
 
+def test_a_restart_waits_until_every_agent_has_been_heard_of() -> None:
+    player = training(rejoin_us=60 * S)
+    player.begin(epoch=2)
+    player.join("a", attempt=0)
+    assert player.obs.incident is not None
+    assert not player.has(Start)
+    player.join("bc", attempt=1)
+    assert player.one(Start).fence.attempt == 2
+
+
 def test_without_time_to_rejoin_everything_is_ordered_anew_at_once() -> None:
     player = training()
     player.commit()
@@ -231,6 +280,15 @@ def test_without_time_to_rejoin_everything_is_ordered_anew_at_once() -> None:
         player.join(name, incarnation=3)
     assert player.obs.attempt == 2
     assert dict(player.obs.holders) == {0: "a", 1: "c"}
+
+
+def test_nodes_that_are_all_ordered_anew_are_waited_for_as_long_as_a_start_may_take() -> None:
+    player = training(node_wait_us=0)
+    player.begin(epoch=2)
+    player.rest(50 * S)
+    assert not player.has(Close)
+    player.join("abc", incarnation=2)
+    assert player.one(Start).fence.attempt == 2
 
 
 def test_nodes_that_come_back_after_all_were_lost_keep_their_slots_whoever_comes_first() -> None:
@@ -254,6 +312,16 @@ def test_a_commit_in_flight_is_asked_for_again_by_the_next_term() -> None:
     player.tell(SaveWritten(attempt=Attempt(1), write_id=player.save.write_id))
     player.tell(TermBegan(epoch=Epoch(2)))
     assert player.one(Commit).fence.epoch == 2
+
+
+def test_workers_that_ended_before_their_last_save_was_committed_are_started_again_by_the_next_term() -> None:
+    player = training(total_steps=10, rejoin_us=60 * S)
+    player.reach(10)
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=player.save.write_id))
+    player.tell(GangFinished(attempt=Attempt(1)))
+    player.begin(epoch=2)
+    player.join("abc", attempt=1)
+    assert player.one(Start).reason == "the coordinator was lost after the workers ended; from the beginning"
 
 
 def test_an_older_term_is_not_heard() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from behemoth.base.ids import Attempt, NodeId, WriteId
+from behemoth.base.ids import Attempt, NodeId, Step, WriteId
 from behemoth.state.effect import Abort, Close, Commit, Evict, Provision, Reject, Replace, Start, Stop
 from behemoth.state.evidence import (
     GangFinished,
@@ -115,6 +115,30 @@ def test_nodes_lost_together_are_replaced_by_one_start() -> None:
     assert player.one(Start).fence.attempt == 2
 
 
+def test_a_node_that_comes_back_as_another_agent_has_lost_its_workers() -> None:
+    player = training()
+    player.join("b", incarnation=2)
+    assert player.one(Start).reason == "node b came back as another agent; from the beginning"
+    assert not player.has(Replace)
+    assert not player.has(Evict)
+
+
+def test_a_spare_that_was_lost_and_came_back_goes_in_after_one_that_was_not() -> None:
+    player = training(nodes=("a", "b", "c", "d"))
+    player.lose("c")
+    player.join("c", incarnation=2)
+    player.lose("a")
+    assert player.one(Replace).spare == "d"
+
+
+def test_the_silence_of_nodes_that_are_not_there_is_no_news() -> None:
+    player = training()
+    player.lose("c")
+    player.rest(S, late="cx", since_us=player.now_us)
+    player.rest(3 * S, late="cx", since_us=player.now_us)
+    assert player.effects == ()
+
+
 def test_a_lost_spare_changes_the_spares_only() -> None:
     player = training()
     player.lose("c")
@@ -138,6 +162,7 @@ def test_a_node_that_does_not_return_in_time_ends_the_run() -> None:
     player.rest(600 * S)
     assert player.has(Stop)
     assert player.one(Close).outcome == "failed"
+    assert player.one(Close).reason == "waited 600 s for nodes: 1 missing, 0 there"
 
 
 def test_an_agent_that_was_given_up_is_never_listened_to_again() -> None:
@@ -154,83 +179,6 @@ def test_a_holder_lost_during_the_recovery_leads_to_one_more_start() -> None:
     player.lose("c")
     assert (player.one(Replace).node, player.one(Replace).spare) == ("c", "d")
     assert player.one(Start).fence.attempt == 3
-
-
-def test_a_node_whose_workers_fail_twice_makes_room_for_a_spare() -> None:
-    player = training()
-    player.fail("a", signal=9)
-    assert not player.has(Replace)
-    player.train()
-    player.reach(3)
-    player.fail("a", signal=11)
-    replaced = player.one(Replace)
-    assert (replaced.node, replaced.spare) == ("a", "c")
-    assert not player.has(Evict)
-
-
-def test_two_strikes_more_than_a_week_apart_leave_the_node_in_place() -> None:
-    player = training()
-    player.fail("a", signal=9)
-    player.train()
-    player.reach(3, promise_us=player.now_us + 8 * 86_400 * S)
-    player.rest(8 * 86_400 * S)
-    player.fail("a", signal=9)
-    assert player.one(Start)
-    assert not player.has(Replace)
-
-
-def test_without_a_spare_a_struck_out_node_stays() -> None:
-    player = training(nodes=("a", "b"))
-    for step in (3, 5):
-        player.fail("a", signal=9)
-        player.train()
-        player.reach(step)
-    player.fail("a", signal=9)
-    assert player.one(Start).fence.attempt == 4
-    assert not player.has(Replace)
-
-
-def test_the_same_stack_on_two_nodes_is_the_programs_fault() -> None:
-    player = training(settle_us=0)
-    for step, node in ((3, "a"), (5, "b"), (7, "a")):
-        player.fail(node, exit_code=1, lines="Traceback\nValueError: bad batch\n")
-        assert not player.has(Replace)
-        player.train()
-        player.reach(step)
-    assert player.obs.nodes[NodeId("b")].strikes_micro == 0
-
-
-def test_three_failures_without_progress_end_the_run_with_the_reason() -> None:
-    player = training(settle_us=0)
-    player.reach(4)
-    for _ in range(2):
-        player.fail("b", rank=1, exit_code=3, lines="ValueError: no such file")
-        player.train()
-        player.reach(4)
-    player.fail("a", rank=1, exit_code=3, lines="ValueError: no such file")
-    close = player.one(Close)
-    assert close.outcome == "failed"
-    assert "rank 1 on node a ended with exit code 3: ValueError: no such file" in close.reason
-    assert player.phase == ("failed", "Failed")
-
-
-def test_failures_with_progress_between_them_never_end_the_run() -> None:
-    player = training()
-    for step in range(1, 9):
-        player.reach(step)
-        player.fail(player.obs.holders[step % 2], signal=6, lines=f"{step}")
-        assert player.one(Start)
-        player.train()
-
-
-def test_lost_nodes_never_count_as_failures_of_the_program() -> None:
-    player = training()
-    for _ in range(6):
-        player.lose(player.obs.holders[0])
-        assert player.one(Start)
-        lost = next(name for name, node in player.obs.nodes.items() if node.state == "coming")
-        player.tell(NodeJoined(node=lost, incarnation=player.obs.nodes[lost].incarnation, attempt=Attempt(0)))
-    assert player.obs.tally.num_any == 0
 
 
 @pytest.mark.parametrize(
@@ -258,6 +206,19 @@ def test_no_step_within_the_limit_is_a_hang() -> None:
     player.rest(1)
     assert player.one(Start).dump_stacks
     assert player.obs.tally.num_any == 1
+
+
+def test_a_clock_that_runs_ahead_does_not_put_a_hang_off() -> None:
+    player = training()
+    player.reach(5)
+    told = player.obs.progress
+    assert told is not None
+    ahead_us = player.now_us + 3_600 * S
+    player.tell(
+        Tick(progress=replace(told, step=Step(6), furthest_step=Step(6), at_us=ahead_us, phase_since_us=ahead_us))
+    )
+    player.rest(10 * S)
+    assert player.one(Start).dump_stacks
 
 
 def test_a_promised_report_puts_the_limit_off() -> None:
@@ -308,6 +269,29 @@ def test_a_corrupt_commit_is_rejected_and_an_older_one_restored() -> None:
     assert player.obs.tally.num_any == 0
     player.tell(bad)
     assert player.effects == ()
+
+
+def test_a_failed_restore_counts_only_of_what_is_being_restored() -> None:
+    player = Player()
+    player.begin(ref(10, "a1-1"))
+    player.join("abc")
+    assert player.obs.restore == ref(10, "a1-1")
+    player.tell(failed_restore("a1-2"))
+    assert player.effects == ()
+    player.train(10)
+    player.tell(failed_restore("a1-1"))
+    assert player.obs.incident is None
+    fresh = Player()
+    fresh.begin()
+    fresh.join("abc")
+    fresh.tell(failed_restore("a1-1"))
+    assert fresh.obs.incident is None
+
+
+def failed_restore(write_id: str) -> RestoreFailed:
+    return RestoreFailed(
+        attempt=Attempt(1), node=NodeId("a"), write_id=WriteId(write_id), reason="crc", is_corrupt=True
+    )
 
 
 def test_when_no_commit_is_left_the_run_begins_anew_and_that_counts() -> None:
@@ -364,26 +348,6 @@ def test_a_node_lost_twice_in_the_evidence_is_lost_once() -> None:
     player.tell(lost)
     assert player.effects == ()
     assert player.obs.attempt == 2
-
-
-def test_independent_failures_before_the_lost_steps_are_regained_are_not_one_failure() -> None:
-    player = training()
-    for rank, step in enumerate((8, 6, 4, 2)):
-        player.reach(step)
-        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
-        assert player.has(Start)
-        player.train()
-    assert (player.obs.tally.num_same, player.obs.tally.num_any) == (1, 4)
-
-
-def test_even_different_failures_end_a_run_that_never_gets_further() -> None:
-    player = training()
-    for rank in range(9):
-        assert not player.has(Close)
-        player.reach(20 - rank)
-        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
-        player.train()
-    assert player.phase[0] == "failed"
 
 
 def test_steps_speak_for_a_gang_whose_restore_was_not_told() -> None:

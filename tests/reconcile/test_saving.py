@@ -105,6 +105,16 @@ def test_a_failed_save_is_aborted_told_and_followed_by_the_next() -> None:
     assert player.obs.num_save_failures == 1
 
 
+def test_failures_of_saves_that_are_not_the_last_never_end_the_run() -> None:
+    player = training()
+    for step in (10, 20, 30, 40):
+        assert player.save.step == step
+        player.reach(step)
+        player.tell(SaveFailed(write_id=player.save.write_id, reason="disk full"))
+    assert not player.has(Close)
+    assert player.obs.num_save_failures == 4
+
+
 def test_a_save_over_its_limit_is_aborted() -> None:
     player = training()
     player.reach(10, promise_us=player.now_us + 1_000 * S)
@@ -112,6 +122,7 @@ def test_a_save_over_its_limit_is_aborted() -> None:
     assert player.decision.wake_at_us == player.now_us + 60 * S
     player.rest(60 * S)
     assert "no commit within 60 s" in player.one(Abort).reason
+    assert player.obs.num_save_failures == 1
 
 
 def test_a_save_announced_long_ahead_has_no_limit_before_its_step() -> None:

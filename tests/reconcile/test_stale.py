@@ -202,10 +202,17 @@ def test_an_agent_is_evicted_before_its_slot_is_given_away_and_the_gang_is_start
         lambda fence: Save(fence=fence, step=Step(90), write_id=WriteId("a2-99"), is_last=False),
         lambda fence: Agree(fence=fence, write_id=WriteId("a2-99")),
         lambda fence: Commit(fence=fence, step=Step(90), write_id=WriteId("a2-99")),
+        lambda fence: Abort(fence=fence, write_id=WriteId("a2-99"), reason="test"),
         lambda fence: Delete(fence=fence, commits=(ref(10, "a1-1"),)),
     ],
-    ids=["provision", "evict", "place", "save", "agree", "commit", "delete"],
+    ids=["provision", "evict", "place", "save", "agree", "commit", "abort", "delete"],
 )
 def test_an_effect_that_nothing_calls_for_changes_nothing(effect: Callable[[Fence], Effect]) -> None:
     obs = training_on().obs
     assert after_effects(obs, (effect(obs.fence),)) == obs
+
+
+def test_a_run_is_closed_once() -> None:
+    obs = training_on().obs
+    closed = after_effects(obs, (Close(fence=obs.fence, outcome="suspended", reason="as asked"),))
+    assert after_effects(closed, (Close(fence=obs.fence, outcome="failed", reason="late"),)) == closed

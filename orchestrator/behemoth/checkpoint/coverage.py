@@ -79,7 +79,7 @@ def _check_array(grid: Grid, extents: Extents, rows: Ints) -> CoverageFault | No
     if len(bad := np.flatnonzero(begin < expected)):
         text = f"bytes {begin[bad[0]]} .. {expected[bad[0]]} are covered twice"
         return _fault(grid, int(chunk[bad[0]]), text, "span-twice", int(rows[bad[0]]))
-    if len(bad := np.flatnonzero(end > need[np.minimum(chunk, grid.num_chunks - 1)])):
+    if len(bad := np.flatnonzero(end > need[chunk])):
         text = f"expected an end at byte {need[chunk[bad[0]]]}, got {end[bad[0]]}"
         return _fault(grid, int(chunk[bad[0]]), text, "span-outside", int(rows[bad[0]]))
     covered = np.bincount(chunk, weights=extents.length[rows], minlength=grid.num_chunks)

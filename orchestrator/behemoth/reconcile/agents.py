@@ -50,10 +50,12 @@ def on_joined(obs: Observation, told: NodeJoined) -> Observation:
 
 
 def _rejoined(obs: Observation, name: NodeId, attempt: Attempt) -> Observation:
+    """A holder is there again. The silence of the gang counts from the last of them on, whichever spares are still
+    waited for."""
     if obs.is_gang_active and attempt != obs.attempt:
         reason = f"node {name} rejoined without the workers of attempt {obs.attempt}"
         return open_incident(obs, plain_incident(obs, "coordinator", reason, node=name))
-    return obs if obs.unknown else replace(obs, watch_us=obs.now_us)
+    return replace(obs, watch_us=obs.now_us)
 
 
 def on_lost(obs: Observation, told: NodeLost) -> Observation:
@@ -125,8 +127,6 @@ def _without_gang(obs: Observation) -> Observation:
 
 def evictions(obs: Observation) -> tuple[Effect, ...]:
     """End every agent that was given up."""
-    if not obs.evicting:
-        return ()
     owed = sorted(obs.evicting, key=lambda name: obs.nodes[name].order)
     return tuple(
         Evict(fence=obs.fence, node=name, incarnation=obs.nodes[name].incarnation, reason=obs.evicting[name])
@@ -136,8 +136,6 @@ def evictions(obs: Observation) -> tuple[Effect, ...]:
 
 def provisions(obs: Observation) -> tuple[Effect, ...]:
     """Order an agent wherever one is due."""
-    if not obs.due:
-        return ()
     due = sorted((obs.nodes[name].order, name) for name, due_us in obs.due.items() if due_us <= obs.now_us)
     return tuple(Provision(fence=obs.fence, node=name, incarnation=obs.nodes[name].incarnation + 1) for _, name in due)
 
@@ -180,8 +178,6 @@ def provisioned(obs: Observation, effect: Provision) -> Observation:
 
 
 def placed(obs: Observation, effect: Place) -> Observation:
-    if obs.placed_epoch == obs.epoch:
-        return obs
     obs = replace(obs, placed_epoch=obs.epoch)
     if obs.holders or not all(name in obs.spares for name in effect.holders):
         return obs
