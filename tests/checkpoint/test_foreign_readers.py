@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,20 @@ for line in sys.stdin.read().splitlines():
         file.write(f"{array.dtype.name} {list(array.shape)}\\n".encode() + data.tobytes())
 assert not [name for name in sys.modules if name.startswith("behemoth")]
 """
+
+# zarr-python without our data types, likewise: it says of each array what it reads, or why it cannot.
+STOCK_ZARR = """
+import hashlib, json, sys, warnings, zarr
+warnings.simplefilter("ignore")
+for path in sys.stdin.read().splitlines():
+    try:
+        data = zarr.open_array(path, mode="r")[...]
+        print(json.dumps([data.dtype.name, hashlib.sha256(data.tobytes()).hexdigest()]))
+    except ValueError as error:
+        print(json.dumps(["refused", str(error)]))
+assert "behemoth.zarr_dtypes" not in sys.modules
+"""
+OURS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
 
 
 def layout_of_all_dtypes(sharding: Sharding) -> Layout:
@@ -100,6 +116,22 @@ def test_zarr_python_reads_every_array(saved: tuple[Path, Layout, dict[str, np.n
         assert (data.dtype, data.shape) == (DTYPES[spec.dtype], spec.shape)
         assert raw_bytes(data) == raw_bytes(arrays[spec.name]), spec.name
         assert array.attrs["behemoth"] == {"name": spec.name}
+
+
+def test_zarr_python_with_nothing_of_ours_reads_every_core_dtype_and_refuses_the_others_by_name(
+    saved: tuple[Path, Layout, dict[str, np.ndarray]],
+) -> None:
+    root, layout, arrays = saved
+    paths = "\n".join(str(root / path) for path in layout.paths)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STOCK_ZARR], input=paths, text=True, capture_output=True, check=True, timeout=120
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    for spec, (dtype, said) in zip(layout.arrays, told, strict=True):
+        if spec.dtype in OURS:
+            assert (dtype, said) == ("refused", f"No Zarr data type found that matches {spec.dtype!r}"), spec.name
+        else:
+            assert (dtype, said) == (spec.dtype, sha256(raw_bytes(arrays[spec.name])).hexdigest()), spec.name
 
 
 def test_zarr_python_walks_the_groups(saved: tuple[Path, Layout, dict[str, np.ndarray]]) -> None:
