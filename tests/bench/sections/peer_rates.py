@@ -53,7 +53,6 @@ def _peers(scene: Scene, place: str, metrics: tuple[str, ...]) -> list[Row]:
 
 
 def _our_round(ours: Ours, state: State, folder: Path, metrics: tuple[str, ...]) -> Mapping[str, float]:
-    ours.copy()  # whoever ran before has pushed this memory out of caches and page tables
     samples = {"save": ours.save()["save"]}
     samples[JUST_SAVED] = restored(state.arrays, lambda: _none(ours.restore(is_remembered=True)))
     samples[LOST] = restored(state.arrays, lambda: _none(ours.restore(is_remembered=False)))

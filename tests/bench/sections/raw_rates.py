@@ -69,7 +69,6 @@ def _page_state(place: str, metric: str) -> str:
 
 
 def _our_round(ours: Ours, state: State, folder: Path) -> Mapping[str, float]:
-    ours.copy()  # whoever ran before has pushed this memory out of caches and page tables
     samples = dict(ours.save())
     each_file(folder, drop)
     phases: dict[str, float] = {}
