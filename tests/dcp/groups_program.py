@@ -78,6 +78,54 @@ def comes_back(url: str, make: Make, **options: Any) -> bool:
     return leaves(loaded) == leaves(saved)
 
 
+class Tied(nn.Module):
+    """Head and embedding are one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, WIDTH), nn.Linear(WIDTH, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.embed(words))
+        return logits
+
+
+def tied(seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = Tied()
+    fully_shard(model)
+    optimizer = AdamW(model.parameters())
+    model(torch.arange(11)).square().sum().backward()
+    optimizer.step()
+    of_model, of_optimizer = get_state_dict(model, optimizer)
+    assert len(of_model) == 2
+    return {"model": of_model, "optim": of_optimizer}
+
+
+def on_two_of_four(seed: int) -> dict[str, Any]:
+    """A tensor whose mesh is not all ranks of the group that saves."""
+    return {**rows_over(everybody(), seed), "inner": rows_over(DeviceMesh("cpu", [1, 2]), seed)["w"]}
+
+
+def two_boxes_of_each_rank(seed: int) -> dict[str, Any]:
+    """Rows of the front and of the back half of a tensor, in one buffer with padding between, as torch's protocol
+    CheckpointableTensor has it."""
+    rank, half = dist.get_rank(), 2 * dist.get_world_size()
+    torch.manual_seed(seed)
+    rows, buffer = torch.randn(2 * half, 5), torch.zeros(6, 5)
+    buffer[0:2], buffer[3:5] = rows[2 * rank :][:2], rows[half + 2 * rank :][:2]
+    told = {
+        "global_shape": tuple(rows.shape),
+        "global_offsets": ((2 * rank, 0), (half + 2 * rank, 0)),
+        "local_offsets": ((0, 0), (3, 0)),
+        "local_sizes": ((2, 5), (2, 5)),
+    }
+    for name, value in told.items():
+        setattr(buffer, name, value)
+    return {"rows": buffer}
+
+
 def full_state_of_rank_0(url: str) -> bool:
     """What `full_state_dict` gathers on rank 0, loaded into shards."""
     gathers = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -150,6 +198,9 @@ CASES: dict[str, Callable[[str], Any]] = {
         url, lambda seed: train_state(partial(AdamW, lr=torch.tensor(0.1 * seed), amsgrad=True), seed)
     ),
     "no optimizer state": lambda url: comes_back(url, partial(train_state, partial(SGD, lr=0.1))),
+    "tied": lambda url: comes_back(url, tied),
+    "mesh of two": lambda url: comes_back(url, on_two_of_four),
+    "two boxes of each rank": lambda url: comes_back(url, two_boxes_of_each_rank),
     "full state of rank 0": full_state_of_rank_0,
     "some ranks": lambda url: some_ranks(url, 1, 3),
     "lowest rank": lambda url: some_ranks(url, 1, 2, 3, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True)),
