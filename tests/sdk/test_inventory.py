@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import prove_coverage
+from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.sdk.inventory import module_inventory
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Cut, Inventory, decode_inventory, named_inventory
+from behemoth.spec.model import Cut, Inventory, decode_inventory, named_inventory, rank_bytes
 from behemoth.spec.recipe import Recipe
 
 torch = pytest.importorskip("torch")
@@ -82,6 +85,12 @@ def test_names_of_the_llama_4_family_need_no_rules() -> None:
         def named_parameters(self) -> list[tuple[str, torch.Tensor]]:
             return [(one.name, torch.empty(one.shape, device="meta")) for one in shipped.tensors]
 
+        def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
+            return []
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return dict(self.named_parameters())
+
     data = module_inventory(Shapes(), experts=16)
     found = decode_inventory(data, source="module")
     assert {one.name: one for one in found.tensors} == {one.name: one for one in shipped.tensors}
@@ -91,9 +100,9 @@ def test_names_of_the_llama_4_family_need_no_rules() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"shard": {"h.*.down.*": "tp0"}}, r"shard: expected patterns of the module's parameters, got \['h.*.down.*"),
+        ({"shard": {"h.*.down.*": "tp0"}}, r"shard: expected patterns of the module's tensors, got \['h.*.down.*"),
         ({"last": ["lm_head"]}, r"last: expected patterns .* got \['lm_head'\]"),
-        ({"layers": "layers.{}"}, "layers: expected what some parameter's name begins with, got 'layers.{}'"),
+        ({"layers": "layers.{}"}, "layers: expected what some tensor's name begins with, got 'layers.{}'"),
         ({"layers": "h"}, "layers: expected one {} for the number, got 'h'"),
         ({"shard": {"embed.weight": "tp7"}}, "module: embed.weight: expected a shard rule"),
     ],
@@ -105,13 +114,67 @@ def test_what_names_nothing_or_does_not_fit_is_refused(options: dict[str, object
         module_inventory(torch.nn.Module())
 
 
+class Router(torch.nn.Module):
+    def __init__(self, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(8, 4, bias=False)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.register_buffer("bias", bias)
+        self.register_buffer("angles", torch.zeros(1 << 20), persistent=False)
+
+
+def test_buffers_of_the_state_dict_keep_their_types_and_have_no_optimizer() -> None:
+    module = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(Router(torch.zeros(4).double()) for _ in range(2))})
+    data = module_inventory(module, layers="layers.{}")
+    assert {one["name"]: one.get("buffer") for one in json.loads(data)["tensors"]} == {
+        "layers.{}.gate.weight": None,
+        "layers.{}.norm.weight": None,
+        "layers.{}.norm.bias": None,
+        "layers.{}.norm.running_mean": "float32",
+        "layers.{}.norm.running_var": "float32",
+        "layers.{}.norm.num_batches_tracked": "int64",
+        "layers.{}.bias": "float64",
+    }
+    inventory = decode_inventory(data, source="module")
+    assert {one.name for one in inventory.tensors} == module.state_dict().keys()
+    assert inventory.num_params == sum(one.numel() for one in module.parameters())
+    layout = model_layout(inventory, Recipe(shares="rows", weights="bfloat16"), Mesh(dp=4, edp=4))
+    prove_coverage(layout)
+    of_buffers = {one.name: one for one in layout.arrays if "norm.num_batches" in one.name or "0.bias" in one.name}
+    assert {name: one.dtype for name, one in of_buffers.items()} == {
+        "buffer/layers.0.bias": "float64",
+        "buffer/layers.0.norm.num_batches_tracked": "int64",
+        "buffer/layers.1.norm.num_batches_tracked": "int64",
+    }
+    assert of_buffers["buffer/layers.0.bias"].flat_over is None
+
+
+def test_buffers_count_once_on_each_rank_and_stay_when_the_recipe_changes() -> None:
+    module = Router(torch.zeros(4).bfloat16())
+    inventory = decode_inventory(module_inventory(module), source="module")
+    mesh, saved, wanted = Mesh(), Recipe(), Recipe(weights="bfloat16", master="none", exp_avg="none", exp_avg_sq="none")
+    held = rank_bytes(inventory, mesh, Rank(0), recipe=wanted)
+    assert held.weights_bytes == 2 * inventory.num_params + 4 * 4 + 4 * 4 + 8 + 2 * 4
+    assert held.optimizer_bytes == 0
+    intake = recipe_change(inventory, saved, wanted)
+    names = {one.name for one in model_layout(inventory, saved, mesh).arrays if one.name.startswith("buffer/")}
+    assert len(names) == 4
+    assert not names & intake.convert.keys()
+    assert not any(fnmatchcase(name, pattern) for name in names for pattern in (*intake.extra, *intake.missing))
+
+
 @pytest.mark.parametrize(
     ("module", "text"),
     [
         (torch.nn.Embedding(0, 4), r"module: weight: expected a parameter with elements, got shape \(0, 4\)"),
         (torch.nn.LazyLinear(4), "module: weight: expected a parameter with a shape, got one that is not initialized"),
+        (Router(torch.empty(0)), r"module: bias: expected a buffer with elements, got shape \(0,\)"),
+        (
+            Router(torch.zeros(2, dtype=torch.float8_e4m3fnuz)),
+            "module: bias: expected a buffer of a type .*, got float8_e4m3fnuz",
+        ),
     ],
 )
-def test_a_parameter_that_has_nothing_to_save_is_named(module: torch.nn.Module, text: str) -> None:
+def test_a_tensor_that_has_nothing_to_save_is_named(module: torch.nn.Module, text: str) -> None:
     with pytest.raises(Invalid, match=text):
         module_inventory(module)

@@ -19,12 +19,13 @@ from behemoth.spec.model import Cut, Inventory, Tensor, stage_of
 from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.recipe import Recipe
 
-WEIGHTS, SCALES, OPTIMIZER = "model", "scale", "optim"
+WEIGHTS, SCALES, OPTIMIZER, BUFFERS = "model", "scale", "optim", "buffer"
 _MATRIX_DIMS = 2
 
 
 def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pipeline = EVEN) -> Layout:
-    """One array per tensor and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`, `optim/exp_avg_sq/T`.
+    """One array per parameter and slot: `model/T`, `scale/T`, `optim/master/T`, `optim/exp_avg/T`,
+    `optim/exp_avg_sq/T`; of a buffer `buffer/T`, whole on every replica.
 
     Dense tensors are shared over all that replicate them, cp x dp, as Megatron and FSDP do, and experts over edp, by
     rows of dim 1 where ranks are more than experts (`fit.row_dim`).
@@ -71,6 +72,9 @@ def slot_dtypes(recipe: Recipe) -> dict[str, str]:
 
 
 def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[ArraySpec]:
+    if tensor.buffer is not None:
+        yield _spec(f"{BUFFERS}/{tensor.name}", tensor.buffer, tensor, mesh, stage, None, recipe)
+        return
     over: Axes = "edp" if tensor.is_expert else mesh.without_idle(("cp", "dp"))
     flat_over = None if recipe.shares == "whole" else over
     if recipe.weights != "none":

@@ -44,7 +44,7 @@ def recipe_change(
     _check_invented(saved, wanted, make_master=make_master, new_moments=new_moments)
     before, after = slot_dtypes(saved), slot_dtypes(wanted)
     convert: dict[str, Conversion] = {}
-    for tensor in inventory.tensors:
+    for tensor in inventory.parameters:
         convert |= _Tensor(tensor=tensor, saved=saved, wanted=wanted).conversions()
         for slot in _MOMENTS:
             if "none" not in (before[slot], after[slot]) and before[slot] != after[slot]:
@@ -151,7 +151,7 @@ def _parts(recipe: Recipe, inventory: Inventory) -> list[str]:
     parts = [f"{OPTIMIZER}/{slot}" for slot, dtype in slot_dtypes(recipe).items() if dtype != "none"]
     if recipe.weights != "none":
         parts.append(WEIGHTS)
-        if any(weights_dtype(tensor, recipe) == _FLOAT8 for tensor in inventory.tensors):
+        if any(weights_dtype(tensor, recipe) == _FLOAT8 for tensor in inventory.parameters):
             parts.append(SCALES)
     return parts
 

@@ -29,7 +29,7 @@ def misfits(inventory: Inventory, mesh: Mesh, recipe: Recipe) -> Iterator[tuple[
             rows = math.gcd(*cut.part_sizes(uneven.shape[cut.dim]))
             yield axis, f"expected a divisor of {rows} (dim {cut.dim} of {uneven.name}), got {mesh.size(axis)}"
     if recipe.shares == "rows" and inventory.num_experts % mesh.ep == 0:
-        reasons = (_row_misfit(tensor, mesh) for tensor in inventory.tensors)
+        reasons = (_row_misfit(tensor, mesh) for tensor in inventory.parameters)
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is not None:
             yield "edp", reason

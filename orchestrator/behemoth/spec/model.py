@@ -2,7 +2,7 @@
 
 From these follow what a mesh must divide and how many bytes a rank holds. Inventories of published models ship as
 `data/*.json`; a user's own file has the same format. What a checkpoint stores per array, down to the byte, is the
-business of `behemoth.checkpoint`; this module knows parameters only.
+business of `behemoth.checkpoint`; this module knows parameters, and buffers of the types that they have.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ MODEL_NAMES = ("tiny-moe", "scout", "maverick", "behemoth-ref")
 MAX_INVENTORY_BYTES = 16 << 20
 _ITEM_BYTES = {"none": 0, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "split": 2}
 """Of a parameter in a slot of the recipe; of a split master its low half, whose other one is the weights."""
+_BUFFER = r"bool|u?int(8|16|32|64)|b?float16|float(32|64)|float8_e(4m3fn|5m2|8m0fnu)|complex(64|128)"
+"""Element types of buffers, by the names that arrays of a checkpoint have for them."""
 _WORKING_BYTES = 2
 """Of bfloat16 weights, which a program computes with where the recipe saves none."""
 
@@ -103,6 +105,9 @@ class Tensor:
     stage: Stage
     layer: int | None
     """Its number among the layers that are spread over the pipeline; None outside of them."""
+    buffer: str | None = None
+    """The element type of a buffer, which every replica holds and no optimizer knows; None for a parameter, whose types
+    are the recipe's."""
 
     @property
     def num_params(self) -> int:
@@ -121,8 +126,13 @@ class Inventory:
     tensors: tuple[Tensor, ...]
 
     @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors without buffers."""
+        return tuple(tensor for tensor in self.tensors if tensor.buffer is None)
+
+    @property
     def num_params(self) -> int:
-        return sum(tensor.num_params for tensor in self.tensors)
+        return sum(tensor.num_params for tensor in self.parameters)
 
     @property
     def num_layers(self) -> int:
@@ -132,7 +142,8 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankBytes:
-    """What one rank holds, by the recipe. Replicated weights count on every holder; scales of float8 do not count."""
+    """What one rank holds, by the recipe, buffers among the weights. What is replicated counts on every holder; scales
+    of float8 do not count."""
 
     weights_bytes: int
     optimizer_bytes: int
@@ -146,6 +157,7 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     shard: Annotated[str, msgspec.Meta(max_length=100)]
     layers: tuple[int, int, int] | None = None
     stage: Stage | None = None
+    buffer: Annotated[str, msgspec.Meta(pattern=f"^({_BUFFER})$")] | None = None
 
 
 def named_inventory(name: str) -> Inventory:
@@ -210,6 +222,9 @@ def rank_bytes(
         if stage_of(tensor, num_layers, mesh.pp, pipeline) != stage:
             continue
         held = -(-tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts))
+        if tensor.buffer is not None:
+            weights_bytes += held * _item_bytes(tensor.buffer)
+            continue
         replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
         weights_bytes += -(-held // (replicas if recipe.shares == "rows" else 1)) * per_weight
         optimizer_bytes += -(-held // (1 if recipe.shares == "whole" else replicas)) * per_state
@@ -228,6 +243,17 @@ def stage_of(tensor: Tensor, num_layers: int, num_stages: int, pipeline: Pipelin
             return pipeline.stage_of_layer(tensor.layer, num_layers, num_stages)
 
 
+def is_buffer_dtype(name: str) -> bool:
+    """Whether a buffer may have it."""
+    return re.fullmatch(_BUFFER, name) is not None
+
+
+def _item_bytes(dtype: str) -> int:
+    """The first number in the name of a dtype is its bits; a bool has none."""
+    bits = re.search(r"\d+", dtype)
+    return 1 if bits is None else int(bits[0]) // 8
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: int
     experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
@@ -244,7 +270,8 @@ def _shipped(name: str) -> Inventory:
 def _tensors(entry: TensorEntry, source: str) -> Iterator[Tensor]:
     shape, cuts = tuple(entry.shape), _cuts(entry, source)
     if entry.layers is None:
-        yield Tensor(name=entry.name, shape=shape, cuts=cuts, stage=entry.stage or "first", layer=None)
+        stage = entry.stage or "first"
+        yield Tensor(name=entry.name, shape=shape, cuts=cuts, stage=stage, layer=None, buffer=entry.buffer)
         return
     start, stop, step = entry.layers
     if not (0 <= start < stop <= 10_000 and step >= 1 and entry.name.count("{}") == 1):
@@ -252,7 +279,8 @@ def _tensors(entry: TensorEntry, source: str) -> Iterator[Tensor]:
         raise Invalid(f"{source}: {entry.name}: {expected}, got {list(entry.layers)}", code="inventory-format")
     for number in range(start, stop, step):
         name, stage = entry.name.replace("{}", str(number)), entry.stage or "layer"
-        yield Tensor(name=name, shape=shape, cuts=cuts, stage=stage, layer=number if stage == "layer" else None)
+        layer = number if stage == "layer" else None
+        yield Tensor(name=name, shape=shape, cuts=cuts, stage=stage, layer=layer, buffer=entry.buffer)
 
 
 def _cuts(entry: TensorEntry, source: str) -> tuple[Cut, ...]:
