@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, commits, create_same, latest, read_record, reject
 from behemoth.checkpoint.commit_log import publish
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
 from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.verify import verify
+from behemoth.ports import Part
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, Fail, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore
@@ -313,6 +316,30 @@ def test_ranks_write_all_of_an_array_and_the_leader_adds_only_groups_and_index()
         key.removeprefix(f"{prefix}/") for key in of_ranks
     }
     assert of_leader == {INDEX, METADATA, *(f"{group}/{METADATA}" for group in groups_of(layout.paths))}
+
+
+class Together(MemoryStore):
+    """A write into one of `files` waits until another one is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: set[str] = set()
+        self._barrier = threading.Barrier(2)
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        if key in self.files:
+            self._barrier.wait(timeout=60)
+        super().write_parts(key, size_bytes=size_bytes, parts=parts)
+
+
+def test_the_leader_writes_the_ends_of_shared_chunks_into_several_files_at_a_time() -> None:
+    arrays = tuple(ArraySpec(name=f"model/{name}", dtype="uint8", shape=(101,), flat_over="dp") for name in "ab")
+    store, layout = Together(), Layout(mesh=LAYOUT.mesh, arrays=arrays)
+    receipts = write_all_ranks(store, layout, logical_arrays(layout, 1), step=1)
+    store.files = {info.key for info in store.list("steps") if not info.key.endswith(METADATA)}
+    assert len(store.files) == 2
+    record = commit_receipts(store, layout, receipts, step=1)
+    assert verify(store, record.ref, threads=1, deep=True).is_intact
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -18,7 +18,7 @@ from behemoth.checkpoint.freshness import check_fresh
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import INDEX, METADATA
-from behemoth.checkpoint.proof import Proof, check_zeros, prove
+from behemoth.checkpoint.proof import Proof, SharedChunk, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.shard_proof import check_shards
 from behemoth.checkpoint.threads import run_all
@@ -27,6 +27,10 @@ from behemoth.ports import ObjectStore, Part, SavesTo, UploadsParts, WritesRange
 from behemoth.state.effect import CommitRef
 
 __all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "latest", "read_record", "reject"]
+
+END_THREADS = 16
+"""Files into which ends of chunks are written at a time. Each end is a part of a page that others wrote, which the file
+system has to read first: it waits more than it works."""
 
 
 def commit(
@@ -37,8 +41,9 @@ def commit(
     *,
     previous: CommitRecord | None,
 ) -> CommitRecord:
-    """Prove, complete and publish a write of which every rank has sealed its part. Blocks for a listing of the write
-    and a few small objects.
+    """Prove, complete and publish a write of which every rank has sealed its part. Blocks for a listing of the write,
+    a few small objects and, on a file system, the end of each chunk that several ranks wrote: where ranks have flat
+    shares that is nearly every chunk, 3.2 million of the reference Behemoth on 32,000 ranks.
 
     `previous` is the newest commit, against which zeros and stale bytes are judged. Idempotent for one write id: a new
     leader may repeat it.
@@ -113,27 +118,32 @@ def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> byte
         items = [(f"{prefix}/{name}", data) for name, data in small.items()]
         run_all(lambda item: create_same(store, *item), items, threads=SEAL_THREADS, name="ckpt-create")
     else:
-        _write(store, prefix, small, _tails(prefix, layout, proof))
+        _write(store, prefix, small, _shared_by_file(prefix, layout, proof))
     return index
 
 
-def _tails(prefix: str, layout: Layout, proof: Proof) -> dict[str, tuple[int, list[Part]]]:
-    """The ends of chunks that several ranks wrote, by the key of their file, with its size."""
-    tails: dict[str, tuple[int, list[Part]]] = {}
+def _shared_by_file(prefix: str, layout: Layout, proof: Proof) -> dict[str, tuple[Grid, list[SharedChunk]]]:
+    """The chunks that several ranks wrote, by the key of their file."""
+    found: dict[str, tuple[Grid, list[SharedChunk]]] = {}
     for shared in proof.shared:
         grid = grids(layout)[shared.array]
         key = f"{prefix}/{layout.paths[shared.array]}/{grid.shard_key(grid.place(shared.chunk)[0])}"
-        _, parts = tails.setdefault(key, (grid.file_bytes, []))
-        parts.append(_tail(grid, shared.chunk, shared.data_crc, shared.data_bytes))
-    return tails
+        found.setdefault(key, (grid, []))[1].append(shared)
+    return found
 
 
 def _write(
-    store: WritesRanges, prefix: str, small: Mapping[str, bytes], tails: Mapping[str, tuple[int, list[Part]]]
+    store: WritesRanges,
+    prefix: str,
+    small: Mapping[str, bytes],
+    shared: Mapping[str, tuple[Grid, Sequence[SharedChunk]]],
 ) -> None:
-    for key, (size_bytes, parts) in tails.items():
-        store.write_parts(key, size_bytes=size_bytes, parts=parts)
-    keys = list(tails)
+    def write_ends(key: str) -> None:
+        grid, chunks = shared[key]
+        store.write_parts(key, size_bytes=grid.file_bytes, parts=[_end(grid, chunk) for chunk in chunks])
+
+    run_all(write_ends, shared, threads=END_THREADS, name="ckpt-end")
+    keys = list(shared)
     for name, data in small.items():
         keys.append(f"{prefix}/{name}")
         store.write_parts(keys[-1], size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
@@ -161,6 +171,6 @@ def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_b
             )
 
 
-def _tail(grid: Grid, chunk: int, data_crc: int, data_bytes: int) -> Part:
-    offset = grid.chunk_offset_bytes(chunk) + data_bytes
-    return Part(offset_bytes=offset, buffers=[chunk_tail(grid, data_crc, data_bytes)])
+def _end(grid: Grid, shared: SharedChunk) -> Part:
+    offset = grid.chunk_offset_bytes(shared.chunk) + shared.data_bytes
+    return Part(offset_bytes=offset, buffers=[chunk_tail(grid, shared.data_crc, shared.data_bytes)])
