@@ -31,7 +31,7 @@ LONGER_TIMEOUT_S = 3_600
 
 def pytest_sessionstart() -> None:
     """Where Python is told to write no bytecode, each of the thousands of processes that tests start would compile all
-    that it imports: a third of the time in which `behemoth run` is there."""
+    that it imports."""
     if sys.dont_write_bytecode:
         for folder in ("orchestrator", "cli", "tests"):
             compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=1)

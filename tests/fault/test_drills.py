@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,10 @@ def test_a_hung_rank_is_stopped_and_its_log_says_where_it_hung(tmp_path: Path, d
         stage.start()
         stage.finish()
         assert any("no step for" in str(event["message"]) for event in stage.events("Starting")), stage.told()
+        silences = re.findall(r"no step for ([\d.]+) s at step \d+ \(step\)", str(stage.events("Hung")))
+        assert [seconds for seconds in silences if float(seconds) >= 2], stage.told()
         logs = [path.read_text() for path in (stage.directory / "logs/attempt-0001").iterdir()]
-        assert any("counter.py" in log and "in main" in log for log in logs)
+        assert any(re.search(r'File ".*counter\.py", line \d+ in main', log) for log in logs)
         stage.expect_sound(digest)
 
 

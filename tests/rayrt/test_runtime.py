@@ -16,7 +16,7 @@ from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.rayrt import runtime as runtime_module
 from behemoth.rayrt.keeper import descendants
-from behemoth.rayrt.runtime import embed_ray, join_ray
+from behemoth.rayrt.runtime import RayRuntime, embed_ray, join_ray
 from behemoth.testing.runtime import (
     WAIT_S,
     SuiteAgents,
@@ -105,24 +105,23 @@ def test_killing_the_run_leaves_nothing_of_ray_or_ours(tmp_path: Path) -> None:
     assert not Path(temp_dir).exists()
 
 
-def test_a_running_ray_is_joined_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded = embed_ray(NODES)
+def test_a_running_ray_is_joined_by_its_address(
+    embedded_ray: RayRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper_pid = embedded_ray.link.keeper_pid
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token_of(keeper_pid))
+    joined = join_ray(gcs_address(keeper_pid))
     try:
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        monkeypatch.setenv("RAY_AUTH_TOKEN", token_of(embedded.link.keeper_pid))
-        joined = join_ray(gcs_address(embedded.link.keeper_pid))
-        try:
-            (node,) = joined.nodes()
-            assert node.startswith(socket.gethostname())
-            _, pids = SuiteAgents(joined, tmp_path).start(node, SLEEP)
-            with pytest.raises(Unavailable, match="no-such-node"):
-                joined.start_agent(NodeId("no-such-node"), incarnation=1, argv=["true"], env={})
-        finally:
-            joined.close()
-        assert_dead(pids)
-        SuiteAgents(embedded, tmp_path).start(NODES[0], SLEEP)
+        (node,) = joined.nodes()
+        assert node.startswith(socket.gethostname())
+        _, pids = SuiteAgents(joined, tmp_path).start(node, SLEEP)
+        with pytest.raises(Unavailable, match="no-such-node"):
+            joined.start_agent(NodeId("no-such-node"), incarnation=1, argv=["true"], env={})
     finally:
-        embedded.close()
+        joined.close()
+    assert_dead(pids)
+    SuiteAgents(embedded_ray, tmp_path).start(NODES[0], SLEEP)
 
 
 def test_an_address_where_nobody_listens_is_unavailable_with_a_hint() -> None:
@@ -141,16 +140,14 @@ def test_an_address_that_accepts_and_never_answers_is_unavailable_in_time(monkey
         assert caught.value.hint
 
 
-def test_an_embedded_ray_admits_nobody_without_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded = embed_ray(NODES)
-    try:
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-        with pytest.raises(Unavailable) as caught:
-            join_ray(gcs_address(embedded.link.keeper_pid))
-        assert "RAY_AUTH_TOKEN" in caught.value.hint
-    finally:
-        embedded.close()
+def test_an_embedded_ray_admits_nobody_without_its_token(
+    embedded_ray: RayRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with pytest.raises(Unavailable) as caught:
+        join_ray(gcs_address(embedded_ray.link.keeper_pid))
+    assert "RAY_AUTH_TOKEN" in caught.value.hint
 
 
 @pytest.mark.parametrize(
