@@ -19,7 +19,7 @@ from behemoth.base.ids import NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.sdk.saver import MEMORY_WAIT_S
 from behemoth.storage.page_cache import cached_bytes
-from behemoth.wire.commands import AbortSave, GoAhead, RestoreFrom, SaveAt, StopGang
+from behemoth.wire.commands import AbortSave, GoAhead, Leave, RestoreFrom, SaveAt, StopGang
 from behemoth.wire.reports import (
     Beat,
     Hello,
@@ -463,6 +463,19 @@ def test_a_hung_workers_stack_is_in_its_log_before_it_is_killed(tmp_path: Path) 
         await here.wait_for(RanksUp, lambda report: report.attempt == 2)
         assert "hang_here_for_ever" in here.log(1, 0)
         assert "hang_here_for_ever" in here.log(1, 1)
+
+    play(tmp_path, scene, setup_for(tmp_path, hang_at=5))
+
+
+def test_an_agent_that_shall_stop_and_leave_hangs_up_behind_the_stacks_of_hung_workers(tmp_path: Path) -> None:
+    async def scene(here: Stage) -> None:
+        here.start_gang(1)
+        await here.wait_for(Beat, lambda beat: beat.step == 4 and beat.phase_age_us > 100_000)
+        here.send(StopGang(fence=here.fence(1), reason="no step", dump_stacks=True))
+        here.send(Leave(reason="the run has failed"))
+        await here.wait_for(RanksGone)
+        assert all("hang_here_for_ever" in here.log(1, rank) for rank in (0, 1))
+        assert here.agents[NodeId("n0")].wait(LIMIT_S) == 0
 
     play(tmp_path, scene, setup_for(tmp_path, hang_at=5))
 
