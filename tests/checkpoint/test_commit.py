@@ -123,7 +123,8 @@ def test_an_array_that_turns_all_zero_is_refused_unless_declared(may_be_zero: bo
         save(store, layout, zeroed, step=2, previous=first)
         return
     with pytest.raises(
-        Corrupt, match="'model/scale', first byte from rank 3: all 1 elements are zero, unlike at step 1"
+        Corrupt,
+        match="'model/scale', first byte from rank 3: expected elements other than zero, as at step 1, got all 1 zero",
     ):
         save(store, layout, zeroed, step=2, previous=first)
 

@@ -189,7 +189,9 @@ def test_damage_in_a_chunk_that_is_read_is_an_error_and_no_difference() -> None:
 def test_a_missing_file_is_damage_that_names_the_array() -> None:
     second = saved(LAYOUT, logical_arrays(LAYOUT, 2))
     second.store.delete([second.commit.shard_key(0, 0)])
-    with pytest.raises(Corrupt, match=f"array '{LAYOUT.arrays[0].name}', chunk 0, file .*: the file is missing"):
+    with pytest.raises(
+        Corrupt, match=f"array '{LAYOUT.arrays[0].name}', chunk 0, file .*: expected the file, got none"
+    ):
         diff(saved(LAYOUT, logical_arrays(LAYOUT, 1)), second, threads=2)
 
 

@@ -150,7 +150,7 @@ def test_any_damaged_byte_of_a_chunk_that_is_read_is_named_and_leaves_no_snapsho
 def test_what_is_missing_in_the_store_is_corrupt() -> None:
     store, opened = saved(toy_layout())
     store.delete([opened.shard_key(opened.layout.positions["optim/odd"], 0)])
-    with pytest.raises(Corrupt, match=r"'optim/odd', chunk 0, file .*: the file is missing"):
+    with pytest.raises(Corrupt, match=r"'optim/odd', chunk 0, file .*: expected the file, got none"):
         restored(store, opened, other_layout(), 0)
 
 

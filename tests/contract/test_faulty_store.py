@@ -2,7 +2,7 @@
 
 import pytest
 
-from behemoth.base.errors import NotFound, Unavailable
+from behemoth.base.errors import Invalid, NotFound, Unavailable
 from behemoth.ports import Part
 from behemoth.testing.faults import Crash, Die, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore, contents, read
@@ -54,6 +54,11 @@ def test_writes_are_counted_and_reads_are_not() -> None:
     list(store.list(""))
     assert store.num_writes == 4
     assert len(every_death(store.num_writes)) == 12
+
+
+def test_a_loop_over_the_deaths_of_nothing_is_refused() -> None:
+    with pytest.raises(Invalid, match="expected at least one write to die at, got 0"):
+        every_death(0)
 
 
 def test_a_power_cut_takes_unsealed_bytes_only() -> None:

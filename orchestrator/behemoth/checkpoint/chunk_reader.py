@@ -113,7 +113,7 @@ class ChunkReader:
         try:
             self._store.read_into(key, offset_bytes=offset_bytes, into=into)
         except NotFound as error:
-            raise Corrupt(f"{where}: the file is missing", hint=DAMAGED_HINT, code="shard-missing") from error
+            raise Corrupt(f"{where}: expected the file, got none", hint=DAMAGED_HINT, code="shard-missing") from error
         except Corrupt as error:
             raise Corrupt(f"{where}: {error.message}", hint=DAMAGED_HINT, code="shard-short") from error
 

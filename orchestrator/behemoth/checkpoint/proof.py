@@ -106,8 +106,8 @@ def check_zeros(layout: Layout, proof: Proof, previous: CommitRecord) -> None:
     for spec, array, rank in zip(layout.arrays, proof.arrays, proof.first_ranks, strict=True):
         if array.is_zero and not before.get(array.name, True) and not spec.may_be_zero:
             raise Corrupt(
-                f"array {array.name!r}, first byte from rank {rank}: all {spec.num_elements} elements are zero, unlike "
-                f"at step {previous.step}",
+                f"array {array.name!r}, first byte from rank {rank}: expected elements other than zero, as at step "
+                f"{previous.step}, got all {spec.num_elements} zero",
                 hint="declare it may_be_zero if that is healthy",
                 code="array-zero",
             )

@@ -1,7 +1,7 @@
 """What a rank says that it wrote: the leader proves a checkpoint from these alone, so they carry all it must believe.
 
-Receipts cross the network as msgpack, are bounded, and decode strictly. Neighbours: `writer` makes, `commit` judges,
-`span_table` has what there are millions of.
+Receipts cross the network as msgpack, are bounded, and decode strictly. Neighbours: `rank_write` makes them, `commit`
+judges, `span_table` has what there are millions of.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ from behemoth.state.evidence import Progress
 
 _P99_FACTOR = 3
 """design/recovery.md: "no step in max(3 x p99, floor)"."""
-
-
 _BEFORE_STEPS: tuple[WorkPhase, ...] = ("start", "restore")
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import assert_never
 
 from behemoth.base.ids import Step
 from behemoth.state.observation import Cause, Observation
 from behemoth.state.status import Phase, RunStatus
-
-_MAX_VACANT = 16
 
 _REASONS: dict[Cause, str] = {
     "node": "NodeLost",
@@ -35,10 +32,6 @@ def status_of(obs: Observation) -> RunStatus:
         step=obs.progress.step if obs.progress is not None else Step(0),
         best_step=obs.best_step,
         commit=obs.newest_commit,
-        num_present=len(obs.spares) + len(obs.holders) - len(obs.vacant),
-        num_spares=len(obs.spares),
-        vacant=tuple(sorted(islice(obs.vacant, _MAX_VACANT))) if obs.vacant else (),
-        num_vacant=len(obs.vacant),
         num_failures=obs.tally.num_any,
         num_save_failures=obs.num_save_failures,
         save_message=obs.save_message,

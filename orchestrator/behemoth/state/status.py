@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from behemoth.base.ids import Attempt, Slot, Step
+from behemoth.base.ids import Attempt, Step
 from behemoth.state.effect import CommitRef, Outcome
 
 Phase = Literal[
@@ -31,11 +31,6 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Furthest step that any attempt completed."""
     commit: CommitRef | None
     """The newest commit that may be restored."""
-    num_present: int
-    num_spares: int
-    vacant: tuple[Slot, ...]
-    """Slots whose holder is gone, the first 16."""
-    num_vacant: int
     num_failures: int
     """Failures of the program since it last got further."""
     num_save_failures: int

@@ -15,7 +15,7 @@ from typing import TypeVar, assert_never
 
 from typing_extensions import Buffer
 
-from behemoth.base.errors import BehemothError, Unavailable
+from behemoth.base.errors import BehemothError, Invalid, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.ports import (
     Into,
@@ -193,7 +193,10 @@ class FaultyBucket(FaultyObjects):
 
 
 def every_death(num_writes: int) -> tuple[Die, ...]:
-    """Each way to die at each of the first `num_writes` writes."""
+    """Each way to die at each of the first `num_writes` writes. Raises Invalid for none: a loop over no death would
+    prove nothing, whatever it expects."""
+    if num_writes < 1:
+        raise Invalid(f"every death: expected at least one write to die at, got {num_writes}")
     return tuple(Die(write=write, when=when) for write in range(num_writes) for when in When)
 
 

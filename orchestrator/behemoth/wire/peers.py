@@ -120,8 +120,6 @@ ShardRow: TypeAlias = tuple[Count, Count]
 """Array and number."""
 MAX_ROWS: Final = 4096
 """Of one request: so many have room in a frame."""
-
-
 MAX_SHARDS: Final = 128
 """Of one request for upload ids, which a store may make long: so many have room in the answer's frame."""
 

@@ -25,8 +25,8 @@ GROUP_NODES = 64
 
 
 class SharedReads(PassingStore):
-    """Reads of one restore; thread-safe. `unit_of` says of which unit a range is a part; until it is known, each range
-    is one, and what every rank wants: the commit and its index."""
+    """Reads of one restore; thread-safe. `unit_of` says of which unit a range is a part; until its caller sets it, each
+    range is one, and what every rank wants: the commit and its index."""
 
     def __init__(
         self,
@@ -35,10 +35,9 @@ class SharedReads(PassingStore):
         once: ReadOnce,
         table: PeerTable,
         client: PeerClient,
-        unit_of: Callable[[str, int, int], Unit] | None = None,
     ) -> None:
         super().__init__(inner)
-        self.unit_of = unit_of
+        self.unit_of: Callable[[str, int, int], Unit] | None = None
         self._once = once
         self._table = table
         self._client = client
