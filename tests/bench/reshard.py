@@ -6,9 +6,10 @@ Each case saves the same arrays once per contender on one mesh, ours by the chec
 processes as that mesh has ranks. Then one process per rank of the other mesh restores, again and again: DCP by
 `dcp.load` into DTensors of its mesh, ours as on a node that has all these ranks: its store process opens the commit and
 reads into their staging memory, on one thread per rank, several where files are cold, and behind the last one's end the
-ranks `unstage` out of it. Both fill the very same buffers, which are damaged before and
+ranks `unstage` out of it. `raw` is the machine's own rate: each rank reads its bytes in a row, through the page cache,
+out of a file that has nothing else. All fill the very same buffers, which are damaged before and
 compared afterwards. A sample is wall time from the order to the last rank's answer. Ours checks the CRC of every byte
-on the way, DCP has none. Files are in the page cache (`cached`, brought there in one way for everybody) or not
+on the way, the others have none. Files are in the page cache (`cached`, brought there in one way for everybody) or not
 (`cold`). `bytes read` are the kernel's account of what all processes got from read(2), against what they hold. A new
 mesh needs new staging memory; `format` is that, all ranks' at once and before the restore.
 """
@@ -69,7 +70,8 @@ LIMIT_S = 900.0
 """Of an order to all programs: it ends a hang and judges no speed."""
 PROGRAMS = Path(__file__).parent / "programs"
 STATES = {"cached": cache, "cold": drop}
-CONTENDERS = ("behemoth", "torch-dcp")
+PEERS = ("torch-dcp", "raw")
+CONTENDERS = ("behemoth", *PEERS)
 
 
 class Gang:
@@ -160,13 +162,13 @@ def _load(gang: Gang, contender: str) -> Mapping[str, float]:
 
 
 def _rows(case: scene.Case, samples: Mapping[str, Mapping[str, list[float]]], formats: Sequence[float]) -> list[Row]:
-    ours, theirs = (samples[name] for name in CONTENDERS)
+    ours, dcp = samples["behemoth"], samples["torch-dcp"]
     rows = []
     for state in STATES:
         metric = f"restore, {state}"
-        rows.append(beside(f"{case.name}, {state}", "s", ours[metric], "torch-dcp", theirs[metric]))
+        rows += [beside(f"{case.name}, {state}", "s", ours[metric], name, samples[name][metric]) for name in PEERS]
         rows += [alone(f"  of which {phase}", "s", ours[f"{phase}, {state}"]) for phase in ("read", "unstage")]
-    rows.append(beside("  bytes read / held", "", ours["bytes, cached"], "torch-dcp", theirs["bytes, cached"]))
+    rows.append(beside("  bytes read / held", "", ours["bytes, cached"], "torch-dcp", dcp["bytes, cached"]))
     rows.append(alone("  format, all ranks", "s", formats))
     return rows
 

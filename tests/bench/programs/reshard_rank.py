@@ -2,8 +2,8 @@
 
     reshard_rank.py save|load AXIS RANK WORLD PORT NUM_LAYERS FOLDER [ARENA]
 
-`save` writes with torch's DCP and ends. `load` answers each line of stdin with one of JSON: `damage`, then `behemoth`
-or `torch-dcp`, which tell the bytes that this process read meanwhile, then `check`. Both fill the very same buffers.
+`save` writes with torch's DCP and ends. `load` answers each line of stdin with one of JSON: `damage`, then `behemoth`,
+`torch-dcp` or `raw`, which tell the bytes that this process read meanwhile, then `check`. All fill the same buffers.
 ARENA is the path of this rank's staging memory, which `reshard_node` fills before `behemoth` copies out of it.
 """
 
@@ -32,6 +32,7 @@ from behemoth.checkpoint.staging import unstage
 
 DAMAGE = np.int32(-0x5EADBEEF)
 PAGE_WORDS = 1024
+RAW_BLOCK_BYTES = 8 << 20
 
 
 class Ours:
@@ -68,6 +69,31 @@ class Dcp:
         return {}
 
 
+class Raw:
+    """The machine's own rate: the bytes of this rank, one after another in a file of its own, by preadv(2)."""
+
+    def __init__(self, folder: Path, rank: int, arrays: scene.Arrays) -> None:
+        self._path = folder / "raw" / f"rank-{rank}"
+        self._targets = [memoryview(array.reshape(-1).view(np.uint8)) for array in arrays.values()]
+        self._path.parent.mkdir(exist_ok=True)
+        with self._path.open("wb") as file:
+            file.writelines(self._targets)
+            os.fsync(file.fileno())
+
+    def load(self) -> Mapping[str, float]:
+        fd, at = os.open(self._path, os.O_RDONLY), 0
+        try:
+            for target in self._targets:
+                left = target
+                while left:
+                    got = os.preadv(fd, [left[:RAW_BLOCK_BYTES]], at)
+                    assert got, f"{self._path}: expected {left.nbytes} bytes more, got the end of the file"
+                    left, at = left[got:], at + got
+        finally:
+            os.close(fd)
+        return {}
+
+
 def main() -> None:
     mode, axis, rank, world, port, num_layers, folder, *arena = sys.argv[1:]
     warnings.simplefilter("ignore")
@@ -82,7 +108,8 @@ def main() -> None:
             peer.save()
         else:
             ours = Ours(axis, int(rank), int(world), int(num_layers), *arena, arrays)
-            obey({"behemoth": ours.load, "torch-dcp": peer.load}, arrays)
+            raw = Raw(Path(folder), int(rank), arrays)
+            obey({"behemoth": ours.load, "torch-dcp": peer.load, "raw": raw.load}, arrays)
     finally:
         dist.destroy_process_group()
 
