@@ -165,13 +165,13 @@ def another_coordinator(url: str) -> bool:
 
 
 def cached_plans(url: str) -> bool:
-    """Of the same state, of a larger one, the same again, and the smaller one."""
-    writer, same = BehemothWriter("unused"), []
+    """Of the same state, of a larger one, the same again, and the smaller one; each save has a writer of its own."""
+    same = []
     for step, more in enumerate([(), (), ("x",), ("x",), ()]):
         saved, loaded = (rows_over(everybody(), seed, *more) for seed in (step, 9))
         place = f"{url}/step-{step}"
         planner = DefaultSavePlanner(enable_plan_caching=True)
-        dcp.save(saved, storage_writer=writer, checkpoint_id=place, planner=planner)
+        dcp.save(saved, storage_writer=BehemothWriter(place), planner=planner)
         dcp.load(loaded, storage_reader=BehemothReader("unused"), checkpoint_id=place)
         same.append(leaves(loaded) == leaves(saved))
     return all(same)

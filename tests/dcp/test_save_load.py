@@ -226,21 +226,6 @@ def test_nested_dicts_stay_whole_with_a_planner_that_does_not_flatten(tmp_path: 
     assert same(load(blank(state), storage_reader=BehemothReader(tmp_path), planner=planner), state)
 
 
-def test_cached_plans_are_written_whole_into_every_new_checkpoint(tmp_path: Path) -> None:
-    writer = BehemothWriter(tmp_path)
-    for seed in (1, 2):
-        save(state_of(seed), storage_writer=writer, planner=_Caching(enable_plan_caching=True))
-    assert same(loaded(tmp_path, state_of(0), step=0), state_of(1))
-    assert same(loaded(tmp_path, state_of(0), step=1), state_of(2))
-    with pytest.raises(CheckpointException) as caught:
-        save(state_of(3), storage_writer=BehemothWriter(tmp_path), planner=_Caching(enable_plan_caching=True))
-    assert refusal(caught.value).code == "dcp-cached-plan"
-
-
-class _Caching(DefaultSavePlanner):
-    """Caches under a name of its own: torch keeps plans on the class."""
-
-
 def test_a_dtype_that_the_format_has_not_is_refused_with_the_key(tmp_path: Path) -> None:
     with pytest.raises(CheckpointException) as caught:
         save({"q": torch.zeros(2, dtype=torch.float8_e4m3fnuz)}, storage_writer=BehemothWriter(tmp_path))

@@ -35,6 +35,7 @@ from behemoth.dcp.rank_writer import RankWriter
 from behemoth.dcp.same_store import mark, require_same, unmark
 from behemoth.dcp.save_lock import SaveLock
 from behemoth.dcp.save_plan import SavedState, orders_of, rank_boxes, rank_orders, saved_state
+from behemoth.dcp.whole_plans import whole_plans
 from behemoth.ports import ObjectStore, UploadsParts
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import is_s3, open_bucket, open_files
@@ -131,7 +132,7 @@ class BehemothWriter(Addressed, StorageWriter):
         """On the coordinator: what every rank is to write, and where."""
         (address, meta), going_on = self._told.get(threading.get_ident(), self._now()), GoingOn.here()
         self._require_one_save(going_on)
-        plans = self._plans = self._whole_plans(plans)
+        plans = self._plans = whole_plans(plans, self._plans)
         with self._held_unless_it_fails(), closing(_opened(address.url)) as store:
             self._drop_failed(store, address.url)
             if not isinstance(store, UploadsParts):
@@ -203,20 +204,6 @@ class BehemothWriter(Addressed, StorageWriter):
         except BaseException:
             self._lock.let_go()
             raise
-
-    def _whole_plans(self, plans: Sequence[SavePlan]) -> list[SavePlan]:
-        """A planner that caches plans says `not usable` for those that have not changed since the last save. Every save
-        is another write here, so each rank is sent its whole plan again."""
-        kept: Sequence[SavePlan | None] = self._plans if len(self._plans) == len(plans) else [None] * len(plans)
-        whole = [plan if plan.usable else old for plan, old in zip(plans, kept, strict=True)]
-        found = [plan for plan in whole if plan is not None]
-        if len(found) < len(plans):
-            raise Invalid(
-                "BehemothWriter: expected whole plans, got cached ones of a save that another writer made",
-                hint="keep one BehemothWriter for all saves, or leave out enable_plan_caching",
-                code="dcp-cached-plan",
-            )
-        return found
 
     def _require_one_save(self, save: GoingOn) -> None:
         """Raises Conflict while the former one may be going on, whose lock stays."""

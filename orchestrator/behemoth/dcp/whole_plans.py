@@ -1,0 +1,35 @@
+"""The whole plans of all ranks, where a planner that caches them tells only that they are what they were.
+
+Every save is another write here, so each rank is sent its plan again. Neighbour: `writer`, which remembers the plans of
+its last save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+
+from behemoth.base.errors import Invalid
+
+
+def whole_plans(plans: Sequence[SavePlan], last: Sequence[SavePlan]) -> list[SavePlan]:
+    """`last` are those of the writer's last save. Raises Invalid where nobody knows what has not changed."""
+    if all(plan.usable for plan in plans):
+        return list(plans)
+    known = _cached(last)
+    if len(known) != len(plans):
+        raise Invalid(
+            "BehemothWriter: expected whole plans, got cached ones, of which neither this writer nor one planner alone "
+            "has the whole",
+            hint="keep one BehemothWriter for all saves of a planner, or leave out enable_plan_caching",
+            code="dcp-cached-plan",
+        )
+    return [plan if plan.usable else old for plan, old in zip(plans, known, strict=True)]
+
+
+def _cached(last: Sequence[SavePlan]) -> Sequence[SavePlan]:
+    """torch keeps the plans for all writers, by the name of the planner's class, which it tells none of them: where
+    there is one such class, they are of that."""
+    cached: Mapping[str, Sequence[SavePlan]] = getattr(SavePlanner, "_cached_global_plan", {})
+    return next(iter(cached.values())) if len(cached) == 1 else last
