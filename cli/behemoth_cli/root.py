@@ -20,6 +20,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]  # of
 from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
+from behemoth.base.errors import Invalid
 from behemoth_cli.context import Context
 from behemoth_cli.errors import choose, failure_of, lines_of, unwritable
 from behemoth_cli.exits import Exit
@@ -42,6 +43,8 @@ VERBS: dict[str, str] = {
 COMPLETE_VARIABLE = "_BEHEMOTH_COMPLETE"
 """Set by completion scripts: the program then prints what could come next."""
 _GLOBAL_FLAGS = ("-v", "--verbose")
+_MAY_BE_EMPTY = ("--reason",)
+"""Options whose value is a text for people."""
 _COLORS: tuple[ColorChoice, ...] = ("auto", "always", "never")
 
 
@@ -134,6 +137,7 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
         if sys.stdout is None:
             raise unwritable("a closed one")
         _escape_what_is_no_text(sys.stdout)
+        _refuse_empty_values(arguments)
         command = typer.main.get_command(app)
         code = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
         return int(code) if isinstance(code, int) else Exit.OK
@@ -183,6 +187,24 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return [*front, *rest]
+
+
+def _refuse_empty_values(arguments: Sequence[str]) -> None:
+    """`--mesh "$MESH"` without a MESH would do what the command does without the option: another precision, no limit of
+    the rate. Raises Invalid."""
+    before = ""
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if before == "--":
+            return
+        empty = before if not word else option if equals and not value else ""
+        if empty.startswith("-") and empty not in _MAY_BE_EMPTY:
+            raise Invalid(
+                f"option {empty}: expected a value, got an empty one",
+                hint="leave the option out where there is nothing to say; a variable of the shell may be empty",
+                code="empty-value",
+            )
+        before = word
 
 
 def _of_output(error: OSError) -> Exception:

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from behemoth.base.errors import NotFound, Unavailable
+from behemoth.base.errors import Corrupt, NotFound, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -15,7 +15,8 @@ from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.passing import PassingStore
-from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.reader import Commit, open_commit, read_rank_into
 from behemoth.checkpoint.rehearsal import Rehearsal, rehearse
 from behemoth.ports import ObjectStore, Part
 from behemoth.spec.mesh import Mesh
@@ -116,3 +117,35 @@ def test_a_rank_for_which_there_is_no_memory_is_refused_with_a_way_out() -> None
     huge = ArraySpec(name="w", dtype="float64", shape=(1 << 45,))  # more than the addresses of a process
     with pytest.raises(Unavailable, match="largest rank's state, 281474976710656 bytes, got none"):
         rehearsed(store, commit, Layout(mesh=Mesh(), arrays=(huge,)))
+
+
+def with_a_shard_of_another_step(name: str) -> tuple[MemoryStore, Commit]:
+    """Two steps whose bytes differ; the file of one array is that of the other step, whole and with the right CRCs."""
+    store, commit = saved()
+    layout = commit.layout
+    other = open_commit(store, save(store, layout, logical_arrays(layout, 2), step=6).ref)
+    array = layout.positions[name]
+    file_bytes = grids(layout)[array].file_bytes
+    data = bytearray(file_bytes)
+    store.read_into(other.shard_key(array, 0), offset_bytes=0, into=data)
+    store.delete([commit.shard_key(array, 0)])
+    store.write_parts(commit.shard_key(array, 0), size_bytes=file_bytes, parts=[Part(offset_bytes=0, buffers=[data])])
+    return store, commit
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_file_of_another_step_is_damage_although_each_chunk_has_its_crc(mesh: Mesh) -> None:
+    store, commit = with_a_shard_of_another_step("model/dense")
+    found = rehearsed(store, commit, on_mesh(commit.layout, mesh))
+    assert not found.is_intact
+    key = commit.shard_key(commit.layout.positions["model/dense"], 0)
+    expected = "expected the chunks that were committed, got others, each of them whole"
+    assert {one.damage for one in found.ranks if one.damage} == {f"array 'model/dense', file {key}: {expected}"}
+
+
+def test_one_rank_alone_does_not_get_an_array_that_it_reads_whole_from_another_step() -> None:
+    store, commit = with_a_shard_of_another_step("model/dense")
+    layout = on_mesh(commit.layout, Mesh())
+    memory = memoryview(bytearray(plan_rank(layout, Rank(0)).data_bytes))
+    with pytest.raises(Corrupt, match="expected the chunks that were committed, got others"):
+        read_rank_into(store, commit, layout, plan_rank(layout, Rank(0)), memory, threads=2)

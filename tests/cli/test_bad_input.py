@@ -50,6 +50,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["explain", "spec.mash.ep"], "hint: did you mean spec.mesh.ep?"),
         (["ckpt", "verfy", "x"], "hint: did you mean verify?"),
         (["logs", "--tail", "many"], "--tail"),
+        (["ckpt", "rehearse", "x", "--mesh", ""], "option --mesh: expected a value, got an empty one"),
+        (["ckpt", "export", "x", "--to", "y", "--dtype="], "option --dtype: expected a value, got an empty one"),
+        (["ckpt", "drain", "x", "--to", "y", "-o", ""], "option -o: expected a value, got an empty one"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_nearest_right_one(

@@ -123,6 +123,17 @@ def test_the_store_of_another_run_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert steps_of(tmp_path / "theirs") == []
 
 
+@pytest.mark.usefixtures("directory")
+def test_a_store_that_cannot_take_the_checkpoint_stays_whose_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(LocalStore(tmp_path / "taken")) as store:
+        save(store, small_layout(), step=20, write_id="import-1")
+        code, _, err = drain(capsys, "run/small", "--to", str(tmp_path / "taken"))
+        assert (code, "code: commit-taken" in err) == (1, True)
+        assert read_owner(store) is None
+
+
 def leave_in(safe: Path, directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     """Step 10 is in the store `safe` and not in the run's own any more, and the run is alive."""
     assert drain(capsys, "run/small", "--to", str(safe), "--step", "10")[0] == 0

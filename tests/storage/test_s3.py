@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from behemoth.base.errors import Denied
+from behemoth.storage.s3_client import S3Client
 from behemoth.testing.uploads import UploadContract
 from servers.s3_server import S3Server
 from storage.s3_stores import OpenedAgain, let_in, new_place, opened
@@ -29,3 +32,13 @@ def test_an_object_that_was_replaced_has_another_etag(s3: S3Server, monkeypatch:
         (after,) = store.list("")
     assert before == after
     assert before.etag != after.etag
+
+
+def test_a_key_that_may_not_be_deleted_is_named_with_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = new_place()
+    errors = [{"Key": f"{place.prefix}/pins/x.json", "Code": "AccessDenied"}]
+    denying = SimpleNamespace(delete_objects=lambda **_: {"Errors": errors}, close=lambda: None)
+    monkeypatch.setattr(S3Client, "_connected", lambda _: denying)
+    with opened(place) as store, pytest.raises(Denied) as caught:
+        store.delete(["pins/w.json", "pins/x.json"])
+    assert caught.value.message == f"{place}: delete pins/x.json: AccessDenied"

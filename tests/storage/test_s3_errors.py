@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from botocore import exceptions as boto
 
@@ -67,6 +69,12 @@ def test_an_answer_is_one_of_our_errors(code: str, status: int, kind: type[Behem
         (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable),
         (boto.SSLError(endpoint_url="https://host", error=f"EOF {SECRET}"), Unavailable),
         (boto.SSLError(endpoint_url="https://host", error=f"CERTIFICATE_VERIFY_FAILED {SECRET}"), Denied),
+        (boto.SSLError(endpoint_url="https://host", error=f"WRONG_VERSION_NUMBER {SECRET}"), Invalid),
+        (boto.SSLError(endpoint_url="https://host", error=ssl.SSLError(FileNotFoundError(2, SECRET))), Invalid),
+        (
+            boto.SSLError(endpoint_url="https://host", error=ssl.SSLError(ConnectionResetError(104, SECRET))),
+            Unavailable,
+        ),
         (TimeoutError(SECRET), Unavailable),
         (boto.NoCredentialsError(), Denied),
         (boto.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), Denied),

@@ -18,7 +18,7 @@ from behemoth.app.store_lock import leading
 from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.commit_record import CommitRecord
-from behemoth.checkpoint.copy_plan import CopyPlan, plan_copy
+from behemoth.checkpoint.copy_plan import CopyPlan, has_commit, plan_copy
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
@@ -86,7 +86,7 @@ def drain(
             context.console.show(page, form)
             return
         began_s = time.monotonic()
-        with _held(given, store, target_url), stopped_by_interrupt() as stop:
+        with _held(given, store, record, target_url), stopped_by_interrupt() as stop:
             copy = partial(copy_checkpoint, given, store, record.ref, threads=threads, pace=_pace(bytes_per_s, stop))
             copied = _copied(context.console, given, record, copy)
     seconds = time.monotonic() - began_s
@@ -131,10 +131,12 @@ def _candidates(url: str) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _held(given: ObjectStore, store: SavesTo, url: str) -> Iterator[None]:
+def _held(given: ObjectStore, store: SavesTo, record: CommitRecord, url: str) -> Iterator[None]:
     """While this lasts nobody cleans up what is written, and the target is the source's run's. A bucket's server is
-    tried out before the first byte. Raises Conflict for the store of another run, or of one that is alive."""
+    tried out before the first byte. Raises Conflict for the store of another run, or of one that is alive, and where
+    the copy could not be published: a store that gets nothing stays whose it was."""
     owner, standing = read_owner(given), _standing_owner(given, store, url)
+    has_commit(store, record)
     probe_bucket(store, url=url)
     with ExitStack() as stack:
         if standing is not None:

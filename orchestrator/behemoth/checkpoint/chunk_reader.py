@@ -16,6 +16,7 @@ from behemoth.checkpoint.commit_record import DAMAGED_HINT
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.ports import Into, ObjectStore
 
 DIRECT_BYTES = 1 << 20
@@ -23,27 +24,34 @@ DIRECT_BYTES = 1 << 20
 
 
 class ChunkReaders:
-    """A reader for each thread that asks."""
+    """A reader for each thread that asks. `seen` knows the chunks of others who read the same commit."""
 
-    def __init__(self, store: ObjectStore, commit: Commit) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, *, seen: SeenChunks | None = None) -> None:
         self._store = store
         self._commit = commit
+        self._seen = SeenChunks(commit) if seen is None else seen
         self._own = threading.local()
 
     def mine(self) -> ChunkReader:
         """Of the calling thread; it lasts as long as both."""
         if not hasattr(self._own, "reader"):
-            self._own.reader = ChunkReader(self._store, self._commit)
+            self._own.reader = ChunkReader(self._store, self._commit, self._seen)
         reader: ChunkReader = self._own.reader
         return reader
 
+    def require_committed(self) -> None:
+        """Raises Corrupt when an array of which all chunks were read has some of another checkpoint."""
+        self._seen.require_committed()
+
 
 class ChunkReader:
-    """Chunks of one commit, checked, through a scratch buffer. Not thread-safe: one per thread."""
+    """Chunks of one commit, checked, through a scratch buffer. Not thread-safe: one per thread. Made by
+    `ChunkReaders`."""
 
-    def __init__(self, store: ObjectStore, commit: Commit) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, seen: SeenChunks) -> None:
         self._store = store
         self._commit = commit
+        self._seen = seen
         self._scratch = memoryview(bytearray(0))
 
     def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
@@ -125,6 +133,7 @@ class ChunkReader:
                 hint=DAMAGED_HINT,
                 code="chunk-crc",
             )
+        self._seen.note(array, chunk, crc)
         return crc
 
     def _where(self, array: int, chunk: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.boxes import Interval
@@ -30,6 +30,7 @@ from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.reshard import plan_box, plan_resharding
 from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
+from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -73,19 +74,28 @@ def read_rank_into(
     threads: int,
     intake: Intake = AS_SAVED,
     kept_bytes: int = RANK_KEPT_BYTES,
+    seen: SeenChunks | None = None,
 ) -> None:
-    """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least."""
+    """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least. `seen`
+    knows what other ranks have read."""
     found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
-    _read_plan(store, commit, layout, plan, found, data, threads=threads, kept_bytes=kept_bytes)
+    _read_plan(store, commit, layout, plan, found, data, threads=threads, kept_bytes=kept_bytes, seen=seen)
 
 
 def read_spans(
-    store: ObjectStore, commit: Commit, spans: Sequence[Span], data: memoryview, *, threads: int
+    store: ObjectStore,
+    commit: Commit,
+    spans: Sequence[Span],
+    data: memoryview,
+    *,
+    threads: int,
+    seen: SeenChunks | None = None,
 ) -> list[int]:
     """Read spans of a plan of the commit's own layout to their places in the plan's `data`, each chunk whole and
     checked; the CRC of each. Raises Corrupt naming array, chunk and file."""
-    job = _RankRead(store, commit, data)
+    job = _RankRead(store, commit, data, seen)
     parts = run_all(job.run, batched(spans, threads=threads), threads=threads, name="ckpt-read")
+    job.readers.require_committed()
     return [crc for part in parts for crc in part]
 
 
@@ -101,20 +111,15 @@ def read_array(store: ObjectStore, commit: Commit, name: str, into: Buffer | Non
     if target.nbytes != grid.spec.num_bytes or not target.flags.writeable:
         raise Invalid(f"array {name!r}: expected a writable buffer of {grid.spec.num_bytes} bytes, got {target.nbytes}")
     logical = target.reshape(*grid.spec.shape, grid.spec.itemsize)
-    reader = ChunkReader(store, commit)
-    crcs = np.empty(grid.num_chunks, dtype="<u4")
+    readers = ChunkReaders(store, commit)
+    reader = readers.mine()
     for chunk in range(grid.num_chunks):
-        payload, crcs[chunk] = reader.stride(position, chunk)
+        payload, _ = reader.stride(position, chunk)
         box = grid.chunk_box(chunk)
         sizes = [part.stop - part.start for part in box]
         data = np.frombuffer(payload, dtype=np.uint8, count=grid.data_bytes(chunk))
         logical[box] = data.reshape(*sizes, grid.spec.itemsize)
-    if crc32c(crcs.tobytes()) != commit.index.content_crcs[position]:
-        raise Corrupt(
-            f"array {name!r}, {commit.files(position)}: expected the chunks that were committed, got others, "
-            "each of them whole",
-            code="array-content",
-        )
+    readers.require_committed()
     reader.check_indexes(position)
     return target.view(DTYPES[grid.spec.dtype]).reshape(grid.spec.shape)
 
@@ -169,13 +174,14 @@ def _read_plan(
     *,
     threads: int,
     kept_bytes: int,
+    seen: SeenChunks | None = None,
 ) -> list[int]:
     """The CRC of each span, whose bytes are then in place."""
     is_as_saved = list(found) == list(range(len(layout.arrays)))
     if is_as_saved and commit.layout.digest == layout.digest:
-        return read_spans(store, commit, plan.spans, data, threads=threads)
+        return read_spans(store, commit, plan.spans, data, threads=threads, seen=seen)
     work = plan_resharding(commit.layout, layout, plan, found)
-    return read_resharded(store, commit, plan, work, data, threads=threads, kept_bytes=kept_bytes)
+    return read_resharded(store, commit, plan, work, data, threads=threads, kept_bytes=kept_bytes, seen=seen)
 
 
 def _position(commit: Commit, name: str) -> int:
@@ -190,14 +196,14 @@ def _position(commit: Commit, name: str) -> int:
 class _RankRead:
     """Reads spans on several threads."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, data: memoryview) -> None:
+    def __init__(self, store: ObjectStore, commit: Commit, data: memoryview, seen: SeenChunks | None) -> None:
         self._data = data
         self._grids: Sequence[Grid] = grids(commit.layout)
-        self._readers = ChunkReaders(store, commit)
+        self.readers = ChunkReaders(store, commit, seen=seen)
 
     def run(self, spans: Sequence[Span]) -> list[int]:
         """The CRC of each span, whose bytes are then in place."""
-        chunks = self._readers.mine()
+        chunks = self.readers.mine()
         return [self._read(chunks, span) for span in spans]
 
     def _read(self, chunks: ChunkReader, span: Span) -> int:

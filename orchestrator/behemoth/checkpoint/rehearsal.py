@@ -20,6 +20,7 @@ from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import PAGE_BYTES, plan_rank
 from behemoth.checkpoint.reader import read_rank_into
+from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.ports import ObjectStore
 
 Progress = Callable[[int, int], None]
@@ -91,11 +92,12 @@ def rehearse(
     counting = CountingStore(store)
     done, total = 0, sum(sizes.values())
     found = []
+    seen = SeenChunks(commit)
     memory = _memory(max(PAGE_BYTES, *sizes.values()))
     for start in range(0, len(memory), PAGE_BYTES):
         memory[start] = 0  # a restore finds the pages of its arena in place, too
     for rank in ranks:
-        found.append(_restored(counting, commit, layout, rank, memoryview(memory), threads=threads, now=now))
+        found.append(_restored(counting, commit, layout, rank, memoryview(memory), seen, threads=threads, now=now))
         done += sizes[rank]
         progress(done, total)
     return Rehearsal(ranks=tuple(found))
@@ -118,6 +120,7 @@ def _restored(
     layout: Layout,
     rank: Rank,
     memory: memoryview,
+    seen: SeenChunks,
     *,
     threads: int,
     now: Callable[[], float],
@@ -125,7 +128,7 @@ def _restored(
     began_s, before_bytes, damage = now(), store.read_bytes, ""
     plan = plan_rank(layout, rank)
     try:
-        read_rank_into(store, commit, layout, plan, memory[: plan.data_bytes], threads=threads)
+        read_rank_into(store, commit, layout, plan, memory[: plan.data_bytes], threads=threads, seen=seen)
     except Corrupt as error:
         damage = error.message
     return RankRehearsal(

@@ -27,6 +27,7 @@ from behemoth.checkpoint.precision import as_float32
 from behemoth.checkpoint.reshard import ChunkRead, Resharding, ScaleFill, Slab, plan_box
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.scaled_reader import ScaledArray
+from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -40,6 +41,7 @@ def read_resharded(
     *,
     threads: int,
     kept_bytes: int,
+    seen: SeenChunks | None = None,
 ) -> list[int]:
     """Put all bytes of the plan in `data`, the data area of a generation; the CRC of each of its spans.
 
@@ -47,7 +49,7 @@ def read_resharded(
     array, chunk and file.
     """
     area = np.frombuffer(data, dtype=np.uint8)
-    read_slabs(store, commit, work, area, threads=threads, kept_bytes=kept_bytes)
+    read_slabs(store, commit, work, area, threads=threads, kept_bytes=kept_bytes, seen=seen)
 
     def crcs(spans: Sequence[Span]) -> list[int]:
         return [crc32c(data[span.arena_offset : span.arena_offset + span.length]) for span in spans]
@@ -66,12 +68,14 @@ def read_slabs(
     scales_store: ObjectStore | None = None,
     kept_bytes: int = RANK_KEPT_BYTES,
     remembered: ComputedScales | None = None,
+    seen: SeenChunks | None = None,
 ) -> None:
     """Fill the slabs of `area`, and its blanks with zeros.
 
     Saved scales are read from `scales_store`, by default from `store`. Of values that wait for computed ones
     `kept_bytes` are held at most; what is `remembered` of these is not computed again, and what is computed is
-    remembered. Raises Corrupt naming array, chunk and file, Invalid naming an array whose values cannot be converted.
+    remembered. `seen` knows what others have read. Raises Corrupt naming array, chunk and file, Invalid naming an array
+    whose values cannot be converted.
     """
     for start, stop in work.blanks:
         area[start:stop] = 0
@@ -86,7 +90,8 @@ def read_slabs(
     for fill in work.fills:
         fills[fill.scales].append(fill)
 
-    reading = _Reading(store, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered)
+    readers = ChunkReaders(store, commit, seen=seen)
+    reading = _Reading(readers, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered)
     run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
     for array, reads in scaled.items():
         computed = {one: work.scales[one] for one in of_array[array] if one.saved is None}
@@ -104,6 +109,7 @@ def read_slabs(
             slab = work.slabs[fill.slab]
             into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
             into[...] = found.scales(fill.scales, fill.box).reshape(slab.shape)
+    readers.require_committed()
 
 
 def _saved_table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box], threads: int) -> ScaleTable:
@@ -123,7 +129,7 @@ class _Reading:
 
     def __init__(
         self,
-        store: ObjectStore,
+        readers: ChunkReaders,
         commit: Commit,
         slabs: Sequence[Slab],
         area: Bytes,
@@ -131,7 +137,7 @@ class _Reading:
         kept_bytes: int,
         remembered: ComputedScales | None,
     ) -> None:
-        self._readers = ChunkReaders(store, commit)
+        self._readers = readers
         self._grids = grids(commit.layout)
         self._slabs = [as_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
         self._kept_bytes = kept_bytes

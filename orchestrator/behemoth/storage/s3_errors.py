@@ -31,6 +31,9 @@ _NO_CREDENTIALS = (
     boto.TokenRetrievalError,
     boto.ProfileNotFound,
 )
+_PLAIN = "WRONG_VERSION_NUMBER"
+"""What OpenSSL makes of the first bytes of a server that speaks plain HTTP."""
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _UNREACHED = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ChecksumError)
 
 
@@ -45,10 +48,10 @@ def named_errors(doing: str) -> Iterator[None]:
         raise _unanswered(error, doing) from error
 
 
-def error_of_code(code: str, status: int, doing: str) -> BehemothError:
+def error_of_code(code: str, status: int | None, doing: str) -> BehemothError:
     """The error of ours for a code and a status of S3 (Amazon S3 API reference, "Error responses"), and for those that
-    compatible servers add."""
-    message = f"{doing}: {code or 'error'} ({status})"
+    compatible servers add. One key of a batch that was not deleted has a code and no status."""
+    message = f"{doing}: {code or 'error'}" + (f" ({status})" if status is not None else "")
     match code:
         case "NoSuchUpload":
             return NotFound(
@@ -82,7 +85,7 @@ def error_of_code(code: str, status: int, doing: str) -> BehemothError:
         case "QuotaExceeded" | "XMinioStorageFull" | "InsufficientCapacity":
             return Unavailable(message, code="no-space", hint="free space, raise the quota, or keep fewer checkpoints")
         case _:
-            return _error_of_status(status, message)
+            return _error_of_status(status or 0, message)
 
 
 def _error_of_status(status: int, message: str) -> BehemothError:
@@ -121,10 +124,23 @@ def _unanswered(error: BotoCoreError | OSError, doing: str) -> BehemothError:
         return Denied(f"{doing}: expected credentials, got none that can be used ({kind})", hint=CREDENTIALS_HINT)
     if isinstance(error, boto.NoRegionError):
         return Invalid(f"{doing}: expected a region, got none", hint=_REGION, code="store-region")
-    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        hint = "name the authority that signed it: AWS_CA_BUNDLE"
-        return Denied(f"{doing}: expected a certificate of a known authority, got another", hint=hint)
+    if isinstance(error, boto.SSLError) and (unfit := _unfit_tls(error, doing)) is not None:
+        return unfit
     if isinstance(error, (*_UNREACHED, OSError)):
         hint = "check that the endpoint is right and can be reached from here"
         return Unavailable(f"{doing}: no whole answer from the store ({kind})", hint=hint)
     return Invalid(f"{doing}: expected a request that can be sent, got {kind}")
+
+
+def _unfit_tls(error: boto.SSLError, doing: str) -> BehemothError | None:
+    """What no further try would change: anything else, such as a connection that was cut, may be better in a moment."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        hint = "name the authority that signed it: AWS_CA_BUNDLE"
+        return Denied(f"{doing}: expected a certificate of a known authority, got another", hint=hint)
+    if _PLAIN in str(error):
+        hint = "write http:// in the endpoint, or name the port on which the store speaks TLS"
+        return Invalid(f"{doing}: expected TLS at the endpoint, got an answer without it", hint=hint, code="store-tls")
+    if any(isinstance(cause, _NO_FILE) for cause in getattr(error.kwargs["error"], "args", ())):
+        hint = "correct the path of the authorities' certificates: AWS_CA_BUNDLE, or ca_bundle of the profile"
+        return Invalid(f"{doing}: expected a file with certificates, got none", hint=hint, code="store-tls")
+    return None

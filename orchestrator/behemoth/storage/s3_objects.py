@@ -223,7 +223,8 @@ class S3Objects:
             answer = client.delete_objects(Bucket=self._place.bucket, Delete={"Objects": names, "Quiet": True})
             for failed in answer.get("Errors", ()):
                 if failed.get("Code") != "NoSuchKey":
-                    raise error_of_code(str(failed.get("Code", "")), 0, f"delete {failed.get('Key', first)}")
+                    key = str(failed.get("Key", ""))[self._skipped() :] or first
+                    raise error_of_code(str(failed.get("Code", "")), None, f"{self._place}: delete {key}")
 
         self._client.ask(doing, delete)
 
