@@ -6,7 +6,7 @@ import errno
 import itertools
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from behemoth.agent.node_reads import NodeReads
 from behemoth.base.errors import BehemothError, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import scale_waves, scaled_reader
+from behemoth.checkpoint.common_chunks import CommonChunks, SharedObject
 from behemoth.checkpoint.conversion import Cast, Intake, ScaledDown
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
@@ -54,6 +55,13 @@ def node_of_four(before: Callable[[str], None] = lambda _key: None) -> Iterator[
         nodes_of(root, columns(4), ranks_per_node=4, before=before) as nodes,
     ):
         yield nodes[0]
+
+
+def wanted_of_a(readers: Sequence[Set[int]]) -> CommonChunks:
+    """Of units of ten bytes of the object `a`, one behind the other."""
+    is_read = np.array([[rank in some for some in readers] for rank in range(3)])
+    bits = np.packbits(is_read, axis=0, bitorder="little")
+    return CommonChunks([Rank(rank) for rank in range(3)], {"a": SharedObject(10, 10, bits)}.get)
 
 
 def is_right(node: Node, rank: Rank, layout: Layout, arrays: Logical) -> bool:
@@ -200,7 +208,7 @@ def test_a_rank_waits_for_one_of_the_reads_that_another_is_stuck_in_and_not_for_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     units = [Unit("a", at, 10) for at in (0, 10)]
-    reads = NodeReads({unit: {Rank(0), Rank(1)} for unit in units}, unit_of=Unit, limit_bytes=20)
+    reads = NodeReads(wanted_of_a([{0, 1}, {0, 1}]), unit_of=Unit, limit_bytes=20)
     begun, freed = threading.Semaphore(0), threading.Event()
 
     def get_stuck(_data: memoryview) -> None:
@@ -292,8 +300,7 @@ def test_ranks_of_the_saved_layout_read_files_straight_into_place(monkeypatch: p
 
 def test_what_is_kept_for_ranks_that_do_not_come_makes_room_for_those_that_do(tmp_path: Path) -> None:
     units = [Unit("a", at, 10) for at in range(0, 40, 10)]
-    wanted = {unit: {Rank(0), Rank(2)} for unit in units[:3]} | {units[3]: {Rank(0), Rank(1)}}
-    reads, into = NodeReads(wanted, unit_of=Unit, limit_bytes=20), bytearray(10)
+    reads, into = NodeReads(wanted_of_a([{0, 2}, {0, 2}, {0, 2}, {0, 1}]), unit_of=Unit, limit_bytes=20), bytearray(10)
     with closing(ReadLog(tmp_path)) as store, reads.of(Rank(0), store) as zero, reads.of(Rank(1), store) as one:
         store.create("a", bytes(range(40)))
         for unit in units:

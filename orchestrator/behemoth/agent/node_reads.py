@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.common_chunks import CommonChunks
 from behemoth.checkpoint.passing import PassingStore, num_bytes, spread
 from behemoth.checkpoint.units import Unit
 from behemoth.ports import Into, ObjectStore
@@ -35,14 +36,12 @@ class _Held:
 
 
 class NodeReads:
-    """Of one restore of a node. Thread-safe. `wanted`: the units that several of its ranks read, and which; it is used
-    up. `unit_of` says of which unit a range is a part. At most `limit_bytes` are held."""
+    """Of one restore of a node. Thread-safe. `wanted`: the units that several of its ranks read; it is used up.
+    `unit_of` says of which unit a range is a part. At most `limit_bytes` are held."""
 
-    def __init__(
-        self, wanted: dict[Unit, set[Rank]], *, unit_of: Callable[[str, int, int], Unit], limit_bytes: int
-    ) -> None:
+    def __init__(self, wanted: CommonChunks, *, unit_of: Callable[[str, int, int], Unit], limit_bytes: int) -> None:
         self.unit_of = unit_of
-        self._left = wanted
+        self._wanted = wanted
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._held: dict[Unit, _Held] = {}  # the longest there first
@@ -103,7 +102,7 @@ class NodeReads:
     def _find(self, unit: Unit, rank: Rank) -> tuple[_Held | None, bool]:
         """What is held of the unit, or will be if this rank reads it, and whether that is so."""
         held = self._held.get(unit)
-        is_new = held is None and not self._left.get(unit, {rank}) <= {rank}
+        is_new = held is None and not self._wanted.left(unit) <= {rank}
         memory = self._memory(unit.length_bytes) if is_new else None
         if memory is not None:
             held = self._held[unit] = _Held(memory, rank)
@@ -122,7 +121,7 @@ class NodeReads:
         for unit in list(self._held):
             if self._taken_bytes + num_bytes <= self._limit_bytes:
                 break
-            if not self._held[unit].num_users and self._left[unit].isdisjoint(self._active):
+            if not self._held[unit].num_users and self._wanted.left(unit).isdisjoint(self._active):
                 del self._held[unit]
                 self._taken_bytes -= unit.length_bytes
         if self._taken_bytes + num_bytes > self._limit_bytes:
@@ -136,19 +135,18 @@ class NodeReads:
 
     def _took(self, unit: Unit, rank: Rank) -> None:
         """The rank has the unit, or wants it no more. It is kept if it is whole, and somebody else wants it."""
-        left, held = self._left.get(unit, set()), self._held.get(unit)
-        left.discard(rank)
-        if not left:
-            self._left.pop(unit, None)
-        if held is not None and not held.num_users and not (held.is_whole and left):
+        self._wanted.took(unit, rank)
+        held = self._held.get(unit)
+        if held is not None and not held.num_users and not (held.is_whole and self._wanted.left(unit)):
             del self._held[unit]
             self._free[unit.length_bytes].append(held.memory)
 
     def _end(self, rank: Rank) -> None:
         self._active.discard(rank)
         self._ended.add(rank)
-        for unit in [unit for unit, left in self._left.items() if rank in left]:
+        for unit in [unit for unit in self._held if rank in self._wanted.left(unit)]:
             self._took(unit, rank)
+        self._wanted.ended(rank)
         if not self._active:
             self._drop_free()
 

@@ -81,17 +81,17 @@ def over_read(
     of_saved = grids(saved)
     chosen = np.arange(layout.mesh.num_ranks) if ranks is None else np.array(ranks, dtype=np.int64)
     held, alone = np.zeros((2, len(chosen)), dtype=np.int64)
-    sources = [_sources(saved, origin) for origin in found]
+    of_arrays = [sources(saved, origin) for origin in found]
     for kind in kinds(layout):
         pieces = kind.sharing.piece_of_rank[chosen]
         holds = pieces >= 0
         elements = bytes_of_pieces(kind) // kind.grid.spec.itemsize
-        for grid, source, num_arrays in _saved_grids(kind, of_saved, sources):
+        for grid, source, num_arrays in _saved_grids(kind, of_saved, of_arrays):
             held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
             if not source.is_looked_through:  # `scale_bytes` counts the others
                 alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, source.begin)[pieces[holds]]
     alone += scale_bytes(saved, layout, found, chosen, kept_bytes=kept_bytes)
-    needed_bytes, once_bytes = _of_fleet(saved, layout, found, sources)
+    needed_bytes, once_bytes = _of_fleet(saved, layout, found, of_arrays)
     once_bytes += again_bytes(saved, layout, found, kept_bytes=kept_bytes)
     return OverRead(
         needed_bytes=needed_bytes,
@@ -102,7 +102,7 @@ def over_read(
     )
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """A saved array whose elements a wanted one takes, where in it the wanted one begins (no index: it is whole), and
     whether it converts them as it looks through them for scales."""
 
@@ -111,26 +111,27 @@ class _Source(NamedTuple):
     is_looked_through: bool = False
 
 
-def _sources(saved: Layout, origin: Origin) -> tuple[_Source, ...]:
+def sources(saved: Layout, origin: Origin) -> tuple[Source, ...]:
+    """The saved arrays whose elements an array takes; scales come on top."""
     match origin:
         case None | ScalesOf():
             return ()
         case int():
-            return (_Source(origin),)
+            return (Source(origin),)
         case ScaledDown(array=array, scales=None):
-            return (_Source(saved.positions[array], is_looked_through=True),)
+            return (Source(saved.positions[array], is_looked_through=True),)
         case Cast(array=array, begin=begin):
-            return (_Source(saved.positions[array], begin),)
+            return (Source(saved.positions[array], begin),)
         case _:
-            return tuple(_Source(saved.positions[name]) for name in value_names(origin))
+            return tuple(Source(saved.positions[name]) for name in value_names(origin))
 
 
 def _of_fleet(
-    saved: Layout, layout: Layout, found: Sequence[Origin], sources: Sequence[Sequence[_Source]]
+    saved: Layout, layout: Layout, found: Sequence[Origin], of_arrays: Sequence[Sequence[Source]]
 ) -> tuple[int, int]:
     """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it, but for what is
     read again."""
-    whole = {one.position for some in sources for one in some if not one.begin}
+    whole = {one.position for some in of_arrays for one in some if not one.begin}
     passes = Counter(whole | looked_through(saved, layout, found))
     passes.update({position for origin in found for position in _saved_scales(saved, origin)})
     of_saved = grids(saved)
@@ -139,7 +140,7 @@ def _of_fleet(
         num * of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position, num in passes.items()
     )
     boxes: dict[int, list[Box]] = {}
-    for array, some in zip(layout.arrays, sources, strict=True):
+    for array, some in zip(layout.arrays, of_arrays, strict=True):
         for one in some:
             if one.begin and one.position not in passes:
                 box = tuple((low, low + size) for low, size in zip(one.begin, array.shape, strict=True))
@@ -160,13 +161,13 @@ def _saved_scales(saved: Layout, origin: Origin) -> tuple[int, ...]:
 
 
 def _saved_grids(
-    kind: Kind, of_saved: Sequence[Grid], sources: Sequence[Sequence[_Source]]
-) -> list[tuple[Grid, _Source, int]]:
+    kind: Kind, of_saved: Sequence[Grid], of_arrays: Sequence[Sequence[Source]]
+) -> list[tuple[Grid, Source, int]]:
     """The grids that a kind's arrays have in the checkpoint, but for their names, with one of them and the number of
     arrays that have it."""
-    found: dict[object, list[tuple[Grid, _Source]]] = {}
+    found: dict[object, list[tuple[Grid, Source]]] = {}
     for array in kind.positions:
-        for one in sources[array]:
+        for one in of_arrays[array]:
             grid = of_saved[one.position]
             alike = (grid.chunk_shape, grid.chunks_per_dim, grid.spec.itemsize, one.begin, one.is_looked_through)
             found.setdefault(alike, []).append((grid, one))
@@ -184,16 +185,16 @@ def _num_met_of_cell(kind: Kind, grid: Grid, cell: Cell, begin: tuple[int, ...])
     if not cell.parts:
         return np.zeros(num, dtype=np.int64)
     if len(cell.parts) == 1:
-        box = _moved(cell.parts[0].box, begin)
+        box = moved(cell.parts[0].box, begin)
         return _num_met_alike(_shifted(box, grid.chunk_shape), grid.chunk_shape, bounds[0])
     met = [
-        _met(_moved(part.box, begin), grid.chunk_shape, grid.chunks_per_dim, of_part)
+        _met(moved(part.box, begin), grid.chunk_shape, grid.chunks_per_dim, of_part)
         for part, of_part in zip(cell.parts, bounds, strict=True)
     ]
     return _per_piece(np.concatenate(met), num)
 
 
-def _moved(box: Box, begin: tuple[int, ...]) -> Box:
+def moved(box: Box, begin: tuple[int, ...]) -> Box:
     """A box of a part of an array, as a box of the array."""
     return tuple((low + at, high + at) for (low, high), at in zip(box, begin, strict=True)) if begin else box
 
