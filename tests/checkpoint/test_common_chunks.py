@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import Resharding, chunks_met, plan_resharding
 from behemoth.checkpoint.units import Unit, chunk_unit
+from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import save
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, meshes, reshared, shared, small_chunks
@@ -57,22 +59,29 @@ def chunks_read(saved: Layout, work: Resharding) -> set[tuple[int, int]]:
     return found
 
 
-def check(data: st.DataObject, old: Layout, new: Layout, intake: Intake) -> None:
-    """For the ranks of a random node."""
+def check(old: Layout, new: Layout, intake: Intake, ranks: Sequence[Rank]) -> int:
+    """The units that several of these ranks read."""
     store = MemoryStore()
     ones = {spec.name: np.ones(spec.shape, DTYPES[spec.dtype]) for spec in old.arrays}
     commit = open_commit(store, save(store, old, ones, step=STEP).ref)
     found = origins(old, new, step=STEP, intake=intake)
-    first = data.draw(st.integers(0, new.mesh.num_ranks - 1))
-    last = data.draw(st.integers(first, new.mesh.num_ranks - 1))
-    ranks = [Rank(rank) for rank in range(first, last + 1)]
     expected = one_by_one(commit, new, found, ranks)
-    common = read_by_several(commit, new, found, ranks)
+    common, num_common = read_by_several(commit, new, found, ranks), 0
     for array, grid in enumerate(grids(old)):
         for chunk in range(grid.num_chunks):
             unit = chunk_unit(commit, array, chunk)
             some = expected.get(unit, frozenset())
             assert common.left(unit) == (some if len(some) > 1 else frozenset())
+            num_common += len(some) > 1
+    return num_common
+
+
+@st.composite
+def nodes(draw: st.DrawFn, mesh: Mesh) -> list[Rank]:
+    """Some ranks that follow one another, often all."""
+    first = draw(st.sampled_from([0, 0, 0, mesh.num_ranks // 2]))
+    last = draw(st.sampled_from([mesh.num_ranks, mesh.num_ranks, (first + mesh.num_ranks + 1) // 2]))
+    return [Rank(rank) for rank in range(first, last)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,14 +90,15 @@ def test_they_are_those_of_the_plans_of_ranks_on_any_two_layouts(
     data: st.DataObject, old: Layout, chunk_bytes: int
 ) -> None:
     with small_chunks(chunk_bytes):
-        check(data, old, data.draw(reshared(old)), Intake())
+        new = data.draw(reshared(old))
+        check(old, new, Intake(), data.draw(nodes(new.mesh)))
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("way", ["computed", "scales alone", "saved", "part", "two of one"])
+@settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),
     shape=st.lists(st.integers(1, 12), min_size=0, max_size=3).map(tuple),
-    way=st.sampled_from(["computed", "saved", "part", "two of one"]),
     chunk_bytes=CHUNK_BYTES,
 )
 def test_they_are_those_of_the_plans_where_a_restore_converts(
@@ -107,17 +117,30 @@ def test_they_are_those_of_the_plans_where_a_restore_converts(
             [low, scales],
             {"w": ScaledDown(array="w", block=block), "s": ScalesOf(array="w", block=block)},
         ),
+        "scales alone": ([values], [scales], {"s": ScalesOf(array="w", block=block)}),
         "saved": ([low, scales], [values, scales], {"w": up}),
         "part": ([values], [part], {"w": Cast(array="w", begin=begin)}),
         "two of one": ([low, scales], [values, other], {"w": up, "v": up}),
     }
     before, after, convert = cases[way]
-    was, now = data.draw(meshes()), data.draw(meshes())
+    was, now = data.draw(meshes()), data.draw(meshes().filter(lambda mesh: mesh.num_ranks > 1))
     extra = ("s",) if way == "two of one" else ()
     with small_chunks(chunk_bytes):
         old = Layout(mesh=was, arrays=tuple(data.draw(shared(spec, was)) for spec in before))
         new = Layout(mesh=now, arrays=tuple(data.draw(shared(spec, now)) for spec in after))
-        check(data, old, new, Intake(convert=dict(convert), extra=extra))
+        check(old, new, Intake(convert=dict(convert), extra=extra), data.draw(nodes(now)))
+
+
+def test_saved_scales_are_read_from_the_first_to_the_last_that_a_rank_needs() -> None:
+    """Of two packed parts a rank holds a half each; between them lie scales that are another one's."""
+    values = ArraySpec(name="w", dtype="float32", shape=(32, 4), dims=((0, "tp"),), packed=(0, (16, 16)))
+    scales = ArraySpec(name="s", dtype="float32", shape=(32, 1))
+    with small_chunks(16):
+        old = Layout(mesh=Mesh(), arrays=(replace(values, dtype="float8_e4m3fn"), scales))
+        new = Layout(mesh=Mesh(tp=2, etp=2), arrays=(values,))
+        intake = Intake(convert={"w": ScaledUp(array="w", scales="s", block=(1, 4))}, extra=("s",))
+        assert grids(old)[1].num_chunks == 8
+        assert check(old, new, intake, [Rank(0), Rank(1)]) == 4
 
 
 def test_who_has_taken_a_unit_or_has_ended_is_not_waited_for_and_other_ranges_are_nobodys() -> None:
