@@ -166,6 +166,17 @@ def test_a_wish_taken_back_in_time_changes_nothing() -> None:
     assert not player.one(Save).is_last
 
 
+def test_a_wish_taken_back_after_its_save_starts_the_workers_again_once_they_have_ended() -> None:
+    player = training()
+    player.tell(Asked(request="suspend"))
+    player.commit()
+    player.tell(Asked(request="resume"))
+    assert player.effects == ()
+    player.tell(GangFinished(attempt=Attempt(1)))
+    step = player.obs.commits[-1].step
+    assert player.one(Start).reason == f"ended at step {step} as asked, and was resumed; from step {step}"
+
+
 @pytest.mark.parametrize("how", ["resume", "term"])
 def test_a_suspended_run_goes_on_from_its_newest_commit(how: str) -> None:
     player = training()
