@@ -120,6 +120,12 @@ def test_a_wish_without_a_training_gang_closes_directly() -> None:
     player.join("abc")
     player.tell(Asked(request="suspend"))
     assert [type(effect) for effect in player.effects] == [Stop, Close]
+    assert player.one(Close).reason == "as asked, with nothing to save; no step is committed"
+    later = Player()
+    later.begin(ref(10, "a1-1"))
+    later.join("abc")
+    later.tell(Asked(request="suspend"))
+    assert later.one(Close).reason == "as asked, with nothing to save; step 10 is the newest checkpoint"
 
 
 def test_a_wish_is_granted_once_every_agent_has_been_heard_of() -> None:
