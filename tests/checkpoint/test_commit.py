@@ -14,6 +14,7 @@ import pytest
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint import receipt as receipt_module
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, commits, create_same, latest, read_record, reject
 from behemoth.checkpoint.commit_log import publish
@@ -23,6 +24,7 @@ from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
 from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.span_table import SpanTable
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import Part
 from behemoth.storage.local import LocalStore
@@ -235,6 +237,7 @@ def test_a_commit_under_another_steps_key_is_bad() -> None:
     store.create(commit_key(Step(7)), record.encode())
     store.create("commits/readme.txt", b"hello")
     assert [type(one).__name__ for one in commits(store)] == ["CommitRef", "BadCommit", "BadCommit"]
+    assert {one.error.code for one in commits(store) if isinstance(one, BadCommit)} == {"commit-key"}
     assert latest(store) == record.ref
 
 
@@ -274,6 +277,18 @@ def test_rubbish_is_no_receipt(data: bytes) -> None:
         Receipt.decode(data)
 
 
+@pytest.mark.parametrize("limit", ["MAX_RECEIPT_BYTES", "MAX_TABLE_BYTES"])
+def test_a_receipt_that_no_peer_would_accept_is_not_sent(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)[0]
+    data = receipt.encode()
+    exact = {"MAX_RECEIPT_BYTES": len(data), "MAX_TABLE_BYTES": SpanTable.of(receipt.spans).num_bytes}[limit]
+    monkeypatch.setattr(receipt_module, limit, exact)
+    assert receipt.encode() == data
+    monkeypatch.setattr(receipt_module, limit, exact - 1)
+    with pytest.raises(Invalid, match=f"receipt of rank {receipt.rank}: expected at most"):
+        receipt.encode()
+
+
 def test_a_receipt_of_another_version_or_of_other_spans_than_it_counts_is_refused() -> None:
     receipt = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)[0]
     document = msgspec.msgpack.decode(receipt.encode())
@@ -301,7 +316,8 @@ def test_what_was_taken_away_after_ranks_wrote_it_is_neither_made_again_as_zeros
         os.truncate(file, 7)
     else:
         file.unlink()
-    with pytest.raises(Corrupt, match=f"{name}: expected one of .* bytes that ranks wrote, got"):
+    got = "one of 7 bytes" if is_short else "none"
+    with pytest.raises(Corrupt, match=f"{name}: expected one of .* bytes that ranks wrote, got {got}"):
         commit_receipts(store, layout, receipts, step=1)
     assert latest(store) is None
     store.close()

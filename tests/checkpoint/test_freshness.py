@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.commit import latest
 from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Freshness, Receipt
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
@@ -110,7 +113,7 @@ def test_ranks_that_disagree_about_frozen_arrays_are_refused_even_at_the_first_s
     wrong = [replace(one, freshness=changed(one, frozen=())) if one.rank == 2 else one for one in receipts]
     with pytest.raises(Invalid, match=r"rank 2: .* others: \['model/norm'\]"):
         commit_receipts(store, LAYOUT, wrong, step=1)
-    beyond = [replace(one, freshness=changed(one, frozen=(99,))) for one in receipts]
+    beyond = [replace(one, freshness=changed(one, frozen=(0, 99))) for one in receipts]
     with pytest.raises(Invalid, match="frozen arrays below 8, got 99"):
         commit_receipts(store, LAYOUT, beyond, step=1)
 
@@ -143,3 +146,10 @@ def test_an_empty_world_of_small_state_has_nothing_to_judge() -> None:
     store, same = MemoryStore(), {"state/cursor": np.ones(4, np.uint8)}
     first = save(store, layout, same, step=1)
     save(store, layout, same, step=2, previous=first)
+
+
+def test_the_order_in_which_a_rank_goes_through_its_spans_does_not_make_it_fresh() -> None:
+    spans = plan_rank(LAYOUT, Rank(0)).spans
+    crcs = range(len(spans))
+    there, back = (held_crc(LAYOUT, *rows, frozen=()) for rows in ((spans, crcs), (spans[::-1], crcs[::-1])))
+    assert there == back != 0

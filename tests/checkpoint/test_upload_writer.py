@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from behemoth.base.ids import Rank, UploadId
 from behemoth.checkpoint import upload_writer as upload_writer_module
 from behemoth.checkpoint.commit import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import plan_parts
 from behemoth.checkpoint.receipt import Receipt
@@ -83,12 +85,17 @@ def test_a_commit_takes_no_upload_without_its_record_nor_two_of_one() -> None:
     without = replace(receipts[at], shards=receipts[at].shards[1:])
     twice = replace(receipts[at], shards=(*receipts[at].shards, known))
     other = replace(receipts[at], shards=(known._replace(crc=known.crc ^ 1), *receipts[at].shards[1:]))
-    beyond = replace(receipts[at], shards=(*receipts[at].shards, known._replace(array=99)))
+    no_records = replace(receipts[at], shards=msgspec.UNSET)
+    num_arrays, num_shards = len(layout.arrays), grids(layout)[known.array].num_shards
+    beyond = replace(receipts[at], shards=(*receipts[at].shards, known._replace(array=num_arrays)))
+    behind = replace(receipts[at], shards=(*receipts[at].shards, known._replace(shard=num_shards)))
     for wrong, kind, text in (
         (without, Invalid, f"array '{name}', object .*: expected a record of its upload, got none"),
         (twice, Invalid, f"array '{name}', object .*: expected one record"),
         (other, Corrupt, f"array '{name}', object .*, completed by rank {receipts[at].rank}: expected CRC-32C"),
-        (beyond, Invalid, "expected records of shards, got array 99"),
+        (no_records, Invalid, "expected a record of its upload, got none"),
+        (beyond, Invalid, f"expected records of shards, got array {num_arrays}"),
+        (behind, Invalid, f"expected records of shards, got array {known.array}, shard {num_shards}"),
     ):
         with pytest.raises(kind, match=text):
             commit_receipts(store, layout, [*receipts[:at], wrong, *receipts[at + 1 :]], step=1)

@@ -1,12 +1,15 @@
 """Every kind of damage is found and named; what is whole passes."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.commit import commits
+from behemoth.base.errors import Corrupt
+from behemoth.checkpoint.commit import BadCommit, commits
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.verify import Report, verify
+from behemoth.checkpoint.verify import Report, require_committed, require_objects, verify
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
@@ -132,6 +135,39 @@ def test_a_whole_chunk_of_another_checkpoint_is_found(store: LocalStore, deep: b
     assert (problem.kind, problem.array) == ("content", "model/w")
 
 
+def test_an_object_of_several_from_another_checkpoint_is_told_with_the_folder_of_its_array(tmp_path: Path) -> None:
+    store, layout = LocalStore(tmp_path), replace(small_layout(), sharding="box")
+    for step, write_id in ((10, "a1-1"), (20, "a1-2")):
+        save(store, layout, step=step, write_id=write_id)
+    stale = Path(store.root, "steps/000000020-a1-2/model/w/c/0/1").read_bytes()
+    Path(store.root, SMALL, "model/w/c/0/1").write_bytes(stale)
+    problem = only(verify(store, commits(store)[0], threads=1, deep=True))
+    assert (problem.kind, problem.array, problem.object_key) == ("content", "model/w", f"{SMALL}/model/w")
+
+
+def test_whoever_requires_a_whole_checkpoint_is_told_the_first_damage_and_how_many_more_there_are(
+    store: LocalStore,
+) -> None:
+    (commit,) = commits(store)
+    assert not isinstance(commit, BadCommit)
+    require_objects(store, commit)
+    require_committed(store, commit, threads=1)
+    missing = f"file {SMALL}/model/w/c/0/0: array 'model/w': expected an object of .* bytes, got none"
+    store.delete([f"{SMALL}/model/w/c/0/0"])
+    for require in (require_objects, partial(require_committed, threads=1)):
+        with pytest.raises(Corrupt, match=f"{missing}$") as caught:
+            require(store, commit)
+        assert caught.value.code == "checkpoint-damaged"
+    store.create(f"{SMALL}/notes.txt", b"hello")
+    flip(store.root, f"{SMALL}/optim/m/zarr.json", 3)
+    for require in (require_objects, partial(require_committed, threads=1)):
+        with pytest.raises(Corrupt, match=rf"{missing} \(and 2 more\)$"):
+            require(store, commit)
+    flip(store.root, f"{SMALL}/model/norm/zarr.json", 3)
+    with pytest.raises(Corrupt, match=rf"^file {SMALL}/model/norm/zarr.json: expected CRC-32C"):
+        require_committed(store, commit, threads=1)
+
+
 def test_a_truncated_commit_record_is_reported(store: LocalStore) -> None:
     path = Path(store.root, "commits/000000010.json")
     path.write_bytes(path.read_bytes()[:100])
@@ -149,7 +185,9 @@ def test_a_record_that_changes_after_it_was_listed_is_found(store: LocalStore) -
 
 def test_a_damaged_index_is_told_and_ends_the_check(store: LocalStore) -> None:
     flip(store.root, f"{SMALL}/index", 500)
-    assert only(check(store)).kind == "index"
+    report = check(store)
+    assert only(report).kind == "index"
+    assert report.num_objects == len([*store.list(SMALL), "the commit"])
     store.delete([f"{SMALL}/index"])
     assert only(check(store)).kind == "missing"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from behemoth.base.ids import Attempt, NodeId, Rank, Step
 from behemoth.policy.failure import (
@@ -49,6 +50,25 @@ def test_the_more_root_like_cause_wins_with_the_earliest_sign(first: Cause, seco
     assert (best.cause, best.at_us, best.act_at_us) == (winner, 1, 1)
 
 
+@pytest.mark.parametrize(("first", "second", "decided_us"), [(7, None, 7), (None, 8, 8), (None, None, None)])
+def test_that_an_end_was_decided_on_outlives_a_better_explanation(
+    first: int | None, second: int | None, decided_us: int | None
+) -> None:
+    one, other = replace(incident("exit"), decided_us=first), replace(incident("node"), decided_us=second)
+    assert more_root_like(one, other).decided_us == decided_us
+
+
+def test_only_an_exit_that_says_something_has_a_signature() -> None:
+    failed = WorkerFailed(
+        node=NodeId("a"), attempt=Attempt(1), rank=Rank(2), exit_code=1, signal=None, last_lines="boom"
+    )
+    signatures = [
+        incident_of_worker(one, first_sign_us=0, now_us=0, settle_us=0).signature
+        for one in (failed, replace(failed, last_lines=" \n"), replace(failed, exit_code=None, signal=9))
+    ]
+    assert signatures == ["exit code 1: boom", "", ""]
+
+
 def test_a_signal_acts_at_once_and_an_exit_settles() -> None:
     failed = WorkerFailed(
         node=NodeId("a"), attempt=Attempt(1), rank=Rank(2), exit_code=1, signal=None, last_lines="x\nboom\n\n"
@@ -92,6 +112,8 @@ def test_the_same_signature_on_two_nodes_is_the_programs() -> None:
     assert is_of_program(incident("exit", node="b", signature="boom"), seen)
     assert not is_of_program(incident("exit", node="a", signature="boom"), seen)
     assert not is_of_program(incident("exit", node="b"), seen_after(incident("exit"), ()))
+    assert seen_after(incident("exit"), seen) == seen
+    assert seen_after(replace(incident("hang", signature="silence"), node=None), seen) == seen
 
 
 @pytest.mark.parametrize(
@@ -113,6 +135,13 @@ def test_what_counts_as_the_same_failure(rank: int, signature: str, step: int, i
     tally = tally_after(former, failed, best_step=Step(10), step=Step(step), is_stuck=is_stuck)
     assert (tally.num_same, tally.num_any) == (num_same, 3)
     assert is_hopeless(tally, max_failures=3) is (num_same == 3)
+
+
+@pytest.mark.parametrize("latest", [None, incident("exit", rank=1)])
+def test_a_failure_of_another_kind_is_another_failure_on_the_same_rank_too(latest: Incident | None) -> None:
+    former = Tally(num_same=2, num_any=2, best_step=10, latest=latest, latest_step=10)
+    tally = tally_after(former, incident("signal", rank=1), best_step=Step(10), step=Step(5), is_stuck=False)
+    assert (tally.num_same, tally.num_any) == (1, 3)
 
 
 def test_progress_begins_a_new_tally() -> None:

@@ -135,3 +135,10 @@ def test_a_milestone_every_zero_steps_is_refused() -> None:
 def test_fewer_than_no_hours_or_days_are_refused(name: str) -> None:
     with pytest.raises(Invalid, match=f"expected {name} >= 0 checkpoints, got -1"):
         Retention(keep_last=2, **{name: -1})
+
+
+def test_hours_are_those_of_the_clock() -> None:
+    ten_o_clock_us = 490_000 * 3_600_000_000
+    around = [Dated(step=Step(step), committed_us=ten_o_clock_us + step) for step in (-2, -1, 0, 1)]
+    found = verdicts(around, Retention(keep_last=2, hourly=2))
+    assert [verdict.step for verdict in found if "hourly" in verdict.reasons] == [-1, 1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from behemoth.base.ids import Attempt, NodeId
+from behemoth.reconcile.incidents import open_incident, plain_incident
 from behemoth.state.effect import Close, Evict, Replace, Start
-from behemoth.state.evidence import NodeJoined
-from reconcile.player import S, training
+from behemoth.state.evidence import GangFinished, NodeJoined
+from reconcile.player import Player, S, training
 
 
 def test_a_node_whose_workers_fail_twice_makes_room_for_a_spare() -> None:
@@ -122,3 +123,31 @@ def test_a_program_that_completes_no_step_fails_the_same_way_whichever_rank_dies
         player.train()
         player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
     assert "3 failures without progress beyond step 8" in player.one(Close).reason
+
+
+def test_of_two_explanations_that_are_as_good_the_first_one_told_stays() -> None:
+    player = training(settle_us=2 * S)
+    player.fail("a", exit_code=1, lines="ValueError: bad batch")
+    player.fail("b", rank=2, exit_code=1, lines="RuntimeError: connection reset by peer")
+    player.rest(2 * S)
+    assert "bad batch" in player.one(Start).reason
+
+
+def test_a_silent_node_is_missed_since_its_last_sign_of_life() -> None:
+    player = training(nodes=("a", "b"))
+    since_us = player.now_us
+    player.rest(S, late="b", since_us=since_us)
+    player.rest(2 * S, late="b", since_us=since_us)
+    assert player.obs.incident is not None
+    assert (player.obs.incident.node, player.obs.incident.at_us) == ("b", since_us)
+
+
+def test_nothing_ends_an_attempt_that_is_not_under_way_nor_hangs_in_one_that_is_over() -> None:
+    waiting = Player()
+    waiting.begin()
+    assert open_incident(waiting.obs, plain_incident(waiting.obs, "node", "lost")) == waiting.obs
+    over = training(total_steps=10)
+    over.reach(10)
+    over.tell(GangFinished(attempt=Attempt(1)))
+    assert over.obs.gang == "finished"
+    assert open_incident(over.obs, plain_incident(over.obs, "hang", "no step")) == over.obs

@@ -120,6 +120,12 @@ def test_a_wish_without_a_training_gang_closes_directly() -> None:
     player.join("abc")
     player.tell(Asked(request="suspend"))
     assert [type(effect) for effect in player.effects] == [Stop, Close]
+    assert player.one(Close).reason == "as asked, with nothing to save; no step is committed"
+    later = Player()
+    later.begin(ref(10, "a1-1"))
+    later.join("abc")
+    later.tell(Asked(request="suspend"))
+    assert later.one(Close).reason == "as asked, with nothing to save; step 10 is the newest checkpoint"
 
 
 def test_a_wish_is_granted_once_every_agent_has_been_heard_of() -> None:
@@ -164,6 +170,17 @@ def test_a_wish_taken_back_in_time_changes_nothing() -> None:
     player.tell(Asked(request="resume"))
     assert player.one(Abort)
     assert not player.one(Save).is_last
+
+
+def test_a_wish_taken_back_after_its_save_starts_the_workers_again_once_they_have_ended() -> None:
+    player = training()
+    player.tell(Asked(request="suspend"))
+    player.commit()
+    player.tell(Asked(request="resume"))
+    assert player.effects == ()
+    player.tell(GangFinished(attempt=Attempt(1)))
+    step = player.obs.commits[-1].step
+    assert player.one(Start).reason == f"ended at step {step} as asked, and was resumed; from step {step}"
 
 
 @pytest.mark.parametrize("how", ["resume", "term"])

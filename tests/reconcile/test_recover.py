@@ -11,6 +11,7 @@ from behemoth.state.evidence import (
     GangFinished,
     GangGone,
     GangMismatched,
+    GangRestored,
     GangUp,
     Late,
     NodeJoined,
@@ -255,6 +256,24 @@ def test_a_program_that_ends_early_is_a_failure() -> None:
     player.tell(GangFinished(attempt=Attempt(1)))
     assert "ended at step 5 of 100" in player.one(Start).reason
     assert player.obs.tally.num_any == 1
+
+
+def test_a_program_that_ends_before_it_was_restored_is_a_failure() -> None:
+    player = Player()
+    player.begin()
+    player.join("abc")
+    player.tell(GangFinished(attempt=Attempt(1)))
+    assert "ended at step 0 of 100" in player.one(Start).reason
+
+
+def test_a_gang_that_has_lost_a_worker_is_not_restored_any_more() -> None:
+    player = Player()
+    player.begin()
+    player.join("abc")
+    player.tell(GangUp(attempt=Attempt(1)))
+    player.fail(exit_code=1)
+    player.tell(GangRestored(attempt=Attempt(1), step=Step(0), num_from_memory=0), after_us=S // 4)
+    assert player.obs.gang == "restoring"
 
 
 def test_a_corrupt_commit_is_rejected_and_an_older_one_restored() -> None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from msgspec import structs
-
-from behemoth.base.ids import Attempt, Epoch, Step, WriteId
-from behemoth.policy.retention import HOUR_US
+from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.state.config import Cadence
-from behemoth.state.effect import Abort, Agree, Close, Commit, Delete, Save, Start
+from behemoth.state.effect import Abort, Agree, Close, Commit, Save, Start
 from behemoth.state.evidence import (
     Committed,
-    Deleted,
     GangFinished,
-    Pinned,
+    NodeLost,
     SaveArmed,
     SaveFailed,
     SavePassed,
     SaveStaged,
     SaveWritten,
-    TermBegan,
 )
-from reconcile.player import Player, S, ref, training
+from reconcile.player import S, ref, training
 
 
 def test_the_next_multiple_is_announced_as_soon_as_the_last_save_ended() -> None:
@@ -242,61 +237,6 @@ def test_steps_that_are_committed_are_skipped_when_they_are_passed_again() -> No
     assert player.one(Save).step == 20
 
 
-def test_retention_deletes_what_it_no_longer_wants_once() -> None:
-    player = training()
-    for _ in range(3):
-        player.commit()
-    assert [commit.step for commit in player.one(Delete).commits] == [10]
-    player.tell(Deleted(write_ids=(WriteId("a1-1"),)))
-    assert [commit.step for commit in player.obs.commits] == [20, 30]
-    assert player.effects == ()
-
-
-def test_a_pinned_commit_is_left_alone_and_deleted_once_it_is_unpinned() -> None:
-    player = training()
-    player.tell(Pinned(write_ids=(WriteId("a1-1"),)))
-    for _ in range(4):
-        player.commit()
-    assert [commit.step for commit in player.obs.commits if commit.write_id not in player.obs.deleting] == [10, 30, 40]
-    player.tell(Pinned(write_ids=()))
-    assert [commit.step for commit in player.one(Delete).commits] == [10]
-
-
-def test_a_commit_that_proved_to_be_pinned_when_it_was_to_be_deleted_counts_as_kept() -> None:
-    player = training()
-    for _ in range(3):
-        player.commit()
-    assert [commit.step for commit in player.one(Delete).commits] == [10]
-    player.tell(Deleted(write_ids=()), Pinned(write_ids=(WriteId("a1-1"),)))
-    assert player.effects == ()
-    assert player.obs.deleting == frozenset()
-    assert [commit.step for commit in player.obs.commits] == [10, 20, 30]
-
-
-def test_pins_that_are_told_before_the_store_was_listed_delete_nothing() -> None:
-    player = training()
-    for _ in range(3):
-        player.commit()
-    player.tell(TermBegan(epoch=Epoch(2)), Pinned(write_ids=()))
-    assert not player.has(Delete)
-
-
-def test_hours_and_days_are_those_in_the_commits() -> None:
-    player = Player(keep_hourly=2, keep_daily=2)
-    hours = {10: 1, 20: 2, 30: 30, 40: 30.5, 50: 31, 60: 31.2, 70: 31.4}
-    commits = [
-        structs.replace(ref(step, f"a1-{step}"), committed_us=int(hour * HOUR_US)) for step, hour in hours.items()
-    ]
-    player.begin(*commits)
-    assert [commit.step for commit in player.one(Delete).commits] == [10, 30, 50]
-
-
-def test_what_is_being_restored_is_not_deleted() -> None:
-    player = Player()
-    player.begin(*(ref(step, f"a1-{step}") for step in (10, 20, 30)))
-    assert player.one(Delete).commits == (ref(10, "a1-10"),)
-
-
 def test_a_commit_of_a_save_that_was_given_up_still_counts() -> None:
     player = training()
     write_id = player.save.write_id
@@ -304,3 +244,21 @@ def test_a_commit_of_a_save_that_was_given_up_still_counts() -> None:
     player.tell(SaveFailed(write_id=write_id, reason="ambiguous answer"))
     player.tell(Committed(commit=ref(10, write_id)))
     assert player.obs.newest_commit == ref(10, write_id)
+    assert (player.save.step, player.save.write_id) == (20, "a1-2")
+
+
+def test_a_save_of_a_step_that_others_are_beyond_does_not_set_them_back() -> None:
+    player = training()
+    player.reach(12)
+    player.tell(SaveStaged(attempt=Attempt(1), write_id=player.save.write_id))
+    assert player.obs.progress is not None
+    assert player.obs.progress.furthest_step == 12
+
+
+def test_a_save_that_failed_is_told_with_its_own_reason_whatever_comes_next() -> None:
+    player = training()
+    player.tell(
+        SaveFailed(write_id=player.save.write_id, reason="disk full"),
+        NodeLost(node=NodeId("a"), incarnation=1, reason="socket closed"),
+    )
+    assert player.one(Abort).reason == "disk full"

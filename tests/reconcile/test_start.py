@@ -68,7 +68,6 @@ def test_facts_of_unknown_nodes_and_old_agents_change_nothing() -> None:
     player.tell(
         NodeJoined(node=NodeId("zz"), incarnation=1, attempt=Attempt(0)),
         NodeJoined(node=NodeId("a"), incarnation=0, attempt=Attempt(0)),
-        ProvisionFailed(node=NodeId("a"), incarnation=0, reason="full"),
         GangUp(attempt=Attempt(7)),
         after_us=0,
     )
@@ -87,6 +86,8 @@ def test_a_node_that_cannot_be_had_is_asked_for_less_and_less_often(told: type[P
     waits = []
     for _ in range(5):
         node = player.obs.nodes[NodeId("a")]
+        player.tell(told(node=NodeId("a"), incarnation=node.incarnation - 1, reason="late"), after_us=0)
+        assert NodeId("a") not in player.obs.due
         player.tell(told(node=NodeId("a"), incarnation=node.incarnation, reason="full"), after_us=0)
         assert player.decision is not None
         due_us = player.obs.due[NodeId("a")]

@@ -63,3 +63,9 @@ def test_nothing_is_written_there(folder: Path) -> None:
         store.delete(["plain"])
     assert (folder / "plain").exists()
     assert not (folder / "new").exists()
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_a_link_that_leads_nowhere(folder: Path) -> None:
+    with pytest.raises(NotFound, match="read gone") as caught:
+        read(LinkedFolder(folder), "gone", 1)
+    assert caught.value.code == "not-found"

@@ -282,24 +282,56 @@ def test_folders_go_with_their_last_object_but_never_the_root(store: LocalStore)
     assert os.listdir(store.root) == []
 
 
-def test_deleting_goes_in_order_and_is_durable_on_return(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("commits/1.json", "commits/2.json", "steps/a"):
-        store.create(key, DATA)
-    happened: list[str] = []
+@pytest.fixture
+def happened(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every unlink and fsync from now on, by the path below the root."""
+    calls: list[str] = []
     unlink, fsync = os.unlink, os.fsync
 
     def watched_unlink(path: str) -> None:
-        happened.append(f"unlink {os.path.relpath(path, store.root)}")
+        calls.append(f"unlink {os.path.relpath(path, store.root)}")
         unlink(path)
 
     def watched_fsync(fd: int) -> None:
-        happened.append(f"fsync {os.path.relpath(os.readlink(f'/proc/self/fd/{fd}'), store.root)}")
+        calls.append(f"fsync {os.path.relpath(os.readlink(f'/proc/self/fd/{fd}'), store.root)}")
         fsync(fd)
 
     monkeypatch.setattr(os, "unlink", watched_unlink)
     monkeypatch.setattr(os, "fsync", watched_fsync)
+    return calls
+
+
+def test_deleting_goes_in_order_and_is_durable_on_return(store: LocalStore, happened: list[str]) -> None:
+    for key in ("commits/1.json", "commits/2.json", "steps/a"):
+        store.create(key, DATA)
+    happened.clear()
     store.delete(["steps/a", "commits/1.json"])
     assert happened == ["unlink steps/a", "unlink commits/1.json", "fsync commits", "fsync ."]
+
+
+def test_a_moved_object_has_its_new_name_durably_before_it_loses_the_old_one(
+    store: LocalStore, happened: list[str]
+) -> None:
+    store.create("a/x", DATA)
+    happened.clear()
+    store.move("a/x", "b/x")
+    assert happened == ["fsync b", "fsync .", "unlink a/x", "fsync ."]
+
+
+def test_what_is_written_under_the_old_name_of_a_moved_object_does_not_reach_it(store: LocalStore) -> None:
+    part = [Part(offset_bytes=0, buffers=[DATA])]
+    store.write_parts("a", size_bytes=len(DATA), parts=part)
+    store.move("a", "b")
+    store.write_parts("a", size_bytes=len(DATA), parts=[Part(offset_bytes=0, buffers=[bytes(len(DATA))])])
+    assert read(store, "b", len(DATA)) == DATA
+    assert read(store, "a", len(DATA)) == bytes(len(DATA))
+
+
+def test_moving_what_is_not_there_makes_no_folder(store: LocalStore) -> None:
+    store.create("a/x", DATA)
+    with pytest.raises(NotFound):
+        store.move("a/y", "b/y")
+    assert list(store.leftovers()) == []
 
 
 def test_a_symbolic_link_is_not_followed_out_of_the_root(store: LocalStore, tmp_path: Path) -> None:

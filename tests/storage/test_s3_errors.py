@@ -33,6 +33,8 @@ SECRET = "sesame"
         ("ExpiredToken", 400, Denied, "credentials-expired"),
         ("RequestTimeTooSkewed", 403, Denied, "denied"),
         ("PermanentRedirect", 301, Invalid, "store-region"),
+        ("", 300, Invalid, "store-region"),
+        ("", 307, Invalid, "store-region"),
         ("InvalidRange", 416, Invalid, "range"),
         ("MalformedXML", 400, Invalid, "invalid"),
         ("NotImplemented", 501, Invalid, "store-unfit"),
@@ -43,6 +45,7 @@ SECRET = "sesame"
         ("InternalError", 200, Unavailable, "unavailable"),
         ("RequestTimeout", 400, Unavailable, "unavailable"),
         ("QuotaExceeded", 403, Unavailable, "no-space"),
+        ("SomethingNew", 500, Unavailable, "unavailable"),
         ("SomethingNew", 502, Unavailable, "unavailable"),
     ],
 )
@@ -80,6 +83,7 @@ def test_an_answer_is_one_of_our_errors(code: str, status: int, kind: type[Behem
         (boto.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), Denied),
         (boto.ProfileNotFound(profile="nobody"), Denied),
         (boto.NoRegionError(), Invalid),
+        (OSError("CERTIFICATE_VERIFY_FAILED"), Unavailable),
         (boto.ParamValidationError(report=SECRET), Invalid),
     ],
 )
@@ -88,3 +92,9 @@ def test_no_answer_is_one_of_our_errors(error: Exception, kind: type[BehemothErr
         raise error
     assert type(caught.value) is kind
     assert SECRET not in f"{caught.value}{caught.value.hint}"
+
+
+def test_without_a_region_the_hint_says_where_to_name_one() -> None:
+    with pytest.raises(Invalid, match="write a: expected a region, got none") as caught, named_errors("write a"):
+        raise boto.NoRegionError
+    assert "AWS_REGION" in caught.value.hint

@@ -91,7 +91,7 @@ def read_told(store: ObjectStore, ref: CommitRef, *, record_bytes: int) -> Commi
         record = _decoded(key, ref.step, bytes(data))
     except NotFound as error:
         raise _gone(ref) from error
-    except (Corrupt, Invalid):  # damage is judged by what stands there, not by a size that somebody told
+    except Corrupt:  # damage is judged by what stands there, not by a size that somebody told
         return read_record(store, ref)
     if record.write_id != ref.write_id:
         raise _gone(ref)

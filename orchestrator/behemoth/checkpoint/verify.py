@@ -123,7 +123,8 @@ def _require_none(problems: Sequence[Problem]) -> None:
     if problems:
         first, num_more = problems[0], len(problems) - 1
         more = f" (and {num_more} more)" if num_more else ""
-        raise Corrupt(f"file {first.object_key}: {first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
+        named = "" if first.object_key in first.message else f"file {first.object_key}: "
+        raise Corrupt(f"{named}{first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
 
 
 def _check_here(

@@ -99,10 +99,9 @@ def rejections(obs: Observation) -> tuple[Effect, ...]:
 
 def rejected(obs: Observation, effect: Reject) -> Observation:
     write_id = effect.commit.write_id
-    is_rejecting = obs.rejecting is not None and obs.rejecting[0].write_id == write_id
     return replace(
         obs,
-        rejecting=None if is_rejecting else obs.rejecting,
+        rejecting=None,
         rejected=obs.rejected | {write_id},
         commits=tuple(commit for commit in obs.commits if commit.write_id != write_id),
         expired=tuple(commit for commit in obs.expired if commit.write_id != write_id),

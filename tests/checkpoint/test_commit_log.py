@@ -1,0 +1,116 @@
+"""Finding commits: by a word from elsewhere, by their traces, and when they go while somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import msgspec
+import pytest
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Conflict, NotFound
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit import BadCommit, commits, latest, reject
+from behemoth.checkpoint.commit_log import has_trace, publish, read_stored, read_told, record_sizes
+from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.framing import framed, unframed
+from behemoth.checkpoint.paths import commit_key
+from behemoth.ports import ObjectInfo
+from behemoth.state.effect import CommitRef
+from behemoth.testing.faults import FaultyStore
+from behemoth.testing.store import MemoryStore
+from checkpoint.saved_checkpoint import save, small_layout
+
+
+class Listings(FaultyStore):
+    """Counts them."""
+
+    num = 0
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.num += 1
+        return super().list(prefix)
+
+
+class TakenForAMoment(FaultyStore):
+    """Refuses the first create for an object that has gone when somebody looks."""
+
+    is_taken = True
+
+    def create(self, key: str, data: Buffer) -> None:
+        if self.is_taken:
+            self.is_taken = False
+            raise Conflict(f"create {key}: expected no such object, got one", code="exists")
+        super().create(key, data)
+
+
+def two_commits() -> tuple[MemoryStore, CommitRef, CommitRef]:
+    store = MemoryStore()
+    for step in (10, 20):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    first, second = (one for one in commits(store) if not isinstance(one, BadCommit))
+    return store, first, second
+
+
+def of_another_write(ref: CommitRef) -> CommitRef:
+    return msgspec.structs.replace(ref, write_id=WriteId("a9-9"))
+
+
+def test_a_record_of_a_told_size_is_read_without_a_listing() -> None:
+    inner, first, _ = two_commits()
+    store = Listings(inner)
+    size_bytes = record_sizes(inner)[first.step]
+    assert read_told(store, first, record_bytes=size_bytes).ref == first
+    assert store.num == 0
+
+
+@pytest.mark.parametrize("by_bytes", [-10_000, -1, 1])
+def test_a_record_that_has_not_the_told_size_is_found_as_ever(by_bytes: int) -> None:
+    store, first, _ = two_commits()
+    size_bytes = max(0, record_sizes(store)[first.step] + by_bytes)
+    assert read_told(store, first, record_bytes=size_bytes).ref == first
+
+
+@pytest.mark.parametrize("is_size_known", [True, False])
+def test_a_record_that_is_not_there_or_anothers_is_gone(is_size_known: bool) -> None:
+    store, first, _ = two_commits()
+    size_bytes = record_sizes(store)[first.step] if is_size_known else 0
+    with pytest.raises(NotFound, match="write 'a9-9': expected it in the store"):
+        read_told(store, of_another_write(first), record_bytes=size_bytes)
+    store.delete([commit_key(first.step)])
+    with pytest.raises(NotFound, match="write 'a1-10': expected it in the store"):
+        read_told(store, first, record_bytes=size_bytes)
+
+
+def test_a_store_shows_a_commit_whole_damaged_or_rejected_and_no_other() -> None:
+    store, first, second = two_commits()
+    assert not has_trace(MemoryStore(), [first])
+    assert has_trace(store, [first])
+    assert not has_trace(store, [of_another_write(first)])
+    store.create("commits/notes.txt", b"mine")
+    assert not has_trace(store, [of_another_write(first)])
+    reject(store, first, "chunk 3 is damaged")
+    assert has_trace(store, [first])
+    assert not has_trace(store, [of_another_write(first)])
+    store.delete([commit_key(second.step)])
+    assert not has_trace(store, [second])
+    store.create(commit_key(second.step), b"rubbish")
+    assert has_trace(store, [second])
+
+
+def test_what_a_later_release_wrote_into_a_record_stays_where_it_is_published_again() -> None:
+    store, first, _ = two_commits()
+    _, data = read_stored(store, first)
+    newer = framed(unframed(data, name="commit")[:-1] + b',"weather":"fine"}')
+    copy = MemoryStore()
+    record = publish(copy, CommitRecord.decode(newer), newer)
+    assert read_stored(copy, first) == (record, newer)
+
+
+def test_a_commit_takes_a_step_that_somebody_had_for_a_moment() -> None:
+    store, first, _ = two_commits()
+    record, _ = read_stored(store, first)
+    later = replace(record, step=Step(30))
+    assert publish(TakenForAMoment(store), later) == later
+    assert latest(store) == later.ref
