@@ -33,7 +33,7 @@ def test_a_program_that_stages_more_than_the_budget_is_refused_with_the_numbers(
         async with stage(tmp_path, setup) as here:
             here.start_gang(1)
             refused = await here.wait_for(ProgramRefused)
-            expected = "expected at most 10KB on a node, got 320KiB: 320KiB for 2 ranks and 0B for copies of 0"
+            expected = "expected at most 10KB on a node, got 312KiB: 312KiB for 2 ranks and 0B for copies of 0"
             assert f"staging memory: {expected}" in refused.reason
             assert "raise spec.checkpoint.staging_budget" in refused.reason
             here.start_gang(2)

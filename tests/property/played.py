@@ -15,7 +15,7 @@ from behemoth.simulation.timing import Timing
 from behemoth.state.config import RunConfig
 from behemoth.state.effect import Effect
 from behemoth.testing import strategies
-from property.audit import Auditor, Together
+from property.auditor import Auditor, Together
 
 SETTLE_US = 1_800_000_000
 """Virtual time within which a run of two minutes must be over once faults cease, repairs and backoffs included."""

@@ -27,11 +27,9 @@ from behemoth.testing.strategies import SECOND_US, run_config
 from property import audit
 from property.audit import (
     AgainChangesNothing,
-    Auditor,
     EvictedBeforeReplaced,
     IncrementalEqualsFullScan,
     LedgerCloses,
-    NeverStopsWhatCanGoOn,
     NothingCommittedIsLost,
     NothingIsSleptThrough,
     OldFactsChangeNothing,
@@ -40,7 +38,9 @@ from property.audit import (
     SlotsAreInjective,
     all_auditors,
 )
+from property.auditor import Auditor
 from property.played import SETTLE_US, Example, history_of, play
+from property.stopping import NeverStopsWhatCanGoOn
 
 EXAMPLE = Example(
     config=run_config(

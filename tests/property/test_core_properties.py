@@ -25,7 +25,6 @@ from property.audit import (
     EvictedBeforeReplaced,
     IncrementalEqualsFullScan,
     LedgerCloses,
-    NeverStopsWhatCanGoOn,
     NothingCommittedIsLost,
     NothingIsSleptThrough,
     OldFactsChangeNothing,
@@ -34,6 +33,7 @@ from property.audit import (
     SlotsAreInjective,
 )
 from property.played import SETTLE_US, Example, examples, history_of, play
+from property.stopping import NeverStopsWhatCanGoOn
 
 
 @given(examples(with_asks=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from io import RawIOBase
+from io import SEEK_END, RawIOBase
 from pathlib import Path
 
 import msgspec
@@ -34,8 +34,8 @@ class EventLog:
     def open(self) -> None:
         """Appends to what is there; a line cut off by a crash is closed first."""
         try:
-            self._file = self._path.open("ab", buffering=0)
-            self._is_torn = self._file.tell() > 0 and not self._path.read_bytes().endswith(b"\n")
+            self._file = self._path.open("a+b", buffering=0)
+            self._is_torn = _is_cut_off(self._file)
         except OSError as error:
             raise refusal(self._path, "append to it", error) from error
 
@@ -72,6 +72,13 @@ class EventLog:
             _log.warning("events %s: %s", self._path, error)
             return
         self._is_torn = 0 < written < len(line)
+
+
+def _is_cut_off(file: RawIOBase) -> bool:
+    if file.tell() == 0:
+        return False
+    file.seek(-1, SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def read_events(path: Path) -> list[Event]:
