@@ -24,6 +24,11 @@ def test_neighbours_of_one_domain_hold_the_copies_of_the_next() -> None:
     assert holders(0, domains, stride=2, copies=2) == (2, 4)
 
 
+def test_where_a_neighbour_shares_the_domain_the_next_one_further_on_holds_the_copy() -> None:
+    assert holders(0, (0, 0, 1, 2), stride=1, copies=1) == (2,)
+    assert holders(3, (0, 1, 2, 0), stride=1, copies=1) == (1,)
+
+
 @pytest.mark.parametrize("domains", [(0,), (0, 0, 0)])
 def test_nobody_holds_copies_where_all_may_fail_together(domains: tuple[int, ...]) -> None:
     assert holders(0, domains, stride=1, copies=1) == ()
