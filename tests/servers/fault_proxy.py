@@ -64,6 +64,7 @@ class Held:
     client_port: int
     _going: threading.Event = field(default_factory=threading.Event)
     _losing: threading.Event = field(default_factory=threading.Event)
+    is_over: threading.Event = field(default_factory=threading.Event)
 
     def let_go(self) -> None:
         """On its way, whatever has become of who sent it."""
@@ -73,6 +74,11 @@ class Held:
         """It never arrives, nor does its answer."""
         self._losing.set()
         self._going.set()
+
+    def arrive(self) -> None:
+        """Let go, and wait until the server has taken or refused it."""
+        self.let_go()
+        assert self.is_over.wait(HELD_LIMIT_S)
 
     def wait(self) -> None:
         """Raises ConnectionError for one that is lost."""
@@ -116,7 +122,7 @@ class FaultProxy:
         except queue.Empty:
             return []
 
-    def hold(self, head: bytes, client: socket.socket) -> None:
+    def hold(self, head: bytes, client: socket.socket) -> Held:
         """Until the test lets the request go, or ends."""
         one = Held(head.split(b"\r\n", 1)[0].decode(), int(client.getpeername()[1]))
         with self._lock:
@@ -124,6 +130,7 @@ class FaultProxy:
         self._holding.put(one)
         if not self.ending.is_set():
             one.wait()
+        return one
 
     def end(self) -> None:
         """Whatever is kept or crawls goes on."""
@@ -181,35 +188,46 @@ def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
         num_bytes = int(_field(head, b"content-length") or 0)
         if how in _ANSWERS_BEFORE:
             client.sendall(_ANSWERS_BEFORE[how])
-            return
-        if how is How.REFUSE_EARLY:
+        elif how is How.REFUSE_EARLY:
             _refuse_early(client, head, body, num_bytes)
-            return
-        if how is How.HOLD:
+        elif how is How.HOLD:
             head, body = _whole(client, head, body, num_bytes)
+            held = proxy.hold(head, client)
+            try:
+                _pass_on(client, head, body, how, proxy, server_port)
+            finally:  # a server that refuses it may close the connection before it has read all
+                held.is_over.set()
+        else:
+            _pass_on(client, head, body, how, proxy, server_port)
+
+
+def _pass_on(
+    client: socket.socket, head: bytes, body: bytes, how: How | None, proxy: FaultProxy, server_port: int
+) -> None:
+    """The request to the server, of whose body this much is here, and its answer to the client."""
+    num_bytes = int(_field(head, b"content-length") or 0)
+    with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
+        server.sendall(_for_one_request(head))
+        answer: tuple[bytes, bytes] | None = None
+        if _field(head, b"expect") is not None:  # the server may refuse before the body is sent
+            answer = _head(server)
+            if answer[0].startswith(b"HTTP/1.1 100"):
+                client.sendall(answer[0])
+                answer = None
+        if answer is None:
+            if how is How.CUT_REQUEST:
+                server.sendall(_receive(client, body, num_bytes // 2))
+                return
+            if how is How.CRAWL:
+                body = _crawled(client, body, num_bytes, proxy.ending)
+            received = _receive(client, body, num_bytes)
+            server.sendall(_damaged(received) if how is How.DAMAGE else received)
+        answer = answer or _head(server)
+        if how is How.HOLD_ANSWER:
             proxy.hold(head, client)
-        with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
-            server.sendall(_for_one_request(head))
-            answer: tuple[bytes, bytes] | None = None
-            if _field(head, b"expect") is not None:  # the server may refuse before the body is sent
-                answer = _head(server)
-                if answer[0].startswith(b"HTTP/1.1 100"):
-                    client.sendall(answer[0])
-                    answer = None
-            if answer is None:
-                if how is How.CUT_REQUEST:
-                    server.sendall(_receive(client, body, num_bytes // 2))
-                    return
-                if how is How.CRAWL:
-                    body = _crawled(client, body, num_bytes, proxy.ending)
-                received = _receive(client, body, num_bytes)
-                server.sendall(_damaged(received) if how is How.DAMAGE else received)
-            answer = answer or _head(server)
-            if how is How.HOLD_ANSWER:
-                proxy.hold(head, client)
-            if how is How.DAWDLE:
-                proxy.ending.wait(DAWDLE_S)
-            _pass_answer(server, client, answer, how, is_head=head.startswith(b"HEAD"), ending=proxy.ending)
+        if how is How.DAWDLE:
+            proxy.ending.wait(DAWDLE_S)
+        _pass_answer(server, client, answer, how, is_head=head.startswith(b"HEAD"), ending=proxy.ending)
 
 
 def _whole(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> tuple[bytes, bytes]:
