@@ -4,6 +4,7 @@ nothing is done again that was done. The neighbour `test_ckpt_ray` does the same
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -164,8 +165,11 @@ def test_a_command_that_was_killed_while_workers_of_a_ray_worked_for_it_goes_on_
         out, err = command.communicate(timeout=LIMIT_S)
     assert command.returncode == (3 if verb == "verify" else 0), err
     assert result_of(verb, out) == expected
-    told = f"going on behind {num_done} batches" if verb == "verify" else f"{num_done} of them there already"
-    assert told in err + out
+    kept = re.search(
+        r"going on behind (\d+) batches" if verb == "verify" else r"(\d+) of them there already", err + out
+    )
+    assert kept is not None, err + out
+    assert int(kept[1]) >= num_done  # a worker may have done another before it saw the end of the command
     times = begun(ran)
     assert sum(times[batch_] == 1 for batch_ in times) >= num_done
     assert max(times.values()) <= 2
