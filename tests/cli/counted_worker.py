@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from threading import Event
 
 import msgspec
 
-from behemoth.app.batches.jobs import ImportJob, ReshardJob, Work, decode_job, open_work
+from behemoth.app.batches.jobs import ExportJob, ImportJob, Job, VerifyJob, Work, decode_job, open_work
 from behemoth.app.batches.worker import serve, take_settings
 
 FOLDER_ENV = "BEHEMOTH_TEST_COUNTED"
@@ -35,21 +36,21 @@ def counted_folder(above: Path, target: str) -> Path:
 
 
 def begun(folder: Path) -> Counter[int]:
-    """How often each batch was begun, by the first of its units."""
+    """How often each batch was begun, by the first of its units, its file or its first part."""
     return Counter(int(path.name.partition(".")[0]) for path in folder.glob("*.begun"))
 
 
 class CountedWork:
     """A `Work` in another's clothes."""
 
-    def __init__(self, work: Work, folder: Path) -> None:
+    def __init__(self, work: Work, job: Job, folder: Path) -> None:
         self._work = work
+        self._job = job
         self._folder = folder
 
     def run(self, data: bytes) -> bytes:
         self._wait_while_held()
-        first_unit = msgspec.msgpack.decode(data)[0]
-        os.close(tempfile.mkstemp(prefix=f"{first_unit}.", suffix=".begun", dir=self._folder)[0])
+        os.close(tempfile.mkstemp(prefix=f"{_first(self._job, data)}.", suffix=".begun", dir=self._folder)[0])
         result = self._work.run(data)
         self._die_if_told()
         return result
@@ -74,6 +75,16 @@ class CountedWork:
         Event().wait()  # for the keeper, which ends this program when the actor that started it is gone
 
 
+def _first(job: Job, data: bytes) -> int:
+    match job:
+        case ExportJob():
+            return int(data.decode().split("-")[1])
+        case VerifyJob():
+            return zlib.crc32(repr(msgspec.msgpack.decode(data)[0]).encode())
+        case _:
+            return int(msgspec.msgpack.decode(data)[0])
+
+
 def _parent(pid: int) -> int:
     """A worker's parent is its keeper, whose parent is the actor of the node."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
@@ -82,13 +93,13 @@ def _parent(pid: int) -> int:
 
 def _open(data: bytes) -> Work:
     job = decode_job(data)
-    assert isinstance(job, ImportJob | ReshardJob)
     opened = open_work
     if isinstance(job, ImportJob) and job.kind == "dcp":
         from behemoth.dcp import batch_worker  # torch takes a second to load
 
         opened = batch_worker._open
-    return CountedWork(opened(data), counted_folder(Path(os.environ[FOLDER_ENV]), os.fsdecode(job.to)))
+    place = os.fsdecode(job.url if isinstance(job, VerifyJob) else job.to)
+    return CountedWork(opened(data), job, counted_folder(Path(os.environ[FOLDER_ENV]), place))
 
 
 def main() -> int:

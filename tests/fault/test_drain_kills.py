@@ -89,7 +89,7 @@ def test_a_record_that_arrives_when_a_newer_checkpoint_was_drained_counts_for_no
 def test_a_drain_that_is_stopped_leaves_the_run_unfinished_and_the_same_command_ends_it(
     tmp_path: Path, s3: S3Server, proxy: FaultProxy
 ) -> None:
-    with draining_there(tmp_path, s3, proxy, more=", limit: 2s") as run:
+    with draining_there(tmp_path, s3, proxy, more=", limit: 10s") as run:
         run.stage.start()
         request = run.hold(BEFORE_ITS_RECORD)
         stop(run.sender(request, "drain"))

@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-_CHUNK_BYTES = 64 << 10
+from servers.http_bytes import CHUNK_BYTES, field_of, receive_body, receive_head, refusal, without, xml_answer
+
 _LIMIT_S = 30
 _CRAWL_BYTES = 8 << 10
 _CRAWL_S = 0.02
@@ -64,6 +65,7 @@ class Held:
     client_port: int
     _going: threading.Event = field(default_factory=threading.Event)
     _losing: threading.Event = field(default_factory=threading.Event)
+    is_over: threading.Event = field(default_factory=threading.Event)
 
     def let_go(self) -> None:
         """On its way, whatever has become of who sent it."""
@@ -73,6 +75,11 @@ class Held:
         """It never arrives, nor does its answer."""
         self._losing.set()
         self._going.set()
+
+    def arrive(self) -> None:
+        """Let go, and wait until the server has taken or refused it."""
+        self.let_go()
+        assert self.is_over.wait(HELD_LIMIT_S)
 
     def wait(self) -> None:
         """Raises ConnectionError for one that is lost."""
@@ -116,7 +123,7 @@ class FaultProxy:
         except queue.Empty:
             return []
 
-    def hold(self, head: bytes, client: socket.socket) -> None:
+    def hold(self, head: bytes, client: socket.socket) -> Held:
         """Until the test lets the request go, or ends."""
         one = Held(head.split(b"\r\n", 1)[0].decode(), int(client.getpeername()[1]))
         with self._lock:
@@ -124,6 +131,7 @@ class FaultProxy:
         self._holding.put(one)
         if not self.ending.is_set():
             one.wait()
+        return one
 
     def end(self) -> None:
         """Whatever is kept or crawls goes on."""
@@ -174,56 +182,67 @@ def _accept(listening: socket.socket, proxy: FaultProxy, server_port: int) -> No
 
 def _serve(client: socket.socket, proxy: FaultProxy, server_port: int) -> None:
     with client, suppress(OSError):
-        head, body = _head(client)
+        head, body = receive_head(client)
         if not head:
             return
         how = proxy.next_fault(head.split(b"\r\n", 1)[0].decode())
-        num_bytes = int(_field(head, b"content-length") or 0)
+        num_bytes = int(field_of(head, b"content-length") or 0)
         if how in _ANSWERS_BEFORE:
             client.sendall(_ANSWERS_BEFORE[how])
-            return
-        if how is How.REFUSE_EARLY:
+        elif how is How.REFUSE_EARLY:
             _refuse_early(client, head, body, num_bytes)
-            return
-        if how is How.HOLD:
+        elif how is How.HOLD:
             head, body = _whole(client, head, body, num_bytes)
+            held = proxy.hold(head, client)
+            try:
+                _pass_on(client, head, body, how, proxy, server_port)
+            finally:  # a server that refuses it may close the connection before it has read all
+                held.is_over.set()
+        else:
+            _pass_on(client, head, body, how, proxy, server_port)
+
+
+def _pass_on(
+    client: socket.socket, head: bytes, body: bytes, how: How | None, proxy: FaultProxy, server_port: int
+) -> None:
+    """The request to the server, of whose body this much is here, and its answer to the client."""
+    num_bytes = int(field_of(head, b"content-length") or 0)
+    with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
+        server.sendall(_for_one_request(head))
+        answer: tuple[bytes, bytes] | None = None
+        if field_of(head, b"expect") is not None:  # the server may refuse before the body is sent
+            answer = receive_head(server)
+            if answer[0].startswith(b"HTTP/1.1 100"):
+                client.sendall(answer[0])
+                answer = None
+        if answer is None:
+            if how is How.CUT_REQUEST:
+                server.sendall(receive_body(client, body, num_bytes // 2))
+                return
+            if how is How.CRAWL:
+                body = _crawled(client, body, num_bytes, proxy.ending)
+            received = receive_body(client, body, num_bytes)
+            server.sendall(_damaged(received) if how is How.DAMAGE else received)
+        answer = answer or receive_head(server)
+        if how is How.HOLD_ANSWER:
             proxy.hold(head, client)
-        with socket.create_connection(("127.0.0.1", server_port), timeout=_LIMIT_S) as server:
-            server.sendall(_for_one_request(head))
-            answer: tuple[bytes, bytes] | None = None
-            if _field(head, b"expect") is not None:  # the server may refuse before the body is sent
-                answer = _head(server)
-                if answer[0].startswith(b"HTTP/1.1 100"):
-                    client.sendall(answer[0])
-                    answer = None
-            if answer is None:
-                if how is How.CUT_REQUEST:
-                    server.sendall(_receive(client, body, num_bytes // 2))
-                    return
-                if how is How.CRAWL:
-                    body = _crawled(client, body, num_bytes, proxy.ending)
-                received = _receive(client, body, num_bytes)
-                server.sendall(_damaged(received) if how is How.DAMAGE else received)
-            answer = answer or _head(server)
-            if how is How.HOLD_ANSWER:
-                proxy.hold(head, client)
-            if how is How.DAWDLE:
-                proxy.ending.wait(DAWDLE_S)
-            _pass_answer(server, client, answer, how, is_head=head.startswith(b"HEAD"), ending=proxy.ending)
+        if how is How.DAWDLE:
+            proxy.ending.wait(DAWDLE_S)
+        _pass_answer(server, client, answer, how, is_head=head.startswith(b"HEAD"), ending=proxy.ending)
 
 
 def _whole(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> tuple[bytes, bytes]:
     """A request of which nothing is left to come: neither of its body nor of the leave to send that."""
-    if _field(head, b"expect") is not None:
+    if field_of(head, b"expect") is not None:
         client.sendall(_CONTINUE)
-    return _without(head, b"expect"), _receive(client, body, num_bytes)
+    return without(head, b"expect"), receive_body(client, body, num_bytes)
 
 
 def _refuse_early(client: socket.socket, head: bytes, body: bytes, num_bytes: int) -> None:
     """TCP resets a connection that is closed with bytes unread, and drops an answer that was not read yet."""
-    if _field(head, b"expect") is not None:
+    if field_of(head, b"expect") is not None:
         client.sendall(_CONTINUE)
-    if num_bytes > len(_receive(client, body, min(num_bytes, _CHUNK_BYTES))):
+    if num_bytes > len(receive_body(client, body, min(num_bytes, CHUNK_BYTES))):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     else:
         client.sendall(_DENIED)
@@ -244,12 +263,12 @@ def _pass_answer(
     ending: threading.Event,
 ) -> None:
     head, body = answer
-    num_bytes = 0 if is_head else int(_field(head, b"content-length") or 0)
-    if _field(head, b"transfer-encoding") is not None:
-        while chunk := server.recv(_CHUNK_BYTES):
+    num_bytes = 0 if is_head else int(field_of(head, b"content-length") or 0)
+    if field_of(head, b"transfer-encoding") is not None:
+        while chunk := server.recv(CHUNK_BYTES):
             body += chunk
     else:
-        body = _receive(server, body, num_bytes)
+        body = receive_body(server, body, num_bytes)
     match how:
         case How.LOSE:
             return
@@ -266,18 +285,6 @@ def _pass_answer(
             client.sendall(head + body)
 
 
-def _head(sock: socket.socket) -> tuple[bytes, bytes]:
-    """Everything up to the empty line, with it, and what came of the body."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        chunk = sock.recv(_CHUNK_BYTES)
-        if not chunk:
-            return b"", b""
-        data += chunk
-    head, _, body = data.partition(b"\r\n\r\n")
-    return head + b"\r\n\r\n", body
-
-
 def _crawled(sock: socket.socket, got: bytes, num_bytes: int, ending: threading.Event) -> bytes:
     """What is received so until all is there, or the proxy ends. Raises ConnectionError when the sender gives up."""
     data = bytearray(got)
@@ -289,52 +296,19 @@ def _crawled(sock: socket.socket, got: bytes, num_bytes: int, ending: threading.
     return bytes(data)
 
 
-def _receive(sock: socket.socket, got: bytes, num_bytes: int) -> bytes:
-    data = bytearray(got)
-    while len(data) < num_bytes:
-        chunk = sock.recv(min(_CHUNK_BYTES, num_bytes - len(data)))
-        if not chunk:
-            raise ConnectionError(f"expected {num_bytes} bytes, got {len(data)}")
-        data += chunk
-    return bytes(data)
-
-
-def _field(head: bytes, name: bytes) -> str | None:
-    for line in head.split(b"\r\n")[1:]:
-        key, _, value = line.partition(b":")
-        if key.lower() == name:
-            return value.strip().decode()
-    return None
-
-
 def _for_one_request(head: bytes) -> bytes:
     """The server closes the connection afterwards."""
-    return _without(head, b"connection")[:-2] + b"Connection: close\r\n\r\n"
-
-
-def _without(head: bytes, name: bytes) -> bytes:
-    lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(name + b":")]
-    return b"\r\n".join([*lines, b"", b""])
-
-
-def _answer(status: str, code: str) -> bytes:
-    return _of_xml(status, f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>")
-
-
-def _of_xml(status: str, text: str) -> bytes:
-    body = text.encode()
-    fields = f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
-    return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + body
+    return without(head, b"connection")[:-2] + b"Connection: close\r\n\r\n"
 
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_ERROR = _answer("500 Internal Server Error", "InternalError")
-_DENIED = _answer("403 Forbidden", "AccessDenied")
+_ERROR = refusal("500 Internal Server Error", "InternalError")
+_DENIED = refusal("403 Forbidden", "AccessDenied")
 _ANSWERS_BEFORE: dict[How | None, bytes] = {
-    How.STORM: _answer("503 Slow Down", "SlowDown"),
-    How.CONFLICT: _answer("409 Conflict", "ConditionalRequestConflict"),
-    How.CLAIM: _of_xml("200 OK", "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"),
-    How.EXPIRE: _answer("400 Bad Request", "ExpiredToken"),
+    How.STORM: refusal("503 Slow Down", "SlowDown"),
+    How.CONFLICT: refusal("409 Conflict", "ConditionalRequestConflict"),
+    How.CLAIM: xml_answer("200 OK", "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"),
+    How.EXPIRE: refusal("400 Bad Request", "ExpiredToken"),
 }
 
 

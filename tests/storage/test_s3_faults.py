@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from behemoth.base import retry
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo
@@ -19,19 +18,11 @@ from behemoth.storage.s3 import S3Store
 from behemoth.storage.s3_place import S3Place
 from behemoth.testing.store import read
 from behemoth.testing.uploads import UploadContract, random_bytes, send
-from servers.fault_proxy import Fault, FaultProxy, How, every, fault_proxy
+from servers.fault_proxy import Fault, FaultProxy, How, every
 from servers.s3_server import S3Server
 from storage.s3_stores import OpenedAgain, let_in, new_place, opened
 
 METHODS = ("PUT", "POST", "GET", "HEAD", "DELETE")
-
-
-@pytest.fixture
-def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    let_in(monkeypatch, s3)
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-    with fault_proxy(s3.port) as standing:
-        yield standing
 
 
 @pytest.fixture
@@ -40,22 +31,42 @@ def store(proxy: FaultProxy) -> Iterator[S3Store]:
         yield store
 
 
+ALL_FAULTS = (
+    *every(How.STORM, METHODS),
+    *every(How.ERR, ("PUT", "GET", "HEAD", "DELETE")),
+    *(Fault(How.ERR, "POST", "uploadId="), Fault(How.LOSE, "POST", "uploadId="), Fault(How.ERR, "POST", "delete")),
+    *(Fault(How.CUT_REQUEST, "PUT"), Fault(How.CUT_ANSWER, "GET")),
+    Fault(How.DAWDLE, "PUT", "partNumber="),
+)
+FAULTS = {
+    "storms": [Fault(How.STORM, method, times=3) for method in METHODS],
+    "cut connections": [Fault(how, method) for how in (How.CUT_REQUEST, How.CUT_ANSWER) for method in ("PUT", "GET")],
+    "lost answers": [
+        *every(How.LOSE, ("PUT", "GET", "HEAD", "DELETE")),
+        *(Fault(How.LOSE, "POST", part) for part in ("uploadId=", "delete")),
+    ],
+    "slow answers": [Fault(How.DAWDLE, method, times=2) for method in METHODS],
+}
+"""An upload that was begun without an answer is begun again, and stays: no part of the contract (see below)."""
+
+
 class TestS3StoreBehindFaults(OpenedAgain, UploadContract):
-    """The whole contract, with the first requests of every kind refused, acted upon without an answer, and cut off."""
+    """The whole contract, with the first requests of every kind refused, acted upon without an answer, cut off, and
+    answered late."""
 
     @pytest.fixture
     def store(self, proxy: FaultProxy) -> Iterator[Any]:
-        acted_upon = (method for method in METHODS if method != "POST")
-        proxy.plan(
-            *every(How.STORM, METHODS),
-            *every(How.ERR, acted_upon),
-            *(
-                Fault(How.ERR, "POST", "uploadId="),
-                Fault(How.LOSE, "POST", "uploadId="),
-                Fault(How.ERR, "POST", "delete"),
-            ),
-            *(Fault(How.CUT_REQUEST, "PUT"), Fault(How.CUT_ANSWER, "GET")),
-        )
+        proxy.plan(*ALL_FAULTS)
+        yield from self.opened_at(new_place(endpoint=proxy.endpoint))
+
+
+@pytest.mark.longer
+class TestS3StoreBehindOneKindOfFault(OpenedAgain, UploadContract):
+    """The whole contract behind each kind alone, more of it."""
+
+    @pytest.fixture(params=FAULTS)
+    def store(self, proxy: FaultProxy, request: pytest.FixtureRequest) -> Iterator[Any]:
+        proxy.plan(*FAULTS[request.param])
         yield from self.opened_at(new_place(endpoint=proxy.endpoint))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from behemoth.base.errors import NotFound
+from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_log import BadCommit
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.verify import Report, Spread, verify
@@ -64,7 +64,10 @@ def _verified(
     of_commit = None if spread is None else spread(progress.update)
     try:
         return verify(store, commit, threads=threads, deep=deep, progress=progress.update, spread=of_commit)
-    except NotFound:  # for a worker the commit is gone: retention was faster, and this process can tell
+    except (
+        Corrupt,
+        NotFound,
+    ):  # for a worker: retention was faster, and this process can tell
         return verify(store, commit, threads=threads, deep=deep)
     finally:
         progress.close()

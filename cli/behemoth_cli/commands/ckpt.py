@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from behemoth.checkpoint.reader import digest, open_commit
+from behemoth.checkpoint.reader import digest
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.ckpt_diff import diff
@@ -21,7 +21,7 @@ from behemoth_cli.commands.ckpt_rehearse import rehearse_restore
 from behemoth_cli.commands.ckpt_reshard import reshard_checkpoint
 from behemoth_cli.commands.ckpt_scrub import scrub
 from behemoth_cli.commands.ckpt_verify import verify_checkpoints
-from behemoth_cli.commands.selection import Step, Where, all_found, intact, pins_of
+from behemoth_cli.commands.selection import Step, Where, all_found, intact, opened, pins_of, unless_deleted
 from behemoth_cli.context import Checkpoints, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.table import Listing
 from behemoth_cli.views.checkpoints import checkpoint_listing, checkpoint_page
@@ -62,10 +62,11 @@ def show(
     place = find_checkpoints(where)
     with closing(open_store(place.url)) as store:
         ref = intact(store, place, step, note=context.console.note)
-        opened = open_commit(store, ref)
+        commit = opened(store, ref)
         pinned = pins_of(store).get((ref.step, ref.write_id))
-        text = f"sha256:{digest(store, opened)}" if with_digest else None
-    context.console.show(checkpoint_page(opened, text, pin=pinned), form)
+        with unless_deleted(store, ref):
+            text = f"sha256:{digest(store, commit)}" if with_digest else None
+    context.console.show(checkpoint_page(commit, text, pin=pinned), form)
 
 
 def listing_of(place: Checkpoints) -> Listing:

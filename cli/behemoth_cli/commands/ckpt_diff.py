@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
-from behemoth.base.errors import Corrupt
 from behemoth.checkpoint import diff as comparison
-from behemoth.checkpoint.reader import open_commit
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option, run_names
-from behemoth_cli.commands.selection import Threads, Where, require_still_there, standing
+from behemoth_cli.commands.selection import Threads, Where, opened, standing, unless_deleted
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.progress import Progress
@@ -48,14 +46,11 @@ def diff(
         refs = [
             standing(store, place, step) for store, place, step in zip(stores, places, (first, second), strict=True)
         ]
-        opened = [open_commit(store, ref) for store, ref in zip(stores, refs, strict=True)]
-        one, two = (comparison.Side(store=store, commit=each) for store, each in zip(stores, opened, strict=True))
-        try:
+        one, two = (
+            comparison.Side(store=store, commit=opened(store, ref)) for store, ref in zip(stores, refs, strict=True)
+        )
+        with unless_deleted(stores[0], refs[0]), unless_deleted(stores[1], refs[1]):
             found = comparison.diff(one, two, threads=threads, progress=progress.update)
-        except Corrupt:
-            for side in (one, two):
-                require_still_there(side.store, side.commit.record)
-            raise
     page = diff_page(found, one.commit.record, two.commit.record, is_full=form == "wide")
     context.console.show(page, form)
     return Exit.OK if all(each.how == "same" for each in found) else Exit.UNHEALTHY

@@ -153,5 +153,5 @@ def _copied(console: Console, given: ObjectStore, record: CommitRecord, copy: Ca
     try:
         return watched(console, f"copying checkpoint/{record.step}", lambda progress: copy(progress=progress))
     except BehemothError:
-        require_still_there(given, record)
+        require_still_there(given, record.ref)
         raise

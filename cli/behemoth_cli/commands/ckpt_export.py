@@ -13,14 +13,14 @@ import typer
 from behemoth.app.batches.export_job import write_in_batches
 from behemoth.app.batches.jobs import ExportJob
 from behemoth.app.batches.tensors import Change, outward
-from behemoth.base.errors import Corrupt, Invalid, NotFound
+from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_size
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.export import Exported, export, kept_files, unfinished_folder
 from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
-from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.checkpoint.reader import Commit
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, located, open_store
 from behemoth.storage.probe_uploads import probe_bucket
@@ -39,7 +39,7 @@ from behemoth_cli.commands.interop_options import (
     require_matches,
     watched,
 )
-from behemoth_cli.commands.selection import Step, Threads, Where, intact, require_still_there
+from behemoth_cli.commands.selection import Step, Threads, Where, intact, opened, unless_deleted
 from behemoth_cli.commands.writing import require_apart
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.errors import choose
@@ -97,7 +97,7 @@ def export_checkpoint(
     place = find_checkpoints(where)
     require_apart(place.url, to, code="export-folder")
     with options as batches, closing(open_store(place.url)) as store, closing(open_store(to)) as target:
-        commit = open_commit(store, intact(store, place, step, note=context.console.note))
+        commit = opened(store, intact(store, place, step, note=context.console.note))
         found = stored_tensors(store, commit, threads=threads)
         require_matches(found, select)
         tensors, metadata = outward(found, change), _provenance(commit, change)
@@ -128,7 +128,7 @@ def export_checkpoint(
 def _export(
     batches: Batching, store: ObjectStore, commit: Commit, target: SavesTo, plan: ExportPlan, job: ExportJob
 ) -> tuple[str, ...]:
-    """Files that stood there already. A live run's retention may delete what is being read; that is no damage."""
+    """Files that stood there already."""
 
     def do(progress: Callable[[int, int], None]) -> Exported:
         if batches.is_here:
@@ -137,11 +137,8 @@ def _export(
         return export(target, plan, unfinished=job.unfinished, spread=spread)
 
     probe_bucket(target, url=os.fsdecode(job.to))
-    try:
+    with unless_deleted(store, commit.record.ref):
         return watched(batches.console, f"exporting checkpoint/{job.step}", do).kept
-    except (Corrupt, NotFound):
-        require_still_there(store, commit.record)
-        raise
 
 
 def _scaling(text: str, precision: str) -> str:

@@ -12,14 +12,14 @@ import typer
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.on_mesh import on_mesh
-from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.checkpoint.reader import Commit
 from behemoth.checkpoint.rehearsal import Rehearsal, rehearse
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh, parse_mesh
 from behemoth.storage.open import open_store
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.rank_list import parse_ranks
-from behemoth_cli.commands.selection import Step, Threads, Where, require_still_there, standing
+from behemoth_cli.commands.selection import Step, Threads, Where, opened, require_still_there, standing
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 from behemoth_cli.exits import Exit
 from behemoth_cli.out.console import Console
@@ -51,7 +51,7 @@ def rehearse_restore(
     place = find_checkpoints(where)
     with closing(open_store(place.url)) as store:
         began_s = time.monotonic()
-        commit = open_commit(store, standing(store, place, step))
+        commit = opened(store, standing(store, place, step))
         open_s = time.monotonic() - began_s
         on = other or commit.record.mesh
         found = _rehearsed(context.console, store, commit, on, _ranks(wanted, on), threads)
@@ -79,5 +79,5 @@ def _rehearsed(
     finally:
         progress.close()
     if not found.is_intact:
-        require_still_there(store, commit.record)
+        require_still_there(store, commit.record.ref)
     return found

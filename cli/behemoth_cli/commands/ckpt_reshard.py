@@ -15,11 +15,11 @@ import typer
 from behemoth.app.batches.jobs import ReshardJob, encode_job
 from behemoth.app.batches.reshard_job import reshard_job, reshard_writing
 from behemoth.app.batches.writing import Writing
-from behemoth.base.errors import Corrupt, Invalid, NotFound
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Attempt, WriteId
 from behemoth.checkpoint.interop.relayout import Relayout, relayout
 from behemoth.checkpoint.model_layout import model_layout
-from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.checkpoint.reader import Commit
 from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.checkpoint.verify import require_committed
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
@@ -30,7 +30,7 @@ from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, b
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
 from behemoth_cli.commands.plan import inventory_of
-from behemoth_cli.commands.selection import NewStore, Step, Threads, Where, intact, require_still_there
+from behemoth_cli.commands.selection import NewStore, Step, Threads, Where, intact, opened, unless_deleted
 from behemoth_cli.commands.writing import done_before, opened_target, require_apart, write_recorded
 from behemoth_cli.context import Context, chosen_format, find_checkpoints, read_run
 from behemoth_cli.views.interop import reshard_page
@@ -79,7 +79,7 @@ def reshard_checkpoint(
         opened_target(to, code="reshard-folder", is_dry=is_dry) as store,
     ):
         url = located(to, store)
-        commit = open_commit(given, intact(given, place, step, note=context.console.note))
+        commit = opened(given, intact(given, place, step, note=context.console.note))
         made = wanted.of(commit, is_bucket=isinstance(store, UploadsParts))
         ref = commit.record.ref
         job = reshard_job(located(place.url, given), ref, url, made)
@@ -111,9 +111,9 @@ def _reshard(
     *,
     threads: int,
 ) -> WriteId:
-    """The write that was committed. A live run's retention may delete what is being read; that is no damage."""
+    """The write that was committed."""
     record = commit.record
-    try:
+    with unless_deleted(given, record.ref):
         require_committed(given, record.ref, threads=threads)
         return write_recorded(
             batches,
@@ -126,9 +126,6 @@ def _reshard(
             step=record.step,
             attempt=Attempt(record.attempt),
         )
-    except (Corrupt, NotFound):
-        require_still_there(given, record)
-        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from behemoth.checkpoint.commit_log import BadCommit, commits, records
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import Marker, read_marker
 from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
+from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth_cli.commands.candidates import run_names
@@ -122,11 +124,28 @@ def still_there(store: ObjectStore, found: Found) -> bool:
     )
 
 
-def require_still_there(store: ObjectStore, record: CommitRecord) -> None:
+def opened(store: ObjectStore, ref: CommitRef) -> Commit:
+    """As `open_commit`. Raises NotFound too when the checkpoint is deleted meanwhile."""
+    with unless_deleted(store, ref):
+        return open_commit(store, ref)
+
+
+@contextmanager
+def unless_deleted(store: ObjectStore, ref: CommitRef) -> Iterator[None]:
+    """While this lasts a checkpoint is read. Retention of a live run, or `gc`, may delete it: that is no damage. Raises
+    NotFound then instead of what was found damaged or missing."""
+    try:
+        yield
+    except (Corrupt, NotFound):
+        require_still_there(store, ref)
+        raise
+
+
+def require_still_there(store: ObjectStore, ref: CommitRef) -> None:
     """What was damaged when it was read may have been deleted meanwhile. Raises NotFound then."""
-    if record.ref not in commits(store):
+    if ref not in commits(store):
         raise NotFound(
-            f"checkpoint/{record.step}: expected it to stay while it was read, got it deleted",
+            f"checkpoint/{ref.step}: expected it to stay while it was read, got it deleted",
             hint="retention gave it up: take the newest one",
             code="checkpoint-gone",
         )
