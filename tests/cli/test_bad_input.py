@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from behemoth.base import errors
+from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.context import read_file
 from behemoth_cli.errors import failure_of, lines_of
 from behemoth_cli.exits import Exit
+from checkpoint.saved_checkpoint import save, small_layout
 from cli.cli_rig import small_run
 
 
@@ -134,6 +137,19 @@ def test_a_run_directory_in_use_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == Exit.FAILED
     assert "another live `behemoth run`" in told
     assert "code: run-locked" in told
+
+
+@pytest.mark.parametrize("verb", ["drain", "export", "reshard"])
+def test_a_path_that_is_too_long_is_told_as_that(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(LocalStore(tmp_path / "store")) as store:
+        save(store, small_layout(), step=1, write_id="a1-1")
+    to = "x" * 300
+    more = ["--mesh", "tp=1"] if verb == "reshard" else []
+    code, told = refused(capsys, "ckpt", verb, "store", "--to", to, *more)
+    assert code == Exit.USAGE
+    assert told.startswith(f"error: {to}")
+    assert "got File name too long\n" in told
+    assert "hint: choose a shorter path\ncode: path\n" in told
 
 
 @pytest.mark.parametrize("verb", [["status"], ["logs"], ["get", "nodes"], ["get", "runs"]])

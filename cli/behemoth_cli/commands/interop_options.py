@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from behemoth.app.batches.tensors import Change, MapDocument
+from behemoth.app.run_directory import refusal
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
@@ -111,10 +112,15 @@ def require_matches(names: Collection[str], patterns: Sequence[str] | None) -> N
 
 
 def folder_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
-    """The path of `--to`, which need not be there. Raises Conflict where a file is in its way."""
+    """The path of `--to`, which need not be there. Raises Conflict where a file is in its way, and Denied or Invalid
+    where nobody can tell."""
     path = Path(path_of(text))
-    standing = next(one for one in (path, *path.absolute().parents) if one.exists() or one.is_symlink())
-    if not standing.is_dir():
+    try:
+        standing = next(one for one in (path, *path.absolute().parents) if one.exists() or one.is_symlink())
+        is_folder = standing.is_dir()
+    except OSError as error:
+        raise refusal(path, "look there", error) from error
+    if not is_folder:
         got = "a file" if standing == path else f"a path below the file {standing}"
         raise Conflict(f"option --to {text}: expected {expected}, got {got}", hint=hint, code=code)
     return path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from behemoth.app.batches.jobs import Work
 from behemoth.app.batches.writing import Writing, finished, new_write, require_written, write_in_batches
 from behemoth.app.import_lock import importing
+from behemoth.app.run_directory import refusal
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
@@ -58,10 +59,15 @@ def require_apart(source: str, to: str, *, code: str) -> None:
 
 
 def store_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
-    """A store is made where nothing is; a folder of something else is no place for one. Raises Conflict."""
+    """A store is made where nothing is; a folder of something else is no place for one. Raises Conflict, and what
+    `folder_to_be` does."""
     path = folder_to_be(text, expected=expected, hint=hint, code=code)
-    is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
-    if path.exists() and not is_store and any(path.iterdir()):
+    try:
+        is_store = any((path / name).is_dir() for name in (COMMITS, STEPS, REJECTED, OWNER))
+        is_taken = path.exists() and not is_store and any(path.iterdir())
+    except OSError as error:
+        raise refusal(path, "look into it", error) from error
+    if is_taken:
         got = "a folder with other files"
         raise Conflict(f"option --to {text}: expected {expected}, got {got}", hint=hint, code=code)
     return path

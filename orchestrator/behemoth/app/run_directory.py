@@ -274,6 +274,8 @@ def refusal(path: Path, wish: str, error: OSError) -> BehemothError:
         return Denied(said, hint="check the owner and the mode of the directory", code="path-denied")
     if isinstance(error, FileExistsError | NotADirectoryError):
         return Invalid(said, hint="a file stands where a directory is needed; name another one with --dir", code="path")
+    if error.errno == errno.ENAMETOOLONG:
+        return Invalid(said, hint="choose a shorter path", code="path")
     return Unavailable(said, hint="free space or name a directory on another disk with --dir", code="path-unavailable")
 
 
