@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from behemoth.app.history import read_history
@@ -21,7 +20,7 @@ from behemoth.app.inventory_file import read_inventory
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import claim
 from behemoth.app.summary import DrainTable, Summary, seen_again
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, decode_json
 from behemoth.base.errors import Invalid
 from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile
@@ -139,7 +138,7 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
         observation = read_history(journal).observation
         if observation is None or observation.outcome != "succeeded" or not claimed.summary.exists():
             return None
-        summary = msgspec.json.decode(claimed.summary.read_bytes(), type=Summary)
+        summary = decode_json(claimed.summary.read_bytes(), Summary)
         is_drained = summary.drain is None or summary.drain.is_complete
         # One of an earlier stop tells of an older state.
         if summary.outcome != "succeeded" or not is_drained:

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch, RunUid, Step
 from behemoth.storage.folders import sync_folder
@@ -287,7 +287,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
     except OSError as error:
         raise refusal(path, "read it", error) from error
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decode_json(data, kind)
     except UNDECODABLE as error:
         raise Corrupt(
             f"{path}: expected {kind.__name__}, got: {told(error)}",

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_msgpack, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import MAX_INDEX_BYTES
 from behemoth.checkpoint.crc import crc32c
@@ -60,7 +60,7 @@ class CommitIndex:
         if len(data) > MAX_INDEX_BYTES:
             raise Corrupt(f"index: expected at most {MAX_INDEX_BYTES} bytes, got {len(data)}", code="index-size")
         try:
-            document = msgspec.msgpack.decode(data, type=_Document)
+            document = decode_msgpack(data, _Document)
         except UNDECODABLE as error:
             raise Corrupt(
                 f"index of {len(data)} bytes: expected its fields, got: {told(error)}", code="index-rubbish"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.framing import framed, unframed
@@ -116,8 +116,8 @@ class CommitRecord:
             raise Corrupt(f"commit record: expected at most {MAX_RECORD_BYTES} bytes, got {len(data)}")
         body = unframed(data, name="commit")
         try:
-            _check_format(msgspec.json.decode(body, type=_Format))
-            return msgspec.json.decode(body, type=CommitRecord)
+            _check_format(decode_json(body, _Format))
+            return decode_json(body, CommitRecord)
         except UNDECODABLE as error:
             raise Corrupt(
                 f"commit record of {len(data)} bytes: expected its fields, got: {told(error)}", code="commit-rubbish"

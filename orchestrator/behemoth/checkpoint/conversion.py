@@ -13,7 +13,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_msgpack, told
 from behemoth.base.errors import Corrupt, Invalid
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
@@ -112,7 +112,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def decode(data: bytes) -> Intake:
         """Raises Corrupt for what is none."""
         try:
-            return msgspec.msgpack.decode(data, type=Intake)
+            return decode_msgpack(data, Intake)
         except UNDECODABLE as error:
             raise Corrupt(f"intake: expected a msgpack document, got: {told(error)}", code="intake-rubbish") from error
 
@@ -122,7 +122,7 @@ AS_SAVED = Intake()
 
 def _require_valid(name: str, conversion: Conversion) -> None:
     try:
-        msgspec.msgpack.decode(msgspec.msgpack.encode(conversion, enc_hook=operator.index), type=Conversion)
+        decode_msgpack(msgspec.msgpack.encode(conversion, enc_hook=operator.index), Conversion)
     except (msgspec.MsgspecError, TypeError) as error:
         kind = type(conversion).__name__
         message = f"array {name!r} by {kind}: expected a conversion as documented, got another: {told(error)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo, ObjectStore
@@ -24,7 +24,7 @@ def unframed(data: bytes, *, name: str) -> bytes:
     written."""
     what = f"{name} record of {len(data)} bytes"
     try:
-        body = bytes(msgspec.json.decode(data, type=_Frame).record)
+        body = bytes(decode_json(data, _Frame).record)
     except UNDECODABLE as error:
         raise Corrupt(f"{what}: expected a line of JSON, got: {told(error)}", code=f"{name}-rubbish") from error
     if data != framed(body):

@@ -17,7 +17,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_msgpack, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.names import checked_name, escaped_paths
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, check_axes, each_axis
@@ -281,9 +281,9 @@ class Layout:
         if len(data) > MAX_LAYOUT_BYTES:
             raise Corrupt(f"layout: expected at most {MAX_LAYOUT_BYTES} bytes, got {len(data)}", code="layout-size")
         try:
-            version = msgspec.msgpack.decode(data, type=_Version).version
+            version = decode_msgpack(data, _Version).version
             if version == FORMAT_VERSION:
-                document = msgspec.msgpack.decode(data, type=_Document)
+                document = decode_msgpack(data, _Document)
                 return Layout(mesh=document.mesh, arrays=document.arrays, sharding=document.sharding)
         except Invalid:
             raise

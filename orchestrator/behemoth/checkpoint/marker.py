@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
@@ -83,7 +83,7 @@ def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:
 
 def _without_crc(data: bytes) -> Marker:
     try:
-        old = msgspec.json.decode(data, type=_Old)
+        old = decode_json(data, _Old)
     except UNDECODABLE as error:
         raise Corrupt(
             f"marker record of {len(data)} bytes: expected its fields, got: {told(error)}", code="marker-rubbish"

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_msgpack, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSpan
 
@@ -82,14 +82,14 @@ class Receipt:
         if len(data) > MAX_RECEIPT_BYTES:
             raise Corrupt(f"receipt: expected at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}", code="receipt-size")
         try:
-            version = msgspec.msgpack.decode(data, type=_Version).version
+            version = decode_msgpack(data, _Version).version
             if version != FORMAT_VERSION:
                 raise Corrupt(
                     f"receipt: expected version {FORMAT_VERSION}, got {version}",
                     hint="all agents of a run must be of one release",
                     code="receipt-version",
                 )
-            document = msgspec.msgpack.decode(data, type=_Document)
+            document = decode_msgpack(data, _Document)
         except UNDECODABLE as error:
             raise Corrupt(
                 f"receipt: expected a msgpack document, got: {told(error)}", code="receipt-rubbish"

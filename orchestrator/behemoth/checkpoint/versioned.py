@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN, FormatVersion
 from behemoth.checkpoint.framing import unframed
@@ -22,14 +22,14 @@ def decode_versioned(data: bytes, kind: type[_Record], *, name: str, major: int)
     written, Invalid for another major version."""
     body = unframed(data, name=name)
     try:
-        form = msgspec.json.decode(body, type=_Format).format
+        form = decode_json(body, _Format).format
         if form.major != major:
             raise Invalid(
                 f"{name} record: expected format {major}.x, got {form.major}.{form.minor}",
                 hint="a newer Behemoth wrote it: upgrade this one",
                 code=FORMAT_UNKNOWN,
             )
-        return msgspec.json.decode(body, type=kind)
+        return decode_json(body, kind)
     except UNDECODABLE as error:
         raise Corrupt(
             f"{name} record of {len(data)} bytes: expected its fields, got: {told(error)}", code=f"{name}-rubbish"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from typing_extensions import Buffer
 
-from behemoth.base.decoding import told
+from behemoth.base.decoding import decode_builtins, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
 from behemoth.dcp.text import is_text
@@ -68,9 +68,9 @@ class Contents:
         """Raises Corrupt for what `encode` did not make, Invalid for a newer version."""
         document = decode_record(data)
         try:
-            version = msgspec.convert(document, _Version).version
+            version = decode_builtins(document, _Version).version
             if version == FORMAT_VERSION:
-                found = msgspec.convert(document, _Document)
+                found = decode_builtins(document, _Document)
                 return Contents(values=found.values, pickled=found.pickled, empty=found.empty, paths=found.paths)
         except msgspec.ValidationError as error:
             raise Corrupt(

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Choice, Text, require_ranges
@@ -190,7 +190,7 @@ def decode_model_json(data: bytes, form: type[Form], *, what: str, source: str) 
         expected = f"expected at most {MAX_INVENTORY_BYTES} bytes"
         raise Invalid(f"{source}: {expected}, got {len(data)}", code="inventory-size")
     try:
-        return msgspec.json.decode(data, type=form)
+        return decode_json(data, form)
     except UNDECODABLE as error:
         message = f"{source}: expected {what}, got: {told(error)}"
         raise Invalid(message, code="inventory-format") from error

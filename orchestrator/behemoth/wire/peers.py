@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from behemoth.base.decoding import decode_builtins
 from behemoth.base.errors import (
     BehemothError,
     Conflict,
@@ -276,7 +277,7 @@ def failed(error: BehemothError) -> PeerFailed:
     kind = next(one for one in type(error).__mro__ if one.__name__ in _KINDS or one is BehemothError)
     name = kind.__name__ if kind is not BehemothError else "Internal"
     told = {"message": error.message[:_MAX_TEXT], "hint": error.hint[:_MAX_TEXT], "code": error.code[:_MAX_TEXT]}
-    return msgspec.convert({"kind": name, **told}, PeerFailed)
+    return decode_builtins({"kind": name, **told}, PeerFailed)
 
 
 def error_of(told: PeerFailed, node: NodeId) -> BehemothError:

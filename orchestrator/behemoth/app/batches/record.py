@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from behemoth.app.journal_file import JournalFile
-from behemoth.base.decoding import UNDECODABLE
+from behemoth.base.decoding import UNDECODABLE, decode_json
 from behemoth.base.errors import BehemothError, Conflict, Denied
 from behemoth.base.release import installed
 from behemoth.checkpoint.framing import framed, unframed
@@ -221,7 +221,7 @@ def _locked(path: Path, verb: str) -> int:
 
 def _decoded(line: bytes, kind: type[_Entry]) -> _Entry | None:
     try:
-        return msgspec.json.decode(unframed(line, name="job"), type=kind)
+        return decode_json(unframed(line, name="job"), kind)
     except (BehemothError, *UNDECODABLE):
         return None
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from behemoth.base.decoding import told
+from behemoth.base.decoding import decode_json, told
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.checkpoint.interop.header import HeadTensor, decode_head_metadata, decode_header, decode_length
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype
@@ -80,7 +80,7 @@ def _read_index(store: ObjectStore, key: str, size_bytes: int) -> dict[str, str]
     if size_bytes > MAX_INDEX_BYTES:
         raise Corrupt(f"{key}: expected at most {MAX_INDEX_BYTES} bytes, got {size_bytes}", code="safetensors-index")
     try:
-        return msgspec.json.decode(_read(store, key, 0, size_bytes), type=_Index).weight_map
+        return decode_json(_read(store, key, 0, size_bytes), _Index).weight_map
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Corrupt(f"{key}: expected a safetensors index, got: {told(error)}", code="safetensors-index") from error
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import msgspec
 
-from behemoth.base.decoding import told
+from behemoth.base.decoding import decode_json, told
 from behemoth.base.errors import BehemothError, Corrupt, Invalid
 from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
 from behemoth.spec.safetensors_header import LENGTH_BYTES, METADATA
@@ -133,7 +133,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 def decode_head_metadata(body: bytes) -> Mapping[str, str]:
     """What the writer of a file put beside its tensors, from a body that `decode_header` took."""
-    return msgspec.json.decode(body, type=_Head).metadata
+    return decode_json(body, _Head).metadata
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,11 +159,11 @@ def _name_of(tensor: HeadTensor) -> str:
 def _entries(body: bytes, source: str) -> list[tuple[str, _Entry]]:
     """Typed first, because that bounds what a hostile head can grow to; then again for names that are there twice."""
     try:
-        typed = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        typed = decode_json(body, dict[str, msgspec.Raw])
         metadata = typed.pop(METADATA, None)
         if metadata is not None:
-            msgspec.json.decode(metadata, type=dict[str, str])
-        entries = [(name, msgspec.json.decode(raw, type=_Entry)) for name, raw in typed.items()]
+            decode_json(metadata, dict[str, str])
+        entries = [(name, decode_json(raw, _Entry)) for name, raw in typed.items()]
         pairs = json.loads(body, object_pairs_hook=list)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _damaged(source, f"expected a safetensors header, got: {told(error)}") from error

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from behemoth.base.decoding import told
+from behemoth.base.decoding import decode_builtins, told
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.patterns import Pattern
 from behemoth.checkpoint.interop.rules import NameMap, Rule, rule_text
@@ -49,11 +49,11 @@ def decode_map(data: bytes, *, source: str, sizes: Mapping[str, int] | None = No
     except Invalid as error:
         raise Invalid(error.message, hint=error.hint, code="map-format") from error
     try:
-        version = msgspec.convert(value, type=_Version).format
+        version = decode_builtins(value, _Version).format
         if version != FORMAT:
             hint = "this map needs a newer behemoth"
             raise Invalid(f"{source}: expected format {FORMAT}, got {version}", hint=hint, code="map-version")
-        document = msgspec.convert(value, type=_Document)
+        document = decode_builtins(value, _Document)
     except msgspec.ValidationError as error:
         raise Invalid(f"{source}: expected a name map, got: {told(error)}", code="map-format") from error
     try:
