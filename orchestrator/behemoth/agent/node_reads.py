@@ -187,13 +187,20 @@ class RankReads(PassingStore):
         self._node = node
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        unit = self._node.unit_of(key, offset_bytes, num_bytes(into))
+        with self.lent(key, offset_bytes=offset_bytes, length_bytes=num_bytes(into)) as data:
+            if data is not None:
+                spread(data, into)
+                return
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+    @contextmanager
+    def lent(self, key: str, *, offset_bytes: int, length_bytes: int) -> Iterator[memoryview | None]:
+        """See `LendsRanges`."""
+        unit = self._node.unit_of(key, offset_bytes, length_bytes)
 
         def fill(data: memoryview) -> None:
             self._inner.read_into(key, offset_bytes=unit.offset_bytes, into=data)
 
         with self._node.lent(unit, self._rank, fill) as data:
-            if data is not None:
-                spread(data[offset_bytes - unit.offset_bytes :], into)
-                return
-        super().read_into(key, offset_bytes=offset_bytes, into=into)
+            begin = offset_bytes - unit.offset_bytes
+            yield None if data is None else data[begin : begin + length_bytes]

@@ -7,7 +7,8 @@ Works on memory only; who reads has checked the chunk before. Neighbours: `resha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import EllipsisType
 
 import numpy as np
@@ -37,16 +38,17 @@ def read_chunk(
         if is_whole and target.nbytes >= DIRECT_BYTES:
             chunks.payload_into(read.array, read.chunk, target.reshape(-1).view(np.uint8).data)
             return
-    chunk = chunk_elements(chunks, grid, read.array, read.chunk)
-    for copy in read.copies:
-        put(copy, part_of(chunk, copy.source), slabs, tables)
+    with chunk_elements(chunks, grid, read.array, read.chunk) as chunk:
+        for copy in read.copies:
+            put(copy, part_of(chunk, copy.source), slabs, tables)
 
 
-def chunk_elements(chunks: ChunkReader, grid: Grid, array: int, chunk: int) -> Elements:
-    """A chunk, checked, in its shape, padding included. Valid until the reader's next call. Raises Corrupt naming
-    array, chunk and file."""
-    payload, _ = chunks.payload(array, chunk)
-    return as_elements(np.frombuffer(payload, dtype=np.uint8), grid.chunk_shape, grid.spec.itemsize)
+@contextmanager
+def chunk_elements(chunks: ChunkReader, grid: Grid, array: int, chunk: int) -> Iterator[Elements]:
+    """A chunk, checked, in its shape, padding included; not to be changed. Valid as long as this lasts. Raises Corrupt
+    naming array, chunk and file."""
+    with chunks.lent(array, chunk) as payload:
+        yield as_elements(np.frombuffer(payload, dtype=np.uint8), grid.chunk_shape, grid.spec.itemsize)
 
 
 def put(copy: Copy, elements: Elements, slabs: Sequence[Elements], tables: Mapping[Scales, ScaleTable]) -> None:

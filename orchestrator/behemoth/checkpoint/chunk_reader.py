@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +24,16 @@ from behemoth.ports import Into, ObjectStore
 
 DIRECT_BYTES = 1 << 20
 """From here on a payload is read straight into place, its CRC behind it; below, one read and a copy."""
+
+
+@runtime_checkable
+class LendsRanges(Protocol):
+    """A store that has some of what is read in memory already, or is about to, for others who read it too."""
+
+    def lent(self, key: str, *, offset_bytes: int, length_bytes: int) -> AbstractContextManager[memoryview | None]:
+        """These bytes of an object, not to be changed, for as long as this lasts; None where the store does not have
+        them and they are to be read. Blocks for who reads them, and raises what that raises."""
+        ...
 
 
 class ChunkReaders:
@@ -53,6 +66,23 @@ class ChunkReader:
         self._commit = commit
         self._seen = seen
         self._scratch = memoryview(bytearray(0))
+
+    @contextmanager
+    def lent(self, array: int, chunk: int) -> Iterator[memoryview]:
+        """A chunk's payload, padding included, for as long as this lasts: without a copy where the store lends it."""
+        if isinstance(self._store, LendsRanges):
+            grid = grids(self._commit.layout)[array]
+            end = grid.payload_bytes
+            key, offset_bytes = self._commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk)
+            with ExitStack() as stack:
+                lent = self._store.lent(key, offset_bytes=offset_bytes, length_bytes=end + TRAILER_BYTES)
+                with _damage_named(self._where(array, chunk)):
+                    raw = stack.enter_context(lent)
+                if raw is not None:
+                    self._checked(array, chunk, raw[:end], raw[end:])
+                    yield raw[:end]
+                    return
+        yield self.payload(array, chunk)[0]
 
     def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
         """A chunk's payload, padding included, and its CRC. Valid until the next call."""
@@ -118,12 +148,8 @@ class ChunkReader:
         self._read_at(self._commit.shard_of(array, chunk), self._where(array, chunk), offset_bytes, into)
 
     def _read_at(self, key: str, where: str, offset_bytes: int, into: Into) -> None:
-        try:
+        with _damage_named(where):
             self._store.read_into(key, offset_bytes=offset_bytes, into=into)
-        except NotFound as error:
-            raise Corrupt(f"{where}: expected the file, got none", hint=DAMAGED_HINT, code="shard-missing") from error
-        except Corrupt as error:
-            raise Corrupt(f"{where}: {error.message}", hint=DAMAGED_HINT, code="shard-short") from error
 
     def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
         crc, stored = crc32c(payload), int.from_bytes(tail, "little")
@@ -139,3 +165,14 @@ class ChunkReader:
     def _where(self, array: int, chunk: int) -> str:
         name = self._commit.layout.arrays[array].name
         return f"array {name!r}, chunk {chunk}, file {self._commit.shard_of(array, chunk)}"
+
+
+@contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    """What a read finds missing is damage of what is told."""
+    try:
+        yield
+    except NotFound as error:
+        raise Corrupt(f"{where}: expected the file, got none", hint=DAMAGED_HINT, code="shard-missing") from error
+    except Corrupt as error:
+        raise Corrupt(f"{where}: {error.message}", hint=DAMAGED_HINT, code="shard-short") from error

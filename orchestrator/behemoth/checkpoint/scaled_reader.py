@@ -99,13 +99,13 @@ class ScaledArray:
     def _read(self, reads: Sequence[WaveRead]) -> None:
         chunks = self._readers.mine()
         for chunk, then in reads:
-            elements = chunk_elements(chunks, self._grid, self._array, chunk)
-            self._look(chunk, elements)
-            for copy in self._copies.get(chunk, ()):
-                if then == "convert" or not self._is_waiting(copy):
-                    self._put(copy, part_of(elements, copy.source))
-            if then == "keep":
-                self._kept[chunk] = [part_of(elements, copy.source).copy() for copy in self._waits(chunk)]
+            with chunk_elements(chunks, self._grid, self._array, chunk) as elements:
+                self._look(chunk, elements)
+                for copy in self._copies.get(chunk, ()):
+                    if then == "convert" or not self._is_waiting(copy):
+                        self._put(copy, part_of(elements, copy.source))
+                if then == "keep":
+                    self._kept[chunk] = [part_of(elements, copy.source).copy() for copy in self._waits(chunk)]
 
     def _look(self, chunk: int, elements: Elements) -> None:
         begins = [part.start for part in self._grid.chunk_box(chunk)]
@@ -123,9 +123,9 @@ class ScaledArray:
     def _again(self, dropped: Sequence[int]) -> None:
         chunks = self._readers.mine()
         for chunk in dropped:
-            elements = chunk_elements(chunks, self._grid, self._array, chunk)
-            for copy in self._waits(chunk):
-                self._put(copy, part_of(elements, copy.source))
+            with chunk_elements(chunks, self._grid, self._array, chunk) as elements:
+                for copy in self._waits(chunk):
+                    self._put(copy, part_of(elements, copy.source))
 
     def _put(self, copy: Copy, elements: Elements) -> None:
         scales = copy.change and copy.change.scales
