@@ -143,6 +143,19 @@ def test_a_file_of_another_step_is_damage_although_each_chunk_has_its_crc(mesh: 
     assert {one.damage for one in found.ranks if one.damage} == {f"array 'model/dense', file {key}: {expected}"}
 
 
+def test_ranks_that_read_nothing_of_that_file_are_not_called_damaged() -> None:
+    specs = [ArraySpec(name=f"w{stage}", dtype="float32", shape=(64,), stage=stage) for stage in range(3)]
+    layout, store = Layout(mesh=Mesh(pp=3), arrays=tuple(specs)), MemoryStore()
+    commit, other = (
+        open_commit(store, save(store, layout, logical_arrays(layout, step), step=step).ref) for step in (1, 2)
+    )
+    data = bytearray(grids(layout)[0].file_bytes)
+    store.read_into(other.shard_key(0, 0), offset_bytes=0, into=data)
+    store.delete([commit.shard_key(0, 0)])
+    store.write_parts(commit.shard_key(0, 0), size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
+    assert [one.rank for one in rehearsed(store, commit, layout).ranks if one.damage] == [0]
+
+
 def test_one_rank_alone_does_not_get_an_array_that_it_reads_whole_from_another_step() -> None:
     store, commit = with_a_shard_of_another_step("model/dense")
     layout = on_mesh(commit.layout, Mesh())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 from behemoth.app.clean_store import CleanPlan, plan_clean
 from behemoth.app.import_lock import clearing, importing
 from behemoth.app.run_directory import RunDirectory
-from behemoth.base.errors import Conflict
+from behemoth.base.errors import Conflict, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.marker import Marker
@@ -31,8 +31,10 @@ from behemoth.testing.store import MemoryStore
 from behemoth_cli import root
 from behemoth_cli.commands import ckpt_gc
 from behemoth_cli.views.care import clean_page
+from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
 from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
+from reconcile.player import training
 
 STEPS = (10, 20, 30, 40, 50)
 
@@ -302,16 +304,42 @@ def test_a_run_that_takes_the_store_while_gc_looks_around_loses_nothing_of_what_
         for step in (1, 2, 3):
             save(store, small_layout(), step=step, write_id=f"import-{step}")
 
-    def plan_late(store: ObjectStore, retention: Retention, *, takes_rubbish: bool) -> CleanPlan:
+    def plan_late(
+        store: ObjectStore, retention: Retention, *, takes_rubbish: bool, unsure: Collection[WriteId]
+    ) -> CleanPlan:
         take(store, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url=str(place))
         save(store, small_layout(), step=4, write_id="a1-1", publish=False)
-        return plan_clean(store, retention, takes_rubbish=takes_rubbish)
+        return plan_clean(store, retention, takes_rubbish=takes_rubbish, unsure=unsure)
 
     monkeypatch.setattr(ckpt_gc, "plan_clean", plan_late)
     code, _, told = ckpt(capsys, "gc", str(place), "--keep-last", "2", "--unfinished", "--execute")
     assert (code, "expected it to stay nobody's, got it taken by run/big meanwhile" in told) == (1, True)
     assert sum(file.is_file() for file in (place / "steps" / "000000004-a1-1").rglob("*")) > 0
     assert len(list((place / "commits").iterdir())) == 3
+
+
+class Bucket(Late):
+    """As a command opens one."""
+
+    def close(self) -> None:
+        """Its objects stay."""
+
+
+def test_a_commit_that_a_killed_leader_has_sent_and_that_arrives_behind_gc_counts_for_nobody(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leader, store, identity = training(), Bucket(), directory.identity()
+    assert identity is not None
+    directory.journal.write_bytes(leader.journal)
+    take(store, Owner.of_run(identity.run_uid, name="small", directory=str(directory.path)), url="s3://bucket/small")
+    with pytest.raises(Unavailable):
+        save(store, small_layout(), step=leader.save.step, write_id=leader.save.write_id)
+    monkeypatch.setattr(ckpt_gc, "open_store", lambda _url: store)
+    assert ckpt(capsys, "gc", "run/small", "--execute")[0] == 0
+    assert list(store.list("steps")) == []
+    store.arrive()
+    assert len(list(store.list("commits"))) == 1
+    assert commits(store) == []
 
 
 def test_a_run_directory_that_was_moved_is_still_the_owners(

@@ -11,15 +11,16 @@ from typing import Annotated
 
 import typer
 
-from behemoth.app.clean_store import plan_clean
+from behemoth.app.clean_store import plan_clean, unsure_of
 from behemoth.app.import_lock import clearing
 from behemoth.app.run_directory import RunDirectory
-from behemoth.app.store_lock import leading
+from behemoth.app.store_lock import directory_of, leading
 from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import WriteId
 from behemoth.checkpoint.gc import execute
 from behemoth.checkpoint.owner import OWNED, Owner, read_owner
 from behemoth.policy.retention import Retention
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectStore, UploadsParts
 from behemoth.storage.open import is_s3, open_store, path_of
 from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.owners import in_the_way
@@ -66,7 +67,8 @@ def gc(
     with closing(open_store(place.url)) as store:
         owner = _require_owner(store, place)
         with _held(store, place, owner, context.console, does_execute, takes_unfinished) as is_alone:
-            plan = plan_clean(store, retention, takes_rubbish=is_alone)
+            unsure = _unsure(place, owner) if is_alone and isinstance(store, UploadsParts) else frozenset()
+            plan = plan_clean(store, retention, takes_rubbish=is_alone, unsure=unsure)
             if does_execute and owner is None:
                 _require_nobodys(store, place)
             spared = execute(store, plan.gc) if does_execute else frozenset()
@@ -117,6 +119,18 @@ def _require_nobodys(store: ObjectStore, place: Checkpoints) -> None:
         )
 
 
+def _unsure(place: Checkpoints, owner: Owner | None) -> frozenset[WriteId]:
+    """Writes whose commit may still arrive in the bucket, as the journal of its run has them."""
+    directory = None if owner is None else directory_of(owner, _candidates(place), root=place.url)
+    return frozenset() if directory is None else unsure_of(directory)
+
+
+def _candidates(place: Checkpoints) -> list[Path]:
+    """Where the directory of the store's run may be, if not where the store says."""
+    own = [place.directory] if place.directory is not None else []
+    return own if is_s3(place.url) else [*own, Path(path_of(place.url)).parent]
+
+
 @contextmanager
 def _held(
     store: ObjectStore,
@@ -127,8 +141,7 @@ def _held(
     takes_unfinished: bool,
 ) -> Iterator[bool]:
     """Whether nobody can write there. To delete, the run is locked out; a plan only looks whether one is alive."""
-    own = [place.directory] if place.directory is not None else []
-    candidates = own if is_s3(place.url) else [*own, Path(path_of(place.url)).parent]
+    candidates = _candidates(place)
     if owner is None:
         with _held_of_nobody(place, console, takes_unfinished):
             yield takes_unfinished

@@ -6,8 +6,13 @@ keeps runs out meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from behemoth.app.checkpoint_desk import unsure_writes
+from behemoth.app.history import read_history
+from behemoth.app.run_directory import RunDirectory
+from behemoth.base.ids import WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.gc import GcPlan, plan_gc
 from behemoth.checkpoint.paths import write_of_key
@@ -37,9 +42,18 @@ class CleanPlan:
     gc: GcPlan
 
 
-def plan_clean(store: ObjectStore, retention: Retention, *, takes_rubbish: bool) -> CleanPlan:
-    """Reads only. `takes_rubbish`, what writes left that were never committed, is for when nobody can write. Raises
-    Corrupt as `pinned_writes` does."""
+def unsure_of(directory: RunDirectory) -> frozenset[WriteId]:
+    """Writes of a run that is not alive whose commit may have been sent by a leader that is dead. Raises Corrupt for a
+    damaged journal."""
+    journal = directory.journal.read_bytes() if directory.journal.exists() else b""
+    return unsure_writes(read_history(journal).observation)
+
+
+def plan_clean(
+    store: ObjectStore, retention: Retention, *, takes_rubbish: bool, unsure: Collection[WriteId] = ()
+) -> CleanPlan:
+    """Reads only. `takes_rubbish`, what writes left that were never committed, is for when nobody can write; of them
+    `unsure` may still get their commits (`unsure_of`). Raises Corrupt as `pinned_writes` does."""
     found = commits(store)
     intact = [one for one in found if isinstance(one, CommitRef)]
     pinned = pinned_writes(store)
@@ -47,7 +61,7 @@ def plan_clean(store: ObjectStore, retention: Retention, *, takes_rubbish: bool)
     steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
     reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
     drop = [ref for ref in intact if not reasons[ref.step]]
-    plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None)
+    plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None, unsure=unsure.__contains__)
     keys = [*(info.key for info in plan.objects), *(upload.key for upload in plan.uploads)]
     writes = {write_of_key(key) for key in keys} - {(ref.step, ref.write_id) for ref in drop}
     return CleanPlan(

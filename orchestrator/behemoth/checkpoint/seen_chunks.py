@@ -40,13 +40,14 @@ class SeenChunks:
             self._unchecked.add(array)
 
     def require_committed(self) -> None:
-        """Raises Corrupt naming array and files when an array whose chunks were all seen is not the commit's."""
+        """Raises Corrupt naming array and files when an array whose chunks were all seen is not the commit's. Tells it
+        once, and again when more of that array is read: who reads others next has nothing to do with it."""
         with self._lock:
             whole = [array for array in sorted(self._unchecked) if self._of_array[array].is_known.all()]
+            self._unchecked.difference_update(whole)
             for array in whole:
                 if crc32c(self._of_array[array].crcs.tobytes()) != self._commit.index.content_crcs[array]:
                     raise _of_another(self._commit, array)
-                self._unchecked.discard(array)
 
 
 class _Seen(NamedTuple):

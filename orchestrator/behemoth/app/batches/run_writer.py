@@ -1,4 +1,4 @@
-"""Writes a batch of a reshard run after run, those that need much memory one at a time in a process.
+"""Writes a batch of a reshard run after run; of batches that need much memory one at a time in a process.
 
 Neighbours: `scaled_units`, which says what a run is, `checkpoint.interop.unit_writer`, which writes one.
 """
@@ -16,7 +16,9 @@ from behemoth.checkpoint.interop.units import Unit
 
 
 class RunWriter:
-    """Writes a batch run after run. Thread-safe: what needs much memory is done alone, on all threads of its order."""
+    """Writes a batch run after run. Thread-safe: a batch that needs much memory is done alone, on all threads of its
+    order, and to its end: if such batches took turns run by run, none had a result, or anything to go on with after a
+    kill, before all that are under way are nearly done."""
 
     def __init__(self, writer: UnitWriter, scaled: ScaledUnits) -> None:
         self._writer = writer
@@ -27,9 +29,10 @@ class RunWriter:
         """See `UnitWriter`."""
         ids = {(unit.array, unit.shard, unit.number): id_ for unit, id_ in zip(units, upload_ids, strict=True)}
         found: list[Written] = []
-        for run in self._scaled.runs(units):
-            of_run = [ids[unit.array, unit.shard, unit.number] for unit in run.units]
-            is_large = run.held_bytes > MAX_BATCH_BYTES
-            with self._large if is_large else nullcontext():
+        runs = self._scaled.runs(units)
+        is_large = any(run.held_bytes > MAX_BATCH_BYTES for run in runs)
+        with self._large if is_large else nullcontext():
+            for run in runs:
+                of_run = [ids[unit.array, unit.shard, unit.number] for unit in run.units]
                 found += self._writer.write(run.units, of_run, threads=threads if is_large else 1)
         return found
