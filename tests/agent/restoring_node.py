@@ -45,12 +45,19 @@ class Node:
     """`ranks_per_node` ranks from `first` on, of `layout`."""
 
     def __init__(self, store: ReadLog, layout: Layout, *, ranks_per_node: int, first: int = 0) -> None:
-        end = min(first + ranks_per_node, layout.mesh.num_ranks)
         self.store = store
-        self.ranks = [Rank(rank) for rank in range(first, end)]
         self._layout = layout
-        self._fds = {rank: os.memfd_create(f"restoring-{rank}", os.MFD_ALLOW_SEALING) for rank in self.ranks}
+        self._ranks_per_node = ranks_per_node
+        self._fds: dict[Rank, int] = {}
+        self.take(first)
         self._preparing = lone_preparing(store, ranks_per_node=ranks_per_node, run_name="toy")
+
+    def take(self, first: int) -> None:
+        """Has these ranks from now on, in memory of their own."""
+        self.close()
+        end = min(first + self._ranks_per_node, self._layout.mesh.num_ranks)
+        self.ranks = [Rank(rank) for rank in range(first, end)]
+        self._fds = {rank: os.memfd_create(f"restoring-{rank}", os.MFD_ALLOW_SEALING) for rank in self.ranks}
 
     def close(self) -> None:
         for fd in self._fds.values():

@@ -261,6 +261,19 @@ def test_a_gang_that_restores_again_reads_each_chunk_once_more() -> None:
         assert chunk_reads(node.store) == num_chunks * [2]
 
 
+def test_a_node_that_takes_another_slot_before_anything_is_saved_restores_that_one_together_as_well() -> None:
+    with (
+        small_chunks(60),
+        saved_in_files(columns(2), ARRAYS) as root,
+        nodes_of(root, columns(4), ranks_per_node=2) as (node, other),
+    ):
+        node.restore_all()
+        node.take(other.ranks[0])
+        node.restore_all()
+        assert all(is_right(node, rank, columns(4), ARRAYS) for rank in other.ranks)
+        assert max(chunk_reads(node.store)) == 1
+
+
 @pytest.mark.parametrize(("node_bytes", "num_reads"), [(4 * 480, 1), (4 * 480 - 4, 2)])
 def test_what_all_ranks_of_a_node_keep_for_scales_is_bounded_for_the_node(
     monkeypatch: pytest.MonkeyPatch, node_bytes: int, num_reads: int

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -257,6 +258,36 @@ def test_a_second_save_that_is_refused_turns_the_first_to_no_other_checkpoint(tm
     assert same(loaded(tmp_path / "one", state_of(0)), state_of(1))
     assert [ref.step for ref in refs(tmp_path / "one")] == [1]
     assert not (tmp_path / "other").exists()
+
+
+class TurningFirst(DefaultSavePlanner):
+    """Has another save of the same writer, for another checkpoint, be made before this one is set up."""
+
+    def __init__(self, before: Callable[[], object]) -> None:
+        super().__init__()
+        self._before = before
+
+    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
+        self._before()
+        super().set_up_planner(*args, **kwargs)
+
+
+def test_a_save_that_comes_between_turns_another_that_has_begun_to_no_other_checkpoint(tmp_path: Path) -> None:
+    """As two asynchronous ones may, of which nobody waits for the first."""
+    writer = BehemothWriter("unused")
+
+    def save_elsewhere() -> None:
+        with ThreadPoolExecutor(max_workers=1) as threads:
+            threads.submit(save, state_of(2), storage_writer=writer, checkpoint_id=tmp_path / "other/step-2").result()
+
+    save(
+        state_of(1),
+        storage_writer=writer,
+        checkpoint_id=tmp_path / "one/step-1",
+        planner=TurningFirst(save_elsewhere),
+    )
+    assert same(loaded(tmp_path / "one", state_of(0)), state_of(1))
+    assert same(loaded(tmp_path / "other", state_of(0)), state_of(2))
 
 
 def test_a_second_save_may_follow_at_once_on_an_asynchronous_one_that_failed(tmp_path: Path) -> None:

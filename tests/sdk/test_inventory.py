@@ -85,7 +85,7 @@ def test_names_of_the_llama_4_family_need_no_rules() -> None:
         def named_parameters(self) -> list[tuple[str, torch.Tensor]]:
             return [(one.name, torch.empty(one.shape, device="meta")) for one in shipped.tensors]
 
-        def named_buffers(self) -> list[tuple[str, torch.Tensor]]:
+        def named_buffers(self, *, remove_duplicate: bool) -> list[tuple[str, torch.Tensor]]:  # noqa: ARG002
             return []
 
         def state_dict(self) -> dict[str, torch.Tensor]:
@@ -147,6 +147,15 @@ def test_buffers_of_the_state_dict_keep_their_types_and_have_no_optimizer() -> N
         "buffer/layers.1.norm.num_batches_tracked": "int64",
     }
     assert of_buffers["buffer/layers.0.bias"].flat_over is None
+
+
+def test_a_buffer_that_is_saved_under_one_of_its_names_is_there_and_one_that_is_under_several_is_there_once() -> None:
+    module = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(3)))
+    angles = torch.zeros(8)
+    for number, is_saved in enumerate((False, True, True)):
+        module[number].register_buffer("angles", angles, persistent=is_saved)
+    found = decode_inventory(module_inventory(module), source="module")
+    assert [one.name for one in found.tensors if one.buffer is not None] == ["1.angles"]
 
 
 def test_buffers_count_once_on_each_rank_and_stay_when_the_recipe_changes() -> None:

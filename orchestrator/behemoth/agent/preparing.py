@@ -232,13 +232,15 @@ class Preparing:
             yield store
             return
 
+        first = rank - rank % self._ranks_per_node
+
         def begun() -> NodeReads:
-            first = rank - rank % self._ranks_per_node
             ranks = range(first, min(first + self._ranks_per_node, layout.mesh.num_ranks))
             common = read_by_several(commit, layout, found, [Rank(one) for one in ranks])
             return NodeReads(common, unit_of=ChunkUnits(commit).unit_of, limit_bytes=NODE_BYTES)
 
-        key = (commit.record.step, commit.record.write_id, layout.digest, intake.encode())
+        # A node may restore the same for another slot, whose ranks are others, before anything is saved.
+        key = (first, commit.record.step, commit.record.write_id, layout.digest, intake.encode())
         with self._restore.joined(key, rank, begun).of(rank, store) as reads:
             yield reads
 

@@ -16,7 +16,7 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from behemoth.base.errors import BehemothError, Conflict, Invalid
-from behemoth.base.ids import Attempt, Rank, Step
+from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
 from behemoth.checkpoint.commit_log import publish as publish_record
@@ -24,7 +24,7 @@ from behemoth.checkpoint.gc import BATCH_KEYS
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import read_owner
-from behemoth.checkpoint.paths import MAX_STEP, rejected_key
+from behemoth.checkpoint.paths import INDEX, MAX_STEP, rejected_key
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt, WrittenShard, WrittenSpan
 from behemoth.checkpoint.signposts import forget, make_due, require_free, signposts, take_down
@@ -117,10 +117,12 @@ def publish(
 
 def discard(store: ObjectStore, state: SavedState) -> None:
     """Remove what a save wrote that will never be committed, its unfinished uploads too; a write that was committed
-    stays."""
+    stays. One whose commit may have been sent is rejected first (`checkpoint.gc` tells why)."""
     if any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
         return
     if isinstance(store, UploadsParts):
+        if any(info.key == f"{state.prefix}/{INDEX}" for info in store.list(state.prefix)):
+            _reject(store, state.step, state.write_id, reason="it failed before its commit was known to be there")
         for upload in list(store.list_uploads(state.prefix)):
             store.abort_upload(upload.key, upload.upload_id)
     _delete_below(store, state.prefix)
@@ -221,10 +223,8 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
     there the old one is, and counts again once its mark is removed by hand."""
     marks = [rejected_key(one.step, one.write_id) for one in old]
     try:
-        for one, key in zip(old, marks, strict=True):
-            marker = Marker.of(one.step, one.write_id, reason=f"write {record.write_id} replaces it")
-            with suppress(Conflict):
-                store.create(key, marker.encode())
+        for one in old:
+            _reject(store, one.step, one.write_id, reason=f"write {record.write_id} replaces it")
         publish_record(store, record)
     except BaseException:  # an interrupt too: DCP goes on after it
         _put_back(store, record, old, marks)
@@ -235,6 +235,11 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
     take_down(store, posted, replaced)
     forget(store, posted, replaced)
     store.delete(marks)
+
+
+def _reject(store: ObjectStore, step: Step, write_id: WriteId, *, reason: str) -> None:
+    with suppress(Conflict):
+        store.create(rejected_key(step, write_id), Marker.of(step, write_id, reason=reason).encode())
 
 
 def _delete_below(store: ObjectStore, prefix: str) -> None:

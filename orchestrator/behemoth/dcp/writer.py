@@ -110,6 +110,8 @@ class BehemothWriter(Addressed, StorageWriter):
         """Begin another save, of `checkpoint_id` where DCP was given one."""
         self._turn_to(checkpoint_id)
         self._save_id = secrets.token_hex(8)
+        # A second save, of another id, may turn the writer before this one is set up: the planner's turn comes first.
+        self._told[threading.get_ident()] = self._now()
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
@@ -122,8 +124,7 @@ class BehemothWriter(Addressed, StorageWriter):
                 hint="leave it out: a checkpoint is committed by one rank for all",
                 code="dcp-collectives",
             )
-        # A second save, of another id, turns the writer before it is refused, while the first goes on in its thread.
-        self._told[threading.get_ident()] = self._now()
+        self._told.setdefault(threading.get_ident(), self._now())
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan

@@ -33,7 +33,7 @@ class Module(Protocol):
 
     def named_parameters(self) -> Iterable[tuple[str, _Array]]: ...
 
-    def named_buffers(self) -> Iterable[tuple[str, _Array]]: ...
+    def named_buffers(self, *, remove_duplicate: bool) -> Iterable[tuple[str, _Array]]: ...
 
     def state_dict(self) -> Mapping[str, object]: ...
 
@@ -61,8 +61,7 @@ def module_inventory(
     shapes = {name: _shape_of(name, "parameter", one) for name, one in module.named_parameters()}
     if not shapes:
         raise Invalid("module: expected parameters, got none", code="inventory-format")
-    saved = module.state_dict().keys()
-    buffers = {name: one for name, one in module.named_buffers() if name in saved}
+    buffers = _saved_buffers(module)
     shapes |= {name: _shape_of(name, "buffer", one) for name, one in buffers.items()}
     dtypes = {name: _dtype_of(name, one) for name, one in buffers.items()}
     _check_used("shard", shard or {}, shapes)
@@ -89,6 +88,16 @@ class _Layers:
         before, after = self.template.split("{}")
         match = re.fullmatch(rf"{re.escape(before)}(\d{{1,4}})({re.escape(after)}\..+)", name)
         return None if match is None else (f"{before}{{}}{match[2]}", int(match[1]))
+
+
+def _saved_buffers(module: Module) -> dict[str, _Array]:
+    """One that has several names has the first of those under which it is saved: it need not be under all."""
+    saved = module.state_dict().keys()
+    found: dict[int, tuple[str, _Array]] = {}
+    for name, one in module.named_buffers(remove_duplicate=False):
+        if name in saved:
+            found.setdefault(id(one), (name, one))
+    return dict(found.values())
 
 
 def _shape_of(name: str, what: str, array: _Array) -> tuple[int, ...]:
