@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from msgspec.structs import replace
 
 from behemoth.app.summary import LedgerTable, Summary, read_back, seen_again
-from behemoth.base.errors import Corrupt, NotFound, Unavailable
+from behemoth.base.errors import Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import RunUid, Step
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
@@ -112,9 +113,9 @@ ENDED = Summary(
 
 
 def test_an_ended_run_keeps_its_digest_while_its_newest_checkpoint_is_there() -> None:
-    assert seen_again(ENDED, stored(), url=URL) == ENDED
+    assert seen_again(ENDED, nullcontext(stored()), url=URL) == ENDED
     nothing = replace(ENDED, digest=None, step=Step(0))
-    assert seen_again(nothing, MemoryStore(), url=URL) == nothing
+    assert seen_again(nothing, nullcontext(MemoryStore()), url=URL) == nothing
 
 
 @pytest.mark.parametrize(
@@ -130,10 +131,21 @@ def test_an_ended_run_says_what_is_wrong_with_its_store_in_place_of_the_digest(
 ) -> None:
     store = stored()
     change(store)
-    found = seen_again(ENDED, store, url=URL)
+    found = seen_again(ENDED, nullcontext(store), url=URL)
     assert (found.digest, found.outcome) == (None, "succeeded")
     assert trouble in found.digest_trouble
 
 
 def test_an_ended_run_whose_store_does_not_answer_says_so() -> None:
-    assert "no whole answer" in seen_again(ENDED, Away(), url=URL).digest_trouble
+    assert "no whole answer" in seen_again(ENDED, nullcontext(Away()), url=URL).digest_trouble
+
+
+@contextmanager
+def refused() -> Iterator[MemoryStore]:
+    """As a bucket of which nobody says the region."""
+    raise Invalid("s3://bucket: expected a region, got none")
+    yield
+
+
+def test_an_ended_run_whose_store_cannot_be_opened_says_so() -> None:
+    assert "expected a region" in seen_again(ENDED, refused(), url=URL).digest_trouble

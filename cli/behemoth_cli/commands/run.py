@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +22,7 @@ from behemoth.app.start_run import claim
 from behemoth.app.summary import DrainTable, Summary, seen_again
 from behemoth.base.decoding import UNDECODABLE, decode_json
 from behemoth.base.errors import Invalid
+from behemoth.ports import ObjectStore
 from behemoth.spec.drill import Fault, misaim, parse_fault
 from behemoth.spec.model import ModelFile
 from behemoth.spec.run import TrainingRun, require_fit
@@ -143,13 +144,18 @@ def finished_summary(training: TrainingRun, place: Path) -> Summary | None:
         # One of an earlier stop tells of an older state.
         if summary.outcome != "succeeded" or not is_drained:
             return None
-        with closing(open_store(found.store_url)) as store:
-            return seen_again(summary, store, url=found.store_url)
+        return seen_again(summary, _opened(found.store_url), url=found.store_url)
     except UNDECODABLE:
         # Cut off or of another release: the run writes it anew from what it finds.
         return None
     finally:
         claimed.close()
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[ObjectStore]:
+    with closing(open_store(url)) as store:
+        yield store
 
 
 async def supervise(

@@ -7,6 +7,7 @@ first sign, each phase by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from behemoth.app.history import History
 from behemoth.app.restore_book import RestoreRow
 from behemoth.app.save_book import SaveRow
-from behemoth.base.errors import Corrupt, Denied, Internal, NotFound, Timeout, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, Denied, Internal, NotFound, Timeout, Unavailable
 from behemoth.base.ids import NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.commit import latest
 from behemoth.checkpoint.owner import require_there
@@ -172,20 +173,21 @@ def read_back(
     return ReadBack(committed[-1] if committed else None, None, trouble)
 
 
-def seen_again(summary: Summary, store: ObjectStore, *, url: str) -> Summary:
+def seen_again(summary: Summary, opened: AbstractContextManager[ObjectStore], *, url: str) -> Summary:
     """The summary of a run that ended some time ago: with its digest only while the store at `url` still shows the
     checkpoint that it is of, else with what is wrong. Reads names and commit records, no data: of damage it tells
-    nothing. Raises nothing for a store that is away or empty."""
+    nothing. Raises nothing for a store that is away, empty or not to be opened."""
     if summary.digest is None:
         return summary
     try:
-        newest = latest(store)
-        if newest is not None and newest.step == summary.step:
-            return summary
-        require_there(store, url=url)
+        with opened as store:
+            newest = latest(store)
+            if newest is not None and newest.step == summary.step:
+                return summary
+            require_there(store, url=url)
         got = "none" if newest is None else f"that of step {newest.step} as the newest"
         trouble = f"checkpoint store {url}: expected the checkpoint of step {summary.step}, got {got}"
-    except (Unavailable, Timeout, Denied) as error:
+    except BehemothError as error:
         trouble = error.message
     return replace(summary, digest=None, digest_trouble=trouble)
 

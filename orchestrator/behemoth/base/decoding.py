@@ -9,6 +9,7 @@ before there are threads. Neighbours: every module that reads what a disk or a p
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any, Final, TypeVar, overload
 
@@ -22,6 +23,7 @@ deeply, also in fields that are passed over."""
 _T = TypeVar("_T")
 
 _first = threading.Lock()
+os.register_at_fork(before=_first.acquire, after_in_parent=_first.release, after_in_child=_first.release)
 _of_json: dict[object, msgspec.json.Decoder[Any]] = {}
 _of_msgpack: dict[object, msgspec.msgpack.Decoder[Any]] = {}
 

@@ -116,9 +116,9 @@ def units_of(
     layout: Layout, *, block_bytes: int, least_bytes: Callable[[int], int], by_chunk: Set[int] = frozenset()
 ) -> Units:
     """Every chunk of every array, array by array. Pieces have at most `block_bytes`, or one chunk, as have all of the
-    arrays `by_chunk`; units but the last
-    of an object at least what `least_bytes` asks for an object of that size. Where several objects share an array,
-    units of the same rows stand side by side, whatever their objects: they come from the same bytes."""
+    arrays `by_chunk`; units but the last of an object at least what `least_bytes` asks for an object of that size.
+    Where several objects share an array, units of the same rows stand side by side, whatever their objects: they come
+    from the same bytes."""
     known: dict[object, _Kind] = {}
     kinds: list[_Kind] = []
     for position, grid in enumerate(grids(layout)):
