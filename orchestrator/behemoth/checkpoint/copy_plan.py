@@ -20,6 +20,9 @@ from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
+REJECTED = "drain-rejected"
+"""The code of an error that stays until somebody removes a marker from the target."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyPlan:
@@ -64,7 +67,7 @@ def has_commit(target: ObjectStore, record: CommitRecord) -> bool:
             "rejected",
             hint=f"take another checkpoint; {rejected_key(record.step, record.write_id)} there tells why, and is only "
             "to be removed if that was a copy which was given up",
-            code="drain-rejected",
+            code=REJECTED,
         )
     standing = at_step(target, record.step)
     if standing is None:

@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from behemoth.app.drains.drainer import Drainer, DrainNews
 from behemoth.app.drains.messages import Drained
-from behemoth.base.errors import BehemothError, Corrupt, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.copy_plan import REJECTED
 from behemoth.state.effect import CommitRef
 
 LIMIT_S = 30
@@ -118,8 +121,11 @@ def test_a_drain_that_fails_is_tried_again_with_the_newest_that_is_due() -> None
     assert [(news.error is None, news.is_given_up) for news in told] == [(False, False), (False, False), (True, False)]
 
 
-def test_a_damaged_checkpoint_is_given_up_and_the_next_one_is_drained() -> None:
-    link = FakeLink(Corrupt("a chunk"))
+@pytest.mark.parametrize(
+    "error", [Corrupt("a chunk"), NotFound("the commit"), Conflict("its write was given up there", code=REJECTED)]
+)
+def test_a_checkpoint_that_no_try_can_drain_is_given_up_and_the_next_one_is_drained(error: BehemothError) -> None:
+    link = FakeLink(error)
     with draining(link) as (drainer, told):
         assert not finish(drainer, 1)
         drainer.committed(commit(2))

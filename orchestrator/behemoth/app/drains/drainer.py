@@ -18,6 +18,7 @@ from typing import Protocol
 from behemoth.app.drains.messages import Drained
 from behemoth.base.errors import BehemothError, Corrupt, NotFound
 from behemoth.base.ids import WriteId
+from behemoth.checkpoint.copy_plan import REJECTED
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Evidence
 from behemoth.state.observation import Observation
@@ -156,7 +157,8 @@ class Drainer:
             try:
                 news = DrainNews(commit=commit, drained=self._link.drain(commit))
             except BehemothError as error:
-                news = DrainNews(commit=commit, error=error, is_given_up=isinstance(error, Corrupt | NotFound))
+                is_given_up = isinstance(error, Corrupt | NotFound) or error.code == REJECTED
+                news = DrainNews(commit=commit, error=error, is_given_up=is_given_up)
             with self._news:
                 if self._is_closed:
                     return
