@@ -54,7 +54,7 @@ def forecast_section(found: Forecast, restore: Restore) -> Section:
         pairs=(
             ("data", f"{size(found.data_bytes)}, and {size(found.metadata_bytes)} of metadata"),
             ("bytes per rank", _spread(found.bytes_per_rank)),
-            ("files", f"{found.num_files}, written in {count(found.num_spans)} spans"),
+            ("files", f"{found.num_files}, held in {count(found.num_spans)} spans"),
             ("staging", f"{size(found.staging_bytes)} of memory on a node, for two generations"),
             ("to memory", f"{seconds(spent['memory'])}, which is what blocks training"),
             ("to a peer", seconds(spent["peer"])),

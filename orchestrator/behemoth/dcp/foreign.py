@@ -168,7 +168,7 @@ def _require_archive(key: str, extent: Extent, head: bytes) -> None:
     if head[8:9] == b"{":
         raise Invalid(
             f"tensor {key!r}, file {extent.file}: expected an archive of torch.save, got safetensors",
-            hint="rename the file to one that ends in .safetensors, and import that",
+            hint="torch cannot read it either: save it again with serialization_format=SerializationFormat.TORCH_SAVE",
             code="dcp-safetensors",
         )
     raise _no_tensor(key, extent, f"bytes that begin with {head.hex()}")

@@ -168,7 +168,7 @@ def _check_complete(state: SavedState, contents: Contents, metadata: Metadata) -
         raise Invalid(
             f"checkpoint of step {state.step}: expected the {len(planned)} keys that DCP planned, got {len(written)}; "
             f"{len(wrong)} differ: {wrong[:3]}",
-            hint="a planner that caches plans must be used with one writer only",
+            hint="of planners that cache plans a program may use one class; give the others enable_plan_caching=False",
             code="dcp-keys",
         )
 
