@@ -153,7 +153,7 @@ def test_patterns_of_restore_are_lists_and_no_text(monkeypatch: pytest.MonkeyPat
         (Cast(array="e", begin=(-1, 0)), r"array 'w' by Cast: .* >= 0 - at `\$.begin\[0\]`"),
         (ScaledUp(array="q", scales="s", block=(0, 6)), r"by ScaledUp: .* >= 1 - at `\$.block\[0\]`"),
         (Cast(array=""), "by Cast: .* length >= 1"),
-        (Cast(array="e", begin=(1.5,)), r"by Cast: .*Expected `int`, got `float`"),  # type: ignore[arg-type]
+        (Cast(array="e", begin=(1.5,)), r"by Cast: .*expected `int`, got `float`"),  # type: ignore[arg-type]
         ("optim/w", "by str: expected a conversion"),
     ],
 )
