@@ -64,10 +64,7 @@ def _verified(
     of_commit = None if spread is None else spread(progress.update)
     try:
         return verify(store, commit, threads=threads, deep=deep, progress=progress.update, spread=of_commit)
-    except (
-        Corrupt,
-        NotFound,
-    ):  # for a worker: retention was faster, and this process can tell
+    except (Corrupt, NotFound):  # for a worker: retention was faster, and this process can tell
         return verify(store, commit, threads=threads, deep=deep)
     finally:
         progress.close()

@@ -24,8 +24,7 @@ _T = TypeVar("_T")
 
 _first = threading.Lock()
 os.register_at_fork(before=_first.acquire, after_in_parent=_first.release, after_in_child=_first.release)
-_of_json: dict[object, msgspec.json.Decoder[Any]] = {}
-_of_msgpack: dict[object, msgspec.msgpack.Decoder[Any]] = {}
+_decoders: dict[tuple[object, object], Any] = {}
 
 
 @overload
@@ -34,7 +33,7 @@ def decode_json(data: Buffer, kind: type[_T]) -> _T: ...
 def decode_json(data: Buffer, kind: Any) -> Any: ...
 def decode_json(data: Buffer, kind: Any) -> Any:
     """A document of JSON as a value of this type. Raises what `UNDECODABLE` names."""
-    return _json(kind).decode(data)
+    return _decoder(msgspec.json.Decoder, kind).decode(data)
 
 
 @overload
@@ -43,12 +42,12 @@ def decode_msgpack(data: Buffer, kind: type[_T]) -> _T: ...
 def decode_msgpack(data: Buffer, kind: Any) -> Any: ...
 def decode_msgpack(data: Buffer, kind: Any) -> Any:
     """A document of msgpack as a value of this type. Raises what `UNDECODABLE` names."""
-    return _msgpack(kind).decode(data)
+    return _decoder(msgspec.msgpack.Decoder, kind).decode(data)
 
 
 def decode_builtins(value: object, kind: type[_T]) -> _T:
     """What a reader of documents gave, dicts and lists, as a value of this type. Raises msgspec.ValidationError."""
-    _json(kind)  # for what msgspec then knows of the type
+    _decoder(msgspec.json.Decoder, kind)  # for what msgspec then knows of the type
     return msgspec.convert(value, kind)
 
 
@@ -58,17 +57,9 @@ def told(error: Exception) -> str:
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
-def _json(kind: object) -> msgspec.json.Decoder[Any]:
-    found = _of_json.get(kind)
+def _decoder(codec: type[msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]], kind: object) -> Any:
+    found = _decoders.get((codec, kind))
     if found is None:
         with _first:
-            found = _of_json[kind] = msgspec.json.Decoder(kind)
-    return found
-
-
-def _msgpack(kind: object) -> msgspec.msgpack.Decoder[Any]:
-    found = _of_msgpack.get(kind)
-    if found is None:
-        with _first:
-            found = _of_msgpack[kind] = msgspec.msgpack.Decoder(kind)
+            found = _decoders[codec, kind] = codec(kind)
     return found
