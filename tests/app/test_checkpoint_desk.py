@@ -22,8 +22,8 @@ from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFa
 from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
+from checkpoint.company_rig import upload_all_ranks
 from checkpoint.late_bucket import Late
-from checkpoint.upload_rig import upload_all_ranks
 
 LAYOUT = toy_layout()
 

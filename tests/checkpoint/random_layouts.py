@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import strategies as st
 
-from behemoth.checkpoint import cuts, grid, part_plan, plan, sharing, uploads
+from behemoth.checkpoint import chunk_ends, cuts, grid, part_plan, plan, sharing, uploads
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, axis_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
@@ -44,6 +44,7 @@ def _clear_caches() -> None:
     plan.plan_rank.cache_clear()
     uploads.plan_uploads.cache_clear()
     part_plan.plan_parts.cache_clear()
+    chunk_ends._table.cache_clear()
 
 
 @st.composite

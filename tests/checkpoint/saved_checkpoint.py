@@ -20,7 +20,7 @@ from behemoth.checkpoint.writer import write_rank
 from behemoth.ports import SavesTo, UploadsParts, WritesRanges
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import logical_arrays
-from checkpoint.upload_rig import upload_all_ranks
+from checkpoint.company_rig import upload_all_ranks
 
 ATTEMPT = Attempt(1)
 

@@ -26,9 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore
+from checkpoint.company_rig import small_parts
 from checkpoint.crash_script import MOVES, Books, Tiers, adopt, check, owned, recover
 from checkpoint.crashes import Crashes, Simulated, after_power_loss
-from checkpoint.upload_rig import small_parts
 
 NUM_CRASHES = 10_000
 LEAST_BYTES = 16

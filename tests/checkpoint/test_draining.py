@@ -25,8 +25,8 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When
 from behemoth.testing.store import MemoryStore, contents
+from checkpoint.company_rig import small_parts
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
-from checkpoint.upload_rig import small_parts
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened
 

@@ -12,7 +12,7 @@ from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.exchange import LocalExchange, RankUpload, Uploading
+from behemoth.checkpoint.exchange import LocalExchange, OpenWrite, OpenWrites
 from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.staging import stage
@@ -23,10 +23,10 @@ PLAN = plan_rank(LAYOUT, Rank(1))
 WRITE = WriteId("a1-1")
 
 
-def staged(arena: Arena, *, write_id: str = "a1-1", step: int = 1) -> RankUpload:
+def staged(arena: Arena, *, write_id: str = "a1-1", step: int = 1) -> OpenWrite:
     local = local_arrays(LAYOUT, 1, logical_arrays(LAYOUT, step))
     snapshot = stage(arena, PLAN, local, WriteId(write_id), Step(step))
-    return RankUpload(PLAN, arena, snapshot.generation, snapshot.sequence)
+    return OpenWrite(PLAN, arena, snapshot.generation, snapshot.sequence)
 
 
 def never() -> bool:
@@ -85,7 +85,7 @@ def test_a_snapshot_that_was_replaced_or_whose_memory_is_gone_answers_nothing_an
     ids=["bytes", "crcs"],
 )
 def test_what_is_replaced_while_it_is_given_out_is_no_answer(
-    monkeypatch: pytest.MonkeyPatch, ask: Callable[[RankUpload, Fragment], object]
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[OpenWrite, Fragment], object]
 ) -> None:
     span = PLAN.spans[0]
     with arena_of(PLAN) as arena:
@@ -101,13 +101,13 @@ def test_what_is_replaced_while_it_is_given_out_is_no_answer(
 
 
 def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
-    uploading = Uploading()
-    exchange = LocalExchange(uploading, WRITE)
+    open_writes = OpenWrites()
+    exchange = LocalExchange(open_writes, WRITE)
     with pytest.raises(Conflict, match="rank 1: given up while waiting for it to begin"):
         exchange.receipts(Rank(1), Rank(0), cancelled=lambda: True)
     with arena_of(PLAN) as arena:
         upload = staged(arena)
-        uploading.enter(WRITE, upload)
+        open_writes.enter(WRITE, upload)
         with pytest.raises(Conflict, match="rank 1: given up while waiting for the uploads to begin"):
             exchange.upload_ids(Rank(1), [Shard(0, 0)], cancelled=lambda: True)
         upload.begun({Shard(0, 0): UploadId("one")})
@@ -120,15 +120,15 @@ def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
 
 
 def test_a_rank_can_be_asked_about_its_last_two_writes_and_one_that_comes_late_takes_no_others_place() -> None:
-    uploading = Uploading()
+    open_writes = OpenWrites()
     with arena_of(PLAN) as arena:
         given_up, under_way = staged(arena), staged(arena, write_id="a1-2", step=2)
-        uploading.enter(WriteId("a1-2"), under_way)
-        uploading.enter(WRITE, given_up)
-        assert uploading.find(WriteId("a1-2"), Rank(1), cancelled=never) is under_way
-        assert uploading.find(WRITE, Rank(1), cancelled=never) is given_up
-        uploading.enter(WRITE, given_up)
-        assert uploading.find(WriteId("a1-2"), Rank(1), cancelled=never) is under_way
-        uploading.enter(WriteId("a1-3"), under_way)
+        open_writes.enter(WriteId("a1-2"), under_way)
+        open_writes.enter(WRITE, given_up)
+        assert open_writes.find(WriteId("a1-2"), Rank(1), cancelled=never) is under_way
+        assert open_writes.find(WRITE, Rank(1), cancelled=never) is given_up
+        open_writes.enter(WRITE, given_up)
+        assert open_writes.find(WriteId("a1-2"), Rank(1), cancelled=never) is under_way
+        open_writes.enter(WriteId("a1-3"), under_way)
         with pytest.raises(Conflict, match="given up while waiting"):
-            uploading.find(WriteId("a1-2"), Rank(1), cancelled=lambda: True)
+            open_writes.find(WriteId("a1-2"), Rank(1), cancelled=lambda: True)

@@ -16,7 +16,7 @@ from behemoth.checkpoint.part_cuts import FEW_PIECES, MAX_OFFSETS, cut_parts, nu
 from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.ports import MAX_PARTS, MIN_PART_BYTES
 from behemoth.spec.mesh import Mesh
-from checkpoint.upload_rig import small_parts
+from checkpoint.company_rig import small_parts
 
 
 def kept(bounds: tuple[int, ...], begin: int, end: int) -> list[int]:

@@ -27,8 +27,8 @@ from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Fail, FaultyBucket, When, every_death
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, toy_layout, write_all_ranks
+from checkpoint.company_rig import small_parts, staged_world, upload_all_ranks
 from checkpoint.random_layouts import layouts, small_chunks
-from checkpoint.upload_rig import small_parts, staged_world, upload_all_ranks
 
 LEAST, SINGLE = 40, 100
 
@@ -109,7 +109,7 @@ def test_replicas_that_differ_are_refused_where_another_ones_bytes_were_uploaded
     arrays = logical_arrays(layout, 1)
     with small_chunks(400), staged_world(layout, arrays, other={2: logical_arrays(layout, 2)}) as world:
         store = bucket()
-        receipts = world.upload_all(store)
+        receipts = world.write_all(store)
         assert {part.num_parts for part in plan_parts(layout, Rank(2)).parts} == {4}
         with pytest.raises(Corrupt, match=r"array 'w', object c/0, completed by rank .*: expected CRC-32C"):
             commit_receipts(store, layout, receipts, step=1)
@@ -120,7 +120,7 @@ def test_a_rank_that_gives_up_ends_the_uploads_of_all() -> None:
     with staged_world(layout, logical_arrays(layout, 1)) as world:
         world.cancelled.set()
         with pytest.raises(Conflict):
-            world.upload_all(store)
+            world.write_all(store)
     assert list(store.list_uploads("")) == []
 
 
@@ -155,7 +155,7 @@ def test_of_a_store_that_is_away_no_rank_waits_for_the_end_of_each_of_its_upload
     store = Away(min_part_bytes=4)
     with small_parts(4, 8), staged_world(layout, logical_arrays(layout, 1)) as world:
         with pytest.raises(Unavailable, match="upload a part"):
-            world.upload_all(store)
+            world.write_all(store)
         num_begun = len(list(store.list_uploads("")))
     assert 0 < len(ended) <= layout.mesh.num_ranks < num_begun
 

@@ -24,8 +24,8 @@ from behemoth.ports import MIN_PART_BYTES
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
 from behemoth.spec.recipe import Recipe
+from checkpoint.company_rig import small_parts
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
-from checkpoint.upload_rig import small_parts
 
 MIB = 1 << 20
 

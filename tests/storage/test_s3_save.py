@@ -10,7 +10,7 @@ from behemoth.checkpoint.verify import verify
 from behemoth.ports import MIN_PART_BYTES
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays
-from checkpoint.upload_rig import upload_all_ranks
+from checkpoint.company_rig import upload_all_ranks
 from servers.fault_proxy import Fault, How, fault_proxy
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened

@@ -12,7 +12,7 @@ from behemoth.storage import s3_client
 from behemoth.testing.store import read
 from behemoth.testing.uploads import random_bytes
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays
-from checkpoint.upload_rig import upload_all_ranks
+from checkpoint.company_rig import upload_all_ranks
 from servers.fault_proxy import Fault, FaultProxy, How
 from storage.s3_stores import new_place, opened
 from storage.test_s3_save import LAYOUT

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.memories import Memories
 from behemoth.agent.own_disk import OwnDisk
 from behemoth.agent.peers.client import PeerClient
@@ -34,10 +35,9 @@ from behemoth.agent.storewire import (
     Write,
     Written,
 )
-from behemoth.agent.uploads import NodeExchange, UploadService
 from behemoth.base.errors import Corrupt, Internal, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.exchange import LocalExchange, Uploading
+from behemoth.checkpoint.exchange import Company, LocalExchange, OpenWrites
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import require_there
 from behemoth.checkpoint.paths import step_prefix
@@ -69,7 +69,7 @@ class StoreServices:
         self._num_writing = 0
         self._threads = max(1, opening.threads // opening.num_ranks)
         self._client: PeerClient | None = None
-        self._uploading = Uploading()
+        self._open_writes = OpenWrites()
         self._once = ReadOnce(self._opened, limit_bytes=SHARED_BYTES)
         self._disk = self._own_disk(open_disk)
         self._preparing = Preparing(
@@ -95,7 +95,7 @@ class StoreServices:
         self._client = PeerClient(me)
         handlers = {
             **self.memories.handlers(),
-            **UploadService(self._uploading).handlers(),
+            **ExchangeService(self._open_writes).handlers(),
             AskStored: self._once.answer,
         }
         PeerServer(listener, me, handlers).start()
@@ -201,17 +201,18 @@ class StoreServices:
         return Written(job=order.job, receipt=receipt.encode())
 
     def _writer(self, store: SavesTo, write_id: WriteId) -> Callable[[RankWrite], Receipt]:
-        """Writes a rank's part as the store takes it."""
-        if not isinstance(store, UploadsParts):
-            return partial(write_rank, store)
+        """Writes a rank's part as the store takes it, in company of all others."""
         exchange = NodeExchange(
-            LocalExchange(self._uploading, write_id),
+            LocalExchange(self._open_writes, write_id),
             write_id,
             table=self.peers,
             client=self._client,
             ranks_per_node=self._opening.num_ranks,
         )
-        return partial(upload_rank, store, uploading=self._uploading, exchange=exchange)
+        company = Company(self._open_writes, exchange)
+        if isinstance(store, UploadsParts):
+            return partial(upload_rank, store, company=company)
+        return partial(write_rank, store, company=company)
 
     def _opened(self) -> SavesTo:
         with self._lock:

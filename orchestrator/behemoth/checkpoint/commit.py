@@ -10,27 +10,26 @@ from collections.abc import Mapping, Sequence
 
 from behemoth.base.errors import Conflict, Corrupt
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord, format_of
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.end_proof import SharedChunks
+from behemoth.checkpoint.end_writer import END_THREADS
 from behemoth.checkpoint.freshness import check_fresh
-from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import INDEX, METADATA
-from behemoth.checkpoint.proof import Proof, SharedChunk, check_zeros, prove
+from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.shard_proof import check_shards
 from behemoth.checkpoint.threads import run_all
-from behemoth.checkpoint.writer import SEAL_THREADS, chunk_tail, seal_all
+from behemoth.checkpoint.writer import SEAL_THREADS, seal_all
 from behemoth.ports import ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 from behemoth.state.effect import CommitRef
 
 __all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "latest", "read_record", "reject"]
-
-END_THREADS = 16
-"""Files into which ends of chunks are written at a time. Each end is a part of a page that others wrote, which the file
-system has to read first: it waits more than it works."""
 
 
 def commit(
@@ -42,8 +41,7 @@ def commit(
     previous: CommitRecord | None,
 ) -> CommitRecord:
     """Prove, complete and publish a write of which every rank has sealed its part. Blocks for a listing of the write,
-    a few small objects and, on a file system, the end of each chunk that several ranks wrote: where ranks have flat
-    shares that is nearly every chunk, 3.2 million of the reference Behemoth on 32,000 ranks.
+    a few small objects and, on a file system, the ends of chunks that no rank has written.
 
     `previous` is the newest commit, against which zeros and stale bytes are judged. Idempotent for one write id: a new
     leader may repeat it.
@@ -103,7 +101,7 @@ def create_same(store: ObjectStore, key: str, data: bytes) -> None:
 
 
 def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> bytes:
-    """Write what no rank could: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
+    """Write what no rank has: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
     index."""
     objects = metadata_objects(layout)
     of_arrays = {f"{path}/{METADATA}" for path in layout.paths}
@@ -118,17 +116,21 @@ def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> byte
         items = [(f"{prefix}/{name}", data) for name, data in small.items()]
         run_all(lambda item: create_same(store, *item), items, threads=SEAL_THREADS, name="ckpt-create")
     else:
-        _write(store, prefix, small, _shared_by_file(prefix, layout, proof))
+        _write(store, prefix, small, _left_by_file(prefix, layout, proof.left))
     return index
 
 
-def _shared_by_file(prefix: str, layout: Layout, proof: Proof) -> dict[str, tuple[Grid, list[SharedChunk]]]:
-    """The chunks that several ranks wrote, by the key of their file."""
-    found: dict[str, tuple[Grid, list[SharedChunk]]] = {}
-    for shared in proof.shared:
-        grid = grids(layout)[shared.array]
-        key = f"{prefix}/{layout.paths[shared.array]}/{grid.shard_key(grid.place(shared.chunk)[0])}"
-        found.setdefault(key, (grid, []))[1].append(shared)
+def _left_by_file(prefix: str, layout: Layout, left: SharedChunks) -> dict[str, tuple[int, list[Part]]]:
+    """The size of each file, by key, that lacks ends of chunks, and these."""
+    found: dict[str, tuple[int, list[Part]]] = {}
+    for array, chunk, crc in zip(left.array.tolist(), left.chunk.tolist(), left.data_crc.tolist(), strict=True):
+        grid = grids(layout)[array]
+        shard, data_bytes = int(grid.place(chunk)[0]), grid.data_bytes(chunk)
+        end = Part(
+            offset_bytes=grid.chunk_offset_bytes(chunk) + data_bytes, buffers=[chunk_tail(grid, crc, data_bytes)]
+        )
+        key = f"{prefix}/{layout.paths[array]}/{grid.shard_key(shard)}"
+        found.setdefault(key, (grid.file_bytes, []))[1].append(end)
     return found
 
 
@@ -136,14 +138,14 @@ def _write(
     store: WritesRanges,
     prefix: str,
     small: Mapping[str, bytes],
-    shared: Mapping[str, tuple[Grid, Sequence[SharedChunk]]],
+    left: Mapping[str, tuple[int, Sequence[Part]]],
 ) -> None:
     def write_ends(key: str) -> None:
-        grid, chunks = shared[key]
-        store.write_parts(key, size_bytes=grid.file_bytes, parts=[_end(grid, chunk) for chunk in chunks])
+        size_bytes, ends = left[key]
+        store.write_parts(key, size_bytes=size_bytes, parts=ends)
 
-    run_all(write_ends, shared, threads=END_THREADS, name="ckpt-end")
-    keys = list(shared)
+    run_all(write_ends, left, threads=END_THREADS, name="ckpt-end")
+    keys = list(left)
     for name, data in small.items():
         keys.append(f"{prefix}/{name}")
         store.write_parts(keys[-1], size_bytes=len(data), parts=[Part(offset_bytes=0, buffers=[data])])
@@ -169,8 +171,3 @@ def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_b
                 "writes everything anew",
                 code="shard-gone",
             )
-
-
-def _end(grid: Grid, shared: SharedChunk) -> Part:
-    offset = grid.chunk_offset_bytes(shared.chunk) + shared.data_bytes
-    return Part(offset_bytes=offset, buffers=[chunk_tail(grid, shared.data_crc, shared.data_bytes)])

@@ -1,9 +1,10 @@
-"""What the ranks of one write ask of each other while they upload it, and this node's part of the answers.
+"""What the ranks of one write ask of each other while they write it, and this node's part of the answers.
 
-A part may hold bytes of several ranks, its upload is begun by one rank and fed by others, and completing it takes the
-receipts of all: everything is asked for, nothing is sent unasked, so a question may be repeated and a rank that is
-lost leaves nothing behind but questions that fail. Waits end with the answer, with the end of the asked rank's own
-upload, or with the asker's patience. Neighbours: `upload_writer`, which asks, and the agent, which asks other nodes.
+Behind a chunk that several ranks write stands a CRC that none of them knows. On object storage, a part may hold bytes
+of several ranks too, its upload is begun by one rank and fed by others, and completing it takes the receipts of all.
+Everything is asked for, nothing is sent unasked, so a question may be repeated and a rank that is lost leaves nothing
+behind but questions that fail. Waits end with the answer, with the end of the asked rank's own write, or with the
+asker's patience. Neighbours: `end_writer` and `upload_writer`, which ask, and the agent, which asks other nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import time
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from behemoth.base.errors import Conflict, Invalid
@@ -63,8 +64,8 @@ class Exchange(Protocol):
         ...
 
 
-class RankUpload:
-    """One rank's own upload of one write, as others see it. Thread-safe: its writer tells, everybody asks.
+class OpenWrite:
+    """One rank's own part of one write, as others see it. Thread-safe: its writer tells, everybody asks.
 
     It outlives the writer, since others may still ask, and does not keep the arena: memory that was replaced goes."""
 
@@ -73,10 +74,12 @@ class RankUpload:
         self._arena_ref = weakref.ref(arena)
         self._generation = generation
         self._sequence = sequence
+        self._plan = plan
         self._spans = _by_chunk(plan.spans)
         self._changed = threading.Condition()
         self._upload_ids: Mapping[Shard, UploadId] | None = None
         self._sent: Mapping[Rank, Sequence[SentPart]] | None = None
+        self._crcs: Mapping[tuple[int, int, int, int], int] = {}
         self._failure: str | None = None
 
     def begun(self, upload_ids: Mapping[Shard, UploadId]) -> None:
@@ -90,6 +93,10 @@ class RankUpload:
         with self._changed:
             self._sent = parts
             self._changed.notify_all()
+
+    def summed(self, crcs: Sequence[int]) -> None:
+        """The CRC of every span, in the plan's order, as it was written: who asks for a span's is told that."""
+        self._crcs = {span[:4]: crc for span, crc in zip(self._plan.spans, crcs, strict=True)}
 
     def failed(self, reason: str) -> None:
         """Whoever waits for this rank need not."""
@@ -131,7 +138,11 @@ class RankUpload:
         self.check_held()
 
     def crcs_of(self, fragments: Sequence[Fragment], *, cancelled: Given) -> list[int]:
-        """The CRC of each. Raises Conflict as `copy` does."""
+        """The CRC of each: told by its writer, or computed once the snapshot is whole. Raises Conflict as `copy`
+        does."""
+        told = [self._crcs[fragment[1:]] for fragment in fragments if fragment[1:] in self._crcs]
+        if len(told) == len(fragments):
+            return told
         self._wait_whole(cancelled)
         found = [crc_of(self.views(fragment)) for fragment in fragments]
         self.check_held()
@@ -185,14 +196,14 @@ class RankUpload:
             raise Conflict(f"rank {self.rank}: given up while waiting for {what}", code="save-cancelled")
 
 
-class Uploading:
+class OpenWrites:
     """The uploads of this process's ranks. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._uploads: dict[Rank, dict[WriteId, RankUpload]] = {}
+        self._uploads: dict[Rank, dict[WriteId, OpenWrite]] = {}
 
-    def enter(self, write_id: WriteId, upload: RankUpload) -> None:
+    def enter(self, write_id: WriteId, upload: OpenWrite) -> None:
         """From now on the rank can be asked about this write, and about the last one of the others: a save that was
         given up may come here late, and must not take the place of the one that is under way."""
         with self._changed:
@@ -203,7 +214,7 @@ class Uploading:
                 del known[old]
             self._changed.notify_all()
 
-    def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given) -> RankUpload:
+    def find(self, write_id: WriteId, rank: Rank, *, cancelled: Given) -> OpenWrite:
         """Waits for the rank to begin with the write. Raises Conflict when cancelled."""
         with self._changed:
             while True:
@@ -215,11 +226,24 @@ class Uploading:
                 self._changed.wait(_LOOK_S)
 
 
+class Company(NamedTuple):
+    """Where the other ranks of a write find this one, and how it asks them. All must write at the same time."""
+
+    open_writes: OpenWrites
+    exchange: Exchange
+
+
+def in_turn(ranks: Iterable[Rank], asker: Rank, num_ranks: int) -> list[Rank]:
+    """Whom to ask first: from the asker's own number on. If all began with the lowest, that one would be asked by all
+    at once."""
+    return sorted(ranks, key=lambda rank: (rank - asker) % num_ranks)
+
+
 class LocalExchange:
     """An Exchange among ranks of one process."""
 
-    def __init__(self, uploading: Uploading, write_id: WriteId) -> None:
-        self._uploading = uploading
+    def __init__(self, open_writes: OpenWrites, write_id: WriteId) -> None:
+        self._open_writes = open_writes
         self._write_id = write_id
 
     def fetch(self, rank: Rank, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
@@ -234,8 +258,8 @@ class LocalExchange:
     def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
         return self._of(rank, cancelled).sent_to(completer, cancelled=cancelled)
 
-    def _of(self, rank: Rank, cancelled: Given) -> RankUpload:
-        return self._uploading.find(self._write_id, rank, cancelled=cancelled)
+    def _of(self, rank: Rank, cancelled: Given) -> OpenWrite:
+        return self._open_writes.find(self._write_id, rank, cancelled=cancelled)
 
 
 def _by_chunk(spans: Sequence[Span]) -> dict[tuple[int, int], list[Span]]:

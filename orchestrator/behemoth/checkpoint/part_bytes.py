@@ -12,12 +12,12 @@ from itertools import groupby
 from typing_extensions import Buffer
 
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import combine, crc32c, crc_of
-from behemoth.checkpoint.exchange import Exchange, RankUpload
+from behemoth.checkpoint.exchange import Exchange, OpenWrite
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_plan import Fragment, PlannedPart
-from behemoth.checkpoint.writer import chunk_tail
 
 
 class Summed:
@@ -45,7 +45,7 @@ class PartBytes:
         self,
         layout: Layout,
         rank: Rank,
-        upload: RankUpload,
+        upload: OpenWrite,
         exchange: Exchange,
         *,
         cancelled: Callable[[], bool],

@@ -17,26 +17,17 @@ import numpy.typing as npt
 from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_tails import payload_crc
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.crc import combined_runs, crc32c
+from behemoth.checkpoint.end_proof import SharedChunks, ends_left
 from behemoth.checkpoint.freshness import held_prints
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.span_table import SpanTable
-from behemoth.checkpoint.writer import payload_crc
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedChunk:
-    """A chunk that several ranks wrote: its data's CRC has to be put behind it."""
-
-    array: int
-    chunk: int
-    data_crc: int
-    data_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +35,8 @@ class Proof:
     """What the receipts add up to."""
 
     arrays: tuple[ArraySummary, ...]
-    shared: tuple[SharedChunk, ...]
+    left: SharedChunks
+    """Behind these nobody put a CRC."""
     chunk_crcs: tuple[npt.NDArray[np.uint32], ...]
     """Of each array, the CRC of each chunk's payload."""
     first_ranks: tuple[Rank, ...]
@@ -55,8 +47,8 @@ class Proof:
 def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt]) -> Proof:
     """One receipt of each rank, all of this write, covering every byte exactly once.
 
-    Raises Conflict for another write or attempt, Invalid for another layout or coverage that is not exact; each names
-    the rank, and the array where there is one.
+    Raises Conflict for another write or attempt, Invalid for another layout or coverage that is not exact, Corrupt for
+    a wrong CRC behind a chunk; each names the rank, and the array where there is one.
     """
     by_rank = _one_each(candidate, layout, receipts)
     tables = [SpanTable.of(receipt.spans) for receipt in by_rank]
@@ -74,10 +66,11 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt]) -> 
         raise Invalid(f"{_named(candidate)}: {told}{fault.message}", code=fault.code)
     order = extents.order()
     summaries, shared, chunk_crcs = _summaries(layout, extents, order, tables)
+    rows_of_receipts = np.cumsum([0, *map(len, tables)])
     first_rows = order[np.searchsorted(extents.array[order], np.arange(len(layout.arrays)))]
     return Proof(
         arrays=summaries,
-        shared=shared,
+        left=ends_left(layout, by_rank, rows_of_receipts, shared),
         chunk_crcs=chunk_crcs,
         first_ranks=tuple(Rank(rank) for rank in ranks[first_rows].tolist()),
         held_prints=held_prints(layout, by_rank),
@@ -157,23 +150,21 @@ def _check_receipt(candidate: Candidate, layout: Layout, receipt: Receipt) -> No
 
 def _summaries(
     layout: Layout, extents: Extents, order: Ints, tables: Sequence[SpanTable]
-) -> tuple[tuple[ArraySummary, ...], tuple[SharedChunk, ...], tuple[npt.NDArray[np.uint32], ...]]:
+) -> tuple[tuple[ArraySummary, ...], SharedChunks, tuple[npt.NDArray[np.uint32], ...]]:
     """Coverage is proven, so rows in `order` run through every chunk of every array from its start to its end."""
     crcs = np.concatenate([table.column("crc") for table in tables]).astype(np.uint32)[order]
     zero = np.concatenate([table.column("is_zero") for table in tables]).astype(bool)[order]
     chunk, length = extents.chunk[order], extents.length[order]
     bounds = np.searchsorted(extents.array[order], np.arange(len(layout.arrays) + 1))
     summaries: list[ArraySummary] = []
-    shared: list[SharedChunk] = []
+    shared: list[SharedChunks] = []
     chunk_crcs: list[npt.NDArray[np.uint32]] = []
     for position, grid in enumerate(grids(layout)):
         rows = slice(int(bounds[position]), int(bounds[position + 1]))
-        data_crcs, several = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
+        data_crcs, several, last = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
         data_bytes = grid.all_data_bytes()
-        shared += [
-            SharedChunk(array=position, chunk=k, data_crc=int(data_crcs[k]), data_bytes=int(data_bytes[k]))
-            for k in several
-        ]
+        of_array = np.full_like(several, position)
+        shared.append(SharedChunks(order[rows][last], of_array, several, data_crcs[several].astype(np.int64)))
         for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
             data_crcs[k] = payload_crc(grid, int(data_crcs[k]), int(data_bytes[k]))
         chunk_crcs.append(data_crcs)
@@ -184,16 +175,16 @@ def _summaries(
                 is_zero=bool(zero[rows].all()),
             )
         )
-    return tuple(summaries), tuple(shared), tuple(chunk_crcs)
+    return tuple(summaries), SharedChunks(*map(np.concatenate, zip(*shared, strict=True))), tuple(chunk_crcs)
 
 
 def _chunk_crcs(
     chunk: Ints, crcs: npt.NDArray[np.uint32], length: Ints, num_chunks: int
-) -> tuple[npt.NDArray[np.uint32], list[int]]:
-    """The CRC of each chunk's data, and which chunks have several pieces."""
+) -> tuple[npt.NDArray[np.uint32], Ints, Ints]:
+    """The CRC of each chunk's data, which chunks have several pieces, and the last one of each of these."""
     first = np.searchsorted(chunk, np.arange(num_chunks + 1))
     combined = crcs[first[:-1]].copy()
     several = np.flatnonzero(np.diff(first) > 1)
     bounds = zip(first[several].tolist(), first[several + 1].tolist(), strict=True)
     combined[several] = combined_runs(crcs.tolist(), length.tolist(), bounds)
-    return combined, several.tolist()
+    return combined, several, first[several + 1] - 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
@@ -64,6 +64,11 @@ class RankWrite:
     def metadata_key(self, array: int) -> str:
         """Key of an array's zarr.json."""
         return f"{self.prefix}/{self.layout.paths[array]}/{METADATA}"
+
+    def go_on(self) -> None:
+        """Raises Conflict when the write is cancelled."""
+        if self.cancelled():
+            raise Conflict(f"rank {self.plan.rank}: its save was cancelled", code="save-cancelled")
 
     def sequence(self) -> int:
         """Of the snapshot that is written. Raises NotFound when there is none and none is followed."""

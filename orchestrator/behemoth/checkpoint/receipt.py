@@ -19,7 +19,7 @@ from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSp
 __all__ = ["Freshness", "Receipt", "WrittenShard", "WrittenSpan"]
 
 MAX_RECEIPT_BYTES = 64 << 20
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
@@ -51,7 +51,7 @@ class Freshness:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """One rank's word for one write. Without `freshness`, which is left out then, nobody judges that. `shards`
-    are there where objects are uploaded."""
+    are there where objects are uploaded, `ends` where files are written."""
 
     rank: _Count
     attempt: _Count
@@ -61,6 +61,9 @@ class Receipt:
     spans: Sequence[WrittenSpan]
     freshness: Freshness | msgspec.UnsetType = msgspec.UNSET
     shards: tuple[WrittenShard, ...] | msgspec.UnsetType = msgspec.UNSET
+    ends: bytes | msgspec.UnsetType = msgspec.UNSET
+    """Of each chunk that the rank's spans end and do not begin, in their order, the CRC-32C of its data as the rank put
+    it behind them: little-endian, 4 bytes each. Left out, the leader writes these ends."""
 
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""

@@ -27,19 +27,28 @@ class Segments(NamedTuple):
 
 def segments_of(kind: Kind) -> tuple[Segments, ...]:
     """Of each shard of an array of this kind. O(chunks + pieces)."""
-    num = num_flat(kind)
-    columns = [_of_cell(kind, at * num, cell) for at, cell in enumerate(cells(kind)) if cell.parts]
-    shard, begin, piece = np.concatenate(columns, axis=1)
+    chunk, offset, _, piece = pieces_of(kind)
+    starts = data_starts(kind.grid)
+    shard, slot = kind.grid.place(chunk)
+    begin = starts[slot] + offset
     order = np.lexsort((begin, shard))
     shard, begin, piece = shard[order], begin[order], piece[order]
     is_first = np.flatnonzero((np.diff(shard, prepend=-1) != 0) | (np.diff(piece, prepend=-1) != 0))
     shard, begin, piece = shard[is_first], begin[is_first], piece[is_first]
-    total = int(data_starts(kind.grid)[-1])
+    total = int(starts[-1])
     edges = np.searchsorted(shard, np.arange(kind.grid.num_shards + 1))
     return tuple(
         Segments((*begin[low:high].tolist(), total), tuple(piece[low:high].tolist()))
         for low, high in itertools.pairwise(edges.tolist())
     )
+
+
+def pieces_of(kind: Kind) -> Ints:
+    """[4, rows]: chunk, first byte in it, length in bytes and piece, a row for each chunk that a piece meets. Cell
+    after cell, part after part, each in its own order. O(chunks + pieces)."""
+    num = num_flat(kind)
+    rows = [_of_cell(kind, at * num, cell) for at, cell in enumerate(cells(kind)) if cell.parts]
+    return np.concatenate(rows, axis=1)
 
 
 def data_starts(grid: Grid) -> Ints:
@@ -60,16 +69,16 @@ def in_shard(grid: Grid, data: Ints) -> Ints:
 
 
 def _of_cell(kind: Kind, first_piece: int, cell: Cell) -> Ints:
-    """[3, segments]: shard, first byte and piece, a segment for each chunk that a piece meets."""
+    """Rows of `pieces_of`."""
     grid, itemsize = kind.grid, kind.grid.spec.itemsize
-    starts = data_starts(grid)
     rows = []
     for held in cell.parts:
         bounds = np.array(piece_bounds(grid.spec, held, cell.shape, num_flat(kind)), dtype=np.int64)
         meeting = grid.meeting(held.box, (0, held.num_elements))
         cuts = cuts_of(meeting.first, bounds)
         met = np.searchsorted(meeting.first, cuts, side="right") - 1
-        shard, slot = grid.place(meeting.chunks[met])
-        begin = starts[slot] + (meeting.offsets[met] + cuts - meeting.first[met]) * itemsize
-        rows.append(np.stack([shard, begin, first_piece + np.searchsorted(bounds, cuts, side="right") - 1]))
+        offsets = meeting.offsets[met] + cuts - meeting.first[met]
+        lengths = np.diff(cuts, append=held.num_elements)
+        pieces = first_piece + np.searchsorted(bounds, cuts, side="right") - 1
+        rows.append(np.stack([meeting.chunks[met], offsets * itemsize, lengths * itemsize, pieces]))
     return np.concatenate(rows, axis=1)

@@ -9,14 +9,14 @@ each other, `part_bytes`, and `shard_proof`, with which the leader judges.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from behemoth.base.errors import BehemothError, Conflict
 from behemoth.base.ids import Rank, UploadId
 from behemoth.checkpoint.crc import combined, crc32c
-from behemoth.checkpoint.exchange import Exchange, RankUpload, SentPart, Uploading
+from behemoth.checkpoint.exchange import Company, Exchange, OpenWrite, SentPart, in_turn
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.part_bytes import PartBytes
 from behemoth.checkpoint.part_plan import PlannedPart, Shard, plan_parts
@@ -30,11 +30,11 @@ REQUEST_THREADS = 8
 """For requests without a payload: they wait for the store and do not compute."""
 
 
-def upload_rank(store: UploadsParts, write: RankWrite, *, uploading: Uploading, exchange: Exchange) -> Receipt:
+def upload_rank(store: UploadsParts, write: RankWrite, company: Company) -> Receipt:
     """Upload what the rank owes of its snapshot; record all CRCs in the arena.
 
     Blocks until its parts are in the store and the objects that it completes are there. All ranks of the write must be
-    under way at the same time, as they wait for each other through `exchange`; `uploading` is where they find this one.
+    under way at the same time, as they wait for each other.
     An unfinished snapshot is waited for first. Memory: what other ranks hand over for the parts that `write.threads`
     threads send at a time, some MiB each.
     Raises Conflict when cancelled (asked before each request and during each wait), when the snapshot was replaced
@@ -42,10 +42,10 @@ def upload_rank(store: UploadsParts, write: RankWrite, *, uploading: Uploading, 
     uploads that it has begun are aborted then.
     """
     sequence = write.sequence()
-    upload = RankUpload(write.plan, write.arena, write.generation, sequence)
+    upload = OpenWrite(write.plan, write.arena, write.generation, sequence)
     snapshot = write.follower(sequence).whole()
-    uploading.enter(snapshot.write_id, upload)
-    job = _Job(store, write, upload, exchange)
+    company.open_writes.enter(snapshot.write_id, upload)
+    job = _Job(store, write, upload, company.exchange)
     try:
         shards = job.run()
         job.write_metadata()
@@ -72,7 +72,7 @@ def _crcs(write: RankWrite) -> list[int]:
 class _Job:
     """One rank's uploads. Parts are sent on several threads, which only read it."""
 
-    def __init__(self, store: UploadsParts, write: RankWrite, upload: RankUpload, exchange: Exchange) -> None:
+    def __init__(self, store: UploadsParts, write: RankWrite, upload: OpenWrite, exchange: Exchange) -> None:
         self._store = store
         self._write = write
         self._grids = grids(write.layout)
@@ -81,6 +81,7 @@ class _Job:
         self._exchange = exchange
         self._bytes = PartBytes(write.layout, self._parts.rank, upload, exchange, cancelled=write.cancelled)
         self._begun: dict[Shard, UploadId] = {}
+        self._num_ranks = write.layout.mesh.num_ranks
 
     def run(self) -> list[WrittenShard]:
         """What became an object by this rank."""
@@ -100,7 +101,7 @@ class _Job:
         arrays = [span.array for span in self._write.plan.writes if ends_array(self._grids[span.array], span)]
 
         def write(array: int) -> None:
-            self._go_on()
+            self._write.go_on()
             self._store.create(self._write.metadata_key(array), self._grids[array].zarr_json())
 
         run_all(write, arrays, threads=REQUEST_THREADS, name="ckpt-metadata")
@@ -116,13 +117,8 @@ class _Job:
                 name="ckpt-abort",
             )
 
-    def _in_turn(self, ranks: Collection[Rank]) -> list[Rank]:
-        """From this rank's own number on: if all began with the lowest, that one would be asked by all at once."""
-        num_ranks = self._write.layout.mesh.num_ranks
-        return sorted(ranks, key=lambda rank: (rank - self._parts.rank) % num_ranks)
-
     def _begin(self, shard: Shard) -> None:
-        self._go_on()
+        self._write.go_on()
         self._begun[shard] = self._store.begin_upload(self._key(shard))
 
     def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[Shard, UploadId]:
@@ -131,14 +127,14 @@ class _Job:
         for part in parts:
             wanted.setdefault(part.completer, {})[part.shard] = None
         found: dict[Shard, UploadId] = {}
-        for completer in self._in_turn(wanted):
+        for completer in in_turn(wanted, self._parts.rank, self._num_ranks):
             shards = wanted[completer]
             ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._write.cancelled)
             found.update(zip(shards, ids, strict=True))
         return found
 
     def _send(self, part: PlannedPart, ids: Mapping[Shard, UploadId]) -> SentPart:
-        self._go_on()
+        self._write.go_on()
         buffers, crc = self._bytes.of(part)
         receipt = self._store.upload_part(
             self._key(part.shard), ids[part.shard], number=part.number, buffers=buffers, crc=crc
@@ -147,7 +143,7 @@ class _Job:
         return SentPart(part.shard, receipt)
 
     def _send_whole(self, part: PlannedPart) -> WrittenShard:
-        self._go_on()
+        self._write.go_on()
         buffers, crc = self._bytes.of(part)
         self._store.create(self._key(part.shard), b"".join(buffers))
         self._upload.check_held()
@@ -156,7 +152,7 @@ class _Job:
     def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
         receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
         uploaders = {rank for shard in shards for rank in self._parts.completes[shard]}
-        for uploader in self._in_turn(uploaders):
+        for uploader in in_turn(uploaders, self._parts.rank, self._num_ranks):
             told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._write.cancelled)
             for one in told:
                 if one.shard in receipts:
@@ -167,7 +163,7 @@ class _Job:
 
     def _complete_one(self, shard: Shard, sent: Sequence[SentPart]) -> WrittenShard:
         """Raises Conflict unless the parts are those of the plan, to the byte."""
-        self._go_on()
+        self._write.go_on()
         parts = sorted((one.receipt for one in sent), key=lambda part: part.number)
         size_bytes, num_parts = self._grids[shard.array].file_bytes, len(self._parts.completes[shard])
         if [part.number for part in parts] != list(range(1, num_parts + 1)) or size_bytes != sum(
@@ -184,10 +180,6 @@ class _Job:
 
     def _key(self, shard: Shard) -> str:
         return self._write.shard_key(*shard)
-
-    def _go_on(self) -> None:
-        if self._write.cancelled():
-            raise Conflict(f"rank {self._parts.rank}: its save was cancelled", code="save-cancelled")
 
 
 def _by_completer(parts: Sequence[PlannedPart], sent: Sequence[SentPart]) -> dict[Rank, list[SentPart]]:

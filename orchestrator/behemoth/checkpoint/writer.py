@@ -3,19 +3,27 @@
 It must not hold up training (it runs in the store process), must not decide anything (the plan did), and copies no
 payload: buffers go from the arena to the store. Whoever writes a shard's last byte also writes its index, and with the
 array's last byte its zarr.json, which follow from the layout alone: left to the leader, that would be two small durable
-files for each of thousands of arrays while everybody waits. What several ranks share, a chunk's CRC, is left to
-`commit`.
+files for each of thousands of arrays while everybody waits. The CRC of a chunk that several ranks share is written by
+the last of them, who asks the others (`end_writer`); what those do not tell is left to `commit`.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
+from msgspec import UNSET, UnsetType
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict
-from behemoth.checkpoint.crc import combine, crc32c, trailer
+from behemoth.base.errors import Timeout, Unavailable
+from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
+from behemoth.checkpoint.chunk_tails import chunk_tail
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.end_writer import chunk_crcs, write_ends
+from behemoth.checkpoint.exchange import Company, Exchange, OpenWrite
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.more_writers import MoreWriters
@@ -25,7 +33,6 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.sealing import Sealing
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
-from behemoth.checkpoint.zeros import crc_of_zeros
 from behemoth.ports import Part, WritesRanges
 
 THREADS_PER_WRITER = 5
@@ -34,26 +41,54 @@ their writes together."""
 SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
+_log = logging.getLogger(__name__)
 
-def write_rank(store: WritesRanges, write: RankWrite) -> Receipt:
+
+def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = None) -> Receipt:
     """Write and seal what the rank owns of its snapshot; record all CRCs in the arena.
+
+    With a `company`, ranks that write at the same time, it also writes the ends of chunks that others began; without
+    one, and when the others do not answer, these are left to the leader.
 
     Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. While a filling is followed,
     each byte is written once it is there, and the receipt waits for the whole. Raises NotFound without a snapshot,
     Conflict when cancelled, asked before each batch, or when the snapshot was replaced meanwhile, and the store's
     errors.
     """
-    follower = write.follower(write.sequence())
+    sequence = write.sequence()
+    follower = write.follower(sequence)
     job = _Job(store, write, follower)
+    ends = chunk_ends(write.layout, write.plan) if company is not None else None
+    unfinished = {span.array for span in ends.spans} if ends is not None else set()
+    told: bytes | UnsetType = UNSET
     with Sealing(store.seal) as sealing:
-        crcs = _write(job, write, sealing)
-        follower.whole()
+        crcs = _write(job, write, sealing, unfinished)
+        snapshot = follower.whole()
+        if company is not None and ends is not None:
+            open_write = OpenWrite(write.plan, write.arena, write.generation, sequence)
+            open_write.summed(crcs)
+            company.open_writes.enter(snapshot.write_id, open_write)
+            told = _write_ends(store, write, ends, crcs, company.exchange)
+            sealing.add([key for array in sorted(unfinished) for key in job.keys(array)])
         sealing.finish()
-    return write.receipt(follower.whole(), crcs)  # asked again: it must not have been replaced
+    return replace(write.receipt(follower.whole(), crcs), ends=told)  # asked again: it must not have been replaced
 
 
-def _write(job: _Job, write: RankWrite, sealing: Sealing) -> list[int]:
-    """The CRC of every span, all written. What is complete is sealed meanwhile."""
+def _write_ends(
+    store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Sequence[int], exchange: Exchange
+) -> bytes | UnsetType:
+    """What the receipt says of them."""
+    try:
+        found = chunk_crcs(write, ends, crcs, exchange)
+    except (Unavailable, Timeout) as error:
+        _log.warning("the ends of %d chunks are left to the leader: %s", len(ends.spans), error)
+        return UNSET
+    write_ends(store, write, ends, found)
+    return np.array(found, dtype="<u4").tobytes()
+
+
+def _write(job: _Job, write: RankWrite, sealing: Sealing, unfinished: Collection[int]) -> list[int]:
+    """The CRC of every span, all written. What is complete is sealed meanwhile, but for `unfinished` arrays."""
     turns, threads = Turns(write.plan.spans), write.threads
     more = MoreWriters()
     crcs: list[list[int]] = [[] for _ in range(turns.num_batches)]
@@ -71,7 +106,7 @@ def _write(job: _Job, write: RankWrite, sealing: Sealing) -> list[int]:
                     computed_s=time.thread_time() - computed_s,
                     is_whole=job.is_whole(),
                 )
-                if turns.done(batch):
+                if turns.done(batch) and batch.array not in unfinished:
                     sealing.add(job.keys(batch.array))
         except BaseException:
             turns.stop()
@@ -97,8 +132,7 @@ class _Job:
 
     def until_there(self, batch: Sequence[Span]) -> None:
         """Blocks until the program has copied the batch. Raises Conflict when cancelled."""
-        if self._write.cancelled():
-            raise Conflict(f"rank {self._write.plan.rank}: its save was cancelled", code="save-cancelled")
+        self._write.go_on()
         self._follower.until(batch[-1].arena_offset + batch[-1].length)
 
     def is_whole(self) -> bool:
@@ -176,15 +210,3 @@ def seal_all(store: WritesRanges, keys: Sequence[str]) -> None:
     share = max(1, -(-len(keys) // SEAL_THREADS))
     shares = [keys[at : at + share] for at in range(0, len(keys), share)]
     run_all(store.seal, shares, threads=SEAL_THREADS, name="ckpt-seal")
-
-
-def chunk_tail(grid: Grid, data_crc: int, data_bytes: int) -> bytes:
-    """What follows a chunk's data in the file: padding, the CRC-32C of data and padding, and the gap's zeros."""
-    padding = grid.payload_bytes - data_bytes
-    return bytes(padding) + trailer(payload_crc(grid, data_crc, data_bytes)) + bytes(grid.gap_bytes)
-
-
-def payload_crc(grid: Grid, data_crc: int, data_bytes: int) -> int:
-    """CRC-32C of a whole payload from that of its data, which comes first."""
-    padding = grid.payload_bytes - data_bytes
-    return combine(data_crc, crc_of_zeros(padding), padding) if padding else data_crc

@@ -15,13 +15,13 @@ from typing import NamedTuple
 from typing_extensions import Buffer
 
 from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.sealing import Sealing
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
-from behemoth.checkpoint.writer import chunk_tail
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.dcp.boxes import Run, ends_array, runs_of
 from behemoth.dcp.orders import Placed

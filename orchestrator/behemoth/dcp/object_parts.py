@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from typing_extensions import Buffer
 
+from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import combine
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.part_bytes import Summed
-from behemoth.checkpoint.writer import chunk_tail
 from behemoth.dcp.boxes import Run
 from behemoth.ports import MAX_PARTS
 

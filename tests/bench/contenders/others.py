@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import combine, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import Span
-from behemoth.checkpoint.writer import chunk_tail
 from behemoth.checkpoint.zeros import crc_of_zeros
 from behemoth.ports import Part, WritesRanges
 

@@ -16,6 +16,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.commit import create_same
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
@@ -26,7 +27,7 @@ from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.threads import run_all
-from behemoth.checkpoint.writer import chunk_tail, seal_all
+from behemoth.checkpoint.writer import seal_all
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.ports import Part, SavesTo, UploadsParts
 

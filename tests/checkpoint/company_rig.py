@@ -1,4 +1,4 @@
-"""Saves small worlds to a store that takes uploads: every rank is a thread of one process, and all go on together."""
+"""Saves small worlds in company: every rank is a thread of one process, and all go on together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint import part_cuts, uploads
 from behemoth.checkpoint.arena import Arena
-from behemoth.checkpoint.exchange import Exchange, LocalExchange, Uploading
+from behemoth.checkpoint.exchange import Company, Exchange, LocalExchange, OpenWrites
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_cuts import cut_parts
 from behemoth.checkpoint.part_plan import plan_parts
@@ -24,7 +24,8 @@ from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.uploads import plan_uploads
-from behemoth.ports import UploadsParts
+from behemoth.checkpoint.writer import write_rank
+from behemoth.ports import SavesTo, UploadsParts
 from checkpoint.checkpoint_rig import Logical, arena_of, local_arrays
 
 
@@ -46,52 +47,51 @@ def _clear_caches() -> None:
 
 @dataclass
 class World:
-    """All ranks of a layout, staged, each with what it needs for its upload. `place` gives a rank where it can be
+    """All ranks of a layout, staged, each with what it needs for its write. `place` gives a rank where it can be
     asked, and its way to the others; by default they are all of one node."""
 
     layout: Layout
     step: Step
     write_id: WriteId
     arenas: Mapping[Rank, tuple[Arena, int]]
-    place: Callable[[Rank], tuple[Uploading, Exchange]] | None = None
-    uploading: Uploading = field(default_factory=Uploading)
+    place: Callable[[Rank], tuple[OpenWrites, Exchange]] | None = None
+    open_writes: OpenWrites = field(default_factory=OpenWrites)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def upload(self, store: UploadsParts, rank: Rank) -> Receipt:
-        """By one rank; the first error gives the write up for all."""
+    def write(self, store: SavesTo, rank: Rank) -> Receipt:
+        """By one rank, as the store takes it; the first error gives the write up for all."""
         arena, generation = self.arenas[rank]
-        uploading, exchange = self._place(rank)
+        write = RankWrite(
+            prefix=step_prefix(self.step, self.write_id),
+            layout=self.layout,
+            plan=plan_rank(self.layout, rank),
+            arena=arena,
+            generation=generation,
+            attempt=Attempt(1),
+            threads=2,
+            cancelled=self.cancelled.is_set,
+            updated_step=self.step,
+        )
+        company = Company(*self._place(rank))
         try:
-            receipt = upload_rank(
-                store,
-                RankWrite(
-                    prefix=step_prefix(self.step, self.write_id),
-                    layout=self.layout,
-                    plan=plan_rank(self.layout, rank),
-                    arena=arena,
-                    generation=generation,
-                    attempt=Attempt(1),
-                    threads=2,
-                    cancelled=self.cancelled.is_set,
-                    updated_step=self.step,
-                ),
-                uploading=uploading,
-                exchange=exchange,
-            )
+            if isinstance(store, UploadsParts):
+                receipt = upload_rank(store, write, company)
+            else:
+                receipt = write_rank(store, write, company)
         except BaseException:
             self.cancelled.set()
             raise
         return Receipt.decode(receipt.encode())
 
-    def _place(self, rank: Rank) -> tuple[Uploading, Exchange]:
+    def _place(self, rank: Rank) -> tuple[OpenWrites, Exchange]:
         if self.place is not None:
             return self.place(rank)
-        return self.uploading, LocalExchange(self.uploading, self.write_id)
+        return self.open_writes, LocalExchange(self.open_writes, self.write_id)
 
-    def upload_all(self, store: UploadsParts) -> list[Receipt]:
+    def write_all(self, store: SavesTo) -> list[Receipt]:
         """By all ranks at once. Raises the first error that says more than that others have given up."""
         with ThreadPoolExecutor(len(self.arenas), thread_name_prefix="rank") as pool:
-            futures = [pool.submit(self.upload, store, rank) for rank in self.arenas]
+            futures = [pool.submit(self.write, store, rank) for rank in self.arenas]
             errors = [future.exception() for future in futures]
         told = [error for error in errors if error is not None]
         if told:
@@ -127,4 +127,4 @@ def upload_all_ranks(
     store: UploadsParts, layout: Layout, arrays: Logical, *, step: int = 1, write_id: str = "a1-1"
 ) -> list[Receipt]:
     with staged_world(layout, arrays, step=step, write_id=write_id) as world:
-        return world.upload_all(store)
+        return world.write_all(store)

@@ -1,4 +1,4 @@
-"""Ranks of several nodes upload one save together, over real connections between store processes."""
+"""Ranks of several nodes write one save together, over real connections between store processes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from dataclasses import dataclass
 import pytest
 
 from agent.peers.staged import identity
-from behemoth.agent import uploads as uploads_module
+from behemoth.agent import exchanging
+from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import PeerServer
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
-from behemoth.agent.uploads import NodeExchange, UploadService
 from behemoth.base.errors import Conflict, Invalid, Unavailable
-from behemoth.base.ids import NodeId, Rank, UploadId, WriteId
-from behemoth.checkpoint.exchange import Exchange, LocalExchange, RankUpload, Uploading
+from behemoth.base.ids import Attempt, NodeId, Rank, Step, UploadId, WriteId
+from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_ends import chunk_ends
+from behemoth.checkpoint.exchange import Exchange, LocalExchange, OpenWrite, OpenWrites
 from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.proof import prove
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.commands import PeerPlace
 from checkpoint.checkpoint_rig import arena_of, commit_receipts, logical_arrays, toy_layout, write_all_ranks
-from checkpoint.upload_rig import small_parts, staged_world
+from checkpoint.company_rig import small_parts, staged_world
 
 WRITE = WriteId("a1-1")
 LAYOUT = toy_layout("box")
@@ -41,15 +44,15 @@ def tiny_parts() -> Iterator[None]:
 
 @dataclass
 class Node:
-    """One store process, as far as uploads are concerned."""
+    """One store process, as far as others are asked."""
 
-    uploading: Uploading
+    open_writes: OpenWrites
     server: PeerServer
     table: PeerTable
     client: PeerClient
 
     def exchange(self) -> Exchange:
-        local = LocalExchange(self.uploading, WRITE)
+        local = LocalExchange(self.open_writes, WRITE)
         return NodeExchange(local, WRITE, table=self.table, client=self.client, ranks_per_node=RANKS_PER_NODE)
 
 
@@ -62,9 +65,11 @@ def nodes() -> Iterator[list[Node]]:
         places = tuple(PeerPlace(host="127.0.0.1", port=listener.getsockname()[1], domain=0) for listener in listeners)
         found = []
         for slot, listener in enumerate(listeners):
-            uploading, table, me = Uploading(), PeerTable(), identity(names[slot])
+            open_writes, table, me = OpenWrites(), PeerTable(), identity(names[slot])
             table.see(SeePeers(job=0, slot=slot, nodes=names, places=places))
-            node = Node(uploading, PeerServer(listener, me, UploadService(uploading).handlers()), table, PeerClient(me))
+            node = Node(
+                open_writes, PeerServer(listener, me, ExchangeService(open_writes).handlers()), table, PeerClient(me)
+            )
             node.server.start()
             stack.callback(node.client.close)
             stack.callback(node.server.close)
@@ -78,28 +83,64 @@ def test_ranks_of_two_nodes_make_the_same_objects_as_positional_writes() -> None
     asked = [one for rank in range(4) for part in plan_parts(LAYOUT, Rank(rank)).parts for one in part.data]
     assert any(one.rank // RANKS_PER_NODE == 1 for one in asked)
     with nodes() as of, staged_world(LAYOUT, arrays) as world:
-        world.place = lambda rank: (of[rank // RANKS_PER_NODE].uploading, of[rank // RANKS_PER_NODE].exchange())
-        commit_receipts(objects, LAYOUT, world.upload_all(objects), step=1)
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].open_writes, of[rank // RANKS_PER_NODE].exchange())
+        commit_receipts(objects, LAYOUT, world.write_all(objects), step=1)
     assert {key: bytes(data) for key, data in objects._objects.items()} == {
         key: bytes(data) for key, data in files._objects.items()
     }
 
 
+def test_ranks_of_several_nodes_put_the_crcs_behind_their_common_chunks_in_files() -> None:
+    layout, arrays = toy_layout(), logical_arrays(LAYOUT, 1)
+    alone, files = MemoryStore(), MemoryStore()
+    commit_receipts(alone, layout, write_all_ranks(alone, layout, arrays, step=1), step=1)
+    across = [
+        rank
+        for rank in map(Rank, range(4))
+        for other in chunk_ends(layout, plan_rank(layout, rank)).rank.tolist()
+        if other // RANKS_PER_NODE != rank // RANKS_PER_NODE
+    ]
+    assert across
+    with nodes() as of, staged_world(layout, arrays) as world:
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].open_writes, of[rank // RANKS_PER_NODE].exchange())
+        receipts = world.write_all(files)
+    candidate = Candidate(run="test", step=Step(1), write_id=WRITE, attempt=Attempt(1))
+    assert not len(prove(candidate, layout, receipts).left.row)
+    commit_receipts(files, layout, receipts, step=1)
+    assert files._objects == alone._objects
+
+
+def test_files_are_written_without_a_node_that_is_gone_for_the_leader_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranks wrote before it went; whoever asks them for CRCs goes on without."""
+    monkeypatch.setattr(exchanging, "LOST_LIMIT_S", 0.1)
+    layout, arrays, files = toy_layout(), logical_arrays(LAYOUT, 1), MemoryStore()
+    with nodes() as of, staged_world(layout, arrays) as world:
+        of[0].server.close()
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].open_writes, of[rank // RANKS_PER_NODE].exchange())
+        receipts = world.write_all(files)
+    candidate = Candidate(run="test", step=Step(1), write_id=WRITE, attempt=Attempt(1))
+    assert len(prove(candidate, layout, receipts).left.row)
+    commit_receipts(files, layout, receipts, step=1)
+    alone = MemoryStore()
+    commit_receipts(alone, layout, write_all_ranks(alone, layout, arrays, step=1), step=1)
+    assert files._objects == alone._objects
+
+
 def test_a_node_that_is_gone_ends_the_uploads_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads_module, "LOST_LIMIT_S", 0.1)
+    monkeypatch.setattr(exchanging, "LOST_LIMIT_S", 0.1)
     store = MemoryBucket(min_part_bytes=LEAST)
     with nodes() as of, staged_world(LAYOUT, logical_arrays(LAYOUT, 1)) as world:
         of[1].server.close()
-        world.place = lambda rank: (of[rank // RANKS_PER_NODE].uploading, of[rank // RANKS_PER_NODE].exchange())
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].open_writes, of[rank // RANKS_PER_NODE].exchange())
         with pytest.raises(Unavailable, match="node n1: expected a connection to"):
-            world.upload_all(store)
+            world.write_all(store)
     assert list(store.list_uploads("")) == []
 
 
 def test_an_answer_that_is_not_there_yet_is_asked_for_again_until_the_asker_gives_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(uploads_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(exchanging, "PATIENCE_S", 0.05)
     with nodes() as of:
         looks = iter([False] * 3)
         with pytest.raises(Conflict, match="rank 3: given up while its node was asked"):
@@ -109,8 +150,8 @@ def test_an_answer_that_is_not_there_yet_is_asked_for_again_until_the_asker_give
 def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:
     store = MemoryBucket(min_part_bytes=LEAST)
     with nodes() as of, staged_world(LAYOUT, logical_arrays(LAYOUT, 1)) as world:
-        world.place = lambda rank: (of[rank // RANKS_PER_NODE].uploading, of[rank // RANKS_PER_NODE].exchange())
-        world.upload_all(store)
+        world.place = lambda rank: (of[rank // RANKS_PER_NODE].open_writes, of[rank // RANKS_PER_NODE].exchange())
+        world.write_all(store)
         exchange = of[0].exchange()
         for fragment in (Fragment(Rank(3), 99, 0, 0, 1), Fragment(Rank(3), 0, 0, 1 << 40, 1)):
             with pytest.raises(Invalid, match="node n1: rank 3: expected to hold bytes"):
@@ -124,8 +165,8 @@ def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_take
     known = {shard: UploadId(f"{shard.number:04d}{'x' * 4000}") for shard in shards}
     plan = plan_rank(LAYOUT, Rank(3))
     with nodes() as of, arena_of(plan) as arena:
-        upload = RankUpload(plan, arena, 0, 1)
-        of[1].uploading.enter(WRITE, upload)
+        upload = OpenWrite(plan, arena, 0, 1)
+        of[1].open_writes.enter(WRITE, upload)
         upload.begun(known)
         found = of[0].exchange().upload_ids(Rank(3), shards, cancelled=lambda: False)
     assert list(found) == list(known.values())

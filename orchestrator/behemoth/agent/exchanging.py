@@ -1,8 +1,8 @@
-"""Uploads across nodes: questions of `checkpoint.exchange` go to the store process of the node that has the rank.
+"""Writes across nodes: questions of `checkpoint.exchange` go to the store process of the node that has the rank.
 
 Ranks of this node are asked in this process. A node that does not answer is asked again for a while, since its store
 process may have a successor; what that one does not know any more ends the save. Neighbours: `store_services`,
-which uploads, `peers`, which carries, and `checkpoint.exchange`, which answers.
+which writes, `peers`, which carries, and `checkpoint.exchange`, which answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import Rank, UploadId, WriteId
-from behemoth.checkpoint.exchange import Given, LocalExchange, SentPart, Uploading
+from behemoth.checkpoint.exchange import Given, LocalExchange, OpenWrites, SentPart
 from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
@@ -41,18 +41,18 @@ PATIENCE_S = 10.0
 LOST_LIMIT_S = 30.0
 """How long a node that does not answer is asked again."""
 _PAUSE_S = 0.2
-_WAITING = "upload-waiting"
+_WAITING = "write-waiting"
 """Code of the error for an answer that is not there yet."""
 
 A = TypeVar("A")
 T = TypeVar("T")
 
 
-class UploadService:
+class ExchangeService:
     """Answers peers for the ranks of this node; its methods are handlers for a `PeerServer`."""
 
-    def __init__(self, uploading: Uploading) -> None:
-        self._uploading = uploading
+    def __init__(self, open_writes: OpenWrites) -> None:
+        self._open_writes = open_writes
 
     def handlers(self) -> Mapping[type, Handler]:
         return {
@@ -64,26 +64,26 @@ class UploadService:
 
     def _fragments(self, asked: AskFragments) -> Reply:
         patience = _Patience()
-        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        views = upload.views_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
-        return Reply(answer=BytesFound(), payload=views, is_whole=upload.is_held)
+        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        views = write.views_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        return Reply(answer=BytesFound(), payload=views, is_whole=write.is_held)
 
     def _crcs(self, asked: AskFragmentCrcs) -> Reply:
         patience = _Patience()
-        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        crcs = upload.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        crcs = write.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
         return Reply(answer=CrcsFound(crcs=tuple(crcs)))
 
     def _upload_ids(self, asked: AskUploadIds) -> Reply:
         patience = _Patience()
-        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        ids = upload.ids_of([Shard(*row) for row in asked.shards], cancelled=patience.is_over)
+        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        ids = write.ids_of([Shard(*row) for row in asked.shards], cancelled=patience.is_over)
         return Reply(answer=UploadIdsFound(upload_ids=tuple(ids)))
 
     def _sent_parts(self, asked: AskSentParts) -> Reply:
         patience = _Patience()
-        upload = self._uploading.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        sent = upload.sent_to(asked.completer, cancelled=patience.is_over)
+        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
+        sent = write.sent_to(asked.completer, cancelled=patience.is_over)
         rows = [
             SentPartRow(
                 shard=(one.shard.array, one.shard.number),
@@ -190,7 +190,7 @@ class _Patience:
 
     def is_over(self) -> bool:
         if time.monotonic() >= self._deadline:
-            raise Timeout(f"upload: expected an answer within {PATIENCE_S:g} s, got none yet", code=_WAITING)
+            raise Timeout(f"write: expected an answer within {PATIENCE_S:g} s, got none yet", code=_WAITING)
         return False
 
 

@@ -1,0 +1,62 @@
+"""Compares the CRCs that ranks put behind chunks of several spans with what these spans add up to. Pure.
+
+A wrong one would make a checkpoint of which a chunk cannot be read. Neighbours: `proof`, whose part this is, and
+`end_writer`, by which ranks wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.grid import Ints
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.receipt import Receipt
+
+
+class SharedChunks(NamedTuple):
+    """Chunks that several spans make up, as columns. `row`: of the span that ends the chunk, among those of all
+    receipts, one after the other. `data_crc`: what the spans add up to."""
+
+    row: Ints
+    array: Ints
+    chunk: Ints
+    data_crc: Ints
+
+    def where(self, chosen: Ints) -> SharedChunks:
+        """Those at these places."""
+        return SharedChunks(*(column[chosen] for column in self))
+
+
+def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, shared: SharedChunks) -> SharedChunks:
+    """The chunks behind which nobody put a CRC. `first_rows`: of each receipt's spans, and the end of the last one's.
+
+    Raises Invalid for a receipt that tells of more or fewer ends than its spans have, Corrupt for a wrong one.
+    """
+    ends = shared.where(np.argsort(shared.row))
+    bounds = np.searchsorted(ends.row, first_rows).tolist()
+    is_left = np.ones(len(ends.row), dtype=bool)
+    for receipt, low, high in zip(receipts, bounds, bounds[1:], strict=False):
+        if receipt.ends is msgspec.UNSET:
+            continue
+        if len(receipt.ends) != 4 * (high - low):
+            raise Invalid(
+                f"rank {receipt.rank}: expected the ends of {high - low} chunks, which others began, got "
+                f"{len(receipt.ends) / 4:g}",
+                code="receipt-ends",
+            )
+        told = np.frombuffer(receipt.ends, dtype="<u4")
+        if (wrong := np.flatnonzero(told != ends.data_crc[low:high])).size:
+            at = low + int(wrong[0])
+            raise Corrupt(
+                f"array {layout.arrays[int(ends.array[at])].name!r}, chunk {int(ends.chunk[at])}, rank {receipt.rank}: "
+                f"expected the CRC {int(ends.data_crc[at]):08x} of all ranks' bytes behind it, got "
+                f"{int(told[wrong[0]]):08x}",
+                code="chunk-end",
+            )
+        is_left[low:high] = False
+    return ends.where(np.flatnonzero(is_left))
