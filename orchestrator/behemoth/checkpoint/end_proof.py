@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.chunk_ends import MAX_SPANS
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import Receipt
@@ -20,12 +21,13 @@ from behemoth.checkpoint.receipt import Receipt
 
 class SharedChunks(NamedTuple):
     """Chunks that several spans make up, as columns. `row`: of the span that ends the chunk, among those of all
-    receipts, one after the other. `data_crc`: what the spans add up to."""
+    receipts, one after the other. `data_crc`: what the spans, `num_spans` of them, add up to."""
 
     row: Ints
     array: Ints
     chunk: Ints
     data_crc: Ints
+    num_spans: Ints
 
     def where(self, chosen: Ints) -> SharedChunks:
         """Those at these places."""
@@ -38,6 +40,8 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
     Raises Invalid for a receipt that tells of more or fewer ends than its spans have, Corrupt for a wrong one.
     """
     ends = shared.where(np.argsort(shared.row))
+    is_told = ends.num_spans <= MAX_SPANS
+    unasked, ends = ends.where(np.flatnonzero(~is_told)), ends.where(np.flatnonzero(is_told))
     bounds = np.searchsorted(ends.row, first_rows).tolist()
     is_left = np.ones(len(ends.row), dtype=bool)
     for receipt, low, high in zip(receipts, bounds, bounds[1:], strict=False):
@@ -59,4 +63,5 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
                 code="chunk-end",
             )
         is_left[low:high] = False
-    return ends.where(np.flatnonzero(is_left))
+    left = ends.where(np.flatnonzero(is_left))
+    return SharedChunks(*map(np.concatenate, zip(left, unasked, strict=True)))

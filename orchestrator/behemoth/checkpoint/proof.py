@@ -161,10 +161,9 @@ def _summaries(
     chunk_crcs: list[npt.NDArray[np.uint32]] = []
     for position, grid in enumerate(grids(layout)):
         rows = slice(int(bounds[position]), int(bounds[position + 1]))
-        data_crcs, several, last = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
+        data_crcs, first = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
         data_bytes = grid.all_data_bytes()
-        of_array = np.full_like(several, position)
-        shared.append(SharedChunks(order[rows][last], of_array, several, data_crcs[several].astype(np.int64)))
+        shared.append(_shared(position, order[rows], first, data_crcs))
         for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
             data_crcs[k] = payload_crc(grid, int(data_crcs[k]), int(data_bytes[k]))
         chunk_crcs.append(data_crcs)
@@ -180,11 +179,24 @@ def _summaries(
 
 def _chunk_crcs(
     chunk: Ints, crcs: npt.NDArray[np.uint32], length: Ints, num_chunks: int
-) -> tuple[npt.NDArray[np.uint32], Ints, Ints]:
-    """The CRC of each chunk's data, which chunks have several pieces, and the last one of each of these."""
+) -> tuple[npt.NDArray[np.uint32], Ints]:
+    """The CRC of each chunk's data, and the first piece of each, with the end of the last one's."""
     first = np.searchsorted(chunk, np.arange(num_chunks + 1))
     combined = crcs[first[:-1]].copy()
     several = np.flatnonzero(np.diff(first) > 1)
     bounds = zip(first[several].tolist(), first[several + 1].tolist(), strict=True)
     combined[several] = combined_runs(crcs.tolist(), length.tolist(), bounds)
-    return combined, several, first[several + 1] - 1
+    return combined, first
+
+
+def _shared(position: int, rows: Ints, first: Ints, data_crcs: npt.NDArray[np.uint32]) -> SharedChunks:
+    """The chunks of an array that have several pieces; `rows` has those of the array, by chunk and offset."""
+    num_spans = np.diff(first)
+    several = np.flatnonzero(num_spans > 1)
+    return SharedChunks(
+        row=rows[first[several + 1] - 1],
+        array=np.full_like(several, position),
+        chunk=several,
+        data_crc=data_crcs[several].astype(np.int64),
+        num_spans=num_spans[several],
+    )
