@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
 import bench_table
 import torch
@@ -28,6 +30,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.chunk_ends import chunk_ends
 from behemoth.checkpoint.forecast import Forecast, Rates, forecast
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
@@ -44,6 +47,8 @@ from behemoth.spec.recipe import Recipe
 GIANT = Mesh(tp=8, dp=500, pp=8, ep=16, etp=2, edp=125)
 SMALLER = Mesh(tp=8, dp=4, pp=8, ep=16, etp=2, edp=1)
 SMALLEST = Mesh(tp=8, dp=4, pp=1, ep=16, etp=2, edp=1)
+LAST_OF_A_STAGE = range(GIANT.tp * GIANT.dp - GIANT.tp, GIANT.tp * GIANT.dp)
+"""They hold the last bytes of the most arrays that are shared flat."""
 RUN_FILE = Path(__file__).parents[2] / "manifests" / "examples" / "behemoth.yaml"
 PROGRAM = Path(sys.executable).with_name("behemoth")
 GOAL_PLAN_MS, GOAL_METADATA_BYTES, GOAL_MAX_OF_MEAN, GOAL_REQUESTS, GOAL_EXCHANGED = 10.0, 8e6, 1.02, 4e6, 0.08
@@ -58,6 +63,7 @@ def main() -> int:
     boxes = replace(layout, sharding="box")
     uploads_s = [timed(lambda: cold_uploads(boxes)) for _ in range(num_rounds)]
     parts_ms = [timed_parts_ms(boxes, rank) for rank in range(0, GIANT.num_ranks, rank_step)]
+    ends = [asked_for_ends(layout, rank) for rank in {*range(0, GIANT.num_ranks, rank_step), *LAST_OF_A_STAGE}]
     verb_s = [timed(run_verb) for _ in range(num_rounds)]
     of_giant = forecast(layout, ranks_per_node=8, rates=Rates(), restored=layout)
     rows = [
@@ -65,6 +71,9 @@ def main() -> int:
         bench_table.alone("owners of all ranks, once per process", "s", owners_s),
         bench_table.alone("parts that one rank uploads, their owners known", "ms", parts_ms),
         bench_table.alone("owners of all parts, once per process", "s", uploads_s),
+        bench_table.alone("ends of shared chunks of one rank, owners known", "ms", [one.ms for one in ends]),
+        bench_table.alone("CRCs that one rank asks for, file system: mean", "CRCs", [mean(one.crcs for one in ends)]),
+        bench_table.alone("CRCs that one rank asks for, file system: most", "CRCs", [max(one.crcs for one in ends)]),
         bench_table.alone("behemoth plan -o json, whole command", "s", verb_s),
         *figures(of_giant),
         *beside_dcp("scout" if options.quick else "behemoth-ref", SMALLEST if options.quick else SMALLER, num_rounds),
@@ -105,6 +114,21 @@ def cold_uploads(layout: Layout) -> None:
 def timed_parts_ms(layout: Layout, rank: int) -> float:
     plan_parts.cache_clear()
     return timed(lambda: plan_parts(layout, Rank(rank))) * 1e3
+
+
+class Asked(NamedTuple):
+    """What one rank asks others for to put CRCs behind the chunks that it ends, and how long it takes to know."""
+
+    ms: float
+    crcs: int
+
+
+def asked_for_ends(layout: Layout, rank: int) -> Asked:
+    plan = plan_rank(layout, Rank(rank))
+    chunk_ends(layout, plan)  # the tables of all its kinds, once per process
+    begin_s = time.perf_counter()
+    ends = chunk_ends(layout, plan)
+    return Asked((time.perf_counter() - begin_s) * 1e3, int((ends.rank != rank).sum()))
 
 
 def run_verb() -> None:
