@@ -1,0 +1,59 @@
+"""Ranks of several nodes share a chunk of a file: the one that ends it asks the others for CRCs. Real processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.stage import Stage, kill, setup_for, stage
+from agent.test_agent_peers import store_pid
+from behemoth.base.ids import Attempt, NodeId, Step
+from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.proof import prove
+from behemoth.checkpoint.receipt import Receipt
+from behemoth.wire.commands import CommitSeen, GoAhead
+from behemoth.wire.reports import Beat, ReceiptBatch, Report
+
+NODES = 2
+
+
+def left_of(batches: list[ReceiptBatch], step: Step) -> list[str]:
+    """The arrays that have chunks whose ends the leader must write."""
+    (layout,) = (Layout.decode(batch.layout) for batch in batches if batch.layout is not None)
+    receipts = [Receipt.decode(data) for batch in batches for data in batch.receipts]
+    candidate = Candidate(run="toy", step=step, write_id=batches[0].write_id, attempt=Attempt(1))
+    proof = prove(candidate, layout, receipts)
+    assert any(receipt.ends for receipt in receipts)
+    return [layout.arrays[array].name for array in proof.left.array.tolist()]
+
+
+def test_no_end_is_left_to_the_leader_before_and_after_a_store_process_was_killed(tmp_path: Path) -> None:
+    async def left_by(here: Stage, step: int, write_id: str) -> list[str]:
+        save = await here.announce(step, write_id, 1)
+        here.send(GoAhead(fence=here.fence(1), write_id=save.write_id))
+        batches = await here.receipts(save.write_id)
+        here.commit(batches, save.step, 1)
+        here.send(CommitSeen(fence=here.fence(1), step=save.step, write_id=save.write_id))
+        return left_of(batches, save.step)
+
+    async def trained(here: Stage) -> int:
+        """How far the slowest node is, all of them being at work."""
+
+        def slowest(heard: Sequence[tuple[NodeId, Report]]) -> int | None:
+            steps = {node: report.step for node, report in heard if isinstance(report, Beat)}
+            return min(steps.values()) if len(steps) == NODES and min(steps.values()) > 0 else None
+
+        return await here.wait_until(slowest, since=len(here.heard))
+
+    async def scene() -> None:
+        async with stage(tmp_path, setup_for(tmp_path, nodes=NODES), num_agents=NODES) as here:
+            here.start_gang(1)
+            assert await left_by(here, await trained(here) + 120, "a1-1") == []
+            killed = store_pid(here, "n0")
+            kill(killed)
+            assert await left_by(here, await trained(here) + 120, "a1-2") == []
+            assert store_pid(here, "n0") != killed
+
+    asyncio.run(scene())
