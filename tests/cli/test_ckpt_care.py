@@ -30,6 +30,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
 from behemoth_cli import root
 from behemoth_cli.commands import ckpt_gc
+from behemoth_cli.exits import Exit
 from behemoth_cli.views.care import clean_page
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
@@ -402,6 +403,33 @@ def test_a_record_that_cannot_be_read_is_kept_and_said(
     assert "keep     unusable: commits/000000010.json" in text
     assert (directory.checkpoints / "steps" / "000000010-a1-10").exists()
     assert not (directory.checkpoints / "steps" / "000000020-a1-20").exists()
+
+
+def test_a_link_among_the_records_is_told_by_every_verb_and_keeps_none_from_the_others(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = directory.checkpoints / "commits" / "000000010.json"
+    record.rename(tmp_path / "elsewhere")
+    record.symlink_to(tmp_path / "elsewhere")
+    code, text, _ = ckpt(capsys, "list", "run/small", "-o", "json")
+    states = {item["step"]: (item["state"], item["reason"]) for item in json.loads(text)["items"]}
+    assert code == 0
+    assert states.pop(10) == (
+        "unreadable",
+        "read commits/000000010.json: expected no link on the way, got a symbolic link",
+    )
+    assert states == dict.fromkeys(STEPS[1:], ("ok", None))
+    code, text, _ = ckpt(capsys, "verify", "run/small", "-o", "json")
+    reports = {one["step"]: one for one in json.loads(text)["checkpoints"]}
+    assert (code, [step for step, one in reports.items() if not one["isIntact"]]) == (3, [10])
+    assert [one["kind"] for one in reports[10]["problems"]] == ["unreadable"]
+    assert ckpt(capsys, "show", "run/small")[0] == 0
+    assert ckpt(capsys, "show", "run/small", "--step", "10")[0] == Exit.DENIED
+    assert ckpt(capsys, "pin", "run/small", "--step", "50")[0] == 0
+    assert "unusable: commits/000000010.json" in ckpt(capsys, "gc", "run/small", "--execute")[1]
+    record.unlink()
+    (tmp_path / "elsewhere").rename(record)
+    assert steps_of(directory) == [10, 30, 40, 50]
 
 
 def test_the_plan_for_a_pipe_a_terminal_and_a_script() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Corrupt, NotFound
 from behemoth.checkpoint.commit_log import BadCommit, commits, records
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import Marker, read_marker
@@ -97,7 +97,7 @@ def found_of(one: CommitRecord | CommitRef | BadCommit, pin: str | None = None) 
         return Found(step=one.step, write_id=one.write_id, state="ok", record=record, reason="", pin=pin)
     if one.step is None:
         return Found(step=None, write_id="", state="foreign", record=None, reason=_FOREIGN, key=one.key)
-    state: State = "newer" if isinstance(one.error, Invalid) else "damaged"
+    state: State = "damaged" if one.is_damaged else "unreadable" if one.is_unread else "newer"
     return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message)
 
 

@@ -117,8 +117,10 @@ def publish(
 
 def discard(store: ObjectStore, state: SavedState) -> None:
     """Remove what a save wrote that will never be committed, its unfinished uploads too; a write that was committed
-    stays. One whose commit may have been sent is rejected first (`checkpoint.gc` tells why)."""
-    if any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
+    stays, and one whose step has a record that cannot be read. One whose commit may have been sent is rejected first
+    (`checkpoint.gc` tells why)."""
+    standing = [one for one in commits(store) if one.step == state.step]
+    if any(isinstance(one, BadCommit) or one.write_id == state.write_id for one in standing):
         return
     if isinstance(store, UploadsParts):
         if any(info.key == f"{state.prefix}/{INDEX}" for info in store.list(state.prefix)):
