@@ -148,6 +148,29 @@ def test_a_pinned_checkpoint_survives_gc_until_it_is_unpinned(
     assert steps_of(directory) == [30, 40, 50]
 
 
+def test_a_pinned_checkpoint_whose_commit_was_lost_is_listed_as_gone_and_fails_the_check(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in ("10", "20"):
+        ckpt(capsys, "pin", "run/small", "--step", step, "--reason", "the paper's")
+    (directory.checkpoints / "commits" / "000000010.json").unlink()
+    (directory.checkpoints / "commits" / "000000020.json").write_bytes(b"rubbish")
+    items = json.loads(ckpt(capsys, "list", "run/small", "-o", "json")[1])["items"]
+    assert [(item["step"], item["writeId"], item["state"], item["pinReason"]) for item in items][:3] == [
+        (10, "a1-10", "gone", "the paper's"),
+        (20, None, "damaged", "the paper's"),
+        (30, "a1-30", "ok", None),
+    ]
+    for how in (("--fast",), ("--fast", "--step", "50")):
+        code, text, _ = ckpt(capsys, "verify", "run/small", *how)
+        assert code == 3
+        assert text.startswith("store damaged: 1 place\n")
+        assert "expected the checkpoint of step 10, write a1-10, which is pinned, got no commit of it" in text
+    ckpt(capsys, "unpin", "run/small", "--step", "10")
+    assert ckpt(capsys, "verify", "run/small", "--fast", "--step", "50")[0] == 0
+    assert len(json.loads(ckpt(capsys, "list", "run/small", "-o", "json")[1])["items"]) == 4
+
+
 def test_a_dry_run_of_pin_and_unpin_changes_nothing(
     directory: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
