@@ -71,6 +71,8 @@ class Verbs(TyperGroup):
         module = importlib.import_module(f"behemoth_cli.commands.{name}")
         command = typer.main.get_command(module.app)
         command.name = name
+        if not ctx.resilient_parsing:
+            _refuse_empty_values(command, rest)
         return name, command, rest
 
     @override
@@ -137,7 +139,6 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
         if sys.stdout is None:
             raise unwritable("a closed one")
         _escape_what_is_no_text(sys.stdout)
-        _refuse_empty_values(arguments)
         command = typer.main.get_command(app)
         code = command.main(args=list(arguments), prog_name=program, standalone_mode=False)
         return int(code) if isinstance(code, int) else Exit.OK
@@ -189,22 +190,31 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
     return [*front, *rest]
 
 
-def _refuse_empty_values(arguments: Sequence[str]) -> None:
+def _refuse_empty_values(command: Any, arguments: Sequence[str]) -> None:
     """`--mesh "$MESH"` without a MESH would do what the command does without the option: another precision, no limit of
-    the rate. Raises Invalid."""
+    the rate. What stands behind an option that takes no value is none. Raises Invalid."""
+    takes_any = (*_MAY_BE_EMPTY, *_flags_of(command, arguments))
     before = ""
     for word in arguments:
         option, equals, value = word.partition("=")
         if before == "--":
             return
         empty = before if not word else option if equals and not value else ""
-        if empty.startswith("-") and empty not in _MAY_BE_EMPTY:
+        if empty.startswith("-") and empty not in takes_any:
             raise Invalid(
                 f"option {empty}: expected a value, got an empty one",
                 hint="leave the option out where there is nothing to say; a variable of the shell may be empty",
                 code="empty-value",
             )
         before = word
+
+
+def _flags_of(command: Any, arguments: Sequence[str]) -> list[str]:
+    """Options without a value, of the verb below `command` that the arguments name."""
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    flags = (option for option in command.params if getattr(option, "is_flag", False))
+    return ["-h", "--help", *(name for option in flags for name in (*option.opts, *option.secondary_opts))]
 
 
 def _of_output(error: OSError) -> Exception:

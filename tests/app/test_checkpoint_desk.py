@@ -24,6 +24,7 @@ from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
 from checkpoint.company_rig import upload_all_ranks
 from checkpoint.late_bucket import Late
+from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
 
 LAYOUT = toy_layout()
 
@@ -336,3 +337,26 @@ def test_a_commit_that_the_store_carries_out_after_its_save_was_given_up_is_none
     desk = desk_of(store)
     assert desk.survey() == ([], [])
     desk.close()
+
+
+def test_a_record_that_cannot_be_read_is_neither_rejected_nor_deleted_and_is_told() -> None:
+    """By no way that leads to a deletion: not at the begin of a term, not by retention, not as what did not restore."""
+    inner = MemoryStore()
+    refs = [
+        save(inner, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}").ref for step in (1, 2, 3, 4)
+    ]
+    store = Unread(inner, {commit_key(Step(1)): DENIED, commit_key(Step(4)): BAD_PLACE})
+    before = [info.key for info in inner.list("")]
+    news: list[Evidence] = []
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=news.append)
+    intact, bad = desk.survey()
+    assert ([one.step for one in intact], [one.step for one in bad]) == ([2, 3], [1, 4])
+    desk.delete(refs[:1])
+    desk.reject(refs[3], "it does not restore")
+    desk.clean(lambda: ())
+    desk.close()
+    assert [one for one in news if isinstance(one, Deleted)] == [Deleted(write_ids=())]
+    after = {info.key for info in inner.list("")}
+    assert after == {*before, "rejected/000000004-a1-4.json"}
+    store.errors = {}
+    assert [one.step for one in commits(store)] == [1, 2, 3]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict, NotFound
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, latest, reject
 from behemoth.checkpoint.commit_log import has_trace, publish, read_stored, read_told, record_sizes
@@ -18,9 +21,11 @@ from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.paths import commit_key
 from behemoth.ports import ObjectInfo
 from behemoth.state.effect import CommitRef
+from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, read
 from checkpoint.saved_checkpoint import save, small_layout
+from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
 
 
 class Listings(FaultyStore):
@@ -114,3 +119,65 @@ def test_a_commit_takes_a_step_that_somebody_had_for_a_moment() -> None:
     later = replace(record, step=Step(30))
     assert publish(TakenForAMoment(store), later) == later
     assert latest(store) == later.ref
+
+
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=str)
+def test_a_record_that_cannot_be_read_is_one_bad_commit_and_the_newest_other_one_is_the_latest(
+    error: BehemothError,
+) -> None:
+    inner, first, second = two_commits()
+    store = Unread(inner, {commit_key(second.step): error})
+    good, bad = commits(store)
+    assert good == first
+    assert isinstance(bad, BadCommit)
+    assert (bad.step, bad.error, bad.is_damaged, bad.is_unread) == (20, error, False, True)
+    assert latest(store) == first
+    assert has_trace(store, [second])
+    with pytest.raises(Conflict, match="got a record that is not readable"):
+        save(store, small_layout(), step=20, write_id="a2-1")
+
+
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=str)
+def test_where_no_record_can_be_read_nobody_begins_anew(error: BehemothError) -> None:
+    inner, first, second = two_commits()
+    store = Unread(inner, {commit_key(one.step): error for one in (first, second)})
+    with pytest.raises(type(error)):
+        latest(store)
+    assert all(isinstance(one, BadCommit) for one in commits(store))
+
+
+def test_of_a_store_that_is_away_no_record_is_bad() -> None:
+    inner, _, second = two_commits()
+    store = Unread(inner, {commit_key(second.step): Unavailable("no answer")})
+    for look in (commits, latest):
+        with pytest.raises(Unavailable, match="no answer"):
+            look(store)
+
+
+def test_a_rejection_leaves_a_record_that_cannot_be_read_which_then_counts_for_nobody() -> None:
+    inner, _, second = two_commits()
+    store = Unread(inner, {commit_key(second.step): DENIED})
+    reject(store, second, "chunk 3 is damaged")
+    assert commit_key(second.step) in {info.key for info in inner.list("commits")}
+    store.errors = {}
+    assert [one.step for one in commits(store)] == [10]
+
+
+def test_a_link_and_a_socket_among_the_records_are_told_with_their_steps_and_hide_no_other(tmp_path: Path) -> None:
+    saved, first, second = two_commits()
+    store = LocalStore(tmp_path / "store")
+    for info in saved.list(""):
+        store.create(info.key, read(saved, info.key, info.size_bytes))
+    record = tmp_path / "store" / commit_key(second.step)
+    record.rename(tmp_path / "elsewhere")
+    record.symlink_to(tmp_path / "elsewhere")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "store" / "commits" / "000000030.json"))
+    good, link, other = commits(store)
+    assert good == first
+    assert isinstance(link, BadCommit)
+    assert isinstance(other, BadCommit)
+    assert (link.step, type(link.error), link.is_unread) == (20, Denied, True)
+    assert (other.step, type(other.error), other.is_damaged) == (30, Corrupt, True)
+    assert latest(store) == first
+    store.close()

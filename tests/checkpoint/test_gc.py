@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import Invalid, Unavailable
+from behemoth.base.errors import BehemothError, Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, reject
 from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
@@ -20,6 +20,7 @@ from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When,
 from behemoth.testing.store import MemoryStore
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
+from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,17 @@ def test_data_of_a_commit_record_that_cannot_be_read_is_kept() -> None:
     execute(store, plan_gc(store, in_flight=()))
     assert "000000020-a1-20" in prefixes_of(store)
     assert "000000040-a1-40" not in prefixes_of(store)
+
+
+@pytest.mark.parametrize("error", [None, DENIED, BAD_PLACE], ids=str)
+def test_a_commit_that_is_to_go_and_whose_record_cannot_be_read_stays_whole(error: BehemothError | None) -> None:
+    inner = three_commits_and_a_failed_save()
+    store = Unread(inner, {} if error is None else {"commits/000000010.json": error})
+    spared = execute(store, plan_gc(store, drop=[name(10, "a1-10")], in_flight=()))
+    store.errors = {}
+    assert steps_of(store) == ([20, 30] if error is None else [10, 20, 30])
+    assert spared == (set() if error is None else {(10, "a1-10")})
+    assert all_intact(store)
 
 
 def test_data_of_a_rejected_commit_is_removed() -> None:

@@ -1,7 +1,7 @@
 """Pins: what is pinned stays, and a pin that was reported as set is never one on nothing."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from typing_extensions import Buffer
@@ -11,15 +11,17 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.marker import Marker
-from behemoth.checkpoint.pins import pin, pinned_writes, unpin
+from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.pins import lost_pins, pin, pinned_writes, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore, read
 from checkpoint.between import Between
 from checkpoint.saved_checkpoint import save, small_layout
+from checkpoint.unread_store import DENIED, Unread
 
 WRITE = (Step(10), WriteId("a1-10"))
 PIN = "pins/000000010-a1-10.json"
@@ -134,6 +136,66 @@ def test_to_pin_again_what_is_rejected_at_that_moment_leaves_the_first_pin() -> 
     with pytest.raises(NotFound):
         pin(again, first, reason="", at_us=0)
     assert pinned_writes(store) == {WRITE}
+
+
+def test_a_pin_on_what_is_there_is_not_lost_not_while_its_record_cannot_be_read_nor_once_it_is_rejected() -> None:
+    store = three_commits()
+    assert lost_pins(store) == frozenset()
+    pin(store, oldest(store), reason="", at_us=0)
+    assert lost_pins(store) == frozenset()
+    assert lost_pins(Unread(store, {commit_key(WRITE[0]): DENIED})) == frozenset()
+    reject(store, oldest(store), "a chunk is damaged")
+    assert lost_pins(store) == frozenset()
+    assert verify_store(store) == ()
+
+
+@pytest.mark.parametrize("is_rejected", [False, True])
+def test_a_pin_whose_checkpoint_was_lost_is_a_problem_of_the_store_until_it_is_unpinned(is_rejected: bool) -> None:
+    store = three_commits()
+    pin(store, oldest(store), reason="", at_us=0)
+    if is_rejected:
+        reject(store, oldest(store), "a chunk is damaged")
+        store.delete([info.key for info in store.list("steps/000000010-a1-10")])
+    else:
+        store.delete([commit_key(WRITE[0])])
+    assert lost_pins(store) == {WRITE}
+    (problem,) = verify_store(store)
+    assert (problem.kind, problem.object_key) == ("missing", PIN)
+    assert problem.message.startswith("expected the checkpoint of step 10, write a1-10, which is pinned, got no commit")
+    unpin(store, *WRITE)
+    assert lost_pins(store) == frozenset()
+    assert verify_store(store) == ()
+
+
+def test_a_pin_on_an_earlier_write_of_a_step_is_lost_though_another_has_the_step() -> None:
+    store = three_commits()
+    pin(store, oldest(store), reason="", at_us=0)
+    store.delete([commit_key(WRITE[0])])
+    save(store, small_layout(), step=10, write_id="a2-10")
+    assert lost_pins(store) == {WRITE}
+
+
+class UnpinsAtOnce(FaultyStore):
+    """Somebody unpins what another is looking for, once the pins were listed, and deletes it."""
+
+    is_first = True
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        found = super().list(prefix)
+        if prefix == "pins" and self.is_first:
+            self.is_first = False
+            listed = list(found)
+            unpin(self._inner, *WRITE)
+            drop_oldest(self._inner)
+            return iter(listed)
+        return found
+
+
+def test_a_pin_that_is_taken_away_while_somebody_looks_is_not_lost() -> None:
+    store = three_commits()
+    pin(store, oldest(store), reason="", at_us=0)
+    assert lost_pins(UnpinsAtOnce(store)) == frozenset()
+    assert not stands(store)
 
 
 def _outcome(work: Callable[[], object]) -> BehemothError | None:

@@ -56,6 +56,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["ckpt", "rehearse", "x", "--mesh", ""], "option --mesh: expected a value, got an empty one"),
         (["ckpt", "export", "x", "--to", "y", "--dtype="], "option --dtype: expected a value, got an empty one"),
         (["ckpt", "drain", "x", "--to", "y", "-o", ""], "option -o: expected a value, got an empty one"),
+        (["ckpt", "verify", "x", "--fast="], "option '--fast' does not take a value"),
+        (["ckpt", "gc", "--execute", ""], "run: expected a name or a path, got an empty text"),
+        (["logs", "-f", ""], "run: expected a name or a path, got an empty text"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_nearest_right_one(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
 from behemoth_cli import root
 from behemoth_cli.commands import ckpt_gc
+from behemoth_cli.exits import Exit
 from behemoth_cli.views.care import clean_page
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
@@ -145,6 +146,29 @@ def test_a_pinned_checkpoint_survives_gc_until_it_is_unpinned(
     assert ckpt(capsys, "unpin", "run/small", "--step", "10")[:2] == (0, "checkpoint/10 unpinned\n")
     ckpt(capsys, "gc", "run/small", "--execute")
     assert steps_of(directory) == [30, 40, 50]
+
+
+def test_a_pinned_checkpoint_whose_commit_was_lost_is_listed_as_gone_and_fails_the_check(
+    directory: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in ("10", "20"):
+        ckpt(capsys, "pin", "run/small", "--step", step, "--reason", "the paper's")
+    (directory.checkpoints / "commits" / "000000010.json").unlink()
+    (directory.checkpoints / "commits" / "000000020.json").write_bytes(b"rubbish")
+    items = json.loads(ckpt(capsys, "list", "run/small", "-o", "json")[1])["items"]
+    assert [(item["step"], item["writeId"], item["state"], item["pinReason"]) for item in items][:3] == [
+        (10, "a1-10", "gone", "the paper's"),
+        (20, None, "damaged", "the paper's"),
+        (30, "a1-30", "ok", None),
+    ]
+    for how in (("--fast",), ("--fast", "--step", "50")):
+        code, text, _ = ckpt(capsys, "verify", "run/small", *how)
+        assert code == 3
+        assert text.startswith("store damaged: 1 place\n")
+        assert "expected the checkpoint of step 10, write a1-10, which is pinned, got no commit of it" in text
+    ckpt(capsys, "unpin", "run/small", "--step", "10")
+    assert ckpt(capsys, "verify", "run/small", "--fast", "--step", "50")[0] == 0
+    assert len(json.loads(ckpt(capsys, "list", "run/small", "-o", "json")[1])["items"]) == 4
 
 
 def test_a_dry_run_of_pin_and_unpin_changes_nothing(
@@ -305,7 +329,7 @@ def test_a_run_that_takes_the_store_while_gc_looks_around_loses_nothing_of_what_
             save(store, small_layout(), step=step, write_id=f"import-{step}")
 
     def plan_late(
-        store: ObjectStore, retention: Retention, *, takes_rubbish: bool, unsure: Collection[WriteId]
+        store: ObjectStore, retention: Retention, *, takes_rubbish: bool, unsure: Callable[[WriteId], bool]
     ) -> CleanPlan:
         take(store, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url=str(place))
         save(store, small_layout(), step=4, write_id="a1-1", publish=False)
@@ -340,6 +364,71 @@ def test_a_commit_that_a_killed_leader_has_sent_and_that_arrives_behind_gc_count
     store.arrive()
     assert len(list(store.list("commits"))) == 1
     assert commits(store) == []
+
+
+def late_in(monkeypatch: pytest.MonkeyPatch, owner: Owner | None = None) -> Bucket:
+    """One checkpoint, and a write that is whole but for its commit, which is on its way."""
+    store = Bucket()
+    store.is_late = False
+    save(store, small_layout(), step=1, write_id="import-1")
+    if owner is not None:
+        take(store, owner, url="s3://bucket/second/small")
+    store.is_late = True
+    with pytest.raises(Unavailable):
+        save(store, small_layout(), step=2, write_id="import-2")
+    monkeypatch.setattr("behemoth.storage.open.open_store", lambda _url: store)
+    monkeypatch.setattr(ckpt_gc, "open_store", lambda _url: store)
+    return store
+
+
+def counts_for_nobody(store: Bucket) -> bool:
+    """Whether the late commit of a write that is gone has arrived and is no checkpoint."""
+    assert {info.key.split("/")[1] for info in store.list("steps")} == {"000000001-import-1"}
+    store.arrive()
+    assert len(list(store.list("commits"))) == 2
+    return [one.step for one in commits(store)] == [1]
+
+
+def test_a_commit_of_a_killed_import_that_arrives_behind_gc_counts_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = late_in(monkeypatch)
+    gc = ("gc", "s3://bucket/imports", "--keep-last", "2", "--unfinished")
+    assert ckpt(capsys, *gc)[0] == 0
+    assert list(store.list("rejected")) == []  # a plan writes nothing
+    assert ckpt(capsys, *gc, "--execute")[0] == 0
+    assert counts_for_nobody(store)
+
+
+@pytest.mark.parametrize("drain", [None, "s3://bucket/second/small"])
+def test_a_commit_of_a_copy_to_another_store_of_a_run_that_arrives_behind_gc_counts_for_nobody(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drain: str | None
+) -> None:
+    """The run's journal knows its own saves alone, whether or not its file names that store."""
+    known = directory.identity()
+    assert known is not None
+    directory.found("small", None, drain=drain, run_uid=known.run_uid)
+    store = late_in(monkeypatch, Owner.of_run(known.run_uid, name="small", directory=str(directory.path)))
+    assert ckpt(capsys, "gc", "s3://bucket/second/small", "--keep-last", "2", "--execute")[0] == 0
+    assert counts_for_nobody(store)
+
+
+@pytest.mark.parametrize("is_in_file", [False, True])
+def test_in_a_runs_own_store_a_write_that_its_journal_does_not_name_is_not_rejected(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_in_file: bool
+) -> None:
+    """Its commit may have been there and be lost, and what is rejected there is rejected where it was drained to. The
+    file alone names the store where the directory is of an early release."""
+    known = directory.identity()
+    assert known is not None
+    if is_in_file:
+        text = directory.document.read_text().replace("checkpoint:\n", "checkpoint:\n    store: s3://bucket/first\n", 1)
+        directory.write_document(text)
+    directory.found("small", None if is_in_file else "s3://bucket/first/numpy", run_uid=known.run_uid)
+    store = late_in(monkeypatch, Owner.of_run(known.run_uid, name="small", directory=str(directory.path)))
+    assert ckpt(capsys, "gc", "s3://bucket/first/numpy", "--keep-last", "2", "--execute")[0] == 0
+    assert {info.key.split("/")[1] for info in store.list("steps")} == {"000000001-import-1"}
+    assert list(store.list("rejected")) == []
 
 
 def test_a_run_directory_that_was_moved_is_still_the_owners(
@@ -402,6 +491,33 @@ def test_a_record_that_cannot_be_read_is_kept_and_said(
     assert "keep     unusable: commits/000000010.json" in text
     assert (directory.checkpoints / "steps" / "000000010-a1-10").exists()
     assert not (directory.checkpoints / "steps" / "000000020-a1-20").exists()
+
+
+def test_a_link_among_the_records_is_told_by_every_verb_and_keeps_none_from_the_others(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = directory.checkpoints / "commits" / "000000010.json"
+    record.rename(tmp_path / "elsewhere")
+    record.symlink_to(tmp_path / "elsewhere")
+    code, text, _ = ckpt(capsys, "list", "run/small", "-o", "json")
+    states = {item["step"]: (item["state"], item["reason"]) for item in json.loads(text)["items"]}
+    assert code == 0
+    assert states.pop(10) == (
+        "unreadable",
+        "read commits/000000010.json: expected no link on the way, got a symbolic link",
+    )
+    assert states == dict.fromkeys(STEPS[1:], ("ok", None))
+    code, text, _ = ckpt(capsys, "verify", "run/small", "-o", "json")
+    reports = {one["step"]: one for one in json.loads(text)["checkpoints"]}
+    assert (code, [step for step, one in reports.items() if not one["isIntact"]]) == (3, [10])
+    assert [one["kind"] for one in reports[10]["problems"]] == ["unreadable"]
+    assert ckpt(capsys, "show", "run/small")[0] == 0
+    assert ckpt(capsys, "show", "run/small", "--step", "10")[0] == Exit.DENIED
+    assert ckpt(capsys, "pin", "run/small", "--step", "50")[0] == 0
+    assert "unusable: commits/000000010.json" in ckpt(capsys, "gc", "run/small", "--execute")[1]
+    record.unlink()
+    (tmp_path / "elsewhere").rename(record)
+    assert steps_of(directory) == [10, 30, 40, 50]
 
 
 def test_the_plan_for_a_pipe_a_terminal_and_a_script() -> None:

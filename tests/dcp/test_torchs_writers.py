@@ -82,6 +82,44 @@ def test_a_subclass_of_a_tensor_is_told_without_advice_to_run_its_code(
     assert "got what only code could load" in told
 
 
+@pytest.mark.parametrize("named", ["folder", "file", "file beside its index"])
+def test_the_one_file_of_a_rank_that_had_all_tensors_is_whole_with_and_without_its_index(
+    tmp_path: Path, named: str
+) -> None:
+    old = tmp_path / "old"
+    save(dict(TENSORS), storage_writer=HuggingFaceStorageWriter(str(old)))
+    if named != "file beside its index":
+        (old / "model.safetensors.index.json").unlink()
+    given = old if named == "folder" else old / "model-00001-of-00001.safetensors"
+    assert imported(given, tmp_path / "out") == 0
+    assert same(loaded(tmp_path / "out", dict(TENSORS)), TENSORS)
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_file_that_several_ranks_wrote_over_each_other_is_no_whole_one_whatever_its_index_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], has_index: bool
+) -> None:
+    """So torch does for sharded tensors without `save_distributed`; here with the words of the second rank."""
+    old = tmp_path / "old"
+    save(dict(TENSORS), storage_writer=HuggingFaceStorageWriter(str(old)))
+    file = old / "model-00001-of-00001.safetensors"
+    first, second = (f'\\"w\\": {{\\"saved_offsets\\": [{row}, 0]}}'.encode() for row in (0, 9))
+    assert file.read_bytes().count(first) == 1
+    file.write_bytes(file.read_bytes().replace(first, second))
+    if not has_index:
+        (old / "model.safetensors.index.json").unlink()
+    told = refusal_of(capsys, old, tmp_path / "out")
+    assert "got the part of one of several ranks, which all wrote a file of this name" in told
+
+
+def test_a_ranks_file_under_another_name_is_no_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "old"
+    save(dict(TENSORS), storage_writer=HuggingFaceStorageWriter(str(old), save_distributed=True))
+    (first,) = old.iterdir()
+    first.rename(old / "model.safetensors")
+    assert "got one rank's part of them" in refusal_of(capsys, old, tmp_path / "out")
+
+
 @pytest.mark.parametrize("num_files", [1, 2])
 def test_files_of_single_ranks_are_no_whole_tensors_and_go_by_way_of_torchs_reader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], num_files: int

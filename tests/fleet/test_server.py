@@ -299,6 +299,38 @@ def test_a_coordinator_that_ends_waits_for_the_stacks_of_hung_workers_and_for_no
     scene_test(work)
 
 
+@pytest.mark.parametrize(("passed_us", "is_owed"), [(1_000_000, True), (5_000_000, False)])
+def test_stacks_that_a_restart_asked_for_just_before_are_asked_for_again_by_the_command_that_cuts_it_off(
+    passed_us: int, is_owed: bool
+) -> None:
+    async def work(scene: Scene) -> None:
+        agent = await join(scene, A)
+        for attempt, dump_stacks in ((2, True), (3, False)):
+            fence = Fence(run_uid=RUN, epoch=Epoch(3), attempt=Attempt(attempt))
+            scene.fleet.start_gang(fence, [A], restore=None, dump_stacks=dump_stacks)
+            table = await agent.hear()
+            assert isinstance(table, StartGang)
+            assert table.dump_stacks
+        scene.clock.advance_to(scene.clock.now_us() + passed_us)
+        scene.fleet.stop_gang(fence, "stopped by hand", dump_stacks=False)
+        closing = asyncio.create_task(scene.fleet.close("it was stopped"))
+        stop = await agent.hear()
+        assert isinstance(stop, StopGang)
+        assert stop.dump_stacks == is_owed
+        assert isinstance(await agent.hear(), Leave)
+        if is_owed:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await agent.reader.read(1)
+            agent.writer.close()
+        else:
+            assert await agent.reader.read() == b""
+        async with asyncio.timeout(WAIT_S):
+            await closing
+
+    scene_test(work)
+
+
 def test_a_run_that_is_over_waits_for_nobody_where_there_are_no_such_disks() -> None:
     async def work(scene: Scene) -> None:
         agent = await join(scene, A)

@@ -129,6 +129,8 @@ def test_parts_that_follow_one_another_are_one_system_call(store: LocalStore, mo
         (errno.ENOSPC, Unavailable, "no-space"),
         (errno.EDQUOT, Unavailable, "no-space"),
         (errno.EIO, Unavailable, "io-error"),
+        (errno.EUCLEAN, Unavailable, "io-error"),
+        (errno.EBADMSG, Unavailable, "io-error"),
         (errno.EMFILE, Unavailable, "too-many-files"),
         (errno.ESTALE, Unavailable, "unavailable"),
         (errno.EACCES, Denied, "denied"),

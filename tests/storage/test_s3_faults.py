@@ -132,6 +132,7 @@ def test_an_upload_of_which_a_killed_server_made_nothing_is_not_called_complete(
         with pytest.raises(Unavailable, match="expected the object that the store says is complete") as caught:
             store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
         assert "was killed while it joined the parts" in caught.value.hint
+        assert caught.value.message.startswith(f"{store.root}: complete ")
 
 
 def test_credentials_that_were_renewed_in_their_file_are_found_when_the_old_ones_have_expired(

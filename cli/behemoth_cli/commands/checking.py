@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_log import BadCommit
-from behemoth.checkpoint.problem import Problem
+from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.problem import Problem, problem_at
 from behemoth.checkpoint.verify import Report, Spread, verify
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -64,7 +66,30 @@ def _verified(
     of_commit = None if spread is None else spread(progress.update)
     try:
         return verify(store, commit, threads=threads, deep=deep, progress=progress.update, spread=of_commit)
-    except (Corrupt, NotFound):  # for a worker: retention was faster, and this process can tell
-        return verify(store, commit, threads=threads, deep=deep)
+    except (Corrupt, NotFound) as error:  # of a worker, which opens the checkpoint for itself
+        failed = error
     finally:
         progress.close()
+    return _verified_here(store, commit, console, threads, deep, failed)
+
+
+def _verified_here(
+    store: ObjectStore,
+    commit: CommitRef | BadCommit,
+    console: Console,
+    threads: int,
+    deep: bool,
+    failed: Corrupt | NotFound,
+) -> Report:
+    """By this process alone, since a worker could not open the checkpoint. Retention may have been faster. Otherwise
+    the worker sees another store than this process, which is said, and damage that it alone sees stays damage."""
+    if still_there(store, found_of(commit)):
+        console.note(
+            f"warning: checkpoint/{commit.step} is checked by this process alone, because a worker could not open it: "
+            f"{failed.message}"
+        )
+    report = verify(store, commit, threads=threads, deep=deep)
+    if isinstance(failed, NotFound) or commit.step is None or not report.is_intact:
+        return report
+    problem = problem_at("unreadable", commit_key(commit.step), 0, 0, f"a worker alone found damage: {failed.message}")
+    return replace(report, problems=(problem,))

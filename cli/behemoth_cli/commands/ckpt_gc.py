@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from behemoth.app.clean_store import plan_clean, unsure_of
+from behemoth.app.clean_store import plan_clean, unsure_in
 from behemoth.app.import_lock import clearing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import directory_of, leading
@@ -67,7 +67,7 @@ def gc(
     with closing(open_store(place.url)) as store:
         owner = _require_owner(store, place)
         with _held(store, place, owner, context.console, does_execute, takes_unfinished) as is_alone:
-            unsure = _unsure(place, owner) if is_alone and isinstance(store, UploadsParts) else frozenset()
+            unsure = _unsure(store, place, owner) if is_alone else _nothing
             plan = plan_clean(store, retention, takes_rubbish=is_alone, unsure=unsure)
             if does_execute and owner is None:
                 _require_nobodys(store, place)
@@ -119,10 +119,15 @@ def _require_nobodys(store: ObjectStore, place: Checkpoints) -> None:
         )
 
 
-def _unsure(place: Checkpoints, owner: Owner | None) -> frozenset[WriteId]:
-    """Writes whose commit may still arrive in the bucket, as the journal of its run has them."""
-    directory = None if owner is None else directory_of(owner, _candidates(place), root=place.url)
-    return frozenset() if directory is None else unsure_of(directory)
+def _unsure(store: ObjectStore, place: Checkpoints, owner: Owner | None) -> Callable[[WriteId], bool]:
+    """Of which writes the commit may still arrive; files take none from the dead. Asked while no run is alive there."""
+    if not isinstance(store, UploadsParts):
+        return _nothing
+    return unsure_in(place.url, None if owner is None else directory_of(owner, _candidates(place), root=place.url))
+
+
+def _nothing(_write_id: WriteId) -> bool:
+    return False
 
 
 def _candidates(place: Checkpoints) -> list[Path]:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Corrupt, NotFound
 from behemoth.checkpoint.commit_log import BadCommit, commits, records
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import Marker, read_marker
 from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
+from behemoth.checkpoint.pins import lost_pins
 from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -97,8 +98,8 @@ def found_of(one: CommitRecord | CommitRef | BadCommit, pin: str | None = None) 
         return Found(step=one.step, write_id=one.write_id, state="ok", record=record, reason="", pin=pin)
     if one.step is None:
         return Found(step=None, write_id="", state="foreign", record=None, reason=_FOREIGN, key=one.key)
-    state: State = "newer" if isinstance(one.error, Invalid) else "damaged"
-    return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message)
+    state: State = "damaged" if one.is_damaged else "unreadable" if one.is_unread else "newer"
+    return Found(step=one.step, write_id="", state=state, record=None, reason=one.error.message, pin=pin)
 
 
 def all_found(store: ObjectStore) -> list[Found]:
@@ -106,6 +107,7 @@ def all_found(store: ObjectStore) -> list[Found]:
     pins = pins_of(store)
     found = [found_of(one, _pin_of(one, pins)) for one in records(store)]
     found += _rejected(store, pins)
+    found += _gone(store, pins, found)
     return sorted(found, key=lambda one: (-1 if one.step is None else one.step, one.state == "ok"))
 
 
@@ -152,7 +154,18 @@ def require_still_there(store: ObjectStore, ref: CommitRef) -> None:
 
 
 def _pin_of(one: CommitRecord | BadCommit, pins: dict[tuple[int, str], str]) -> str | None:
-    return pins.get((one.step, one.write_id)) if isinstance(one, CommitRecord) else None
+    """A record that cannot be read does not tell its write: whatever is pinned of its step may be it."""
+    if isinstance(one, CommitRecord):
+        return pins.get((one.step, one.write_id))
+    return next((reason for (step, _), reason in pins.items() if step == one.step), None)
+
+
+def _gone(store: ObjectStore, pins: dict[tuple[int, str], str], found: Sequence[Found]) -> Iterator[Found]:
+    """What is pinned and in no other row."""
+    told = {(one.step, one.write_id) for one in found}
+    for write in sorted(lost_pins(store) - told) if pins.keys() - told else ():
+        reason = "its commit is not in the store"
+        yield Found(step=write[0], write_id=write[1], state="gone", record=None, reason=reason, pin=pins.get(write, ""))
 
 
 def _rejected(store: ObjectStore, pins: dict[tuple[int, str], str]) -> Iterator[Found]:

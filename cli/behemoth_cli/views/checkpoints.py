@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from behemoth.checkpoint.verify import Report
     from behemoth.spec.mesh import Mesh
 
-State = Literal["ok", "damaged", "rejected", "newer", "foreign"]
+State = Literal["ok", "damaged", "unreadable", "rejected", "newer", "foreign", "gone"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """One checkpoint of a listing. `ok`: its record is intact, its arrays were not looked at. `newer`: written by a
-    later release. `foreign`: no checkpoint, but a file that has no business where commits lie. `record` is there when
+    later release. `unreadable`: its record is a link, or one that the file system does not give. `foreign`: no
+    checkpoint, but a file that has no business where commits lie. `gone`: pinned, and not there. `record` is there when
     it could be read, `reason` when the state is another than `ok`."""
 
     step: int | None

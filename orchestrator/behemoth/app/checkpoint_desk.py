@@ -72,7 +72,7 @@ class CheckpointDesk:
         self._tell = tell
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-desk")
         self._previous: CommitRecord | None = None
-        self._to_reject: dict[Step, str] = {}
+        self._to_reject: dict[Step, tuple[CommitRef, str]] = {}
         self._to_delete: list[CommitRef] = []
         self._unsure = set(unsure)
         self._pinned: frozenset[WriteId] = frozenset()
@@ -99,7 +99,7 @@ class CheckpointDesk:
         commit_log.latest(self._store)
         self._record_bytes = commit_log.record_sizes(self._store)
         for damaged in bad:
-            if isinstance(damaged.error, Corrupt) and damaged.step is not None:
+            if damaged.is_damaged and damaged.step is not None:
                 commit_log.reject(self._store, damaged, str(damaged.error))
         if self._drains is not None:
             self._drains.found(intact)
@@ -126,7 +126,8 @@ class CheckpointDesk:
         self._submit(lambda: self._reject(ref, reason), f"rejection of {ref.write_id}")
 
     def delete(self, refs: Sequence[CommitRef]) -> None:
-        """Deletes these commits but those that are pinned; Deleted is told, and Pinned when there are such."""
+        """Deletes these commits but those that are pinned, or cannot be read now; Deleted is told, and Pinned when some
+        stay."""
         self._submit(lambda: self._delete(refs), "retention")
 
     def clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
@@ -192,17 +193,20 @@ class CheckpointDesk:
     def _reject(self, ref: CommitRef, reason: str) -> None:
         """What the store does not take now is owed, or the step could not be committed again."""
         self._previous = None
-        self._to_reject[ref.step] = reason
+        self._to_reject[ref.step] = ref, reason
         self._reject_owed()
 
     def _reject_owed(self) -> None:
-        """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it."""
+        """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it. One
+        that cannot be read stays, marked as what it was."""
         if not self._to_reject:
             return
         self._check_owner()
         for found in commit_log.commits(self._store):
             if found.step is not None and found.step in self._to_reject:
-                commit_log.reject(self._store, found, self._to_reject[found.step])
+                ref, reason = self._to_reject[found.step]
+                is_unread = isinstance(found, commit_log.BadCommit) and found.is_unread
+                commit_log.reject(self._store, ref if is_unread else found, reason)
         self._to_reject.clear()
 
     def _delete(self, refs: Sequence[CommitRef]) -> None:

@@ -6,12 +6,13 @@ keeps runs out meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from behemoth.app.checkpoint_desk import unsure_writes
 from behemoth.app.history import read_history
 from behemoth.app.run_directory import RunDirectory
+from behemoth.app.start_run import store_root
 from behemoth.base.ids import WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.gc import GcPlan, plan_gc
@@ -19,7 +20,9 @@ from behemoth.checkpoint.paths import write_of_key
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.policy.retention import Dated, Reason, Retention, verdicts
 from behemoth.ports import ObjectStore
+from behemoth.spec.decode import decode_run
 from behemoth.state.effect import CommitRef
+from behemoth.storage.open import is_nested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +45,27 @@ class CleanPlan:
     gc: GcPlan
 
 
-def unsure_of(directory: RunDirectory) -> frozenset[WriteId]:
-    """Writes of a run that is not alive whose commit may have been sent by a leader that is dead. Raises Corrupt for a
-    damaged journal."""
+def unsure_in(url: str, directory: RunDirectory | None) -> Callable[[WriteId], bool]:
+    """Whether the commit of a write in the store at `url` may have been sent by somebody who is dead; `directory` is
+    that of the run that owns the store, and is not alive. Raises Corrupt for a damaged journal.
+
+    In the run's own store its journal knows. In any other nobody keeps a book of imports, of saves of DCP, or of copies
+    to a second store that were cut off: there it may be true of every write."""
+    if directory is None or not _is_first_store(url, directory):
+        return lambda _write_id: True
     journal = directory.journal.read_bytes() if directory.journal.exists() else b""
-    return unsure_writes(read_history(journal).observation)
+    return unsure_writes(read_history(journal).observation).__contains__
 
 
 def plan_clean(
-    store: ObjectStore, retention: Retention, *, takes_rubbish: bool, unsure: Collection[WriteId] = ()
+    store: ObjectStore,
+    retention: Retention,
+    *,
+    takes_rubbish: bool,
+    unsure: Callable[[WriteId], bool] = lambda _write_id: False,
 ) -> CleanPlan:
     """Reads only. `takes_rubbish`, what writes left that were never committed, is for when nobody can write; of them
-    `unsure` may still get their commits (`unsure_of`). Raises Corrupt as `pinned_writes` does."""
+    those that are `unsure` may still get their commits (`unsure_in`). Raises Corrupt as `pinned_writes` does."""
     found = commits(store)
     intact = [one for one in found if isinstance(one, CommitRef)]
     pinned = pinned_writes(store)
@@ -61,7 +73,7 @@ def plan_clean(
     steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
     reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
     drop = [ref for ref in intact if not reasons[ref.step]]
-    plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None, unsure=unsure.__contains__)
+    plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None, unsure=unsure)
     keys = [*(info.key for info in plan.objects), *(upload.key for upload in plan.uploads)]
     writes = {write_of_key(key) for key in keys} - {(ref.step, ref.write_id) for ref in drop}
     return CleanPlan(
@@ -71,3 +83,15 @@ def plan_clean(
         num_unfinished=len(writes),
         gc=plan,
     )
+
+
+def _is_first_store(url: str, directory: RunDirectory) -> bool:
+    """The run file, and `ckpt drain`, take no two stores of which one lies within the other."""
+    identity = directory.identity()
+    if identity is None:
+        return False
+    first = identity.store
+    if first is None:
+        run = decode_run(directory.read_document(), source=str(directory.document))
+        first = store_root(run, directory, identity)
+    return is_nested(first, url)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Timeout, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.framing import read_listed
@@ -20,18 +20,31 @@ from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
 _UNREADABLE = WriteId("unreadable")
+BAD_PLACE = "io-error"
+"""Code of a store's error for bytes that the disk does not give back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadCommit:
     """An object below `commits/` that is no usable record. `step` is what its key names, if anything.
 
-    `error` is Corrupt for damage, Invalid with the code `format-unknown` for a record of a newer release.
+    `error` is Corrupt for damage, Invalid with the code `format-unknown` for a record of a newer release, Denied or
+    Unavailable for one that could not be read: a link, one of another user, a bad place of the disk.
     """
 
     key: str
     step: Step | None
     error: BehemothError
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether it can never be a commit again. Others may be whole, so that nothing may be deleted for them."""
+        return isinstance(self.error, Corrupt)
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether nobody knows what it says."""
+        return not isinstance(self.error, Corrupt | Invalid)
 
 
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
@@ -49,21 +62,28 @@ def records(store: ObjectStore) -> Iterator[CommitRecord | BadCommit]:
 def latest(store: ObjectStore) -> CommitRef | None:
     """The newest commit whose record is intact, or None. Its arrays were not looked at.
 
-    Damaged records are passed over. Raises Invalid when the newest readable one needs a newer release: going on from an
-    older step would fork the run.
+    Damaged records are passed over, and those that cannot be read. Raises Invalid when the newest readable one needs a
+    newer release: going on from an older step would fork the run. Raises the error of one that cannot be read where
+    none is left to go on from: what keeps them all away is a matter of the store, not of a record.
     """
     rejected = _rejected(store)
+    unread: BadCommit | None = None
     for info in reversed(list(store.list(COMMITS))):
         one = _look(store, info)
         if isinstance(one, BadCommit) and one.error.code == FORMAT_UNKNOWN:
             raise one.error
         if isinstance(one, CommitRecord) and not _is_rejected(one, rejected):
             return one.ref
+        if isinstance(one, BadCommit) and one.is_unread:
+            unread = unread or one
+    if unread is not None:
+        raise unread.error
     return None
 
 
 def has_trace(store: ObjectStore, known: Collection[CommitRef]) -> bool:
-    """Whether the store shows one of these commits: whole, damaged (the step must do then), or rejected."""
+    """Whether the store shows one of these commits: whole, damaged or unreadable (the step must do then), or
+    rejected."""
     markers = {rejected_key(ref.step, write_id) for ref in known for write_id in (ref.write_id, _UNREADABLE)}
     if markers & _rejected(store):
         return True
@@ -149,7 +169,8 @@ def publish(store: ObjectStore, record: CommitRecord, data: bytes = b"") -> Comm
 def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> None:
     """Take a commit back: first a marker that outlives a crash, then the record goes. Its arrays are left to `gc`.
 
-    Idempotent, also once another write has been committed at that step. Raises Invalid for a key that names no step.
+    Idempotent, also once another write has been committed at that step. A record that cannot be read stays: it may be
+    another's. Raises Invalid for a key that names no step.
     """
     if commit.step is None:
         assert isinstance(commit, BadCommit)
@@ -159,22 +180,24 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
     with suppress(Conflict):
         store.create(rejected_key(commit.step, write_id), Marker.of(commit.step, write_id, reason=reason).encode())
     standing = at_step(store, commit.step)
-    if not isinstance(standing, CommitRecord) or standing.write_id == write_id:
+    if isinstance(standing, BadCommit):
+        is_it = standing.is_damaged
+    else:
+        is_it = standing is not None and standing.write_id == write_id
+    if is_it:
         store.delete([commit_key(commit.step)])
 
 
 def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:
     """Somebody has the step: ourselves, a commit that was rejected, or another write."""
     key = commit_key(record.step)
-    standing = _standing(store, key)
-    if standing is not None:
-        try:
-            other = CommitRecord.decode(standing)
-        except (Corrupt, Invalid) as error:
-            raise _taken(record, "a record that is not readable") from error
+    other = at_step(store, record.step)
+    if isinstance(other, BadCommit):
+        raise _taken(record, "a record that is not readable") from other.error
+    if other is not None:
         if other.write_id == record.write_id:
             return other
-        if rejected_key(other.step, other.write_id) not in _rejected(store):
+        if not _is_rejected(other, _rejected(store)):
             raise _taken(record, f"write {other.write_id!r}") from conflict
         store.delete([key])
     store.create(key, data)
@@ -212,7 +235,11 @@ def _look(store: ObjectStore, info: ObjectInfo) -> CommitRecord | BadCommit | No
         if data is None:
             return None
         return _decoded(info.key, step, data)
-    except (Corrupt, Invalid) as error:
+    except (Corrupt, Invalid, Denied) as error:
+        return BadCommit(key=info.key, step=step, error=error)
+    except Unavailable as error:
+        if error.code != BAD_PLACE:  # of a store that is away no record is bad
+            raise
         return BadCommit(key=info.key, step=step, error=error)
 
 

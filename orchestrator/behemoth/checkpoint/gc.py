@@ -77,8 +77,8 @@ class KeepsLeftovers(Protocol):
 class GcPlan:
     """What would be deleted, in this order: signposts, commits, unfinished uploads, objects, leftovers, marks of
     deletions that were cut off. Before all that `rejects` are rejected: writes whose commit may still arrive. `spared`
-    was to be dropped and is pinned. `signposts` are all that the store has: those of the commits go, and those of
-    `unposted`, writes that have none."""
+    was to be dropped and is pinned, or has a record that cannot be read. `signposts` are all that the store has: those
+    of the commits go, and those of `unposted`, writes that have none."""
 
     rejects: tuple[Write, ...]
     commits: tuple[Write, ...]
@@ -112,7 +112,8 @@ def plan_gc(
     that of one whose commit was here and is gone, since what is rejected here is rejected where it was drained to.
 
     What is pinned is kept, its data even where its commit was taken back. Data of a step whose commit record cannot be
-    read is kept: a newer release may have written it. Raises Invalid for an attempt to drop one of the newest two
+    read is kept, also where it is to be dropped: a newer release may have written it, or it is whole and becomes
+    readable again. Raises Invalid for an attempt to drop one of the newest two
     intact commits, and Corrupt as `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
@@ -125,12 +126,13 @@ def plan_gc(
     unreadable = {one.step for one in found if isinstance(one, BadCommit) and one.step is not None}
     asked = {(name.step, name.write_id) for name in drop}
     pinned = pinned_writes(store)
-    dropped = asked - pinned
+    spared = {write for write in asked if write in pinned or write[0] in unreadable}
+    dropped = asked - spared
     _refuse_newest(committed, dropped)
     kept = committed | pinned | _named(listed, lambda write: write[0] in unreadable or write[1] in flying)
     garbage = list(_of(store, dropped))
-    spared = {None, *kept, *dropped}
-    garbage += [info for info in listed if write_of_key(info.key) not in spared]
+    others = {None, *kept, *dropped}
+    garbage += [info for info in listed if write_of_key(info.key) not in others]
     unposted = {one.write for one in posted if in_flight is not None and one.write[1] not in flying}
     marked = [(info.key, write_of_marker(info.key)) for info in store.list(DELETING)]
     going = {write for _, write in marked} | dropped  # these had their commits
@@ -141,7 +143,7 @@ def plan_gc(
         objects=tuple(garbage),
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
         stale_marks=tuple(key for key, write in marked if write is not None and write not in committed & dropped),
-        spared=tuple(sorted(asked & pinned)),
+        spared=tuple(sorted(spared)),
         signposts=tuple(posted),
         unposted=frozenset(write for write in unposted - kept - dropped if write[0] not in unreadable),
     )
@@ -170,7 +172,7 @@ def _leftovers(store: ObjectStore) -> Iterator[str]:
 
 
 def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
-    """Delete what the plan names, but no commit that was pinned since; what pins have spared in all. Idempotent; may be
+    """Delete what the plan names, but no commit that was pinned since; what was spared in all. Idempotent; may be
     cut off anywhere and be planned again. Blocks for as long as the store takes. The caller is the run's only leader:
     nobody else commits or deletes meanwhile."""
     for write in plan.rejects:
@@ -195,6 +197,14 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     if marks or plan.stale_marks:
         store.delete([*marks, *plan.stale_marks])
     return spared.union(plan.spared)
+
+
+def reject_unsure(store: ObjectStore, step: Step, write_id: WriteId) -> None:
+    """For who gives up a write of its own, before its data go: in a bucket its commit may be on its way, if it came as
+    far as an index. Idempotent."""
+    prefix = step_prefix(step, write_id)
+    if isinstance(store, UploadsParts) and any(info.key == f"{prefix}/{INDEX}" for info in store.list(prefix)):
+        _mark(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
 
 
 def _mark(store: ObjectStore, folder: str, write: Write, *, reason: str) -> str:

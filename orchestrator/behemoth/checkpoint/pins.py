@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from behemoth.base.errors import Conflict, Corrupt, NotFound
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_log import read_record
+from behemoth.checkpoint.commit_log import BadCommit, commits, read_record, rejected_writes
 from behemoth.checkpoint.marker import Marker
-from behemoth.checkpoint.paths import DELETING, PINS, marker_key, write_of_marker
+from behemoth.checkpoint.paths import DELETING, PINS, marker_key, step_prefix, write_of_marker
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -37,6 +37,21 @@ def pinned_writes(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
             )
         found.add(write)
     return frozenset(found)
+
+
+def lost_pins(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
+    """Pins on what is not there: no commit of that write, no record of its step that cannot be read, and of one that
+    was rejected no data. Blocks for a small read per commit where something is pinned."""
+    pinned = _named(store)
+    if not pinned:
+        return frozenset()
+    found = commits(store)
+    bad = {one.step for one in found if isinstance(one, BadCommit)}
+    lost = {write for write in pinned if write[0] not in bad}
+    lost -= {(one.step, one.write_id) for one in found if not isinstance(one, BadCommit)}
+    rejected = lost & rejected_writes(store)
+    lost -= {write for write in rejected if any(True for _ in store.list(step_prefix(*write)))}
+    return _named(store) & lost if lost else frozenset()  # `unpin` and a deletion may have come between
 
 
 def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
@@ -78,3 +93,8 @@ def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
 def unpin(store: ObjectStore, step: Step, write_id: WriteId) -> None:
     """Leave a write to retention again, durably on return. Idempotent."""
     store.delete([marker_key(PINS, step, write_id)])
+
+
+def _named(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
+    writes = (write_of_marker(info.key) for info in store.list(PINS))
+    return frozenset(write for write in writes if write is not None)

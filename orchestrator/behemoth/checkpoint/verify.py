@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from behemoth.base.errors import BehemothError, Corrupt, NotFound
+from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, spans_of
 from behemoth.checkpoint.commit_index import CommitIndex
@@ -185,8 +185,8 @@ def _report(
 
 
 def _of_record(key: str, error: BehemothError) -> Problem:
-    kind: Kind = "missing" if isinstance(error, NotFound) else "commit-record"
-    return problem_at(kind, key, 0, 0, error.message)
+    kind: Kind = "commit-record" if isinstance(error, Corrupt | Invalid) else "unreadable"
+    return problem_at("missing" if isinstance(error, NotFound) else kind, key, 0, 0, error.message)
 
 
 def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem]) -> CommitIndex | None:

@@ -1,5 +1,5 @@
 """Checks the small objects of a store that lie beside its checkpoints: whose it is, rejections, pins, deletions,
-signposts.
+signposts; and that what is pinned is there.
 
 Each has a CRC of its own, and what else lies in their folders is named. Like `verify`, its neighbour, it reports and
 never raises what the store says of an object, repairs nothing and writes nothing.
@@ -19,16 +19,18 @@ from behemoth.checkpoint.paths import (
     PINS,
     REJECTED,
     SIGNPOSTS,
+    marker_key,
     signpost_of_key,
     write_of_marker,
 )
+from behemoth.checkpoint.pins import lost_pins
 from behemoth.checkpoint.problem import Kind, Problem
 from behemoth.ports import ObjectInfo, ObjectStore
 
 
 def verify_store(store: ObjectStore) -> tuple[Problem, ...]:
-    """Blocks for a small read an object; a store without any is fine."""
-    return (*_check_owner(store), *_check_markers(store), *_check_signposts(store))
+    """Blocks for a small read an object, and a commit where something is pinned; a store without any is fine."""
+    return (*_check_owner(store), *_check_markers(store), *_check_pinned(store), *_check_signposts(store))
 
 
 def _check_owner(store: ObjectStore) -> Iterator[Problem]:
@@ -50,6 +52,13 @@ def _check_markers(store: ObjectStore) -> Iterator[Problem]:
             read_marker(store, info)
         except BehemothError as error:
             yield _problem("marker", info, error.message)
+
+
+def _check_pinned(store: ObjectStore) -> Iterator[Problem]:
+    for step, write_id in sorted(lost_pins(store)):
+        info = ObjectInfo(key=marker_key(PINS, step, write_id), size_bytes=0)
+        what = f"expected the checkpoint of step {step}, write {write_id}, which is pinned, got no commit of it"
+        yield _problem("missing", info, f"{what}: put it back from a copy, or `behemoth ckpt unpin` it")
 
 
 def _check_signposts(store: ObjectStore) -> Iterator[Problem]:

@@ -20,11 +20,11 @@ from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
 from behemoth.checkpoint.commit_log import publish as publish_record
-from behemoth.checkpoint.gc import BATCH_KEYS
+from behemoth.checkpoint.gc import BATCH_KEYS, reject_unsure
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import read_owner
-from behemoth.checkpoint.paths import INDEX, MAX_STEP, rejected_key
+from behemoth.checkpoint.paths import MAX_STEP, rejected_key
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt, WrittenShard, WrittenSpan
 from behemoth.checkpoint.signposts import forget, make_due, require_free, signposts, take_down
@@ -117,12 +117,13 @@ def publish(
 
 def discard(store: ObjectStore, state: SavedState) -> None:
     """Remove what a save wrote that will never be committed, its unfinished uploads too; a write that was committed
-    stays. One whose commit may have been sent is rejected first (`checkpoint.gc` tells why)."""
-    if any(isinstance(one, CommitRef) and one.write_id == state.write_id for one in commits(store)):
+    stays, and one whose step has a record that cannot be read. One whose commit may have been sent is rejected first
+    (`checkpoint.gc` tells why)."""
+    standing = [one for one in commits(store) if one.step == state.step]
+    if any(isinstance(one, BadCommit) or one.write_id == state.write_id for one in standing):
         return
+    reject_unsure(store, state.step, state.write_id)
     if isinstance(store, UploadsParts):
-        if any(info.key == f"{state.prefix}/{INDEX}" for info in store.list(state.prefix)):
-            _reject(store, state.step, state.write_id, reason="it failed before its commit was known to be there")
         for upload in list(store.list_uploads(state.prefix)):
             store.abort_upload(upload.key, upload.upload_id)
     _delete_below(store, state.prefix)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from behemoth.base.clock import Clock
 from behemoth.base.errors import Denied
 from behemoth.base.ids import Attempt, NodeId, WriteId
-from behemoth.fleet.connections import END_LIMIT_S, Connections
+from behemoth.fleet.connections import END_LIMIT_S, STACKS_LIMIT_S, Connections
 from behemoth.fleet.link import Link
 from behemoth.fleet.muster import GangMuster, SaveMuster
 from behemoth.fleet.own_disks import OwnDisks
@@ -86,6 +86,7 @@ class Fleet:
         self._board: ProgressBoard | None = None
         self._saves: dict[WriteId, SaveMuster] = {}
         self._standing: list[Command] = []  # what an agent that comes back must hear again
+        self._stacks_due_us = 0  # until then agents may still have hung workers write their stacks
         self._had_late = False
         self._looked_us = clock.now_us()
 
@@ -137,7 +138,7 @@ class Fleet:
             master_host=first.host,
             master_port=first.rendezvous_port,
             restore=restore,
-            dump_stacks=dump_stacks,
+            dump_stacks=self._wants_stacks(dump_stacks),
             peers=tuple(map(self._place, nodes, domains if domains is not None else range(len(nodes)))),
             record_bytes=record_bytes,
         )
@@ -157,7 +158,15 @@ class Fleet:
 
     def stop_gang(self, fence: Fence, reason: str, *, dump_stacks: bool) -> None:
         self._standing = []
-        self._stand(StopGang(fence=fence, reason=reason, dump_stacks=dump_stacks))
+        self._stand(StopGang(fence=fence, reason=reason, dump_stacks=self._wants_stacks(dump_stacks)))
+
+    def _wants_stacks(self, dump_stacks: bool) -> bool:
+        """Whether a command about the gang asks for the stacks of its workers: also where it comes so soon behind one
+        that did that agents give that one's work up for it."""
+        now_us = self._clock.now_us()
+        if dump_stacks:
+            self._stacks_due_us = now_us + int(STACKS_LIMIT_S * 1e6)
+        return dump_stacks or now_us < self._stacks_due_us
 
     def save(self, command: SaveAt) -> None:
         """Announces a save and counts what becomes of it."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from behemoth.base.errors import BehemothError, Conflict, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 
 
 @contextmanager
@@ -39,13 +39,15 @@ def translated(error: OSError, doing: str) -> BehemothError:
             return Unavailable(message, code="no-space", hint=hint)
         case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
             return Conflict(f"{message}: expected a free name, got one that an object and a folder claim")
+        case errno.ENXIO:
+            return Corrupt(f"{doing}: expected a regular file, got a socket, or a device that is not there")
         case errno.ENAMETOOLONG | errno.EFBIG | errno.EINVAL:
             return Invalid(
                 f"{message}: expected a file system that can hold this, got another", hint="use another file system"
             )
         case errno.EMFILE | errno.ENFILE:
             return Unavailable(message, code="too-many-files", hint="raise the limit of open files (ulimit -n)")
-        case errno.EIO:
+        case errno.EIO | errno.EUCLEAN | errno.EBADMSG:  # the second and third: checksums of the file system's own
             hint = "the disk or the mount fails; look into the kernel log (dmesg)"
             return Unavailable(message, code="io-error", hint=hint)
         case _:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
-from behemoth.base.errors import Corrupt, Denied, Invalid
+from behemoth.base.errors import BehemothError, Corrupt, Denied, Invalid
 from behemoth.base.retry import retried
 from behemoth.storage.s3_errors import EXPIRED, UPLOAD_CRC, named_errors
 from behemoth.storage.s3_place import CREDENTIALS_HINT, S3Place
@@ -55,7 +56,8 @@ class S3Client:
             nonlocal used
             with named_errors(f"{self._place}: {doing}"):  # a copy has two buckets
                 used = self._connected()
-                return request(used)
+                with self._of_place():
+                    return request(used)
 
         limit_s = 0.0 if is_last_look else self._patience_s + size_bytes / SLOWEST_BYTES_PER_S
         try:
@@ -65,6 +67,14 @@ class S3Client:
                 raise
         self._forget(used)
         return retried(work, limit_s=limit_s)
+
+    @contextmanager
+    def _of_place(self) -> Iterator[None]:
+        """What a request finds wrong itself is of the same store."""
+        try:
+            yield
+        except BehemothError as error:
+            raise type(error)(f"{self._place}: {error.message}", hint=error.hint, code=error.code) from error
 
     def send(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int) -> _T:
         """As `ask`, and once more when the store received other bytes than the CRC says: what was changed on its way is

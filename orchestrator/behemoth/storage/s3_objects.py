@@ -224,7 +224,7 @@ class S3Objects:
             for failed in answer.get("Errors", ()):
                 if failed.get("Code") != "NoSuchKey":
                     key = str(failed.get("Key", ""))[self._skipped() :] or first
-                    raise error_of_code(str(failed.get("Code", "")), None, f"{self._place}: delete {key}")
+                    raise error_of_code(str(failed.get("Code", "")), None, f"delete {key}")
 
         self._client.ask(doing, delete)
 

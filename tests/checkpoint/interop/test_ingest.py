@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
 from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.interop import foreign, ingest
@@ -31,6 +31,7 @@ from behemoth.testing.store import MemoryStore
 from checkpoint.between import Between
 from checkpoint.interop.imported import import_tensors
 from checkpoint.interop.tensor_trees import chunked
+from checkpoint.late_bucket import Late
 
 MODEL = {
     "a.weight": torch.randn(5, 7).to(torch.bfloat16),
@@ -136,6 +137,18 @@ def test_an_import_that_fails_takes_away_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(Corrupt, match="tensor b"):
         import_tensors(store, {"a": chunked(np.arange(10, dtype=np.float32)), "b": Broken()})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_commit_that_arrives_when_its_import_has_taken_away_what_it_wrote_counts_for_nobody() -> None:
+    store = Late()
+    w = chunked(np.arange(6, dtype=np.float32).reshape(2, 3), (1, 3))
+    with pytest.raises(Unavailable):
+        import_tensors(store, {"w": w})
+    assert list(store.list("steps")) == []
+    store.arrive()
+    assert commits(store) == []
+    import_tensors(store, {"w": w}, write_id="import-2")
+    assert [verify(store, one, threads=1, deep=True).is_intact for one in commits(store)] == [True]
 
 
 @pytest.mark.parametrize("is_after", [False, True])

@@ -72,6 +72,6 @@ def fetch_newest(
 def _fetch(below: ObjectStore, store: SavesTo, commit: CommitRef, *, threads: int, progress: Progress) -> None:
     """A damaged record that stands in the way is taken back first, as every start does."""
     standing = at_step(store, commit.step)
-    if isinstance(standing, BadCommit) and isinstance(standing.error, Corrupt):
+    if isinstance(standing, BadCommit) and standing.is_damaged:
         reject(store, standing, standing.error.message)
     copy_checkpoint(below, store, commit, threads=threads, progress=lambda done, total: progress(commit, done, total))

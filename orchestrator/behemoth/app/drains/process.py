@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.giving_way import GivingWay
 from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, GiveWay, Settings, ToDrain, received, send
-from behemoth.base.errors import BehemothError, Corrupt
+from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject, rejected_writes
 from behemoth.checkpoint.draining import copy_checkpoint
 from behemoth.checkpoint.gc import execute, plan_gc
@@ -116,7 +116,7 @@ def reject_too(source: ObjectStore, target: ObjectStore) -> None:
     rejected = rejected_writes(source)
     for found in commits(target):
         if isinstance(found, BadCommit):
-            if isinstance(found.error, Corrupt) and found.step is not None:
+            if found.is_damaged and found.step is not None:
                 reject(target, found, found.error.message)
         elif (found.step, found.write_id) in rejected:
             reject(target, found, "it was rejected in the store that it was drained from")

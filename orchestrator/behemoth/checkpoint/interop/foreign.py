@@ -31,8 +31,11 @@ MAX_INDEX_BYTES = 64 << 20
 CHUNK_BYTES = 8 << 20
 """Read at once; as large as the chunks of a checkpoint."""
 _PARTS = "DCP_SHARDING_INFO"
-"""In the metadata of files of torch's HuggingFaceStorageWriter. The part of the first rank looks like a whole file."""
+"""In the metadata of files of torch's HuggingFaceStorageWriter: where in its tensor each one begins. The part of the
+first rank looks like a whole file."""
 _RANKS_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+_SOLE_FILE = re.compile(r"model-0*1-of-0*1\.safetensors")
+"""As that writer calls the one file of a rank that has all tensors whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +130,38 @@ def _ranks_part(key: str) -> Invalid:
     )
 
 
+def _others_lost(key: str) -> Invalid:
+    return Invalid(
+        f"{key}: expected whole tensors, got the part of one of several ranks, which all wrote a file of this name",
+        hint="torch's HuggingFaceStorageWriter does so without save_distributed=True: save again with it",
+        code="safetensors-parts",
+    )
+
+
+class _Begin(msgspec.Struct, frozen=True):
+    saved_offsets: list[int]
+
+
+def _begins_within(parts: str) -> bool:
+    """Whether a tensor of the file begins within the one that was saved; no, where nobody can tell."""
+    try:
+        begins = decode_json(parts.encode(), dict[str, _Begin])
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return False
+    return any(any(begin.saved_offsets) for begin in begins.values())
+
+
 def _read_file(store: ObjectStore, key: str, size_bytes: int, threads: int, *, is_whole: bool) -> dict[str, Tensor]:
-    """`is_whole`: an index names the file, so that it is no part of anything."""
+    """`is_whole`: an index names the file, as torch writes for whole tensors alone."""
     first = _read(store, key, 0, min(LENGTH_BYTES, size_bytes))
     length = decode_length(first, source=key, file_bytes=size_bytes)
     begin = LENGTH_BYTES + length
     body = _read(store, key, LENGTH_BYTES, length)
     heads = decode_header(body, source=key, data_bytes=size_bytes - begin)
-    if not is_whole and _PARTS in decode_head_metadata(body):
+    parts = decode_head_metadata(body).get(_PARTS)
+    if parts is not None and _begins_within(parts):
+        raise _others_lost(key) if is_whole or _SOLE_FILE.fullmatch(key) else _ranks_part(key)
+    if parts is not None and not is_whole and not _SOLE_FILE.fullmatch(key):
         raise _ranks_part(key)
     own = threading.local()
     return {head.name: _tensor(store, key, begin, head, own, threads) for head in heads}

@@ -17,6 +17,7 @@ from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject
 from behemoth.checkpoint.filling import least_bytes
+from behemoth.checkpoint.gc import reject_unsure
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads, abort_uploads
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.interop.unit_writer import Written
@@ -149,5 +150,6 @@ def _removed_on_failure(store: SavesTo, candidate: Candidate, *, keeps_unfinishe
 def _remove(store: SavesTo, candidate: Candidate) -> None:
     standing = [one for one in commits(store) if one.step == candidate.step]
     if not any(isinstance(one, BadCommit) or one.write_id == candidate.write_id for one in standing):
+        reject_unsure(store, candidate.step, candidate.write_id)
         abort_uploads(store, candidate.prefix)
         store.delete([info.key for info in store.list(candidate.prefix)])
