@@ -1,23 +1,23 @@
 """A stand-in for a GPU: tensors that say `cuda:0`, and a torch.cuda whose streams do nothing before somebody waits.
 
 Their elements lie in CPU tensors, where only operations on the tensor reach them. A copy that does not block reads
-and writes when its stream is waited for, not earlier: who counts on bytes too soon, or uses the other side's memory again,
-has wrong ones. It knows nothing of real devices' memory, drivers, speeds, or of what CUDA refuses.
+and writes when its stream is waited for, not earlier: who counts on bytes too soon, or uses the other side's memory
+again, has wrong ones. It knows nothing of real devices' memory, drivers and speeds, nor of what CUDA refuses.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch.utils._pytree import tree_map
 
-from behemoth.sdk import arrays
+from behemoth.sdk import arrays, devices
 
 DEVICE = "cuda:0"
 aten = torch.ops.aten
@@ -29,14 +29,15 @@ class FakeStream:
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.RLock()
-        self._work: list[Callable[[], object]] = []
-        self._num_done = 0
+        self._left: deque[Callable[[], object]] = deque()
+        self._num_given = 0
 
     def give(self, work: Callable[[], object]) -> int:
         """How much work there is now."""
         with self._lock:
-            self._work.append(work)
-            return len(self._work)
+            self._left.append(work)
+            self._num_given += 1
+            return self._num_given
 
     def wait_stream(self, other: FakeStream) -> None:
         so_far = other.given
@@ -45,13 +46,17 @@ class FakeStream:
     @property
     def given(self) -> int:
         with self._lock:
-            return len(self._work)
+            return self._num_given
+
+    @property
+    def is_idle(self) -> bool:
+        with self._lock:
+            return not self._left
 
     def finish(self, so_far: int | None = None) -> None:
         with self._lock:
-            while self._num_done < (len(self._work) if so_far is None else so_far):
-                self._num_done += 1
-                self._work[self._num_done - 1]()
+            while self._left and (so_far is None or self._num_given - len(self._left) < so_far):
+                self._left.popleft()()
 
 
 class FakeEvent:
@@ -65,27 +70,30 @@ class FakeEvent:
 
     def synchronize(self) -> None:
         assert self._at is not None
+        self._cuda.before_wait()
         stream, so_far = self._at
         stream.finish(so_far)
         self._cuda.log.append("synchronize")
 
 
 class FakeCuda:
-    """torch.cuda, as far as the SDK knows it. `pinned`: what is registered, by address; `refuses`: an error for that."""
+    """torch.cuda, as far as the SDK knows it. `pinned`: what is registered, by address. `refuses`: its error."""
 
     def __init__(self) -> None:
         self.main = FakeStream("main")
         self.log: list[str] = []
         self.pinned: dict[int, int] = {}
         self.refuses = 0
-        self.fails: Callable[[], object] = lambda: None
-        """Called at each copy."""
+        self.lanes: list[FakeStream] = []
+        self.before_copy: Callable[[], object] = lambda: None
+        self.before_wait: Callable[[], object] = lambda: None
         self._own = threading.local()
 
     def Stream(self, device: torch.device) -> FakeStream:  # noqa: N802 (as torch has it)
         assert device == torch.device(DEVICE)
         self.log.append("stream")
-        return FakeStream("lane")
+        self.lanes.append(FakeStream("lane"))
+        return self.lanes[-1]
 
     def Event(self, *, blocking: bool) -> FakeEvent:  # noqa: N802
         return FakeEvent(self, blocking=blocking)
@@ -127,7 +135,7 @@ class FakeCuda:
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, *, blocks: bool) -> None:
         """Between plain tensors."""
-        self.fails()
+        self.before_copy()
         stream = self.current_stream()
         done = stream.give(lambda: target.copy_(source))
         self.log.append(f"copy {target.numel()} on {stream.name}")
@@ -145,7 +153,7 @@ class OnDevice(torch.Tensor):
     """A tensor of the stand-in. Shares the elements of `inner`, a CPU tensor."""
 
     inner: torch.Tensor
-    seen: Counter[str] = Counter()
+    seen: ClassVar[Counter[str]]
     """Operations so far."""
     cuda: FakeCuda
 
@@ -183,7 +191,7 @@ class OnDevice(torch.Tensor):
         self.inner[elements] = value
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         cls.seen[func.overloadpacket.__name__] += 1
         if func is aten.copy_.default:
             target, source, *non_blocking = args
@@ -203,8 +211,8 @@ def stand_in() -> Iterator[FakeCuda]:
     """In this block torch has such a device, and the SDK takes its tensors for plain ones."""
     with pytest.MonkeyPatch.context() as patch:
         cuda = FakeCuda()
-        patch.setattr(torch, "cuda", cuda)
+        patch.setattr(devices, "torch_cuda", lambda: cuda)
         patch.setattr(arrays, "_require_memory", lambda name, tensor: None)  # noqa: ARG005
         patch.setattr(OnDevice, "cuda", cuda, raising=False)
-        patch.setattr(OnDevice, "seen", Counter())
+        patch.setattr(OnDevice, "seen", Counter(), raising=False)
         yield cuda

@@ -68,6 +68,11 @@ class Cuda(Protocol):
     def cudart(self) -> _Cudart: ...
 
 
+def torch_cuda() -> Cuda:
+    """Of a program that has tensors on such a device."""
+    return cast(Cuda, sys.modules["torch"].cuda)
+
+
 class CudaLane:
     """A stream of its own: copies overlap with what the program computes meanwhile."""
 
@@ -198,10 +203,9 @@ def _host(run: Run, memory: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _lane(device: Device) -> Lane:
-    torch = sys.modules["torch"]
     if device.type == "cuda":
-        return CudaLane(torch.cuda, device)
-    module = getattr(torch, device.type, None)
+        return CudaLane(torch_cuda(), device)
+    module = getattr(sys.modules["torch"], device.type, None)
     if not hasattr(module, "synchronize"):
         raise Invalid(
             f"tensor on {device}: expected a device that torch.{device.type}.synchronize waits for, got none",
@@ -213,8 +217,7 @@ def _lane(device: Device) -> Lane:
 
 def _register(device: Device, memory: memoryview) -> int:
     """cudaError's number."""
-    torch = sys.modules["torch"]
-    cuda, address = cast(Cuda, torch.cuda), address_of(memory)
+    cuda, address = torch_cuda(), address_of(memory)
     cudart = cuda.cudart()
     with cuda.device(device):
         code = int(cudart.cudaHostRegister(address, memory.nbytes, _PORTABLE))
@@ -223,5 +226,5 @@ def _register(device: Device, memory: memoryview) -> int:
         return 0
     # CUDA keeps the error for whoever asks next, which would be a kernel of the program's.
     with suppress(RuntimeError):
-        torch.ones(1, device=device)
+        sys.modules["torch"].ones(1, device=device)
     return code
