@@ -138,7 +138,7 @@ class FakeCuda:
         self.before_copy()
         stream = self.current_stream()
         done = stream.give(lambda: target.copy_(source))
-        self.log.append(f"copy {target.numel()} on {stream.name}")
+        self.log.append(f"{'blocking ' if blocks else ''}copy {target.numel()} on {stream.name}")
         if blocks:
             stream.finish(done)
 
