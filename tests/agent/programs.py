@@ -1,4 +1,4 @@
-"""Tiny training programs that the agent's tests run as workers: numpy only, every mishap on request by an argument."""
+"""Tiny training programs that the agent's tests run as workers: numpy but for one, mishaps on request by arguments."""
 
 # ruff: noqa: T201  # workers print on purpose: the tests read their logs
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -107,6 +108,30 @@ def train_big() -> None:
         big += 1
         run.save(step, state)
         hold(run, step, state)
+
+
+def train_big_on_device() -> None:
+    """As `train_big`, on the stand-in for a GPU. When `save` comes, the optimizer's work still waits on its stream."""
+    import torch
+
+    from sdk.stand_in import OnDevice, stand_in
+
+    with stand_in() as cuda:
+        run = join()
+        big = torch.zeros(10 << 20, dtype=torch.float64)
+        scale = torch.zeros(4)
+        state = State()
+        state.array("big", OnDevice(big), shape=tuple(big.shape))
+        state.array("scale", OnDevice(scale), shape=(4,), mutable_in_forward=True)
+        first = run.restore(state)
+        print(f"restored {first} {big.min().item()} {big.max().item()} {scale[0].item()}", flush=True)
+        for step in run.steps(first):
+            cuda.main.give(partial(scale.add_, 1))
+            cuda.main.finish()
+            time.sleep(0.05)
+            run.fence()
+            cuda.main.give(partial(big.add_, 1))
+            run.save(step, state)
 
 
 def hold(run: Run, step: int, state: State) -> None:

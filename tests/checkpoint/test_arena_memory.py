@@ -15,7 +15,7 @@ import pytest
 from behemoth.base.errors import Unavailable
 from behemoth.checkpoint import arena_memory
 from behemoth.checkpoint.address import address_of
-from behemoth.checkpoint.arena_memory import LARGE_BYTES, enter, map_shared, take
+from behemoth.checkpoint.arena_memory import LARGE_BYTES, before_unmapping, enter, map_shared, take
 
 NAME = "test-arena-memory"
 SIZE_BYTES = 3 * LARGE_BYTES + 4096
@@ -79,6 +79,19 @@ def test_the_mapping_goes_with_the_last_view_of_it(fd: int) -> None:
     part.release()
     gc.collect()
     assert resident_bytes() == []
+
+
+def test_who_wants_to_know_is_told_after_the_last_view_and_before_the_memory_goes(fd: int) -> None:
+    view = map_shared(fd, SIZE_BYTES)
+    seen: list[int] = []
+    before_unmapping(view, lambda: seen.append(len(resident_bytes())))
+    part = view[5:10]
+    view.release()
+    gc.collect()
+    assert seen == []
+    part.release()
+    gc.collect()
+    assert (seen, resident_bytes()) == ([1], [])
 
 
 def test_an_older_kernel_has_the_pages_too(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

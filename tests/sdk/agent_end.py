@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from itertools import groupby
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.sdk import Run, State
 from behemoth.sdk.joining import _place
 from behemoth.sdk.run import Session
@@ -37,14 +38,27 @@ M = TypeVar("M")
 LIMIT_S = 20.0
 
 
-class Agent:
-    """The agent's end of one rank, which trains a single array, and the rank's run."""
+def nothing_held(arena: Arena, plan: RankPlan) -> Ready:  # noqa: ARG001
+    return Ready(step=Step(0), generation=None)
 
-    def __init__(self, *, frozen: bool = False) -> None:
+
+class Agent:
+    """The agent's end of one rank, which trains a single array or holds `state`, and the rank's run. `holding` fills
+    the fresh staging memory, and says what the rank is told of it."""
+
+    def __init__(
+        self,
+        *,
+        frozen: bool = False,
+        state: State | None = None,
+        holding: Callable[[Arena, RankPlan], Ready] = nothing_held,
+    ) -> None:
         self.weight = np.zeros(1000)
-        self.state = State()
-        self.state.array("bias", np.zeros(3), shape=(3,))
-        self.state.array("weight", self.weight, shape=(1000,), frozen=frozen)
+        self.state = state or State()
+        if state is None:
+            self.state.array("bias", np.zeros(3), shape=(3,))
+            self.state.array("weight", self.weight, shape=(1000,), frozen=frozen)
+        self._holding = holding
         mine, theirs = socket.socketpair()
         self._sock = mine
         self.peer: Peer[FromWorker] = Peer(mine, FROM_WORKER)
@@ -71,8 +85,11 @@ class Agent:
     def _restore(self) -> None:
         """Answers the declaration with fresh staging memory."""
         self.declared = self.next(Declare)
-        Arena.format(self._fd, plan_rank(Layout.decode(self.declared.layout), Rank(0))).close()
-        send_with(self._sock, encode_frame(Ready(step=Step(0), generation=None)), [self._fd])
+        self.plan = plan_rank(Layout.decode(self.declared.layout), Rank(0))
+        arena = Arena.format(self._fd, self.plan)
+        ready = self._holding(arena, self.plan)
+        arena.close()
+        send_with(self._sock, encode_frame(ready), [self._fd])
 
     def call(self, step: int, write_id: str, generation: int | None = 0) -> None:
         """Announces a save in passing, and grants it memory; None: nothing is free."""

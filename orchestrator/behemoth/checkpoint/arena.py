@@ -104,6 +104,11 @@ class Arena:
             rank=header.rank,
         )
 
+    @property
+    def memory(self) -> memoryview:
+        """All of the mapping, for who makes it known to a device. Whoever keeps it keeps the mapping."""
+        return self._memory
+
     def begin(self, generation: int, write_id: WriteId, step: Step, layout_digest: str) -> memoryview:
         """Give up what `generation` held and return its data area for filling. Raises Invalid for another layout."""
         if layout_digest != self.layout_digest:

@@ -15,6 +15,7 @@ import mmap
 import os
 import time
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 
@@ -61,6 +62,13 @@ def map_shared(fd: int, size_bytes: int) -> memoryview:
     # What was reserved around it goes with it; an exiting process needs none of this.
     weakref.finalize(memory, _MUNMAP, reserved, reserved_bytes).atexit = False
     return memoryview(memory).cast("B")
+
+
+def before_unmapping(view: memoryview, call: Callable[[], object]) -> None:
+    """Have `call` called once the last view of a mapping has gone, just before the memory goes; not at the end of the
+    process. `view` is one of the mapping's."""
+    # Callbacks of a weak reference run from the newest to the oldest one, which unmaps.
+    weakref.finalize(view.obj, call).atexit = False
 
 
 def take(view: memoryview) -> None:

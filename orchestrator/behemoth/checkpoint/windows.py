@@ -1,7 +1,7 @@
 """Where the bytes of a piece lie in the program's buffer: one behind the other, or in rows with others between them.
 
 A packed dim (gate|up) makes a rank hold several boxes whose rows alternate in its memory, while each box is contiguous
-in the arena and in its chunks. The neighbours are `plan`, which makes windows, and `staging`, which copies by them.
+in the arena and in its chunks. The neighbours are `plan`, which makes windows, and `held`, which copies by them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,34 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 
+class Run(NamedTuple):
+    """Rows of `row_bytes` in a buffer, each `pitch_bytes` behind the one before, the first at byte `begin`; one row is
+    a plain run of bytes. `at`: the piece's byte that it begins with."""
+
+    at: int
+    begin: int
+    num_rows: int
+    row_bytes: int
+    pitch_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_rows * self.row_bytes
+
+    @property
+    def extent_bytes(self) -> int:
+        """From the first byte to the last one, with what lies between rows."""
+        return (self.num_rows - 1) * self.pitch_bytes + self.row_bytes
+
+    def view(self, buffer: Bytes) -> Bytes:
+        """With one dim, or two where there are several rows."""
+        span = buffer[self.begin : self.begin + self.extent_bytes]
+        if self.num_rows == 1:
+            return span
+        shape, strides = (self.num_rows, self.row_bytes), (self.pitch_bytes, 1)
+        return np.lib.stride_tricks.as_strided(span, shape, strides, writeable=buffer.flags.writeable)
+
+
 class Window(NamedTuple):
     """A piece in its buffer, in bytes: rows of `row_bytes`, each `pitch_bytes` behind the one before. The piece begins
     `skip_bytes` into the row that begins at `start_bytes`, which is negative where a flat range begins within a row."""
@@ -23,30 +51,25 @@ class Window(NamedTuple):
     start_bytes: int
     skip_bytes: int
 
-    def views(self, buffer: Bytes, start: int, stop: int) -> list[tuple[int, Bytes]]:
-        """Bytes [start, stop) of the piece as one- or two-dimensional views of the buffer, at most three, each with the
-        piece's byte that it begins with."""
+    def runs(self, start: int, stop: int) -> list[Run]:
+        """Bytes [start, stop) of the piece in its buffer, at most three runs."""
         if self.row_bytes == self.pitch_bytes:
-            begin = self.start_bytes + self.skip_bytes
-            return [(start, buffer[begin + start : begin + stop])]
-        found: list[tuple[int, Bytes]] = []
+            return [Run(start, self.start_bytes + self.skip_bytes + start, 1, stop - start, stop - start)]
+        found: list[Run] = []
         at = start
         while at < stop:
             row, column = divmod(self.skip_bytes + at, self.row_bytes)
             begin = self.start_bytes + row * self.pitch_bytes + column
             num_rows = (stop - at) // self.row_bytes if column == 0 else 0
-            if num_rows > 1:
-                span = buffer[begin : begin + (num_rows - 1) * self.pitch_bytes + self.row_bytes]
-                view = np.lib.stride_tricks.as_strided(
-                    span, (num_rows, self.row_bytes), (self.pitch_bytes, 1), writeable=buffer.flags.writeable
-                )
-                found.append((at, view))
-                at += num_rows * self.row_bytes
-            else:
-                length = min(self.row_bytes - column, stop - at)
-                found.append((at, buffer[begin : begin + length]))
-                at += length
+            length = self.row_bytes if num_rows > 1 else min(self.row_bytes - column, stop - at)
+            found.append(Run(at, begin, max(num_rows, 1), length, self.pitch_bytes))
+            at += found[-1].nbytes
         return found
+
+    def views(self, buffer: Bytes, start: int, stop: int) -> list[tuple[int, Bytes]]:
+        """Bytes [start, stop) of the piece as one- or two-dimensional views of the buffer, at most three, each with the
+        piece's byte that it begins with."""
+        return [(run.at, run.view(buffer)) for run in self.runs(start, stop)]
 
     def gather(self, buffer: Bytes, start: int, stop: int, into: Bytes) -> None:
         """Copy bytes [start, stop) of the piece from the buffer."""

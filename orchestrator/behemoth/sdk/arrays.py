@@ -1,54 +1,33 @@
-"""The program's arrays as plain bytes in host memory, without copying where that is possible.
+"""The program's arrays as plain bytes where they lie, without copying.
 
-numpy arrays and CPU tensors are taken in place by their address; tensors on a device get a host mirror. torch is never
-imported here: a tensor can only exist when the program has imported it. The neighbour `state` knows names and shapes.
+numpy arrays and CPU tensors are taken in place by their address; the bytes of tensors on a device are copied by that,
+piece by piece (`devices`). torch is never imported here: a tensor can only exist when the program has imported it. The
+neighbour `state` knows names and shapes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from typing import ClassVar, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.layout import DTYPES
+from behemoth.sdk.devices import DeviceBytes, Lanes
+from behemoth.sdk.tensors import Tensor, is_tensor
 
 Bytes = npt.NDArray[np.uint8]
 
 
-class Tensor(Protocol):
-    """What is used of a torch tensor."""
-
-    __torch_dispatch__: ClassVar[object]
-    dtype: object
-    shape: tuple[int, ...]
-    is_cpu: bool
-    is_meta: bool
-    is_nested: bool
-
-    def is_conj(self) -> bool: ...
-    def is_neg(self) -> bool: ...
-    def data_ptr(self) -> int: ...
-    def numel(self) -> int: ...
-    def element_size(self) -> int: ...
-    def is_contiguous(self) -> bool: ...
-    def detach(self) -> Tensor: ...
-    def copy_(self, source: Tensor) -> Tensor: ...
-    def __float__(self) -> float: ...
-    def __int__(self) -> int: ...
-
-
-class HostArray:
-    """One array of the program. `value` is an ndarray or a torch tensor; its memory is looked up anew at each use,
-    since programs may give a tensor new storage between steps."""
+class LocalArray:
+    """What this rank holds of an array. `value` is an ndarray or a torch tensor; its memory is looked up anew at each
+    use, since programs may give a tensor new storage between steps."""
 
     def __init__(self, name: str, value: object) -> None:
         self._name = name
         self._value = value
-        self._mirror: Tensor | None = None
         if not isinstance(value, np.ndarray) and not is_tensor(value):
             raise Invalid(
                 f"array {name!r}: expected a numpy array or a torch tensor, got {type(value).__name__}",
@@ -88,34 +67,38 @@ class HostArray:
         value = self._value
         return tuple(value.shape) if isinstance(value, np.ndarray) else tuple(_tensor(value).shape)
 
-    def pull(self) -> Bytes:
-        """The present content. For an array in host memory these are its own bytes, to be copied before they change; a
-        device tensor is copied to its mirror first (blocks for that copy)."""
-        if self._is_in_place():
-            return self._own_bytes()
-        mirror = self._mirrored()
-        mirror.copy_(_tensor(self._value).detach())
-        return _tensor_bytes(mirror)
+    def content(self, lanes: Lanes) -> Bytes | DeviceBytes:
+        """Its own bytes as they are, to be copied before they change, or to be overwritten in place."""
+        self._require_plain()
+        value = self._value
+        if isinstance(value, np.ndarray):
+            return np.asarray(value).reshape(-1).view(np.uint8)
+        tensor = _tensor(value)
+        if tensor.numel() and tensor.data_ptr() == 0:
+            raise Invalid(
+                f"array {self._name!r}: expected memory behind its tensor of shape {self.shape}, got none",
+                hint="its storage was freed: declare the tensor that holds the values",
+                code="array-type",
+            )
+        return _host_bytes(tensor) if tensor.is_cpu else DeviceBytes(self._name, tensor, lanes.to(tensor.device))
 
-    def bytes_to_fill(self) -> Bytes:
-        """Memory to write restored content to; `push` puts it in place."""
+    def content_to_fill(self, lanes: Lanes) -> Bytes | DeviceBytes:
+        """As `content`; Invalid for what cannot be overwritten."""
         if isinstance(self._value, np.ndarray) and not self._value.flags.writeable:
             raise Invalid(
                 f"array {self._name!r}: expected an array that can be restored in place, got a read-only one",
                 hint="give a writable copy",
                 code="array-read-only",
             )
-        return self._own_bytes() if self._is_in_place() else _tensor_bytes(self._mirrored())
+        return self.content(lanes)
 
-    def push(self) -> None:
-        """Copies a device tensor's mirror to the device; nothing to do for others."""
-        if not self._is_in_place():
-            _tensor(self._value).detach().copy_(self._mirrored())
+    def reach(self, lanes: Lanes) -> None:
+        """Have a lane to the tensor's device."""
+        if is_tensor(self._value) and not self._value.is_cpu:
+            lanes.to(self._value.device)
 
-    def _is_in_place(self) -> bool:
-        return isinstance(self._value, np.ndarray) or _tensor(self._value).is_cpu
-
-    def _own_bytes(self) -> Bytes:
+    def _require_plain(self) -> None:
+        """Raises Invalid where the values do not stand one behind the other."""
         value = self._value
         is_contiguous = value.flags.c_contiguous if isinstance(value, np.ndarray) else _tensor(value).is_contiguous()
         if not is_contiguous:
@@ -124,29 +107,12 @@ class HostArray:
                 hint="give the contiguous array that the view is of, or keep a contiguous copy",
                 code="array-strided",
             )
-        if isinstance(value, np.ndarray):
-            return np.asarray(value).reshape(-1).view(np.uint8)
-        tensor = _tensor(value)
-        if tensor.is_conj() or tensor.is_neg():
+        if is_tensor(value) and (value.is_conj() or value.is_neg()):
             raise Invalid(
                 f"array {self._name!r}: expected a tensor that holds its values, got a lazy conjugate or negative",
                 hint="give tensor.resolve_conj().resolve_neg()",
                 code="array-lazy",
             )
-        return _tensor_bytes(tensor)
-
-    def _mirrored(self) -> Tensor:
-        if self._mirror is None:
-            torch = sys.modules["torch"]
-            self._mirror = torch.empty_like(self._value, device="cpu", requires_grad=False).contiguous()
-        assert self._mirror is not None
-        return self._mirror
-
-
-def is_tensor(value: object) -> TypeGuard[Tensor]:
-    """True for a torch tensor."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _require_memory(name: str, tensor: Tensor) -> None:
@@ -170,15 +136,9 @@ def _tensor(value: object) -> Tensor:
     return value
 
 
-def _tensor_bytes(tensor: Tensor) -> Bytes:
+def _host_bytes(tensor: Tensor) -> Bytes:
     num_bytes = tensor.numel() * tensor.element_size()
     if num_bytes == 0:
         return np.empty(0, dtype=np.uint8)
-    if tensor.data_ptr() == 0:
-        raise Invalid(
-            f"tensor of shape {tuple(tensor.shape)}: expected memory behind it, got none",
-            hint="its storage was freed: declare the tensor that holds the values",
-            code="array-type",
-        )
     # The ctypes array does not own the memory: whoever uses these bytes holds the tensor.
     return np.frombuffer(memoryview((ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())), dtype=np.uint8)

@@ -17,10 +17,10 @@ import numpy as np
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.boxes import local_shape, share_of
 from behemoth.checkpoint.layout import ArraySpec, SplitAxes, axis_size
-from behemoth.sdk.arrays import is_tensor
 from behemoth.sdk.declared import packed_of, padded_of
 from behemoth.sdk.place import RankMesh
 from behemoth.sdk.state import State
+from behemoth.sdk.tensors import is_tensor
 from behemoth.spec.mesh import Axes, check_axes
 
 

@@ -16,17 +16,16 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
 
 from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.held import Held, Memory, matched, settle
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import PAGE_BYTES, RankPlan, Span
 from behemoth.checkpoint.reading_threads import THREADS_PER_READER
-from behemoth.checkpoint.staging import Held, matched
 from behemoth.checkpoint.threads import run_all
-from behemoth.sdk.files import batches, damaged, named, opened
+from behemoth.sdk.files import batches, damaged, named, opened, readers
 
 BATCH_BYTES = 16 << 20
 """What a thread reads through one descriptor: little enough that all threads end together."""
@@ -35,12 +34,19 @@ BLOCK_BYTES = 1 << 20
 
 
 def read_cold_files(
-    folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Buffer], *, threads: int = 1
+    folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Memory], *, threads: int = 1
 ) -> None:
     """What `files.read_files` does, with the same errors, past the page cache. Memory: a chunk per thread."""
-    work = _ColdRead(folder, layout, matched(plan, arrays, is_out=True))
-    shares = list(batches(plan.spans, BATCH_BYTES))
-    run_all(work.run, shares, threads=threads * THREADS_PER_READER, name="read-cold")
+    targets = matched(plan, arrays, is_out=True)
+    work = _ColdRead(folder, layout, targets)
+    chunk_bytes = max((grid.payload_bytes for grid in grids(layout)), default=0)
+    num_threads = readers(targets, _room_bytes(chunk_bytes), threads=threads * THREADS_PER_READER)
+    run_all(work.run, list(batches(plan.spans, BATCH_BYTES)), threads=num_threads, name="read-cold")
+
+
+def _room_bytes(payload_bytes: int) -> int:
+    """A page for what follows a chunk, and whole pages for a chunk."""
+    return 2 * PAGE_BYTES + payload_bytes
 
 
 class _ColdRead:
@@ -76,8 +82,8 @@ class _ColdRead:
             raise damaged(shard.grid, span, shard.path)
 
     def _room(self, payload_bytes: int) -> memoryview:
-        """The calling thread's own: a page for what follows a chunk, and whole pages for a chunk."""
-        num_bytes = 2 * PAGE_BYTES + payload_bytes
+        """The calling thread's own."""
+        num_bytes = _room_bytes(payload_bytes)
         if not hasattr(self._own, "room") or self._own.room.nbytes < num_bytes:
             self._own.room = memoryview(mmap.mmap(-1, num_bytes))
         room: memoryview = self._own.room
@@ -87,12 +93,15 @@ class _ColdRead:
 def _copied(chunk: npt.NDArray[np.uint8], span: Span, target: Held, begin: int) -> int:
     """The CRC-32C of a chunk, of which the span's part is then in place, from byte `begin` of the piece on."""
     crc = 0
-    for at in range(0, len(chunk), BLOCK_BYTES):
-        block = chunk[at : at + BLOCK_BYTES]
-        crc = crc32c(block.data, crc)
-        first, last = max(at, span.offset), min(at + len(block), span.offset + span.length)
-        if first < last:
-            target.fill(block[first - at : last - at], begin + first - span.offset)
+    try:
+        for at in range(0, len(chunk), BLOCK_BYTES):
+            block = chunk[at : at + BLOCK_BYTES]
+            crc = crc32c(block.data, crc)
+            first, last = max(at, span.offset), min(at + len(block), span.offset + span.length)
+            if first < last:
+                target.fill(block[first - at : last - at], begin + first - span.offset)
+    finally:
+        settle((target,))
     return crc
 
 

@@ -2,7 +2,8 @@
 
 Going through the staging memory would copy each byte once more. The store process has opened the commit, checked its
 metadata, and says where the files are; here each chunk is read into place block by block, and checked while a block is
-in the core's caches: faster than a mapping of the same pages. Nothing is written, and the staging memory is left alone.
+in the core's caches: faster than a mapping of the same pages. What belongs to a device goes through a block of host
+memory. Nothing is written, and the staging memory is left alone.
 Neighbours: `cold_files` for files that no page cache holds, `reader`, which fills staging memory from any store, and
 `staging`, which copies out of that memory.
 """
@@ -17,31 +18,41 @@ from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Unavailable
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.held import Held, Memory, matched, settle
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.staging import Held, matched
 from behemoth.checkpoint.threads import run_all
 
 BATCH_BYTES = 128 << 20
 """Of one shard: what a thread reads through one descriptor."""
 BLOCK_BYTES = 2 << 20
 """What is read and then checked while it is in a core's caches. A half, a quarter and the double are as fast."""
+BOUNCE_BYTES = 64 << 20
+"""Host memory of a rank that everything on its way from files to a device goes through; no budget counts it."""
 
 
-def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Buffer], *, threads: int = 1) -> None:
-    """Fill `arrays` (writable buffers of the plan's pieces) from the shard files below `folder`, an absolute path.
+def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Memory], *, threads: int = 1) -> None:
+    """Fill `arrays` (memory of the plan's pieces) from the shard files below `folder`, an absolute path.
 
     The files must be of this very layout; whoever names the folder has seen to that. Blocks for one copy out of the
     page cache. Raises Invalid when a buffer does not fit, before anything is read. Raises Corrupt naming array, chunk
     and file when a chunk is damaged or short, Unavailable when a file cannot be read; the arrays then hold a part.
     """
-    work = _FilesRead(folder, layout, plan, arrays)
-    run_all(work.run, list(batches(plan.spans, BATCH_BYTES)), threads=threads, name="read-files")
+    targets = matched(plan, arrays, is_out=True)
+    work = _FilesRead(folder, layout, targets)
+    num_threads = readers(targets, BLOCK_BYTES, threads=threads)
+    run_all(work.run, list(batches(plan.spans, BATCH_BYTES)), threads=num_threads, name="read-files")
+
+
+def readers(targets: Sequence[Held], room_bytes: int, *, threads: int) -> int:
+    """How many threads read, each with `room_bytes` of its own: so many that BOUNCE_BYTES are enough where something is
+    for a device, or one where they are not."""
+    is_for_device = any(target.lane is not None for target in targets)
+    return max(1, min(threads, BOUNCE_BYTES // room_bytes)) if is_for_device else threads
 
 
 def batches(spans: Sequence[Span], batch_bytes: int) -> Iterator[list[Span]]:
@@ -61,11 +72,11 @@ def batches(spans: Sequence[Span], batch_bytes: int) -> Iterator[list[Span]]:
 class _FilesRead:
     """Reads spans into place. Several threads share it."""
 
-    def __init__(self, folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Buffer]) -> None:
+    def __init__(self, folder: str, layout: Layout, targets: Sequence[Held]) -> None:
         self._folder = folder
         self._layout = layout
         self._grids = grids(layout)
-        self._targets = matched(plan, arrays, is_out=True)
+        self._targets = targets
 
     def run(self, spans: Sequence[Span]) -> None:
         grid = self._grids[spans[0].array]
@@ -101,6 +112,7 @@ class _Chunks:
             crc = crc32c(block.data, crc)
             if place is None and first < last:
                 target.fill(block[first - begin : last - begin], at)
+                settle((target,))
         stored = np.empty(TRAILER_BYTES, np.uint8)
         self._fill(span, stored)
         if crc != int.from_bytes(stored.tobytes(), "little"):

@@ -12,7 +12,7 @@ from typing import SupportsFloat, SupportsInt, TypeAlias, TypeVar
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
-from behemoth.sdk.arrays import Tensor, is_tensor
+from behemoth.sdk.tensors import Tensor, is_tensor
 from behemoth.state.config import WorkPhase
 from behemoth.wire.ends import Peer
 from behemoth.wire.session import InPhase, Report, ToWorker

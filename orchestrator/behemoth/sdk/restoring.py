@@ -54,9 +54,11 @@ def _fetch(
         raise Internal(f"session: expected Ready, got {type(answer).__name__}")
     fd = peer.take_descriptor()
     try:
-        return answer, Arena.open(fd)
+        arena = Arena.open(fd)
     finally:
         os.close(fd)
+    bound.pin(arena)
+    return answer, arena
 
 
 def _take_over(bound: BoundState, arena: Arena, ready: Ready) -> None:
@@ -67,7 +69,6 @@ def _take_over(bound: BoundState, arena: Arena, ready: Ready) -> None:
         _copy_out(bound, arena, ready.generation, ready)
     else:
         return
-    bound.push(left_out=ready.left_out)
     bound.read_records(left_out=ready.left_out)
 
 

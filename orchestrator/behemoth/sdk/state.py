@@ -14,6 +14,7 @@ import numpy as np
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, SplitAxes
 from behemoth.checkpoint.plan import Piece, plan_rank
 from behemoth.checkpoint.records import (
@@ -26,8 +27,9 @@ from behemoth.checkpoint.records import (
     rank_records_spec,
     run_record_spec,
 )
-from behemoth.sdk.arrays import Bytes, HostArray
+from behemoth.sdk.arrays import Bytes, LocalArray
 from behemoth.sdk.declared import bucket_of, packed_of, padded_of, shape_of
+from behemoth.sdk.devices import DeviceBytes, Lanes
 from behemoth.spec.mesh import Axes, Mesh
 
 RECORD_BYTES = 32 << 10
@@ -40,7 +42,7 @@ _FLAT_BUCKET = "with q = ceil(size / holders), holder i has what lies in [i q, m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Array:
-    host: HostArray | None
+    local: LocalArray | None
     shape: tuple[int, ...]
     dims: tuple[tuple[int, SplitAxes], ...]
     packed: tuple[int, tuple[int, ...]] | None
@@ -110,13 +112,13 @@ class State:
         self._check_open(name)
         if name in self._arrays or name in (RUN_ARRAY, RANKS_ARRAY):
             raise Invalid(f"array {name!r}: expected each name once, got it twice", code="array-duplicate")
-        host = HostArray(name, value) if value is not None else None
-        if host is None and dtype is None:
+        local = LocalArray(name, value) if value is not None else None
+        if local is None and dtype is None:
             raise Invalid(
                 f"array {name!r}: expected a value, or the dtype of one that another stage holds, got neither"
             )
         declared = _Array(
-            host=host,
+            local=local,
             shape=shape_of(name, shape),
             dims=tuple(sorted((dims or {}).items())),
             packed=packed_of(name, packed),
@@ -125,7 +127,7 @@ class State:
             flat_rows=flat_rows,
             flat_bucket=None if flat_bucket is None else bucket_of(name, flat_bucket),
             stage=stage,
-            dtype=dtype or (host.dtype if host is not None else ""),
+            dtype=dtype or (local.dtype if local is not None else ""),
             is_mutable_in_forward=mutable_in_forward,
             may_be_zero=may_be_zero,
             is_frozen=frozen,
@@ -172,6 +174,7 @@ class BoundState:
         self.layout = Layout(mesh=mesh, arrays=tuple(_specs(state, mesh)), sharding=sharding)
         self.plan = plan_rank(self.layout, rank)
         self._held = {piece.name: piece for piece in self.plan.pieces}
+        self._lanes = Lanes()
         self._check_local_shapes()
         state._layout = self.layout
 
@@ -208,31 +211,36 @@ class BoundState:
                 continue
             record.set(decode_record(record.memory.tobytes()))
 
-    def sources(self) -> dict[str, memoryview]:
-        """The bytes to save, by name; device tensors are copied to the host now."""
-        return {name: self._bytes(name, is_out=False).data for name in self._held}
+    def sources(self) -> dict[str, memoryview | DeviceBytes]:
+        """The bytes to save, by name. Those of devices are copied behind all that the calling thread has given them."""
+        return self._memories(is_out=False)
 
-    def targets(self) -> dict[str, memoryview]:
-        """The memory to restore to, by name; `push` completes it."""
-        return {name: self._bytes(name, is_out=True).data for name in self._held}
+    def targets(self) -> dict[str, memoryview | DeviceBytes]:
+        """The memory to restore to, by name. Devices are as in `sources`."""
+        return self._memories(is_out=True)
 
-    def push(self, *, left_out: Collection[int] = ()) -> None:
-        """Bring restored device tensors to their device."""
-        for name, piece in self._held.items():
-            array = self._state._arrays.get(name)
-            if array is not None and array.host is not None and piece.array not in left_out:
-                array.host.push()
+    def pin(self, arena: Arena) -> None:
+        """Have the devices that hold something copy straight from and to the staging memory, if they can."""
+        for array in self._state._arrays.values():
+            if array.local is not None:
+                array.local.reach(self._lanes)
+        self._lanes.pin(arena.memory)
 
-    def _bytes(self, name: str, *, is_out: bool) -> Bytes:
+    def _memories(self, *, is_out: bool) -> dict[str, memoryview | DeviceBytes]:
+        found = {name: self._memory(name, is_out=is_out) for name in self._held}
+        self._lanes.follow()
+        return {name: memory.data if isinstance(memory, np.ndarray) else memory for name, memory in found.items()}
+
+    def _memory(self, name: str, *, is_out: bool) -> Bytes | DeviceBytes:
         record = self._state._records.get(name)
         if record is not None:
             return record.memory
         array = self._state._arrays[name]
         _check_dtype(name, array)
         _check_local(self._held[name], array, self.layout.mesh)
-        host = array.host
-        assert host is not None
-        return host.bytes_to_fill() if is_out else host.pull()
+        local = array.local
+        assert local is not None
+        return local.content_to_fill(self._lanes) if is_out else local.content(self._lanes)
 
     def _check_local_shapes(self) -> None:
         for piece in self.plan.pieces:
@@ -267,9 +275,9 @@ def _spec(name: str, array: _Array) -> ArraySpec:
 
 def _check_dtype(name: str, array: _Array) -> None:
     """Elements of another type of the same size would be saved as what they are not. A tensor's may change under it."""
-    if array.host is not None and array.host.dtype != array.dtype:
+    if array.local is not None and array.local.dtype != array.dtype:
         raise Invalid(
-            f"array {name!r}: expected elements of {array.dtype}, as declared, got {array.host.dtype}",
+            f"array {name!r}: expected elements of {array.dtype}, as declared, got {array.local.dtype}",
             hint="declare the type that the value has, and keep it",
             code="array-dtype",
         )
@@ -277,12 +285,12 @@ def _check_dtype(name: str, array: _Array) -> None:
 
 def _check_local(piece: Piece, array: _Array, mesh: Mesh) -> None:
     """The local piece must be what the declaration says that this rank holds."""
-    if array.host is None:
+    if array.local is None:
         raise Invalid(
             f"array {piece.name!r}: expected this rank's piece, since it is of stage {array.stage}, got None",
             code="array-missing",
         )
-    got = array.host.shape
+    got = array.local.shape
     expected, share = piece.share.local_shape, piece.share
     if array.flat_over is not None:
         if math.prod(got) != share.num_elements:

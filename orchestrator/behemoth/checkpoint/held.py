@@ -1,0 +1,154 @@
+"""The pieces of a rank in the program's memory: in the host's, or on a device that copies by itself.
+
+What a device copies is only begun here: who begins a copy also waits for it (`settle`) before it relies on the bytes,
+tells of them, or uses the memory on the other side again. No device is known here. Neighbours: `windows` (where a piece
+lies in its buffer), `staging`, which copies, and the SDK, which has the devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Buffer
+
+from behemoth.base.errors import Invalid
+from behemoth.checkpoint.plan import Piece, RankPlan
+from behemoth.checkpoint.windows import Run
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Lane(Protocol):
+    """The way to a device and back. Several threads share it."""
+
+    def settle(self) -> None:
+        """Block until every copy that the calling thread has begun is complete."""
+        ...
+
+
+@runtime_checkable
+class DeviceMemory(Protocol):
+    """The bytes of an array that no processor can address: runs of them are copied by the device."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def lane(self) -> Lane: ...
+
+    def read(self, run: Run, into: Bytes) -> None:
+        """Begin to copy the run's bytes, row by row, to host memory."""
+        ...
+
+    def write(self, run: Run, data: Bytes) -> None:
+        """Begin to overwrite the run's bytes."""
+        ...
+
+
+Memory: TypeAlias = Buffer | DeviceMemory
+"""Of a whole array, C-contiguous."""
+
+
+class HostPiece(NamedTuple):
+    """A piece in host memory: the buffer of its array, of which it may be all or some rows' columns."""
+
+    piece: Piece
+    buffer: Bytes
+
+    @property
+    def lane(self) -> None:
+        return None
+
+    def take(self, start: int, stop: int, into: Bytes) -> None:
+        """Copy bytes [start, stop) of the piece."""
+        self.piece.window.gather(self.buffer, start, stop, into)
+
+    def place(self, start: int, stop: int) -> Bytes | None:
+        """Where bytes [start, stop) of the piece belong, to be overwritten; None when that is not one run of bytes."""
+        views = self.piece.window.views(self.buffer, start, stop)
+        return views[0][1] if len(views) == 1 and views[0][1].ndim == 1 else None
+
+    def fill(self, data: Bytes, start: int) -> None:
+        """Overwrite the piece from byte `start` on."""
+        self.piece.window.scatter(data, start, self.buffer)
+
+
+class DevicePiece(NamedTuple):
+    """A piece on a device; as HostPiece, but that copies are only begun."""
+
+    piece: Piece
+    memory: DeviceMemory
+
+    @property
+    def lane(self) -> Lane:
+        return self.memory.lane
+
+    def take(self, start: int, stop: int, into: Bytes) -> None:
+        """Begin to copy bytes [start, stop) of the piece."""
+        for run in self.piece.window.runs(start, stop):
+            self.memory.read(run, into[run.at - start : run.at - start + run.nbytes])
+
+    def place(self, _start: int, _stop: int) -> None:
+        """Nothing here can be overwritten but by the device."""
+        return
+
+    def fill(self, data: Bytes, start: int) -> None:
+        """Begin to overwrite the piece from byte `start` on; `data` stays as it is until `settle`."""
+        for run in self.piece.window.runs(start, start + len(data)):
+            self.memory.write(run, data[run.at - start : run.at - start + run.nbytes])
+
+
+Held: TypeAlias = HostPiece | DevicePiece
+
+
+def settle(held: Iterable[Held]) -> None:
+    """Block until all that this thread has begun to copy from or to these pieces is in place."""
+    for lane in {one.lane for one in held}:
+        if lane is not None:
+            lane.settle()
+
+
+def matched(plan: RankPlan, arrays: Mapping[str, Memory], *, is_out: bool) -> list[Held]:
+    """Each piece of the plan, in order, with the memory of its array. Raises Invalid when one is missing, unknown or
+    does not fit; `is_out`: or cannot be written."""
+    expected_bytes: dict[str, int] = {}
+    for piece in plan.pieces:
+        expected_bytes[piece.name] = expected_bytes.get(piece.name, 0) + piece.nbytes
+    if set(arrays) != set(expected_bytes):
+        missing, extra = sorted(expected_bytes.keys() - set(arrays)), sorted(set(arrays) - expected_bytes.keys())
+        raise Invalid(
+            f"rank {plan.rank}: expected a buffer for each of {len(expected_bytes)} arrays, got "
+            f"{len(missing)} missing {missing[:3]} and {len(extra)} unknown {extra[:3]}",
+            code="stage-array",
+        )
+    memories = {name: _checked(name, arrays[name], is_out=is_out) for name in expected_bytes}
+    for name, memory in memories.items():
+        if memory.nbytes != expected_bytes[name]:
+            raise Invalid(
+                f"rank {plan.rank}, array {name!r}: expected {expected_bytes[name]} bytes, got {memory.nbytes}",
+                code="stage-size",
+            )
+    return [_held(piece, memories[piece.name]) for piece in plan.pieces]
+
+
+def _held(piece: Piece, memory: Bytes | DeviceMemory) -> Held:
+    return HostPiece(piece, memory) if isinstance(memory, np.ndarray) else DevicePiece(piece, memory)
+
+
+def _checked(name: str, memory: Memory, *, is_out: bool) -> Bytes | DeviceMemory:
+    # numpy arrays of ml_dtypes' element types do not export a buffer, so arrays are viewed, not wrapped.
+    if not isinstance(memory, np.ndarray | memoryview) and isinstance(memory, DeviceMemory):
+        return memory
+    array = memory if isinstance(memory, np.ndarray) else np.asarray(memoryview(memory))
+    if not array.flags.c_contiguous:
+        raise Invalid(
+            f"array {name!r}: expected a C-contiguous buffer, got strides {array.strides}",
+            hint="pass a contiguous copy",
+            code="stage-strides",
+        )
+    if is_out and not array.flags.writeable:
+        raise Invalid(f"array {name!r}: expected a writable buffer", code="stage-size")
+    return array.reshape(-1).view(np.uint8)
