@@ -133,13 +133,20 @@ def test_a_new_run_waits_for_its_first_fact_and_news_of_another_thread_wake_it()
     world = World()
 
     def begin() -> None:
-        for fact in (*OPENING, STOP):
+        for fact in OPENING:
             world.tell(fact)
+
+    def stop() -> None:
+        telling.join(LIMIT_S)
+        world.stop()
+
+    telling = threading.Timer(0.05, begin)
+    world.on_apply = stop
 
     async def run() -> Observation:
         loop = Loop(clock=world, journal=world, body=world, observation=None)
         world.tell = loop.tell
-        threading.Timer(0.05, begin).start()
+        telling.start()
         async with asyncio.timeout(LIMIT_S):
             return await loop.run()
 
