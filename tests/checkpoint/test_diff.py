@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt
+from behemoth.checkpoint import diff as module
 from behemoth.checkpoint.diff import ArrayDiff, Side, diff
 from behemoth.checkpoint.difference import difference
+from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.reader import open_commit
 from behemoth.ports import ObjectStore
@@ -21,6 +25,7 @@ from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint import saved_checkpoint
 from checkpoint.checkpoint_rig import Logical, logical_arrays, save, toy_layout
+from checkpoint.random_layouts import small_chunks
 
 LAYOUT = toy_layout()
 
@@ -85,6 +90,36 @@ def test_only_the_chunks_that_differ_are_read_and_the_crcs_beside_the_others() -
     assert one.difference == difference(before[spec.name], after[spec.name])
     assert 0 < store.num_bytes < 2 * (spec.num_bytes // 2)
     assert told[-1][0] == told[-1][1] >= spec.num_bytes
+
+
+@pytest.mark.parametrize("job_bytes", [1, 20_000, 1 << 30])
+def test_however_many_chunks_a_job_has_all_are_compared_once_and_progress_is_told_job_by_job(
+    monkeypatch: pytest.MonkeyPatch, job_bytes: int
+) -> None:
+    monkeypatch.setattr(module, "JOB_BYTES", job_bytes)
+    with small_chunks(4096):
+        spec = ArraySpec(name="a", dtype="float32", shape=(100, 100))
+        layout = Layout(mesh=Mesh(), arrays=(spec,))
+        (grid,) = grids(layout)
+        before = {"a": np.arange(10_000, dtype=np.float32).reshape(spec.shape)}
+        after = {"a": before["a"] + np.float32(1)}
+        told: list[tuple[int, int]] = []
+        (one,) = diff(
+            saved(layout, before),
+            saved(layout, after),
+            threads=1,
+            progress=lambda done, total: told.append((done, total)),
+        )
+        assert one.difference is not None
+        assert one.difference.num_changed == 10_000
+        per_job = max(1, job_bytes // grid.stride_bytes)
+        assert grid.num_chunks > 7
+        sizes = [min(per_job, grid.num_chunks - first) for first in range(0, grid.num_chunks, per_job)]
+        done = [0, *(done for done, _ in told)]
+        assert Counter(after - before for before, after in pairwise(done)) == Counter(
+            size * grid.payload_bytes for size in sizes
+        )
+        assert {total for _, total in told} == {grid.num_chunks * grid.payload_bytes} == {done[-1]}
 
 
 def test_arrays_of_one_side_and_arrays_that_became_something_else_are_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from behemoth.checkpoint.difference import NO_DIFFERENCE, Difference, difference
+from behemoth.checkpoint.difference import BLOCK_ELEMENTS, NO_DIFFERENCE, Difference, difference
 from behemoth.checkpoint.layout import DTYPES
 
 INF, NAN = math.inf, math.nan
@@ -89,6 +90,25 @@ def test_whole_numbers_are_as_far_apart_as_exact_arithmetic_says(
     assert told.num_changed == sum(each > 0 for each in exact)
     assert told.max_abs == float(max(exact))
     assert told.sum_squares == pytest.approx(float(sum(Fraction(each) ** 2 for each in exact)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [("int64", 2**53, 2**53 + 1), ("int64", -(2**63), -(2**63) + 1), ("uint64", 2**64 - 2, 2**64 - 1)],
+)
+def test_whole_numbers_that_no_float_tells_apart_are_one_apart(dtype: str, low: int, high: int) -> None:
+    one, two = (np.array([each], dtype) for each in (low, high))
+    assert float(low) == float(high)
+    for told in (difference(one, two), difference(two, one)):
+        assert (told.num_changed, told.max_abs, told.l2) == (1, 1.0, 1.0)
+
+
+def test_changes_in_any_block_are_told() -> None:
+    one = np.zeros(2 * BLOCK_ELEMENTS + 1, np.float32)
+    for at in (0, BLOCK_ELEMENTS - 1, BLOCK_ELEMENTS, 2 * BLOCK_ELEMENTS - 1, 2 * BLOCK_ELEMENTS):
+        two = one.copy()
+        two[at] = 2.0
+        assert difference(one, two) == replace(NO_DIFFERENCE, num_changed=1, max_abs=2.0, max_rel=1.0, sum_squares=4.0)
 
 
 @given(hnp.arrays(np.uint8, 6), hnp.arrays(np.uint8, 6))

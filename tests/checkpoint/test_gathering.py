@@ -15,6 +15,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, NotFound, Una
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint import gathering as module
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, Span, plan_rank
@@ -81,9 +82,13 @@ def test_of_a_place_with_a_damaged_span_all_others_are_taken(damaged: int) -> No
     place = OtherMemory(LARGE, damaged={span.arena_offset + 5})
     next_place = OtherMemory(LARGE, data=place.data)
     with filling(LARGE) as (gathering, arena):
-        with pytest.raises(Conflict, match=rf"over 3000 bytes at {span.arena_offset}; damaged in all: 1 of 7 spans"):
+        told = rf"over 3000 bytes at {span.arena_offset}; damaged in all: 1 of 7 spans"
+        with pytest.raises(Conflict, match=told) as caught:
             gathering.take(place)
+        assert f"expected CRC-32C {crc32c(payload(place.data, span)):08x}, got" in caught.value.message
         assert gathering.missing == [damaged]
+        with pytest.raises(Conflict, match="expected all of 7 spans, got 6"):
+            gathering.seal()
         gathering.take(next_place)
         assert next_place.asked == [(span.arena_offset, span.arena_offset + span.length)]
         gathering.seal()

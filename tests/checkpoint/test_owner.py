@@ -11,13 +11,22 @@ from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.gc import execute, plan_gc
-from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, require_there, take
+from behemoth.checkpoint.owner import (
+    MAX_OWNER_BYTES,
+    OWNED,
+    Owner,
+    read_owner,
+    refuse_other,
+    require_own,
+    require_there,
+    take,
+)
 from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
-from behemoth.testing.faults import Crash, Die, FaultyStore, every_death, lost_answer
+from behemoth.testing.faults import Crash, Die, Fail, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
 
@@ -132,6 +141,34 @@ def test_an_answer_that_was_lost_is_read_back() -> None:
     store = MemoryStore()
     take(FaultyStore(store, lost_answer(0)), OURS, url=URL)
     assert read_owner(store) == OURS
+
+
+def test_an_answer_that_nothing_came_of_is_told_and_the_store_is_free() -> None:
+    store = MemoryStore()
+    failing = FaultyStore(store, Fail(write=0, when=When.BEFORE, error=Unavailable("throttled", code="throttled")))
+    with pytest.raises(Unavailable, match="throttled"):
+        take(failing, OURS, url=URL)
+    assert read_owner(store) is None
+    take(failing, OURS, url=URL)
+    assert read_owner(store) == OURS
+
+
+def test_a_store_that_says_nothing_any_more_is_no_longer_the_run_s() -> None:
+    require_own(owned(), OURS.run_uid, url=URL)
+    with pytest.raises(
+        Conflict, match=r"/shared/tiny: expected it to be this run's, got one that says nothing"
+    ) as gone:
+        require_own(MemoryStore(), OURS.run_uid, url=URL)
+    assert (gone.value.code, "put it back" in gone.value.hint) == (OWNED, True)
+    with pytest.raises(Conflict, match="got that of run/tiny in /home/bob"):
+        require_own(owned(THEIRS), OURS.run_uid, url=URL)
+
+
+@pytest.mark.parametrize(("num_bytes", "is_read"), [(MAX_OWNER_BYTES, True), (MAX_OWNER_BYTES + 1, False)])
+def test_an_object_that_is_too_large_is_not_read(num_bytes: int, is_read: bool) -> None:
+    with pytest.raises(Corrupt) as caught:
+        read_owner(rewritten(bytes(num_bytes)))
+    assert ("expected at most" in caught.value.message) != is_read
 
 
 @pytest.mark.parametrize("death", every_death(1), ids=str)

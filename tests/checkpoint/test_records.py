@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.records import decode_record, encode_record, rank_records_spec, run_record_spec
-from behemoth.checkpoint.zeros import crc_of_zeros
 
 leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
 values = st.recursive(
@@ -71,10 +70,3 @@ def test_rubbish_is_corrupt(data: bytes) -> None:
 def test_the_conventional_arrays() -> None:
     assert run_record_spec(256).shape == (256,)
     assert rank_records_spec(4, 256).dims == ((0, "rank"),)
-
-
-@pytest.mark.parametrize("num_bytes", [0, 1, 63, 64, 65, 1000, 4097])
-def test_the_crc_of_zeros_is_that_of_zeros(num_bytes: int) -> None:
-    from behemoth.checkpoint.crc import crc32c
-
-    assert crc_of_zeros(num_bytes) == crc32c(bytes(num_bytes))

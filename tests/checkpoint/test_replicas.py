@@ -89,16 +89,17 @@ def area_of(layout: Layout, rank: Rank) -> bytes:
 
 
 def test_small_neighbours_come_in_one_question() -> None:
-    """In both memories they lie side by side: a question each would take as long as the bytes."""
+    """In both memories they lie side by side, behind what each holds alone: a question each would take as long as the
+    bytes."""
     arrays = tuple(ArraySpec(name=f"norm{number:03}", dtype="float32", shape=(100,)) for number in range(200))
-    own = ArraySpec(name="own", dtype="float32", shape=(4000,), flat_over="dp")
+    own = ArraySpec(name="large", dtype="float32", shape=(4000,), flat_over="dp")
     layout = Layout(mesh=Mesh(dp=2, edp=2), arrays=(own, *arrays))
     mine, theirs = plan_rank(layout, Rank(0)), plan_rank(layout, Rank(1))
     memory = OtherMemory(theirs, data=area_of(layout, Rank(1)))
     with arena_of(mine) as arena:
         filling = Gathering(mine, arena, 0, write_id=WRITE, step=Step(1), threads=1)
         filling.take(ReplicaSnapshot(memory, mine, theirs, common_arrays(layout, Rank(0), Rank(1))))
-        assert [mine.spans[number].array for number in filling.missing] == [layout.positions["own"]]
+        assert [mine.spans[number].array for number in filling.missing] == [layout.positions["large"]]
     assert len(memory.asked) == 1
 
 

@@ -139,7 +139,8 @@ def _content_crc(side: Side, name: str) -> int:
 
 
 def _are_cut_alike(one: Grid, two: Grid) -> bool:
-    return one.chunk_shape == two.chunk_shape and one.spec.dtype == two.spec.dtype and one.spec.shape == two.spec.shape
+    """Of arrays of one dtype and shape: others are told apart before anybody asks."""
+    return one.chunk_shape == two.chunk_shape
 
 
 class _Work:
@@ -182,13 +183,14 @@ class _Work:
         return _elements(self._readers[1].mine(), self._second, name, chunk)
 
     def _rebuilt(self, name: str, _chunk: int, box: tuple[slice, ...]) -> npt.NDArray[np.generic]:
-        """The same part of the array out of the other side's chunks; each that it meets is read whole."""
+        """The same part of the array, which has a dim or it would be cut alike, out of the other side's chunks; each
+        that it meets is read whole."""
         grid = _grid(self._second, name)
         part = np.empty([each.stop - each.start for each in box], DTYPES[grid.spec.dtype])
         sizes = zip(box, grid.chunk_shape, strict=True)
         met = [range(each.start // size, -(-each.stop // size)) for each, size in sizes]
         for indexes in itertools.product(*met):
-            chunk = int(np.ravel_multi_index(indexes, grid.chunks_per_dim)) if indexes else 0
+            chunk = int(np.ravel_multi_index(indexes, grid.chunks_per_dim))
             theirs = grid.chunk_box(chunk)
             into, out_of = _common(box, theirs), _common(theirs, box)
             part[into] = _elements(self._readers[1].mine(), self._second, name, chunk)[out_of]

@@ -91,10 +91,10 @@ def _of_floats(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> Di
 
 
 def _of_whole_numbers(one: npt.NDArray[np.generic], two: npt.NDArray[np.generic]) -> Difference:
-    """Exact before it becomes a float: the difference of two int64 fits a uint64, and wraps to the right value."""
+    """Exact before it becomes a float: the difference of two int64 fits a uint64, and what is negative wraps around in
+    both casts and in the subtraction alike."""
     low, high = np.minimum(one, two), np.maximum(one, two)
-    wide = np.uint64 if one.dtype.kind == "u" else np.int64
-    distance = high.astype(wide).view(np.uint64) - low.astype(wide).view(np.uint64)
+    distance = high.astype(np.uint64) - low.astype(np.uint64)
     scale = np.maximum(np.abs(one.astype(np.float64)), np.abs(two.astype(np.float64)))
     return _measured(distance.astype(np.float64), scale, num_changed=one.size)
 

@@ -139,13 +139,13 @@ class Gathering:
 
     def seal(self) -> Snapshot:
         """The generation as a verified snapshot. Raises Conflict when it is not whole."""
-        crcs = [crc for crc in self._told if crc is not None]
-        if not self.is_whole or len(crcs) < len(self._told):
+        if not self.is_whole:
             raise Conflict(
                 f"rank {self._plan.rank}, write {self._write_id}: expected all of {len(self._told)} spans, got "
                 f"{len(self._told) - len(self._missing)}",
                 code="copy-incomplete",
             )
+        crcs = [crc for crc in self._told if crc is not None]  # all: what was not told could not be proven
         self._arena.record_crcs(self._generation, self._arena.seal(self._generation).sequence, crcs)
         return self._arena.snapshot(self._generation)
 

@@ -87,12 +87,11 @@ class ReplicaSnapshot:
 
     def read_into(self, offset_bytes: int, into: memoryview) -> None:
         end = offset_bytes + into.nbytes
-        for run in self._runs[max(0, bisect_right(self._starts, offset_bytes) - 1) :]:
+        for run in self._runs[bisect_right(self._starts, offset_bytes) - 1 :]:
             if run.start >= end:
                 return
-            low, high = max(run.start, offset_bytes), min(run.end, end)
-            if low < high:  # what lies between two runs is no part of a span
-                self._inner.read_into(run.there + low - run.start, into[low - offset_bytes : high - offset_bytes])
+            low, high = max(run.start, offset_bytes), min(run.end, end)  # between two runs is no part of a span
+            self._inner.read_into(run.there + low - run.start, into[low - offset_bytes : high - offset_bytes])
 
 
 def _numbers(plan: RankPlan, arrays: Collection[int]) -> list[int]:
@@ -101,13 +100,13 @@ def _numbers(plan: RankPlan, arrays: Collection[int]) -> list[int]:
 
 def _runs(mine: RankPlan, theirs: RankPlan, numbers: Sequence[tuple[int, int]]) -> list[_Run]:
     runs: list[_Run] = []
-    before = (-1, -1)
+    before: tuple[int, int] | None = None
     for here, there in numbers:
         span, other = mine.spans[here], theirs.spans[there]
         if span[:4] != other[:4]:
             raise Internal(f"ranks {mine.rank} and {theirs.rank}: expected the same span, got {span} and {other}")
         end = span.arena_offset + span.length
-        last = runs[-1] if before == (here - 1, there - 1) and runs else None
+        last = runs[-1] if before == (here - 1, there - 1) else None
         if last is not None and other.arena_offset - last.there == span.arena_offset - last.start:
             runs[-1] = last._replace(end=end)
         else:

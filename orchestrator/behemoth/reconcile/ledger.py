@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from behemoth.base.ids import NodeId, Rank, Step
 from behemoth.state.effect import Close, Evict, Start
-from behemoth.state.evidence import Decided, Evidence, TermBegan
+from behemoth.state.evidence import Decided, Evidence
 from behemoth.state.observation import Cause, Incident, Observation
 
 MAX_ROWS = 1_000
@@ -107,7 +107,7 @@ def book(ledger: Ledger | None, before: Observation | None, evidence: Evidence, 
         return open_ledger(after)
     if isinstance(evidence, Decided):
         return _book_decided(ledger, before, evidence, after)
-    if isinstance(evidence, TermBegan):
+    if after.epoch != before.epoch:
         ledger = replace(ledger, away_us=(before.now_us, after.now_us))
     if after.progress is not before.progress and after.gang == "training":
         return _book_progress(ledger, before, after)
@@ -244,8 +244,9 @@ def _book_close(ledger: Ledger, before: Observation, after: Observation) -> Ledg
     if ledger.mode == "train" and before.incident is None:
         ledger = replace(ledger, mode="finish")
     ledger = _book_to(_in_detection(ledger, before), after.now_us, "idle")
-    is_failure = before.incident is not None and after.outcome == "failed"
-    return _with_row(ledger, before, before.incident, None) if is_failure and before.incident is not None else ledger
+    if before.incident is None or after.outcome != "failed":
+        return ledger
+    return _with_row(ledger, before, before.incident, None)
 
 
 def _with_row(ledger: Ledger, before: Observation, incident: Incident, started_us: int | None) -> Ledger:

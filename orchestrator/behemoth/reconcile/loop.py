@@ -108,7 +108,7 @@ class Loop:
         wake_at_us = self.decision.wake_at_us if self.decision is not None else None
         timeout_s = MAX_SLEEP_S
         if wake_at_us is not None:
-            timeout_s = min(timeout_s, max(0.0, (wake_at_us - self._clock.now_us()) / 1e6))
+            timeout_s = min(timeout_s, (wake_at_us - self._clock.now_us()) / 1e6)  # below 0: at once
         try:
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
