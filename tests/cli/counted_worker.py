@@ -82,7 +82,12 @@ def _first(job: Job, data: bytes) -> int:
         case VerifyJob():
             return zlib.crc32(repr(msgspec.msgpack.decode(data)[0]).encode())
         case _:
-            return int(msgspec.msgpack.decode(data)[0])
+            return first_unit(data)
+
+
+def first_unit(data: bytes) -> int:
+    """Of a batch that writes a checkpoint, as `writing` encodes it: the spans of its units are what it begins with."""
+    return int(msgspec.msgpack.decode(data)[0][0][0])
 
 
 def _parent(pid: int) -> int:

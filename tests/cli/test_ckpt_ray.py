@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from behemoth.app.batches.writing import Writing
 from behemoth.checkpoint.framing import unframed
+from behemoth.checkpoint.interop.ingest import import_units
 from behemoth.ports import ObjectStore, Runtime
 from behemoth.storage.open import open_store
-from behemoth.testing.store import read
+from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root
+from checkpoint.saved_checkpoint import small_layout
 from cli.cli_rig import behemoth, environment, wait_for
-from cli.counted_worker import BEGUN_BEFORE_HELD, DIES, FOLDER_ENV, HELD, VICTIMS, begun, counted_folder
+from cli.counted_worker import BEGUN_BEFORE_HELD, DIES, FOLDER_ENV, HELD, VICTIMS, begun, counted_folder, first_unit
 from rayrt.borrowed import Borrowed
 from rayrt.joined_ray import JoinedRay, joined_ray
 from servers.s3_server import S3Server
@@ -193,6 +196,15 @@ def test_what_a_killed_worker_had_under_way_is_done_by_others(targets: Targets, 
     told = [line for line in err.splitlines() if "ing checkpoint/" in line]
     assert told, err
     assert all(" MiB of 96.0 MiB (" in line and "/s, ETA " in line for line in told), err
+
+
+def test_counted_workers_know_batches_by_their_first_units() -> None:
+    """In the order of their numbers, on which the tests of killed workers and commands rely."""
+    layout = small_layout()
+    writing = Writing(layout=layout, units=import_units(layout, MemoryStore()), batch_bytes=1)
+    first_units = [first_unit(one.batch.data) for one in writing.batches()]
+    assert first_units == list(range(len(writing.units)))
+    assert len(first_units) > 1
 
 
 @contextmanager
