@@ -6,7 +6,6 @@ arrays reads through it. Neighbours: `opened`, `grid` for the offsets, `reader` 
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -19,6 +18,7 @@ from behemoth.checkpoint.commit_record import DAMAGED_HINT
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.own_memory import own_memory
 from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.ports import Into, ObjectStore
 
@@ -141,7 +141,7 @@ class ChunkReader:
 
     def _room(self, num_bytes: int) -> memoryview:
         if len(self._scratch) < num_bytes:
-            self._scratch = memoryview(mmap.mmap(-1, num_bytes))  # from a page on: a disk can write into it
+            self._scratch = own_memory(num_bytes)  # from a page on: a disk can write into it
         return self._scratch[:num_bytes]
 
     def _read(self, array: int, chunk: int, offset_bytes: int, into: Into) -> None:
