@@ -187,15 +187,28 @@ class RankReads(PassingStore):
         self._node = node
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        with self.lent(key, offset_bytes=offset_bytes, length_bytes=num_bytes(into)) as data:
+        with self._common(key, offset_bytes, num_bytes(into)) as data:
             if data is not None:
                 spread(data, into)
                 return
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 
     @contextmanager
-    def lent(self, key: str, *, offset_bytes: int, length_bytes: int) -> Iterator[memoryview | None]:
+    def lent(
+        self, key: str, *, offset_bytes: int, length_bytes: int, room: Callable[[int], memoryview]
+    ) -> Iterator[memoryview]:
         """See `LendsRanges`."""
+        with self._common(key, offset_bytes, length_bytes) as data:
+            if data is not None:
+                yield data
+                return
+        own = room(length_bytes)
+        super().read_into(key, offset_bytes=offset_bytes, into=own)
+        yield own
+
+    @contextmanager
+    def _common(self, key: str, offset_bytes: int, length_bytes: int) -> Iterator[memoryview | None]:
+        """The bytes, where several ranks read them; None: this one reads them for itself."""
         unit = self._node.unit_of(key, offset_bytes, length_bytes)
 
         def fill(data: memoryview) -> None:
