@@ -107,7 +107,7 @@ def test_memory_for_what_others_want_is_bounded_and_every_element_is_right_witho
     peaks = [0]
 
     class Watched(NodeReads):
-        def _memory(self, num_bytes: int) -> mmap.mmap | None:
+        def _memory(self, num_bytes: int) -> memoryview | None:
             memory = super()._memory(num_bytes)
             held = sum(unit.length_bytes for unit in self._held) + sum(
                 size * len(some) for size, some in self._free.items()

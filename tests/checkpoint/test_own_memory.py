@@ -1,4 +1,4 @@
-"""Memory for chunks begins with a page, is in large pages where that is possible, and takes nothing that is not touched."""
+"""Memory for chunks begins with a page, is in large pages where it can be, and takes nothing that is not touched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ PAGE_BYTES = 4096
 
 def mappings_of(view: memoryview) -> list[dict[str, str]]:
     """What the kernel says of the mappings in which the view lies; `access` is that of the head line."""
-    begin, found, is_ours = address_of(view), list[dict[str, str]](), False
+    begin, is_ours = address_of(view), False
+    found: list[dict[str, str]] = []
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, rest = line.split(maxsplit=1)
         if not first.endswith(":"):
