@@ -63,6 +63,10 @@ class Node:
         for fd in self._fds.values():
             os.close(fd)
 
+    def clear(self) -> None:
+        """As when its ranks save again."""
+        self._preparing.clear()
+
     def restore(self, rank: Rank, intake: Intake = AS_SAVED) -> Prepared:
         source = Source(step=STEP, write_id=WRITE_ID, held_in=None, spare=0)
         encoded = self._layout.encode()

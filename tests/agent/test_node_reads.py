@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-import mmap
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,9 +27,11 @@ from behemoth.checkpoint.common_chunks import CommonChunks, SharedObject
 from behemoth.checkpoint.conversion import Cast, Intake, ScaledDown
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.reading_threads import reading_threads
 from behemoth.checkpoint.scale_waves import Wave, plan_waves
 from behemoth.checkpoint.units import Unit
 from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
 from checkpoint.checkpoint_rig import Logical, local_arrays, logical_arrays, raw_bytes
 from checkpoint.plain_scales import scaled
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, reshared, small_chunks
@@ -106,7 +107,7 @@ def test_memory_for_what_others_want_is_bounded_and_every_element_is_right_witho
     peaks = [0]
 
     class Watched(NodeReads):
-        def _memory(self, num_bytes: int) -> mmap.mmap | None:
+        def _memory(self, num_bytes: int) -> memoryview | None:
             memory = super()._memory(num_bytes)
             held = sum(unit.length_bytes for unit in self._held) + sum(
                 size * len(some) for size, some in self._free.items()
@@ -243,14 +244,52 @@ def test_a_rank_waits_for_one_of_the_reads_that_another_is_stuck_in_and_not_for_
 def test_a_rank_reads_for_itself_where_the_machine_has_no_memory_for_what_others_want(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(_fd: int, _num_bytes: int) -> mmap.mmap:
+    def refuse(_num_bytes: int) -> memoryview:
         raise OSError(errno.ENOMEM, "cannot allocate memory")
 
     with node_of_four() as node:
-        monkeypatch.setattr(node_reads, "mmap", SimpleNamespace(mmap=refuse))
+        monkeypatch.setattr(node_reads, "own_memory", refuse)
         node.restore_all()
         assert all(is_right(node, rank, columns(4), ARRAYS) for rank in node.ranks)
         assert max(chunk_reads(node.store)) == 2
+
+
+def test_a_chunk_that_no_other_rank_wants_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[Unit] = Counter()
+    lend = NodeReads.lent
+
+    def counted(self: NodeReads, unit: Unit, *arguments: Any) -> AbstractContextManager[memoryview | None]:
+        asked[unit] += 1
+        return lend(self, unit, *arguments)
+
+    monkeypatch.setattr(NodeReads, "lent", counted)
+    arrays = logical_arrays(columns(4), 1)
+    with (
+        small_chunks(60),
+        saved_in_files(columns(4), arrays) as root,
+        nodes_of(root, columns(2), ranks_per_node=2) as (node,),
+    ):
+        node.restore_all()
+        assert all(is_right(node, rank, columns(2), arrays) for rank in node.ranks)
+        assert list(asked.values()) == grids(columns(4))[0].num_chunks * [1]
+
+
+def test_the_kernel_is_asked_once_for_all_ranks_of_a_restore_what_it_has_of_the_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[LocalStore] = []
+
+    def counted(store: LocalStore, *arguments: Any, threads: int) -> int:
+        asked.append(store)
+        return reading_threads(store, *arguments, threads=threads)
+
+    monkeypatch.setattr(preparing, "reading_threads", counted)
+    with node_of_four() as node:
+        node.restore_all()
+        assert asked == [node.store]
+        node.clear()  # it saves meanwhile, and the page cache holds other files
+        node.restore_all()
+        assert asked == [node.store, node.store]
 
 
 def test_a_gang_that_restores_again_reads_each_chunk_once_more() -> None:

@@ -8,7 +8,6 @@ for itself, as it does when somebody else's read fails. Neighbours: `checkpoint.
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.common_chunks import CommonChunks
+from behemoth.checkpoint.own_memory import own_memory
 from behemoth.checkpoint.passing import PassingStore, num_bytes, spread
 from behemoth.checkpoint.units import Unit
 from behemoth.ports import Into, ObjectStore
@@ -27,7 +27,7 @@ WAIT_LIMIT_S = 60.0
 class _Held:
     """A unit that is being read for several, or has been once `done`; then `is_whole` tells whether that succeeded."""
 
-    def __init__(self, memory: mmap.mmap, reader: Rank) -> None:
+    def __init__(self, memory: memoryview, reader: Rank) -> None:
         self.memory = memory
         self.reader = reader
         self.done = threading.Event()
@@ -45,7 +45,7 @@ class NodeReads:
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._held: dict[Unit, _Held] = {}  # the longest there first
-        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)  # by size: pages that need not be made anew
+        self._free: defaultdict[int, list[memoryview]] = defaultdict(list)  # by size: pages that need not be made anew
         self._taken_bytes = 0
         """By what is held, and what is free."""
         self._active: set[Rank] = set()
@@ -78,7 +78,7 @@ class NodeReads:
         if held is None:
             yield None
             return
-        data = memoryview(held.memory)
+        data = held.memory
         try:
             if is_reader:
                 fill(data)
@@ -112,7 +112,7 @@ class NodeReads:
         held.num_users += 1
         return held, is_new
 
-    def _memory(self, num_bytes: int) -> mmap.mmap | None:
+    def _memory(self, num_bytes: int) -> memoryview | None:
         """For a unit of this size, if it can be had: of free memory, or of what only ranks want that do not read."""
         if self._free[num_bytes]:
             return self._free[num_bytes].pop()
@@ -127,7 +127,7 @@ class NodeReads:
         if self._taken_bytes + num_bytes > self._limit_bytes:
             return None
         try:
-            memory = mmap.mmap(-1, num_bytes)
+            memory = own_memory(num_bytes)
         except OSError:  # the machine has no more
             return None
         self._taken_bytes += num_bytes
@@ -187,15 +187,28 @@ class RankReads(PassingStore):
         self._node = node
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        with self.lent(key, offset_bytes=offset_bytes, length_bytes=num_bytes(into)) as data:
+        with self._common(key, offset_bytes, num_bytes(into)) as data:
             if data is not None:
                 spread(data, into)
                 return
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 
     @contextmanager
-    def lent(self, key: str, *, offset_bytes: int, length_bytes: int) -> Iterator[memoryview | None]:
+    def lent(
+        self, key: str, *, offset_bytes: int, length_bytes: int, room: Callable[[int], memoryview]
+    ) -> Iterator[memoryview]:
         """See `LendsRanges`."""
+        with self._common(key, offset_bytes, length_bytes) as data:
+            if data is not None:
+                yield data
+                return
+        own = room(length_bytes)
+        super().read_into(key, offset_bytes=offset_bytes, into=own)
+        yield own
+
+    @contextmanager
+    def _common(self, key: str, offset_bytes: int, length_bytes: int) -> Iterator[memoryview | None]:
+        """The bytes, where several ranks read them; None: this one reads them for itself."""
         unit = self._node.unit_of(key, offset_bytes, length_bytes)
 
         def fill(data: memoryview) -> None:

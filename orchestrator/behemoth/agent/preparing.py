@@ -85,6 +85,8 @@ class Preparing:
         self._busy: defaultdict[Rank, threading.Lock] = defaultdict(threading.Lock)
         self._opened = OpenedOnce()
         self._restore = NodeRestore()
+        self._asking = threading.Lock()
+        self._reading: tuple[Commit, int] | None = None
 
     def prepare(self, order: Prepare, fd: int) -> Prepared:
         """Raises Behemoth's errors when no place has the checkpoint."""
@@ -97,6 +99,8 @@ class Preparing:
         """Nobody restores any more: what was opened for that can go."""
         self._opened.clear()
         self._restore.clear()
+        with self._asking:
+            self._reading = None
 
     def _prepare_alone(self, order: Prepare, fd: int) -> Prepared:
         layout = Layout.decode(order.layout)
@@ -182,7 +186,7 @@ class Preparing:
 
     def _read(self, wanted: _Wanted, store: CountingStore | SharedReads, commit: Commit, intake: Intake) -> Prepared:
         gathering, layout, source = wanted.gathering, wanted.layout, wanted.source
-        threads = reading_threads(self._store(), commit, threads=self._threads)
+        threads = self._threads_for(commit)
         nothing: tuple[int, ...] = ()
         # Memory may hold the write as it became on this mesh; then only the whole is read as the commit has it.
         is_rest = gathering.has_any and intake == AS_SAVED and commit.layout.digest == layout.digest
@@ -214,6 +218,13 @@ class Preparing:
             peer_bytes=store.peer_bytes if isinstance(store, SharedReads) else 0,
             store_bytes=store.read_bytes,
         )
+
+    def _threads_for(self, commit: Commit) -> int:
+        """Asked of the kernel once for all ranks of a restore: it is some dozen files to open."""
+        with self._asking:
+            if self._reading is None or self._reading[0] is not commit:
+                self._reading = commit, reading_threads(self._store(), commit, threads=self._threads)
+            return self._reading[1]
 
     @contextmanager
     def _as_node(

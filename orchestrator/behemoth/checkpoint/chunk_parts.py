@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import EllipsisType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader
 from behemoth.checkpoint.grid import Grid
@@ -22,25 +24,34 @@ from behemoth.checkpoint.reshard import ChunkRead, Copy, Part
 Bytes = npt.NDArray[np.uint8]
 
 
+class Placed(NamedTuple):
+    """A chunk's payload that stands in memory as it was saved, and its CRC."""
+
+    address: int
+    num_bytes: int
+    crc: int
+
+
 def read_chunk(
     chunks: ChunkReader,
     grid: Grid,
     read: ChunkRead,
     slabs: Sequence[Elements],
     tables: Mapping[Scales, ScaleTable],
-) -> None:
+) -> Placed | None:
     """Read a chunk, check it, and put into the slabs what they take of it; `tables` has the scales of those that change
-    it. Raises Corrupt naming array, chunk and file."""
+    it. Tells where it went if it went straight into place. Raises Corrupt naming array, chunk and file."""
     only = read.copies[0]
     if len(read.copies) == 1 and only.change is None:
         target = part_of(slabs[only.slab], only.target)
         is_whole = target.nbytes == grid.payload_bytes and target.flags.c_contiguous
         if is_whole and target.nbytes >= DIRECT_BYTES:
-            chunks.payload_into(read.array, read.chunk, target.reshape(-1).view(np.uint8).data)
-            return
+            place = target.reshape(-1).view(np.uint8).data
+            return Placed(address_of(place), place.nbytes, chunks.payload_into(read.array, read.chunk, place))
     with chunk_elements(chunks, grid, read.array, read.chunk) as chunk:
         for copy in read.copies:
             put(copy, part_of(chunk, copy.source), slabs, tables)
+    return None
 
 
 @contextmanager

@@ -6,10 +6,10 @@ arrays reads through it. Neighbours: `opened`, `grid` for the offsets, `reader` 
 
 from __future__ import annotations
 
-import mmap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_record import DAMAGED_HINT
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
-from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.own_memory import own_memory
 from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.ports import Into, ObjectStore
 
@@ -30,9 +31,12 @@ DIRECT_BYTES = 1 << 20
 class LendsRanges(Protocol):
     """A store that has some of what is read in memory already, or is about to, for others who read it too."""
 
-    def lent(self, key: str, *, offset_bytes: int, length_bytes: int) -> AbstractContextManager[memoryview | None]:
-        """These bytes of an object, not to be changed, for as long as this lasts; None where the store does not have
-        them and they are to be read. Blocks for who reads them, and raises what that raises."""
+    def lent(
+        self, key: str, *, offset_bytes: int, length_bytes: int, room: Callable[[int], memoryview]
+    ) -> AbstractContextManager[memoryview]:
+        """These bytes of an object, not to be changed, for as long as this lasts: where they lie for others too, or
+        read into `room(length_bytes)`. One question, since a chunk that nobody else wants shall not cost two. Blocks
+        for who reads them, and raises what reading raises."""
         ...
 
 
@@ -63,6 +67,7 @@ class ChunkReader:
 
     def __init__(self, store: ObjectStore, commit: Commit, seen: SeenChunks) -> None:
         self._store = store
+        self._lender = store if isinstance(store, LendsRanges) else None
         self._commit = commit
         self._seen = seen
         self._scratch = memoryview(bytearray(0))
@@ -70,19 +75,18 @@ class ChunkReader:
     @contextmanager
     def lent(self, array: int, chunk: int) -> Iterator[memoryview]:
         """A chunk's payload, padding included, for as long as this lasts: without a copy where the store lends it."""
-        if isinstance(self._store, LendsRanges):
-            grid = grids(self._commit.layout)[array]
-            end = grid.payload_bytes
-            key, offset_bytes = self._commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk)
-            with ExitStack() as stack:
-                lent = self._store.lent(key, offset_bytes=offset_bytes, length_bytes=end + TRAILER_BYTES)
-                with _damage_named(self._where(array, chunk)):
-                    raw = stack.enter_context(lent)
-                if raw is not None:
-                    self._checked(array, chunk, raw[:end], raw[end:])
-                    yield raw[:end]
-                    return
-        yield self.payload(array, chunk)[0]
+        if self._lender is None:
+            yield self.payload(array, chunk)[0]
+            return
+        grid = grids(self._commit.layout)[array]
+        end = grid.payload_bytes
+        key, offset_bytes = self._commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk)
+        with ExitStack() as stack:
+            lent = self._lender.lent(key, offset_bytes=offset_bytes, length_bytes=end + TRAILER_BYTES, room=self._room)
+            with _damage_named(partial(self._where, array, chunk)):
+                raw = stack.enter_context(lent)
+            self._checked(array, chunk, raw[:end], raw[end:])
+            yield raw[:end]
 
     def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
         """A chunk's payload, padding included, and its CRC. Valid until the next call."""
@@ -131,25 +135,26 @@ class ChunkReader:
         grid = grids(self._commit.layout)[array]
         raw = self._room(grid.index_bytes)
         for key in self._commit.shard_keys(array):
-            self._read_at(key, f"array {grid.spec.name!r}, index, file {key}", grid.index_offset_bytes, raw)
-            if raw != grid.index():
-                raise Corrupt(
-                    f"array {grid.spec.name!r}, index of file {key}: expected that of its shape, got another",
-                    hint=DAMAGED_HINT,
-                    code="shard-index",
-                )
+            self._check_index(grid, key, raw)
+
+    def _check_index(self, grid: Grid, key: str, raw: memoryview) -> None:
+        with _damage_named(lambda: f"array {grid.spec.name!r}, index, file {key}"):
+            self._store.read_into(key, offset_bytes=grid.index_offset_bytes, into=raw)
+        if raw != grid.index():
+            raise Corrupt(
+                f"array {grid.spec.name!r}, index of file {key}: expected that of its shape, got another",
+                hint=DAMAGED_HINT,
+                code="shard-index",
+            )
 
     def _room(self, num_bytes: int) -> memoryview:
         if len(self._scratch) < num_bytes:
-            self._scratch = memoryview(mmap.mmap(-1, num_bytes))  # from a page on: a disk can write into it
+            self._scratch = own_memory(num_bytes)  # from a page on: a disk can write into it
         return self._scratch[:num_bytes]
 
     def _read(self, array: int, chunk: int, offset_bytes: int, into: Into) -> None:
-        self._read_at(self._commit.shard_of(array, chunk), self._where(array, chunk), offset_bytes, into)
-
-    def _read_at(self, key: str, where: str, offset_bytes: int, into: Into) -> None:
-        with _damage_named(where):
-            self._store.read_into(key, offset_bytes=offset_bytes, into=into)
+        with _damage_named(partial(self._where, array, chunk)):
+            self._store.read_into(self._commit.shard_of(array, chunk), offset_bytes=offset_bytes, into=into)
 
     def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
         crc, stored = crc32c(payload), int.from_bytes(tail, "little")
@@ -168,11 +173,11 @@ class ChunkReader:
 
 
 @contextmanager
-def _damage_named(where: str) -> Iterator[None]:
-    """What a read finds missing is damage of what is told."""
+def _damage_named(where: Callable[[], str]) -> Iterator[None]:
+    """What a read finds missing is damage of what `where()` tells, which is asked only then."""
     try:
         yield
     except NotFound as error:
-        raise Corrupt(f"{where}: expected the file, got none", hint=DAMAGED_HINT, code="shard-missing") from error
+        raise Corrupt(f"{where()}: expected the file, got none", hint=DAMAGED_HINT, code="shard-missing") from error
     except Corrupt as error:
-        raise Corrupt(f"{where}: {error.message}", hint=DAMAGED_HINT, code="shard-short") from error
+        raise Corrupt(f"{where()}: {error.message}", hint=DAMAGED_HINT, code="shard-short") from error

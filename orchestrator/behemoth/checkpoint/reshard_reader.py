@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.changes import Scales, ScaleTable
-from behemoth.checkpoint.chunk_parts import Bytes, as_elements, read_chunk
+from behemoth.checkpoint.chunk_parts import Bytes, Placed, as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.crc import crc32c
@@ -49,13 +50,20 @@ def read_resharded(
     array, chunk and file.
     """
     area = np.frombuffer(data, dtype=np.uint8)
-    read_slabs(store, commit, work, area, threads=threads, kept_bytes=kept_bytes, seen=seen)
+    placed = read_slabs(store, commit, work, area, threads=threads, kept_bytes=kept_bytes, seen=seen)
+    known = {(one.address, one.num_bytes): one.crc for one in placed}
 
     def crcs(spans: Sequence[Span]) -> list[int]:
-        return [crc32c(data[span.arena_offset : span.arena_offset + span.length]) for span in spans]
+        return [_crc(data[span.arena_offset : span.arena_offset + span.length], known) for span in spans]
 
     parts = run_all(crcs, batched(plan.spans, threads=threads), threads=threads, name="ckpt-crc")
     return [crc for part in parts for crc in part]
+
+
+def _crc(data: memoryview, known: Mapping[tuple[int, int], int]) -> int:
+    """Of a span, which may be a whole chunk that was read into place, and summed there."""
+    crc = known.get((address_of(data), data.nbytes)) if data.nbytes else None
+    return crc32c(data) if crc is None else crc
 
 
 def read_slabs(
@@ -69,8 +77,8 @@ def read_slabs(
     kept_bytes: int = RANK_KEPT_BYTES,
     remembered: ComputedScales | None = None,
     seen: SeenChunks | None = None,
-) -> None:
-    """Fill the slabs of `area`, and its blanks with zeros.
+) -> list[Placed]:
+    """Fill the slabs of `area`, and its blanks with zeros. The chunks that went straight into place.
 
     Saved scales are read from `scales_store`, by default from `store`. Of values that wait for computed ones
     `kept_bytes` are held at most; what is `remembered` of these is not computed again, and what is computed is
@@ -92,7 +100,8 @@ def read_slabs(
 
     readers = ChunkReaders(store, commit, seen=seen)
     reading = _Reading(readers, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered)
-    run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
+    found = run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
+    placed = [one for part in found for one in part]
     for array, reads in scaled.items():
         computed = {one: work.scales[one] for one in of_array[array] if one.saved is None}
         reading.tables = {
@@ -103,13 +112,14 @@ def read_slabs(
         if not computed:
             run_all(reading.run, batched(reads, threads=threads), threads=threads, name="ckpt-reshard")
             continue
-        found = reading.scaled(array, reads, computed)
-        found.read(threads)
+        converted = reading.scaled(array, reads, computed)
+        converted.read(threads)
         for fill in (fill for one in computed for fill in fills[one]):
             slab = work.slabs[fill.slab]
             into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
-            into[...] = found.scales(fill.scales, fill.box).reshape(slab.shape)
+            into[...] = converted.scales(fill.scales, fill.box).reshape(slab.shape)
     readers.require_committed()
+    return placed
 
 
 def _saved_table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box], threads: int) -> ScaleTable:
@@ -144,10 +154,10 @@ class _Reading:
         self._remembered = remembered
         self.tables: Mapping[Scales, ScaleTable] = {}
 
-    def run(self, reads: Sequence[ChunkRead]) -> None:
+    def run(self, reads: Sequence[ChunkRead]) -> list[Placed]:
         chunks = self._readers.mine()
-        for read in reads:
-            read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables)
+        found = (read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables) for read in reads)
+        return [one for one in found if one is not None]
 
     def scaled(self, array: int, reads: Sequence[ChunkRead], computed: Mapping[Scales, Sequence[Box]]) -> ScaledArray:
         """An array with scales that are computed."""
