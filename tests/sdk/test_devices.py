@@ -4,6 +4,7 @@ before anybody is told so. Nothing here ever ran on a GPU."""
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import tempfile
 import threading
@@ -434,6 +435,18 @@ def test_memory_that_cannot_be_pinned_is_told_once_and_used_all_the_same(
         stage(arena, bound.plan, bound.sources(), WriteId("a1-1"), Step(1), generation=0)
         assert set(np.frombuffer(arena.data(0), np.float32)[:1000].tolist()) == {3.0}
     assert "unregister" not in cuda.log
+
+
+def test_what_the_stand_in_is_asked_torch_knows_too() -> None:
+    """By name only: nobody here answers."""
+    for name, parameters in {"current_stream": {"device"}, "stream": {"stream"}, "device": {"device"}}.items():
+        assert parameters <= set(inspect.signature(getattr(torch.cuda, name)).parameters)
+    assert "device" in inspect.signature(torch.cuda.Stream.__new__).parameters
+    assert "blocking" in inspect.signature(torch.cuda.Event.__new__).parameters
+    assert list(inspect.signature(torch.cuda.Stream.wait_stream).parameters) == ["self", "stream"]
+    assert list(inspect.signature(torch.cuda.Event.record).parameters) == ["self", "stream"]
+    assert callable(torch.cuda.Event.synchronize)
+    assert callable(torch.cuda.cudart)
 
 
 @pytest.mark.parametrize(("read", "room_bytes"), [(read_files, 2 << 20), (read_cold_files, (8 << 20) + 8192)])

@@ -19,6 +19,8 @@ from behemoth.checkpoint.plan import Piece, RankPlan
 from behemoth.checkpoint.windows import Run
 
 Bytes = npt.NDArray[np.uint8]
+_BUFFERS = (np.ndarray, memoryview)
+"""What arrays are given as nearly always; to ask whether something is like DeviceMemory takes longer."""
 
 
 class Lane(Protocol):
@@ -140,7 +142,7 @@ def _held(piece: Piece, memory: Bytes | DeviceMemory) -> Held:
 
 def _checked(name: str, memory: Memory, *, is_out: bool) -> Bytes | DeviceMemory:
     # numpy arrays of ml_dtypes' element types do not export a buffer, so arrays are viewed, not wrapped.
-    if not isinstance(memory, np.ndarray | memoryview) and isinstance(memory, DeviceMemory):
+    if not isinstance(memory, _BUFFERS) and isinstance(memory, DeviceMemory):
         return memory
     array = memory if isinstance(memory, np.ndarray) else np.asarray(memoryview(memory))
     if not array.flags.c_contiguous:

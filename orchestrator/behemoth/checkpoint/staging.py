@@ -9,7 +9,7 @@ program's memory, the SDK as the caller.
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -71,6 +71,7 @@ class Stager:
         self._step = step
         self._threads = threads
         self._left: dict[str, list[_Block]] = {}
+        self._is_on_device = False
         self._data: memoryview | None = None
         self._generation = -1
         self._done_bytes: dict[int, int] = {}
@@ -84,7 +85,9 @@ class Stager:
         expected and got bytes.
         """
         self._left = {}
-        for number, held in enumerate(matched(self._plan, self._arrays, is_out=False)):
+        pieces = matched(self._plan, self._arrays, is_out=False)
+        self._is_on_device = any(held.lane is not None for held in pieces)
+        for number, held in enumerate(pieces):
             whole = _Block(number, held, 0, held.piece.nbytes)
             self._left.setdefault(held.piece.name, []).append(whole)
         self._generation = self._arena.oldest_generation() if generation is None else generation
@@ -106,20 +109,26 @@ class Stager:
         self._expect_left(wanted)
         batches = list(_batches(whole for name in wanted for whole in self._left[name]))
         target = np.frombuffer(self._data, dtype=np.uint8)
-        is_on_device = any(block.source.lane is not None for batch in batches for block in batch)
-        threads = max(self._threads, THREADS_PER_DEVICE) if is_on_device else self._threads
+        work = _copy_settled if self._is_on_device else _copy_blocks
+        threads = max(self._threads, THREADS_PER_DEVICE) if self._is_on_device else self._threads
         if threads == 1 or len(batches) == 1:
             for batch in batches:
-                _copy_blocks(batch, target)
+                work(batch, target)
                 self._move_front(batch)
         else:
-            self._copy_together(batches, target, threads)
+            self._copy_together(work, batches, target, threads)
         for name in wanted:
             del self._left[name]
 
-    def _copy_together(self, batches: Sequence[Sequence[_Block]], target: Bytes, threads: int) -> None:
+    def _copy_together(
+        self,
+        work: Callable[[Sequence[_Block], Bytes], None],
+        batches: Sequence[Sequence[_Block]],
+        target: Bytes,
+        threads: int,
+    ) -> None:
         with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="stage") as pool:
-            copying = [pool.submit(_copy_blocks, batch, target) for batch in batches]
+            copying = [pool.submit(work, batch, target) for batch in batches]
             for batch, copied in zip(batches, copying, strict=True):
                 copied.result()
                 self._move_front(batch)
@@ -262,11 +271,16 @@ def _batches(wholes: Iterable[_Block]) -> Iterator[list[_Block]]:
         yield batch
 
 
-def _copy_blocks(batch: Sequence[_Block], target: Bytes) -> None:
-    """Returns when the bytes are there, not before: the mark moves behind it. Nothing goes on after an error either."""
+def _copy_settled(batch: Sequence[_Block], target: Bytes) -> None:
+    """As `_copy_blocks` where devices hold something. The bytes are there when it returns, since the mark moves then;
+    nothing is under way after an error either."""
     try:
-        for block in batch:
-            begin = block.source.piece.arena_offset
-            block.source.take(block.start, block.stop, target[begin + block.start : begin + block.stop])
+        _copy_blocks(batch, target)
     finally:
         settle(block.source for block in batch)
+
+
+def _copy_blocks(batch: Sequence[_Block], target: Bytes) -> None:
+    for block in batch:
+        begin = block.source.piece.arena_offset
+        block.source.take(block.start, block.stop, target[begin + block.start : begin + block.stop])
