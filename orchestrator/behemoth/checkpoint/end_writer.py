@@ -34,28 +34,23 @@ WAIT_S = 60.0
 forgotten the write with its store process, is not waited for: the leader knows the CRCs too."""
 
 
-def chunk_crcs(write: RankWrite, ends: ChunkEnds, crcs: Sequence[int], exchange: Exchange) -> list[int]:
-    """The CRC-32C of the data of each chunk. `crcs`: of the rank's own spans, in the order of the plan.
+def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange) -> list[int]:
+    """The CRC-32C of the data of each chunk, from all that wrote a part of them; the rank itself answers too.
 
     Blocks until all who wrote a part of them have written it. Raises Conflict when the write is cancelled, Unavailable
     or Timeout when others cannot be asked, and what else they answer.
     """
-    own = {span[:4]: crc for span, crc in zip(write.plan.spans, crcs, strict=True)}
     found = np.zeros(len(ends.rank), dtype=np.int64)
     rows_of = dict(ends.by_rank())
     patience = _Patience(write)
 
     def ask(rank: Rank) -> None:
         rows = rows_of[rank]
-        fragments = ends.fragments(rows)
-        if rank == write.plan.rank:
-            found[rows] = [own[fragment[1:]] for fragment in fragments]
-        else:
-            found[rows] = exchange.crcs(rank, fragments, cancelled=patience.is_over)
-            patience.heard()
+        found[rows] = exchange.crcs(rank, ends.fragments(rows), cancelled=patience.is_over)
+        patience.heard()
 
-    others = in_turn(rows_of, write.plan.rank, write.layout.mesh.num_ranks)
-    run_all(ask, others, threads=ASK_THREADS, name="ckpt-ask")
+    ranks = in_turn(rows_of, write.plan.rank, write.layout.mesh.num_ranks)
+    run_all(ask, ranks, threads=ASK_THREADS, name="ckpt-ask")
     return combined_runs(found.tolist(), ends.length.tolist(), pairwise(ends.first.tolist()))
 
 

@@ -14,6 +14,7 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
 from behemoth.base.errors import Conflict, Invalid
@@ -75,12 +76,15 @@ class OpenWrite:
         self._generation = generation
         self._sequence = sequence
         self._plan = plan
-        self._spans = _by_chunk(plan.spans)
         self._changed = threading.Condition()
         self._upload_ids: Mapping[Shard, UploadId] | None = None
         self._sent: Mapping[Rank, Sequence[SentPart]] | None = None
         self._crcs: Mapping[tuple[int, int, int, int], int] = {}
         self._failure: str | None = None
+
+    @cached_property
+    def _spans(self) -> dict[tuple[int, int], list[Span]]:
+        return _by_chunk(self._plan.spans)
 
     def begun(self, upload_ids: Mapping[Shard, UploadId]) -> None:
         """All uploads that this rank completes have begun."""

@@ -68,18 +68,16 @@ def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = 
             open_write = OpenWrite(write.plan, write.arena, write.generation, sequence)
             open_write.summed(crcs)
             company.open_writes.enter(snapshot.write_id, open_write)
-            told = _write_ends(store, write, ends, crcs, company.exchange)
+            told = _write_ends(store, write, ends, company.exchange)
             sealing.add([key for array in sorted(unfinished) for key in job.keys(array)])
         sealing.finish()
     return replace(write.receipt(follower.whole(), crcs), ends=told)  # asked again: it must not have been replaced
 
 
-def _write_ends(
-    store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Sequence[int], exchange: Exchange
-) -> bytes | UnsetType:
+def _write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, exchange: Exchange) -> bytes | UnsetType:
     """What the receipt says of them."""
     try:
-        found = chunk_crcs(write, ends, crcs, exchange)
+        found = chunk_crcs(write, ends, exchange)
     except (Unavailable, Timeout) as error:
         _log.warning("the ends of %d chunks are left to the leader: %s", len(ends.spans), error)
         return UNSET
