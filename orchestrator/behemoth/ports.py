@@ -164,6 +164,20 @@ SavesTo: TypeAlias = WritesRanges | UploadsParts
 
 
 @runtime_checkable
+class DeletesListed(Protocol):
+    """A store that can remove an object only if it is still the one that was listed: S3, which knows it by its ETag.
+
+    Not part of ObjectStore, because files need none of it: what a process asked of them is done, or not, when it ends.
+    In a bucket a request may be carried out when its sender is long dead, and another object has the name.
+    """
+
+    def delete_listed(self, info: ObjectInfo) -> None:
+        """Remove the object that a listing told, durably on return. A missing one is fine; one that has taken its name
+        since stays, where the server knows the condition."""
+        ...
+
+
+@runtime_checkable
 class KeepsFiles(Protocol):
     """A store whose objects are files that other processes of this machine can read.
 

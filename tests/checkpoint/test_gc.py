@@ -1,6 +1,6 @@
 """What gc deletes, in which order, and what a crash in the middle leaves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore
-from checkpoint.late_bucket import Late
+from checkpoint.late_bucket import Late, LateDeletions
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
 
@@ -282,6 +282,48 @@ def test_that_commit_counts_for_nobody_wherever_the_deletion_is_cut_off(when: Wh
         except Crash:
             store.arrive()
         assert all_intact(store)
+
+
+def killed_while_it_deletes(kill: Callable[[LateDeletions], object]) -> LateDeletions:
+    """Three commits, of which somebody deletes one."""
+    store = LateDeletions()
+    for step in (10, 20, 30):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    store.is_late = True
+    with pytest.raises(Crash):
+        kill(store)
+    store.is_late = False
+    assert store.sent
+    return store
+
+
+def test_a_deletion_of_a_dead_leader_takes_no_later_commit_of_the_step() -> None:
+    store = killed_while_it_deletes(lambda store: execute(store, plan_gc(store, drop=[name(10, "a1-10")])))
+    execute(store, plan_gc(store, drop=[name(10, "a1-10")], in_flight=()))
+    save(store, small_layout(), step=10, write_id="a2-10")
+    store.arrive()
+    assert steps_of(store) == [10, 20, 30]
+    assert all_intact(store)
+
+
+def test_the_end_of_a_rejection_by_a_dead_leader_takes_no_later_commit_of_the_step() -> None:
+    store = killed_while_it_deletes(lambda store: reject(store, commits(store)[2], "it did not restore"))
+    assert steps_of(store) == [10, 20]
+    save(store, small_layout(), step=30, write_id="a2-30")
+    store.arrive()
+    assert steps_of(store) == [10, 20, 30]
+    assert all_intact(store)
+
+
+def test_who_is_killed_while_it_takes_the_place_of_a_rejected_commit_takes_no_later_one_away() -> None:
+    store = killed_while_it_deletes(lambda store: reject(store, commits(store)[2], "it did not restore"))
+    store.is_late = True
+    with pytest.raises(Crash):
+        save(store, small_layout(), step=30, write_id="a2-30")
+    store.is_late = False
+    save(store, small_layout(), step=30, write_id="a3-30")
+    store.arrive()
+    assert [one.write_id for one in commits(store) if not isinstance(one, BadCommit)] == ["a1-10", "a1-20", "a3-30"]
 
 
 def test_a_write_that_had_its_commit_is_not_rejected_when_its_deletion_is_cut_off_or_its_record_is_gone() -> None:

@@ -44,6 +44,7 @@ class How(Enum):
     CONFLICT = "answers 409 ConditionalRequestConflict in the server's place"
     CLAIM = "answers in the server's place that an upload is complete"
     EXPIRE = "answers 400 ExpiredToken in the server's place"
+    UNKNOWN = "answers 501 NotImplemented in the server's place, as to a header that it does not know"
 
 
 @dataclass(slots=True)
@@ -309,6 +310,7 @@ _ANSWERS_BEFORE: dict[How | None, bytes] = {
     How.CONFLICT: refusal("409 Conflict", "ConditionalRequestConflict"),
     How.CLAIM: xml_answer("200 OK", "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"),
     How.EXPIRE: refusal("400 Bad Request", "ExpiredToken"),
+    How.UNKNOWN: refusal("501 Not Implemented", "NotImplemented"),
 }
 
 

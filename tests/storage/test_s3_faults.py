@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,29 @@ def test_an_upload_of_which_a_killed_server_made_nothing_is_not_called_complete(
             store.complete_upload("a", upload_id, parts=[receipt], crc=receipt.crc)
         assert "was killed while it joined the parts" in caught.value.hint
         assert caught.value.message.startswith(f"{store.root}: complete ")
+
+
+def test_a_deletion_that_arrives_when_another_object_has_the_name_leaves_it(store: S3Store, proxy: FaultProxy) -> None:
+    store.create("a", b"former")
+    (former,) = store.list("")
+    proxy.plan(Fault(How.HOLD, "DELETE"))
+    with ThreadPoolExecutor(max_workers=1) as dying:
+        deletion = dying.submit(store.delete_listed, former)
+        held = proxy.held()
+        store.delete(["a"])
+        store.create("a", b"latter")
+        held.arrive()
+        deletion.result()
+    assert read(store, "a", 6) == b"latter"
+
+
+def test_a_server_that_refuses_to_delete_on_a_condition_deletes_without(store: S3Store, proxy: FaultProxy) -> None:
+    store.create("a", b"former")
+    (former,) = store.list("")
+    proxy.plan(Fault(How.UNKNOWN, "DELETE"))
+    store.delete_listed(former)
+    assert proxy.struck == [How.UNKNOWN]
+    assert list(store.list("")) == []
 
 
 def test_credentials_that_were_renewed_in_their_file_are_found_when_the_old_ones_have_expired(

@@ -6,7 +6,7 @@ The listing is the truth; there is no pointer that could be ahead of it. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_
 from behemoth.checkpoint.framing import read_listed
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit, write_of_marker
-from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.ports import DeletesListed, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
 _UNREADABLE = WriteId("unreadable")
@@ -50,6 +50,17 @@ class BadCommit:
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
     """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads."""
     return [one if isinstance(one, BadCommit) else one.ref for one in records(store)]
+
+
+def listed_commits(store: ObjectStore) -> list[tuple[ObjectInfo, CommitRef | BadCommit]]:
+    """As `commits`, each with what the listing told of its record, by which `remove` knows it."""
+    rejected = _rejected(store)
+    found = ((info, _look(store, info)) for info in store.list(COMMITS))
+    return [
+        (info, one if isinstance(one, BadCommit) else one.ref)
+        for info, one in found
+        if one is not None and not _is_rejected(one, rejected)
+    ]
 
 
 def records(store: ObjectStore) -> Iterator[CommitRecord | BadCommit]:
@@ -137,8 +148,8 @@ def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes
 
 def at_step(store: ObjectStore, step: Step) -> CommitRecord | BadCommit | None:
     """What stands where the commit of this step would, rejected or not."""
-    key = commit_key(step)
-    return next((_look(store, info) for info in store.list(COMMITS) if info.key == key), None)
+    info = _listed(store, commit_key(step))
+    return None if info is None else _look(store, info)
 
 
 def rejected_writes(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
@@ -179,27 +190,39 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
     # A Conflict means: marked before, and the crash was between the two steps.
     with suppress(Conflict):
         store.create(rejected_key(commit.step, write_id), Marker.of(commit.step, write_id, reason=reason).encode())
-    standing = at_step(store, commit.step)
+    info = _listed(store, commit_key(commit.step))
+    standing = None if info is None else _look(store, info)
     if isinstance(standing, BadCommit):
         is_it = standing.is_damaged
     else:
         is_it = standing is not None and standing.write_id == write_id
-    if is_it:
-        store.delete([commit_key(commit.step)])
+    if info is not None and is_it:
+        remove(store, [info])
+
+
+def remove(store: ObjectStore, records: Iterable[ObjectInfo]) -> None:
+    """Delete records of commits as they were listed, durably on return. In a bucket each goes only if it still is that
+    record: a deletion may be carried out when whoever sent it is dead, and another write has the step."""
+    if not isinstance(store, DeletesListed):
+        store.delete([info.key for info in records])
+        return
+    for info in records:
+        store.delete_listed(info)
 
 
 def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:
     """Somebody has the step: ourselves, a commit that was rejected, or another write."""
     key = commit_key(record.step)
-    other = at_step(store, record.step)
+    info = _listed(store, key)
+    other = None if info is None else _look(store, info)
     if isinstance(other, BadCommit):
         raise _taken(record, "a record that is not readable") from other.error
-    if other is not None:
+    if info is not None and other is not None:
         if other.write_id == record.write_id:
             return other
         if not _is_rejected(other, _rejected(store)):
             raise _taken(record, f"write {other.write_id!r}") from conflict
-        store.delete([key])
+        remove(store, [info])
     store.create(key, data)
     return record
 
@@ -220,10 +243,12 @@ def _gone(ref: CommitRef) -> NotFound:
 
 
 def _standing(store: ObjectStore, key: str) -> bytes | None:
-    for info in store.list(COMMITS):
-        if info.key == key:
-            return _read(store, info)
-    return None
+    info = _listed(store, key)
+    return None if info is None else _read(store, info)
+
+
+def _listed(store: ObjectStore, key: str) -> ObjectInfo | None:
+    return next((info for info in store.list(COMMITS) if info.key == key), None)
 
 
 def _look(store: ObjectStore, info: ObjectInfo) -> CommitRecord | BadCommit | None:

@@ -20,14 +20,13 @@ from typing import Protocol, runtime_checkable
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.commit_log import BadCommit, listed_commits, remove
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import (
     DELETING,
     INDEX,
     REJECTED,
     STEPS,
-    commit_key,
     marker_key,
     step_prefix,
     write_of_key,
@@ -82,6 +81,8 @@ class GcPlan:
 
     rejects: tuple[Write, ...]
     commits: tuple[Write, ...]
+    records: tuple[ObjectInfo, ...]
+    """Of `commits`, as they were listed."""
     uploads: tuple[UnfinishedUpload, ...]
     objects: tuple[ObjectInfo, ...]
     leftovers: tuple[str, ...]
@@ -121,9 +122,10 @@ def plan_gc(
     uploads = list(store.list_uploads(STEPS)) if isinstance(store, UploadsParts) else []
     youngest_s = ORPHAN_AGE_S if in_flight is None else 0.0
     flying = set(in_flight() if callable(in_flight) else in_flight or ())
-    found = commits(store)
-    committed = {(one.step, one.write_id) for one in found if not isinstance(one, BadCommit)}
-    unreadable = {one.step for one in found if isinstance(one, BadCommit) and one.step is not None}
+    found = listed_commits(store)
+    intact = {(one.step, one.write_id): info for info, one in found if not isinstance(one, BadCommit)}
+    committed = intact.keys()
+    unreadable = {one.step for _, one in found if isinstance(one, BadCommit) and one.step is not None}
     asked = {(name.step, name.write_id) for name in drop}
     pinned = pinned_writes(store)
     spared = {write for write in asked if write in pinned or write[0] in unreadable}
@@ -139,6 +141,7 @@ def plan_gc(
     return GcPlan(
         rejects=_rejects(garbage, going, unsure) if isinstance(store, UploadsParts) else (),
         commits=tuple(sorted(committed & dropped)),
+        records=tuple(intact[write] for write in sorted(committed & dropped)),
         uploads=tuple(one for one in uploads if one.age_s >= youngest_s and not _is_flying(one, flying)),
         objects=tuple(garbage),
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
@@ -183,7 +186,7 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     unposted = going | plan.unposted
     take_down(store, plan.signposts, unposted)  # first, so that no program finds one without its commit
     if going:
-        store.delete([commit_key(step) for step, _ in sorted(going)])
+        remove(store, [info for write, info in zip(plan.commits, plan.records, strict=True) if write in going])
     if isinstance(store, UploadsParts):
         for upload in plan.uploads:
             store.abort_upload(upload.key, upload.upload_id)

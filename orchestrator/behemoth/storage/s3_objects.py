@@ -136,6 +136,17 @@ class S3Objects:
         for begin in range(0, len(names), self._page_keys):
             self._delete_batch(keys[begin], names[begin : begin + self._page_keys])
 
+    def delete_listed(self, info: ObjectInfo) -> None:
+        """See the port. A server that refuses the condition is asked without."""
+        where = self._where(info.key)
+        try:
+            self._client.ask(f"delete {info.key}", lambda client: client.delete_object(**where, IfMatch=info.etag))
+        except (Conflict, NotFound) as error:
+            if error.code not in ("exists", NotFound.default_code):
+                raise
+        except Invalid:
+            self.delete([info.key])
+
     def close(self) -> None:
         """Give back threads and connections. No call may be under way."""
         if self._pool is not None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from typing_extensions import Buffer
 
 from behemoth.base.errors import Conflict, Corrupt, NotFound
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
-from behemoth.ports import MIN_PART_BYTES, PartReceipt, UnfinishedUpload
+from behemoth.ports import MIN_PART_BYTES, ObjectInfo, PartReceipt, UnfinishedUpload
 from behemoth.storage.keys import segments_of, segments_of_prefix
 from behemoth.storage.parts import check_part, check_parts
 from behemoth.storage.positional import byte_view
@@ -96,6 +96,19 @@ class MemoryBucket(MemoryObjects):
                 if upload.key.startswith(start)
             )
         yield from (UnfinishedUpload(key=key, upload_id=upload_id, age_s=age_s) for key, upload_id, age_s in found)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for info in super().list(prefix):
+            with self._lock:
+                data = self._objects.get(info.key)
+            yield info if data is None else replace(info, etag=hashlib.sha256(data).hexdigest())
+
+    def delete_listed(self, info: ObjectInfo) -> None:
+        segments_of(info.key)
+        with self._lock:
+            data = self._objects.get(info.key)
+            if data is not None and hashlib.sha256(data).hexdigest() == info.etag:
+                del self._objects[info.key]
 
     def copy(self) -> MemoryBucket:
         """A bucket of its own with the same objects and uploads, as a process that was killed leaves them."""

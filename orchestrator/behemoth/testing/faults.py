@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Invalid, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.ports import (
+    DeletesListed,
     Into,
     MovesObjects,
     ObjectInfo,
@@ -186,6 +187,11 @@ class FaultyBucket(FaultyObjects):
 
     def abort_upload(self, key: str, upload_id: UploadId) -> None:
         self._write(lambda: self._bucket.abort_upload(key, upload_id), _nothing)
+
+    def delete_listed(self, info: ObjectInfo) -> None:
+        inner = self._bucket
+        assert isinstance(inner, DeletesListed)
+        self._write(lambda: inner.delete_listed(info), _nothing)
 
     def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         self._refuse_if_dead()

@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import Conflict, Corrupt, Invalid, NotFound
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
-from behemoth.ports import MIN_PART_BYTES, ObjectInfo, PartReceipt, UploadsParts
+from behemoth.ports import MIN_PART_BYTES, DeletesListed, ObjectInfo, PartReceipt, UploadsParts
 from behemoth.testing.objects import BAD_KEYS, ObjectContract
 from behemoth.testing.store import read
 
@@ -23,6 +23,20 @@ class UploadContract(ObjectContract):
 
     def test_it_says_that_it_can(self, store: Any) -> None:
         assert isinstance(store, UploadsParts)
+
+    def test_what_was_listed_is_deleted_and_not_what_has_taken_its_name_since(self, store: Any) -> None:
+        assert issubclass(type(store), DeletesListed)
+        store.create("a/b", b"former")
+        (former,) = store.list("a")
+        store.delete_listed(former)
+        assert list(store.list("")) == []
+        store.delete_listed(former)
+        store.create("a/b", b"latter")
+        store.delete_listed(former)
+        assert read(store, "a/b", 6) == b"latter"
+        (latter,) = store.list("a")
+        store.delete_listed(latter)
+        assert list(store.list("")) == []
 
     def test_parts_of_any_order_and_of_several_handles_become_one_object(self, store: UploadsParts) -> None:
         data = random_bytes(2 * MIN_PART_BYTES + 12345)
