@@ -20,7 +20,7 @@ class Body(io.RawIOBase):
     def __init__(
         self, views: Sequence[memoryview], *, ends_s: float, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._views = [view for view in views if view.nbytes]
+        self._views = views
         self._size_bytes = sum(view.nbytes for view in self._views)
         self._ends_s = ends_s
         self._now = now
