@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 
@@ -111,6 +113,24 @@ def test_a_dim_over_several_axes_survives_in_its_order_and_asks_for_a_reader_tha
     alone = first.arrays[0].without_idle_axes(Mesh(dp=2, edp=2))
     assert alone.dims == ((0, "edp"),)
     assert format_of(Layout(mesh=mesh, arrays=(alone,))) == (FormatVersion(major=1, minor=0), ())
+
+
+PLAIN = ArraySpec(name="plain", dtype="int8", shape=(8,))
+PADDED = ArraySpec(name="padded", dtype="int8", shape=(7,), dims=((0, "etp"),), padded=(0, 8))
+FLAT_OVER_TWO = ArraySpec(name="flat", dtype="int8", shape=(8,), flat_over=("cp", "dp"))
+DIM_OVER_TWO = ArraySpec(name="dim", dtype="int8", shape=(8,), dims=((0, ("edp", "etp")),))
+FEATURES = {"box-shards": None, "padded-dims": PADDED, "joint-axes": FLAT_OVER_TWO, "joint-dims": DIM_OVER_TWO}
+
+
+@pytest.mark.parametrize("used", list(itertools.product([False, True], repeat=len(FEATURES))))
+def test_one_array_that_needs_a_feature_makes_it_required_and_the_newest_of_them_the_format(
+    used: tuple[bool, ...],
+) -> None:
+    names = tuple(name for name, is_used in zip(FEATURES, used, strict=True) if is_used)
+    arrays = (PLAIN, *(array for name in names if (array := FEATURES[name]) is not None))
+    layout = Layout(mesh=Mesh(cp=2, dp=2, etp=2, edp=2), arrays=arrays, sharding="box" if used[0] else "array")
+    newest = max((number for number, is_used in enumerate(used, start=1) if is_used), default=0)
+    assert format_of(layout) == (FormatVersion(major=1, minor=newest), names)
 
 
 def test_rubbish_is_no_layout_and_a_newer_one_is_refused_with_a_hint() -> None:

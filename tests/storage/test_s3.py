@@ -10,6 +10,8 @@ import pytest
 
 from behemoth.base.errors import Denied
 from behemoth.storage.s3_client import S3Client
+from behemoth.storage.s3_place import S3Place
+from behemoth.testing.store import read
 from behemoth.testing.uploads import UploadContract
 from servers.s3_server import S3Server
 from storage.s3_stores import OpenedAgain, let_in, new_place, opened
@@ -32,6 +34,21 @@ def test_an_object_that_was_replaced_has_another_etag(s3: S3Server, monkeypatch:
         (after,) = store.list("")
     assert before == after
     assert before.etag != after.etag
+
+
+def test_a_store_may_be_a_whole_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_in(monkeypatch, s3)
+    s3.client().create_bucket(Bucket="whole")
+    with opened(S3Place(bucket="whole", prefix="")) as store:
+        store.create("steps/a", b"abc")
+        upload_id = store.begin_upload("steps/b")
+        assert [info.key for info in store.list("")] == [info.key for info in store.list("steps")] == ["steps/a"]
+        assert [(one.key, one.upload_id) for one in store.list_uploads("")] == [("steps/b", upload_id)]
+        assert read(store, "steps/a", 3) == b"abc"
+        store.delete(["steps/a"])
+        assert list(store.list("")) == []
+    (found,) = s3.client().list_multipart_uploads(Bucket="whole")["Uploads"]
+    assert found["Key"] == "steps/b"
 
 
 def test_a_key_that_may_not_be_deleted_is_named_with_its_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,16 @@ def test_reads_of_any_size_give_the_concatenation(buffers: list[bytes], sizes: l
 @given(buffers=BUFFERS, data=st.data())
 def test_it_can_be_read_again_from_anywhere(buffers: list[bytes], data: st.DataObject) -> None:
     whole, file = b"".join(buffers), body(buffers)
+    assert file.readable()
+    assert file.seekable()
     file.read()
     at = data.draw(st.integers(0, len(whole)))
     assert file.seek(at) == at
     assert file.read() == whole[at:]
+    assert file.seek(0) == 0
+    assert file.seek(at, io.SEEK_CUR) == file.seek(0, io.SEEK_CUR) == file.tell() == at
+    assert file.seek(-len(whole) - 1, io.SEEK_CUR) == 0
+    assert file.seek(len(whole) + 1) == len(whole)
     assert file.seek(-at, io.SEEK_END) == len(whole) - at
     assert file.read() == whole[len(whole) - at :]
 
@@ -52,6 +58,14 @@ def test_large_buffers_are_not_copied_and_small_ones_are_gathered() -> None:
     second = file.read(16 << 10)
     assert len(second) == 16 << 10
     assert second.obj is large  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("now_s", [0.0, 1.0])
+def test_a_body_that_is_taken_in_time_is_given(now_s: float) -> None:
+    file = Body([memoryview(b"abc")], ends_s=1.0, now=lambda: now_s)
+    assert bytes(file.read(0)) == b""
+    assert bytes(file.read(None)) == b"abc"
+    assert bytes(file.read(1)) == b""
 
 
 def test_a_body_that_is_taken_too_slowly_ends_the_request() -> None:

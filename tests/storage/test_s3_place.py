@@ -36,6 +36,11 @@ def test_bucket_prefix_and_the_way_there(url: str, place: S3Place) -> None:
     assert parse_s3(url) == place
 
 
+def test_keys_lie_below_the_prefix_and_in_a_whole_bucket_they_are_its_own() -> None:
+    assert parse_s3("s3://bucket/runs/x/").key_of("steps/a") == "runs/x/steps/a"
+    assert parse_s3("s3://bucket").key_of("steps/a") == "steps/a"
+
+
 def test_a_place_is_told_as_the_url_without_the_way_there() -> None:
     assert str(parse_s3("s3://bucket/run?region=eu-west-1")) == "s3://bucket/run"
     assert str(parse_s3("s3://bucket")) == "s3://bucket"

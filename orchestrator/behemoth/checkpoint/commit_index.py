@@ -13,7 +13,6 @@ import msgspec
 
 from behemoth.base.decoding import UNDECODABLE, decode_msgpack, told
 from behemoth.base.errors import Corrupt, Invalid
-from behemoth.checkpoint.commit_record import MAX_INDEX_BYTES
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids, group_json
 from behemoth.checkpoint.layout import Layout
@@ -57,8 +56,6 @@ class CommitIndex:
     @staticmethod
     def decode(data: bytes) -> CommitIndex:
         """Raises Corrupt for what is no index, or not one of its own layout, Invalid for one of a newer release."""
-        if len(data) > MAX_INDEX_BYTES:
-            raise Corrupt(f"index: expected at most {MAX_INDEX_BYTES} bytes, got {len(data)}", code="index-size")
         try:
             document = decode_msgpack(data, _Document)
         except UNDECODABLE as error:

@@ -31,6 +31,7 @@ JOINT_DIMS = "joint-dims"
 """Feature of format 1.4: a dim is split over several axes at once (`ArraySpec.dims`)."""
 KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES, JOINT_DIMS})
 MAX_RECORD_BYTES = 64 << 20
+"""Whoever reads one holds it to that before the first byte."""
 MAX_INDEX_BYTES = 64 << 20
 """Of the object `index`; that of 2 trillion parameters has 5 MB."""
 DAMAGED_HINT = "`behemoth ckpt verify` names all damage; go back to an older checkpoint"
@@ -112,8 +113,6 @@ class CommitRecord:
     @staticmethod
     def decode(data: bytes) -> CommitRecord:
         """Raises Corrupt unless every bit is as written, Invalid for a format or feature of a newer release."""
-        if len(data) > MAX_RECORD_BYTES:
-            raise Corrupt(f"commit record: expected at most {MAX_RECORD_BYTES} bytes, got {len(data)}")
         body = unframed(data, name="commit")
         try:
             _check_format(decode_json(body, _Format))

@@ -20,7 +20,7 @@ class Body(io.RawIOBase):
     def __init__(
         self, views: Sequence[memoryview], *, ends_s: float, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._views = [view for view in views if view.nbytes]
+        self._views = views
         self._size_bytes = sum(view.nbytes for view in self._views)
         self._ends_s = ends_s
         self._now = now
@@ -63,11 +63,12 @@ class Body(io.RawIOBase):
         return bytes(gathered)
 
     def _take(self, most: int) -> memoryview:
-        """Bytes of one buffer."""
+        """Bytes of one buffer; none of the next one when none are asked for."""
         while self._number < len(self._views):
             view = self._views[self._number]
-            taken = view[self._at - self._begin :][:most]
-            if taken.nbytes:
+            at = self._at - self._begin
+            if at < view.nbytes:
+                taken = view[at : at + most]
                 self._at += taken.nbytes
                 return taken
             self._begin += view.nbytes
