@@ -130,7 +130,8 @@ def drain_newest(tiers: Tiers[SavesTo], books: Books, _rng: random.Random) -> No
         return
     (newest,) = [one for one in _intact(tiers.upper) if _write(one) == max(upper.kept)]
     rejected = rejected_writes(tiers.upper)
-    lower.given_up |= rejected
+    # A step that retention has given up above, and that is reached again since later ones were rejected.
+    lower.given_up |= rejected | {one for one in lower.committed if one[0] == newest.step and one != _write(newest)}
     below = [one for one in _intact(tiers.lower) if _write(one) not in lower.given_up | {_write(newest)}]
     lower.given_up |= _expired([*below, newest], upper.pinned | lower.pinned)
     lower.maybe.add(_write(newest))

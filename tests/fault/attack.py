@@ -6,6 +6,7 @@ such run.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -25,6 +26,7 @@ being mended.
 MEAN_GAP_S = 0.3
 """From then to the strike."""
 KILLS_PER_RUN = 10
+AIMED_EVERY = 5
 SOURCES = ("memory", "peer", "disk", "several", "store")
 
 Strike = Callable[[KillStage, random.Random, str], None]
@@ -34,6 +36,32 @@ Strike = Callable[[KillStage, random.Random, str], None]
 def kill_any(stage: KillStage, dice: random.Random, when: str) -> None:
     """One process."""
     stage.kill_one(dice.choice(ROLES), dice, when)
+
+
+def kill_the_run_behind_a_commit(stage: KillStage, dice: random.Random, when: str) -> None:
+    """With it goes all memory, so that the store is read."""
+    stage.until(lambda: stage.events("Committed") or not stage.is_running(), "a commit")
+    stage.kill_one("run", dice, f"{when}, with a commit")
+
+
+def also_aimed(*aims: Strike, otherwise: Strike = kill_any) -> Strike:
+    """Every `AIMED_EVERY`-th strike is the next of `aims`, which wait for a moment at which one certain source has to
+    serve; strikes at random may never meet it. One that did not hit, since the run ended before, comes again."""
+    turns = itertools.cycle(aims)
+    aim, num_others = next(turns), 0
+
+    def strike(stage: KillStage, dice: random.Random, when: str) -> None:
+        nonlocal aim, num_others
+        if num_others < AIMED_EVERY - 1:
+            num_others += 1
+            otherwise(stage, dice, when)
+            return
+        num_others, num_before = 0, len(stage.kills)
+        aim(stage, dice, when)
+        if len(stage.kills) > num_before:
+            aim = next(turns)
+
+    return strike
 
 
 def kill_dice() -> random.Random:

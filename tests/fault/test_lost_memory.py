@@ -3,11 +3,9 @@ is that of a run that nobody disturbed."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from behemoth.base.errors import Corrupt
-from behemoth.checkpoint.arena import Arena
+from fault.held_steps import copied_steps
 from fault.kill_stage import KillStage, staged, undisturbed
 
 SPEC = """
@@ -26,22 +24,6 @@ spec:
 """
 
 
-def copied_writes(pid: int) -> list[str]:
-    """The writes of which this agent holds a whole copy for another node."""
-    found: list[str] = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if not os.readlink(entry).startswith("/memfd:behemoth-copy-"):
-            continue
-        fd = os.open(entry, os.O_RDWR)
-        try:
-            found += [one.write_id for one in Arena.open(fd).held() if one.is_verified]
-        except Corrupt:  # it is being formatted
-            continue
-        finally:
-            os.close(fd)
-    return found
-
-
 def node_of(pid: int) -> str:
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next(one.partition(b"=")[2].decode() for one in environment if one.startswith(b"BEHEMOTH_NODE="))
@@ -51,7 +33,7 @@ def lose_a_node(stage: KillStage) -> None:
     """One that holds a slot, once there is a copy of everything, seconds before the next commit."""
     stage.until_event("Committed")
     stage.until(
-        lambda: sum(bool(copied_writes(agent.pid)) for agent in stage.living("agent")) == 4, "a copy of every rank"
+        lambda: sum(bool(copied_steps(agent.pid)) for agent in stage.living("agent")) == 4, "a copy of every rank"
     )
     placed = str(stage.events("Placed")[0]["message"])
     victim = next(agent for agent in stage.living("agent") if f"{node_of(agent.pid)}," in placed)

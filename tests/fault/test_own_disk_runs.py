@@ -7,20 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.arena_format import PAGE_BYTES
-from behemoth.checkpoint.snapshot_format import SnapshotHeader
+from fault.held_steps import ranks_on_disk
 from fault.kill_stage import KillStage, spec, staged, undisturbed
-
-
-def kept_writes(disk: Path) -> list[str]:
-    """Of which any node has a whole file."""
-    found = []
-    for path in disk.rglob("rank-*"):
-        with path.open("rb") as file:
-            page = file.read(PAGE_BYTES)
-        header = SnapshotHeader.decode(page) if len(page) == PAGE_BYTES else None
-        found += [] if header is None else [str(header.write_id)]
-    return found
 
 
 def of_two(text: str) -> str:
@@ -31,7 +19,7 @@ def of_two(text: str) -> str:
 def lose_power(stage: KillStage, disk: Path) -> None:
     """Once every rank has the first commit on its disk, seconds before the next."""
     stage.until_event("Committed")
-    stage.until(lambda: any(kept_writes(disk).count(one) == 2 for one in kept_writes(disk)), "a file of every rank")
+    stage.until(lambda: any(len(ranks) == 2 for ranks in ranks_on_disk(stage, disk).values()), "a file of every rank")
     for found in stage.living("run", "agent", "store"):
         stage.kill(found)
 

@@ -21,10 +21,10 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> object:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), spec(steps=STEPS))
 
 
-def dies_at(folder: Path, digest: object, role: Role, call: str, number: int, mode: str) -> None:
+def dies_at(folder: Path, digest: object, role: Role, call: str, number: int, mode: str, *, step_ms: int = 10) -> None:
     """A run in which one process of `role` kills itself at its `number`-th call of `os.call`."""
     marker = folder / "died"
-    with staged(folder, spec(steps=STEPS)) as stage:
+    with staged(folder, spec(steps=STEPS, step_ms=step_ms)) as stage:
         stage.start(PYTHONPATH=DYING, BEHEMOTH_DIE=f"{role} {call} {number} {mode} {marker}")
         stage.finish()
         assert marker.exists(), f"{role} never made call {number} of os.{call}"
@@ -53,13 +53,18 @@ def longer(*values: object) -> object:
         longer("write", 8, "half"),  # a line of the journal
         ("write", 20, "half"),
         longer("unlink", 9, "after"),
-        longer("rmdir", 1, "before"),  # retention
     ],
 )
 def test_a_run_process_that_dies_at_a_write_is_resumed(
     tmp_path: Path, digest: object, call: str, number: int, mode: str
 ) -> None:
     dies_at(tmp_path, digest, "run", call, number, mode)
+
+
+@pytest.mark.longer
+def test_a_run_process_that_dies_when_retention_removes_a_folder_is_resumed(tmp_path: Path, digest: object) -> None:
+    """Nothing is removed before the third commit, and a busy machine passes saves by whose steps are fast."""
+    dies_at(tmp_path, digest, "run", "rmdir", 1, "before", step_ms=60)
 
 
 @pytest.mark.parametrize(

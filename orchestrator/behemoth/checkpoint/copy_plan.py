@@ -6,7 +6,7 @@ Neighbour: `draining`, which copies, and asks the same questions first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from behemoth.base.errors import Conflict
@@ -22,6 +22,9 @@ from behemoth.state.effect import CommitRef
 
 REJECTED = "drain-rejected"
 """The code of an error that stays until somebody removes a marker from the target."""
+
+MayReplace = Callable[[CommitRef], bool]
+"""Asked of another write's commit that stands at the step in the target: whether this one may take its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,12 @@ def plan_copy(source: ObjectStore, target: ObjectStore, ref: CommitRef) -> CopyP
     )
 
 
-def has_commit(target: ObjectStore, record: CommitRecord) -> bool:
+def keeps(_standing: CommitRef) -> bool:
+    """`MayReplace` where two histories must not mix."""
+    return False
+
+
+def has_commit(target: ObjectStore, record: CommitRecord, *, may_replace: MayReplace = keeps) -> bool:
     """Whether the target has this commit. Raises Conflict where it could not be published, before anything is copied
     for it."""
     rejected = rejected_writes(target)
@@ -80,7 +88,7 @@ def has_commit(target: ObjectStore, record: CommitRecord) -> bool:
         )
     if standing.write_id == record.write_id:
         return True
-    if (standing.step, standing.write_id) in rejected:
+    if (standing.step, standing.write_id) in rejected or may_replace(standing.ref):
         return False
     raise Conflict(
         f"checkpoint of step {record.step}: expected none at the target, or write {record.write_id}, got write "

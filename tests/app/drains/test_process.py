@@ -8,13 +8,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Settings, encoded, received, send
 from behemoth.app.drains.process import drain_one, serve_drains
-from behemoth.base.errors import Conflict, Unavailable
-from behemoth.base.ids import RunUid
+from behemoth.base.errors import Conflict, Corrupt, Unavailable
+from behemoth.base.ids import RunUid, WriteId
 from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import OWNED, Owner, take
 from behemoth.checkpoint.pins import pin
 from behemoth.checkpoint.verify import verify
@@ -23,7 +25,7 @@ from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, read
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
 
@@ -69,6 +71,65 @@ def test_what_was_rejected_above_is_rejected_below_and_its_step_is_drained_again
     reject(above, bad, "it did not restore")
     drain_one(SETTINGS, above, below, saved(above, 2, "a2-2"))
     assert [one.write_id for one in commits(below) if isinstance(one, CommitRef)] == ["a1-1", "a2-2"]
+
+
+ALL_KEPT = structs.replace(SETTINGS, retention=Retention(keep_last=9))
+
+
+def gone_back_behind(step: int) -> tuple[MemoryStore, MemoryStore, CommitRef]:
+    """A run has drained `step` and later ones; above, retention gave that up, and the later ones did not restore. Also
+    the commit of the same step that it has come to again."""
+    above, below = MemoryStore(), MemoryStore()
+    own(below)
+    refs = [saved(above, number) for number in range(1, step + 3)]
+    for ref in refs:
+        drain_one(ALL_KEPT, above, below, ref)
+    execute(above, plan_gc(above, drop=[refs[step - 1]]))
+    for ref in refs[step:]:
+        reject(above, ref, "it did not restore")
+    return above, below, saved(above, step, f"a2-{step}")
+
+
+def writes_of(store: SavesTo) -> list[str]:
+    return [one.write_id for one in commits(store) if isinstance(one, CommitRef)]
+
+
+def test_a_step_that_the_run_has_come_to_again_takes_the_place_of_what_retention_had_given_up_above() -> None:
+    above, before, again = gone_back_behind(3)
+    assert writes_of(before) == ["a1-1", "a1-2", "a1-3", "a1-4", "a1-5"]
+    for write in range(1000):
+        for when in When:
+            below = before.copy()
+            try:
+                drain_one(ALL_KEPT, above, FaultyStore(below, Die(write=write, when=when)), again)
+                assert write > 12  # two rejections above, the copy, a marker, two records
+                assert writes_of(below) == ["a1-1", "a1-2", "a2-3"]
+                return
+            except Crash:
+                after = below.after_power_loss(seed=write) if write % 2 else below
+            found = commits(after)
+            assert all(verify(after, one, threads=1, deep=True).is_intact for one in found)
+            drain_one(ALL_KEPT, above, after, again)
+            assert writes_of(after) == ["a1-1", "a1-2", "a2-3"]
+
+
+def test_a_step_that_is_pinned_below_keeps_its_place() -> None:
+    above, below, again = gone_back_behind(3)
+    pin(below, CommitRef(step=again.step, write_id=WriteId("a1-3"), size_bytes=0), reason="it is good", at_us=0)
+    with pytest.raises(Conflict, match="expected none at the target, or write a2-3, got write a1-3"):
+        drain_one(ALL_KEPT, above, below, again)
+    assert "a1-3" in writes_of(below)
+
+
+def test_a_damaged_copy_takes_nobodys_place() -> None:
+    above, below, again = gone_back_behind(3)
+    info = next(info for info in above.list("steps/000000003-a2-3") if "/c/" in info.key)
+    data = read(above, info.key, info.size_bytes)
+    above.delete([info.key])
+    above.create(info.key, bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(Corrupt):
+        drain_one(ALL_KEPT, above, below, again)
+    assert "a1-3" in writes_of(below)
 
 
 def test_what_a_copy_that_was_cut_off_left_goes_with_the_next_one() -> None:

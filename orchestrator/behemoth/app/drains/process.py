@@ -95,12 +95,18 @@ def drain_one(
         if pacer is not None:
             pacer.take(num_bytes, what="drain")
 
+    def may_replace(standing: CommitRef) -> bool:
+        """What retention had given up above may still be here when the run, whose later checkpoints did not restore,
+        has gone back behind its step and comes to it again. A pin here has somebody decide."""
+        return (standing.step, standing.write_id) not in pinned_writes(target)
+
     copied = copy_checkpoint(
         source,
         target,
         commit,
         threads=settings.threads,
         pace=pace,
+        may_replace=may_replace,
     )
     seconds = time.monotonic() - began_s
     untidy = ""
