@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -99,16 +100,21 @@ class Writes(Protocol):
 
 
 class WriteWork:
-    """A `Work`: writes units; closes at its end what was opened for that."""
+    """A `Work`: writes units; closes at its end what was opened for that. `stopped`, which the writer looks at, is set
+    by `stop`."""
 
-    def __init__(self, units: Sequence[Unit], writer: Writes, *opened: Closes) -> None:
+    def __init__(self, units: Sequence[Unit], writer: Writes, stopped: threading.Event, *opened: Closes) -> None:
         self._units = units
         self._writer = writer
+        self._stopped = stopped
         self._opened = opened
 
     def run(self, data: bytes) -> bytes:
         order = _order_decoder.decode(data)
         return msgspec.msgpack.encode(self._writer.write(order.of(self._units), order.uploads, threads=order.threads))
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         for one in self._opened:

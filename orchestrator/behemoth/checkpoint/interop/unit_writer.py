@@ -7,7 +7,7 @@ rank's arena).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.stopping import require_wanted
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import chunk_tail, seal_all
 from behemoth.checkpoint.zeros import is_zero
@@ -83,18 +84,28 @@ def brings_metadata(one: Unit | Written) -> bool:
 
 
 class UnitWriter:
-    """Writes below the `prefix` of a write. Thread-safe."""
+    """Writes below the `prefix` of a write. Thread-safe. Once it is `cancelled()` no unit is written any more."""
 
-    def __init__(self, store: SavesTo, prefix: str, layout: Layout, source: Source) -> None:
+    def __init__(
+        self,
+        store: SavesTo,
+        prefix: str,
+        layout: Layout,
+        source: Source,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._store = store
         self._prefix = prefix
         self._layout = layout
         self._source = source
+        self._cancelled = cancelled
 
     def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
         """Write units, and with the first one of an array its zarr.json. Idempotent; several processes may do so at
         once. `upload_ids`: of those units that are parts of an upload, empty for others. With several threads all of
-        the units are held."""
+        the units are held. Raises Conflict when it is cancelled."""
+        require_wanted(self._cancelled, what=f"write below {self._prefix}")
         data = self._source.read([piece for unit in units for piece in unit.pieces], threads=threads)
         keys: dict[str, None] = {}
         for unit in units:
@@ -109,6 +120,8 @@ class UnitWriter:
 
     def _write(self, of_unit: tuple[Unit, Sequence[Raw], str]) -> Written:
         unit, data, upload_id = of_unit
+        key = object_key(self._prefix, self._layout, unit.array, unit.shard)
+        require_wanted(self._cancelled, what=f"write {key}")
         grid = grids(self._layout)[unit.array]
         summed, spans = Summed(), []
         pairs = zip(unit.pieces, data, strict=True)
@@ -119,7 +132,6 @@ class UnitWriter:
             summed.append(chunk_tail(grid, span.crc, span.length))
         if unit.pieces[-1].last == grid.num_slots:
             summed.append(grid.index())
-        key = object_key(self._prefix, self._layout, unit.array, unit.shard)
         num_bytes = sum(memoryview(buffer).nbytes for buffer in summed.buffers)
         crc, etag = 0, ""
         if isinstance(self._store, UploadsParts):
