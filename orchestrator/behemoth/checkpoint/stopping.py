@@ -1,6 +1,7 @@
-"""A store that nobody reads any more once its work was given up, so that what needs many reads ends with the next one.
+"""How work that takes long and is given up ends: at the next chunk, by an error that nobody waits for.
 
-Neighbours: `pacing`, which ends the waits of reads that are held back, and `interop.unit_writer`, which ends writes.
+Neighbours: `reshard_reader`, `scaled_reader` and `interop.unit_writer`, which ask, and `pacing`, which ends the waits
+of reads that are held back.
 """
 
 from __future__ import annotations
@@ -8,23 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.passing import PassingStore
-from behemoth.ports import Into, ObjectStore
+
+Cancelled = Callable[[], bool]
+"""Asked again and again, from several threads, whether work was given up."""
 
 
-def require_wanted(cancelled: Callable[[], bool], *, what: str) -> None:
+def never() -> bool:
+    """Of work that comes to its end."""
+    return False
+
+
+def require_wanted(cancelled: Cancelled, *, what: str) -> None:
     """Raises Conflict for work that was given up."""
     if cancelled():
         raise Conflict(f"{what}: cancelled", code="cancelled")
-
-
-class StoppingStore(PassingStore):
-    """Passes everything on to `inner`, reads until `cancelled()`; Conflict then. Thread-safe."""
-
-    def __init__(self, inner: ObjectStore, cancelled: Callable[[], bool]) -> None:
-        super().__init__(inner)
-        self._cancelled = cancelled
-
-    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        require_wanted(self._cancelled, what=f"read {key}")
-        super().read_into(key, offset_bytes=offset_bytes, into=into)

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,9 @@ from behemoth.app.batches.scaled_units import ScaledUnits
 from behemoth.app.batches.threads import ThreadExecutor
 from behemoth.app.batches.writing import WriteWork, write_in_batches
 from behemoth.base.ids import Attempt, Step, WriteId
-from behemoth.checkpoint import changes
+from behemoth.checkpoint import changes, scaled_reader
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_parts import put
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.conversion import Intake, ScaledDown, ScalesOf, num_blocks
 from behemoth.checkpoint.counting import CountingStore
@@ -300,6 +302,16 @@ class ReadsPassing(CountingStore):
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 
 
+class PutsPassing:
+    """Conversions of a part of a chunk pass by `moment`."""
+
+    moment = Moment(0)
+
+    def __call__(self, *arguments: Any) -> None:
+        self.moment.pass_by()
+        put(*arguments)
+
+
 class WritesPassing(MemoryStore):
     """Writes to objects of the checkpoint pass by `moment`."""
 
@@ -312,12 +324,17 @@ class WritesPassing(MemoryStore):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("of", ["read", "write"])
+@pytest.mark.parametrize(
+    ("of", "numbers_of"),
+    [("read", (1, 2, 30, 64, 65, 100, 128)), ("conversion", (1, 2, 64, 65, 100)), ("write", (1, 2, 4, 5, 6, 9))],
+)
 def test_an_interrupt_ends_a_large_batch_at_once_and_the_next_call_goes_on_behind_those_that_are_done(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, of: str, threads: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, of: str, numbers_of: Sequence[int], threads: int
 ) -> None:
     """Two matrices of 64 chunks, each with one scale: all of a matrix is read, then converted, then written."""
     Limits(batch_bytes=2 << 10, large_bytes=4 << 10).set(monkeypatch)
+    converted = PutsPassing()
+    monkeypatch.setattr(scaled_reader, "put", converted)
     values = {name: numbers((64, 128), "float32") for name in "ab"}
     block = (64, 128)
 
@@ -325,6 +342,7 @@ def test_an_interrupt_ends_a_large_batch_at_once_and_the_next_call_goes_on_behin
         """Batches that were done before, and bytes that were read now."""
         counting = ReadsPassing(store, moment if of == "read" else Moment(0))
         target.moment = moment if of == "write" else Moment(0)
+        converted.moment = moment if of == "conversion" else Moment(0)
         made = to_float8(commit, WHOLE, block, is_bucket=False)
         with recorded(folder, verb="reshard", job=b"job", note=WRITE) as record:
             num_done = len(record.done())
@@ -334,7 +352,7 @@ def test_an_interrupt_ends_a_large_batch_at_once_and_the_next_call_goes_on_behin
     with small_chunks(512):
         store, commit = saved(values, WHOLE, shares=[_plain(f"model/{name}", one) for name, one in values.items()])
         most_done = 0
-        for number in (1, 2, 30, 64, 65, 100, 128) if of == "read" else (1, 2, 4, 5, 6, 9):
+        for number in numbers_of:
             target, folder, moment = WritesPassing(), tmp_path / str(number), Moment(number)
             with pytest.raises(KeyboardInterrupt):
                 go(folder, target, moment)

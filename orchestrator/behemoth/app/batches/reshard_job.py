@@ -23,7 +23,6 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.stopping import StoppingStore
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
@@ -52,7 +51,7 @@ def reshard_work(
     found = _origins(commit, made)
     prefix = step_prefix(commit.record.step, write_id)
     stopped = threading.Event()
-    given = CheckpointSource(StoppingStore(source, stopped.is_set), commit, made.layout, found)
+    given = CheckpointSource(source, commit, made.layout, found, cancelled=stopped.is_set)
     writer = UnitWriter(target, prefix, made.layout, given, cancelled=stopped.is_set)
     units = reshard_units(made.layout, target, found)
     return WriteWork(units, RunWriter(writer, _scaled(commit, made, found)), stopped, *opened)

@@ -7,7 +7,7 @@ rank's arena).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
-from behemoth.checkpoint.stopping import require_wanted
+from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import chunk_tail, seal_all
 from behemoth.checkpoint.zeros import is_zero
@@ -93,7 +93,7 @@ class UnitWriter:
         layout: Layout,
         source: Source,
         *,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Cancelled = never,
     ) -> None:
         self._store = store
         self._prefix = prefix
