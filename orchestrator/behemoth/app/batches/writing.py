@@ -22,10 +22,11 @@ import numpy as np
 from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.array_keys import metadata_key, shard_key
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.ingest import Spread, check_free
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
-from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata, metadata_key, object_key
+from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata
 from behemoth.checkpoint.interop.units import Unit, Units, ranges_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -181,7 +182,7 @@ def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Sequence[Writ
         if listed.get(key) != len(of_arrays[array].zarr_json()):
             return False
     for which, of_object in parts.items():
-        key = object_key(prefix, writing.layout, *which)
+        key = shard_key(prefix, writing.layout, *which)
         is_whole = listed.get(key) == of_arrays[which[0]].file_bytes
         upload_id = of_object[0].upload_id
         if not upload_id:

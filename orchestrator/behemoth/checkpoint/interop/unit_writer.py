@@ -15,6 +15,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.ids import UploadId
+from behemoth.checkpoint.array_keys import metadata_key, shard_key
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.commit import create_same
 from behemoth.checkpoint.crc import crc32c
@@ -23,7 +24,6 @@ from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.units import Piece, Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
-from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import run_all
@@ -68,16 +68,6 @@ class TensorSource:
             yield read_box(self._tensors[piece.array], piece.box)
 
 
-def object_key(prefix: str, layout: Layout, array: int, shard: int) -> str:
-    """Of a shard of an array, in the store."""
-    return f"{prefix}/{layout.paths[array]}/{grids(layout)[array].shard_key(shard)}"
-
-
-def metadata_key(prefix: str, layout: Layout, array: int) -> str:
-    """Of an array's zarr.json, in the store."""
-    return f"{prefix}/{layout.paths[array]}/{METADATA}"
-
-
 def brings_metadata(one: Unit | Written) -> bool:
     """Whether the array's zarr.json is written with this unit."""
     return (one.shard, one.number) == (0, 1)
@@ -111,7 +101,7 @@ class UnitWriter:
         for unit in units:
             if brings_metadata(unit):
                 keys[self._write_metadata(unit.array)] = None
-            keys[object_key(self._prefix, self._layout, unit.array, unit.shard)] = None
+            keys[shard_key(self._prefix, self._layout, unit.array, unit.shard)] = None
         each = ((unit, [next(data) for _ in unit.pieces], id_) for unit, id_ in zip(units, upload_ids, strict=True))
         found = run_all(self._write, each, threads=threads, name="ckpt-units")
         if not isinstance(self._store, UploadsParts):
@@ -120,7 +110,7 @@ class UnitWriter:
 
     def _write(self, of_unit: tuple[Unit, Sequence[Raw], str]) -> Written:
         unit, data, upload_id = of_unit
-        key = object_key(self._prefix, self._layout, unit.array, unit.shard)
+        key = shard_key(self._prefix, self._layout, unit.array, unit.shard)
         require_wanted(self._cancelled, what=f"write {key}")
         grid = grids(self._layout)[unit.array]
         summed, spans = Summed(), []
