@@ -264,7 +264,14 @@ class Executor(Protocol):
     def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Results in any order, as they come; few batches are under way at a time. A batch whose worker is lost runs
         again, perhaps while the first one still does, so batches are idempotent. Raises the error of a batch, and
-        Unavailable when no worker is left or one batch takes worker after worker along; use `close` alone then."""
+        Unavailable when no worker is left or one batch takes worker after worker along. Who leaves before the end,
+        by an error or otherwise, calls `stop`, or `close` alone."""
+        ...
+
+    def stop(self) -> list[Batch]:
+        """Give up the job that `run` was left in the middle of. What is under way ends soon, by giving up too where it
+        is large, and nothing of it goes on when this returns. Results that were complete all the same, among them
+        perhaps the one that `run` gave last. Nothing where no job is under way."""
         ...
 
     def close(self) -> None:

@@ -37,20 +37,15 @@ from programs import reshard_scene as scene
 sys.path.append(str(Path(__file__).parents[1]))  # the giant layout is the tests' own
 
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
-from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.over_read import over_read
-from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.rank_write import RankWrite
-from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.reshard import plan_resharding
-from behemoth.checkpoint.staging import stage
-from behemoth.checkpoint.writer import write_rank
 from behemoth.storage.local import LocalStore
+from checkpoint.checkpoint_rig import written_rank
 from checkpoint.giant_layout import (
     MESH,
     MOMENTS_LEFT,
@@ -221,35 +216,20 @@ def _plan_s(saved: Layout, layout: Layout, found: Sequence[Origin]) -> list[floa
 def _save_ours(case: scene.Case, num_layers: int, root: Path) -> None:
     """Every rank of the old mesh in turn."""
     store, layout = LocalStore(root), scene.layout(case.axis, case.saved_ranks, num_layers)
-    receipts = [_write(store, case, layout, rank, num_layers) for rank in range(case.saved_ranks)]
+    receipts = [
+        written_rank(
+            store,
+            layout,
+            rank,
+            lambda plan: scene.held(case.axis, case.saved_ranks, plan.rank, num_layers),
+            step=STEP,
+            write_id=WRITE_ID,
+        )
+        for rank in range(case.saved_ranks)
+    ]
     candidate = Candidate(run="bench", step=STEP, write_id=WRITE_ID, attempt=ATTEMPT)
     commit(store, candidate, layout, receipts, previous=None)
     store.close()
-
-
-def _write(store: LocalStore, case: scene.Case, layout: Layout, rank: int, num_layers: int) -> Receipt:
-    plan = plan_rank(layout, Rank(rank))
-    fd = os.memfd_create("bench-arena")
-    try:
-        arena = Arena.format(fd, plan)
-        taken = stage(arena, plan, scene.held(case.axis, case.saved_ranks, rank, num_layers), WRITE_ID, STEP)
-        receipt = write_rank(
-            store,
-            RankWrite(
-                prefix=step_prefix(STEP, WRITE_ID),
-                layout=layout,
-                plan=plan,
-                arena=arena,
-                generation=taken.generation,
-                attempt=ATTEMPT,
-                threads=2,
-                cancelled=lambda: False,
-            ),
-        )
-        arena.close()
-    finally:
-        os.close(fd)
-    return receipt
 
 
 def _start(

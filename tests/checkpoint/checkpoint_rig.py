@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,40 @@ def arena_of(plan: RankPlan) -> Iterator[Arena]:
         os.close(fd)
 
 
+def written_rank(
+    store: WritesRanges,
+    layout: Layout,
+    rank: int,
+    held: Callable[[RankPlan], Mapping[str, npt.NDArray[Any]]],
+    *,
+    step: int,
+    write_id: str,
+    attempt: int = 1,
+    threads: int = 2,
+    updated_step: Step | None = None,
+    frozen: Collection[int] = (),
+) -> Receipt:
+    """Stage what a rank holds, as `held` tells by its plan, and write its part."""
+    plan = plan_rank(layout, Rank(rank))
+    with arena_of(plan) as arena:
+        snapshot = stage(arena, plan, held(plan), WriteId(write_id), Step(step))
+        return write_rank(
+            store,
+            RankWrite(
+                prefix=step_prefix(Step(step), WriteId(write_id)),
+                layout=layout,
+                plan=plan,
+                arena=arena,
+                generation=snapshot.generation,
+                attempt=Attempt(attempt),
+                threads=threads,
+                cancelled=lambda: False,
+                updated_step=updated_step,
+                frozen=frozen,
+            ),
+        )
+
+
 def write_all_ranks(
     store: ObjectStore,
     layout: Layout,
@@ -126,26 +161,19 @@ def write_all_ranks(
     random.Random(order_seed).shuffle(ranks)
     receipts = []
     for rank in ranks:
-        plan = plan_rank(layout, Rank(rank))
-        with arena_of(plan) as arena:
-            local = local_arrays(layout, rank, (stale or {}).get(rank, arrays))
-            snapshot = stage(arena, plan, local, WriteId(write_id), Step(step))
-            receipt = write_rank(
-                store,
-                RankWrite(
-                    prefix=step_prefix(Step(step), WriteId(write_id)),
-                    layout=layout,
-                    plan=plan,
-                    arena=arena,
-                    generation=snapshot.generation,
-                    attempt=Attempt(attempt),
-                    threads=threads,
-                    cancelled=lambda: False,
-                    updated_step=Step(step if updated_step is None else updated_step),
-                    frozen=[layout.positions[name] for name in frozen],
-                ),
-            )
-            receipts.append(Receipt.decode(receipt.encode()))
+        receipt = written_rank(
+            store,
+            layout,
+            rank,
+            lambda plan: local_arrays(layout, plan.rank, (stale or {}).get(plan.rank, arrays)),
+            step=step,
+            write_id=write_id,
+            attempt=attempt,
+            threads=threads,
+            updated_step=Step(step if updated_step is None else updated_step),
+            frozen=[layout.positions[name] for name in frozen],
+        )
+        receipts.append(Receipt.decode(receipt.encode()))
     return receipts
 
 

@@ -1,25 +1,19 @@
 """A small real checkpoint for tests: two ranks, split, flat and replicated arrays, made by the engine itself."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from behemoth.base.ids import Attempt, Rank, Step, WriteId
-from behemoth.checkpoint.arena import Arena
+from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.rank_write import RankWrite
-from behemoth.checkpoint.receipt import Receipt
-from behemoth.checkpoint.staging import stage
-from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import SavesTo, UploadsParts, WritesRanges
+from behemoth.checkpoint.plan import RankPlan
+from behemoth.ports import SavesTo, UploadsParts
 from behemoth.spec.mesh import Mesh
-from checkpoint.checkpoint_rig import logical_arrays
+from checkpoint.checkpoint_rig import logical_arrays, written_rank
 from checkpoint.company_rig import upload_all_ranks
 
 ATTEMPT = Attempt(1)
@@ -57,7 +51,9 @@ def save(
         arrays = logical_arrays(layout, step if seed is None else seed)
         receipts = upload_all_ranks(store, layout, arrays, step=step, write_id=write_id)
     else:
-        receipts = [_write(store, layout, rank, step, write_id, seed) for rank in range(layout.mesh.num_ranks)]
+        held = partial(_pieces, seed=step if seed is None else seed)
+        ranks = range(layout.mesh.num_ranks)
+        receipts = [written_rank(store, layout, rank, held, step=step, write_id=write_id) for rank in ranks]
     if not publish:
         return None
     return commit(
@@ -67,33 +63,6 @@ def save(
         receipts,
         previous=None,
     )
-
-
-def _write(store: WritesRanges, layout: Layout, rank: int, step: int, write_id: str, seed: int | None) -> Receipt:
-    plan = plan_rank(layout, Rank(rank))
-    fd = os.memfd_create("test-arena")
-    try:
-        os.ftruncate(fd, Arena.size_bytes(plan))
-        arena = Arena.format(fd, plan)
-        try:
-            taken = stage(arena, plan, _pieces(plan, step if seed is None else seed), WriteId(write_id), Step(step))
-            return write_rank(
-                store,
-                RankWrite(
-                    prefix=step_prefix(Step(step), WriteId(write_id)),
-                    layout=layout,
-                    plan=plan,
-                    arena=arena,
-                    generation=taken.generation,
-                    attempt=ATTEMPT,
-                    threads=2,
-                    cancelled=lambda: False,
-                ),
-            )
-        finally:
-            arena.close()
-    finally:
-        os.close(fd)
 
 
 def _pieces(plan: RankPlan, seed: int) -> Mapping[str, np.ndarray]:

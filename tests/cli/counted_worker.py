@@ -55,6 +55,9 @@ class CountedWork:
         self._die_if_told()
         return result
 
+    def stop(self) -> None:
+        self._work.stop()
+
     def close(self) -> None:
         self._work.close()
 

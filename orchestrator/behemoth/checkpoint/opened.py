@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from behemoth.base.errors import Corrupt, NotFound
+from behemoth.checkpoint.array_keys import array_folder, shard_key
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import read_record, read_told
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
@@ -32,11 +33,11 @@ class Commit:
 
     def shard_key(self, array: int, shard: int) -> str:
         """Key of an object of an array, counted in the layout's order."""
-        return f"{self._folder(array)}/{grids(self.layout)[array].shard_key(shard)}"
+        return shard_key(self.record.prefix, self.layout, array, shard)
 
     def shard_keys(self, array: int) -> list[str]:
         """Keys of all objects of an array, in order of its shards."""
-        return [f"{self._folder(array)}/{key}" for key in grids(self.layout)[array].shard_keys]
+        return [self.shard_key(array, shard) for shard in range(grids(self.layout)[array].num_shards)]
 
     def shard_of(self, array: int, chunk: int) -> str:
         """Key of the object in which a chunk lies."""
@@ -44,11 +45,8 @@ class Commit:
 
     def files(self, array: int) -> str:
         """All objects of an array, for people."""
-        keys = self.shard_keys(array)
-        return f"file {keys[0]}" if len(keys) == 1 else f"{len(keys)} files below {self._folder(array)}"
-
-    def _folder(self, array: int) -> str:
-        return f"{self.record.prefix}/{self.layout.paths[array]}"
+        keys, folder = self.shard_keys(array), array_folder(self.record.prefix, self.layout, array)
+        return f"file {keys[0]}" if len(keys) == 1 else f"{len(keys)} files below {folder}"
 
 
 def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:

@@ -13,13 +13,12 @@ import msgspec
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Step
+from behemoth.checkpoint import array_keys
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.freshness import held_crc
-from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
 from behemoth.checkpoint.zeros import is_zero
@@ -59,11 +58,11 @@ class RankWrite:
 
     def shard_key(self, array: int, shard: int) -> str:
         """Key of an object of an array, counted in the layout's order."""
-        return f"{self.prefix}/{self.layout.paths[array]}/{grids(self.layout)[array].shard_key(shard)}"
+        return array_keys.shard_key(self.prefix, self.layout, array, shard)
 
     def metadata_key(self, array: int) -> str:
         """Key of an array's zarr.json."""
-        return f"{self.prefix}/{self.layout.paths[array]}/{METADATA}"
+        return array_keys.metadata_key(self.prefix, self.layout, array)
 
     def go_on(self) -> None:
         """Raises Conflict when the write is cancelled."""

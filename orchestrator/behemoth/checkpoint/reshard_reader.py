@@ -29,6 +29,7 @@ from behemoth.checkpoint.reshard import ChunkRead, Resharding, ScaleFill, Slab, 
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.scaled_reader import ScaledArray
 from behemoth.checkpoint.seen_chunks import SeenChunks
+from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
 
@@ -77,13 +78,14 @@ def read_slabs(
     kept_bytes: int = RANK_KEPT_BYTES,
     remembered: ComputedScales | None = None,
     seen: SeenChunks | None = None,
+    cancelled: Cancelled = never,
 ) -> list[Placed]:
     """Fill the slabs of `area`, and its blanks with zeros. The chunks that went straight into place.
 
     Saved scales are read from `scales_store`, by default from `store`. Of values that wait for computed ones
     `kept_bytes` are held at most; what is `remembered` of these is not computed again, and what is computed is
     remembered. `seen` knows what others have read. Raises Corrupt naming array, chunk and file, Invalid naming an array
-    whose values cannot be converted.
+    whose values cannot be converted, Conflict at the next chunk once it is `cancelled()`.
     """
     for start, stop in work.blanks:
         area[start:stop] = 0
@@ -99,7 +101,9 @@ def read_slabs(
         fills[fill.scales].append(fill)
 
     readers = ChunkReaders(store, commit, seen=seen)
-    reading = _Reading(readers, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered)
+    reading = _Reading(
+        readers, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered, cancelled=cancelled
+    )
     found = run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
     placed = [one for part in found for one in part]
     for array, reads in scaled.items():
@@ -146,18 +150,24 @@ class _Reading:
         *,
         kept_bytes: int,
         remembered: ComputedScales | None,
+        cancelled: Cancelled,
     ) -> None:
         self._readers = readers
         self._grids = grids(commit.layout)
         self._slabs = [as_elements(area[one.arena_offset :], one.shape, one.itemsize) for one in slabs]
         self._kept_bytes = kept_bytes
         self._remembered = remembered
+        self._cancelled = cancelled
         self.tables: Mapping[Scales, ScaleTable] = {}
 
     def run(self, reads: Sequence[ChunkRead]) -> list[Placed]:
-        chunks = self._readers.mine()
-        found = (read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables) for read in reads)
-        return [one for one in found if one is not None]
+        chunks, found = self._readers.mine(), list[Placed]()
+        for read in reads:
+            require_wanted(self._cancelled, what="reshard")
+            placed = read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables)
+            if placed is not None:
+                found.append(placed)
+        return found
 
     def scaled(self, array: int, reads: Sequence[ChunkRead], computed: Mapping[Scales, Sequence[Box]]) -> ScaledArray:
         """An array with scales that are computed."""
@@ -171,4 +181,5 @@ class _Reading:
             slabs=self._slabs,
             kept_bytes=self._kept_bytes,
             remembered=self._remembered,
+            cancelled=self._cancelled,
         )

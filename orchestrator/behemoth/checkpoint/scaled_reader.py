@@ -23,6 +23,7 @@ from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import Floats, scales_for
 from behemoth.checkpoint.reshard import ChunkRead, Copy, Part, plan_boxes
 from behemoth.checkpoint.scale_waves import Waiting, WaveRead, outermost, plan_waves
+from behemoth.checkpoint.stopping import Cancelled, require_wanted
 from behemoth.checkpoint.threads import batched, run_all
 
 
@@ -43,6 +44,7 @@ class ScaledArray:
         slabs: Sequence[Elements],
         kept_bytes: int,
         remembered: ComputedScales | None,
+        cancelled: Cancelled,
     ) -> None:
         self._readers = readers
         self._grid = grid
@@ -51,6 +53,7 @@ class ScaledArray:
         self._slabs = slabs
         self._kept_bytes = kept_bytes
         self._remembered = remembered
+        self._cancelled = cancelled
         self._copies = {read.chunk: read.copies for read in reads}
         self._looked: defaultdict[int, list[tuple[Scales, Part]]] = defaultdict(list)
         self._largest: dict[Scales, _Largest] = {}
@@ -99,6 +102,7 @@ class ScaledArray:
     def _read(self, reads: Sequence[WaveRead]) -> None:
         chunks = self._readers.mine()
         for chunk, then in reads:
+            self._require_wanted()
             with chunk_elements(chunks, self._grid, self._array, chunk) as elements:
                 self._look(chunk, elements)
                 for copy in self._copies.get(chunk, ()):
@@ -117,15 +121,20 @@ class ScaledArray:
 
     def _ready(self, kept: Sequence[int]) -> None:
         for chunk in kept:
+            self._require_wanted()
             for copy, elements in zip(self._waits(chunk), self._kept.pop(chunk), strict=True):
                 self._put(copy, elements)
 
     def _again(self, dropped: Sequence[int]) -> None:
         chunks = self._readers.mine()
         for chunk in dropped:
+            self._require_wanted()
             with chunk_elements(chunks, self._grid, self._array, chunk) as elements:
                 for copy in self._waits(chunk):
                     self._put(copy, part_of(elements, copy.source))
+
+    def _require_wanted(self) -> None:
+        require_wanted(self._cancelled, what=f"array {self._grid.spec.name!r}")
 
     def _put(self, copy: Copy, elements: Elements) -> None:
         scales = copy.change and copy.change.scales

@@ -8,7 +8,6 @@ copy of each byte would take longer than it is likely to save. Neighbours: `file
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.held import Held, Memory, matched, settle
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.own_memory import own_memory
 from behemoth.checkpoint.plan import PAGE_BYTES, RankPlan, Span
 from behemoth.checkpoint.reading_threads import THREADS_PER_READER
 from behemoth.checkpoint.threads import run_all
@@ -85,7 +85,7 @@ class _ColdRead:
         """The calling thread's own."""
         num_bytes = _room_bytes(payload_bytes)
         if not hasattr(self._own, "room") or self._own.room.nbytes < num_bytes:
-            self._own.room = memoryview(mmap.mmap(-1, num_bytes))
+            self._own.room = own_memory(num_bytes)
         room: memoryview = self._own.room
         return room
 

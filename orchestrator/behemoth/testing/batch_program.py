@@ -1,7 +1,7 @@
 """A worker program whose jobs are the conformance suite's: `python -m behemoth.testing.batch_program`.
 
 A batch says what it does: `double N`, `nap` (takes a moment), `fail`, `bug`, `die` (SIGKILL, whenever it runs),
-`die-once` (the first time).
+`die-once` (the first time), `hold` (a large one, which goes on until it is told to give up).
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 from behemoth.app.batches.worker import serve, take_settings
-from behemoth.base.errors import Denied, Invalid
+from behemoth.base.errors import Conflict, Denied, Invalid
+
+HOLD_LIMIT_S = 60.0
 
 
 class SuiteWork:
@@ -22,6 +25,7 @@ class SuiteWork:
 
     def __init__(self, job: bytes) -> None:
         self._folder = Path(job.decode())
+        self._stopped = threading.Event()
         if self._folder.name == "bug":
             raise ZeroDivisionError("a bug")
         if not self._folder.is_dir():
@@ -38,6 +42,10 @@ class SuiteWork:
                 time.sleep(0.05)
             case "fail":
                 raise Denied("batch: expected a key, got none", hint="bring one", code="suite-denied")
+            case "hold":
+                if self._stopped.wait(HOLD_LIMIT_S):
+                    (self._folder / "hold-gave-up").touch()
+                    raise Conflict("batch: cancelled", code="cancelled")
             case "bug":
                 raise ZeroDivisionError("a bug")
             case "die":
@@ -45,6 +53,9 @@ class SuiteWork:
             case "die-once" if not runs:
                 os.kill(os.getpid(), signal.SIGKILL)
         return b"alive"
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         """Says that the job is over."""

@@ -6,6 +6,7 @@ A test class inherits `ExecutorConformance` and gives it an `executor` fixture w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 from behemoth.base.errors import BehemothError, Denied, Invalid
 from behemoth.ports import Batch, Executor
+
+LIMIT_S = 60.0
+"""Of any wait: it ends a hang and judges no speed."""
 
 
 def doubles(numbers: range) -> list[Batch]:
@@ -82,6 +86,25 @@ class ExecutorConformance:
     def test_a_bug_in_opening_a_job_is_an_error_too(self, executor: Executor, tmp_path: Path) -> None:
         with pytest.raises((BehemothError, ZeroDivisionError), match="a bug"):
             list(executor.run(str(tmp_path / "bug").encode(), doubles(range(3))))
+
+    def test_of_a_job_that_is_given_up_what_was_complete_is_told_and_what_is_large_ends_soon(
+        self, executor: Executor, tmp_path: Path
+    ) -> None:
+        """A caller leaves behind the first of two results, while a third batch goes on and on."""
+        folder, after = tmp_path / "one", tmp_path / "two"
+        for one in (folder, after):
+            one.mkdir()
+        results = executor.run(str(folder).encode(), [*doubles(range(2)), Batch(number=2, data=b"hold ")])
+        found = {(first := next(results)).number: first.data}
+        deadline_s = time.monotonic() + LIMIT_S
+        while not all((folder / name).exists() for name in ("double-0.0", "double-1.0", "hold-.0")):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        found |= {one.number: one.data for one in executor.stop()}
+        assert found == {0: b"0", 1: b"2"}
+        assert (folder / "hold-gave-up").exists()
+        assert executor.stop() == []
+        assert len(list(executor.run(str(after).encode(), doubles(range(5))))) == 5
 
     def test_closing_twice_and_in_the_middle_of_a_job_is_fine(self, executor: Executor, tmp_path: Path) -> None:
         next(executor.run(str(tmp_path).encode(), doubles(range(50))))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +21,11 @@ from behemoth.app.batches.record import Record, Unrecorded, recorded
 from behemoth.app.batches.reshard_job import Reshard, reshard_work, reshard_writing
 from behemoth.app.batches.scaled_units import ScaledUnits
 from behemoth.app.batches.threads import ThreadExecutor
-from behemoth.app.batches.writing import write_in_batches
+from behemoth.app.batches.writing import WriteWork, write_in_batches
 from behemoth.base.ids import Attempt, Step, WriteId
-from behemoth.checkpoint import changes
+from behemoth.checkpoint import changes, scaled_reader
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_parts import put
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.conversion import Intake, ScaledDown, ScalesOf, num_blocks
 from behemoth.checkpoint.counting import CountingStore
@@ -32,9 +36,10 @@ from behemoth.checkpoint.interop.resharded import reshard_units
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
-from behemoth.ports import ObjectStore, SavesTo
+from behemoth.ports import Into, ObjectStore, Part, SavesTo
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When
@@ -51,6 +56,8 @@ EXPERTS = (4, 128, 96)
 ONE_EACH = (1, 128, 96)
 """A scale for each expert's matrix."""
 SPREAD, WHOLE = Mesh(tp=4, ep=2, etp=2), Mesh()
+LIMIT_S = 60.0
+"""Of any wait: it ends a hang and judges no speed."""
 Values = npt.NDArray[np.generic]
 
 
@@ -115,9 +122,18 @@ def write(
     *,
     record: Record | None = None,
     threads: int = 1,
+    told: threading.Event | None = None,
 ) -> Reshard:
+    """`told` is set when the work is told to stop."""
+
+    def opened(_job: bytes) -> WriteWork:
+        work = reshard_work(store, commit, made, target, WRITE)
+        if told is not None:
+            _tell_of_stop(work, told)
+        return work
+
     found = reshard_writing(commit, made, target, threads=threads)
-    executor = ThreadExecutor(threads=threads, open_work=lambda _: reshard_work(store, commit, made, target, WRITE))
+    executor = ThreadExecutor(threads=threads, open_work=opened)
     write_checkpoint(
         target,
         Candidate(run="test", step=STEP, write_id=WRITE, attempt=Attempt(1)),
@@ -126,6 +142,16 @@ def write(
         keeps_unfinished=True,
     )
     return found
+
+
+def _tell_of_stop(work: WriteWork, told: threading.Event) -> None:
+    stop = work.stop
+
+    def stopped() -> None:
+        stop()
+        told.set()
+
+    vars(work)["stop"] = stopped
 
 
 def assert_scaled(target: SavesTo, values: dict[str, Values], block: tuple[int, ...]) -> None:
@@ -241,6 +267,101 @@ def test_killed_at_any_write_it_goes_on_behind_the_batches_that_are_done(
             assert (num_done > 0) == (again_bytes < whole_bytes)
             most_done = max(most_done, num_done)
         assert most_done == 1
+
+
+class Moment:
+    """The `number`-th of some calls, at which ctrl-C comes; that call goes on once the work was told of it."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self._lock = threading.Lock()
+        self.told = threading.Event()
+        self.num_behind = 0
+
+    def pass_by(self) -> None:
+        with self._lock:
+            self._left -= 1
+            is_it = self._left == 0
+            self.num_behind += self._left < 0 and self.told.is_set()
+        if is_it:
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, signal.SIGINT)
+            assert self.told.wait(LIMIT_S)
+
+
+class ReadsPassing(CountingStore):
+    """Reads pass by a moment."""
+
+    def __init__(self, inner: ObjectStore, moment: Moment) -> None:
+        super().__init__(inner)
+        self._moment = moment
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        self._moment.pass_by()
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+
+class PutsPassing:
+    """Conversions of a part of a chunk pass by `moment`."""
+
+    moment = Moment(0)
+
+    def __call__(self, *arguments: Any) -> None:
+        self.moment.pass_by()
+        put(*arguments)
+
+
+class WritesPassing(MemoryStore):
+    """Writes to objects of the checkpoint pass by `moment`."""
+
+    moment = Moment(0)
+
+    def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
+        if not key.endswith(METADATA):  # a small one, and another with it
+            self.moment.pass_by()
+        super().write_parts(key, size_bytes=size_bytes, parts=parts)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("of", "numbers_of"),
+    [("read", (1, 2, 30, 64, 65, 100, 128)), ("conversion", (1, 2, 64, 65, 100)), ("write", (1, 2, 4, 5, 6, 9))],
+)
+def test_an_interrupt_ends_a_large_batch_at_once_and_the_next_call_goes_on_behind_those_that_are_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, of: str, numbers_of: Sequence[int], threads: int
+) -> None:
+    """Two matrices of 64 chunks, each with one scale: all of a matrix is read, then converted, then written."""
+    Limits(batch_bytes=2 << 10, large_bytes=4 << 10).set(monkeypatch)
+    converted = PutsPassing()
+    monkeypatch.setattr(scaled_reader, "put", converted)
+    values = {name: numbers((64, 128), "float32") for name in "ab"}
+    block = (64, 128)
+
+    def go(folder: Path, target: WritesPassing, moment: Moment) -> tuple[int, int]:
+        """Batches that were done before, and bytes that were read now."""
+        counting = ReadsPassing(store, moment if of == "read" else Moment(0))
+        target.moment = moment if of == "write" else Moment(0)
+        converted.moment = moment if of == "conversion" else Moment(0)
+        made = to_float8(commit, WHOLE, block, is_bucket=False)
+        with recorded(folder, verb="reshard", job=b"job", note=WRITE) as record:
+            num_done = len(record.done())
+            write(counting, commit, made, target, record=record, threads=threads, told=moment.told)
+        return num_done, counting.read_bytes
+
+    with small_chunks(512):
+        store, commit = saved(values, WHOLE, shares=[_plain(f"model/{name}", one) for name, one in values.items()])
+        most_done = 0
+        for number in numbers_of:
+            target, folder, moment = WritesPassing(), tmp_path / str(number), Moment(number)
+            with pytest.raises(KeyboardInterrupt):
+                go(folder, target, moment)
+            assert moment.num_behind < threads
+            num_done, again_bytes = go(folder, target, Moment(0))
+            assert_scaled(target, values, block)
+            assert again_bytes == pytest.approx((2 - num_done) * 64 * 512, rel=0.05)
+            most_done = max(most_done, num_done)
+        assert most_done >= 1
 
 
 @settings(max_examples=40, deadline=None)

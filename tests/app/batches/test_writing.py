@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def write(
 ) -> CommitRecord:
     arrays = CheckpointSource(given, commit, writing.layout, origins(commit.layout, writing.layout, step=STEP))
     writer = UnitWriter(store, step_prefix(STEP, write_id), writing.layout, arrays)
-    executor = ThreadExecutor(threads=1, open_work=lambda _: WriteWork(writing.units, writer))
+    executor = ThreadExecutor(threads=1, open_work=lambda _: WriteWork(writing.units, writer, threading.Event()))
     return write_checkpoint(
         store,
         Candidate(run="r", step=STEP, write_id=write_id, attempt=Attempt(1)),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from behemoth.app.batches.record import Record
+from behemoth.base.errors import BehemothError
 from behemoth.ports import Batch, Executor
 
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 8 << 20, 256 << 20
@@ -55,9 +57,9 @@ def run_job(
     progress: Progress,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
-    """The result of every batch, those of earlier calls first. Raises what the executor does; then the record has what
-    was done until then. `prepare` is called with each batch just before it goes out, behind all earlier results, and
-    gives it the form in which it goes."""
+    """The result of every batch, those of earlier calls first. Raises what the executor does. Then, as when the caller
+    leaves before the end, nothing is under way any more, and the record has all that was done. `prepare` is called with
+    each batch just before it goes out, behind all earlier results, and gives it the form in which it goes."""
     sizes = {one.batch.number: one.num_bytes for one in batches}
     total_bytes, done_bytes = sum(sizes.values()), 0
     kept = {number: result for number, result in record.done().items() if number in sizes}
@@ -67,8 +69,15 @@ def run_job(
     if kept:
         progress(done_bytes, total_bytes)
     left = (prepare(one.batch) for one in batches if one.batch.number not in kept)
-    for result in executor.run(job, left):
-        record.add(result)
-        done_bytes += sizes[result.number]
-        progress(done_bytes, total_bytes)
-        yield result
+    try:
+        for result in executor.run(job, left):
+            record.add(result)
+            done_bytes += sizes[result.number]
+            progress(done_bytes, total_bytes)
+            yield result
+    except BaseException:  # an interrupt, and a caller who leaves, too
+        complete = executor.stop()
+        with suppress(BehemothError):  # a record that takes no more may be what has ended us
+            for result in complete:
+                record.add(result)
+        raise

@@ -6,6 +6,7 @@ Neighbours: `checkpoint.interop.export`, which plans files and writes them, and 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from behemoth.app.batches.driving import Progress, Sized, run_job
@@ -17,6 +18,7 @@ from behemoth.checkpoint.interop.export import write_file
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.stopping import require_wanted
 from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
@@ -29,14 +31,19 @@ class ExportWork:
         ref = CommitRef(step=Step(job.step), write_id=WriteId(job.write_id), size_bytes=job.size_bytes)
         self._store, self._target = open_store(os.fsdecode(job.url)), open_store(os.fsdecode(job.to))
         self._unfinished = job.unfinished
+        self._stopped = threading.Event()
         tensors = stored_tensors(self._store, open_commit(self._store, ref), threads=job.threads)
         plan = plan_export(outward(tensors, job.change), max_file_bytes=job.max_file_bytes, metadata=dict(job.metadata))
         self._files = {file.name: file for file in plan.files}
 
     def run(self, data: bytes) -> bytes:
-        for _ in write_file(self._target, self._unfinished, self._files[data.decode()]):
-            pass
+        name = data.decode()
+        for _ in write_file(self._target, self._unfinished, self._files[name]):
+            require_wanted(self._stopped.is_set, what=f"export of {name}")
         return b""
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         self._store.close()

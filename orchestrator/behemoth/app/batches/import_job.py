@@ -7,6 +7,7 @@ must not know: whoever can read it hands the reading in).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -75,8 +76,9 @@ def _work(
     job: ImportJob, store: SavesTo, tensors: Mapping[str, Tensor], writing: Writing, *opened: Closes
 ) -> WriteWork:
     prefix = step_prefix(Step(job.step), WriteId(job.write_id))
-    writer = UnitWriter(store, prefix, writing.layout, TensorSource(writing.layout, tensors))
-    return WriteWork(writing.units, writer, *opened)
+    stopped, source = threading.Event(), TensorSource(writing.layout, tensors)
+    writer = UnitWriter(store, prefix, writing.layout, source, cancelled=stopped.is_set)
+    return WriteWork(writing.units, writer, stopped, *opened)
 
 
 def _version(source: str, info: ObjectInfo) -> str:

@@ -19,7 +19,12 @@ class Work(Protocol):
     """A job that was opened in this process. Thread-safe."""
 
     def run(self, data: bytes) -> bytes:
-        """One batch. Idempotent; what it wrote is durable when it returns."""
+        """One batch. Idempotent; what it wrote is durable when it returns. Raises Conflict `cancelled` when it has
+        given up."""
+        ...
+
+    def stop(self) -> None:
+        """No result is worth waiting for any more: batches under way that are large give up soon, on their threads."""
         ...
 
     def close(self) -> None: ...

@@ -36,6 +36,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     data: bytes
 
 
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """Give the open job up: end what is under way, and begin nothing more."""
+
+    turn: int
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
+    """Nothing of the job of this turn is under way, and all that was done has been told."""
+
+    turn: int
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The result of a batch."""
 
@@ -66,8 +78,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
         return (kind if is_ours else Internal)(self.message, hint=self.hint, code=self.code)
 
 
-ToWorker = Open | Run
-FromWorker = Hello | Finished | Failed
+ToWorker = Open | Run | Stop
+FromWorker = Hello | Finished | Failed | Stopped
 
 to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
 from_worker_decoder = msgspec.msgpack.Decoder(FromWorker)

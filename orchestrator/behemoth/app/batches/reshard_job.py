@@ -6,6 +6,7 @@ Neighbours: `writing` (how), `checkpoint.interop.relayout` (which layout), `chec
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,9 +50,11 @@ def reshard_work(
     """The same between stores that are open; `opened` of them are closed at its end."""
     found = _origins(commit, made)
     prefix = step_prefix(commit.record.step, write_id)
-    writer = UnitWriter(target, prefix, made.layout, CheckpointSource(source, commit, made.layout, found))
+    stopped = threading.Event()
+    given = CheckpointSource(source, commit, made.layout, found, cancelled=stopped.is_set)
+    writer = UnitWriter(target, prefix, made.layout, given, cancelled=stopped.is_set)
     units = reshard_units(made.layout, target, found)
-    return WriteWork(units, RunWriter(writer, _scaled(commit, made, found)), *opened)
+    return WriteWork(units, RunWriter(writer, _scaled(commit, made, found)), stopped, *opened)
 
 
 def reshard_writing(commit: Commit, made: Relayout, store: SavesTo, *, threads: int) -> Reshard:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 
 from behemoth.app.batches.jobs import Work, open_work
-from behemoth.checkpoint.threads import each_result
 from behemoth.ports import Batch
 
 
@@ -16,15 +16,46 @@ class ThreadExecutor:
     def __init__(self, *, threads: int, open_work: Callable[[bytes], Work] = open_work) -> None:
         self._threads = threads
         self._open_work = open_work
+        self._work: Work | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: set[Future[Batch]] = set()
 
     def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
-        with closing(self._open_work(job)) as work:
+        self.stop()
+        work = self._work = self._open_work(job)
+        pool = self._pool = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="batch")
 
-            def result(batch: Batch) -> Batch:
-                return Batch(number=batch.number, data=work.run(batch.data))
+        def result(batch: Batch) -> Batch:
+            return Batch(number=batch.number, data=work.run(batch.data))
 
-            for _, done in each_result(result, batches, threads=self._threads, name="batch"):
-                yield done
+        left = iter(batches)
+        while True:
+            for batch in islice(left, 2 * self._threads - len(self._under_way)):
+                self._under_way.add(pool.submit(result, batch))
+            if not self._under_way:
+                break
+            for future in wait(self._under_way, return_when=FIRST_COMPLETED).done:
+                yield future.result()
+                self._under_way.discard(future)  # only now is it sure that the caller has it
+        self._end()
+
+    def stop(self) -> list[Batch]:
+        if self._work is not None:
+            self._work.stop()
+        for future in self._under_way:
+            future.cancel()  # does nothing to those that run or are done
+        wait(self._under_way)
+        found = [one.result() for one in self._under_way if not one.cancelled() and one.exception() is None]
+        self._under_way.clear()
+        self._end()
+        return found
 
     def close(self) -> None:
-        """Threads end with each `run`."""
+        self.stop()
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._work is not None:
+            self._work.close()
+        self._pool = self._work = None

@@ -62,6 +62,9 @@ class VerifyWork:
     def run(self, data: bytes) -> bytes:
         return msgspec.msgpack.encode([self._checked(part) for part in _parts_decoder.decode(data)])
 
+    def stop(self) -> None:
+        """A batch takes a moment, and then it counts."""
+
     def close(self) -> None:
         self._store.close()
 

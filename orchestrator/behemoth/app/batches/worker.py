@@ -12,7 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from behemoth.app.batches.jobs import Work, open_work
-from behemoth.app.batches.messages import Failed, Finished, FromWorker, Hello, Open, Run, to_worker_decoder
+from behemoth.app.batches.messages import (
+    Failed,
+    Finished,
+    FromWorker,
+    Hello,
+    Open,
+    Run,
+    Stop,
+    Stopped,
+    ToWorker,
+    to_worker_decoder,
+)
 from behemoth.base.errors import BehemothError, Internal, Invalid
 from behemoth.wire.frames import FrameReader, decode_body, encode_frame
 
@@ -80,7 +91,7 @@ class _Worker:
         finally:
             self._end_job()
 
-    def _handle(self, message: Open | Run) -> None:
+    def _handle(self, message: ToWorker) -> None:
         match message:
             case Open(turn=turn, job=job, threads=threads):
                 self._end_job()
@@ -94,6 +105,9 @@ class _Worker:
             case Run(number=number, data=data):
                 if self._pool is not None:
                     self._pool.submit(self._run, number, data)
+            case Stop(turn=turn):
+                self._end_job()
+                self.send(Stopped(turn=turn))
 
     def _run(self, number: int, data: bytes) -> None:
         assert self._work is not None
@@ -104,6 +118,9 @@ class _Worker:
         self.send(answer)
 
     def _end_job(self) -> None:
+        """Soon: the executor has all results that it wants."""
+        if self._work is not None:
+            self._work.stop()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         if self._work is not None:

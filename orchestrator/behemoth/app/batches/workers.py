@@ -7,6 +7,7 @@ Everything happens on the caller's thread, between two results. Neighbours: `wor
 
 from __future__ import annotations
 
+import math
 import secrets
 import selectors
 import socket
@@ -16,7 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from behemoth.app.batches.messages import Failed, Finished, Hello, Open, Run, ToWorker, from_worker_decoder
+from behemoth.app.batches.messages import (
+    Failed,
+    Finished,
+    Hello,
+    Open,
+    Run,
+    Stop,
+    Stopped,
+    ToWorker,
+    from_worker_decoder,
+)
 from behemoth.app.batches.worker import ADDRESS_ENV, INCARNATION_ENV, NODE_ENV, TOKEN_ENV
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.base.ids import NodeId
@@ -32,6 +43,8 @@ START_LIMIT_S = 120.0
 BATCH_LIMIT_S = 1800.0
 """A worker that returns nothing for so long is taken for lost: storage that hangs must not hold a job for ever."""
 SEND_LIMIT_S = 30.0
+STOP_LIMIT_S = 30.0
+"""Until a worker must have given up what is under way; then it is ended."""
 _POLL_S = 0.1
 _LOOK_S = 0.5
 """How often the runtime is asked which workers are lost; a closed connection is seen at once."""
@@ -48,6 +61,8 @@ class _Node:
     connection: socket.socket | None = None
     under_way: dict[int, Batch] = field(default_factory=dict)
     losses: int = 0
+    stops: int = 0
+    """The turn that it has given up."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -86,12 +101,15 @@ class WorkerExecutor:
         self._nodes: dict[NodeId, _Node] = {}
         self._looked_s = 0.0
         self._reason = "no node was there"
+        self._found: deque[Batch] = deque()
+        """Results that the caller has not got for sure."""
         self._job = Open(turn=0, job=b"", threads=threads)
         self._is_closed = False
 
     def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
         self._job = Open(turn=self._job.turn + 1, job=job, threads=self._threads)
         self._start_nodes()
+        self._found.clear()
         left, again = iter(batches), deque[Batch]()
         lost: Counter[int] = Counter()
         for node in self._nodes.values():
@@ -103,7 +121,12 @@ class WorkerExecutor:
                 if (batch := next(left, None)) is None:
                     return
                 again.append(batch)
-            yield from self._results()
+            errors = self._listen()
+            while self._found:
+                yield self._found[0]
+                self._found.popleft()
+            if errors:
+                raise errors[0]
             for batch in self._lost():
                 lost[batch.number] += 1
                 if lost[batch.number] >= MAX_LOSSES:
@@ -114,6 +137,27 @@ class WorkerExecutor:
                         code="batch-kills-workers",
                     )
                 again.append(batch)
+
+    def stop(self) -> list[Batch]:
+        turn = self._job.turn
+        asked = [node for node in self._nodes.values() if node.under_way]
+        for node in asked:
+            self._send(node, Stop(turn=turn))
+        limit_s = time.monotonic() + STOP_LIMIT_S
+        while left := [node for node in asked if node.connection is not None and node.stops != turn]:
+            if time.monotonic() > limit_s:
+                break
+            self._listen()  # errors of what was given up are nobody's
+        for node in left:
+            self._hang_up(node)
+            with suppress(BehemothError):
+                self._runtime.stop_agent(node.name, incarnation=node.incarnation)
+            node.heard_s = -math.inf  # a job that follows finds it late, and starts another one
+        for node in asked:
+            node.under_way.clear()
+        found = list(self._found)
+        self._found.clear()
+        return found
 
     def close(self) -> None:
         if self._is_closed:
@@ -178,18 +222,21 @@ class WorkerExecutor:
             except OSError:
                 self._hang_up(node)
 
-    def _results(self) -> Iterator[Batch]:
+    def _listen(self) -> list[BehemothError]:
+        """Take in what has come: results are found then, and the errors of batches are told."""
+        errors: list[BehemothError] = []
         for key, _ in self._selector.select(_POLL_S):
             assert isinstance(key.fileobj, socket.socket)
             match key.data:
                 case _Caller() as caller:
                     self._greet(caller)
                 case _Peer() as peer:
-                    yield from self._read(peer, key.fileobj)
+                    errors += self._read(peer, key.fileobj)
                 case _:
                     with suppress(OSError):  # whoever called has hung up
                         connection, _address = self._listener.accept()
                         self._selector.register(connection, selectors.EVENT_READ, _Caller(connection=connection))
+        return errors
 
     def _greet(self, caller: _Caller) -> None:
         """Let a worker in that this executor started, and drop everybody else."""
@@ -215,27 +262,31 @@ class WorkerExecutor:
         self._selector.modify(connection, selectors.EVENT_READ, _Peer(node=node))
         self._send(node, self._job)
 
-    def _read(self, peer: _Peer, connection: socket.socket) -> Iterator[Batch]:
+    def _read(self, peer: _Peer, connection: socket.socket) -> list[BehemothError]:
         node = peer.node
         try:
             bodies = peer.reader.feed(_received(connection))
             messages = [decode_body(from_worker_decoder, body) for body in bodies]
         except (OSError, Corrupt):
             self._hang_up(node)
-            return
+            return []
+        errors: list[BehemothError] = []
         for message in messages:
             node.heard_s = time.monotonic()
             match message:
                 case Finished(turn=turn, number=number, data=data):
                     if turn == self._job.turn and node.under_way.pop(number, None) is not None:
                         node.losses = 0
-                        yield Batch(number=number, data=data)
+                        self._found.append(Batch(number=number, data=data))
                 case Failed() as failed:
                     if failed.turn == self._job.turn:
-                        raise failed.error()
+                        errors.append(failed.error())
+                case Stopped(turn=turn):
+                    node.stops = turn
                 case Hello():
                     self._hang_up(node)
-                    return
+                    break
+        return errors
 
     def _lost(self) -> Iterator[Batch]:
         """What workers had under way that are gone; they are started again."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,10 +22,11 @@ import numpy as np
 from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.array_keys import metadata_key, shard_key
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.ingest import Spread, check_free
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
-from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata, metadata_key, object_key
+from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata
 from behemoth.checkpoint.interop.units import Unit, Units, ranges_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
@@ -99,16 +101,21 @@ class Writes(Protocol):
 
 
 class WriteWork:
-    """A `Work`: writes units; closes at its end what was opened for that."""
+    """A `Work`: writes units; closes at its end what was opened for that. `stopped`, which the writer looks at, is set
+    by `stop`."""
 
-    def __init__(self, units: Sequence[Unit], writer: Writes, *opened: Closes) -> None:
+    def __init__(self, units: Sequence[Unit], writer: Writes, stopped: threading.Event, *opened: Closes) -> None:
         self._units = units
         self._writer = writer
+        self._stopped = stopped
         self._opened = opened
 
     def run(self, data: bytes) -> bytes:
         order = _order_decoder.decode(data)
         return msgspec.msgpack.encode(self._writer.write(order.of(self._units), order.uploads, threads=order.threads))
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         for one in self._opened:
@@ -175,7 +182,7 @@ def _is_there(store: SavesTo, prefix: str, writing: Writing, done: Sequence[Writ
         if listed.get(key) != len(of_arrays[array].zarr_json()):
             return False
     for which, of_object in parts.items():
-        key = object_key(prefix, writing.layout, *which)
+        key = shard_key(prefix, writing.layout, *which)
         is_whole = listed.get(key) == of_arrays[which[0]].file_bytes
         upload_id = of_object[0].upload_id
         if not upload_id:

@@ -11,8 +11,9 @@ from contextlib import suppress
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
+from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.crc import combined
-from behemoth.checkpoint.interop.unit_writer import Written, object_key
+from behemoth.checkpoint.interop.unit_writer import Written
 from behemoth.checkpoint.interop.units import Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import WrittenShard
@@ -42,7 +43,7 @@ class ObjectUploads:
             return ""
         which = unit.array, unit.shard
         if which not in self._ids:
-            self._ids[which] = self._listed_or_begun(self._store, object_key(self._prefix, self._layout, *which))
+            self._ids[which] = self._listed_or_begun(self._store, shard_key(self._prefix, self._layout, *which))
         return self._ids[which]
 
     def add(self, written: Written) -> None:
@@ -69,7 +70,7 @@ class ObjectUploads:
             parts = [part for _, part in sorted(self._parts[which].items())]
             crc = combined((part.crc, part.size_bytes) for part in parts)
             if self._ids[which]:
-                key = object_key(self._prefix, self._layout, *which)
+                key = shard_key(self._prefix, self._layout, *which)
                 store.complete_upload(key, UploadId(self._ids[which]), parts=parts, crc=crc)
             return WrittenShard(array=which[0], shard=which[1], crc=crc)
 

@@ -28,6 +28,7 @@ from behemoth.checkpoint.plan import ALIGNMENT_BYTES
 from behemoth.checkpoint.remembering import RememberingStore
 from behemoth.checkpoint.reshard import plan_pieces
 from behemoth.checkpoint.reshard_reader import read_slabs
+from behemoth.checkpoint.stopping import Cancelled, never
 from behemoth.ports import ObjectStore, SavesTo
 
 BLOCK_BYTES = 8 << 20
@@ -53,13 +54,23 @@ class _Wanted(NamedTuple):
 
 
 class CheckpointSource:
-    """The Source of a checkpoint of `layout` that is made of `commit`; `found` as `matching.origins` tells."""
+    """The Source of a checkpoint of `layout` that is made of `commit`; `found` as `matching.origins` tells. Its reads
+    end with Conflict once it is `cancelled()`."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, layout: Layout, found: Sequence[Origin]) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        commit: Commit,
+        layout: Layout,
+        found: Sequence[Origin],
+        *,
+        cancelled: Cancelled = never,
+    ) -> None:
         self._store = store
         self._commit = commit
         self._layout = layout
         self._found = found
+        self._cancelled = cancelled
         self._scales = RememberingStore(store, limit_bytes=SCALES_BYTES)
         self._computed = ComputedScales(limit_bytes=SCALES_BYTES)
 
@@ -84,6 +95,7 @@ class CheckpointSource:
             scales_store=self._scales,
             kept_bytes=HELD_BYTES,
             remembered=self._computed,
+            cancelled=self._cancelled,
         )
         for one in wanted:
             data = area[one.arena_offset : one.arena_offset + one.nbytes]

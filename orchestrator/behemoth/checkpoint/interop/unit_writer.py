@@ -15,6 +15,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.ids import UploadId
+from behemoth.checkpoint.array_keys import metadata_key, shard_key
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.commit import create_same
@@ -24,8 +25,8 @@ from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.units import Piece, Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
-from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import seal_all
 from behemoth.checkpoint.zeros import is_zero
@@ -68,40 +69,40 @@ class TensorSource:
             yield read_box(self._tensors[piece.array], piece.box)
 
 
-def object_key(prefix: str, layout: Layout, array: int, shard: int) -> str:
-    """Of a shard of an array, in the store."""
-    return f"{prefix}/{layout.paths[array]}/{grids(layout)[array].shard_key(shard)}"
-
-
-def metadata_key(prefix: str, layout: Layout, array: int) -> str:
-    """Of an array's zarr.json, in the store."""
-    return f"{prefix}/{layout.paths[array]}/{METADATA}"
-
-
 def brings_metadata(one: Unit | Written) -> bool:
     """Whether the array's zarr.json is written with this unit."""
     return (one.shard, one.number) == (0, 1)
 
 
 class UnitWriter:
-    """Writes below the `prefix` of a write. Thread-safe."""
+    """Writes below the `prefix` of a write. Thread-safe. Once it is `cancelled()` no unit is written any more."""
 
-    def __init__(self, store: SavesTo, prefix: str, layout: Layout, source: Source) -> None:
+    def __init__(
+        self,
+        store: SavesTo,
+        prefix: str,
+        layout: Layout,
+        source: Source,
+        *,
+        cancelled: Cancelled = never,
+    ) -> None:
         self._store = store
         self._prefix = prefix
         self._layout = layout
         self._source = source
+        self._cancelled = cancelled
 
     def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
         """Write units, and with the first one of an array its zarr.json. Idempotent; several processes may do so at
         once. `upload_ids`: of those units that are parts of an upload, empty for others. With several threads all of
-        the units are held."""
+        the units are held. Raises Conflict when it is cancelled."""
+        require_wanted(self._cancelled, what=f"write below {self._prefix}")
         data = self._source.read([piece for unit in units for piece in unit.pieces], threads=threads)
         keys: dict[str, None] = {}
         for unit in units:
             if brings_metadata(unit):
                 keys[self._write_metadata(unit.array)] = None
-            keys[object_key(self._prefix, self._layout, unit.array, unit.shard)] = None
+            keys[shard_key(self._prefix, self._layout, unit.array, unit.shard)] = None
         each = ((unit, [next(data) for _ in unit.pieces], id_) for unit, id_ in zip(units, upload_ids, strict=True))
         found = run_all(self._write, each, threads=threads, name="ckpt-units")
         if not isinstance(self._store, UploadsParts):
@@ -110,6 +111,8 @@ class UnitWriter:
 
     def _write(self, of_unit: tuple[Unit, Sequence[Raw], str]) -> Written:
         unit, data, upload_id = of_unit
+        key = shard_key(self._prefix, self._layout, unit.array, unit.shard)
+        require_wanted(self._cancelled, what=f"write {key}")
         grid = grids(self._layout)[unit.array]
         summed, spans = Summed(), []
         pairs = zip(unit.pieces, data, strict=True)
@@ -120,7 +123,6 @@ class UnitWriter:
             summed.append(chunk_tail(grid, span.crc, span.length))
         if unit.pieces[-1].last == grid.num_slots:
             summed.append(grid.index())
-        key = object_key(self._prefix, self._layout, unit.array, unit.shard)
         num_bytes = sum(memoryview(buffer).nbytes for buffer in summed.buffers)
         crc, etag = 0, ""
         if isinstance(self._store, UploadsParts):
