@@ -22,9 +22,11 @@ from behemoth.agent import node_reads, preparing
 from behemoth.agent.node_reads import NodeReads
 from behemoth.base.errors import BehemothError, Unavailable
 from behemoth.base.ids import Rank
-from behemoth.checkpoint import scale_waves, scaled_reader
+from behemoth.checkpoint import chunk_reader, scale_waves, scaled_reader
+from behemoth.checkpoint.chunk_reader import Lent
 from behemoth.checkpoint.common_chunks import CommonChunks, SharedObject
 from behemoth.checkpoint.conversion import Cast, Intake, ScaledDown
+from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.reading_threads import reading_threads
@@ -258,7 +260,7 @@ def test_a_chunk_that_no_other_rank_wants_is_asked_for_once(monkeypatch: pytest.
     asked: Counter[Unit] = Counter()
     lend = NodeReads.lent
 
-    def counted(self: NodeReads, unit: Unit, *arguments: Any) -> AbstractContextManager[memoryview | None]:
+    def counted(self: NodeReads, unit: Unit, *arguments: Any) -> AbstractContextManager[Lent | None]:
         asked[unit] += 1
         return lend(self, unit, *arguments)
 
@@ -272,6 +274,20 @@ def test_a_chunk_that_no_other_rank_wants_is_asked_for_once(monkeypatch: pytest.
         node.restore_all()
         assert all(is_right(node, rank, columns(2), arrays) for rank in node.ranks)
         assert list(asked.values()) == grids(columns(4))[0].num_chunks * [1]
+
+
+def test_a_chunk_that_several_ranks_take_where_it_lies_is_summed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[int] = []
+
+    def counted(data: memoryview) -> int:
+        summed.append(data.nbytes)
+        return crc32c(data)
+
+    monkeypatch.setattr(chunk_reader, "crc32c", counted)
+    with node_of_four() as node:
+        node.restore_all()
+        assert all(is_right(node, rank, columns(4), ARRAYS) for rank in node.ranks)
+        assert summed == grids(columns(2))[0].num_chunks * [60]
 
 
 def test_the_kernel_is_asked_once_for_all_ranks_of_a_restore_what_it_has_of_the_files(

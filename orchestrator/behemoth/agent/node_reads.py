@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.chunk_reader import Lent
 from behemoth.checkpoint.common_chunks import CommonChunks
 from behemoth.checkpoint.own_memory import own_memory
 from behemoth.checkpoint.passing import PassingStore, num_bytes, spread
@@ -29,6 +30,7 @@ class _Held:
 
     def __init__(self, memory: memoryview, reader: Rank) -> None:
         self.memory = memory
+        self.lent = Lent(memory.toreadonly())
         self.reader = reader
         self.done = threading.Event()
         self.is_whole = False
@@ -70,7 +72,7 @@ class NodeReads:
                 self._end(rank)
 
     @contextmanager
-    def lent(self, unit: Unit, rank: Rank, fill: Callable[[memoryview], None]) -> Iterator[memoryview | None]:
+    def lent(self, unit: Unit, rank: Rank, fill: Callable[[memoryview], None]) -> Iterator[Lent | None]:
         """The unit's bytes for as long as this lasts, filled by this rank if nobody else has; None: the rank reads them
         for itself. Raises what `fill` raises; others then read for themselves."""
         with self._lock:
@@ -78,13 +80,12 @@ class NodeReads:
         if held is None:
             yield None
             return
-        data = held.memory
         try:
             if is_reader:
-                fill(data)
+                fill(held.memory)
                 held.is_whole = True
                 held.done.set()
-            yield data.toreadonly() if self._is_there(held) else None
+            yield held.lent if self._is_there(held) else None
         finally:
             with self._lock:
                 held.num_users -= 1
@@ -187,33 +188,36 @@ class RankReads(PassingStore):
         self._node = node
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        with self._common(key, offset_bytes, num_bytes(into)) as data:
-            if data is not None:
-                spread(data, into)
+        with self._common(key, offset_bytes, num_bytes(into)) as lent:
+            if lent is not None:
+                spread(lent.data, into)
                 return
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 
     @contextmanager
     def lent(
         self, key: str, *, offset_bytes: int, length_bytes: int, room: Callable[[int], memoryview]
-    ) -> Iterator[memoryview]:
+    ) -> Iterator[Lent]:
         """See `LendsRanges`."""
-        with self._common(key, offset_bytes, length_bytes) as data:
-            if data is not None:
-                yield data
+        with self._common(key, offset_bytes, length_bytes) as lent:
+            if lent is not None:
+                yield lent
                 return
         own = room(length_bytes)
         super().read_into(key, offset_bytes=offset_bytes, into=own)
-        yield own
+        yield Lent(own)
 
     @contextmanager
-    def _common(self, key: str, offset_bytes: int, length_bytes: int) -> Iterator[memoryview | None]:
+    def _common(self, key: str, offset_bytes: int, length_bytes: int) -> Iterator[Lent | None]:
         """The bytes, where several ranks read them; None: this one reads them for itself."""
         unit = self._node.unit_of(key, offset_bytes, length_bytes)
 
         def fill(data: memoryview) -> None:
             self._inner.read_into(key, offset_bytes=unit.offset_bytes, into=data)
 
-        with self._node.lent(unit, self._rank, fill) as data:
-            begin = offset_bytes - unit.offset_bytes
-            yield None if data is None else data[begin : begin + length_bytes]
+        with self._node.lent(unit, self._rank, fill) as lent:
+            if lent is None or length_bytes == unit.length_bytes:
+                yield lent
+            else:
+                begin = offset_bytes - unit.offset_bytes
+                yield Lent(lent.data[begin : begin + length_bytes])

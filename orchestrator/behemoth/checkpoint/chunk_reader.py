@@ -27,16 +27,34 @@ DIRECT_BYTES = 1 << 20
 """From here on a payload is read straight into place, its CRC behind it; below, one read and a copy."""
 
 
+class Lent:
+    """Bytes that are not to be changed, of a chunk perhaps, which is checked once where it lies for all who have it
+    lent. Thread-safe."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self._lock = threading.Lock()
+        self._crc: int | None = None
+
+    def checked(self, check: Callable[[], int]) -> int:
+        """The CRC of the chunk, which `check` finds for who asks first. Blocks for that one; raises what it raises,
+        and who asks next checks anew."""
+        with self._lock:
+            if self._crc is None:
+                self._crc = check()
+            return self._crc
+
+
 @runtime_checkable
 class LendsRanges(Protocol):
     """A store that has some of what is read in memory already, or is about to, for others who read it too."""
 
     def lent(
         self, key: str, *, offset_bytes: int, length_bytes: int, room: Callable[[int], memoryview]
-    ) -> AbstractContextManager[memoryview]:
-        """These bytes of an object, not to be changed, for as long as this lasts: where they lie for others too, or
-        read into `room(length_bytes)`. One question, since a chunk that nobody else wants shall not cost two. Blocks
-        for who reads them, and raises what reading raises."""
+    ) -> AbstractContextManager[Lent]:
+        """These bytes of an object, for as long as this lasts: where they lie for others too, or read into
+        `room(length_bytes)`. One question, since a chunk that nobody else wants shall not cost two. Blocks for who
+        reads them, and raises what reading raises."""
         ...
 
 
@@ -84,9 +102,10 @@ class ChunkReader:
         with ExitStack() as stack:
             lent = self._lender.lent(key, offset_bytes=offset_bytes, length_bytes=end + TRAILER_BYTES, room=self._room)
             with _damage_named(partial(self._where, array, chunk)):
-                raw = stack.enter_context(lent)
-            self._checked(array, chunk, raw[:end], raw[end:])
-            yield raw[:end]
+                found = stack.enter_context(lent)
+            crc = found.checked(partial(self._crc, array, chunk, found.data[:end], found.data[end:]))
+            self._seen.note(array, chunk, crc)
+            yield found.data[:end]
 
     def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
         """A chunk's payload, padding included, and its CRC. Valid until the next call."""
@@ -157,6 +176,11 @@ class ChunkReader:
             self._store.read_into(self._commit.shard_of(array, chunk), offset_bytes=offset_bytes, into=into)
 
     def _checked(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
+        crc = self._crc(array, chunk, payload, tail)
+        self._seen.note(array, chunk, crc)
+        return crc
+
+    def _crc(self, array: int, chunk: int, payload: memoryview, tail: memoryview) -> int:
         crc, stored = crc32c(payload), int.from_bytes(tail, "little")
         if crc != stored:
             raise Corrupt(
@@ -164,7 +188,6 @@ class ChunkReader:
                 hint=DAMAGED_HINT,
                 code="chunk-crc",
             )
-        self._seen.note(array, chunk, crc)
         return crc
 
     def _where(self, array: int, chunk: int) -> str:
