@@ -98,7 +98,7 @@ class CudaLane:
 
 
 class _Synchronizes(Protocol):
-    def synchronize(self) -> None: ...
+    def synchronize(self, device: Device) -> None: ...
 
 
 class WaitingLane:
@@ -110,7 +110,7 @@ class WaitingLane:
 
     def follow(self) -> None:
         with _told(f"{self._device}: synchronize"):
-            self._module.synchronize()
+            self._module.synchronize(self._device)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source)
@@ -218,13 +218,18 @@ def _lane(device: Device) -> Lane:
 def _register(device: Device, memory: memoryview) -> int:
     """cudaError's number."""
     cuda, address = torch_cuda(), address_of(memory)
-    cudart = cuda.cudart()
     with cuda.device(device):
-        code = int(cudart.cudaHostRegister(address, memory.nbytes, _PORTABLE))
+        code = int(cuda.cudart().cudaHostRegister(address, memory.nbytes, _PORTABLE))
     if code == 0:
-        before_unmapping(memory, lambda: cudart.cudaHostUnregister(address))
+        before_unmapping(memory, lambda: _unregister(cuda, device, address))
         return 0
     # CUDA keeps the error for whoever asks next, which would be a kernel of the program's.
     with suppress(RuntimeError):
         sys.modules["torch"].ones(1, device=device)
     return code
+
+
+def _unregister(cuda: Cuda, device: Device, address: int) -> None:
+    """By whatever thread lets the mapping go: on the device that it stands on, this would make a context."""
+    with suppress(RuntimeError), cuda.device(device):  # a forked child has the mapping too, but no device
+        cuda.cudart().cudaHostUnregister(address)
