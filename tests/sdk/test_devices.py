@@ -509,6 +509,7 @@ def test_what_the_stand_in_is_asked_torch_knows_too() -> None:
     assert list(inspect.signature(torch.cuda.Event.record).parameters) == ["self", "stream"]
     assert callable(torch.cuda.Event.synchronize)
     assert callable(torch.cuda.cudart)
+    assert "device" in inspect.signature(torch.xpu.synchronize).parameters
 
 
 @pytest.mark.parametrize(("read", "room_bytes"), [(read_files, 2 << 20), (read_cold_files, (8 << 20) + 8192)])
@@ -535,18 +536,24 @@ def test_what_files_have_for_a_device_goes_through_bounded_memory(
     assert numbers[1] >= 100
 
 
+@pytest.mark.parametrize("takes_device", [True, False])
 def test_a_device_without_streams_known_here_is_waited_for_and_copies_at_once(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, takes_device: bool
 ) -> None:
-    synchronized: list[tuple[torch.device, int]] = []
-    monkeypatch.setattr(torch.xpu, "synchronize", lambda device: synchronized.append((device, len(cuda.log))))
+    synchronized: list[tuple[torch.device | None, int]] = []
+
+    def synchronize(device: torch.device | None = None) -> None:
+        synchronized.append((device, len(cuda.log)))
+
+    monkeypatch.setattr(torch.xpu, "synchronize", synchronize if takes_device else lambda: synchronize())
     weight = torch.full((1000,), 3.0)
     agent = Agent(state=state_of({"w": OnDevice(weight, "xpu:1")}))
     agent.call(3, "a1-1")
     trained(agent, 3)
     agent.next(Staged)
     assert set(np.frombuffer(agent.arena.data(0), np.float32)[:1000].tolist()) == {3.0}
-    assert synchronized == [(torch.device("xpu:1"), 0)]  # not the one that the thread stands on
+    # Behind what the program has given it, before the first copy; not the one that the thread stands on.
+    assert synchronized == [(torch.device("xpu:1") if takes_device else None, 0)]
     assert {line.split(" copy")[0] for line in cuda.log} == {"blocking"}
     agent.close()
 
