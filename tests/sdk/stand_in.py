@@ -107,19 +107,31 @@ class FakeCuda:
     def stream(self, stream: FakeStream) -> Iterator[None]:
         before = self.current_stream()
         self._own.stream = stream
-        yield
-        self._own.stream = before
+        try:
+            yield
+        finally:
+            self._own.stream = before
 
     @contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
         assert device == torch.device(DEVICE)
-        yield
+        before, self._own.device = self._current_device(), device
+        try:
+            yield
+        finally:
+            self._own.device = before
+
+    def _current_device(self) -> torch.device | None:
+        """None: another one, as a new thread has, where nothing may be made."""
+        device: torch.device | None = getattr(self._own, "device", None)
+        return device
 
     def cudart(self) -> FakeCuda:
         return self
 
     def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
         assert flags == 1
+        assert self._current_device() is not None
         assert is_mapped(address)
         assert address not in self.pinned
         self.log.append("register")
@@ -129,6 +141,7 @@ class FakeCuda:
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
         assert is_mapped(address), "unmapped before"
+        assert self._current_device() is not None
         self.log.append("unregister")
         del self.pinned[address]
         return 0
@@ -137,6 +150,7 @@ class FakeCuda:
         """Between plain tensors."""
         self.before_copy()
         stream = self.current_stream()
+        assert blocks or self._current_device() is not None
         done = stream.give(lambda: target.copy_(source))
         self.log.append(f"{'blocking ' if blocks else ''}copy {target.numel()} on {stream.name}")
         if blocks:

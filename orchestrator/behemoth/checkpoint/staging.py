@@ -129,9 +129,13 @@ class Stager:
     ) -> None:
         with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="stage") as pool:
             copying = [pool.submit(work, batch, target) for batch in batches]
-            for batch, copied in zip(batches, copying, strict=True):
-                copied.result()
-                self._move_front(batch)
+            try:
+                for batch, copied in zip(batches, copying, strict=True):
+                    copied.result()
+                    self._move_front(batch)
+            finally:
+                for copied in copying:
+                    copied.cancel()  # behind a first error; does nothing to those that run or are done
 
     def _expect_left(self, names: Sequence[str]) -> None:
         seen: set[str] = set()

@@ -69,9 +69,7 @@ class Window(NamedTuple):
     def views(self, buffer: Bytes, start: int, stop: int) -> list[tuple[int, Bytes]]:
         """Bytes [start, stop) of the piece as one- or two-dimensional views of the buffer, at most three, each with the
         piece's byte that it begins with."""
-        if (
-            self.row_bytes == self.pitch_bytes
-        ):  # as most are, and often small: this is every second thing that a copy does
+        if self.row_bytes == self.pitch_bytes:  # most are, and often small: no Run is made for these
             begin = self.start_bytes + self.skip_bytes
             return [(start, buffer[begin + start : begin + stop])]
         return [(run.at, run.view(buffer)) for run in self.runs(start, stop)]

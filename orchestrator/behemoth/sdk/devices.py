@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from inspect import signature
 from typing import Protocol, SupportsInt, cast
 
 import numpy as np
@@ -97,20 +99,16 @@ class CudaLane:
             copied.synchronize()
 
 
-class _Synchronizes(Protocol):
-    def synchronize(self) -> None: ...
-
-
 class WaitingLane:
     """Of a device whose streams nobody knows here: each copy is complete when it returns."""
 
-    def __init__(self, module: _Synchronizes, device: Device) -> None:
-        self._module = module
+    def __init__(self, synchronize: Callable[[], object], device: Device) -> None:
+        self._synchronize = synchronize
         self._device = device
 
     def follow(self) -> None:
         with _told(f"{self._device}: synchronize"):
-            self._module.synchronize()
+            self._synchronize()
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source)
@@ -205,26 +203,33 @@ def _host(run: Run, memory: npt.NDArray[np.uint8]) -> Tensor:
 def _lane(device: Device) -> Lane:
     if device.type == "cuda":
         return CudaLane(torch_cuda(), device)
-    module = getattr(sys.modules["torch"], device.type, None)
-    if not hasattr(module, "synchronize"):
+    synchronize = getattr(getattr(sys.modules["torch"], device.type, None), "synchronize", None)
+    if synchronize is None:
         raise Invalid(
             f"tensor on {device}: expected a device that torch.{device.type}.synchronize waits for, got none",
             hint="keep a copy in host memory, and declare that",
             code="array-type",
         )
-    return WaitingLane(cast(_Synchronizes, module), device)
+    # Without the device most wait for the current one. Some know no other, as Gaudi's, of which a process has one.
+    takes_device = "device" in signature(synchronize).parameters
+    return WaitingLane(partial(synchronize, device) if takes_device else synchronize, device)
 
 
 def _register(device: Device, memory: memoryview) -> int:
     """cudaError's number."""
     cuda, address = torch_cuda(), address_of(memory)
-    cudart = cuda.cudart()
     with cuda.device(device):
-        code = int(cudart.cudaHostRegister(address, memory.nbytes, _PORTABLE))
+        code = int(cuda.cudart().cudaHostRegister(address, memory.nbytes, _PORTABLE))
     if code == 0:
-        before_unmapping(memory, lambda: cudart.cudaHostUnregister(address))
+        before_unmapping(memory, lambda: _unregister(cuda, device, address))
         return 0
     # CUDA keeps the error for whoever asks next, which would be a kernel of the program's.
     with suppress(RuntimeError):
         sys.modules["torch"].ones(1, device=device)
     return code
+
+
+def _unregister(cuda: Cuda, device: Device, address: int) -> None:
+    """By whatever thread lets the mapping go: on the device that it stands on, this would make a context."""
+    with suppress(RuntimeError), cuda.device(device):  # a forked child has the mapping too, but no device
+        cuda.cudart().cudaHostUnregister(address)

@@ -111,8 +111,7 @@ class _Chunks:
             self._fill(span, block)
             crc = crc32c(block.data, crc)
             if place is None and first < last:
-                target.fill(block[first - begin : last - begin], at)
-                settle((target,))
+                _fill_settled(target, block[first - begin : last - begin], at)
         stored = np.empty(TRAILER_BYTES, np.uint8)
         self._fill(span, stored)
         if crc != int.from_bytes(stored.tobytes(), "little"):
@@ -121,6 +120,14 @@ class _Chunks:
     def _fill(self, span: Span, block: npt.NDArray[np.uint8]) -> None:
         if self._file.readinto(block.data) != block.nbytes:  # it asks again until the file ends
             raise damaged(self._grid, span, self._path, "the file became shorter", code="shard-short")
+
+
+def _fill_settled(target: Held, data: npt.NDArray[np.uint8], start: int) -> None:
+    """Overwrite a piece from byte `start` on. Nobody reads `data` any more behind that, after an error either."""
+    try:
+        target.fill(data, start)
+    finally:
+        settle((target,))
 
 
 def damaged(grid: Grid, span: Span, path: str, what: str = "damaged", *, code: str = "chunk-crc") -> Corrupt:
