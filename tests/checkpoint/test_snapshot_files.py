@@ -239,13 +239,30 @@ def test_memory_that_is_filled_anew_meanwhile_makes_no_snapshot_and_the_other_fi
     assert given_back(store, BIG, "a1-1", 1) == spans_of(first, BIG)
 
 
-def test_damaged_memory_makes_no_snapshot() -> None:
-    store, arena = MemoryStore(), formatted(SMALL)
+@pytest.mark.parametrize("block_bytes", [64, 8 << 20])
+@pytest.mark.parametrize("number", range(len(SMALL.spans)))
+def test_damaged_memory_makes_no_snapshot(monkeypatch: pytest.MonkeyPatch, number: int, block_bytes: int) -> None:
+    monkeypatch.setattr(snapshot_files, "BLOCK_BYTES", block_bytes)
+    store, arena, span = MemoryStore(), formatted(SMALL), SMALL.spans[number]
     stage_bytes(arena, SMALL, "a1-1", 1)
-    arena.data(arena.held()[-1].generation)[SMALL.spans[-1].arena_offset] ^= 1
-    with pytest.raises(Conflict, match=r"rank 0: expected CRC-32C [0-9a-f]{8}, got"):
+    arena.data(arena.held()[-1].generation)[span.arena_offset + span.length - 1] ^= 1
+    told = rf"rank 0: expected CRC-32C [0-9a-f]{{8}}, got .* over {span.length} bytes at {span.arena_offset} of"
+    with pytest.raises(Conflict, match=told):
         keep(store, arena, SMALL)
     assert given_back(store, SMALL, "a1-1", 1) is None
+
+
+def test_it_tells_which_writes_it_holds() -> None:
+    store = MemoryStore()
+    kept_in(store, SMALL, ("a1-1", 1), ("a1-2", 2))
+    files = files_of(store, SMALL)
+    assert files.holds(WriteId("a1-1"), Step(1))
+    assert files.holds(WriteId("a1-2"), Step(2))
+    assert not files.holds(WriteId("a1-1"), Step(2))
+    assert not files_of(store, SMALL, run_uid=RunUid("run-2")).holds(WriteId("a1-1"), Step(1))
+    files.drop(WriteId("a1-1"))
+    assert not files.holds(WriteId("a1-1"), Step(1))
+    assert not files_of(MemoryStore(), SMALL).holds(WriteId("a1-1"), Step(1))
 
 
 def test_each_block_waits_its_turn_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
