@@ -67,6 +67,33 @@ def test_a_part_that_begins_within_a_page_is_read_like_any_other(tmp_path: Path)
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("begin", "end", "reads"),
+    [
+        (0, 9000, [(0, 9000)]),
+        (100, 9000, [(100, PAGE_BYTES), (PAGE_BYTES, 9000)]),
+        (100, PAGE_BYTES, [(100, PAGE_BYTES)]),
+        (100, 200, [(100, 200)]),
+    ],
+)
+def test_all_but_what_stands_before_the_first_page_is_read_from_a_page_on(
+    monkeypatch: pytest.MonkeyPatch, begin: int, end: int, reads: list[tuple[int, int]]
+) -> None:
+    """Past the page cache only whole pages can be read."""
+    store, asked = MemoryStore(), []
+    kept_in(store, BIG, ("a1-1", 7))
+    found = files_of(store, BIG).find(WriteId("a1-1"), Step(7))
+    assert data_offset(BIG) % PAGE_BYTES == 0
+
+    def read_into(_key: str, *, offset_bytes: int, into: memoryview) -> None:
+        at = offset_bytes - data_offset(BIG)
+        asked.append((at, at + into.nbytes))
+
+    monkeypatch.setattr(store, "read_into", read_into)
+    found.read_into(begin, memoryview(bytearray(end - begin)))
+    assert asked == reads
+
+
 def test_two_files_take_turns_and_the_newest_two_writes_are_there() -> None:
     store = MemoryStore()
     kept = kept_in(store, SMALL, ("a1-1", 30), ("a1-2", 60), ("a2-3", 40))  # it went back after a restore
@@ -323,6 +350,8 @@ def test_a_dropped_snapshot_is_gone_and_the_other_stays() -> None:
     kept = kept_in(store, SMALL, ("a1-1", 1), ("a1-2", 2))
     files_of(store, SMALL).drop(WriteId("a1-2"))
     assert given_back(store, SMALL, "a1-2", 2) is None
+    with pytest.raises(NotFound, match=r"got rank-00000\.0 holds write a1-1 of step 1; rank-00000\.1 is unfinished$"):
+        files_of(store, SMALL).find(WriteId("a1-2"), Step(2))
     assert given_back(store, SMALL, "a1-1", 1) == spans_of(kept["a1-1"], SMALL)
 
 
