@@ -7,8 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError
 
-from behemoth.base.errors import Denied
+from behemoth.base import retry
+from behemoth.base.errors import BehemothError, Denied, NotFound
+from behemoth.base.ids import UploadId
+from behemoth.checkpoint.crc import crc32c
 from behemoth.storage.s3_client import S3Client
 from behemoth.storage.s3_place import S3Place
 from behemoth.testing.store import read
@@ -59,3 +63,39 @@ def test_a_key_that_may_not_be_deleted_is_named_with_its_store(monkeypatch: pyte
     with opened(place) as store, pytest.raises(Denied) as caught:
         store.delete(["pins/w.json", "pins/x.json"])
     assert caught.value.message == f"{place}: delete pins/x.json: AccessDenied"
+
+
+class CutOff:
+    """A client whose first part is cut off; one without bytes is answered with `status`, all later ones are taken."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.bodies: list[int] = []
+
+    def upload_part(self, **told: Any) -> dict[str, str]:
+        self.bodies.append(len(told["Body"]))
+        if len(self.bodies) == 1:
+            raise ConnectionClosedError(endpoint_url="http://store")
+        if not self.bodies[-1]:
+            answer = {"Error": {"Code": "SomeCode"}, "ResponseMetadata": {"HTTPStatusCode": self.status}}
+            raise ClientError(answer, "UploadPart")
+        return {"ETag": "etag", "ChecksumCRC32C": told["ChecksumCRC32C"]}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, Denied), (403, Denied), (404, NotFound), (400, None), (503, None)])
+def test_a_part_that_was_cut_off_is_sent_again_unless_the_store_refuses_who_sends_it(
+    monkeypatch: pytest.MonkeyPatch, status: int, kind: type[BehemothError] | None
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    client = CutOff(status)
+    monkeypatch.setattr(S3Client, "_connected", lambda _: client)
+    with opened(new_place()) as store:
+        if kind is None:
+            store.upload_part("a", UploadId("u"), number=1, buffers=[b"abc"], crc=crc32c(b"abc"))
+        else:
+            with pytest.raises(kind, match=rf"upload part 1 of a: SomeCode \({status}\)"):
+                store.upload_part("a", UploadId("u"), number=1, buffers=[b"abc"], crc=crc32c(b"abc"))
+    assert client.bodies == ([3, 0, 3] if kind is None else [3, 0])
