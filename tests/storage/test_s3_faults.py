@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import ObjectInfo
 from behemoth.storage import s3_client
@@ -311,9 +312,11 @@ def test_no_credentials_at_all_are_denied(s3: S3Server, monkeypatch: pytest.Monk
 
 def test_a_bucket_that_is_not_there_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     let_in(monkeypatch, s3)
-    with opened(S3Place(bucket="nobody-made-it", prefix="")) as store, pytest.raises(NotFound) as caught:
-        list(store.list(""))
-    assert caught.value.code == "no-bucket"
+    with opened(S3Place(bucket="nobody-made-it", prefix="")) as store:
+        for ask in (lambda: list(store.list("")), lambda: store.abort_upload("a", UploadId("u"))):
+            with pytest.raises(NotFound) as caught:
+                ask()
+            assert caught.value.code == "no-bucket"
 
 
 def test_what_others_made_to_show_folders_is_left_out(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
