@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 
 from behemoth.base import retry
-from behemoth.base.errors import BehemothError, Denied, NotFound
+from behemoth.base.errors import BehemothError, Conflict, Denied, NotFound
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
-from behemoth.storage.s3_client import S3Client
+from behemoth.ports import PartReceipt
+from behemoth.storage.s3_client import S3Client, encoded_crc
 from behemoth.storage.s3_place import S3Place
 from behemoth.testing.store import read
 from behemoth.testing.uploads import UploadContract
@@ -99,3 +101,67 @@ def test_a_part_that_was_cut_off_is_sent_again_unless_the_store_refuses_who_send
             with pytest.raises(kind, match=rf"upload part 1 of a: SomeCode \({status}\)"):
                 store.upload_part("a", UploadId("u"), number=1, buffers=[b"abc"], crc=crc32c(b"abc"))
     assert client.bodies == ([3, 0, 3] if kind is None else [3, 0])
+
+
+class Standing:
+    """A client of a bucket in which `content` stands, so that no upload can be completed; `head` says more of it."""
+
+    def __init__(self, content: bytes, head: dict[str, str]) -> None:
+        self.content = content
+        self.head = head
+        self.asked: list[str] = []
+
+    def complete_multipart_upload(self, **_: Any) -> None:
+        self.asked.append("complete")
+        raise ClientError({"Error": {"Code": "PreconditionFailed"}}, "CompleteMultipartUpload")
+
+    def head_object(self, **_: Any) -> dict[str, Any]:
+        self.asked.append("head")
+        return {"ContentLength": len(self.content), **self.head}
+
+    def get_object(self, **told: Any) -> dict[str, Any]:
+        self.asked.append("get")
+        first, _, last = told["Range"].removeprefix("bytes=").partition("-")
+        wanted = self.content[int(first) : int(last) + 1]
+        return {"ContentRange": f"bytes {first}-{last}/{len(self.content)}", "Body": io.BytesIO(wanted)}
+
+    def abort_multipart_upload(self, **_: Any) -> None:
+        self.asked.append("abort")
+
+    def close(self) -> None:
+        pass
+
+
+CRC = crc32c(b"abc")
+OF_WHOLE = {"ChecksumType": "FULL_OBJECT", "ChecksumCRC32C": encoded_crc(CRC)}
+OF_PARTS = {**OF_WHOLE, "ChecksumType": "COMPOSITE"}
+OF_OTHERS = {**OF_WHOLE, "ChecksumCRC32C": encoded_crc(CRC ^ 1)}
+
+
+@pytest.mark.parametrize(
+    ("content", "head", "is_ours", "is_read"),
+    [
+        (b"abc", OF_WHOLE, True, False),
+        (b"abd", OF_OTHERS, False, False),
+        (b"abcd", OF_OTHERS, False, False),
+        (b"abc", {}, True, True),
+        (b"abd", {}, False, True),
+        (b"abcd", {}, False, False),
+        (b"ab", {}, False, False),
+        (b"abd", OF_PARTS, False, True),
+        (b"abc", {"ChecksumType": "FULL_OBJECT"}, True, True),
+    ],
+)
+def test_who_cannot_complete_an_upload_looks_whether_these_very_bytes_stand_there_and_reads_no_more_than_it_must(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, head: dict[str, str], is_ours: bool, is_read: bool
+) -> None:
+    client = Standing(content, head)
+    monkeypatch.setattr(S3Client, "_connected", lambda _: client)
+    part = PartReceipt(number=1, etag="etag", crc=CRC, size_bytes=3)
+    with opened(new_place()) as store:
+        if is_ours:
+            store.complete_upload("a", UploadId("u"), parts=[part], crc=CRC)
+        else:
+            with pytest.raises(Conflict, match="expected no such object, got one"):
+                store.complete_upload("a", UploadId("u"), parts=[part], crc=CRC)
+    assert client.asked == ["complete", "head", *(["get"] if is_read else []), *(["abort"] if is_ours else [])]
