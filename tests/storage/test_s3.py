@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,8 @@ from behemoth.base import retry
 from behemoth.base.errors import BehemothError, Conflict, Denied, NotFound
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
-from behemoth.ports import PartReceipt
+from behemoth.ports import PartReceipt, UnfinishedUpload
+from behemoth.storage import s3 as s3_module
 from behemoth.storage.s3_client import S3Client, encoded_crc
 from behemoth.storage.s3_place import S3Place
 from behemoth.testing.store import read
@@ -165,3 +168,35 @@ def test_who_cannot_complete_an_upload_looks_whether_these_very_bytes_stand_ther
             with pytest.raises(Conflict, match="expected no such object, got one"):
                 store.complete_upload("a", UploadId("u"), parts=[part], crc=CRC)
     assert client.asked == ["complete", "head", *(["get"] if is_read else []), *(["abort"] if is_ours else [])]
+
+
+@pytest.mark.parametrize("content", [b"abcde", b"abcdf", b"abxde"])
+def test_what_stands_there_is_read_in_pieces_to_the_last_byte(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    client = Standing(content, {})
+    monkeypatch.setattr(S3Client, "_connected", lambda _: client)
+    monkeypatch.setattr(s3_module, "RANGE_BYTES", 1)
+    crc = crc32c(b"abcde")
+    part = PartReceipt(number=1, etag="etag", crc=crc, size_bytes=5)
+    with opened(new_place(), threads=2) as store, suppress(Conflict):
+        store.complete_upload("a", UploadId("u"), parts=[part], crc=crc)
+    assert client.asked.count("get") == 3
+    assert ("abort" in client.asked) == (content == b"abcde")
+
+
+@pytest.mark.parametrize(
+    ("told", "age_s"),
+    [({"date": "Thu, 26 Nov 2026 12:00:07 GMT"}, 7.0), ({"date": "Thu, 26 Nov 2026 11:59:59 GMT"}, 0.0), ({}, 0.0)],
+)
+def test_the_age_of_an_upload_is_by_the_server_s_clock_and_none_where_it_does_not_tell_its_time(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], age_s: float
+) -> None:
+    place = new_place()
+    begun = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    page = {
+        "ResponseMetadata": {"HTTPHeaders": told},
+        "Uploads": [{"Key": f"{place.prefix}/a", "UploadId": "u", "Initiated": begun}],
+    }
+    client = SimpleNamespace(list_multipart_uploads=lambda **_: page, close=lambda: None)
+    monkeypatch.setattr(S3Client, "_connected", lambda _: client)
+    with opened(place) as store:
+        assert list(store.list_uploads("")) == [UnfinishedUpload(key="a", upload_id=UploadId("u"), age_s=age_s)]
