@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,6 +20,8 @@ from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
 from behemoth.ports import PartReceipt, UnfinishedUpload
 from behemoth.storage import s3 as s3_module
+from behemoth.storage import s3_client as client_module
+from behemoth.storage import s3_objects as objects_module
 from behemoth.storage.s3_client import S3Client, encoded_crc
 from behemoth.storage.s3_place import S3Place
 from behemoth.testing.store import read
@@ -200,3 +204,72 @@ def test_the_age_of_an_upload_is_by_the_server_s_clock_and_none_where_it_does_no
     monkeypatch.setattr(S3Client, "_connected", lambda _: client)
     with opened(place) as store:
         assert list(store.list_uploads("")) == [UnfinishedUpload(key="a", upload_id=UploadId("u"), age_s=age_s)]
+
+
+class Ranges:
+    """A client that denies the first range while the second is under way, and takes its time over that."""
+
+    def __init__(self) -> None:
+        self.is_under_way = threading.Event()
+        self.is_read = False
+
+    def get_object(self, **told: Any) -> dict[str, Any]:
+        if told["Range"] == "bytes=0-3":
+            self.is_under_way.wait(30)
+            raise ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
+        self.is_under_way.set()
+        time.sleep(0.2)
+        self.is_read = True
+        return {"ContentRange": "bytes 4-7/8", "Body": io.BytesIO(b"efgh")}
+
+    def close(self) -> None:
+        pass
+
+
+def test_after_a_read_that_failed_nobody_writes_to_the_caller_s_buffer_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, into = Ranges(), bytearray(8)
+    monkeypatch.setattr(S3Client, "_connected", lambda _: client)
+    monkeypatch.setattr(objects_module, "RANGE_BYTES", 4)
+    with opened(new_place(), threads=2) as store:
+        with pytest.raises(Denied):
+            store.read_into("a", offset_bytes=0, into=into)
+        assert client.is_read
+        assert into == bytes(4) + b"efgh"
+
+
+def test_a_store_that_is_closed_gives_its_connections_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[S3Client] = []
+    monkeypatch.setattr(S3Client, "close", lambda self: closed.append(self))
+    with opened(new_place()):
+        assert closed == []
+    assert len(closed) == 1
+
+
+def test_one_connection_pool_serves_all_requests_and_is_made_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    empty = SimpleNamespace(list_objects_v2=lambda **_: {}, close=lambda: None)
+
+    def connect(_place: S3Place, num_connections: int) -> Any:
+        made.append(num_connections)
+        return empty
+
+    monkeypatch.setattr(client_module, "_connect", connect)
+    with opened(new_place()) as store:
+        assert made == []
+        for _ in range(3):
+            assert list(store.list("")) == []
+        assert len(made) == 1
+
+
+@pytest.mark.parametrize("addressing", [None, "auto", "path", "virtual"])
+def test_a_bucket_is_reached_as_its_url_says(monkeypatch: pytest.MonkeyPatch, addressing: str | None) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    place = S3Place(bucket="b", prefix="", endpoint="http://host:9000", region="eu-west-1", addressing=addressing)
+    client = client_module._connect(place, 3)
+    assert client.meta.endpoint_url == "http://host:9000"
+    assert client.meta.region_name == "eu-west-1"
+    assert client.meta.config.s3.get("addressing_style") == addressing
+    assert client.meta.config.max_pool_connections == 3
+    client.close()
