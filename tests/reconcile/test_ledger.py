@@ -147,7 +147,10 @@ def test_the_former_best_step_itself_is_regained() -> None:
     player.reach(6, after_us=6 * S)
     player.fail(signal=9)
     player.train()
-    player.reach(5, after_us=5 * S)
+    player.reach(3, after_us=3 * S)
+    player.reach(5, after_us=2 * S)
+    booked = _booked(player)
+    assert (booked["useful"], booked["recomputed"]) == (6.0, 5.0)
     assert player.ledger is not None
     assert player.ledger.faults[-1].regained_us is None
     player.reach(6)
