@@ -16,7 +16,7 @@ from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint import gathering as module
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.gathering import Gathering, SnapshotSource
+from behemoth.checkpoint.gathering import Gathering, HeldSnapshot, SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import RankPlan, Span, plan_rank
 from behemoth.spec.mesh import Mesh
@@ -189,6 +189,19 @@ def test_after_all_places_have_failed_there_is_no_snapshot_and_the_other_generat
             gathering.take(OtherMemory(LARGE, data=data))
         gathering.complete(commit_of(data, []))
         assert content(arena, LARGE) == spans_of(data, LARGE)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_generation_is_filled_from_the_other_one_of_the_same_arena(held: int) -> None:
+    place = OtherMemory(LARGE)
+    with arena_of(LARGE) as arena:
+        for generation, source in ((held, place), (1 - held, HeldSnapshot(arena, held))):
+            gathering = Gathering(LARGE, arena, generation, write_id=WRITE, step=Step(7), threads=1)
+            gathering.take(source)
+            gathering.seal()
+        for generation in (held, 1 - held):
+            assert spans_of(bytes(arena.data(generation)), LARGE) == spans_of(place.data, LARGE)
+            assert arena.snapshot(generation).is_verified
 
 
 def test_a_place_that_has_nothing_costs_no_generation() -> None:

@@ -67,6 +67,33 @@ def test_a_part_that_begins_within_a_page_is_read_like_any_other(tmp_path: Path)
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("begin", "end", "reads"),
+    [
+        (0, 9000, [(0, 9000)]),
+        (100, 9000, [(100, PAGE_BYTES), (PAGE_BYTES, 9000)]),
+        (100, PAGE_BYTES, [(100, PAGE_BYTES)]),
+        (100, 200, [(100, 200)]),
+    ],
+)
+def test_all_but_what_stands_before_the_first_page_is_read_from_a_page_on(
+    monkeypatch: pytest.MonkeyPatch, begin: int, end: int, reads: list[tuple[int, int]]
+) -> None:
+    """Past the page cache only whole pages can be read."""
+    store, asked = MemoryStore(), []
+    kept_in(store, BIG, ("a1-1", 7))
+    found = files_of(store, BIG).find(WriteId("a1-1"), Step(7))
+    assert data_offset(BIG) % PAGE_BYTES == 0
+
+    def read_into(_key: str, *, offset_bytes: int, into: memoryview) -> None:
+        at = offset_bytes - data_offset(BIG)
+        asked.append((at, at + into.nbytes))
+
+    monkeypatch.setattr(store, "read_into", read_into)
+    found.read_into(begin, memoryview(bytearray(end - begin)))
+    assert asked == reads
+
+
 def test_two_files_take_turns_and_the_newest_two_writes_are_there() -> None:
     store = MemoryStore()
     kept = kept_in(store, SMALL, ("a1-1", 30), ("a1-2", 60), ("a2-3", 40))  # it went back after a restore
@@ -239,13 +266,30 @@ def test_memory_that_is_filled_anew_meanwhile_makes_no_snapshot_and_the_other_fi
     assert given_back(store, BIG, "a1-1", 1) == spans_of(first, BIG)
 
 
-def test_damaged_memory_makes_no_snapshot() -> None:
-    store, arena = MemoryStore(), formatted(SMALL)
+@pytest.mark.parametrize("block_bytes", [64, 8 << 20])
+@pytest.mark.parametrize("number", range(len(SMALL.spans)))
+def test_damaged_memory_makes_no_snapshot(monkeypatch: pytest.MonkeyPatch, number: int, block_bytes: int) -> None:
+    monkeypatch.setattr(snapshot_files, "BLOCK_BYTES", block_bytes)
+    store, arena, span = MemoryStore(), formatted(SMALL), SMALL.spans[number]
     stage_bytes(arena, SMALL, "a1-1", 1)
-    arena.data(arena.held()[-1].generation)[SMALL.spans[-1].arena_offset] ^= 1
-    with pytest.raises(Conflict, match=r"rank 0: expected CRC-32C [0-9a-f]{8}, got"):
+    arena.data(arena.held()[-1].generation)[span.arena_offset + span.length - 1] ^= 1
+    told = rf"rank 0: expected CRC-32C [0-9a-f]{{8}}, got .* over {span.length} bytes at {span.arena_offset} of"
+    with pytest.raises(Conflict, match=told):
         keep(store, arena, SMALL)
     assert given_back(store, SMALL, "a1-1", 1) is None
+
+
+def test_it_tells_which_writes_it_holds() -> None:
+    store = MemoryStore()
+    kept_in(store, SMALL, ("a1-1", 1), ("a1-2", 2))
+    files = files_of(store, SMALL)
+    assert files.holds(WriteId("a1-1"), Step(1))
+    assert files.holds(WriteId("a1-2"), Step(2))
+    assert not files.holds(WriteId("a1-1"), Step(2))
+    assert not files_of(store, SMALL, run_uid=RunUid("run-2")).holds(WriteId("a1-1"), Step(1))
+    files.drop(WriteId("a1-1"))
+    assert not files.holds(WriteId("a1-1"), Step(1))
+    assert not files_of(MemoryStore(), SMALL).holds(WriteId("a1-1"), Step(1))
 
 
 def test_each_block_waits_its_turn_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +350,8 @@ def test_a_dropped_snapshot_is_gone_and_the_other_stays() -> None:
     kept = kept_in(store, SMALL, ("a1-1", 1), ("a1-2", 2))
     files_of(store, SMALL).drop(WriteId("a1-2"))
     assert given_back(store, SMALL, "a1-2", 2) is None
+    with pytest.raises(NotFound, match=r"got rank-00000\.0 holds write a1-1 of step 1; rank-00000\.1 is unfinished$"):
+        files_of(store, SMALL).find(WriteId("a1-2"), Step(2))
     assert given_back(store, SMALL, "a1-1", 1) == spans_of(kept["a1-1"], SMALL)
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from behemoth.base.ids import Attempt, Epoch, NodeId
+from behemoth.base.ids import Attempt, Epoch, NodeId, Step
 from behemoth.reconcile import ledger as module
 from behemoth.reconcile.ledger import Buckets, books
 from behemoth.state.effect import Evict, Start
-from behemoth.state.evidence import Asked, CommitsFound, GangFinished, GangUp, NodeJoined, TermBegan
+from behemoth.state.evidence import (
+    Asked,
+    CommitsFound,
+    GangFinished,
+    GangUp,
+    NodeJoined,
+    Progress,
+    TermBegan,
+    Tick,
+)
 from reconcile.player import Player, S, training
 
 RANKS = 4
@@ -138,7 +147,10 @@ def test_the_former_best_step_itself_is_regained() -> None:
     player.reach(6, after_us=6 * S)
     player.fail(signal=9)
     player.train()
-    player.reach(5, after_us=5 * S)
+    player.reach(3, after_us=3 * S)
+    player.reach(5, after_us=2 * S)
+    booked = _booked(player)
+    assert (booked["useful"], booked["recomputed"]) == (6.0, 5.0)
     assert player.ledger is not None
     assert player.ledger.faults[-1].regained_us is None
     player.reach(6)
@@ -259,3 +271,31 @@ def test_a_gang_that_went_on_between_two_terms_was_not_idle() -> None:
     assert player.has(Start)
     booked = _booked(player)
     assert (booked["useful"], booked["idle"]) == (6.0 + 102.0, 5.0)
+
+
+def test_a_step_that_was_completed_before_the_word_of_the_restore_is_booked_with_the_next() -> None:
+    player = training()
+    early = Progress(
+        attempt=Attempt(1),
+        step=Step(1),
+        furthest_step=Step(1),
+        at_us=player.now_us - S // 2,
+        phase="step",
+        phase_since_us=player.now_us - S // 2,
+        slowest_step_us=S,
+        stall_us=0,
+    )
+    player.tell(Tick(progress=early))
+    player.reach(4, after_us=3 * S)
+    assert _booked(player) == {"idle": 5.0, "restore": 1.0, "useful": 4.0}
+
+
+def test_nothing_is_regained_before_the_first_step_was_told() -> None:
+    player = training()
+    player.reach(6, after_us=6 * S)
+    player.fail(signal=9)
+    player.train()
+    player.reach(12, after_us=6 * S)
+    assert player.ledger is not None
+    (row,) = player.ledger.faults
+    assert row.regained_us == row.first_step_us == player.now_us
