@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.staging import Stager, stage, unstage
+from behemoth.checkpoint.windows import Run
 from behemoth.sdk import State, cold_files, files, saver
 from behemoth.sdk.bucket import Slot, declare_bucket
 from behemoth.sdk.cold_files import read_cold_files
-from behemoth.sdk.devices import DeviceBytes, Lanes
+from behemoth.sdk.devices import DeviceBytes, Lanes, WaitingLane
 from behemoth.sdk.files import read_files
 from behemoth.sdk.place import RankMesh
 from behemoth.sdk.state import BoundState
@@ -401,6 +403,30 @@ def test_the_local_part_of_a_dtensor_of_the_device_is_saved_and_filled(cuda: Fak
     assert bits_of(rows) == expected
 
 
+@pytest.mark.parametrize("in_inference_mode", [False, True])
+@pytest.mark.parametrize("kind", ["parameter", "computed", "of a larger one", "made in inference mode"])
+def test_any_thread_copies_whatever_torch_would_track_of_a_tensor(kind: str, in_inference_mode: bool) -> None:
+    """Real tensors, in host memory: the stand-in has nothing that is tracked."""
+    with torch.inference_mode():
+        untracked = torch.zeros(24)
+    tensor = {
+        "parameter": torch.nn.Parameter(torch.zeros(24)),
+        "computed": torch.zeros(24, requires_grad=True) * 2,
+        "of a larger one": torch.zeros(100)[10:34],
+        "made in inference mode": untracked,
+    }[kind]
+    rows = Run(at=0, begin=4, num_rows=5, row_bytes=8, pitch_bytes=16)
+    with torch.inference_mode(in_inference_mode):
+        memory = DeviceBytes("w", tensor, WaitingLane(lambda: None, tensor.device))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(memory.write, rows, np.full(rows.nbytes, 7, np.uint8)).result()
+            found = np.zeros(rows.nbytes, np.uint8)
+            pool.submit(memory.read, rows, found).result()
+    raw = np.frombuffer(bits_of(tensor.detach()), np.uint8)
+    assert set(found.tolist()) == set(rows.view(raw).flatten().tolist()) == {7}
+    assert (raw != 0).sum() == rows.nbytes
+
+
 def test_what_has_no_bytes_in_a_row_is_refused_on_a_device_too(cuda: FakeCuda) -> None:  # noqa: ARG001
     freed = torch.ones(4)
     freed.untyped_storage().resize_(0)
@@ -509,6 +535,8 @@ def test_what_the_stand_in_is_asked_torch_knows_too() -> None:
     assert list(inspect.signature(torch.cuda.Event.record).parameters) == ["self", "stream"]
     assert callable(torch.cuda.Event.synchronize)
     assert callable(torch.cuda.cudart)
+    if torch.backends.cuda.is_built():
+        assert {"cudaHostRegister", "cudaHostUnregister"} <= set(dir(torch.cuda._cudart))
     assert "device" in inspect.signature(torch.xpu.synchronize).parameters
 
 

@@ -50,8 +50,8 @@ class Stager:
     """One save in parts: what may change in the forward pass first, the rest until `fence()`, then sealed.
 
     `arrays` maps each array that the plan's rank holds to its memory, C-contiguous. All sizes are checked
-    before the arena is touched. Dropped without `seal`, it leaves no snapshot. Up to `threads` threads copy; none of
-    them outlives a call.
+    before the arena is touched. Dropped without `seal`, it leaves no snapshot. Up to `threads` threads copy, at least
+    THREADS_PER_DEVICE where a device holds something; none of them outlives a call.
     """
 
     def __init__(

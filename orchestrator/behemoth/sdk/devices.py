@@ -158,7 +158,9 @@ class DeviceBytes:
     def __init__(self, name: str, tensor: Tensor, lane: Lane) -> None:
         """`tensor` is contiguous, and stays as long as this does."""
         self._name = name
-        self._bytes = tensor.detach().view(-1).view(sys.modules["torch"].uint8)
+        torch = sys.modules["torch"]
+        with torch.inference_mode(False):  # what is made in that mode, other threads may not write to
+            self._bytes = tensor.detach().view(-1).view(torch.uint8)
         self._lane = lane
 
     @property
