@@ -21,11 +21,12 @@ from behemoth.checkpoint import end_proof, end_writer
 from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.exchange import Given, LocalExchange, OpenWrite, OpenWrites
-from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import Fragment
 from behemoth.checkpoint.paths import INDEX
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.sealing import KEYS_PER_CALL
 from behemoth.checkpoint.staging import stage
 from behemoth.ports import Part
 from behemoth.testing.store import MemoryStore
@@ -171,6 +172,22 @@ def test_each_rank_makes_durable_all_that_it_wrote_and_does_so_once(world: World
         receipts = list(pool.map(lambda rank: world.write(ways[rank], rank), ways))
     assert any(receipt.ends for receipt in receipts)
     assert {rank: way.unsealed for rank, way in ways.items()} == {rank: set() for rank in ways}
+
+
+def test_arrays_that_get_ends_are_made_durable_by_many_calls_at_a_time() -> None:
+    flat = ArraySpec(name="of-all", dtype="float32", shape=(33,), flat_over="dp")
+    layout = replace(LAYOUT, arrays=tuple(replace(flat, name=f"{flat.name}-{number}") for number in range(100)))
+    store, sizes = MemoryStore(), list[int]()
+
+    class Counting(OfOneRank):
+        def seal(self, keys: Sequence[str]) -> None:
+            sizes.append(len(keys))
+            super().seal(keys)
+
+    with staged_world(layout, logical_arrays(layout, 1)) as staged, ThreadPoolExecutor(len(staged.arenas)) as pool:
+        receipts = list(pool.map(lambda rank: staged.write(Counting(store), rank), staged.arenas))
+    assert any(receipt.ends for receipt in receipts)
+    assert max(sizes) < 2 * KEYS_PER_CALL
 
 
 def test_a_wrong_crc_behind_a_chunk_is_refused_and_so_is_one_too_many(world: World) -> None:

@@ -69,7 +69,8 @@ def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = 
             open_write.summed(crcs)
             company.open_writes.enter(snapshot.write_id, open_write)
             told = _write_ends(store, write, ends, crcs, company.exchange)
-            sealing.add([key for array in sorted(unfinished) for key in job.keys(array)])
+            for array in sorted(unfinished):  # one by one, so that many threads share in them
+                sealing.add(job.keys(array))
         sealing.finish()
     return replace(write.receipt(follower.whole(), crcs), ends=told)  # asked again: it must not have been replaced
 
