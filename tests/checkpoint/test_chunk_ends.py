@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint import chunk_ends as chunk_ends_module
 from behemoth.checkpoint import end_proof, end_writer
@@ -214,9 +214,12 @@ def test_a_wrong_crc_behind_a_chunk_is_refused_and_so_is_one_too_many(world: Wor
     commit_with(told)
 
 
-def test_ends_that_no_other_rank_tells_are_left_to_the_leader(world: World, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [Unavailable, Denied])
+def test_ends_that_no_other_rank_tells_are_left_to_the_leader(
+    world: World, caplog: pytest.LogCaptureFixture, kind: type[BehemothError]
+) -> None:
     def refuse(_rank: Rank, _cancelled: Given) -> None:
-        raise Unavailable("node n1: expected a connection, got none")
+        raise kind("node n1: expected a connection, got none")
 
     receipts, store = receipts_of_two_kinds(world, refuse)
     assert "chunks are left to the leader: node n1: expected a connection" in caplog.text

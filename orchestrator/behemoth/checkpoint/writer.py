@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Timeout, Unavailable
+from behemoth.base.errors import Denied, Timeout, Unavailable
 from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
@@ -81,7 +81,7 @@ def _write_ends(
     """What the receipt says of them."""
     try:
         found = chunk_crcs(write, ends, crcs, exchange)
-    except (Unavailable, Timeout) as error:
+    except (Unavailable, Timeout, Denied) as error:  # Denied by another run's node at an old port
         _log.warning("the ends of %d chunks are left to the leader: %s", len(ends.spans), error)
         return UNSET
     write_ends(store, write, ends, found)
