@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +14,7 @@ import pytest
 
 from agent.peers.staged import identity
 from behemoth.agent import exchanging
-from behemoth.agent.exchanging import ExchangeService, NodeExchange
+from behemoth.agent.exchanging import PATIENCE_S, ExchangeService, NodeExchange
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import PeerServer
@@ -170,3 +174,20 @@ def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_take
         upload.begun(known)
         found = of[0].exchange().upload_ids(Rank(3), shards, cancelled=lambda: False)
     assert list(found) == list(known.values())
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_question_to_a_node_that_is_frozen_ends_soon_after_it_is_given_up(greets: bool) -> None:
+    given_up = threading.Event()
+    with nodes() as (asker, _), ThreadPoolExecutor(1) as pool, socket.create_server(("127.0.0.1", 0)) as silent:
+        if not greets:
+            names = (NodeId("n0"), NodeId("n1"))
+            places = tuple(PeerPlace(host="127.0.0.1", port=silent.getsockname()[1], domain=0) for _ in names)
+            asker.table.see(SeePeers(job=0, slot=0, nodes=names, places=places))
+        fragment = Fragment(Rank(2), 0, 0, 0, 1)
+        asked = pool.submit(asker.exchange().crcs, Rank(2), [fragment], cancelled=given_up.is_set)
+        with pytest.raises(FutureTimeout):
+            asked.result(0.3)
+        given_up.set()
+        with pytest.raises(Conflict):
+            asked.result(PATIENCE_S / 2)

@@ -174,7 +174,7 @@ class NodeExchange:
         while not cancelled():
             try:
                 address = self._table.address(rank // self._ranks_per_node)
-                return self._client.ask(address, request, answer, into=into)
+                return self._client.ask(address, request, answer, into=into, cancelled=cancelled)
             except (Unavailable, Timeout) as error:
                 lost_s = _lost_since(lost_s, error)
                 if lost_s is not None:
