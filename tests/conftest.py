@@ -1,8 +1,10 @@
 """Of all tests: the S3 server, started once and only when a test of the session needs it; a Ray for a module;
 how long hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones under
-`-m longer`; how long a test of the longer suite may take; and bytecode for the processes that tests start."""
+`-m longer`; how long a test of the longer suite may take; ctrl-C as a terminal has it; and bytecode for the processes
+that tests start."""
 
 import compileall
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("bounded")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As whoever is started in the background of a shell finds it, and leaves it to processes of its own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGER_TIMEOUT_S = 3_600
 """Ends a hang, measures nothing: several times what the longest of them takes on two cores that others use as well."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +14,7 @@ import pytest
 
 from agent.peers.staged import identity
 from behemoth.agent import exchanging
-from behemoth.agent.exchanging import ExchangeService, NodeExchange
+from behemoth.agent.exchanging import PATIENCE_S, ExchangeService, NodeExchange
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import PeerServer
@@ -27,6 +31,7 @@ from behemoth.checkpoint.proof import prove
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.commands import PeerPlace
+from behemoth.wire.peers import CrcsFound
 from checkpoint.checkpoint_rig import arena_of, commit_receipts, logical_arrays, toy_layout, write_all_ranks
 from checkpoint.company_rig import small_parts, staged_world
 
@@ -126,6 +131,46 @@ def test_files_are_written_without_a_node_that_is_gone_for_the_leader_to_end(mon
     assert files._objects == alone._objects
 
 
+def test_a_node_that_did_not_answer_is_asked_once_where_a_write_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanging, "LOST_LIMIT_S", 0.3)
+    asked: list[None] = []
+    with nodes() as of:
+        here, there = of[0], of[1].table
+
+        def ask(*_: object, **__: object) -> CrcsFound:
+            asked.append(None)
+            if there.is_lost(1):  # this test's own mark: not one of the node that asks
+                raise Unavailable("node n1: expected a connection, got none")
+            return CrcsFound(crcs=(7,))
+
+        monkeypatch.setattr(here.client, "ask", ask)
+        there.lose(1)
+
+        def crcs(*, is_needed: bool) -> Sequence[int]:
+            local = LocalExchange(here.open_writes, WRITE)
+            exchange = NodeExchange(
+                local, WRITE, table=here.table, client=here.client, ranks_per_node=RANKS_PER_NODE, is_needed=is_needed
+            )
+            return exchange.crcs(Rank(3), [Fragment(Rank(3), 0, 0, 0, 1)], cancelled=lambda: False)
+
+        nums_asked = []
+        for is_needed in (False, False, False, True):
+            asked.clear()
+            with pytest.raises(Unavailable):
+                crcs(is_needed=is_needed)
+            nums_asked.append(len(asked))
+        assert nums_asked[1:3] == [1, 1]
+        assert min(nums_asked[0], nums_asked[3]) > 1
+        there.answered(1)
+        assert crcs(is_needed=False) == [7]
+        assert not here.table.is_lost(1)
+        there.lose(1)
+        asked.clear()
+        with pytest.raises(Unavailable):
+            crcs(is_needed=False)
+        assert len(asked) > 1
+
+
 def test_a_node_that_is_gone_ends_the_uploads_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanging, "LOST_LIMIT_S", 0.1)
     store = MemoryBucket(min_part_bytes=LEAST)
@@ -170,3 +215,20 @@ def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_take
         upload.begun(known)
         found = of[0].exchange().upload_ids(Rank(3), shards, cancelled=lambda: False)
     assert list(found) == list(known.values())
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_question_to_a_node_that_is_frozen_ends_soon_after_it_is_given_up(greets: bool) -> None:
+    given_up = threading.Event()
+    with nodes() as (asker, _), ThreadPoolExecutor(1) as pool, socket.create_server(("127.0.0.1", 0)) as silent:
+        if not greets:
+            names = (NodeId("n0"), NodeId("n1"))
+            places = tuple(PeerPlace(host="127.0.0.1", port=silent.getsockname()[1], domain=0) for _ in names)
+            asker.table.see(SeePeers(job=0, slot=0, nodes=names, places=places))
+        fragment = Fragment(Rank(2), 0, 0, 0, 1)
+        asked = pool.submit(asker.exchange().crcs, Rank(2), [fragment], cancelled=given_up.is_set)
+        with pytest.raises(FutureTimeout):
+            asked.result(0.3)
+        given_up.set()
+        with pytest.raises(Conflict):
+            asked.result(PATIENCE_S / 2)

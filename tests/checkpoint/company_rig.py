@@ -99,7 +99,7 @@ class World:
         return [future.result() for future in futures]
 
 
-GIVEN_UP = ("save-cancelled", "upload-failed", "upload-gone")
+GIVEN_UP = ("save-cancelled", "write-failed", "upload-gone")
 """Codes of errors that follow from that of another rank."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import UNSET
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, Timeout, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint import chunk_ends as chunk_ends_module
-from behemoth.checkpoint import end_proof, end_writer
+from behemoth.checkpoint import end_proof, writer
 from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.exchange import Given, LocalExchange, OpenWrite, OpenWrites
-from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import Fragment
 from behemoth.checkpoint.paths import INDEX
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.sealing import KEYS_PER_CALL
 from behemoth.checkpoint.staging import stage
 from behemoth.ports import Part
 from behemoth.testing.store import MemoryStore
@@ -173,13 +173,29 @@ def test_each_rank_makes_durable_all_that_it_wrote_and_does_so_once(world: World
     assert {rank: way.unsealed for rank, way in ways.items()} == {rank: set() for rank in ways}
 
 
+def test_arrays_that_get_ends_are_made_durable_by_many_calls_at_a_time() -> None:
+    flat = ArraySpec(name="of-all", dtype="float32", shape=(33,), flat_over="dp")
+    layout = replace(LAYOUT, arrays=tuple(replace(flat, name=f"{flat.name}-{number}") for number in range(100)))
+    store, sizes = MemoryStore(), list[int]()
+
+    class Counting(OfOneRank):
+        def seal(self, keys: Sequence[str]) -> None:
+            sizes.append(len(keys))
+            super().seal(keys)
+
+    with staged_world(layout, logical_arrays(layout, 1)) as staged, ThreadPoolExecutor(len(staged.arenas)) as pool:
+        receipts = list(pool.map(lambda rank: staged.write(Counting(store), rank), staged.arenas))
+    assert any(receipt.ends for receipt in receipts)
+    assert max(sizes) < 2 * KEYS_PER_CALL
+
+
 def test_a_wrong_crc_behind_a_chunk_is_refused_and_so_is_one_too_many(world: World) -> None:
     store = MemoryStore()
     receipts = world.write_all(store)
     at = next(at for at, receipt in enumerate(receipts) if receipt.ends)
     told = receipts[at].ends
     assert isinstance(told, bytes)
-    wrong = np.frombuffer(told, dtype="<u4").copy()
+    wrong = np.frombuffer(told, dtype="<i8").copy()
     wrong[-1] ^= 1
 
     def commit_with(ends: bytes) -> None:
@@ -189,71 +205,98 @@ def test_a_wrong_crc_behind_a_chunk_is_refused_and_so_is_one_too_many(world: Wor
     with pytest.raises(Corrupt, match=expected) as refused:
         commit_with(wrong.tobytes())
     assert refused.value.code == "chunk-end"
-    for ends in (told + bytes(4), told[:-4], told[:-1]):
-        with pytest.raises(Invalid, match=rf"rank {at}: expected the ends of {len(told) // 4} chunks") as other:
+    for ends in (told + bytes(8), told[:-8], told[:-1]):
+        with pytest.raises(Invalid, match=rf"rank {at}: expected the ends of {len(told) // 8} chunks") as other:
             commit_with(ends)
         assert other.value.code == "receipt-ends"
     assert commits(store) == []
     commit_with(told)
 
 
-def test_ends_that_no_other_rank_tells_are_left_to_the_leader(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(_rank: Rank, _cancelled: Given) -> None:
-        raise Unavailable("node n1: expected a connection, got none")
+@pytest.mark.parametrize("kind", [Unavailable, Timeout, Denied])
+def test_ends_that_a_rank_does_not_tell_are_left_to_the_leader_and_no_others(
+    world: World, caplog: pytest.LogCaptureFixture, kind: type[BehemothError]
+) -> None:
+    asker, silent = one_of_several(world)
 
-    receipts, store = receipts_of_two_kinds(world, refuse)
-    assert "chunks are left to the leader: node n1: expected a connection" in caplog.text
+    def refuse(rank: Rank, _cancelled: Given) -> None:
+        if rank == silent:
+            raise kind("node n1: expected a connection, got none")
+
+    receipts, store = receipts_of(world, asker, refuse)
+    told = np.frombuffer(receipts[asker].ends, dtype="<i8")
+    of_chunks = rows_of(chunk_ends(LAYOUT, plan_rank(LAYOUT, asker))).values()
+    assert [crc < 0 for crc in told.tolist()] == [silent in {row[0] for row in rows} for rows in of_chunks]
+    assert 0 < (told < 0).sum() < len(told)
+    left = int((told < 0).sum())
+    expected = f"rank {asker}: the ends of {left} of {len(told)} chunks are left to the leader, since 1 ranks"
+    assert f"{expected} did not tell their CRCs: rank {silent}: node n1: expected a connection" in caplog.text
     assert_whole(store, receipts)
 
 
-def test_whoever_does_not_answer_for_long_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end_writer, "WAIT_S", 0.1)
+def test_whoever_takes_much_longer_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "LEAST_WAIT_S", 0.1)
+    asker, silent = one_of_several(world)
 
-    def wait(_rank: Rank, cancelled: Given) -> None:
-        while not cancelled():
+    def wait(rank: Rank, cancelled: Given) -> None:
+        while rank == silent and not cancelled():
             threading.Event().wait(0.01)
 
-    receipts, store = receipts_of_two_kinds(world, wait)
+    receipts, store = receipts_of(world, asker, wait)
+    assert -1 in np.frombuffer(receipts[asker].ends, dtype="<i8")
     assert_whole(store, receipts)
 
 
 def test_a_cancelled_write_waits_no_longer_for_the_others(world: World) -> None:
-    def cancel(_rank: Rank, cancelled: Given) -> None:
-        world.cancelled.set()
-        assert cancelled()
+    asker, silent = one_of_several(world)
+
+    def cancel(rank: Rank, cancelled: Given) -> None:
+        if rank == silent:
+            world.cancelled.set()
+            assert cancelled()
 
     with pytest.raises(Conflict) as refused:
-        receipts_of_two_kinds(world, cancel)
+        receipts_of(world, asker, cancel)
     assert refused.value.code == "save-cancelled"
 
 
 @pytest.mark.parametrize("error", [Conflict("snapshot gone"), Corrupt("nonsense"), Invalid("no such span")])
 def test_what_else_a_rank_answers_ends_the_write(world: World, error: BehemothError) -> None:
-    def answer(_rank: Rank, _cancelled: Given) -> None:
-        raise error
+    asker, silent = one_of_several(world)
+
+    def answer(rank: Rank, _cancelled: Given) -> None:
+        if rank == silent:
+            raise error
 
     with pytest.raises(type(error), match=error.message):
-        receipts_of_two_kinds(world, answer)
+        receipts_of(world, asker, answer)
 
 
-def receipts_of_two_kinds(world: World, before: Callable[[Rank, Given], None]) -> tuple[list[Receipt], MemoryStore]:
-    """One rank's questions go through `before`, which decides what becomes of them."""
-    asker = next(
-        rank for rank in world.arenas if set(chunk_ends(LAYOUT, plan_rank(LAYOUT, rank)).rank.tolist()) - {rank}
-    )
+def one_of_several(world: World) -> tuple[Rank, Rank]:
+    """A rank that asks another one for some of the chunks that it ends, and not for others; and that other one."""
+    for asker in world.arenas:
+        ended = rows_of(chunk_ends(LAYOUT, plan_rank(LAYOUT, asker)))
+        of_chunks = [{row[0] for row in rows} for rows in ended.values()]
+        for other in world.arenas:
+            if other != asker and 0 < sum(other in ranks for ranks in of_chunks) < len(of_chunks):
+                return asker, other
+    raise AssertionError("no such rank")
+
+
+def receipts_of(
+    world: World, asker: Rank, before: Callable[[Rank, Given], None]
+) -> tuple[dict[Rank, Receipt], MemoryStore]:
+    """The questions of `asker` go through `before`, which decides what becomes of them."""
     local = LocalExchange(world.open_writes, world.write_id)
     world.place = lambda rank: (world.open_writes, Answering(world, before) if rank == asker else local)
     store = MemoryStore()
-    receipts = world.write_all(store)
-    assert receipts[asker].ends is UNSET
-    assert any(receipt.ends for receipt in receipts if receipt.rank != asker and receipt.ends is not UNSET)
-    return receipts, store
+    return {Rank(receipt.rank): receipt for receipt in world.write_all(store)}, store
 
 
-def assert_whole(store: MemoryStore, receipts: Sequence[Receipt]) -> None:
+def assert_whole(store: MemoryStore, receipts: Mapping[Rank, Receipt]) -> None:
     alone = MemoryStore()
     commit_receipts(alone, LAYOUT, write_all_ranks(alone, LAYOUT, logical_arrays(LAYOUT, 1), step=1), step=1)
-    commit_receipts(store, LAYOUT, receipts, step=1)
+    commit_receipts(store, LAYOUT, list(receipts.values()), step=1)
     assert objects_of(store) == objects_of(alone)
 
 

@@ -115,7 +115,7 @@ def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
         with pytest.raises(Invalid, match="rank 1: expected shards that it completes"):
             exchange.upload_ids(Rank(1), [Shard(0, 1)], cancelled=never)
         upload.failed("the disk is on fire")
-        with pytest.raises(Conflict, match="rank 1: its upload failed: the disk is on fire"):
+        with pytest.raises(Conflict, match="rank 1: its write failed: the disk is on fire"):
             exchange.receipts(Rank(1), Rank(0), cancelled=never)
 
 

@@ -1,8 +1,8 @@
 """Writes across nodes: questions of `checkpoint.exchange` go to the store process of the node that has the rank.
 
 Ranks of this node are asked in this process. A node that does not answer is asked again for a while, since its store
-process may have a successor; what that one does not know any more ends the save. Neighbours: `store_services`,
-which writes, `peers`, which carries, and `checkpoint.exchange`, which answers.
+process may have a successor. What that one does not know any more it never answers: the asker gives up. Neighbours:
+`store_services`, which writes, `peers`, which carries, and `checkpoint.exchange`, which answers.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ class ExchangeService:
 
 
 class NodeExchange:
-    """An Exchange among the ranks of all nodes, `ranks_per_node` on each, in order of the slots."""
+    """An Exchange among the ranks of all nodes, `ranks_per_node` on each, in order of the slots.
+
+    Where the write can do without answers (`is_needed` is false), a node that did not answer when it was last asked
+    gets no time to come back: it is asked once."""
 
     def __init__(
         self,
@@ -108,12 +111,14 @@ class NodeExchange:
         table: PeerTable,
         client: PeerClient | None,
         ranks_per_node: int,
+        is_needed: bool = True,
     ) -> None:
         self._local = local
         self._write_id = write_id
         self._table = table
         self._client = client
         self._ranks_per_node = ranks_per_node
+        self._is_needed = is_needed
 
     def fetch(self, rank: Rank, fragments: Sequence[Fragment], into: memoryview, *, cancelled: Given) -> None:
         if self._is_here(rank):
@@ -170,16 +175,21 @@ class NodeExchange:
         """Until the node answers, or has not for a while. Raises Conflict when cancelled, and what the node told."""
         if self._client is None:
             raise Unavailable(f"rank {rank}: expected its node to be asked, got no way to other nodes", code="no-peers")
-        lost_s: float | None = None
-        while not cancelled():
+        slot, lost_s = rank // self._ranks_per_node, None
+        limit_s = LOST_LIMIT_S if self._is_needed or not self._table.is_lost(slot) else 0.0
+        while True:
             try:
-                address = self._table.address(rank // self._ranks_per_node)
-                return self._client.ask(address, request, answer, into=into)
+                found = self._client.ask(self._table.address(slot), request, answer, into=into, cancelled=cancelled)
             except (Unavailable, Timeout) as error:
-                lost_s = _lost_since(lost_s, error)
+                lost_s = _lost_since(lost_s, error, limit_s=limit_s)
                 if lost_s is not None:
+                    self._table.lose(slot)
                     time.sleep(_PAUSE_S)
-        raise Conflict(f"rank {rank}: given up while its node was asked", code="save-cancelled")
+            else:
+                self._table.answered(slot)
+                return found
+            if cancelled():
+                raise Conflict(f"rank {rank}: given up while its node was asked", code="save-cancelled")
 
 
 class _Patience:
@@ -194,14 +204,15 @@ class _Patience:
         return False
 
 
-def _lost_since(lost_s: float | None, error: BehemothError) -> float | None:
+def _lost_since(lost_s: float | None, error: BehemothError, *, limit_s: float) -> float | None:
     """None for a node that answers, if only that it is not ready. Raises the error of one that has not for too long."""
     if error.code in (_WAITING, PEER_BUSY):
         return None
     now_s = time.monotonic()
-    if lost_s is not None and now_s - lost_s > LOST_LIMIT_S:
+    lost_s = now_s if lost_s is None else lost_s
+    if now_s - lost_s >= limit_s:
         raise error
-    return now_s if lost_s is None else lost_s
+    return lost_s
 
 
 def _as_many(rank: Rank, asked: Sequence[object], told: Sequence[T]) -> Sequence[T]:

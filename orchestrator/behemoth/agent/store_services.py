@@ -208,6 +208,7 @@ class StoreServices:
             table=self.peers,
             client=self._client,
             ranks_per_node=self._opening.num_ranks,
+            is_needed=isinstance(store, UploadsParts),
         )
         company = Company(self._open_writes, exchange)
         if isinstance(store, UploadsParts):

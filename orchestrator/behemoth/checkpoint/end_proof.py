@@ -47,14 +47,15 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
     for receipt, low, high in zip(receipts, bounds, bounds[1:], strict=False):
         if receipt.ends is msgspec.UNSET:
             continue
-        if len(receipt.ends) != 4 * (high - low):
+        if len(receipt.ends) != 8 * (high - low):
             raise Invalid(
                 f"rank {receipt.rank}: expected the ends of {high - low} chunks, which others began, got "
-                f"{len(receipt.ends) / 4:g}",
+                f"{len(receipt.ends) / 8:g}",
                 code="receipt-ends",
             )
-        told = np.frombuffer(receipt.ends, dtype="<u4")
-        if (wrong := np.flatnonzero(told != ends.data_crc[low:high])).size:
+        told = np.frombuffer(receipt.ends, dtype="<i8")
+        is_left[low:high] = told == -1
+        if (wrong := np.flatnonzero((told != ends.data_crc[low:high]) & (told != -1))).size:
             at = low + int(wrong[0])
             raise Corrupt(
                 f"array {layout.arrays[int(ends.array[at])].name!r}, chunk {int(ends.chunk[at])}, rank {receipt.rank}: "
@@ -62,6 +63,5 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
                 f"{int(told[wrong[0]]):08x}",
                 code="chunk-end",
             )
-        is_left[low:high] = False
     left = ends.where(np.flatnonzero(is_left))
     return SharedChunks(*map(np.concatenate, zip(left, unasked, strict=True)))

@@ -7,13 +7,14 @@ Nothing of this is decided here (`chunk_ends` says which), no payload is read ag
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 
-from behemoth.base.errors import Timeout
+from behemoth.base.errors import BehemothError, Denied, Timeout, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.chunk_ends import ChunkEnds
 from behemoth.checkpoint.chunk_tails import chunk_tail
@@ -24,41 +25,64 @@ from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.threads import run_all
 from behemoth.ports import Part, WritesRanges
 
+_log = logging.getLogger(__name__)
+_UNKNOWN = -1
 ASK_THREADS = 8
 """Questions wait for other nodes and do not compute."""
 END_THREADS = 16
 """Files into which ends of chunks are written at a time. Each end may be a part of a page that others wrote, which the
 file system has to read first: it waits more than it works."""
-WAIT_S = 60.0
-"""How long nobody may answer. Ranks of a save end at about the same time; whoever takes longer than this, or has
-forgotten the write with its store process, is not waited for: the leader knows the CRCs too."""
+LEAST_WAIT_S = 5.0
+"""For ranks that have not written their part yet, after this one has. Those of a save end at about the same time."""
 
 
-def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange) -> list[int]:
-    """The CRC-32C of the data of each chunk, from all that wrote a part of them; the rank itself answers too.
+def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, deadline_s: float) -> list[int | None]:
+    """The CRC-32C of the data of each chunk, from all that wrote a part of them, the rank itself too; None where one of
+    these could not be asked, or has not answered until `deadline_s` (of the monotonic clock).
 
-    Blocks until all who wrote a part of them have written it. Raises Conflict when the write is cancelled, Unavailable
-    or Timeout when others cannot be asked, and what else they answer.
+    Blocks until then. Raises Conflict when the write is cancelled, and what else others answer.
     """
-    found = np.zeros(len(ends.rank), dtype=np.int64)
+    found = np.full(len(ends.rank), _UNKNOWN, dtype=np.int64)
     rows_of = dict(ends.by_rank())
-    patience = _Patience(write)
+    silent: list[BehemothError] = []
+
+    def is_over() -> bool:
+        if time.monotonic() > deadline_s:
+            raise Timeout("expected CRCs of chunks that it has a part of, got none in time")
+        return write.cancelled()
 
     def ask(rank: Rank) -> None:
+        write.go_on()
         rows = rows_of[rank]
-        found[rows] = exchange.crcs(rank, ends.fragments(rows), cancelled=patience.is_over)
-        patience.heard()
+        try:
+            found[rows] = exchange.crcs(rank, ends.fragments(rows), cancelled=is_over)
+        except (Unavailable, Timeout, Denied) as error:  # Denied by another run's node at an old port
+            silent.append(type(error)(f"rank {rank}: {error.message}"))
 
     ranks = in_turn(rows_of, write.plan.rank, write.layout.mesh.num_ranks)
     run_all(ask, ranks, threads=ASK_THREADS, name="ckpt-ask")
-    return combined_runs(found.tolist(), ends.length.tolist(), pairwise(ends.first.tolist()))
+    bounds = list(pairwise(ends.first.tolist()))
+    is_known = [bool((found[low:high] != _UNKNOWN).all()) for low, high in bounds]
+    if silent:
+        _log.warning(
+            "rank %d: the ends of %d of %d chunks are left to the leader, since %d ranks did not tell their CRCs: %s",
+            write.plan.rank,
+            is_known.count(False),
+            len(bounds),
+            len(silent),
+            silent[0].message,
+        )
+    crcs = iter(combined_runs(found.tolist(), ends.length.tolist(), compress(bounds, is_known)))
+    return [next(crcs) if known else None for known in is_known]
 
 
-def write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Sequence[int]) -> None:
-    """Padding, CRC and gap behind each chunk; `crcs`: of their data. Blocks. Raises Conflict when cancelled, and the
-    store's errors."""
+def write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Sequence[int | None]) -> None:
+    """Padding, CRC and gap behind each chunk of which the CRC of its data is known. Blocks. Raises Conflict when
+    cancelled, and the store's errors."""
     of_files: dict[tuple[int, int], list[Part]] = {}
     for span, crc in zip(ends.spans, crcs, strict=True):
+        if crc is None:
+            continue
         tail = chunk_tail(grids(write.layout)[span.array], crc, span.offset + span.length)
         part = Part(offset_bytes=span.shard_offset + span.length, buffers=[tail])
         of_files.setdefault((span.array, span.shard), []).append(part)
@@ -69,19 +93,3 @@ def write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Seq
         store.write_parts(write.shard_key(*file), size_bytes=size_bytes, parts=of_files[file])
 
     run_all(write_one, of_files, threads=END_THREADS, name="ckpt-end")
-
-
-class _Patience:
-    """Ends a wait when the write is cancelled, or with Timeout when nobody has answered for too long."""
-
-    def __init__(self, write: RankWrite) -> None:
-        self._write = write
-        self._heard_s = time.monotonic()
-
-    def heard(self) -> None:
-        self._heard_s = time.monotonic()
-
-    def is_over(self) -> bool:
-        if time.monotonic() - self._heard_s > WAIT_S:
-            raise Timeout(f"rank {self._write.plan.rank}: expected CRCs of other ranks within {WAIT_S:g} s, got none")
-        return self._write.cancelled()

@@ -62,8 +62,9 @@ class Receipt:
     freshness: Freshness | msgspec.UnsetType = msgspec.UNSET
     shards: tuple[WrittenShard, ...] | msgspec.UnsetType = msgspec.UNSET
     ends: bytes | msgspec.UnsetType = msgspec.UNSET
-    """Of each chunk that the rank's spans end and do not begin, in their order, the CRC-32C of its data as the rank put
-    it behind them: little-endian, 4 bytes each. Left out, the leader writes these ends."""
+    """Of each chunk of up to `MAX_SPANS` spans that the rank's spans end and do not begin, in their order, the CRC-32C
+    of its data as the rank put it behind them: little-endian, 8 bytes each, -1 where it did not. Such ends, or all when
+    this is left out, are the leader's to write."""
 
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""

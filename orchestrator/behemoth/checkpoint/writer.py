@@ -9,7 +9,6 @@ the last of them, who asks the others (`end_writer`); what those do not tell is 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,11 +17,10 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Timeout, Unavailable
 from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.end_writer import chunk_crcs, write_ends
+from behemoth.checkpoint.end_writer import LEAST_WAIT_S, chunk_crcs, write_ends
 from behemoth.checkpoint.exchange import Company, Exchange, OpenWrite
 from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.grid import Grid, grids
@@ -41,14 +39,12 @@ their writes together."""
 SEAL_THREADS = 4
 """They wait for the disk and do not compute."""
 
-_log = logging.getLogger(__name__)
-
 
 def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = None) -> Receipt:
     """Write and seal what the rank owns of its snapshot; record all CRCs in the arena.
 
     With a `company`, ranks that write at the same time, it also writes the ends of chunks that others began; without
-    one, and when the others do not answer, these are left to the leader.
+    one, and where the others do not answer, these are left to the leader.
 
     Blocks until everything is durable. Idempotent: the same snapshot gives the same bytes. While a filling is followed,
     each byte is written once it is there, and the receipt waits for the whole. Raises NotFound without a snapshot,
@@ -61,6 +57,7 @@ def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = 
     ends = chunk_ends(write.layout, write.plan) if company is not None else None
     unfinished = {span.array for span in ends.spans} if ends is not None else set()
     told: bytes | UnsetType = UNSET
+    began_s = time.monotonic()
     with Sealing(store.seal) as sealing:
         crcs = _write(job, write, sealing, unfinished)
         snapshot = follower.whole()
@@ -68,21 +65,20 @@ def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = 
             open_write = OpenWrite(write.plan, write.arena, write.generation, sequence)
             open_write.summed(crcs)
             company.open_writes.enter(snapshot.write_id, open_write)
-            told = _write_ends(store, write, ends, company.exchange)
-            sealing.add([key for array in sorted(unfinished) for key in job.keys(array)])
+            told = _write_ends(store, write, ends, company.exchange, began_s=began_s)
+            for array in sorted(unfinished):  # one by one, so that many threads share in them
+                sealing.add(job.keys(array))
         sealing.finish()
     return replace(write.receipt(follower.whole(), crcs), ends=told)  # asked again: it must not have been replaced
 
 
-def _write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, exchange: Exchange) -> bytes | UnsetType:
-    """What the receipt says of them."""
-    try:
-        found = chunk_crcs(write, ends, exchange)
-    except (Unavailable, Timeout) as error:
-        _log.warning("the ends of %d chunks are left to the leader: %s", len(ends.spans), error)
-        return UNSET
+def _write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, began_s: float) -> bytes:
+    """What the receipt says of them. Whoever took longer than this rank by more than this rank itself took is not
+    waited for: the leader knows all CRCs too."""
+    deadline_s = time.monotonic() + max(LEAST_WAIT_S, time.monotonic() - began_s)
+    found = chunk_crcs(write, ends, exchange, deadline_s=deadline_s)
     write_ends(store, write, ends, found)
-    return np.array(found, dtype="<u4").tobytes()
+    return np.array([-1 if crc is None else crc for crc in found], dtype="<i8").tobytes()
 
 
 def _write(job: _Job, write: RankWrite, sealing: Sealing, unfinished: Collection[int]) -> list[int]:

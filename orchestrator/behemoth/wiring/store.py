@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -11,6 +12,9 @@ from behemoth.agent.processes import die_with_parent
 
 def main(argv: list[str]) -> int:
     """Serves until the agent is gone; returns 0."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     fd, agent_pid = int(argv[0]), int(argv[1])
     die_with_parent(signal.SIGKILL, parent=agent_pid)
     # Imported once the tie holds: a process that is stopped while it imports must die with its agent too.

@@ -206,6 +206,20 @@ def test_another_node_of_the_run_behind_an_old_port_is_not_taken_for_the_one_tha
         client.ask(peer, ask_snapshot(), SnapshotFound)
 
 
+def test_another_program_behind_an_old_port_is_not_taken_for_a_damaged_answer() -> None:
+    def greet(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+            sock.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, asking() as client, ThreadPoolExecutor(1) as pool:
+        pool.submit(greet, listener)
+        peer = PeerAddress(node=NodeId("n0"), host="127.0.0.1", port=listener.getsockname()[1])
+        with pytest.raises(Unavailable, match="node n0: another program listens at its port"):
+            client.ask(peer, ask_snapshot(), SnapshotFound)
+
+
 def test_a_node_that_is_gone_is_unavailable() -> None:
     with serving({}) as peer:
         pass

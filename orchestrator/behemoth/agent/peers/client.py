@@ -50,14 +50,20 @@ class PeerClient:
         self._idle: list[tuple[PeerAddress, PeerSocket]] = []  # the longest idle first
 
     def ask(
-        self, peer: PeerAddress, request: PeerRequest, answer_type: type[A], *, into: memoryview | None = None
+        self,
+        peer: PeerAddress,
+        request: PeerRequest,
+        answer_type: type[A],
+        *,
+        into: memoryview | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> A:
         """The answer, with its payload in `into`, which it must fill exactly. Raises the error that the node told, or
         Unavailable, Timeout, Corrupt; Conflict when the payload changed while it was sent. After an error `into` may
         hold anything, and nobody writes to it any more. A node that answers too many others is asked again until
-        the limit of an answer is over."""
+        the limit of an answer is over. `cancelled` ends the wait for an answer with Conflict."""
         patience_ends_s = time.monotonic() + self._answer_limit_s
-        while _is_busy(answer := self._asked(peer, request, into)) and time.monotonic() < patience_ends_s:
+        while _is_busy(answer := self._asked(peer, request, into, cancelled)) and time.monotonic() < patience_ends_s:
             time.sleep(random.uniform(0, BUSY_PAUSE_S))
         if isinstance(answer, PeerFailed):
             raise error_of(answer, peer.node)
@@ -69,21 +75,28 @@ class PeerClient:
         """Close what is idle."""
         self._forget(lambda _: True)
 
-    def _asked(self, peer: PeerAddress, request: PeerRequest, into: memoryview | None) -> PeerAnswer:
+    def _asked(
+        self, peer: PeerAddress, request: PeerRequest, into: memoryview | None, cancelled: Callable[[], bool]
+    ) -> PeerAnswer:
         link = self._take(peer)
         if link is not None:
             try:
-                return self._exchange(peer, link, request, into)
+                return self._exchange(peer, link, request, into, cancelled)
             except Unavailable:  # the node closed what was idle, or has a new store process
                 self._forget(lambda known: known == peer)
-        return self._exchange(peer, self._connect(peer), request, into)
+        return self._exchange(peer, self._connect(peer, cancelled), request, into, cancelled)
 
     def _exchange(
-        self, peer: PeerAddress, link: PeerSocket, request: PeerRequest, into: memoryview | None
+        self,
+        peer: PeerAddress,
+        link: PeerSocket,
+        request: PeerRequest,
+        into: memoryview | None,
+        cancelled: Callable[[], bool],
     ) -> PeerAnswer:
         """One question; afterwards the connection is idle, or closed with the error."""
         try:
-            answer = self._answer(link, request, into)
+            answer = self._answer(link, request, into, cancelled)
         except BaseException:
             link.close()
             raise
@@ -93,10 +106,13 @@ class PeerClient:
             self._keep(peer, link)
         return answer
 
-    def _answer(self, link: PeerSocket, request: PeerRequest, into: memoryview | None) -> PeerAnswer:
+    def _answer(
+        self, link: PeerSocket, request: PeerRequest, into: memoryview | None, cancelled: Callable[[], bool]
+    ) -> PeerAnswer:
         wanted = into.nbytes if into is not None else 0
         deadline = time.monotonic() + payload_limit_s(self._answer_limit_s, wanted)
         link.send(request, deadline=deadline)
+        link.until_readable(deadline=deadline, cancelled=cancelled)
         answer: PeerAnswer = link.receive(PEER_ANSWERS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=deadline)
         if isinstance(answer, PeerFailed) and answer.payload_bytes == 0:
             return answer
@@ -112,7 +128,7 @@ class PeerClient:
                 raise Conflict("answer: what was asked for was replaced while it was sent", code="peer-replaced")
         return answer
 
-    def _connect(self, peer: PeerAddress) -> PeerSocket:
+    def _connect(self, peer: PeerAddress, cancelled: Callable[[], bool]) -> PeerSocket:
         try:
             sock = socket.create_connection((peer.host, peer.port), timeout=CONNECT_LIMIT_S)
         except OSError as error:
@@ -122,7 +138,9 @@ class PeerClient:
             ) from error
         link = PeerSocket(sock)
         try:
-            enter(link, self._me, peer.node, deadline=time.monotonic() + HANDSHAKE_LIMIT_S)
+            deadline = time.monotonic() + HANDSHAKE_LIMIT_S
+            link.until_readable(deadline=deadline, cancelled=cancelled)
+            enter(link, self._me, peer.node, deadline=deadline)
         except BaseException:
             link.close()
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from behemoth.agent.peers.sockets import PeerSocket
-from behemoth.base.errors import Denied, Unavailable
+from behemoth.base.errors import Corrupt, Denied, Unavailable
 from behemoth.base.ids import NodeId, RunUid
 from behemoth.wire.frames import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from behemoth.wire.peers import (
@@ -64,7 +64,10 @@ def admit(link: PeerSocket, me: PeerIdentity, *, deadline: float) -> NodeId:
 def enter(link: PeerSocket, me: PeerIdentity, expected: NodeId, *, deadline: float) -> None:
     """The half of the node that asks. Raises Denied when it is not welcome, Unavailable when the other end is not the
     expected node of this run."""
-    greeting = link.receive(GREETINGS, limit_bytes=MAX_GREETING_BYTES, deadline=deadline)
+    try:
+        greeting = link.receive(GREETINGS, limit_bytes=MAX_GREETING_BYTES, deadline=deadline)
+    except Corrupt as error:  # a web server, say, on a port that was free again
+        raise _stranger(expected) from error
     if greeting.major != PROTOCOL_MAJOR:
         raise Denied(
             f"node {expected}: expected peer protocol {PROTOCOL_MAJOR}, got {greeting.major}", code="protocol-version"
@@ -78,7 +81,11 @@ def enter(link: PeerSocket, me: PeerIdentity, expected: NodeId, *, deadline: flo
         raise Denied(f"node {expected}: {answer.reason}", code=answer.code)
     wanted = proof(me.key, role="is asked", run_uid=me.run_uid, node=expected, mine=greeting.nonce, other=nonce)
     if answer.node != expected or not is_proof(answer.proof, wanted):
-        raise Unavailable(f"node {expected}: another program listens at its port", code="peer-stranger")
+        raise _stranger(expected)
+
+
+def _stranger(expected: NodeId) -> Unavailable:
+    return Unavailable(f"node {expected}: another program listens at its port", code="peer-stranger")
 
 
 def _refusal(hello: PeerHello, nonce: bytes, me: PeerIdentity) -> PeerRejected | None:

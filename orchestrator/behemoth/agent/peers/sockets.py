@@ -12,18 +12,20 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Timeout, Unavailable
+from behemoth.base.errors import Conflict, Timeout, Unavailable
 from behemoth.wire.frames import LENGTH_BYTES, check_length, decode_body, encode_frame
 
 SLOWEST_BYTES_PER_S = 1 << 20
 """A payload that moves more slowly than this counts as stuck."""
 _MOST_SENT_BYTES = 1 << 30  # sendfile(2) moves at most about 2 GiB
+_LOOK_S = 0.05
+"""How soon a wait sees that it was given up."""
 
 T = TypeVar("T")
 
@@ -62,6 +64,16 @@ class PeerSocket:
         body = bytearray(length)
         self.receive_into(memoryview(body), deadline=deadline)
         return decode_body(decoder, bytes(body))
+
+    def until_readable(self, *, deadline: float, cancelled: Callable[[], bool]) -> None:
+        """Until something comes, which may be the end. Raises Conflict soon after `cancelled` says so."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        while not poller.poll(_LOOK_S * 1000):
+            if cancelled():
+                raise Conflict("peer connection: given up while it said nothing", code="cancelled")
+            if time.monotonic() > deadline:
+                raise _late("receive")
 
     def send_buffers(self, buffers: Sequence[Buffer], *, deadline: float) -> None:
         for buffer in buffers:
@@ -116,8 +128,12 @@ class PeerSocket:
         poller = select.poll()
         poller.register(self._sock, events)
         if left_s <= 0 or not poller.poll(left_s * 1000):
-            raise Timeout(f"peer connection: expected to {what} in time, got nothing done", code="peer-timeout")
+            raise _late(what)
 
 
 def _broken(error: OSError) -> Unavailable:
     return Unavailable(f"peer connection: {error.strerror or error}", code="peer-closed")
+
+
+def _late(what: str) -> Timeout:
+    return Timeout(f"peer connection: expected to {what} in time, got nothing done", code="peer-timeout")

@@ -15,11 +15,12 @@ from behemoth.base.errors import BehemothError, Timeout, Unavailable
 
 
 class _Gang(NamedTuple):
-    """`slot`: this node's own. `silent` grows while the gang is there."""
+    """`slot`: this node's own. `silent` grows while the gang is there; whoever answers is not `lost` any more."""
 
     slot: int | None
     addresses: tuple[PeerAddress | None, ...]
     silent: set[int]
+    lost: set[int]
 
 
 class PeerTable:
@@ -27,14 +28,14 @@ class PeerTable:
     answered from two gangs."""
 
     def __init__(self) -> None:
-        self._gang = _Gang(None, (), set())
+        self._gang = _Gang(None, (), set(), set())
 
     def see(self, told: SeePeers) -> None:
         places = zip(told.nodes, told.places, strict=False)  # an older coordinator tells no places
         addresses = tuple(
             PeerAddress(node=node, host=place.host, port=place.port) if place.port else None for node, place in places
         )
-        self._gang = _Gang(told.slot, addresses, set())
+        self._gang = _Gang(told.slot, addresses, set(), set())
 
     @property
     def slot(self) -> int:
@@ -51,6 +52,17 @@ class PeerTable:
     def address(self, slot: int) -> PeerAddress:
         """Raises Unavailable when nobody knows where the slot's node listens."""
         return _address(self._gang, slot)
+
+    def is_lost(self, slot: int) -> bool:
+        """Whether its node did not answer when it was last asked for a save."""
+        return slot in self._gang.lost
+
+    def answered(self, slot: int) -> None:
+        self._gang.lost.discard(slot)
+
+    def lose(self, slot: int) -> None:
+        """Until it answers again, or there is another gang."""
+        self._gang.lost.add(slot)
 
     @contextmanager
     def asking(self, slot: int) -> Iterator[PeerAddress]:
