@@ -27,7 +27,7 @@ from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner
 from behemoth.checkpoint.paths import INDEX, commit_key
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard, WrittenSpan
 from behemoth.checkpoint.records import decode_record, encode_record
 from behemoth.checkpoint.snapshot_format import SnapshotHeader
 from behemoth.checkpoint.verify import verify
@@ -49,7 +49,17 @@ PACKED: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "layout": (small_layout().encode(), Layout.decode),
     "index": (b"", CommitIndex.decode),
     "receipt": (
-        Receipt(rank=0, attempt=1, step=7, write_id="a1-1", layout_digest="d", spans=()).encode(),
+        Receipt(
+            rank=0,
+            attempt=1,
+            step=7,
+            write_id="a1-1",
+            layout_digest="d",
+            spans=[WrittenSpan(0, 0, 0, 4, 5, False), WrittenSpan(0, 1, 4, 8, 6, True)],
+            freshness=Freshness(updated_step=7, held_crc=1, frozen=(1, 2)),
+            shards=(WrittenShard(0, 1, 2),),
+            ends=b"12345678",
+        ).encode(),
         Receipt.decode,
     ),
 }

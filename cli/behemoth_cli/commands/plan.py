@@ -23,7 +23,7 @@ from behemoth_cli.commands.candidates import one_of, output_option
 from behemoth_cli.context import Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import nearest
 from behemoth_cli.out.console import Console
-from behemoth_cli.out.progress import Progress
+from behemoth_cli.out.progress import Done, Progress
 from behemoth_cli.views.figures import seconds
 from behemoth_cli.views.forecast import Restore
 from behemoth_cli.views.plan import axes_text, plan_page
@@ -211,5 +211,5 @@ def _reads_shared(run: TrainingRun) -> bool:
     return reads_are_shared(run, run.checkpoint.store or "")
 
 
-def _progress_text(done: int, total: int, elapsed_s: float) -> str:
-    return f"planning a save: {done} of {total} parts counted in {seconds(elapsed_s)}"
+def _progress_text(told: Done) -> str:
+    return f"planning a save: {told.done} of {told.total} parts counted in {seconds(told.elapsed_s)}"

@@ -1,4 +1,4 @@
-"""Progress of work with a known size: one line that is redrawn on a terminal, one line a phase elsewhere.
+"""Progress of work with a known size: one line that is redrawn on a terminal, a line a minute elsewhere.
 
 Silent for the first second, and used from one thread.
 """
@@ -7,37 +7,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from behemoth_cli.out.console import Console
 
 _SILENT_S = 1.0
 _REDRAW_S = 0.2
+_REPEAT_S = 60.0
+
+
+class Done(NamedTuple):
+    """How far the work is. `before`: how far it was when it was first told, `elapsed_s` ago: what an earlier call had
+    done says nothing of the pace of this one."""
+
+    done: int
+    total: int
+    before: int
+    elapsed_s: float
 
 
 class Progress:
-    """`describe(done, total, seconds)` makes the text."""
+    """`describe` makes the text."""
 
-    def __init__(self, console: Console, describe: Callable[[int, int, float], str]) -> None:
+    def __init__(self, console: Console, describe: Callable[[Done], str]) -> None:
         self._console = console
         self._describe = describe
-        self._began_s = time.monotonic()
-        self._drawn_s = self._began_s
-        self._is_drawn = False
+        self._silent_until_s = time.monotonic() + _SILENT_S
+        self._first: tuple[int, float] | None = None
+        self._drawn_s: float | None = None
 
     def update(self, done: int, total: int) -> None:
         """Draw if it is time to."""
         now_s = time.monotonic()
-        if now_s - self._began_s < _SILENT_S or now_s - self._drawn_s < _REDRAW_S:
+        if self._first is None:
+            self._first = done, now_s
             return
-        text = self._describe(done, total, now_s - self._began_s)
+        pause_s = _REDRAW_S if self._console.is_error_terminal else _REPEAT_S
+        if now_s < self._silent_until_s or (self._drawn_s is not None and now_s - self._drawn_s < pause_s):
+            return
+        self._drawn_s = now_s
+        before, first_s = self._first
+        text = self._describe(Done(done, total, before, now_s - first_s))
         if self._console.is_error_terminal:
-            self._drawn_s, self._is_drawn = now_s, True
             self._console.draw(f"\r\x1b[K{text[: self._console.width - 1]}")
-        elif not self._is_drawn:
-            self._is_drawn = True
+        else:
             self._console.note(text)
 
     def close(self) -> None:
         """Leave a clean line behind."""
-        if self._is_drawn and self._console.is_error_terminal:
+        if self._drawn_s is not None and self._console.is_error_terminal:
             self._console.draw("\r\x1b[K")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from behemoth_cli.out.progress import Done
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SPANS = (("d", 86_400), ("h", 3_600), ("m", 60))
 
@@ -60,12 +62,12 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
-def work(what: str, done_bytes: int, total_bytes: int, elapsed_s: float) -> str:
+def work(what: str, told: Done) -> str:
     """How far a long piece of work on bytes is: share, rate and the time that is left at that rate."""
-    pace = done_bytes / elapsed_s
-    left = seconds((total_bytes - done_bytes) / pace) if pace else "-"
-    share = percent(done_bytes, total_bytes)
-    return f"{what}: {size(done_bytes)} of {size(total_bytes)} ({share}), {rate(pace)}, ETA {left}"
+    pace = (told.done - told.before) / told.elapsed_s if told.elapsed_s else 0.0
+    left = seconds((told.total - told.done) / pace) if pace else "-"
+    share = percent(told.done, told.total)
+    return f"{what}: {size(told.done)} of {size(told.total)} ({share}), {rate(pace)}, ETA {left}"
 
 
 def drained_text(step: int | None, last_step: int) -> str:
