@@ -1,8 +1,9 @@
 """Writes across nodes: questions of `checkpoint.exchange` go to the store process of the node that has the rank.
 
 Ranks of this node are asked in this process. A node that does not answer is asked again for a while, since its store
-process may have a successor; what that one does not know any more ends the save. Neighbours: `store_services`,
-which writes, `peers`, which carries, and `checkpoint.exchange`, which answers.
+process may have a successor; what that one does not know any more ends an upload, and in files leaves the ends of
+chunks to the leader. Neighbours: `store_services`, which writes, `peers`, which carries, and `checkpoint.exchange`,
+which answers.
 """
 
 from __future__ import annotations

@@ -201,19 +201,19 @@ class OpenWrite:
 
 
 class OpenWrites:
-    """The uploads of this process's ranks. Thread-safe."""
+    """What this process's ranks write. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._uploads: dict[Rank, dict[WriteId, OpenWrite]] = {}
+        self._writes: dict[Rank, dict[WriteId, OpenWrite]] = {}
 
-    def enter(self, write_id: WriteId, upload: OpenWrite) -> None:
+    def enter(self, write_id: WriteId, write: OpenWrite) -> None:
         """From now on the rank can be asked about this write, and about the last one of the others: a save that was
         given up may come here late, and must not take the place of the one that is under way."""
         with self._changed:
-            known = self._uploads.setdefault(upload.rank, {})
+            known = self._writes.setdefault(write.rank, {})
             known.pop(write_id, None)
-            known[write_id] = upload
+            known[write_id] = write
             for old in list(known)[:-2]:
                 del known[old]
             self._changed.notify_all()
@@ -222,7 +222,7 @@ class OpenWrites:
         """Waits for the rank to begin with the write. Raises Conflict when cancelled."""
         with self._changed:
             while True:
-                found = self._uploads.get(rank, {}).get(write_id)
+                found = self._writes.get(rank, {}).get(write_id)
                 if found is not None:
                     return found
                 if cancelled():
