@@ -25,7 +25,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore
 from behemoth.testing.store import MemoryStore, read
 from checkpoint.saved_checkpoint import save, small_layout
-from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
+from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
 
 
 class Listings(FaultyStore):
@@ -121,7 +121,7 @@ def test_a_commit_takes_a_step_that_somebody_had_for_a_moment() -> None:
     assert latest(store) == later.ref
 
 
-@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=str)
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=str)
 def test_a_record_that_cannot_be_read_is_one_bad_commit_and_the_newest_other_one_is_the_latest(
     error: BehemothError,
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_record_that_cannot_be_read_is_one_bad_commit_and_the_newest_other_one
         save(store, small_layout(), step=20, write_id="a2-1")
 
 
-@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=str)
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=str)
 def test_where_no_record_can_be_read_nobody_begins_anew(error: BehemothError) -> None:
     inner, first, second = two_commits()
     store = Unread(inner, {commit_key(one.step): error for one in (first, second)})

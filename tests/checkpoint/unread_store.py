@@ -1,14 +1,15 @@
-"""A store some of whose objects cannot be read: another user's, or on a bad place of the disk."""
+"""A store some of whose objects cannot be read: another user's, on a bad place of the disk, or refused."""
 
 from __future__ import annotations
 
-from behemoth.base.errors import BehemothError, Denied, Unavailable
+from behemoth.base.errors import BehemothError, Denied, Invalid, Unavailable
 from behemoth.ports import Into
 from behemoth.testing.faults import FaultyStore
 from behemoth.testing.store import MemoryStore
 
 DENIED = Denied("permission denied")
 BAD_PLACE = Unavailable("input/output error", code="io-error")
+REFUSED = Invalid("invalid argument")
 
 
 class Unread(FaultyStore):

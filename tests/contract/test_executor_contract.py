@@ -146,6 +146,42 @@ def test_a_worker_that_talks_rubbish_is_replaced(tmp_path: Path) -> None:
         executor.close()
 
 
+HANGS_UP = """
+import os, runpy, socket, sys, time
+from pathlib import Path
+from behemoth.app.batches.worker import NODE_ENV, take_settings
+from behemoth.wire.frames import FrameReader, encode_frame
+if os.environ[NODE_ENV] == "n0":
+    settings, reader, bodies = take_settings(os.environ), FrameReader(), []
+    with socket.create_connection((settings.host, settings.port)) as connection:
+        connection.sendall(encode_frame(settings.hello))
+        while len(bodies) < 2:  # the job, and a batch
+            bodies += reader.feed(connection.recv(1000))
+    Path(sys.argv[1]).write_text(str(os.getpid()))
+    time.sleep(120)
+else:
+    runpy.run_module("behemoth.testing.batch_program", run_name="__main__")
+"""
+
+
+def test_a_worker_that_has_hung_up_and_goes_on_is_ended_when_its_job_is_given_up(tmp_path: Path) -> None:
+    folder, told = tmp_path / "job", tmp_path / "pid"
+    folder.mkdir()
+    argv = (sys.executable, "-c", HANGS_UP, str(told))
+    executor = WorkerExecutor(SubprocessRuntime(NODES), threads=1, host="127.0.0.1", address="127.0.0.1", argv=argv)
+    try:
+        deadline_s = time.monotonic() + LIMIT_S
+        for _ in executor.run(str(folder).encode(), (Batch(number=one, data=b"nap ") for one in range(10_000))):
+            if told.exists() and told.read_text() and executor._nodes[NODES[0]].connection is None:
+                break
+            assert time.monotonic() < deadline_s
+        assert command_of(int(told.read_text())) != b""
+        executor.stop()
+        assert command_of(int(told.read_text())) == b""
+    finally:
+        executor.close()
+
+
 DRIVER = """
 import os, sys
 from behemoth.app.batches.workers import WorkerExecutor

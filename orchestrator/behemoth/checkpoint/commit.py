@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from behemoth.base.errors import Conflict, Corrupt
+from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
@@ -129,8 +130,7 @@ def _left_by_file(prefix: str, layout: Layout, left: SharedChunks) -> dict[str, 
         end = Part(
             offset_bytes=grid.chunk_offset_bytes(chunk) + data_bytes, buffers=[chunk_tail(grid, crc, data_bytes)]
         )
-        key = f"{prefix}/{layout.paths[array]}/{grid.shard_key(shard)}"
-        found.setdefault(key, (grid.file_bytes, []))[1].append(end)
+        found.setdefault(shard_key(prefix, layout, array, shard), (grid.file_bytes, []))[1].append(end)
     return found
 
 

@@ -28,8 +28,8 @@ BAD_PLACE = "io-error"
 class BadCommit:
     """An object below `commits/` that is no usable record. `step` is what its key names, if anything.
 
-    `error` is Corrupt for damage, Invalid with the code `format-unknown` for a record of a newer release, Denied or
-    Unavailable for one that could not be read: a link, one of another user, a bad place of the disk.
+    `error` is Corrupt for damage, Invalid with the code `format-unknown` for a record of a newer release, any other for
+    one that could not be read: a link, one of another user, a bad place of the disk, a read that the store refuses.
     """
 
     key: str
@@ -44,7 +44,7 @@ class BadCommit:
     @property
     def is_unread(self) -> bool:
         """Whether nobody knows what it says."""
-        return not isinstance(self.error, Corrupt | Invalid)
+        return not self.is_damaged and self.error.code != FORMAT_UNKNOWN
 
 
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:

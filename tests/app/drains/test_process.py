@@ -121,6 +121,17 @@ def test_a_step_that_is_pinned_below_keeps_its_place() -> None:
     assert "a1-3" in writes_of(below)
 
 
+def test_pins_that_cannot_be_read_below_put_a_drain_off_and_do_not_give_it_up() -> None:
+    above, below, again = gone_back_behind(3)
+    below.create("pins/README", b"what is this?")
+    with pytest.raises(Conflict, match="got a name that pins no checkpoint"):
+        drain_one(ALL_KEPT, above, below, again)
+    assert "a1-3" in writes_of(below)
+    below.delete(["pins/README"])
+    drain_one(ALL_KEPT, above, below, again)
+    assert writes_of(below) == ["a1-1", "a1-2", "a2-3"]
+
+
 def test_a_damaged_copy_takes_nobodys_place() -> None:
     above, below, again = gone_back_behind(3)
     info = next(info for info in above.list("steps/000000003-a2-3") if "/c/" in info.key)

@@ -144,16 +144,16 @@ class WorkerExecutor:
         for node in asked:
             self._send(node, Stop(turn=turn))
         limit_s = time.monotonic() + STOP_LIMIT_S
-        while left := [node for node in asked if node.connection is not None and node.stops != turn]:
+        while any(node.connection is not None and node.stops != turn for node in asked):
             if time.monotonic() > limit_s:
                 break
             self._listen()  # errors of what was given up are nobody's
-        for node in left:
-            self._hang_up(node)
-            with suppress(BehemothError):
-                self._runtime.stop_agent(node.name, incarnation=node.incarnation)
-            node.heard_s = -math.inf  # a job that follows finds it late, and starts another one
         for node in asked:
+            if node.stops != turn:  # it does not answer, or its connection is lost and it may be at work all the same
+                self._hang_up(node)
+                with suppress(BehemothError):
+                    self._runtime.stop_agent(node.name, incarnation=node.incarnation)
+                node.heard_s = -math.inf  # a job that follows finds it late, and starts another one
             node.under_way.clear()
         found = list(self._found)
         self._found.clear()
