@@ -83,7 +83,8 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, may_replace: MayRep
     if isinstance(standing, BadCommit):
         raise Conflict(
             f"checkpoint of step {record.step}: expected no commit at the target, got a record that cannot be read",
-            hint=f"remove {standing.key} there; {standing.error.message}",
+            hint=f"{'make it readable' if standing.is_unread else f'remove {standing.key} there'}; "
+            f"{standing.error.message}",
             code="commit-taken",
         )
     if standing.write_id == record.write_id:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Denied, Invalid, NotFound, Unavailable
 
 
 @contextmanager
@@ -40,7 +40,10 @@ def translated(error: OSError, doing: str) -> BehemothError:
         case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
             return Conflict(f"{message}: expected a free name, got one that an object and a folder claim")
         case errno.ENXIO:
-            return Corrupt(f"{doing}: expected a regular file, got a socket, or a device that is not there")
+            # No damage: a device may come back, and what is damaged may be deleted.
+            return Unavailable(
+                f"{doing}: expected a regular file, got a socket, or a device that is not there", code="io-error"
+            )
         case errno.ENAMETOOLONG | errno.EFBIG | errno.EINVAL:
             return Invalid(
                 f"{message}: expected a file system that can hold this, got another", hint="use another file system"

@@ -144,7 +144,9 @@ class S3Objects:
         except (Conflict, NotFound) as error:
             if error.code not in ("exists", NotFound.default_code):
                 raise
-        except Invalid:
+        except Invalid as error:
+            if error.code != "store-unfit":
+                raise
             self.delete([info.key])
 
     def close(self) -> None:
