@@ -40,6 +40,14 @@ def let_in(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     return s3
 
 
+def assert_keeps_secret(secret: str, stage: KillStage) -> None:
+    """Neither logs, journal, events and specs of the run nor what it told have it."""
+    assert secret not in stage.told()
+    files = [path for path in stage.directory.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
 def test_a_run_on_s3_ends_as_one_on_a_directory_though_a_worker_is_killed_and_a_node_lost(
     tmp_path: Path, let_in: S3Server
 ) -> None:
@@ -53,6 +61,7 @@ def test_a_run_on_s3_ends_as_one_on_a_directory_though_a_worker_is_killed_and_a_
         assert len(stage.events("Drill")) == 2, stage.told()
         stage.expect_sound(digest)
         assert not (stage.directory / "checkpoints").exists()
+        assert_keeps_secret(let_in.environment["AWS_SECRET_ACCESS_KEY"], stage)
         newest = commits(stage.store)[-1]
         assert isinstance(newest, CommitRef)
         assert open_commit(stage.store, newest).layout.sharding == "box"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -81,6 +81,11 @@ KINDS = [
     errors.Timeout,
     errors.Internal,
 ]
+
+
+def test_no_message_of_a_decoder_is_left_out_here() -> None:
+    known = {kind for decoder in DECODERS for kind in get_args(decoder.type) or (decoder.type,)}
+    assert {type(message) for message in MESSAGES} == known
 
 
 def decoded(body: bytes) -> list[object]:
