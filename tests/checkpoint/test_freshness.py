@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank
@@ -92,6 +94,32 @@ def test_a_rank_whose_own_bytes_stay_is_healthy_while_something_else_that_it_hol
         experts = new["model/experts"].copy()
         experts[idle] = old["model/experts"][idle]
         save(store, layout, {**new, "model/experts": experts}, step=2 + idle, previous=first)
+
+
+def test_a_learning_rate_of_0_is_healthy_where_moments_move_or_no_update_is_announced() -> None:
+    weight = torch.nn.Parameter(torch.ones(8))
+    adam, sgd = torch.optim.AdamW([weight], lr=0.0), torch.optim.SGD([weight], lr=0.0)
+    spec = ArraySpec(name="model/w", dtype="float32", shape=(8,))
+    moments = [replace(spec, name=f"optim/{name}") for name in ("exp_avg", "exp_avg_sq")]
+
+    def trained(optimizer: torch.optim.Optimizer) -> dict[str, npt.NDArray[np.generic]]:
+        weight.grad = torch.full((8,), 0.5)
+        optimizer.step()
+        kept = {f"optim/{name}": value for name, value in optimizer.state[weight].items() if value.shape == (8,)}
+        return {name: value.detach().numpy().copy() for name, value in {"model/w": weight, **kept}.items()}
+
+    layout, store = Layout(mesh=Mesh(), arrays=(spec, *moments)), MemoryStore()
+    states = [trained(adam) for _ in range(2)]
+    assert (states[0]["model/w"] == states[1]["model/w"]).all()
+    first = save(store, layout, states[0], step=1)
+    save(store, layout, states[1], step=2, previous=first)
+
+    layout, store = Layout(mesh=Mesh(), arrays=(spec,)), MemoryStore()
+    states = [trained(sgd) for _ in range(2)]
+    first = save(store, layout, states[0], step=1)
+    with pytest.raises(Corrupt, match=r"equals step 1|equal those of step 1"):
+        save(store, layout, states[1], step=2, previous=first)
+    save(store, layout, states[1], step=2, previous=first, updated_step=1)
 
 
 def test_single_arrays_that_stay_are_logged_unless_frozen_or_nothing_was_announced(
