@@ -35,19 +35,19 @@ from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
 from checkpoint.independent_reader import newest, read_checkpoint, record_of
 
-GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in ("1.0", "1.1", "1.3", "1.4")}
+GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in ("1.0", "1.1", "1.2", "1.3", "1.4")}
 GOLDEN = GOLDENS["1.0"]
 each_golden = pytest.mark.parametrize("form", list(GOLDENS))
 
 
 def golden_layout(form: str = "1.0") -> Layout:
     """Two ranks: a padded chunk, columns, experts, flat ranges, names that are no paths, a record. In 1.1 shards of
-    boxes; in 1.3 eight ranks, with a dim that the program pads and flat ranges over two axes; in 1.4 columns, too."""
-    has_new = form in ("1.3", "1.4")
+    boxes; in 1.2 a dim that the program pads; in 1.3 eight ranks, flat ranges over two axes; in 1.4 columns, too."""
+    is_padded, has_new = form in ("1.2", "1.3", "1.4"), form in ("1.3", "1.4")
     columns: SplitAxes = ("dp", "tp") if form == "1.4" else "tp"
     arrays = [
         ArraySpec(
-            name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),), padded=(0, 10) if has_new else None
+            name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),), padded=(0, 10) if is_padded else None
         ),
         ArraySpec(name="model/columns", dtype="bfloat16", shape=(6, 10), dims=((1, columns),)),
         ArraySpec(name="model/experts", dtype="float8_e4m3fn", shape=(4, 2, 3), dims=((0, "ep"),)),
@@ -188,7 +188,7 @@ def test_the_independent_reader_finds_flips_in_every_file(
     names = [name for name in files_of(root) if name.startswith(("commits/", "steps/"))]
     num_shards = sum(grid.num_shards for grid in grids(golden_layout(form)))
     num_arrays = len(golden_layout().arrays)
-    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.3": 5, "1.4": 4}[form]
+    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.2": 5, "1.3": 5, "1.4": 4}[form]
     assert len(names) == 1 + 1 + num_arrays + num_shards + 9  # commit, index, arrays, shards, groups
     for name in names:
         whole = (root / name).read_bytes()
