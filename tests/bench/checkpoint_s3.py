@@ -9,6 +9,8 @@ the order to the answer that the object is there.
 
 - behemoth: what a save does with one shard: CRC-32C of each part, parts sent by threads, the CRC of the whole combined,
   completion only if absent. Reads are what a restore does, without the chunks' CRCs, which are no part of the store.
+- 2 processes: the same, half of the parts by each, with half of the threads. What a node would have by several store
+  processes; its processor time is not counted.
 - boto3: `upload_fileobj` and `download_fileobj` as they come (10 threads, CRC-32, SHA-256 of each part over HTTP).
 - boto3 tuned: with the same threads, and neither digest. Nothing guards the bytes then.
 - boto3's CRT: the AWS Common Runtime's client, as boto3 has it for HTTPS, made here for HTTP.
@@ -27,9 +29,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,7 +53,9 @@ from s3transfer.crt import (
 
 sys.path.append(str(Path(__file__).parents[1]))  # the server is the tests' own
 
+from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import combine, crc32c
+from behemoth.ports import PartReceipt
 from behemoth.storage.s3 import S3Store
 from behemoth.storage.s3_place import S3Place
 from servers.s3_server import BUCKET, REGION, S3Server, s3_server
@@ -66,6 +72,8 @@ _UNGUARDED = Config(
 _LIKE_OURS = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=THREADS)
 
 Work = Callable[[], None]
+PROCESSES = 2
+IN_PROCESSES = f"{PROCESSES} processes"
 
 
 class Memory(io.RawIOBase):
@@ -115,8 +123,13 @@ class Bench:
     def __init__(self, server: S3Server, store: S3Store, num_bytes: int) -> None:
         self._server = server
         self._store = store
-        self._data = np.random.default_rng(1).integers(0, 256, num_bytes, dtype=np.uint8)
-        self._into = np.zeros_like(self._data)
+        self._memory = [SharedMemory(create=True, size=num_bytes) for _ in range(2)]
+        self._data, self._into = (np.frombuffer(one.buf, dtype=np.uint8, count=num_bytes) for one in self._memory)
+        self._data[:] = np.random.default_rng(1).integers(0, 256, num_bytes, dtype=np.uint8)
+        self._processes = [
+            ProcessPoolExecutor(1, get_context("spawn"), _begin_process, [one.name for one in self._memory])
+            for _ in range(PROCESSES)
+        ]
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="bench")
         self._plain = server.client()
         self._tuned = self._client(_UNGUARDED)
@@ -129,6 +142,7 @@ class Bench:
     def uploads(self) -> dict[str, Work]:
         return {
             "behemoth": self._upload,
+            IN_PROCESSES: self._upload_in_processes,
             "boto3": lambda: self._plain.upload_fileobj(self._file(self._data), BUCKET, KEY),
             "boto3 tuned": lambda: self._tuned.upload_fileobj(self._file(self._data), BUCKET, KEY, Config=_LIKE_OURS),
             "boto3's CRT": lambda: self._crt.upload(self._file(self._data), BUCKET, KEY).result(),
@@ -138,6 +152,7 @@ class Bench:
     def reads(self) -> dict[str, Work]:
         return {
             "behemoth": lambda: self._store.read_into(KEY, offset_bytes=0, into=self._into.data),
+            IN_PROCESSES: lambda: self._in_processes(_read_in_process),
             "boto3": lambda: self._plain.download_fileobj(BUCKET, KEY, self._file(self._into)),
             "boto3 tuned": lambda: self._tuned.download_fileobj(BUCKET, KEY, self._file(self._into), Config=_LIKE_OURS),
             "boto3's CRT": lambda: self._crt.download(BUCKET, KEY, self._file(self._into)).result(),
@@ -162,10 +177,26 @@ class Bench:
         }
 
     def close(self) -> None:
+        for process in self._processes:
+            process.shutdown()
         self._crt.shutdown()
         self._pool.shutdown()
         for connection in self._connections:
             connection.close()
+        del self._data, self._into, self._views
+        for memory in self._memory:
+            memory.unlink()
+
+    def _upload_in_processes(self) -> None:
+        upload_id = self._store.begin_upload(KEY)
+        found = self._in_processes(partial(_send_in_process, upload_id))
+        self._complete(upload_id, sorted((one for some in found for one in some), key=lambda one: one.number))
+
+    def _in_processes(self, work: Callable[[list[int]], Any]) -> list[Any]:
+        """Every part, by all processes in turn."""
+        parts = range(len(self._views))
+        begun = [one.submit(work, list(parts[at::PROCESSES])) for at, one in enumerate(self._processes)]
+        return [one.result() for one in begun]
 
     def _upload(self) -> None:
         upload_id = self._store.begin_upload(KEY)
@@ -174,7 +205,9 @@ class Bench:
             view = self._views[number]
             return self._store.upload_part(KEY, upload_id, number=number + 1, buffers=[view], crc=crc32c(view))
 
-        receipts = list(self._pool.map(send, range(len(self._views))))
+        self._complete(upload_id, list(self._pool.map(send, range(len(self._views)))))
+
+    def _complete(self, upload_id: UploadId, receipts: list[PartReceipt]) -> None:
         crc = 0
         for receipt in receipts:
             crc = combine(crc, receipt.crc, receipt.size_bytes)
@@ -225,6 +258,38 @@ class Bench:
         return f"{url.path}?{url.query}"
 
 
+class _OfProcess:
+    """What a process of its own has."""
+
+    memory: tuple[SharedMemory, ...]
+    store: S3Store
+    pool: ThreadPoolExecutor
+
+
+def _begin_process(*names: str) -> None:
+    _OfProcess.memory = tuple(SharedMemory(name) for name in names)
+    threads = THREADS // PROCESSES
+    _OfProcess.store = S3Store(S3Place(bucket=BUCKET, prefix=""), threads=threads)
+    _OfProcess.pool = ThreadPoolExecutor(threads)
+
+
+def _send_in_process(upload_id: UploadId, parts: list[int]) -> list[PartReceipt]:
+    def send(number: int) -> PartReceipt:
+        view = _OfProcess.memory[0].buf[number * PART_BYTES : (number + 1) * PART_BYTES]
+        return _OfProcess.store.upload_part(KEY, upload_id, number=number + 1, buffers=[view], crc=crc32c(view))
+
+    return list(_OfProcess.pool.map(send, parts))
+
+
+def _read_in_process(parts: list[int]) -> None:
+    def read(number: int) -> None:
+        begin = number * PART_BYTES
+        into = _OfProcess.memory[1].buf[begin : begin + PART_BYTES]
+        _OfProcess.store.read_into(KEY, offset_bytes=begin, into=into)
+
+    list(_OfProcess.pool.map(read, parts))
+
+
 def _crt_transfers(server: S3Server) -> CRTTransferManager:
     session = botocore.session.Session()
     session.set_credentials(server.access_key, server.secret_key)
@@ -244,7 +309,7 @@ def _rows(kind: str, samples: dict[str, dict[str, list[float]]]) -> Iterator[Row
     for peer in [name for name in samples if name != "behemoth"]:
         yield beside(rate, "GB/s", samples["behemoth"][rate], peer, samples[peer][rate])
     yield alone(processor, "s/GB", samples["behemoth"][processor])
-    for peer in [name for name in samples if name != "behemoth"]:
+    for peer in [name for name in samples if name not in ("behemoth", IN_PROCESSES)]:
         yield beside(processor, "s/GB", samples["behemoth"][processor], peer, samples[peer][processor])
 
 
