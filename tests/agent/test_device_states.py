@@ -8,7 +8,7 @@ from msgspec import structs
 
 from agent.scenes import play
 from agent.stage import Stage, setup_for
-from agent.test_large_states import big_file, is_in_page_cache, told_by_train_big
+from agent.test_large_states import big_file, comes_back_from_memory, is_in_page_cache, told_by_train_big
 from behemoth.wire.reports import RanksRestored
 
 START_US = 60_000_000
@@ -17,12 +17,7 @@ START_US = 60_000_000
 
 def test_a_state_on_a_device_comes_back_from_memory_and_from_files(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
-        here.start_gang(1)
-        await here.wait_for(RanksRestored)
-        saved = await here.save(8, "a1-1", 1)
-        here.start_gang(2, restore=saved)
-        await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
-        assert told_by_train_big(saved.step) in await here.logged(2, 0, "restored")
+        saved = await comes_back_from_memory(here)
         saved = await here.save(saved.step + 8, "a2-1", 2)
         await here.replace_agents(0)
         assert is_in_page_cache(big_file(here, saved.write_id))

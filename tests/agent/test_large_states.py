@@ -10,19 +10,26 @@ from agent.scenes import held_in_memory, play, worker_pids
 from agent.stage import LIMIT_S, Stage, kill, setup_for
 from behemoth.base.ids import Rank, WriteId
 from behemoth.storage.page_cache import cached_bytes
+from behemoth.wire.commands import RestoreFrom
 from behemoth.wire.reports import RanksRestored, ReceiptBatch, RestoreRefused, SaveBroken, SaveReached
 
 
 def test_a_large_state_is_copied_until_the_fence_and_holds_one_step(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
-        here.start_gang(1)
-        await here.wait_for(RanksRestored)
-        saved = await here.save(8, "a1-1", 1)
-        here.start_gang(2, restore=saved)
-        await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
-        assert told_by_train_big(saved.step) in await here.logged(2, 0, "restored")
+        await comes_back_from_memory(here)
 
     play(tmp_path, scene, setup_for(tmp_path, "train_big", ranks=1))
+
+
+async def comes_back_from_memory(here: Stage) -> RestoreFrom:
+    """A state of `train_big`, by a second attempt; its checkpoint."""
+    here.start_gang(1)
+    await here.wait_for(RanksRestored)
+    saved = await here.save(8, "a1-1", 1)
+    here.start_gang(2, restore=saved)
+    await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
+    assert told_by_train_big(saved.step) in await here.logged(2, 0, "restored")
+    return saved
 
 
 def test_a_save_whose_copy_no_fence_ended_never_commits_and_the_next_one_does(tmp_path: Path) -> None:

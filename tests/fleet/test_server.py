@@ -286,17 +286,22 @@ def test_a_coordinator_that_ends_waits_for_the_stacks_of_hung_workers_and_for_no
         closing = asyncio.create_task(scene.fleet.close("the run has failed"))
         assert isinstance(await agent.hear(), StopGang)
         assert isinstance(await agent.hear(), Leave)
-        if dump_stacks:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await agent.reader.read(1)  # the coordinator does not hang up first
-            agent.writer.close()
-        else:
-            assert await agent.reader.read() == b""
-        async with asyncio.timeout(WAIT_S):
-            await closing
+        await hangs_up(agent, closing, waits=dump_stacks)
 
     scene_test(work)
+
+
+async def hangs_up(agent: FakeAgent, closing: asyncio.Task[None], *, waits: bool) -> None:
+    """The fleet that closes ends an agent's connection, but where it waits for the agent, which does so then."""
+    if waits:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await agent.reader.read(1)  # the coordinator does not hang up first
+        agent.writer.close()
+    else:
+        assert await agent.reader.read() == b""
+    async with asyncio.timeout(WAIT_S):
+        await closing
 
 
 @pytest.mark.parametrize(("passed_us", "is_owed"), [(1_000_000, True), (5_000_000, False)])
@@ -318,15 +323,7 @@ def test_stacks_that_a_restart_asked_for_just_before_are_asked_for_again_by_the_
         assert isinstance(stop, StopGang)
         assert stop.dump_stacks == is_owed
         assert isinstance(await agent.hear(), Leave)
-        if is_owed:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await agent.reader.read(1)
-            agent.writer.close()
-        else:
-            assert await agent.reader.read() == b""
-        async with asyncio.timeout(WAIT_S):
-            await closing
+        await hangs_up(agent, closing, waits=is_owed)
 
     scene_test(work)
 

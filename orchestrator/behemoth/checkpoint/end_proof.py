@@ -16,7 +16,7 @@ from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.chunk_ends import MAX_SPANS
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.receipt import END_LEFT, Receipt
 
 
 class SharedChunks(NamedTuple):
@@ -54,8 +54,8 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
                 code="receipt-ends",
             )
         told = np.frombuffer(receipt.ends, dtype="<i8")
-        is_left[low:high] = told == -1
-        if (wrong := np.flatnonzero((told != ends.data_crc[low:high]) & (told != -1))).size:
+        is_left[low:high] = told == END_LEFT
+        if (wrong := np.flatnonzero((told != ends.data_crc[low:high]) & (told != END_LEFT))).size:
             at = low + int(wrong[0])
             raise Corrupt(
                 f"array {layout.arrays[int(ends.array[at])].name!r}, chunk {int(ends.chunk[at])}, rank {receipt.rank}: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from itertools import compress, pairwise
 
 import numpy as np
@@ -20,13 +19,13 @@ from behemoth.checkpoint.chunk_ends import ChunkEnds
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import combined_runs
 from behemoth.checkpoint.exchange import Exchange, in_turn
-from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.rank_write import RankWrite
+from behemoth.checkpoint.receipt import END_LEFT
 from behemoth.checkpoint.threads import run_all
 from behemoth.ports import Part, WritesRanges
 
 _log = logging.getLogger(__name__)
-_UNKNOWN = -1
 ASK_THREADS = 8
 """Questions wait for other nodes and do not compute."""
 END_THREADS = 16
@@ -36,13 +35,13 @@ LEAST_WAIT_S = 5.0
 """For ranks that have not written their part yet, after this one has. Those of a save end at about the same time."""
 
 
-def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, deadline_s: float) -> list[int | None]:
-    """The CRC-32C of the data of each chunk, from all that wrote a part of them, the rank itself too; None where one of
-    these could not be asked, or has not answered until `deadline_s` (of the monotonic clock).
+def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, deadline_s: float) -> Ints:
+    """The CRC-32C of the data of each chunk, from all that wrote a part of them, the rank itself too; END_LEFT where
+    one of these could not be asked, or has not answered until `deadline_s` (of the monotonic clock).
 
     Blocks until then. Raises Conflict when the write is cancelled, and what else others answer.
     """
-    found = np.full(len(ends.rank), _UNKNOWN, dtype=np.int64)
+    found = np.full(len(ends.rank), END_LEFT, dtype=np.int64)
     rows_of = dict(ends.by_rank())
     silent: list[BehemothError] = []
 
@@ -62,26 +61,27 @@ def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, deadlin
     ranks = in_turn(rows_of, write.plan.rank, write.layout.mesh.num_ranks)
     run_all(ask, ranks, threads=ASK_THREADS, name="ckpt-ask")
     bounds = list(pairwise(ends.first.tolist()))
-    is_known = [bool((found[low:high] != _UNKNOWN).all()) for low, high in bounds]
+    is_known = np.array([(found[low:high] != END_LEFT).all() for low, high in bounds], dtype=bool)
     if silent:
         _log.warning(
             "rank %d: the ends of %d of %d chunks are left to the leader, since %d ranks did not tell their CRCs: %s",
             write.plan.rank,
-            is_known.count(False),
+            np.count_nonzero(~is_known),
             len(bounds),
             len(silent),
             silent[0].message,
         )
-    crcs = iter(combined_runs(found.tolist(), ends.length.tolist(), compress(bounds, is_known)))
-    return [next(crcs) if known else None for known in is_known]
+    crcs = np.full(len(bounds), END_LEFT, dtype=np.int64)
+    crcs[is_known] = combined_runs(found.tolist(), ends.length.tolist(), compress(bounds, is_known))
+    return crcs
 
 
-def write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Sequence[int | None]) -> None:
+def write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Ints) -> None:
     """Padding, CRC and gap behind each chunk of which the CRC of its data is known. Blocks. Raises Conflict when
     cancelled, and the store's errors."""
     of_files: dict[tuple[int, int], list[Part]] = {}
-    for span, crc in zip(ends.spans, crcs, strict=True):
-        if crc is None:
+    for span, crc in zip(ends.spans, crcs.tolist(), strict=True):
+        if crc == END_LEFT:
             continue
         tail = chunk_tail(grids(write.layout)[span.array], crc, span.offset + span.length)
         part = Part(offset_bytes=span.shard_offset + span.length, buffers=[tail])

@@ -20,6 +20,8 @@ __all__ = ["Freshness", "Receipt", "WrittenShard", "WrittenSpan"]
 
 MAX_RECEIPT_BYTES = 64 << 20
 FORMAT_VERSION = 3
+END_LEFT = -1
+"""In `Receipt.ends`, of a chunk behind which the rank put no CRC."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
@@ -63,8 +65,8 @@ class Receipt:
     shards: tuple[WrittenShard, ...] | msgspec.UnsetType = msgspec.UNSET
     ends: bytes | msgspec.UnsetType = msgspec.UNSET
     """Of each chunk of up to `MAX_SPANS` spans that the rank's spans end and do not begin, in their order, the CRC-32C
-    of its data as the rank put it behind them: little-endian, 8 bytes each, -1 where it did not. Such ends, or all when
-    this is left out, are the leader's to write."""
+    of its data as the rank put it behind them: little-endian, 8 bytes each, END_LEFT where it did not. Such ends, or
+    all when this is left out, are the leader's to write."""
 
     def encode(self) -> bytes:
         """Raises Invalid when it would be larger than a peer accepts."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 from msgspec import UNSET, UnsetType
 from typing_extensions import Buffer
 
@@ -78,7 +77,7 @@ def _write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, exchange
     deadline_s = time.monotonic() + max(LEAST_WAIT_S, time.monotonic() - began_s)
     found = chunk_crcs(write, ends, exchange, deadline_s=deadline_s)
     write_ends(store, write, ends, found)
-    return np.array([-1 if crc is None else crc for crc in found], dtype="<i8").tobytes()
+    return found.astype("<i8").tobytes()
 
 
 def _write(job: _Job, write: RankWrite, sealing: Sealing, unfinished: Collection[int]) -> list[int]:
