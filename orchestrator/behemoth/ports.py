@@ -71,14 +71,23 @@ class ObjectStore(Protocol):
     """Where checkpoints lie. Keys are `/`-separated relative paths without `.`, `..` or empty segments.
 
     Exactly these methods, because they are what a local directory, NFS and S3 can all do crash-safely, and all that
-    readers, the commit log and gc need: small objects are created if absent; reads are ranged and land in the caller's
-    buffers. How large objects come to be differs: WritesRanges, UploadsParts. All methods block and are thread-safe;
-    errors are Behemoth's (NotFound, Denied, Unavailable, Corrupt, Conflict).
+    readers, the commit log and gc need: small objects are created if absent, or replaced if they are what the caller
+    knows; reads are ranged and land in the caller's buffers. How large objects come to be differs: WritesRanges,
+    UploadsParts. All methods block and are thread-safe; errors are Behemoth's (NotFound, Denied, Unavailable, Corrupt,
+    Conflict).
     """
 
     def create(self, key: str, data: Buffer) -> None:
         """Create a small object, whole and durable, only if absent. Raises Conflict when it exists: never a partial
         or empty object, whatever is killed when."""
+        ...
+
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        """Put `new` in the place of a small object that holds `old`, in one instant and durably: at no time is there
+        neither, whatever is killed when. Idempotent: one that holds `new` already is fine. Raises NotFound, and
+        Conflict `changed` for one that holds something else. Files have one such caller at a time; in a bucket one of
+        several wins, and a request that is carried out when its sender is dead finds `old` gone, where the server knows
+        the condition."""
         ...
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:

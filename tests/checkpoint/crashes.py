@@ -39,6 +39,11 @@ class ManyDeaths(FaultyObjects):
         super().create(key, data)
         self._is_committing = False
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        self._is_committing = is_commit(key)
+        super().replace(key, old=old, new=new)
+        self._is_committing = False
+
     def _write(self, whole: Callable[[], _T], half: Callable[[], object]) -> _T:
         with self._one:
             for when, done in ((When.BEFORE, lambda: None), (When.MIDDLE, half), (When.AFTER, whole)):

@@ -51,6 +51,11 @@ class TellingStore(FaultyStore):
         super().create(key, data)
         self._is_committing = False
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        self._is_committing = is_commit(key)
+        super().replace(key, old=old, new=new)
+        self._is_committing = False
+
     def _write(self, whole: Callable[[], None], half: Callable[[], None]) -> None:
         self._tell(self._is_committing)
         super()._write(whole, half)

@@ -59,6 +59,8 @@ def test_nothing_is_written_there(folder: Path) -> None:
     store = LinkedFolder(folder)
     with pytest.raises(Denied, match="create new of 1 bytes: expected only reads"):
         store.create("new", b"x")
+    with pytest.raises(Denied, match="replace new of 1 bytes by 2 bytes: expected only reads"):
+        store.replace("new", old=b"x", new=b"xy")
     with pytest.raises(Denied, match="delete plain"):
         store.delete(["plain"])
     assert (folder / "plain").exists()

@@ -153,6 +153,41 @@ def test_a_deletion_that_arrives_when_another_object_has_the_name_leaves_it(stor
     assert read(store, "a", 6) == b"latter"
 
 
+def test_a_replacement_that_arrives_when_another_object_has_the_name_leaves_it(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    store.create("a", b"former")
+    proxy.plan(Fault(How.HOLD, "PUT"))
+    with ThreadPoolExecutor(max_workers=1) as dying:
+        replacement = dying.submit(store.replace, "a", old=b"former", new=b"late")
+        held = proxy.held()
+        store.replace("a", old=b"former", new=b"latter")
+        held.arrive()
+        with pytest.raises(Conflict, match="replace a: expected the object as it was, got another") as caught:
+            replacement.result()
+    assert caught.value.code == "changed"
+    assert read(store, "a", 6) == b"latter"
+
+
+@pytest.mark.parametrize("how", [How.LOSE, How.ERR, How.STORM, How.CUT_REQUEST, How.CONFLICT])
+def test_a_replacement_whose_answer_was_no_good_is_looked_at_and_made_once(
+    store: S3Store, proxy: FaultProxy, how: How
+) -> None:
+    store.create("a", b"former")
+    proxy.plan(Fault(how, "PUT"))
+    store.replace("a", old=b"former", new=b"latter")
+    assert proxy.struck == [how]
+    assert read(store, "a", 6) == b"latter"
+
+
+def test_a_server_that_refuses_to_replace_on_a_condition_replaces_without(store: S3Store, proxy: FaultProxy) -> None:
+    store.create("a", b"former")
+    proxy.plan(Fault(How.UNKNOWN, "PUT"))
+    store.replace("a", old=b"former", new=b"latter")
+    assert proxy.struck == [How.UNKNOWN]
+    assert read(store, "a", 6) == b"latter"
+
+
 def test_a_server_that_refuses_to_delete_on_a_condition_deletes_without(store: S3Store, proxy: FaultProxy) -> None:
     store.create("a", b"former")
     (former,) = store.list("")

@@ -44,5 +44,8 @@ class PassingStore:
     def create(self, key: str, data: Buffer) -> None:
         self._inner.create(key, data)
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        self._inner.replace(key, old=old, new=new)
+
     def delete(self, keys: Sequence[str]) -> None:
         self._inner.delete(keys)

@@ -35,6 +35,10 @@ class LinkedFolder:
         """Raises Denied."""
         self._refuse(f"create {key} of {memoryview(data).nbytes} bytes")
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        """Raises Denied."""
+        self._refuse(f"replace {key} of {memoryview(old).nbytes} bytes by {memoryview(new).nbytes} bytes")
+
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port. Raises NotFound for a link that leads nowhere."""
         path = self._path(key)

@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
@@ -92,7 +92,22 @@ class LocalStore:
         segments = segments_of(key)
         view = byte_view(data, f"create {key}")
         with named_errors(f"create {key}"):
-            self._create_file(key, self._path(segments), view)
+            path = self._path(segments)
+            self._from_temp(f"create {key}", path, lambda temp: _link_durable(key, temp, path, view, self._file_mode))
+            sync_folders(self._folders_above(segments))
+
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        """See the port. A temporary file is written, made durable, and renamed. Nothing holds the file between the look
+        and that, so of two callers at once both may win, and the later one stands."""
+        segments = segments_of(key)
+        before, after = byte_view(old, f"replace {key}"), byte_view(new, f"replace {key}")
+        path, doing = self._path(segments), f"replace {key}"
+        with named_errors(doing):
+            standing = _contents(path, max(before.nbytes, after.nbytes))
+            if standing != after:
+                if standing != before:
+                    raise Conflict(f"{doing}: expected the object as it was, got another", code="changed")
+                self._from_temp(doing, path, lambda temp: _rename_durable(temp, path, after, self._file_mode))
             sync_folders(self._folders_above(segments))
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
@@ -219,21 +234,21 @@ class LocalStore:
             with suppress(FileExistsError):  # what stands there instead is told by the open(2) that follows
                 make_folders(folder, mode=self._folder_mode)
 
-    def _create_file(self, key: str, path: str, data: memoryview) -> None:
+    def _from_temp(self, doing: str, path: str, make: Callable[[str], None]) -> None:
+        """`make` writes the temporary file that it is told, beside `path`, and gives it that name."""
         folder = os.path.dirname(path)
         for _ in range(_NUM_TRIES):
             temp = os.path.join(folder, f"{TEMP_PREFIX}{secrets.token_hex(8)}")
             try:
                 self._make_folder(folder)
-                _link_durable(key, temp, path, data, self._file_mode)
+                make(temp)
                 return
             except FileNotFoundError:
                 continue  # somebody's gc cleared the folder or the temporary file away
             finally:
                 unlink(temp)
         raise Unavailable(
-            f"create {key}: expected its folder and its unfinished file to stay, got them cleared away {_NUM_TRIES} "
-            "times",
+            f"{doing}: expected its folder and its unfinished file to stay, got them cleared away {_NUM_TRIES} times",
             hint=_CLEARED_HINT,
         )
 
@@ -268,6 +283,28 @@ def _set_size(fd: int, key: str, size_bytes: int) -> None:
     if status.st_size != 0:
         raise Conflict(f"write {key}: expected an object of {size_bytes} bytes, got one of {status.st_size} bytes")
     os.ftruncate(fd, size_bytes)
+
+
+def _contents(path: str, most_bytes: int) -> memoryview | None:
+    """Of a file, and a byte more than `most_bytes` of a longer one; None of what is no regular file."""
+    with _opened(path) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        found = bytearray()
+        while len(found) <= most_bytes and (more := os.read(fd, most_bytes + 1 - len(found))):
+            found += more
+        return memoryview(found)
+
+
+def _rename_durable(temp: str, path: str, data: memoryview, mode: int) -> None:
+    """Write `temp`, make it durable, and put it in the place of what stands at `path`."""
+    fd = os.open(temp, _TEMP_FLAGS, mode)
+    try:
+        write_all(fd, (0, [data] if data.nbytes else []))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temp, path)
 
 
 def _link_durable(key: str, temp: str, path: str, data: memoryview, mode: int) -> None:

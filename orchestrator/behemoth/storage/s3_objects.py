@@ -92,6 +92,17 @@ class S3Objects:
             ):
                 raise
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        """See the port. One conditional PUT with the ETag of what holds `old`. A server that refuses the condition is
+        asked without. Raises Unavailable too when nobody can tell whether it was done."""
+        before, after = byte_view(old, f"replace {key}"), byte_view(new, f"replace {key}")
+        try:
+            self._replace(key, before, after, is_conditional=True)
+        except Invalid as error:
+            if error.code != "store-unfit":
+                raise
+            self._replace(key, before, after, is_conditional=False)
+
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         """See the port."""
         self._where(key)
@@ -191,6 +202,43 @@ class S3Objects:
         if found.get("Metadata", {}).get(WRITE_ID) != write_id:
             raise Conflict(f"create {key}: expected no such object, got one", code="exists")
         return True
+
+    def _replace(self, key: str, before: memoryview, after: memoryview, *, is_conditional: bool) -> None:
+        where, crc = self._where(key), encoded_crc(crc32c(after))
+
+        def put(client: Any) -> None:
+            etag = self._etag_before(client, key, before, after)
+            if etag is None:
+                return
+            condition = {"IfMatch": etag} if is_conditional else {}
+            body = Body([after], ends_s=time.monotonic() + allowed_s(after.nbytes))
+            client.put_object(**where, **condition, Body=body, ChecksumCRC32C=crc)
+
+        try:
+            self._client.send(f"replace {key}", put, size_bytes=before.nbytes + after.nbytes)
+        except (Conflict, Unavailable) as error:
+            is_last_look = isinstance(error, Unavailable)
+            if self._client.ask(
+                f"replace {key}",
+                lambda client: self._etag_before(client, key, before, after),
+                size_bytes=before.nbytes,
+                is_last_look=is_last_look,
+            ):
+                raise
+
+    def _etag_before(self, client: Any, key: str, before: memoryview, after: memoryview) -> str | None:
+        """The ETag of an object that holds `before`, None for one that holds `after` already. Raises Conflict."""
+        answer = client.get_object(**self._where(key))
+        with closing(answer["Body"]) as body:
+            size_bytes = int(answer["ContentLength"])
+            found = bytearray(size_bytes if size_bytes in (before.nbytes, after.nbytes) else 0)
+            for _ in _received(body, [memoryview(found)]):
+                pass  # each slice is in time
+        if found == after:
+            return None
+        if found != before:
+            raise Conflict(f"replace {key}: expected the object as it was, got another", code="changed")
+        return str(answer["ETag"])
 
     def _readers(self) -> ThreadPoolExecutor:
         with self._lock:

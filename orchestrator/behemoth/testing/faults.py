@@ -88,6 +88,9 @@ class FaultyObjects:
     def create(self, key: str, data: Buffer) -> None:
         self._write(lambda: self._inner.create(key, data), _nothing)
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        self._write(lambda: self._inner.replace(key, old=old, new=new), _nothing)
+
     def delete(self, keys: Sequence[str]) -> None:
         self._write(lambda: self._inner.delete(keys), lambda: self._inner.delete(keys[: len(keys) // 2]))
 

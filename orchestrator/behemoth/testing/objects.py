@@ -45,6 +45,26 @@ class ObjectContract(ABC):
         assert caught.value.code == "exists"
         assert read(store, "a/b", 5) == b"first"
 
+    def test_what_is_as_it_was_is_replaced_whole(self, store: ObjectStore) -> None:
+        store.create("commits/000000001.json", b'{"step": 1}')
+        for _ in range(2):  # as a caller who was killed before it knew, and comes again
+            self.reopened(store).replace("commits/000000001.json", old=b'{"step": 1}', new=b'{"step": 1, "a": 2}')
+            assert read(store, "commits/000000001.json", 19) == b'{"step": 1, "a": 2}'
+        assert [info.size_bytes for info in store.list("")] == [19]
+        store.replace("commits/000000001.json", old=b'{"step": 1, "a": 2}', new=b"")
+        assert [info.size_bytes for info in store.list("")] == [0]
+
+    @pytest.mark.parametrize("other", [b"other", b"longer than both", b"s", b""])
+    def test_what_is_not_as_it_was_is_not_replaced(self, store: ObjectStore, other: bytes) -> None:
+        store.create("a/b", other)
+        with pytest.raises(Conflict, match="replace a/b: expected the object as it was, got another") as caught:
+            store.replace("a/b", old=b"first", new=b"second")
+        assert caught.value.code == "changed"
+        assert read(store, "a/b", len(other)) == other
+        with pytest.raises(NotFound):
+            store.replace("a/c", old=b"first", new=b"second")
+        assert [info.key for info in store.list("")] == ["a/b"]
+
     def test_of_many_creators_exactly_one_wins(self, store: ObjectStore) -> None:
         winners: list[bytes] = []
         ready = threading.Barrier(8)
@@ -186,6 +206,8 @@ class ObjectContract(ABC):
     def test_a_key_that_is_no_plain_relative_path_is_refused(self, store: ObjectStore, key: str) -> None:
         with pytest.raises(Invalid, match="store key"):
             store.create(key, b"")
+        with pytest.raises(Invalid, match="store key"):
+            store.replace(key, old=b"", new=b"")
         with pytest.raises(Invalid, match="store key"):
             store.read_into(key, offset_bytes=0, into=bytearray(1))
         with pytest.raises(Invalid, match="store key"):

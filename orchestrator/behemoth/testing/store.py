@@ -34,6 +34,17 @@ class MemoryObjects:
                 raise Conflict(f"create {key}: expected no such object, got one", code="exists")
             self._objects[key] = bytearray(view)
 
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        segments_of(key)
+        before, after = byte_view(old, f"replace {key}"), byte_view(new, f"replace {key}")
+        with self._lock:
+            standing = self._objects.get(key)
+            if standing is None:
+                raise NotFound(f"replace {key}: no such object")
+            if standing not in (before, after):
+                raise Conflict(f"replace {key}: expected the object as it was, got another", code="changed")
+            self._objects[key] = bytearray(after)
+
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         segments_of(key)
         views = target_views(into, key, offset_bytes)
