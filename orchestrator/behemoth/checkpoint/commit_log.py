@@ -7,14 +7,13 @@ The listing is the truth; there is no pointer that could be ahead of it. Nothing
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.framing import read_listed
-from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit, write_of_marker
 from behemoth.ports import DeletesListed, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
@@ -187,9 +186,7 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
         assert isinstance(commit, BadCommit)
         raise Invalid(f"reject: expected a commit of a step, got {commit.key!r}", code="reject-key")
     write_id = commit.write_id if isinstance(commit, CommitRef) else _UNREADABLE
-    # A Conflict means: marked before, and the crash was between the two steps.
-    with suppress(Conflict):
-        store.create(rejected_key(commit.step, write_id), Marker.of(commit.step, write_id, reason=reason).encode())
+    put_up(store, REJECTED, (commit.step, write_id), reason=reason)  # it stands where a crash was between the two steps
     info = _listed(store, commit_key(commit.step))
     standing = None if info is None else _look(store, info)
     if isinstance(standing, BadCommit):

@@ -13,21 +13,19 @@ Neighbours: `policy.retention`, `pins` and `commit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, listed_commits, remove
-from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import (
     DELETING,
     INDEX,
     REJECTED,
     STEPS,
-    marker_key,
     step_prefix,
     write_of_key,
     write_of_marker,
@@ -179,8 +177,8 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     cut off anywhere and be planned again. Blocks for as long as the store takes. The caller is the run's only leader:
     nobody else commits or deletes meanwhile."""
     for write in plan.rejects:
-        _mark(store, REJECTED, write, reason="it was given up before its commit was known to be there")
-    marks = [_mark(store, DELETING, write, reason="it is being deleted") for write in plan.commits]
+        put_up(store, REJECTED, write, reason="it was given up before its commit was known to be there")
+    marks = [put_up(store, DELETING, write, reason="it is being deleted") for write in plan.commits]
     pinned = pinned_writes(store) if plan.commits else frozenset()
     going = {*plan.commits} - pinned
     unposted = going | plan.unposted
@@ -207,15 +205,7 @@ def reject_unsure(store: ObjectStore, step: Step, write_id: WriteId) -> None:
     far as an index. Idempotent."""
     prefix = step_prefix(step, write_id)
     if isinstance(store, UploadsParts) and any(info.key == f"{prefix}/{INDEX}" for info in store.list(prefix)):
-        _mark(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
-
-
-def _mark(store: ObjectStore, folder: str, write: Write, *, reason: str) -> str:
-    """Say so of this write. A mark that stands already is that of a call which was cut off."""
-    key = marker_key(folder, *write)
-    with suppress(Conflict):
-        store.create(key, Marker.of(*write, reason=reason).encode())
-    return key
+        put_up(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
 
 
 def _refuse_newest(committed: Collection[Write], dropped: Collection[Write]) -> None:

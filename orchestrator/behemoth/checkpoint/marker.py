@@ -8,16 +8,17 @@ is not restored. The contents tell people why and when; `verify` checks them to 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
 from behemoth.base.decoding import UNDECODABLE, decode_json, told
-from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.framing import framed, read_listed
-from behemoth.checkpoint.paths import write_of_marker
+from behemoth.checkpoint.paths import marker_key, write_of_marker
 from behemoth.checkpoint.versioned import decode_versioned
 from behemoth.ports import ObjectInfo, ObjectStore
 
@@ -58,6 +59,15 @@ class Marker:
         if data.startswith(b'{"step":'):
             return _without_crc(data)
         return decode_versioned(data, Marker, name="marker", major=FORMAT_MAJOR)
+
+
+def put_up(store: ObjectStore, folder: str, write: tuple[Step, WriteId], *, reason: str) -> str:
+    """Have a marker of this write in a folder, durably on return, and give its key. One that stands already, as of a
+    call that was cut off, is left as it is."""
+    key = marker_key(folder, *write)
+    with suppress(Conflict):
+        store.create(key, Marker.of(*write, reason=reason).encode())
+    return key
 
 
 def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:
