@@ -6,7 +6,7 @@ Neighbour: `draining`, which copies, and asks the same questions first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from behemoth.base.errors import Conflict
@@ -16,15 +16,13 @@ from behemoth.checkpoint.commit_log import BadCommit, at_step, read_stored, reje
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.opened import read_index
 from behemoth.checkpoint.paths import INDEX, rejected_key
+from behemoth.checkpoint.replacing import require_unpinned
 from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
 REJECTED = "drain-rejected"
 """The code of an error that stays until somebody removes a marker from the target."""
-
-MayReplace = Callable[[CommitRef], bool]
-"""Asked of another write's commit that stands at the step in the target: whether this one may take its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +58,9 @@ def plan_copy(source: ObjectStore, target: ObjectStore, ref: CommitRef) -> CopyP
     )
 
 
-def keeps(_standing: CommitRef) -> bool:
-    """`MayReplace` where two histories must not mix."""
-    return False
-
-
-def has_commit(target: ObjectStore, record: CommitRecord, *, may_replace: MayReplace = keeps) -> bool:
+def has_commit(target: ObjectStore, record: CommitRecord, *, replaces: bool = False) -> bool:
     """Whether the target has this commit. Raises Conflict where it could not be published, before anything is copied
-    for it."""
+    for it; where it `replaces` another write's of the step, that is one which is pinned."""
     rejected = rejected_writes(target)
     if (record.step, record.write_id) in rejected:
         raise Conflict(
@@ -89,7 +82,10 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, may_replace: MayRep
         )
     if standing.write_id == record.write_id:
         return True
-    if (standing.step, standing.write_id) in rejected or may_replace(standing.ref):
+    if (standing.step, standing.write_id) in rejected:
+        return False
+    if replaces:
+        require_unpinned(target, standing.ref)
         return False
     raise Conflict(
         f"checkpoint of step {record.step}: expected none at the target, or write {record.write_id}, got write "

@@ -21,12 +21,13 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
-from behemoth.checkpoint.commit_log import at_step, publish, read_stored, reject
+from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
-from behemoth.checkpoint.copy_plan import MayReplace, has_commit, keeps, object_sizes, small_objects
+from behemoth.checkpoint.copy_plan import has_commit, object_sizes, small_objects
 from behemoth.checkpoint.filling import Filling, Piece, filling_of
 from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.problem import Problem
+from behemoth.checkpoint.replacing import replace_commit
 from behemoth.checkpoint.threads import each_result, run_all
 from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
@@ -63,17 +64,20 @@ def copy_checkpoint(
     threads: int,
     progress: Progress = lambda _done, _total: None,
     pace: Pace = lambda _num_bytes: None,
-    may_replace: MayReplace = keeps,
+    replaces: bool = False,
 ) -> Copied:
     """Blocks for as long as reading, proving and writing all of it takes. Memory: a piece for each thread, 8 MiB, or
     more where a chunk is larger or an object would have more parts than an upload may. Idempotent, also after a kill.
 
+    What the target has of another write at that step stays, unless this one `replaces` it: then it stands until this
+    one is whole there, and at once the other does.
+
     Raises NotFound when the commit is gone, Corrupt (`DAMAGED`, or that of the metadata) naming the place of a byte
-    that is not as it was committed, Conflict when the target has another commit of that step that `may_replace` does
-    not give up or has rejected this one, and the stores' errors. Without a return the target has no new commit.
+    that is not as it was committed, Conflict when the target has another commit of that step that stays or is pinned,
+    or has rejected this one, and the stores' errors. Without a return the target has no new commit.
     """
     record, data = read_stored(source, ref)
-    if has_commit(target, record, may_replace=may_replace):
+    if has_commit(target, record, replaces=replaces):
         return Copied(record=record, num_bytes=0, found_bytes=0)
     index = read_index(source, record)
     copying = _Copying(source, target, record, index, threads=threads, progress=progress, pace=pace)
@@ -82,9 +86,10 @@ def copy_checkpoint(
     finally:
         copying.end()
     standing = at_step(target, record.step)
-    if isinstance(standing, CommitRecord) and standing.write_id != record.write_id and may_replace(standing.ref):
-        reject(target, standing.ref, f"write {record.write_id} of the same step has taken its place")
-    publish(target, record, data)
+    if replaces and isinstance(standing, CommitRecord) and not _is_free(target, record, standing):
+        replace_commit(target, standing.ref, record, data)
+    else:
+        publish(target, record, data)
     return copied
 
 
@@ -260,6 +265,11 @@ class _Copying:
                 return
             self._target.delete([one.key])
         self._target.create(one.key, data)
+
+
+def _is_free(target: ObjectStore, record: CommitRecord, standing: CommitRecord) -> bool:
+    """For who publishes, what stands at its step: itself, or what was rejected."""
+    return standing.write_id == record.write_id or (standing.step, standing.write_id) in rejected_writes(target)
 
 
 def _damaged(problem: Problem) -> BehemothError:

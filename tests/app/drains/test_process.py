@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ from msgspec import structs
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Settings, encoded, received, send
 from behemoth.app.drains.process import drain_one, serve_drains
-from behemoth.base.errors import Conflict, Corrupt, Unavailable
+from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import RunUid, WriteId
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import OWNED, Owner, take
-from behemoth.checkpoint.pins import pin
+from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import Retention
 from behemoth.ports import SavesTo
@@ -26,6 +27,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore, read
+from checkpoint.between import Between
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
 
@@ -102,21 +104,64 @@ def test_a_step_that_the_run_has_come_to_again_takes_the_place_of_what_retention
             below = before.copy()
             try:
                 drain_one(ALL_KEPT, above, FaultyStore(below, Die(write=write, when=when)), again)
-                assert write > 12  # two rejections above, the copy, a marker, two records
+                assert write > 12  # two rejections above, the copy, a mark, a record, what the old one leaves
                 assert writes_of(below) == ["a1-1", "a1-2", "a2-3"]
                 return
             except Crash:
                 after = below.after_power_loss(seed=write) if write % 2 else below
             found = commits(after)
             assert all(verify(after, one, threads=1, deep=True).is_intact for one in found)
+            assert len({"a1-3", "a2-3"}.intersection(writes_of(after))) == 1
             drain_one(ALL_KEPT, above, after, again)
             assert writes_of(after) == ["a1-1", "a1-2", "a2-3"]
+            assert {info.key.split("/")[1] for info in after.list("steps/000000003-a1-3")} == set()
+            assert list(after.list("deleting")) == []
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_pin_at_any_moment_while_its_place_is_taken_succeeds_on_what_stays_or_fails(is_after: bool) -> None:
+    above, before, again = gone_back_behind(3)
+    old = next(one for one in commits(before) if isinstance(one, CommitRef) and one.write_id == "a1-3")
+    outcomes: list[tuple[bool, bool]] = []
+
+    def pin_old(store: SavesTo) -> None:
+        try:
+            pin(store, old, reason="it is good", at_us=0)
+            succeeded.append(True)
+        except (Conflict, NotFound):
+            succeeded.append(False)
+
+    for number in range(1000):
+        below, succeeded = before.copy(), list[bool]()
+        meanwhile = Between(below, number, partial(pin_old, below), is_after=is_after)
+        with suppress(Conflict):
+            drain_one(ALL_KEPT, above, meanwhile, again)
+        if not succeeded:
+            break
+        stays = "a1-3" in writes_of(below)
+        assert stays or not succeeded[0], f"at write {number}"
+        assert len({"a1-3", "a2-3"}.intersection(writes_of(below))) == 1
+        outcomes.append((succeeded[0], stays))
+    assert {(True, True), (False, False)} <= set(outcomes)
+
+
+def test_a_pin_that_comes_once_the_copy_was_begun_keeps_the_place_and_can_be_set_again() -> None:
+    above, below, again = gone_back_behind(3)
+    old = next(one for one in commits(below) if isinstance(one, CommitRef) and one.write_id == "a1-3")
+    meanwhile = Between(below, 5, lambda: pin(below, old, reason="it is good", at_us=0), is_after=True)
+    with pytest.raises(Conflict) as caught:
+        drain_one(ALL_KEPT, above, meanwhile, again)
+    assert caught.value.code == "commit-pinned"
+    assert pin(below, old, reason="", at_us=0) is False
+    unpin(below, old.step, old.write_id)
+    drain_one(ALL_KEPT, above, below, again)
+    assert writes_of(below) == ["a1-1", "a1-2", "a2-3"]
 
 
 def test_a_step_that_is_pinned_below_keeps_its_place() -> None:
     above, below, again = gone_back_behind(3)
     pin(below, CommitRef(step=again.step, write_id=WriteId("a1-3"), size_bytes=0), reason="it is good", at_us=0)
-    with pytest.raises(Conflict, match="expected none at the target, or write a2-3, got write a1-3"):
+    with pytest.raises(Conflict, match="expected one that may be replaced, got write a1-3, which is pinned"):
         drain_one(ALL_KEPT, above, below, again)
     assert "a1-3" in writes_of(below)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.giving_way import GivingWay
 from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, GiveWay, Settings, ToDrain, received, send
-from behemoth.base.errors import BehemothError, Conflict, Corrupt
+from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject, rejected_writes
 from behemoth.checkpoint.draining import copy_checkpoint
 from behemoth.checkpoint.gc import execute, plan_gc
@@ -95,22 +95,9 @@ def drain_one(
         if pacer is not None:
             pacer.take(num_bytes, what="drain")
 
-    def may_replace(standing: CommitRef) -> bool:
-        """What retention had given up above may still be here when the run, whose later checkpoints did not restore,
-        has gone back behind its step and comes to it again. A pin here has somebody decide."""
-        try:
-            return (standing.step, standing.write_id) not in pinned_writes(target)
-        except Corrupt as error:  # of the pins: a damaged checkpoint is given up, and this one is none
-            raise Conflict(error.message, hint=error.hint, code=error.code) from error
-
-    copied = copy_checkpoint(
-        source,
-        target,
-        commit,
-        threads=settings.threads,
-        pace=pace,
-        may_replace=may_replace,
-    )
+    # What retention had given up above may still be here when the run, whose later checkpoints did not restore, has
+    # gone back behind its step and comes to it again. A pin here has somebody decide.
+    copied = copy_checkpoint(source, target, commit, threads=settings.threads, pace=pace, replaces=True)
     seconds = time.monotonic() - began_s
     untidy = ""
     try:
