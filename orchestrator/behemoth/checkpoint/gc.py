@@ -200,14 +200,6 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     return spared.union(plan.spared)
 
 
-def reject_unsure(store: ObjectStore, step: Step, write_id: WriteId) -> None:
-    """For who gives up a write of its own, before its data go: in a bucket its commit may be on its way, if it came as
-    far as an index. Idempotent."""
-    prefix = step_prefix(step, write_id)
-    if isinstance(store, UploadsParts) and any(info.key == f"{prefix}/{INDEX}" for info in store.list(prefix)):
-        put_up(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
-
-
 def _refuse_newest(committed: Collection[Write], dropped: Collection[Write]) -> None:
     newest = sorted(committed)[-MIN_KEPT:]
     for write in newest:

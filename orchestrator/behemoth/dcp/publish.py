@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 
 import msgspec
 import torch
@@ -20,7 +19,7 @@ from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
 from behemoth.checkpoint.commit_log import publish as publish_record
-from behemoth.checkpoint.gc import BATCH_KEYS, reject_unsure
+from behemoth.checkpoint.discarding import delete_below
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import read_owner
@@ -113,21 +112,6 @@ def publish(
         if pinned_writes(store).intersection((one.step, one.write_id) for one in old):
             raise
         _replace(store, record, [read_record(store, one) for one in old])
-
-
-def discard(store: ObjectStore, state: SavedState) -> None:
-    """Remove what a save wrote that will never be committed, its unfinished uploads too; a write that was committed
-    stays, and one whose step has a record that cannot be read. One whose commit may have been sent is rejected first
-    (`checkpoint.gc` tells why)."""
-    standing = [one for one in commits(store) if one.step == state.step]
-    if any(isinstance(one, BadCommit) or one.write_id == state.write_id for one in standing):
-        return
-    reject_unsure(store, state.step, state.write_id)
-    if isinstance(store, UploadsParts):
-        for upload in list(store.list_uploads(state.prefix)):
-            store.abort_upload(upload.key, upload.upload_id)
-    _delete_below(store, state.prefix)
-    forget(store, signposts(store), {(state.step, state.write_id)})
 
 
 def _check_replaceable(
@@ -231,7 +215,7 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
         _put_back(store, record, old, marks)
         raise
     for one in old:
-        _delete_below(store, one.prefix)
+        delete_below(store, one.prefix)
     posted, replaced = signposts(store), {(one.step, one.write_id) for one in old}
     take_down(store, posted, replaced)
     forget(store, posted, replaced)
@@ -241,12 +225,6 @@ def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecor
 def _reject(store: ObjectStore, step: Step, write_id: WriteId, *, reason: str) -> None:
     with suppress(Conflict):
         store.create(rejected_key(step, write_id), Marker.of(step, write_id, reason=reason).encode())
-
-
-def _delete_below(store: ObjectStore, prefix: str) -> None:
-    keys = (info.key for info in list(store.list(prefix)))
-    while batch := list(islice(keys, BATCH_KEYS)):
-        store.delete(batch)
 
 
 def _put_back(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecord], marks: Sequence[str]) -> None:

@@ -24,13 +24,14 @@ from torch.futures import Future
 
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.checkpoint.discarding import discard_write
 from behemoth.dcp.address import Address, parse_address
 from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.bucket_borders import begin_shared
 from behemoth.dcp.folders import settle
 from behemoth.dcp.going_on import GoingOn
 from behemoth.dcp.orders import Orders
-from behemoth.dcp.publish import check_place, discard, publish
+from behemoth.dcp.publish import check_place, publish
 from behemoth.dcp.rank_writer import RankWriter
 from behemoth.dcp.same_store import mark, require_same, unmark
 from behemoth.dcp.save_lock import SaveLock
@@ -221,7 +222,7 @@ class BehemothWriter(Addressed, StorageWriter):
         failed = self._save
         if failed is not None:
             if failed.address.url == url:
-                discard(store, failed.state)
+                discard_write(store, failed.state.step, failed.state.write_id)
             self._save = None
         self._lock.let_go()
 

@@ -15,10 +15,10 @@ from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
-from behemoth.checkpoint.commit_log import BadCommit, commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.filling import least_bytes
-from behemoth.checkpoint.gc import reject_unsure
-from behemoth.checkpoint.interop.object_uploads import ObjectUploads, abort_uploads
+from behemoth.checkpoint.interop.object_uploads import ObjectUploads
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.interop.unit_writer import Written
 from behemoth.checkpoint.interop.units import Units, units_of
@@ -143,13 +143,5 @@ def _removed_on_failure(store: SavesTo, candidate: Candidate, *, keeps_unfinishe
     except BaseException:
         if not keeps_unfinished:
             with suppress(BehemothError):
-                _remove(store, candidate)
+                discard_write(store, candidate.step, candidate.write_id)
         raise
-
-
-def _remove(store: SavesTo, candidate: Candidate) -> None:
-    standing = [one for one in commits(store) if one.step == candidate.step]
-    if not any(isinstance(one, BadCommit) or one.write_id == candidate.write_id for one in standing):
-        reject_unsure(store, candidate.step, candidate.write_id)
-        abort_uploads(store, candidate.prefix)
-        store.delete([info.key for info in store.list(candidate.prefix)])

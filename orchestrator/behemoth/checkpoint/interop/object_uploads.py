@@ -7,12 +7,10 @@ end. What it knows can be had again from what was told of units, and from the st
 
 from __future__ import annotations
 
-from contextlib import suppress
-
-from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.crc import combined
+from behemoth.checkpoint.discarding import abort_uploads
 from behemoth.checkpoint.interop.unit_writer import Written
 from behemoth.checkpoint.interop.units import Unit
 from behemoth.checkpoint.layout import Layout
@@ -82,12 +80,3 @@ class ObjectUploads:
         if self._listed is None:
             self._listed = {upload.key: upload.upload_id for upload in store.list_uploads(self._prefix)}
         return self._listed.get(key) or store.begin_upload(key)
-
-
-def abort_uploads(store: SavesTo, prefix: str) -> None:
-    """End all uploads of objects below a prefix, whoever began them. What cannot be ended now is found by `gc`."""
-    if isinstance(store, UploadsParts):
-        with suppress(BehemothError):
-            for upload in list(store.list_uploads(prefix)):
-                with suppress(BehemothError):
-                    store.abort_upload(upload.key, upload.upload_id)

@@ -1,4 +1,4 @@
-"""What a failed save of DCP left in a bucket goes, and a commit of it that arrives afterwards names nothing."""
+"""What a failed save, or import, left in a bucket goes, and a commit of it that arrives afterwards names nothing."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import pytest
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.discarding import discard_write
+from behemoth.checkpoint.signposts import make_due, put_up
 from behemoth.checkpoint.verify import verify
-from behemoth.dcp.publish import discard
-from behemoth.dcp.save_plan import SavedState, saved_state
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.bucket import MemoryBucket
+from behemoth.testing.store import MemoryStore, contents
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import DENIED, Unread
 
 STEP = 20
-
-
-def write_of(write_id: str) -> SavedState:
-    return saved_state([[]], step=Step(STEP), write_id=WriteId(write_id), sharding="box")
+WRITE = Step(STEP), WriteId("dcp-1")
 
 
 def test_a_commit_that_the_store_carries_out_after_its_save_was_discarded_counts_for_nobody() -> None:
     store = Late()
     with pytest.raises(Unavailable):
         save(store, small_layout(), step=STEP, write_id="dcp-1")
-    discard(store, write_of("dcp-1"))
+    discard_write(store, *WRITE)
     assert list(store.list("steps")) == []
     store.arrive()
     assert commits(store) == []
@@ -38,7 +36,7 @@ def test_a_commit_that_the_store_carries_out_after_its_save_was_discarded_counts
 def test_a_save_that_sent_no_commit_leaves_nothing_behind_at_all() -> None:
     store = Late()
     store.create("steps/000000020-dcp-1/w/c/0", b"1")
-    discard(store, write_of("dcp-1"))
+    discard_write(store, *WRITE)
     assert list(store.list("")) == []
 
 
@@ -46,5 +44,18 @@ def test_what_a_record_may_name_that_cannot_be_read_stays() -> None:
     inner = MemoryStore()
     save(inner, small_layout(), step=STEP, write_id="dcp-1")
     store = Unread(inner, {"commits/000000020.json": DENIED})
-    discard(store, write_of("dcp-1"))
+    discard_write(store, *WRITE)
     assert all(verify(inner, one, threads=1, deep=True).is_intact for one in commits(inner))
+
+
+def test_neither_uploads_nor_the_records_of_a_signpost_are_left_and_nothing_of_others_goes() -> None:
+    store = MemoryBucket()
+    save(store, small_layout(), step=10, write_id="dcp-0")
+    put_up(store, make_due(store, Step(10), WriteId("dcp-0"), "step-10"))
+    store.begin_upload("steps/000000010-dcp-0/w/c/0")
+    before, uploads = contents(store), list(store.list_uploads(""))
+    store.begin_upload("steps/000000020-dcp-1/w/c/0")
+    make_due(store, *WRITE, "step-20")
+    discard_write(store, *WRITE)
+    assert contents(store) == before
+    assert list(store.list_uploads("")) == uploads
