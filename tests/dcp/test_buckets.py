@@ -98,6 +98,7 @@ def check_whole(place: Place, name: str) -> None:
         assert not [info.key for info in store.list("steps") if PIECES in info.key.split("/")]
         assert list(store.list_uploads("")) == []
         assert list(store.list("rejected")) == []
+        assert list(store.list("deleting")) == []
 
 
 def test_equal_rows_are_objects_of_one_rank_each_and_others_are_shared_in_parts(place: Place) -> None:

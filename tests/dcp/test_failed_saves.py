@@ -352,24 +352,21 @@ def test_a_second_save_that_is_refused_lets_no_clean_up_in_while_the_first_goes_
     assert same(loaded(tmp_path, state_of(0)), state_of(1))
 
 
-def test_a_replacement_that_is_interrupted_between_mark_and_record_leaves_the_old_checkpoint(
+def test_a_replacement_that_is_interrupted_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C on the coordinator: DCP raises it on all ranks as any other error."""
     place = tmp_path / "step-3"
     save(state_of(1), storage_writer=BehemothWriter(place))
-    create = LocalStore.create
-    marked: list[str] = []
 
-    def interrupted(store: LocalStore, key: str, data: Buffer) -> None:
-        if marked and key.startswith("commits/"):
-            marked.clear()
-            raise KeyboardInterrupt
-        if key.startswith("rejected/"):
-            marked.append(key)
-        create(store, key, data)
+    def interrupted(_store: LocalStore, _key: str, **_data: Buffer) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalStore, "create", interrupted)
-    with pytest.raises(CheckpointException):
-        save(state_of(2), storage_writer=BehemothWriter(place))
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "replace", interrupted)
+        with pytest.raises(CheckpointException):
+            save(state_of(2), storage_writer=BehemothWriter(place))
     assert same(loaded(place, state_of(0)), state_of(1))
+    save(state_of(2), storage_writer=BehemothWriter(place))
+    assert same(loaded(place, state_of(0)), state_of(2))
+    assert list(LocalStore(place.parent).list("deleting")) == []

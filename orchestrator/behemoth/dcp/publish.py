@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from behemoth.base.errors import BehemothError, Conflict, Invalid
-from behemoth.base.ids import Attempt, Rank, Step, WriteId
+from behemoth.base.errors import Conflict, Invalid
+from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete, read_record
+from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete
 from behemoth.checkpoint.commit_log import publish as publish_record
 from behemoth.checkpoint.discarding import delete_below
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import read_owner
-from behemoth.checkpoint.paths import MAX_STEP, rejected_key
+from behemoth.checkpoint.paths import DELETING, MAX_STEP, marker_key, step_prefix
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt, WrittenShard, WrittenSpan
+from behemoth.checkpoint.replacing import replace_commit
 from behemoth.checkpoint.signposts import forget, make_due, require_free, signposts, take_down
 from behemoth.dcp.address import Address
 from behemoth.dcp.box_writer import PlacedBox, write_boxes
@@ -81,8 +80,8 @@ def publish(
 ) -> None:
     """Write the record of contents, prove, and commit; one that `replaces` takes the place of the checkpoint of its
     step, unless that was pinned meanwhile. `told` has what each rank returned. `folder`: by which the program knows it.
-    Raises as `checkpoint.commit` does; no checkpoint of this write is there then, unless it is what was replaced that
-    could not be removed."""
+    Raises as `checkpoint.commit` and `replace_commit` do; no checkpoint of this write is there then, unless it is what
+    was replaced that could not be removed."""
     contents = _contents(state, metadata, told)
     _check_complete(state, contents, metadata)
     data = contents.encode()
@@ -108,10 +107,10 @@ def publish(
     except Conflict as error:
         if not replaces or error.code != "commit-taken":
             raise
-        old = [one for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)]
-        if pinned_writes(store).intersection((one.step, one.write_id) for one in old):
+        old = next((one for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)), None)
+        if old is None:
             raise
-        _replace(store, record, [read_record(store, one) for one in old])
+        _replace(store, record, old)
 
 
 def _check_replaceable(
@@ -202,35 +201,13 @@ def _receipt(state: SavedState, layout: Layout, rank: Rank, told: Sequence[Told]
     )
 
 
-def _replace(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecord]) -> None:
-    """Everything of the new checkpoint is proven and durable. A mark takes the old one back, and the new record takes
-    its place; after an error the old one stands again. Killed in between, the step has neither: until the new record is
-    there the old one is, and counts again once its mark is removed by hand."""
-    marks = [rejected_key(one.step, one.write_id) for one in old]
-    try:
-        for one in old:
-            _reject(store, one.step, one.write_id, reason=f"write {record.write_id} replaces it")
-        publish_record(store, record)
-    except BaseException:  # an interrupt too: DCP goes on after it
-        _put_back(store, record, old, marks)
-        raise
-    for one in old:
-        delete_below(store, one.prefix)
-    posted, replaced = signposts(store), {(one.step, one.write_id) for one in old}
-    take_down(store, posted, replaced)
-    forget(store, posted, replaced)
-    store.delete(marks)
-
-
-def _reject(store: ObjectStore, step: Step, write_id: WriteId, *, reason: str) -> None:
-    with suppress(Conflict):
-        store.create(rejected_key(step, write_id), Marker.of(step, write_id, reason=reason).encode())
-
-
-def _put_back(store: ObjectStore, record: CommitRecord, old: Sequence[CommitRecord], marks: Sequence[str]) -> None:
-    with suppress(BehemothError):
-        if any(isinstance(one, CommitRef) and one.write_id == record.write_id for one in commits(store)):
-            return  # committed, the answer lost
-        store.delete(marks)
-        for one in old:
-            publish_record(store, one)
+def _replace(store: ObjectStore, record: CommitRecord, old: CommitRef) -> None:
+    """Everything of the new checkpoint is proven and durable. Its record takes the place of the old one's at once, and
+    what the old one has goes."""
+    replace_commit(store, old, record, record.encode())
+    write = old.step, old.write_id
+    delete_below(store, step_prefix(*write))
+    posted = signposts(store)
+    take_down(store, posted, {write})
+    forget(store, posted, {write})
+    store.delete([marker_key(DELETING, *write)])
