@@ -355,8 +355,32 @@ def test_a_record_that_cannot_be_read_is_neither_rejected_nor_deleted_and_is_tol
     desk.reject(refs[3], "it does not restore")
     desk.clean(lambda: ())
     desk.close()
-    assert [one for one in news if isinstance(one, Deleted)] == [Deleted(write_ids=())]
+    assert [one for one in news if isinstance(one, Deleted)] == [Deleted(write_ids=(), kept=(WriteId("a1-1"),))]
+    assert isinstance(news[-1], Deleted), "what is pinned has not changed"
     after = {info.key for info in inner.list("")}
     assert after == {*before, "rejected/000000004-a1-4.json"}
     store.errors = {}
     assert [one.step for one in commits(store)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("num_failures", [1, 3])
+def test_what_was_owed_is_left_to_the_brain_when_a_commit_is_taken_back_which_it_was_given_up_for(
+    num_failures: int,
+) -> None:
+    """The deletion fails, and perhaps both rejections behind it: nothing goes before they have come about."""
+    inner, told = MemoryStore(), list[Evidence]()
+    refs = [
+        save(inner, LAYOUT, logical_arrays(LAYOUT, step), step=step, write_id=f"a1-{step}").ref for step in range(4)
+    ]
+    away = [Fail(write=write, when=When.BEFORE, error=Unavailable("try later")) for write in range(num_failures)]
+    desk = CheckpointDesk(FaultyStore(inner, *away), run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    desk.survey()
+    desk.delete(refs[:2])
+    for ref in refs[2:]:
+        desk.reject(ref, "it does not restore")
+    desk.delete([])
+    desk.close()
+    assert [one for one in told if isinstance(one, Deleted)] == [
+        Deleted(write_ids=(), kept=(WriteId("a1-0"), WriteId("a1-1")))
+    ]
+    assert [one.step for one in commits(inner)] == [0, 1]

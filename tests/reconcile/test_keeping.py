@@ -54,6 +54,21 @@ def test_a_commit_that_proved_to_be_pinned_when_it_was_to_be_deleted_counts_as_k
     assert [commit.step for commit in player.obs.commits] == [10, 20, 30]
 
 
+def test_what_could_not_go_is_asked_for_again_with_the_next_commit_and_not_before() -> None:
+    player = training()
+    for _ in range(3):
+        player.commit()
+    assert [commit.step for commit in player.one(Delete).commits] == [10]
+    for newest in (20, 30, 40):
+        player.tell(Deleted(write_ids=tuple(ref.write_id for ref in player.obs.commits[1:-2]), kept=(WriteId("a1-1"),)))
+        assert player.effects == ()
+        player.commit()
+        assert [commit.step for commit in player.one(Delete).commits] == [10, newest]
+    player.tell(Deleted(write_ids=(WriteId("a1-1"),)))
+    player.commit()
+    assert 10 not in [commit.step for commit in player.one(Delete).commits]
+
+
 def test_pins_that_are_told_before_the_store_was_listed_delete_nothing() -> None:
     player = training()
     for _ in range(3):

@@ -127,7 +127,7 @@ class CheckpointDesk:
 
     def delete(self, refs: Sequence[CommitRef]) -> None:
         """Deletes these commits but those that are pinned, or cannot be read now; Deleted is told, and Pinned when some
-        stay."""
+        are pinned."""
         self._submit(lambda: self._delete(refs), "retention")
 
     def clean(self, in_flight: Callable[[], Collection[WriteId]]) -> None:
@@ -198,7 +198,8 @@ class CheckpointDesk:
 
     def _reject_owed(self) -> None:
         """A commit whose record was damaged meanwhile is no longer found by its write id; its step then names it. One
-        that cannot be read stays, marked as what it was."""
+        that cannot be read stays, marked as what it was. What was to be deleted and is owed may be among the last that
+        there are then: the brain judges it anew."""
         if not self._to_reject:
             return
         self._check_owner()
@@ -208,6 +209,9 @@ class CheckpointDesk:
                 is_unread = isinstance(found, commit_log.BadCommit) and found.is_unread
                 commit_log.reject(self._store, ref if is_unread else found, reason)
         self._to_reject.clear()
+        if self._to_delete:
+            self._tell(Deleted(write_ids=(), kept=tuple(owed.write_id for owed in self._to_delete)))
+            self._to_delete = []
 
     def _delete(self, refs: Sequence[CommitRef]) -> None:
         """What the store does not take now is owed: the brain asks once."""
@@ -215,17 +219,20 @@ class CheckpointDesk:
         self._delete_owed()
 
     def _delete_owed(self) -> None:
+        self._reject_owed()  # or what did not restore would count among the last two
         if not self._to_delete:
             return
         self._check_owner()
         held = self._held()
         refs = self._to_delete
         drop = [ref for ref in refs if ref.write_id not in held]
-        spared = execute(self._store, plan_gc(self._store, drop=drop))
+        plan = plan_gc(self._store, drop=drop)
+        spared = execute(self._store, plan)
         spared |= {(ref.step, ref.write_id) for ref in refs if ref.write_id in held}
         self._to_delete = []
-        self._tell(Deleted(write_ids=tuple(ref.write_id for ref in refs if (ref.step, ref.write_id) not in spared)))
-        if spared:
+        gone = tuple(ref.write_id for ref in refs if (ref.step, ref.write_id) not in spared)
+        self._tell(Deleted(write_ids=gone, kept=tuple(sorted(write_id for _, write_id in plan.unread))))
+        if spared - plan.unread:
             self._tell_pins(is_news=True)
 
     def _held(self) -> frozenset[WriteId]:

@@ -86,6 +86,8 @@ class GcPlan:
     leftovers: tuple[str, ...]
     stale_marks: tuple[str, ...]
     spared: tuple[Write, ...]
+    unread: frozenset[Write]
+    """Of `spared`, those whose record cannot be read."""
     signposts: tuple[Signpost, ...]
     unposted: frozenset[Write]
 
@@ -145,6 +147,7 @@ def plan_gc(
         leftovers=tuple(_leftovers(store)) if in_flight is not None else (),
         stale_marks=tuple(key for key, write in marked if write is not None and write not in committed & dropped),
         spared=tuple(sorted(spared)),
+        unread=frozenset(write for write in spared if write[0] in unreadable),
         signposts=tuple(posted),
         unposted=frozenset(write for write in unposted - kept - dropped if write[0] not in unreadable),
     )

@@ -59,11 +59,10 @@ def _with_expired(obs: Observation) -> Observation:
 
 
 def on_deleted(obs: Observation, told: Deleted) -> Observation:
+    """What is kept is not asked for at once: that would be asked for ever."""
     gone = obs.deleting.intersection(told.write_ids)
-    if not gone:
-        return obs
-    commits = tuple(commit for commit in obs.commits if commit.write_id not in gone)
-    return replace(obs, commits=commits, deleting=obs.deleting - gone)
+    commits = tuple(commit for commit in obs.commits if commit.write_id not in gone) if gone else obs.commits
+    return replace(obs, commits=commits, deleting=obs.deleting - gone - {*told.kept})
 
 
 def on_pinned(obs: Observation, told: Pinned) -> Observation:

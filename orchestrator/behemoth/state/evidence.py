@@ -215,9 +215,12 @@ class Committed(_Evidence, frozen=True, kw_only=True):
 
 
 class Deleted(_Evidence, frozen=True, kw_only=True):
-    """These commits and their files are gone from the store."""
+    """These commits and their files are gone from the store. Those in `kept` were to go, and are there: their records
+    cannot be read now, or they were given up beside a commit that was taken back since. Retention judges them anew with
+    the next commit."""
 
     write_ids: tuple[WriteId, ...]
+    kept: tuple[WriteId, ...] = ()
 
 
 class Pinned(_Evidence, frozen=True, kw_only=True):

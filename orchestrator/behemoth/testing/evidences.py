@@ -143,7 +143,11 @@ def evidences() -> st.SearchStrategy[Evidence]:
         st.builds(SaveWritten, attempt=_attempts, write_id=_write_ids),
         st.builds(SaveFailed, write_id=_write_ids, reason=_reasons),
         st.builds(Committed, commit=_commits),
-        st.builds(Deleted, write_ids=st.lists(_write_ids, max_size=2).map(tuple)),
+        st.builds(
+            Deleted,
+            write_ids=st.lists(_write_ids, max_size=2).map(tuple),
+            kept=st.lists(_write_ids, max_size=2).map(tuple),
+        ),
         st.builds(Pinned, write_ids=st.lists(_write_ids, max_size=2).map(tuple)),
         st.builds(Asked, request=st.sampled_from(["suspend", "stop", "resume"])),
     )
