@@ -26,6 +26,7 @@ from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When
 from behemoth.testing.store import MemoryStore, contents
 from checkpoint.company_rig import small_parts
+from checkpoint.late_bucket import LateDeletions
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened
@@ -314,3 +315,46 @@ def test_what_stood_at_the_target_and_is_no_object_of_the_checkpoint_is_gone_fro
     target.create("steps/000000010-a1-10/model/notes.txt", b"somebody's")
     copy_checkpoint(source, target, ref, threads=1)
     assert verify(target, ref, threads=1, deep=True).problems == ()
+
+
+def cut_off(upper: ObjectStore) -> LateDeletions:
+    """What a copy of its checkpoint has left: every object, and no commit."""
+    lower = LateDeletions()
+    for key, data in contents(upper).items():
+        if not key.startswith("commits/"):
+            lower.create(key, data)
+    return lower
+
+
+def _cut(_key: str, data: bytes) -> bytes:
+    return data[:-1]
+
+
+def _flipped(_key: str, data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("spoiled", [_cut, _flipped, None])
+def test_a_deletion_of_a_copy_that_was_killed_takes_nothing_of_the_one_that_went_on(
+    spoiled: Callable[[str, bytes], bytes] | None,
+) -> None:
+    """It took away what was wrong under the names that the right objects have."""
+    upper, other = bucket(), bucket()
+    ref = saved(upper)
+    saved(other, seed=99)
+    whole = contents(upper)
+    keys = [key for key in whole if key.startswith("steps/") and (spoiled is not None or "model/w/c" in key)]
+    for key in keys:
+        lower = cut_off(upper)
+        lower.delete([key])
+        lower.create(key, contents(other)[key] if spoiled is None else spoiled(key, whole[key]))
+        lower.is_late = True
+        with pytest.raises(Crash):
+            copy_checkpoint(upper, lower, ref, threads=1)
+        lower.is_late = False
+        if spoiled is None:  # chunks of something else: the next copy finds them too, and the one behind it goes on
+            with pytest.raises(Unavailable):
+                copy_checkpoint(upper, lower, ref, threads=1)
+        copy_checkpoint(upper, lower, ref, threads=1)
+        lower.arrive()
+        assert contents(lower) == whole, key

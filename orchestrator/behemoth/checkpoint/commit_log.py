@@ -197,13 +197,14 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
         remove(store, [info])
 
 
-def remove(store: ObjectStore, records: Iterable[ObjectInfo]) -> None:
-    """Delete records of commits as they were listed, durably on return. In a bucket each goes only if it still is that
-    record: a deletion may be carried out when whoever sent it is dead, and another write has the step."""
+def remove(store: ObjectStore, listed: Iterable[ObjectInfo]) -> None:
+    """Delete objects as they were listed, durably on return: records of commits, and others whose names come again. In
+    a bucket each goes only if it still is what was listed: a deletion may be carried out when whoever sent it is dead,
+    and another write has the step."""
     if not isinstance(store, DeletesListed):
-        store.delete([info.key for info in records])
+        store.delete([info.key for info in listed])
         return
-    for info in records:
+    for info in listed:
         store.delete_listed(info)
 
 

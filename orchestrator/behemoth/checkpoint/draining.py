@@ -9,7 +9,7 @@ where they prove whole, and which `gc` removes otherwise. Whether the target is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
-from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes
+from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.copy_plan import has_commit, object_sizes, small_objects
 from behemoth.checkpoint.filling import Filling, Piece, filling_of
@@ -30,7 +30,7 @@ from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.replacing import replace_commit
 from behemoth.checkpoint.threads import each_result, run_all
 from behemoth.checkpoint.verify import shards_of
-from behemoth.ports import ObjectStore, SavesTo, UploadsParts
+from behemoth.ports import ObjectInfo, ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
 
 DAMAGED = "drain-damaged"
@@ -130,11 +130,13 @@ class _Copying:
         self._contents = Contents(self._shards)
         self._total_bytes = sum(shard.grid.file_bytes for shard in self._shards)
         self._done_bytes = 0
+        self._standing: dict[str, ObjectInfo] = {}
+        """Objects of this write that the target held before."""
 
     def run(self) -> Copied:
         """All objects, proven and durable."""
-        sizes = self._remove_rubbish()
-        kept = self._keep_whole(sizes)
+        self._standing = self._remove_rubbish()
+        kept = self._keep_whole()
         found_bytes = self._done_bytes
         read = ChunkCheck(self._source, self._shards, deep=True)
         missing = (unit for unit in self._units() if unit.shard not in kept or not kept[unit.shard][unit.number - 1])
@@ -143,30 +145,36 @@ class _Copying:
             self._count(found.num_bytes)
         self._require_contents(reused={shard for shard, is_kept in kept.items() if is_kept.any()})
         self._filling.seal([shard.key for shard in self._shards])
-        run_all(lambda one: self._copy_small(one, sizes), self._small, threads=SMALL_THREADS, name="ckpt-drain-small")
+        run_all(self._copy_small, self._small, threads=SMALL_THREADS, name="ckpt-drain-small")
         return Copied(record=self._record, num_bytes=self._done_bytes - found_bytes, found_bytes=found_bytes)
 
     def end(self) -> None:
         """Once nothing more is written."""
         self._filling.end()
 
-    def _remove_rubbish(self) -> dict[str, int]:
-        """Sizes of what the target holds of this write, once that is gone which no object of it can be, and uploads
-        that nobody will complete."""
+    def _remove_rubbish(self) -> dict[str, ObjectInfo]:
+        """What the target holds of this write, once that is gone which no object of it can be, and uploads that nobody
+        will complete.
+
+        What is wrong goes as it was listed, here and below: another copy of this write has the same names, and a
+        deletion may be carried out when its sender is dead and the next one has put the right bytes there."""
         expected = object_sizes(self._shards, self._small)
-        sizes = {info.key: info.size_bytes for info in self._target.list(self._record.prefix)}
-        wrong = {key for key, size_bytes in sizes.items() if expected.get(key) != size_bytes}
-        if wrong:
-            self._target.delete(sorted(wrong))
+        listed = list(self._target.list(self._record.prefix))
+        wrong = {info.key for info in listed if expected.get(info.key) != info.size_bytes}
+        self._remove(info for info in listed if info.key in wrong)
         if isinstance(self._target, UploadsParts):
             for upload in list(self._target.list_uploads(self._record.prefix)):
                 self._target.abort_upload(upload.key, upload.upload_id)
-        return {key: size_bytes for key, size_bytes in sizes.items() if key not in wrong}
+        return {info.key: info for info in listed if info.key not in wrong}
 
-    def _keep_whole(self, sizes: Mapping[str, int]) -> dict[int, npt.NDArray[np.bool_]]:
+    def _remove(self, infos: Iterable[ObjectInfo]) -> None:
+        if found := list(infos):
+            remove(self._target, found)
+
+    def _keep_whole(self) -> dict[int, npt.NDArray[np.bool_]]:
         """Which pieces an earlier copy left whole, as reading them back proves, of each object that is there."""
         check = ChunkCheck(self._target, self._shards, deep=True)
-        standing = [number for number, shard in enumerate(self._shards) if shard.key in sizes]
+        standing = [number for number, shard in enumerate(self._shards) if shard.key in self._standing]
         kept = {number: np.ones(self._num_pieces(number), bool) for number in standing}
         for unit, found in self._each(lambda unit: self._look(check, unit), self._units(standing)):
             self._contents.note(found)
@@ -174,7 +182,7 @@ class _Copying:
                 kept[unit.shard][number - 1] = False
         if not self._filling.takes_ranges:
             broken = [shard for shard, is_kept in kept.items() if not is_kept.all()]
-            self._target.delete([self._shards[shard].key for shard in broken])
+            self._remove(self._standing[self._shards[shard].key] for shard in broken)
             for shard in broken:
                 kept[shard][:] = False
         for unit in self._units(standing):
@@ -249,21 +257,35 @@ class _Copying:
                 f"array {name!r} of step {self._record.step}: expected CRC-32C {expected:08x} over the CRCs of its "
                 f"chunks, got {crc:08x}"
             )
-            foreign = sorted(number for number in reused if self._shards[number].array == array)
+            foreign = self._foreign(sorted(number for number in reused if self._shards[number].array == array))
             if not foreign:
                 raise Corrupt(told, hint=DAMAGED_HINT, code=DAMAGED)
-            self._target.delete([self._shards[shard].key for shard in foreign])
+            self._remove(self._standing[self._shards[shard].key] for shard in foreign)
             raise Unavailable(
                 f"{told}: the target held chunks of something else", hint="they are removed: copy again", code=RUBBISH
             )
 
-    def _copy_small(self, one: MetadataObject, sizes: Mapping[str, int]) -> None:
+    def _foreign(self, shards: Sequence[int]) -> list[int]:
+        """Those whose chunks are not the source's. What is right stays: a deletion of it that is late would take the
+        same bytes from who has put them there once more. Raises what is wrong with the source."""
+        given, held = (ChunkCheck(store, self._shards, deep=False) for store in (self._source, self._target))
+        foreign = []
+        for shard in shards:
+            num_slots = self._shards[shard].grid.num_slots
+            expected = given.check(shard, 0, num_slots)
+            if expected.problems:
+                raise _damaged(expected.problems[0])
+            if not np.array_equal(expected.crcs, held.check(shard, 0, num_slots).crcs):
+                foreign.append(shard)
+        return foreign
+
+    def _copy_small(self, one: MetadataObject) -> None:
         data = read_metadata(self._source, one.key, one.size_bytes, one.crc)
-        if one.key in sizes:
+        if one.key in self._standing:
             with suppress(Corrupt):
                 read_metadata(self._target, one.key, one.size_bytes, one.crc)
                 return
-            self._target.delete([one.key])
+            self._remove([self._standing[one.key]])
         self._target.create(one.key, data)
 
 
