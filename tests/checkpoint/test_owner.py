@@ -92,12 +92,14 @@ def test_a_run_whose_directory_was_moved_still_has_its_store_and_says_where_it_i
     assert read_owner(store) == moved
 
 
-def test_a_death_while_a_moved_run_says_so_leaves_the_store_to_its_next_start() -> None:
+def test_a_death_while_a_moved_run_says_so_leaves_the_store_to_it_and_to_nobody_else() -> None:
     moved = replace(OURS, directory="/elsewhere")
-    for death in every_death(2):
+    for death in every_death(1):
         store = owned()
         with pytest.raises(Crash):
             take(FaultyStore(store, death), moved, url=URL)
+        with pytest.raises(Conflict):
+            take(store, THEIRS, url=URL)
         take(store, moved, url=URL)
         assert read_owner(store) == moved
 

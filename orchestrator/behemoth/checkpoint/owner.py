@@ -56,15 +56,8 @@ class Owner:
 def read_owner(store: ObjectStore) -> Owner | None:
     """None for a store that nobody owns. Raises Corrupt for a damaged object and Invalid for one of a newer release:
     whose the store is cannot be told then, so nobody may write there."""
-    info = next((info for info in store.list(OWNER) if info.key == OWNER_KEY), None)
-    data = None if info is None else _read(store, info)
-    if data is None:
-        return None
-    try:
-        return Owner.decode(data)
-    except Corrupt as error:
-        hint = f"if the checkpoints are this run's, remove {OWNER_KEY} from the store: the run writes it anew"
-        raise Corrupt(f"{OWNER_KEY}: {error.message}", hint=hint, code=error.code) from error
+    data = _stored(store)
+    return None if data is None else _decoded(data)
 
 
 def refuse_other(store: ObjectStore, run_uid: RunUid | None, *, url: str) -> Owner | None:
@@ -102,13 +95,12 @@ def take(store: ObjectStore, owner: Owner, *, url: str) -> None:
     """Make the store this run's, or find that it is. Idempotent, durable on return. Raises Conflict when another run
     was first, however close, and the store's errors.
 
-    A run whose directory was moved says so here, or the place where it was would still count as the true one. Killed
-    between the two writes of that, it leaves a store that nobody owns, which the next start takes."""
-    standing = read_owner(store)
-    if standing is not None and standing.run_uid == owner.run_uid and standing.directory != owner.directory:
-        store.delete([OWNER_KEY])
-        standing = None
-    standing = standing or _create(store, owner)
+    A run whose directory was moved says so here, or the place where it was would still count as the true one. At no
+    time is the store nobody's."""
+    data = _stored(store)
+    standing = _create(store, owner) if data is None else _decoded(data)
+    if data is not None and standing.run_uid == owner.run_uid and standing.directory != owner.directory:
+        store.replace(OWNER_KEY, old=data, new=owner.encode())
     if standing.run_uid != owner.run_uid:
         raise _owned_by(standing, url=url)
 
@@ -134,6 +126,19 @@ def _create(store: ObjectStore, owner: Owner) -> Owner:
             raise
         return standing
     return owner
+
+
+def _stored(store: ObjectStore) -> bytes | None:
+    info = next((info for info in store.list(OWNER) if info.key == OWNER_KEY), None)
+    return None if info is None else _read(store, info)
+
+
+def _decoded(data: bytes) -> Owner:
+    try:
+        return Owner.decode(data)
+    except Corrupt as error:
+        hint = f"if the checkpoints are this run's, remove {OWNER_KEY} from the store: the run writes it anew"
+        raise Corrupt(f"{OWNER_KEY}: {error.message}", hint=hint, code=error.code) from error
 
 
 def _read(store: ObjectStore, info: ObjectInfo) -> bytes | None:
