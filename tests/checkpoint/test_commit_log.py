@@ -15,15 +15,24 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import BadCommit, commits, latest, reject
-from behemoth.checkpoint.commit_log import has_trace, publish, read_stored, read_told, record_sizes
+from behemoth.checkpoint.commit_log import (
+    at_step,
+    has_trace,
+    publish,
+    read_record,
+    read_stored,
+    read_told,
+    record_sizes,
+    records,
+)
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.paths import commit_key
-from behemoth.ports import ObjectInfo
+from behemoth.ports import Into, ObjectInfo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore
-from behemoth.testing.store import MemoryStore, read
+from behemoth.testing.store import MemoryStore, contents, read
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
 
@@ -181,3 +190,31 @@ def test_a_link_and_a_socket_among_the_records_are_told_with_their_steps_and_hid
     assert (other.step, type(other.error), other.is_damaged) == (30, Corrupt, True)
     assert latest(store) == first
     store.close()
+
+
+class ExchangedInBetween(FaultyStore):
+    """Has the record of a step replaced by another between its listing and the first read of it."""
+
+    def __init__(self, inner: MemoryStore, key: str, new: bytes) -> None:
+        super().__init__(inner)
+        self._key, self._new = key, new
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        if key == self._key and self._new:
+            self._inner.replace(key, old=contents(self._files)[key], new=self._new)  # type: ignore[arg-type]
+            self._new = b""
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+
+@pytest.mark.parametrize("write_id", ["b", "a2-10-of-a-longer-name", "a2-10"])
+def test_a_record_that_is_exchanged_while_somebody_looks_is_the_new_one_and_no_damage(write_id: str) -> None:
+    inner, first, _ = two_commits()
+    old = read_record(inner, first)
+    new = replace(old, write_id=WriteId(write_id))
+    for look in (
+        lambda store: at_step(store, first.step),
+        lambda store: next(iter(records(store))),
+        lambda store: read_stored(store, new.ref)[0],
+    ):
+        store = ExchangedInBetween(inner.copy(), commit_key(first.step), new.encode())
+        assert look(store) == new

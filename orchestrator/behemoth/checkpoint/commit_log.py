@@ -136,13 +136,12 @@ def record_sizes(store: ObjectStore) -> dict[Step, int]:
 
 def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes]:
     """As `read_record`, with the bytes that lie there: those of a later minor version say more than the record."""
-    key = commit_key(ref.step)
-    data = _standing(store, key)
-    record = None if data is None else _decoded(key, ref.step, data)
+    info = _listed(store, commit_key(ref.step))
+    found = None if info is None else _stored(store, info, ref.step)
     is_taken_back = rejected_key(ref.step, ref.write_id) in _rejected(store)
-    if data is None or record is None or record.write_id != ref.write_id or is_taken_back:
+    if found is None or found[0].write_id != ref.write_id or is_taken_back:
         raise _gone(ref)
-    return record, data
+    return found
 
 
 def at_step(store: ObjectStore, step: Step) -> CommitRecord | BadCommit | None:
@@ -254,16 +253,28 @@ def _look(store: ObjectStore, info: ObjectInfo) -> CommitRecord | BadCommit | No
     try:
         if step is None:
             raise Corrupt(f"commit {info.key!r}: expected commits/<nine digits>.json", code="commit-key")
-        data = _read(store, info)
-        if data is None:
-            return None
-        return _decoded(info.key, step, data)
+        found = _stored(store, info, step)
+        return None if found is None else found[0]
     except (Corrupt, Invalid, Denied) as error:
         return BadCommit(key=info.key, step=step, error=error)
     except Unavailable as error:
         if error.code != BAD_PLACE:  # of a store that is away no record is bad
             raise
         return BadCommit(key=info.key, step=step, error=error)
+
+
+def _stored(store: ObjectStore, info: ObjectInfo, step: Step) -> tuple[CommitRecord, bytes] | None:
+    """The record that was listed, with its bytes; or the one that has taken its place since: of that the size that was
+    listed would give a part, or too much, which is no damage."""
+    try:
+        data = _read(store, info)
+        return None if data is None else (_decoded(info.key, step, data), data)
+    except Corrupt:
+        now = _listed(store, info.key)
+        if now is not None and now.size_bytes == info.size_bytes:
+            raise
+    data = None if now is None else _read(store, now)
+    return None if data is None else (_decoded(info.key, step, data), data)
 
 
 def _decoded(key: str, step: Step, data: bytes) -> CommitRecord:
