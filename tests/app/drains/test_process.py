@@ -19,6 +19,7 @@ from behemoth.base.ids import RunUid, WriteId
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import OWNED, Owner, take
+from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import Retention
@@ -258,6 +259,33 @@ def test_what_cannot_be_tidied_up_below_makes_no_copy_a_failed_one() -> None:
     below.delete(["pins/somebody's"])
     assert drain_one(SETTINGS, above, below, refs[2]).untidy == ""
     assert steps_of(below) == [2, 3]
+
+
+def test_a_first_store_that_goes_away_behind_a_copy_takes_no_pin_of_its_own_along() -> None:
+    above, below = MemoryStore(), MemoryStore()
+    own(below)
+    refs = [saved(above, step) for step in (1, 2, 3)]
+    pin(above, refs[0], reason="it is good", at_us=0)
+    for ref in refs[:2]:
+        drain_one(SETTINGS, above, below, ref)
+
+    def unmount() -> None:
+        above.delete([info.key for info in above.list("")])
+
+    last = next(
+        number for number in range(1000) if commit_key(refs[2].step) in contents_after(above, below, refs[2], number)
+    )
+    drained = drain_one(SETTINGS, above, Between(below, last, unmount, is_after=True), refs[2])
+    assert drained.untidy.startswith("first store: expected the commit that was drained, got none any more")
+    assert steps_of(below) == [1, 2, 3]
+
+
+def contents_after(above: MemoryStore, below: MemoryStore, ref: CommitRef, write: int) -> set[str]:
+    """Names of what is in the second store when a drain dies behind its write of this number."""
+    after = below.copy()
+    with suppress(Crash):
+        drain_one(SETTINGS, above, FaultyStore(after, Die(write=write, when=When.AFTER)), ref)
+    return {info.key for info in after.list("")}
 
 
 def test_it_answers_each_order_and_ends_with_its_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

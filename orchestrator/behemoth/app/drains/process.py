@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.giving_way import GivingWay
 from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, GiveWay, Settings, ToDrain, received, send
-from behemoth.base.errors import BehemothError
+from behemoth.base.errors import BehemothError, Unavailable
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject, rejected_writes
 from behemoth.checkpoint.draining import copy_checkpoint
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import require_own
 from behemoth.checkpoint.pacing import Pacer
+from behemoth.checkpoint.paths import COMMITS
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.policy.retention import Dated, Retention, expired
 from behemoth.ports import ObjectStore, SavesTo
@@ -120,9 +121,16 @@ def reject_too(source: ObjectStore, target: ObjectStore) -> None:
 
 def retain(source: ObjectStore, target: ObjectStore, retention: Retention) -> None:
     """Delete what retention gives up in the second store, and what cut-off copies left. A pin in either store keeps.
-    Raises Corrupt as `pinned_writes` does."""
+    Raises Corrupt as `pinned_writes` does, and Unavailable where the first store shows no commit at all, though what
+    was just drained is held there: one that is not mounted any more looks like one without pins."""
     intact = [one for one in commits(target) if isinstance(one, CommitRef)]
     pinned = pinned_writes(source) | pinned_writes(target)
+    if not any(True for _ in source.list(COMMITS)):
+        raise Unavailable(
+            "first store: expected the commit that was drained, got none any more, so nobody can tell what is pinned",
+            hint="mount it, or put it back; what the second store need not keep goes after the next copy",
+            code="store-away",
+        )
     dated = [Dated(step=one.step, committed_us=one.committed_us) for one in intact]
     kept = [one.step for one in intact if (one.step, one.write_id) in pinned]
     gone = set(expired(dated, retention, pinned=kept))
