@@ -18,6 +18,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, Fail, Fault, FaultyBucket, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore, contents
+from checkpoint.between import Between
 from checkpoint.saved_checkpoint import save, small_layout
 
 KINDS = [MemoryStore, MemoryBucket]
@@ -126,3 +127,26 @@ def test_a_replacement_that_arrives_when_its_sender_is_dead_takes_no_later_commi
     with pytest.raises(Conflict):
         store.replace(commit_key(old.step), old=data, new=late.encode())
     assert writes_of(store) == ["a1-1", "a3-2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clean_up_that_was_to_delete_the_old_one_leaves_the_new_one(kind: type[MemoryStore | MemoryBucket]) -> None:
+    """In a store that no run owns, a program saves a step anew while somebody cleans up."""
+    store, old, new = prepared(kind)
+    for step in (3, 4):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    plan = plan_gc(store, drop=[old])
+    replace_commit(store, old, new, new.encode())
+    execute(store, plan)
+    assert writes_of(store) == ["a1-1", "a2-2", "a1-3", "a1-4"]
+    assert {info.key.split("/")[0] for info in store.list("")} == {"commits", "steps"}
+
+
+def test_a_clean_up_leaves_the_new_one_also_when_it_comes_behind_its_mark() -> None:
+    store, old, new = prepared(MemoryStore)
+    for step in (3, 4):
+        save(store, small_layout(), step=step, write_id=f"a1-{step}")
+    meanwhile = Between(store, 0, lambda: replace_commit(store, old, new, new.encode()), is_after=True)
+    execute(meanwhile, plan_gc(store, drop=[old]))
+    assert meanwhile.num_writes > 1
+    assert writes_of(store) == ["a1-1", "a2-2", "a1-3", "a1-4"]

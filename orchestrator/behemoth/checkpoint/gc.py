@@ -19,7 +19,8 @@ from typing import Protocol, runtime_checkable
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_log import BadCommit, listed_commits, remove
+from behemoth.checkpoint.commit_log import BadCommit, at_step, listed_commits, remove
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import (
     DELETING,
@@ -183,7 +184,7 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
         put_up(store, REJECTED, write, reason="it was given up before its commit was known to be there")
     marks = [put_up(store, DELETING, write, reason="it is being deleted") for write in plan.commits]
     pinned = pinned_writes(store) if plan.commits else frozenset()
-    going = {*plan.commits} - pinned
+    going = {write for write in {*plan.commits} - pinned if not _is_replaced(store, write)}
     unposted = going | plan.unposted
     take_down(store, plan.signposts, unposted)  # first, so that no program finds one without its commit
     if going:
@@ -201,6 +202,13 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     if marks or plan.stale_marks:
         store.delete([*marks, *plan.stale_marks])
     return spared.union(plan.spared)
+
+
+def _is_replaced(store: ObjectStore, write: Write) -> bool:
+    """Whether another write has its step by now: in a store that no run owns, somebody may have saved that step anew
+    since the plan, in the same folder. Its data are rubbish then, and nothing else goes."""
+    standing = at_step(store, write[0])
+    return isinstance(standing, CommitRecord) and standing.write_id != write[1]
 
 
 def _refuse_newest(committed: Collection[Write], dropped: Collection[Write]) -> None:
