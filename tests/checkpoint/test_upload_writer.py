@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, Unavailable
-from behemoth.base.ids import Rank, UploadId
+from behemoth.base.ids import Attempt, Rank, Step, UploadId, WriteId
+from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint import upload_writer as upload_writer_module
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import plan_parts
+from behemoth.checkpoint.proof import Proof, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import PartReceipt, UploadsParts
@@ -69,6 +72,16 @@ def test_uploads_make_the_same_objects_as_positional_writes(layout: Layout, chun
         save(objects, layout, seed)
         assert objects_of(objects) == objects_of(files)
         assert list(objects.list_uploads("")) == []
+
+
+def test_the_leader_is_left_with_no_ends_of_chunks_in_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, proofs = replace(toy_layout(), sharding="box"), list[Proof]()
+    monkeypatch.setattr(commit_module, "check_shards", lambda _layout, proof, _receipts: proofs.append(proof))
+    receipts = upload_all_ranks(store := bucket(), layout, logical_arrays(layout, 1))
+    commit_receipts(store, layout, receipts, step=1)
+    assert [len(proof.left.row) for proof in proofs] == [0]
+    candidate = Candidate(run="test", step=Step(1), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    assert len(prove(candidate, layout, receipts).left.row)  # as if they were files
 
 
 def test_a_layout_of_whole_arrays_is_not_uploaded() -> None:

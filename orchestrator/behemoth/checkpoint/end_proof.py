@@ -19,9 +19,9 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import END_LEFT, Receipt
 
 
-class SharedChunks(NamedTuple):
-    """Chunks that several spans make up, as columns. `row`: of the span that ends the chunk, among those of all
-    receipts, one after the other. `data_crc`: what the spans, `num_spans` of them, add up to."""
+class Chunks(NamedTuple):
+    """Chunks as columns. `row`: of the span that ends the chunk, among those of all receipts, one after the other.
+    `data_crc`: what the spans, `num_spans` of them, add up to."""
 
     row: Ints
     array: Ints
@@ -29,13 +29,14 @@ class SharedChunks(NamedTuple):
     data_crc: Ints
     num_spans: Ints
 
-    def where(self, chosen: Ints) -> SharedChunks:
+    def where(self, chosen: Ints) -> Chunks:
         """Those at these places."""
-        return SharedChunks(*(column[chosen] for column in self))
+        return Chunks(*(column[chosen] for column in self))
 
 
-def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, shared: SharedChunks) -> SharedChunks:
-    """The chunks behind which nobody put a CRC. `first_rows`: of each receipt's spans, and the end of the last one's.
+def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, shared: Chunks) -> Chunks:
+    """Those of the `shared` chunks, of several spans each, behind which nobody put a CRC. `first_rows`: of each
+    receipt's spans, and the end of the last one's.
 
     Raises Invalid for a receipt that tells of more or fewer ends than its spans have, Corrupt for a wrong one.
     """
@@ -64,4 +65,4 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
                 code="chunk-end",
             )
     left = ends.where(np.flatnonzero(is_left))
-    return SharedChunks(*map(np.concatenate, zip(left, unasked, strict=True)))
+    return Chunks(*map(np.concatenate, zip(left, unasked, strict=True)))
