@@ -116,16 +116,33 @@ def test_a_commit_takes_no_upload_without_its_record_nor_two_of_one() -> None:
     commit_receipts(store, layout, receipts, step=1)
 
 
-def test_replicas_that_differ_are_refused_where_another_ones_bytes_were_uploaded() -> None:
-    """Each byte is told by one rank and sent by one; where these are not the same, both must have the same."""
+@pytest.mark.parametrize("chunk_bytes", [400, 50])
+def test_replicas_that_differ_are_refused_where_another_ones_bytes_were_uploaded(chunk_bytes: int) -> None:
+    """Each byte is told by one rank and sent by one; where these are not the same, both must have the same. A chunk of
+    which one rank has sent all has the right CRC behind it, whatever it has."""
     layout = Layout(mesh=Mesh(dp=4, edp=4), arrays=(ArraySpec(name="w", dtype="uint8", shape=(400,)),), sharding="box")
     arrays = logical_arrays(layout, 1)
-    with small_chunks(400), staged_world(layout, arrays, other={2: logical_arrays(layout, 2)}) as world:
+    with small_chunks(chunk_bytes), staged_world(layout, arrays, other={2: logical_arrays(layout, 2)}) as world:
         store = bucket()
         receipts = world.write_all(store)
         assert {part.num_parts for part in plan_parts(layout, Rank(2)).parts} == {4}
-        with pytest.raises(Corrupt, match=r"array 'w', object c/0, completed by rank .*: expected CRC-32C"):
+        with pytest.raises(Corrupt, match=r"array 'w', object c/0, .*: expected CRC-32C"):
             commit_receipts(store, layout, receipts, step=1)
+
+
+def test_a_record_of_other_payloads_than_the_spans_add_up_to_is_refused() -> None:
+    layout, store = toy_layout("box"), bucket()
+    receipts = upload_all_ranks(store, layout, logical_arrays(layout, 1))
+    for at, receipt in enumerate(receipts):
+        for number, shard in enumerate(receipt.shards or ()):
+            assert shard.payload_crc is not None
+            wrong = [*receipt.shards]
+            wrong[number] = shard._replace(payload_crc=shard.payload_crc ^ 1)
+            with pytest.raises(Corrupt, match=r"array .*, object .*, what its chunks have in it: expected CRC-32C"):
+                commit_receipts(
+                    store, layout, [*receipts[:at], replace(receipt, shards=tuple(wrong)), *receipts[at + 1 :]], step=1
+                )
+    commit_receipts(store, layout, receipts, step=1)
 
 
 def test_a_rank_that_gives_up_ends_the_uploads_of_all() -> None:

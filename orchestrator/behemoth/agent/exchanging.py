@@ -99,6 +99,8 @@ class ExchangeService:
                 etag=one.receipt.etag,
                 crc=one.receipt.crc,
                 size_bytes=one.receipt.size_bytes,
+                payload_crc=one.payload_crc,
+                payload_bytes=one.payload_bytes,
             )
             for one in sent[asked.first : asked.first + MAX_ROWS]
         ]
@@ -269,4 +271,4 @@ def _fragments(rank: Rank, rows: Sequence[FragmentRow]) -> list[Fragment]:
 
 def _sent_part(row: SentPartRow) -> SentPart:
     receipt = PartReceipt(number=row.number, etag=row.etag, crc=row.crc, size_bytes=row.size_bytes)
-    return SentPart(Shard(*row.shard), receipt)
+    return SentPart(Shard(*row.shard), receipt, row.payload_crc, row.payload_bytes)

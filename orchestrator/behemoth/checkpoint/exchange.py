@@ -37,10 +37,12 @@ Given = Callable[[], bool]
 
 
 class SentPart(NamedTuple):
-    """A part that was uploaded."""
+    """A part that was uploaded. The store tells the `receipt`, its sender the CRC of what chunks have in it."""
 
     shard: Shard
     receipt: PartReceipt
+    payload_crc: int
+    payload_bytes: int
 
 
 class Exchange(Protocol):
