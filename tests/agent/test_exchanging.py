@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
@@ -13,18 +14,20 @@ from dataclasses import dataclass
 import pytest
 
 from agent.peers.staged import identity
+from agent.peers.test_silent_peers import connections
 from behemoth.agent import exchanging
-from behemoth.agent.exchanging import PATIENCE_S, ExchangeService, NodeExchange
+from behemoth.agent.exchanging import ExchangeService, NodeExchange
+from behemoth.agent.peers import client as client_module
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import PeerServer
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
-from behemoth.base.errors import Conflict, Invalid, Unavailable
+from behemoth.base.errors import Conflict, Invalid, Timeout, Unavailable
 from behemoth.base.ids import Attempt, NodeId, Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_ends import chunk_ends
-from behemoth.checkpoint.exchange import Exchange, LocalExchange, OpenWrite, OpenWrites
+from behemoth.checkpoint.exchange import OUT_OF_TIME, Exchange, LocalExchange, OpenWrite, OpenWrites
 from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.proof import prove
@@ -39,6 +42,8 @@ WRITE = WriteId("a1-1")
 LAYOUT = toy_layout("box")
 RANKS_PER_NODE = 2
 LEAST = 16
+LIMIT_S = 60.0
+"""Of any wait: it ends a hang and judges no speed."""
 
 
 @pytest.fixture(autouse=True)
@@ -131,44 +136,105 @@ def test_files_are_written_without_a_node_that_is_gone_for_the_leader_to_end(mon
     assert files._objects == alone._objects
 
 
-def test_a_node_that_did_not_answer_is_asked_once_where_a_write_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanging, "LOST_LIMIT_S", 0.3)
-    asked: list[None] = []
-    with nodes() as of:
-        here, there = of[0], of[1].table
+FRAGMENT = Fragment(Rank(3), 0, 0, 0, 1)
+"""Of a rank of the second node."""
 
-        def ask(*_: object, **__: object) -> CrcsFound:
-            asked.append(None)
-            if there.is_lost(1):  # this test's own mark: not one of the node that asks
+
+def without_need(node: Node) -> NodeExchange:
+    """The way of a write that can do without answers."""
+    local = LocalExchange(node.open_writes, WRITE)
+    return NodeExchange(
+        local, WRITE, table=node.table, client=node.client, ranks_per_node=RANKS_PER_NODE, is_needed=False
+    )
+
+
+def out_of_time() -> bool:
+    raise Timeout("no time left", code=OUT_OF_TIME)
+
+
+def test_a_node_that_did_not_answer_rests_and_is_then_asked_once_where_a_write_can_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchanging, "LOST_LIMIT_S", 0.3)
+    patience: list[bool] = []
+    is_there = threading.Event()
+    with nodes() as of:
+        here = of[0]
+
+        def ask(*_: object, is_patient: bool, **__: object) -> CrcsFound:
+            patience.append(is_patient)
+            if not is_there.is_set():
                 raise Unavailable("node n1: expected a connection, got none")
             return CrcsFound(crcs=(7,))
 
         monkeypatch.setattr(here.client, "ask", ask)
-        there.lose(1)
 
-        def crcs(*, is_needed: bool) -> Sequence[int]:
-            local = LocalExchange(here.open_writes, WRITE)
-            exchange = NodeExchange(
-                local, WRITE, table=here.table, client=here.client, ranks_per_node=RANKS_PER_NODE, is_needed=is_needed
-            )
-            return exchange.crcs(Rank(3), [Fragment(Rank(3), 0, 0, 0, 1)], cancelled=lambda: False)
-
-        nums_asked = []
-        for is_needed in (False, False, False, True):
-            asked.clear()
+        def asked(exchange: Exchange) -> list[bool]:
+            """The patience of each question of one that is in vain."""
+            patience.clear()
             with pytest.raises(Unavailable):
-                crcs(is_needed=is_needed)
-            nums_asked.append(len(asked))
-        assert nums_asked[1:3] == [1, 1]
-        assert min(nums_asked[0], nums_asked[3]) > 1
-        there.answered(1)
-        assert crcs(is_needed=False) == [7]
-        assert not here.table.is_lost(1)
-        there.lose(1)
-        asked.clear()
-        with pytest.raises(Unavailable):
-            crcs(is_needed=False)
-        assert len(asked) > 1
+                exchange.crcs(Rank(3), [FRAGMENT], cancelled=lambda: False)
+            return list(patience)
+
+        first = asked(without_need(here))
+        assert len(first) > 1
+        assert set(first) == {True}
+        assert asked(without_need(here)) == []
+        needed = asked(here.exchange())
+        assert len(needed) > 1
+        assert set(needed) == {True}
+        monkeypatch.setattr(exchanging, "REST_S", 0.0)
+        assert asked(without_need(here)) == [False]
+        is_there.set()
+        assert without_need(here).crcs(Rank(3), [FRAGMENT], cancelled=lambda: False) == [7]
+        is_there.clear()
+        assert len(asked(without_need(here))) > 1
+
+
+def test_a_port_that_takes_connections_and_says_nothing_is_waited_for_by_one_save_and_hardly_by_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with nodes() as (asker, _), silent_port(asker) as silent:
+
+        def asked(*, patience_s: float) -> int:
+            """How many connections a save made in vain."""
+            ends_s = time.monotonic() + patience_s
+            with pytest.raises((Unavailable, Timeout)):
+                without_need(asker).crcs(
+                    Rank(3), [FRAGMENT], cancelled=lambda: time.monotonic() > ends_s and out_of_time()
+                )
+            return connections(silent)
+
+        monkeypatch.setattr(client_module, "SILENCE_S", 3600.0)
+        assert asked(patience_s=0.0) == 1
+        assert asked(patience_s=0.0) == 1  # there was no time to greet in: that says nothing
+        monkeypatch.setattr(client_module, "SILENCE_S", 0.1)
+        assert asked(patience_s=0.5) == 1
+        assert asked(patience_s=3600.0) == 0
+        monkeypatch.setattr(exchanging, "REST_S", 0.0)
+        assert asked(patience_s=3600.0) == 1
+
+
+def test_a_node_that_is_only_slow_is_asked_by_the_next_save_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanging, "PATIENCE_S", 0.05)
+    with nodes() as (asker, _):
+        for _ in range(2):
+            looks = [False] * 5
+            with pytest.raises(Timeout, match="no time left"):
+                without_need(asker).crcs(
+                    Rank(3), [FRAGMENT], cancelled=lambda left=looks: left.pop() if left else out_of_time()
+                )
+            assert asker.table.lost_for_s(asker.table.address(1)) is None
+
+
+def test_a_node_that_says_that_it_is_not_ready_is_not_lost_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanging, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(exchanging, "REST_S", 0.0)
+    with nodes() as (asker, _):
+        peer = asker.table.address(1)
+        asker.table.lose(peer)
+        with pytest.raises(Conflict):
+            without_need(asker).crcs(Rank(3), [FRAGMENT], cancelled=lambda: asker.table.lost_for_s(peer) is None)
 
 
 def test_a_node_that_is_gone_ends_the_uploads_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,18 +283,30 @@ def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_take
     assert list(found) == list(known.values())
 
 
+@contextmanager
+def silent_port(asker: Node) -> Iterator[socket.socket]:
+    """Where the asker finds every node from now on."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        names = (NodeId("n0"), NodeId("n1"))
+        places = tuple(PeerPlace(host="127.0.0.1", port=silent.getsockname()[1], domain=0) for _ in names)
+        asker.table.see(SeePeers(job=0, slot=0, nodes=names, places=places))
+        yield silent
+
+
 @pytest.mark.parametrize("greets", [False, True])
-def test_a_question_to_a_node_that_is_frozen_ends_soon_after_it_is_given_up(greets: bool) -> None:
+def test_a_question_to_a_node_that_is_frozen_ends_soon_after_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, greets: bool
+) -> None:
+    monkeypatch.setattr(exchanging, "PATIENCE_S", 2 * LIMIT_S)
+    monkeypatch.setattr(client_module, "HANDSHAKE_LIMIT_S", 2 * LIMIT_S)
     given_up = threading.Event()
-    with nodes() as (asker, _), ThreadPoolExecutor(1) as pool, socket.create_server(("127.0.0.1", 0)) as silent:
+    with nodes() as (asker, _), ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         if not greets:
-            names = (NodeId("n0"), NodeId("n1"))
-            places = tuple(PeerPlace(host="127.0.0.1", port=silent.getsockname()[1], domain=0) for _ in names)
-            asker.table.see(SeePeers(job=0, slot=0, nodes=names, places=places))
+            stack.enter_context(silent_port(asker))
         fragment = Fragment(Rank(2), 0, 0, 0, 1)
         asked = pool.submit(asker.exchange().crcs, Rank(2), [fragment], cancelled=given_up.is_set)
         with pytest.raises(FutureTimeout):
             asked.result(0.3)
         given_up.set()
         with pytest.raises(Conflict):
-            asked.result(PATIENCE_S / 2)
+            asked.result(LIMIT_S)

@@ -96,3 +96,9 @@ def test_a_fault_says_how_many_bytes_nobody_covers_and_where() -> None:
     assert fault is not None
     assert fault.message == f"array {LAYOUT.arrays[0].name!r}, chunk 0: 8 of {need} bytes are covered by nobody"
     assert (fault.array, fault.chunk, fault.row) == (0, 0, -1)
+
+
+@given(st.lists(st.tuples(*[st.one_of(st.integers(-2, 5), st.integers(-(2**63), 2**63 - 1))] * 4), max_size=30))
+def test_rows_are_put_in_order_whatever_numbers_they_have(rows: list[Row]) -> None:
+    expected = sorted(range(len(rows)), key=lambda at: rows[at][:3])
+    assert Extents.of(rows).order.tolist() == expected

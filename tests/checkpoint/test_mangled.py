@@ -57,7 +57,7 @@ PACKED: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
             layout_digest="d",
             spans=[WrittenSpan(0, 0, 0, 4, 5, False), WrittenSpan(0, 1, 4, 8, 6, True)],
             freshness=Freshness(updated_step=7, held_crc=1, frozen=(1, 2)),
-            shards=(WrittenShard(0, 1, 2),),
+            shards=(WrittenShard(0, 1, 2, 3),),
             ends=b"12345678",
         ).encode(),
         Receipt.decode,

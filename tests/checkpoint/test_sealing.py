@@ -16,6 +16,7 @@ class SealedOnly:
 
     def __init__(self, bad_key: str = "") -> None:
         self.sealed: list[str] = []
+        self.calls: list[int] = []
         self.called = threading.Event()
         self._bad_key = bad_key
         self._lock = threading.Lock()
@@ -25,6 +26,7 @@ class SealedOnly:
             raise Unavailable(f"seal {self._bad_key}: the disk is full")
         with self._lock:
             self.sealed += keys
+            self.calls.append(len(keys))
         self.called.set()
 
 
@@ -43,6 +45,24 @@ def test_sealing_begins_before_all_is_written() -> None:
     with Sealing(store.seal) as sealing:
         sealing.add([f"object-{number}" for number in range(KEYS_PER_CALL)])
         assert store.called.wait(timeout=30)
+
+
+def test_many_objects_that_are_added_at_once_are_shared_out_among_calls() -> None:
+    store, keys = SealedOnly(), [f"object-{number}" for number in range(3 * KEYS_PER_CALL + 2)]
+    with Sealing(store.seal) as sealing:
+        sealing.add(keys)
+        sealing.finish()
+    assert max(store.calls) == KEYS_PER_CALL
+    assert sorted(store.sealed) == sorted(keys)
+
+
+def test_many_large_objects_that_are_added_at_once_all_begin() -> None:
+    store, keys = SealedOnly(), [f"object-{number}" for number in range(KEYS_PER_CALL + 1)]
+    with Sealing(store.seal) as sealing:
+        sealing.add(keys, num_bytes=BYTES_PER_CALL)
+        while len(store.sealed) < len(keys):
+            assert store.called.wait(timeout=30)
+            store.called.clear()
 
 
 def test_sealing_begins_at_once_when_much_of_few_objects_waits_for_the_disk() -> None:

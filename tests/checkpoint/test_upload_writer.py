@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, Unavailable
-from behemoth.base.ids import Rank, UploadId
+from behemoth.base.ids import Attempt, Rank, Step, UploadId, WriteId
+from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint import upload_writer as upload_writer_module
+from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import plan_parts
+from behemoth.checkpoint.proof import Proof, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import PartReceipt, UploadsParts
@@ -71,6 +74,16 @@ def test_uploads_make_the_same_objects_as_positional_writes(layout: Layout, chun
         assert list(objects.list_uploads("")) == []
 
 
+def test_the_leader_is_left_with_no_ends_of_chunks_in_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, proofs = replace(toy_layout(), sharding="box"), list[Proof]()
+    monkeypatch.setattr(commit_module, "check_shards", lambda _layout, proof, _receipts: proofs.append(proof))
+    receipts = upload_all_ranks(store := bucket(), layout, logical_arrays(layout, 1))
+    commit_receipts(store, layout, receipts, step=1)
+    assert [len(proof.left.row) for proof in proofs] == [0]
+    candidate = Candidate(run="test", step=Step(1), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    assert len(prove(candidate, layout, receipts).left.row)  # as if they were files
+
+
 def test_a_layout_of_whole_arrays_is_not_uploaded() -> None:
     with pytest.raises(Invalid, match="expected a layout of box shards, got sharding 'array'"):
         save(bucket(), toy_layout(), 1)
@@ -103,16 +116,33 @@ def test_a_commit_takes_no_upload_without_its_record_nor_two_of_one() -> None:
     commit_receipts(store, layout, receipts, step=1)
 
 
-def test_replicas_that_differ_are_refused_where_another_ones_bytes_were_uploaded() -> None:
-    """Each byte is told by one rank and sent by one; where these are not the same, both must have the same."""
+@pytest.mark.parametrize("chunk_bytes", [400, 50])
+def test_replicas_that_differ_are_refused_where_another_ones_bytes_were_uploaded(chunk_bytes: int) -> None:
+    """Each byte is told by one rank and sent by one; where these are not the same, both must have the same. A chunk of
+    which one rank has sent all has the right CRC behind it, whatever it has."""
     layout = Layout(mesh=Mesh(dp=4, edp=4), arrays=(ArraySpec(name="w", dtype="uint8", shape=(400,)),), sharding="box")
     arrays = logical_arrays(layout, 1)
-    with small_chunks(400), staged_world(layout, arrays, other={2: logical_arrays(layout, 2)}) as world:
+    with small_chunks(chunk_bytes), staged_world(layout, arrays, other={2: logical_arrays(layout, 2)}) as world:
         store = bucket()
         receipts = world.write_all(store)
         assert {part.num_parts for part in plan_parts(layout, Rank(2)).parts} == {4}
-        with pytest.raises(Corrupt, match=r"array 'w', object c/0, completed by rank .*: expected CRC-32C"):
+        with pytest.raises(Corrupt, match=r"array 'w', object c/0, .*: expected CRC-32C"):
             commit_receipts(store, layout, receipts, step=1)
+
+
+def test_a_record_of_other_payloads_than_the_spans_add_up_to_is_refused() -> None:
+    layout, store = toy_layout("box"), bucket()
+    receipts = upload_all_ranks(store, layout, logical_arrays(layout, 1))
+    for at, receipt in enumerate(receipts):
+        for number, shard in enumerate(receipt.shards or ()):
+            assert shard.payload_crc is not None
+            wrong = [*receipt.shards]
+            wrong[number] = shard._replace(payload_crc=shard.payload_crc ^ 1)
+            with pytest.raises(Corrupt, match=r"array .*, object .*, what its chunks have in it: expected CRC-32C"):
+                commit_receipts(
+                    store, layout, [*receipts[:at], replace(receipt, shards=tuple(wrong)), *receipts[at + 1 :]], step=1
+                )
+    commit_receipts(store, layout, receipts, step=1)
 
 
 def test_a_rank_that_gives_up_ends_the_uploads_of_all() -> None:

@@ -50,6 +50,7 @@ from behemoth.wire.peers import (
 NODE = NodeId("n0")
 DECODERS = (GREETINGS, HELLOS, WELCOMES, PEER_REQUESTS, PEER_ANSWERS, PAYLOAD_ENDS)
 NONCE = bytes(NONCE_BYTES)
+SENT = SentPartRow(shard=(0, 1), number=1, etag="e", crc=2, size_bytes=3, payload_crc=4, payload_bytes=5)
 MESSAGES = (
     Greeting(major=1, minor=1, nonce=NONCE),
     PeerHello(major=1, minor=1, node=NODE, nonce=NONCE, proof=b"p"),
@@ -67,7 +68,7 @@ MESSAGES = (
     AskSentParts(rank=Rank(3), write_id=WriteId("a1-1"), completer=Rank(2), first=0),
     CrcsFound(crcs=(1, 0xFFFFFFFF)),
     UploadIdsFound(upload_ids=("one", "two")),
-    SentPartsFound(parts=(SentPartRow(shard=(0, 1), number=1, etag="e", crc=2, size_bytes=3),)),
+    SentPartsFound(parts=(SENT,)),
     PeerFailed(kind="NotFound", message="not here"),
     PayloadEnd(is_whole=True),
 )

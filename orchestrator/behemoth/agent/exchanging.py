@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from behemoth.agent.peers.client import PeerClient
+from behemoth.agent.peers.identity import PeerAddress
 from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import Rank, UploadId, WriteId
-from behemoth.checkpoint.exchange import Given, LocalExchange, OpenWrites, SentPart
+from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrites, SentPart
 from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
@@ -36,13 +39,18 @@ from behemoth.wire.peers import (
     UploadIdsFound,
 )
 
-PATIENCE_S = 10.0
-"""How long a peer's question may wait for its answer here; the peer then asks again. Less than its own limit."""
+PATIENCE_S = 2.0
+"""How long a peer's question may wait for its answer here; the peer then asks again, and has heard that this node is
+there. Less than the time that it has itself (`end_writer.LEAST_WAIT_S`)."""
 LOST_LIMIT_S = 30.0
 """How long a node that does not answer is asked again."""
+REST_S = 60.0
+"""How long it is not asked after that by who can do without."""
 _PAUSE_S = 0.2
 _WAITING = "write-waiting"
 """Code of the error for an answer that is not there yet."""
+_ALIVE = (_WAITING, PEER_BUSY)
+"""Codes that say that the node is there, and may be asked again."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -91,6 +99,8 @@ class ExchangeService:
                 etag=one.receipt.etag,
                 crc=one.receipt.crc,
                 size_bytes=one.receipt.size_bytes,
+                payload_crc=one.payload_crc,
+                payload_bytes=one.payload_bytes,
             )
             for one in sent[asked.first : asked.first + MAX_ROWS]
         ]
@@ -100,8 +110,8 @@ class ExchangeService:
 class NodeExchange:
     """An Exchange among the ranks of all nodes, `ranks_per_node` on each, in order of the slots.
 
-    Where the write can do without answers (`is_needed` is false), a node that did not answer when it was last asked
-    gets no time to come back: it is asked once."""
+    Where the write can do without answers (`is_needed` is false), a node that did not answer is not asked for REST_S,
+    and then once, with little patience: a silent one would cost every save seconds, as long as the gang is there."""
 
     def __init__(
         self,
@@ -176,20 +186,45 @@ class NodeExchange:
         if self._client is None:
             raise Unavailable(f"rank {rank}: expected its node to be asked, got no way to other nodes", code="no-peers")
         slot, lost_s = rank // self._ranks_per_node, None
-        limit_s = LOST_LIMIT_S if self._is_needed or not self._table.is_lost(slot) else 0.0
+        limit_s = LOST_LIMIT_S if self._is_needed else self._patience_s(slot)
+        ask = partial(self._client.ask, into=into, cancelled=cancelled, is_patient=limit_s > 0)
         while True:
             try:
-                found = self._client.ask(self._table.address(slot), request, answer, into=into, cancelled=cancelled)
+                peer = self._table.address(slot)
+                with self._learning(peer):
+                    return ask(peer, request, answer)
             except (Unavailable, Timeout) as error:
                 lost_s = _lost_since(lost_s, error, limit_s=limit_s)
-                if lost_s is not None:
-                    self._table.lose(slot)
-                    time.sleep(_PAUSE_S)
-            else:
-                self._table.answered(slot)
-                return found
             if cancelled():
                 raise Conflict(f"rank {rank}: given up while its node was asked", code="save-cancelled")
+            if lost_s is not None:
+                time.sleep(_PAUSE_S)
+
+    def _patience_s(self, slot: int) -> float:
+        """How long the slot's node is asked in vain, by who can do without. Raises Unavailable when it is not asked."""
+        lost_s = self._table.lost_for_s(self._table.address(slot))
+        if lost_s is None:
+            return LOST_LIMIT_S
+        if lost_s < REST_S:
+            raise Unavailable(
+                f"slot {slot}: expected an answer, got none {lost_s:.0f} s ago",
+                hint=f"it is asked again {REST_S:g} s after that",
+                code="peer-rests",
+            )
+        return 0.0
+
+    @contextmanager
+    def _learning(self, peer: PeerAddress) -> Iterator[None]:
+        """Tells the table what comes of a question."""
+        try:
+            yield
+        except (Unavailable, Timeout) as error:
+            if error.code in _ALIVE:
+                self._table.answered(peer)
+            elif error.code != OUT_OF_TIME:
+                self._table.lose(peer)
+            raise
+        self._table.answered(peer)
 
 
 class _Patience:
@@ -205,12 +240,13 @@ class _Patience:
 
 
 def _lost_since(lost_s: float | None, error: BehemothError, *, limit_s: float) -> float | None:
-    """None for a node that answers, if only that it is not ready. Raises the error of one that has not for too long."""
-    if error.code in (_WAITING, PEER_BUSY):
+    """None for a node that answers, if only that it is not ready. Raises the error of one that has not for too long,
+    and that of an asker who has no time left."""
+    if error.code in _ALIVE:
         return None
     now_s = time.monotonic()
     lost_s = now_s if lost_s is None else lost_s
-    if now_s - lost_s >= limit_s:
+    if now_s - lost_s >= limit_s or error.code == OUT_OF_TIME:
         raise error
     return lost_s
 
@@ -235,4 +271,4 @@ def _fragments(rank: Rank, rows: Sequence[FragmentRow]) -> list[Fragment]:
 
 def _sent_part(row: SentPartRow) -> SentPart:
     receipt = PartReceipt(number=row.number, etag=row.etag, crc=row.crc, size_bytes=row.size_bytes)
-    return SentPart(Shard(*row.shard), receipt)
+    return SentPart(Shard(*row.shard), receipt, row.payload_crc, row.payload_bytes)

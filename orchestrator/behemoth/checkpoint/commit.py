@@ -16,7 +16,7 @@ from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_ob
 from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord, format_of
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.end_proof import SharedChunks
+from behemoth.checkpoint.end_proof import Chunks
 from behemoth.checkpoint.end_writer import END_THREADS
 from behemoth.checkpoint.freshness import check_fresh
 from behemoth.checkpoint.grid import grids
@@ -63,7 +63,7 @@ def complete(
 ) -> CommitRecord:
     """A commit but for its last instant: the record of a write that is proven, complete and durable, for whoever has to
     make room before it is published. Raises as `commit` does."""
-    proof = prove(candidate, layout, receipts)
+    proof = prove(candidate, layout, receipts, are_files=not isinstance(store, UploadsParts))
     if previous is not None:
         check_zeros(layout, proof, previous)
         check_fresh(layout, proof.arrays, receipts, previous)
@@ -121,7 +121,7 @@ def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> byte
     return index
 
 
-def _left_by_file(prefix: str, layout: Layout, left: SharedChunks) -> dict[str, tuple[int, list[Part]]]:
+def _left_by_file(prefix: str, layout: Layout, left: Chunks) -> dict[str, tuple[int, list[Part]]]:
     """The size of each file, by key, that lacks ends of chunks, and these."""
     found: dict[str, tuple[int, list[Part]]] = {}
     for array, chunk, crc in zip(left.array.tolist(), left.chunk.tolist(), left.data_crc.tolist(), strict=True):

@@ -19,9 +19,9 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import END_LEFT, Receipt
 
 
-class SharedChunks(NamedTuple):
-    """Chunks that several spans make up, as columns. `row`: of the span that ends the chunk, among those of all
-    receipts, one after the other. `data_crc`: what the spans, `num_spans` of them, add up to."""
+class Chunks(NamedTuple):
+    """Chunks as columns. `row`: of the span that ends the chunk, among those of all receipts, one after the other.
+    `data_crc`: what the spans, `num_spans` of them, add up to."""
 
     row: Ints
     array: Ints
@@ -29,39 +29,42 @@ class SharedChunks(NamedTuple):
     data_crc: Ints
     num_spans: Ints
 
-    def where(self, chosen: Ints) -> SharedChunks:
+    def where(self, chosen: Ints) -> Chunks:
         """Those at these places."""
-        return SharedChunks(*(column[chosen] for column in self))
+        return Chunks(*(column[chosen] for column in self))
 
 
-def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, shared: SharedChunks) -> SharedChunks:
-    """The chunks behind which nobody put a CRC. `first_rows`: of each receipt's spans, and the end of the last one's.
+def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, shared: Chunks) -> Chunks:
+    """Those of the `shared` chunks, of several spans each, behind which nobody put a CRC. `first_rows`: of each
+    receipt's spans, and the end of the last one's.
 
     Raises Invalid for a receipt that tells of more or fewer ends than its spans have, Corrupt for a wrong one.
     """
     ends = shared.where(np.argsort(shared.row))
     is_told = ends.num_spans <= MAX_SPANS
     unasked, ends = ends.where(np.flatnonzero(~is_told)), ends.where(np.flatnonzero(is_told))
-    bounds = np.searchsorted(ends.row, first_rows).tolist()
-    is_left = np.ones(len(ends.row), dtype=bool)
-    for receipt, low, high in zip(receipts, bounds, bounds[1:], strict=False):
-        if receipt.ends is msgspec.UNSET:
-            continue
-        if len(receipt.ends) != 8 * (high - low):
-            raise Invalid(
-                f"rank {receipt.rank}: expected the ends of {high - low} chunks, which others began, got "
-                f"{len(receipt.ends) / 8:g}",
-                code="receipt-ends",
-            )
-        told = np.frombuffer(receipt.ends, dtype="<i8")
-        is_left[low:high] = told == END_LEFT
-        if (wrong := np.flatnonzero((told != ends.data_crc[low:high]) & (told != END_LEFT))).size:
-            at = low + int(wrong[0])
-            raise Corrupt(
-                f"array {layout.arrays[int(ends.array[at])].name!r}, chunk {int(ends.chunk[at])}, rank {receipt.rank}: "
-                f"expected the CRC {int(ends.data_crc[at]):08x} of all ranks' bytes behind it, got "
-                f"{int(told[wrong[0]]):08x}",
-                code="chunk-end",
-            )
-    left = ends.where(np.flatnonzero(is_left))
-    return SharedChunks(*map(np.concatenate, zip(left, unasked, strict=True)))
+    bounds = np.searchsorted(ends.row, first_rows)
+    told = np.concatenate([_told(*one) for one in zip(receipts, np.diff(bounds).tolist(), strict=True)])
+    if (wrong := np.flatnonzero((told != ends.data_crc) & (told != END_LEFT))).size:
+        at = int(wrong[0])
+        rank = receipts[int(np.searchsorted(bounds, at, side="right")) - 1].rank
+        raise Corrupt(
+            f"array {layout.arrays[int(ends.array[at])].name!r}, chunk {int(ends.chunk[at])}, rank {rank}: "
+            f"expected the CRC {int(ends.data_crc[at]):08x} of all ranks' bytes behind it, got {int(told[at]):08x}",
+            code="chunk-end",
+        )
+    left = ends.where(np.flatnonzero(told == END_LEFT))
+    return Chunks(*map(np.concatenate, zip(left, unasked, strict=True)))
+
+
+def _told(receipt: Receipt, num_ends: int) -> Ints:
+    """What stands behind the chunks that a rank ends and others began."""
+    if receipt.ends is msgspec.UNSET:
+        return np.full(num_ends, END_LEFT)
+    if len(receipt.ends) != 8 * num_ends:
+        raise Invalid(
+            f"rank {receipt.rank}: expected the ends of {num_ends} chunks, which others began, got "
+            f"{len(receipt.ends) / 8:g}",
+            code="receipt-ends",
+        )
+    return np.frombuffer(receipt.ends, dtype="<i8")

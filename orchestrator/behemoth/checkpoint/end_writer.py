@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from itertools import compress, pairwise
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from behemoth.base.errors import BehemothError, Denied, Timeout, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.chunk_ends import ChunkEnds
 from behemoth.checkpoint.chunk_tails import chunk_tail
-from behemoth.checkpoint.crc import combined_runs
-from behemoth.checkpoint.exchange import Exchange, in_turn
+from behemoth.checkpoint.crc_columns import combined_runs
+from behemoth.checkpoint.exchange import OUT_OF_TIME, Exchange, in_turn
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import END_LEFT
@@ -47,7 +46,7 @@ def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, deadlin
 
     def is_over() -> bool:
         if time.monotonic() > deadline_s:
-            raise Timeout("expected CRCs of chunks that it has a part of, got none in time")
+            raise Timeout("expected CRCs of chunks that it has a part of, got none in time", code=OUT_OF_TIME)
         return write.cancelled()
 
     def ask(rank: Rank) -> None:
@@ -60,20 +59,18 @@ def chunk_crcs(write: RankWrite, ends: ChunkEnds, exchange: Exchange, *, deadlin
 
     ranks = in_turn(rows_of, write.plan.rank, write.layout.mesh.num_ranks)
     run_all(ask, ranks, threads=ASK_THREADS, name="ckpt-ask")
-    bounds = list(pairwise(ends.first.tolist()))
-    is_known = np.array([(found[low:high] != END_LEFT).all() for low, high in bounds], dtype=bool)
+    is_known = np.logical_and.reduceat(found != END_LEFT, ends.first[:-1]) if len(found) else np.zeros(0, dtype=bool)
     if silent:
         _log.warning(
             "rank %d: the ends of %d of %d chunks are left to the leader, since %d ranks did not tell their CRCs: %s",
             write.plan.rank,
             np.count_nonzero(~is_known),
-            len(bounds),
+            len(is_known),
             len(silent),
             silent[0].message,
         )
-    crcs = np.full(len(bounds), END_LEFT, dtype=np.int64)
-    crcs[is_known] = combined_runs(found.tolist(), ends.length.tolist(), compress(bounds, is_known))
-    return crcs
+    crcs = combined_runs(found.astype(np.uint32), ends.length, ends.first)
+    return np.where(is_known, crcs.astype(np.int64), END_LEFT)
 
 
 def write_ends(store: WritesRanges, write: RankWrite, ends: ChunkEnds, crcs: Ints) -> None:

@@ -28,16 +28,21 @@ from behemoth.ports import PartReceipt
 _LOOK_S = 0.05
 """How soon a wait sees that it was given up."""
 
+OUT_OF_TIME = "asker-late"
+"""Code of a Timeout of the asker's own, which says nothing of who was asked."""
+
 _T = TypeVar("_T")
 Given = Callable[[], bool]
 """Asked during a wait: whether whoever asks has given up. It may raise an error of its own instead."""
 
 
 class SentPart(NamedTuple):
-    """A part that was uploaded."""
+    """A part that was uploaded. The store tells the `receipt`, its sender the CRC of what chunks have in it."""
 
     shard: Shard
     receipt: PartReceipt
+    payload_crc: int
+    payload_bytes: int
 
 
 class Exchange(Protocol):

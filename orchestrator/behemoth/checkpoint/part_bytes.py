@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from typing_extensions import Buffer
 
@@ -18,6 +19,7 @@ from behemoth.checkpoint.exchange import Exchange, OpenWrite
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_plan import Fragment, PlannedPart
+from behemoth.checkpoint.zeros import crc_of_zeros
 
 
 class Summed:
@@ -38,6 +40,17 @@ class Summed:
         self.buffers.append(data)
 
 
+class Content(NamedTuple):
+    """What a part consists of. `crc` is that of all its bytes, `payload_crc` that of chunks' data and padding alone,
+    `payload_bytes` of them: behind these stand their own CRCs, with which all bytes have the same CRC whatever they
+    are."""
+
+    buffers: list[Buffer]
+    crc: int
+    payload_crc: int
+    payload_bytes: int
+
+
 class PartBytes:
     """Of one rank's parts. Thread-safe: each part by itself."""
 
@@ -56,20 +69,24 @@ class PartBytes:
         self._exchange = exchange
         self._cancelled = cancelled
 
-    def of(self, part: PlannedPart) -> tuple[list[Buffer], int]:
-        """Buffers that make up the part, and the CRC-32C of them all. Raises what the exchange does."""
+    def of(self, part: PlannedPart) -> Content:
+        """Raises what the exchange does."""
         grid = self._grids[part.shard.array]
-        summed = Summed()
+        summed, payload_crc, payload_bytes = Summed(), 0, 0
         chunk_crc = self._head_crc(part.head)
         for fragment, views in zip(part.data, self._data(part.data), strict=True):
             crc = crc_of(views)
             chunk_crc = combine(chunk_crc, crc, fragment.length) if fragment.offset else crc
             summed.add(views, crc, fragment.length)
-            if fragment.offset + fragment.length == grid.data_bytes(fragment.chunk):
-                summed.append(chunk_tail(grid, chunk_crc, grid.data_bytes(fragment.chunk)))
+            end_bytes, num_bytes = fragment.offset + fragment.length, fragment.length
+            if end_bytes == grid.data_bytes(fragment.chunk):
+                summed.append(chunk_tail(grid, chunk_crc, end_bytes))
+                padding = grid.payload_bytes - end_bytes
+                crc, num_bytes = combine(crc, crc_of_zeros(padding), padding), num_bytes + padding
+            payload_crc, payload_bytes = combine(payload_crc, crc, num_bytes), payload_bytes + num_bytes
         if part.is_last:
             summed.append(grid.index())
-        return summed.buffers, summed.crc
+        return Content(summed.buffers, summed.crc, payload_crc, payload_bytes)
 
     def _head_crc(self, head: Sequence[Fragment]) -> int:
         """Of the first chunk's data that lie in earlier parts."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import Rank
@@ -20,10 +20,11 @@ from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_tails import payload_crc
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
-from behemoth.checkpoint.crc import combined_runs, crc32c
-from behemoth.checkpoint.end_proof import SharedChunks, ends_left
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.crc_columns import Crcs, combined_runs
+from behemoth.checkpoint.end_proof import Chunks, ends_left
 from behemoth.checkpoint.freshness import held_prints
-from behemoth.checkpoint.grid import Ints, grids
+from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
@@ -35,17 +36,18 @@ class Proof:
     """What the receipts add up to."""
 
     arrays: tuple[ArraySummary, ...]
-    left: SharedChunks
-    """Behind these nobody put a CRC."""
-    chunk_crcs: tuple[npt.NDArray[np.uint32], ...]
+    left: Chunks
+    """Behind these, in files, nobody put a CRC."""
+    chunk_crcs: tuple[Crcs, ...]
     """Of each array, the CRC of each chunk's payload."""
     first_ranks: tuple[Rank, ...]
     """Of each array, who wrote its first byte."""
     held_prints: str | msgspec.UnsetType
 
 
-def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt]) -> Proof:
-    """One receipt of each rank, all of this write, covering every byte exactly once.
+def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, are_files: bool = True) -> Proof:
+    """One receipt of each rank, all of this write, covering every byte exactly once. Objects that are uploaded have the
+    CRCs behind their chunks in them; only with `are_files` are those of several ranks compared, or left.
 
     Raises Conflict for another write or attempt, Invalid for another layout or coverage that is not exact, Corrupt for
     a wrong CRC behind a chunk; each names the rank, and the array where there is one.
@@ -64,13 +66,24 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt]) -> 
         rank = ranks[fault.row] if fault.row >= 0 else _owing(layout, by_rank, fault.array, fault.chunk)
         told = "" if rank is None else f"rank {rank}: "
         raise Invalid(f"{_named(candidate)}: {told}{fault.message}", code=fault.code)
-    order = extents.order()
-    summaries, shared, chunk_crcs = _summaries(layout, extents, order, tables)
-    rows_of_receipts = np.cumsum([0, *map(len, tables)])
-    first_rows = order[np.searchsorted(extents.array[order], np.arange(len(layout.arrays)))]
+    order, num_arrays = extents.order, len(layout.arrays)
+    chunks = _chunks(extents, np.concatenate([table.column("crc") for table in tables]).astype(np.uint32))
+    bounds = np.searchsorted(chunks.array, np.arange(num_arrays + 1)).tolist()
+    chunk_crcs = tuple(
+        _payload_crcs(grid, chunks.data_crc[low:high])
+        for grid, (low, high) in zip(grids(layout), pairwise(bounds), strict=True)
+    )
+    not_zero = ~np.concatenate([table.column("is_zero") for table in tables]).astype(bool)
+    are_zero = np.bincount(extents.array[not_zero], minlength=num_arrays) == 0
+    num_spans = np.bincount(extents.array, minlength=num_arrays)
+    first_rows = order[np.cumsum(num_spans) - num_spans]
+    shared = chunks.where(np.flatnonzero((chunks.num_spans > 1) & are_files))
     return Proof(
-        arrays=summaries,
-        left=ends_left(layout, by_rank, rows_of_receipts, shared),
+        arrays=tuple(
+            ArraySummary(name=spec.name, content_crc=crc32c(crcs.astype("<u4").tobytes()), is_zero=is_zero)
+            for spec, crcs, is_zero in zip(layout.arrays, chunk_crcs, are_zero.tolist(), strict=True)
+        ),
+        left=ends_left(layout, by_rank, np.cumsum([0, *map(len, tables)]), shared),
         chunk_crcs=chunk_crcs,
         first_ranks=tuple(Rank(rank) for rank in ranks[first_rows].tolist()),
         held_prints=held_prints(layout, by_rank),
@@ -148,55 +161,24 @@ def _check_receipt(candidate: Candidate, layout: Layout, receipt: Receipt) -> No
             )
 
 
-def _summaries(
-    layout: Layout, extents: Extents, order: Ints, tables: Sequence[SpanTable]
-) -> tuple[tuple[ArraySummary, ...], SharedChunks, tuple[npt.NDArray[np.uint32], ...]]:
-    """Coverage is proven, so rows in `order` run through every chunk of every array from its start to its end."""
-    crcs = np.concatenate([table.column("crc") for table in tables]).astype(np.uint32)[order]
-    zero = np.concatenate([table.column("is_zero") for table in tables]).astype(bool)[order]
-    chunk, length = extents.chunk[order], extents.length[order]
-    bounds = np.searchsorted(extents.array[order], np.arange(len(layout.arrays) + 1))
-    summaries: list[ArraySummary] = []
-    shared: list[SharedChunks] = []
-    chunk_crcs: list[npt.NDArray[np.uint32]] = []
-    for position, grid in enumerate(grids(layout)):
-        rows = slice(int(bounds[position]), int(bounds[position + 1]))
-        data_crcs, first = _chunk_crcs(chunk[rows], crcs[rows], length[rows], grid.num_chunks)
-        data_bytes = grid.all_data_bytes()
-        shared.append(_shared(position, order[rows], first, data_crcs))
-        for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
-            data_crcs[k] = payload_crc(grid, int(data_crcs[k]), int(data_bytes[k]))
-        chunk_crcs.append(data_crcs)
-        summaries.append(
-            ArraySummary(
-                name=grid.spec.name,
-                content_crc=crc32c(data_crcs.astype("<u4").tobytes()),
-                is_zero=bool(zero[rows].all()),
-            )
-        )
-    return tuple(summaries), SharedChunks(*map(np.concatenate, zip(*shared, strict=True))), tuple(chunk_crcs)
-
-
-def _chunk_crcs(
-    chunk: Ints, crcs: npt.NDArray[np.uint32], length: Ints, num_chunks: int
-) -> tuple[npt.NDArray[np.uint32], Ints]:
-    """The CRC of each chunk's data, and the first piece of each, with the end of the last one's."""
-    first = np.searchsorted(chunk, np.arange(num_chunks + 1))
-    combined = crcs[first[:-1]].copy()
-    several = np.flatnonzero(np.diff(first) > 1)
-    bounds = zip(first[several].tolist(), first[several + 1].tolist(), strict=True)
-    combined[several] = combined_runs(crcs.tolist(), length.tolist(), bounds)
-    return combined, first
-
-
-def _shared(position: int, rows: Ints, first: Ints, data_crcs: npt.NDArray[np.uint32]) -> SharedChunks:
-    """The chunks of an array that have several pieces; `rows` has those of the array, by chunk and offset."""
-    num_spans = np.diff(first)
-    several = np.flatnonzero(num_spans > 1)
-    return SharedChunks(
-        row=rows[first[several + 1] - 1],
-        array=np.full_like(several, position),
-        chunk=several,
-        data_crc=data_crcs[several].astype(np.int64),
-        num_spans=num_spans[several],
+def _chunks(extents: Extents, crcs: Crcs) -> Chunks:
+    """Coverage is proven, so the spans in order run through every chunk of every array from its start to its end."""
+    order = extents.order
+    array, chunk = extents.array[order], extents.chunk[order]
+    is_first = (np.diff(array, prepend=-1) != 0) | (np.diff(chunk, prepend=-1) != 0)
+    first = np.append(np.flatnonzero(is_first), len(order))
+    return Chunks(
+        row=order[first[1:] - 1],
+        array=array[first[:-1]],
+        chunk=chunk[first[:-1]],
+        data_crc=combined_runs(crcs[order], extents.length[order], first).astype(np.int64),
+        num_spans=np.diff(first),
     )
+
+
+def _payload_crcs(grid: Grid, data_crcs: Ints) -> Crcs:
+    """Of each chunk of an array, padding included."""
+    crcs, data_bytes = data_crcs.astype(np.uint32), grid.all_data_bytes()
+    for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
+        crcs[k] = payload_crc(grid, int(crcs[k]), int(data_bytes[k]))
+    return crcs

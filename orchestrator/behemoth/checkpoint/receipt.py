@@ -30,11 +30,15 @@ _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 class WrittenShard(NamedTuple):
     """An object that the rank has completed, or sent as one, with the CRC-32C of all its bytes as the store has them.
-    `array` counts in the layout's order, `shard` in that of its grid."""
+    `array` counts in the layout's order, `shard` in that of its grid.
+
+    `payload_crc`: that of its chunks' data and padding alone, as it was sent; None where who sent the bytes is who told
+    their spans' CRCs."""
 
     array: _Count
     shard: _Count
     crc: _Crc
+    payload_crc: _Crc | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

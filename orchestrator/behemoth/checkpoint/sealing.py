@@ -32,22 +32,20 @@ class Sealing:
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="ckpt-seal")
 
     def add(self, keys: Sequence[str], *, num_bytes: int = 0) -> None:
-        """These are written as a whole; they are sealed soon, at once when much of them waits for the disk:
-        `num_bytes`, 0 of what went past the page cache."""
+        """These are written as a whole; they are sealed soon, many of them by several calls, at once when much of them
+        waits for the disk: `num_bytes`, 0 of what went past the page cache."""
         with self._lock:
             self._waiting += keys
             self._waiting_bytes += num_bytes
-            if len(self._waiting) >= KEYS_PER_CALL or self._waiting_bytes >= BYTES_PER_CALL:
-                self._begin(self._waiting)
-                self._waiting, self._waiting_bytes = [], 0
+            least = 1 if self._waiting_bytes >= BYTES_PER_CALL else KEYS_PER_CALL
+            while len(self._waiting) >= least:
+                self._begin(KEYS_PER_CALL)
 
     def finish(self) -> None:
         """Blocks until all that was added is durable. Raises the store's errors."""
         with self._lock:
-            share = max(1, -(-len(self._waiting) // THREADS))
-            for at in range(0, len(self._waiting), share):
-                self._begin(self._waiting[at : at + share])
-            self._waiting, self._waiting_bytes = [], 0
+            while self._waiting:
+                self._begin(1)
         for begun in self._begun:
             begun.result()
 
@@ -59,5 +57,8 @@ class Sealing:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _begin(self, keys: Sequence[str]) -> None:
+    def _begin(self, most: int) -> None:
+        """With those that wait longest. What waits on counts as few bytes: it is less than a call."""
+        keys, self._waiting = self._waiting[:most], self._waiting[most:]
+        self._waiting_bytes = 0
         self._begun.append(self._pool.submit(self._seal, keys))

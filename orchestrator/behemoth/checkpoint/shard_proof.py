@@ -1,33 +1,56 @@
 """Proves that the objects which were uploaded are those that the ranks' spans add up to. Pure.
 
-A shard's bytes follow from its chunks: payloads, their CRCs, zeros, the index. So its CRC-32C follows from the CRCs of
-the spans, which say what the ranks staged, and must be the one with which the store has completed the object, which
-says what it received. Bytes that went astray between the two, or that replicas had differently, show here. Neighbours:
-`proof`, which combines the spans, and `upload_writer`, whose records these are.
+Two CRCs of each object say so. That of all its bytes is the store's word, given when it completed the object. It
+follows from the layout alone, since behind each chunk stands its own CRC, and together with that every chunk has the
+same one. So it proves that the object is as long as it must be, and that behind each chunk stands the CRC of what the
+store has before it, but not which bytes these are. The other is of the chunks without what stands behind them. It is
+the word of those who sent them, and follows from the CRCs of the spans, the word of those who own them: replicas that
+differ show here. Neighbours: `proof`, which combines the spans, and `upload_writer`, whose records these are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.crc import combine, crc32c, trailer
+from behemoth.checkpoint.crc_columns import Crcs, combined_runs
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.proof import Proof
-from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.receipt import Receipt, WrittenShard
 
 
 def check_shards(layout: Layout, proof: Proof, receipts: Sequence[Receipt]) -> None:
-    """Every shard has exactly one record, and its CRC is right. O(chunks).
+    """Every shard has exactly one record, and its CRCs are right. O(chunks).
 
     Raises Invalid for a record that is missing, doubled or of no shard, Corrupt for another CRC; each names the array
     and the shard, and the rank where there is one.
     """
-    found: dict[tuple[int, int], tuple[int, int]] = {}
+    found = _records(layout, receipts)
+    for array, (grid, chunk_crcs) in enumerate(zip(grids(layout), proof.chunk_crcs, strict=True)):
+        whole_crc = shard_crc(grid)
+        for shard, payload_crc in enumerate(_payload_crcs(grid, chunk_crcs)):
+            if (array, shard) not in found:
+                raise Invalid(f"{_name(grid, shard)}: expected a record of its upload, got none", code="shard-missing")
+            rank, record = found[array, shard]
+            _check(f"{_name(grid, shard)}, completed by rank {rank}", whole_crc, record.crc)
+            if record.payload_crc is not None:
+                _check(f"{_name(grid, shard)}, what its chunks have in it", payload_crc, record.payload_crc)
+
+
+def shard_crc(grid: Grid) -> int:
+    """CRC-32C of a whole shard, whatever its chunks are."""
+    chunk_crc = crc32c(bytes(grid.gap_bytes), crc32c(trailer(0)))  # that of nothing, with its CRC behind it
+    return crc32c(grid.index(), _repeated(chunk_crc, grid.stride_bytes, grid.num_slots))
+
+
+def _records(layout: Layout, receipts: Sequence[Receipt]) -> dict[tuple[int, int], tuple[int, WrittenShard]]:
+    """By array and shard, with the rank whose record it is."""
+    found: dict[tuple[int, int], tuple[int, WrittenShard]] = {}
     of = grids(layout)
     for receipt in receipts:
         for record in receipt.shards or ():
@@ -43,30 +66,34 @@ def check_shards(layout: Layout, proof: Proof, receipts: Sequence[Receipt]) -> N
                     f"{found[key][0]} and {receipt.rank}",
                     code="shard-twice",
                 )
-            found[key] = receipt.rank, record.crc
-    for array, grid in enumerate(of):
-        for shard in range(grid.num_shards):
-            if (array, shard) not in found:
-                raise Invalid(f"{_name(grid, shard)}: expected a record of its upload, got none", code="shard-missing")
-            rank, crc = found[array, shard]
-            expected = shard_crc(grid, proof.chunk_crcs[array][grid.chunks_of(shard)])
-            if crc != expected:
-                raise Corrupt(
-                    f"{_name(grid, shard)}, completed by rank {rank}: expected CRC-32C {expected:08x}, as the spans "
-                    f"of the ranks say, got {crc:08x}",
-                    hint="replicas differ, or bytes were changed on their way to the store",
-                    code="shard-crc",
-                )
+            found[key] = receipt.rank, record
+    return found
 
 
-def shard_crc(grid: Grid, chunk_crcs: npt.NDArray[np.uint32]) -> int:
-    """CRC-32C of a whole shard from those of its chunks' payloads, in order of the slots."""
-    gap = bytes(grid.gap_bytes)
-    total = 0
-    for crc in chunk_crcs.tolist():
-        total = combine(total, crc, grid.payload_bytes)
-        total = crc32c(trailer(crc) + gap, total)
-    return crc32c(grid.index(), total)
+def _payload_crcs(grid: Grid, chunk_crcs: Crcs) -> list[int]:
+    """Of each shard, that of its chunks' payloads one behind the other, in order of the slots."""
+    shard, slot = grid.place(np.arange(grid.num_chunks))
+    order = np.argsort(shard * grid.num_slots + slot)
+    lengths = np.full(grid.num_chunks, grid.payload_bytes)
+    return combined_runs(chunk_crcs[order], lengths, np.arange(grid.num_shards + 1) * grid.num_slots).tolist()
+
+
+def _check(what: str, expected: int, got: int) -> None:
+    if got != expected:
+        raise Corrupt(
+            f"{what}: expected CRC-32C {expected:08x}, as the spans of the ranks say, got {got:08x}",
+            hint="replicas differ, or bytes were changed on their way to the store",
+            code="shard-crc",
+        )
+
+
+@lru_cache(maxsize=1 << 10)
+def _repeated(crc: int, num_bytes: int, times: int) -> int:
+    """CRC-32C of so many bytes that have this one, so many times."""
+    if times == 1:
+        return crc
+    half = times // 2
+    return combine(_repeated(crc, num_bytes, half), _repeated(crc, num_bytes, times - half), (times - half) * num_bytes)
 
 
 def _name(grid: Grid, shard: int) -> str:

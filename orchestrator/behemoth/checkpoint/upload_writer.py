@@ -135,19 +135,19 @@ class _Job:
 
     def _send(self, part: PlannedPart, ids: Mapping[Shard, UploadId]) -> SentPart:
         self._write.go_on()
-        buffers, crc = self._bytes.of(part)
+        content = self._bytes.of(part)
         receipt = self._store.upload_part(
-            self._key(part.shard), ids[part.shard], number=part.number, buffers=buffers, crc=crc
+            self._key(part.shard), ids[part.shard], number=part.number, buffers=content.buffers, crc=content.crc
         )
         self._upload.check_held()  # or the bytes that were sent may have been others
-        return SentPart(part.shard, receipt)
+        return SentPart(part.shard, receipt, content.payload_crc, content.payload_bytes)
 
     def _send_whole(self, part: PlannedPart) -> WrittenShard:
         self._write.go_on()
-        buffers, crc = self._bytes.of(part)
-        self._store.create(self._key(part.shard), b"".join(buffers))
+        content = self._bytes.of(part)
+        self._store.create(self._key(part.shard), b"".join(content.buffers))
         self._upload.check_held()
-        return WrittenShard(*part.shard, crc)
+        return WrittenShard(*part.shard, content.crc, content.payload_crc)
 
     def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
         receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
@@ -164,7 +164,8 @@ class _Job:
     def _complete_one(self, shard: Shard, sent: Sequence[SentPart]) -> WrittenShard:
         """Raises Conflict unless the parts are those of the plan, to the byte."""
         self._write.go_on()
-        parts = sorted((one.receipt for one in sent), key=lambda part: part.number)
+        sent = sorted(sent, key=lambda one: one.receipt.number)
+        parts = [one.receipt for one in sent]
         size_bytes, num_parts = self._grids[shard.array].file_bytes, len(self._parts.completes[shard])
         if [part.number for part in parts] != list(range(1, num_parts + 1)) or size_bytes != sum(
             part.size_bytes for part in parts
@@ -176,7 +177,7 @@ class _Job:
             )
         crc = combined((part.crc, part.size_bytes) for part in parts)
         self._store.complete_upload(self._key(shard), self._begun[shard], parts=parts, crc=crc)
-        return WrittenShard(*shard, crc)
+        return WrittenShard(*shard, crc, combined((one.payload_crc, one.payload_bytes) for one in sent))
 
     def _key(self, shard: Shard) -> str:
         return self._write.shard_key(*shard)

@@ -65,8 +65,7 @@ def write_rank(store: WritesRanges, write: RankWrite, company: Company | None = 
             open_write.summed(crcs)
             company.open_writes.enter(snapshot.write_id, open_write)
             told = _write_ends(store, write, ends, company.exchange, began_s=began_s)
-            for array in sorted(unfinished):  # one by one, so that many threads share in them
-                sealing.add(job.keys(array))
+            sealing.add([key for array in sorted(unfinished) for key in job.keys(array)])
         sealing.finish()
     return replace(write.receipt(follower.whole(), crcs), ends=told)  # asked again: it must not have been replaced
 

@@ -206,13 +206,15 @@ class UploadIdsFound(_Answer, frozen=True, kw_only=True):
 
 
 class SentPartRow(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A part that the store has, as it said."""
+    """A part that the store has, as it said, and what chunks have in it, as its sender says."""
 
     shard: ShardRow
     number: Count
     etag: Name
     crc: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
     size_bytes: Count
+    payload_crc: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+    payload_bytes: Count
 
 
 class SentPartsFound(_Answer, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -345,6 +346,67 @@ def test_a_node_that_answers_on_all_its_connections_says_so_to_the_next_which_as
         asked.append(pool.submit(patient.ask, peer, ask_snapshot(), SnapshotFound))
         may_answer.set()
         assert [one.result(LIMIT_S) for one in asked] == [answer, answer]
+
+
+def test_who_gives_up_asks_a_node_that_is_busy_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 0)  # all of them are being answered
+    given_up = iter([False] * 5)
+    with serving({}) as peer, asking(limit_s=3600) as client, pytest.raises(Conflict, match="given up") as caught:
+        client.ask(peer, ask_snapshot(), SnapshotFound, cancelled=lambda: next(given_up, True))
+    assert caught.value.code == "cancelled"
+
+
+def test_who_gives_up_waits_no_longer_for_a_connection_that_does_not_come_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "CONNECT_LIMIT_S", 3600.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        port = full.getsockname()[1]
+        for _ in range(4):  # until the kernel takes no more of them, and drops what comes
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", port))
+        client, given_up = stack.enter_context(asking()), threading.Event()
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        peer = PeerAddress(node=NodeId("n0"), host="127.0.0.1", port=port)
+        asked = pool.submit(client.ask, peer, ask_snapshot(), SnapshotFound, cancelled=given_up.is_set)
+        with pytest.raises(FutureTimeout):
+            asked.result(SHORT_S)
+        given_up.set()
+        with pytest.raises(Conflict, match="given up"):
+            asked.result(LIMIT_S)
+
+
+def test_a_name_of_several_addresses_is_connected_to_at_the_one_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
+    with serving({AskSnapshot: lambda _: Reply(answer=answer)}) as peer, asking() as client:
+        nowhere, here = ("127.0.0.2", peer.port), ("127.0.0.1", peer.port)
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in (nowhere, here)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        assert client.ask(peer, ask_snapshot(), SnapshotFound) == answer
+
+
+def test_a_node_that_froze_is_not_waited_for_on_each_of_the_connections_that_stand() -> None:
+    answer, frozen = SnapshotFound(sequence=1, step=2, data_bytes=3), threading.Event()
+    together, let_go = threading.Barrier(3), threading.Event()
+
+    def snapshot(_: object) -> Reply:
+        assert let_go.wait(LIMIT_S) if frozen.is_set() else together.wait(LIMIT_S) >= 0
+        return Reply(answer=answer)
+
+    with serving({AskSnapshot: snapshot}) as peer, asking() as client, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(client.ask, peer, ask_snapshot(), SnapshotFound) for _ in range(3)]
+        assert [one.result(LIMIT_S) for one in asked] == 3 * [answer]
+        assert len(client._idle) == 3
+        frozen.set()
+
+        def is_over() -> bool:
+            raise Timeout("no time left")
+
+        with pytest.raises(Timeout, match="no time left"):
+            client.ask(peer, ask_snapshot(), SnapshotFound, cancelled=is_over)
+        assert client._idle == []
+        let_go.set()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from msgspec.structs import replace
 
 from agent.peers.test_replica_restores import Fleet, source_of
 from behemoth.agent.peers import client
@@ -44,7 +45,7 @@ def test_the_second_rank_of_a_node_does_not_ask_the_holder_that_let_the_first_on
     with fleet.listening(mute=[2], is_shared=is_shared) as restored:
         first, second = restored(1, source_of(2))
         assert connections(fleet.listeners[2]) == 1
-    assert first.missed == "peer connection: expected to receive in time, got nothing done"
+    assert first.missed.startswith("node n2: expected a greeting from 127.0.0.1:")
     assert "slot 2: expected an answer, got none when this node asked before, in this attempt" in second.missed
     assert [one.origin for one in (first, second)] == 2 * ["several"]
 
@@ -86,3 +87,16 @@ def test_silence_that_is_noticed_late_says_nothing_of_the_gang_that_came_meanwhi
         late()
     with table.asking(1) as address:
         assert address.node == "n1"
+
+
+def test_a_node_that_does_not_answer_is_not_lost_for_the_gang_that_comes_after() -> None:
+    table = PeerTable()
+    table.see(GANG)
+    asked = table.address(1)
+    table.lose(asked)
+    assert table.lost_for_s(asked) is not None
+    table.see(replace(GANG, nodes=(NodeId("n0"), NodeId("n2"))))
+    table.lose(asked)  # a question to it that was under way
+    assert table.lost_for_s(table.address(1)) is None
+    table.see(GANG)
+    assert table.lost_for_s(asked) is None

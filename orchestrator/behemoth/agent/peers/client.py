@@ -7,15 +7,14 @@ neighbour is `server`, the other end.
 from __future__ import annotations
 
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from behemoth.agent.peers.identity import UNREACHABLE, PeerAddress, PeerIdentity, enter
-from behemoth.agent.peers.sockets import PeerSocket, payload_limit_s
-from behemoth.base.errors import Conflict, Corrupt, Unavailable
+from behemoth.agent.peers.identity import SILENT, UNREACHABLE, PeerAddress, PeerIdentity, enter
+from behemoth.agent.peers.sockets import LATE, PeerSocket, connect, payload_limit_s
+from behemoth.base.errors import Conflict, Corrupt, Timeout, Unavailable
 from behemoth.wire.peers import (
     MAX_PEER_FRAME_BYTES,
     PAYLOAD_ENDS,
@@ -31,6 +30,9 @@ from behemoth.wire.peers import (
 CONNECT_LIMIT_S = 5.0
 HANDSHAKE_LIMIT_S = 10.0
 """A store process that has just died has a successor that accepts within this time."""
+SILENCE_S = 1.0
+"""A node that has a store process greets within milliseconds. One that has not for so long has none, or it is frozen,
+or something swallows what is sent to it."""
 ANSWER_LIMIT_S = 30.0
 BUSY_PAUSE_S = 0.2
 """At most, before a node that answers too many others is asked again."""
@@ -57,13 +59,19 @@ class PeerClient:
         *,
         into: memoryview | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        is_patient: bool = True,
     ) -> A:
         """The answer, with its payload in `into`, which it must fill exactly. Raises the error that the node told, or
         Unavailable, Timeout, Corrupt; Conflict when the payload changed while it was sent. After an error `into` may
         hold anything, and nobody writes to it any more. A node that answers too many others is asked again until
-        the limit of an answer is over. `cancelled` ends the wait for an answer with Conflict."""
+        the limit of an answer is over. `cancelled` ends each wait with Conflict, or with an error of its own; a Timeout
+        has the code SILENT where the node had SILENCE_S to greet and did not. Without `is_patient` it has no longer."""
         patience_ends_s = time.monotonic() + self._answer_limit_s
-        while _is_busy(answer := self._asked(peer, request, into, cancelled)) and time.monotonic() < patience_ends_s:
+        while _is_busy(answer := self._asked(peer, request, into, cancelled, is_patient)):
+            if time.monotonic() >= patience_ends_s:
+                break
+            if cancelled():
+                raise Conflict(f"node {peer.node}: given up while it was busy", code="cancelled")
             time.sleep(random.uniform(0, BUSY_PAUSE_S))
         if isinstance(answer, PeerFailed):
             raise error_of(answer, peer.node)
@@ -76,7 +84,12 @@ class PeerClient:
         self._forget(lambda _: True)
 
     def _asked(
-        self, peer: PeerAddress, request: PeerRequest, into: memoryview | None, cancelled: Callable[[], bool]
+        self,
+        peer: PeerAddress,
+        request: PeerRequest,
+        into: memoryview | None,
+        cancelled: Callable[[], bool],
+        is_patient: bool,
     ) -> PeerAnswer:
         link = self._take(peer)
         if link is not None:
@@ -84,7 +97,10 @@ class PeerClient:
                 return self._exchange(peer, link, request, into, cancelled)
             except Unavailable:  # the node closed what was idle, or has a new store process
                 self._forget(lambda known: known == peer)
-        return self._exchange(peer, self._connect(peer, cancelled), request, into, cancelled)
+            except Timeout:  # or it is frozen, in which case the others would wait as long
+                self._forget(lambda known: known == peer)
+                raise
+        return self._exchange(peer, self._connect(peer, cancelled, is_patient), request, into, cancelled)
 
     def _exchange(
         self,
@@ -128,17 +144,29 @@ class PeerClient:
                 raise Conflict("answer: what was asked for was replaced while it was sent", code="peer-replaced")
         return answer
 
-    def _connect(self, peer: PeerAddress, cancelled: Callable[[], bool]) -> PeerSocket:
+    def _connect(self, peer: PeerAddress, cancelled: Callable[[], bool], is_patient: bool) -> PeerSocket:
+        began_s = time.monotonic()
         try:
-            sock = socket.create_connection((peer.host, peer.port), timeout=CONNECT_LIMIT_S)
+            return self._greeted(peer, cancelled, is_patient)
+        except Timeout as error:
+            if error.code != LATE and time.monotonic() - began_s < SILENCE_S:
+                raise  # who asks had no time left, which says nothing of the node
+            message = f"node {peer.node}: expected a greeting from {peer.host}:{peer.port}, got none in time"
+            raise Timeout(message, code=SILENT) from error
+
+    def _greeted(self, peer: PeerAddress, cancelled: Callable[[], bool], is_patient: bool) -> PeerSocket:
+        connect_s, greet_s = (CONNECT_LIMIT_S, HANDSHAKE_LIMIT_S) if is_patient else (SILENCE_S, SILENCE_S)
+        try:
+            link = connect(peer.host, peer.port, limit_s=connect_s, cancelled=cancelled)
+        except Timeout:
+            raise
         except OSError as error:
             raise Unavailable(
                 f"node {peer.node}: expected a connection to {peer.host}:{peer.port}, got: {error.strerror or error}",
                 code=UNREACHABLE,
             ) from error
-        link = PeerSocket(sock)
         try:
-            deadline = time.monotonic() + HANDSHAKE_LIMIT_S
+            deadline = time.monotonic() + greet_s
             link.until_readable(deadline=deadline, cancelled=cancelled)
             enter(link, self._me, peer.node, deadline=deadline)
         except BaseException:

@@ -27,6 +27,8 @@ from behemoth.wire.peers import (
 
 UNREACHABLE = "peer-unreachable"
 """The code of an error that says that no connection to a node came about."""
+SILENT = "peer-silent"
+"""The same of one on which a node did not say in time who it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ are `server` and `client`, which know what is said.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -23,6 +24,8 @@ from behemoth.wire.frames import LENGTH_BYTES, check_length, decode_body, encode
 
 SLOWEST_BYTES_PER_S = 1 << 20
 """A payload that moves more slowly than this counts as stuck."""
+LATE = "peer-timeout"
+"""Code of the error for a deadline that is over."""
 _MOST_SENT_BYTES = 1 << 30  # sendfile(2) moves at most about 2 GiB
 _LOOK_S = 0.05
 """How soon a wait sees that it was given up."""
@@ -35,6 +38,24 @@ def payload_limit_s(limit_s: float, num_bytes: int) -> float:
     return limit_s + num_bytes / SLOWEST_BYTES_PER_S
 
 
+def connect(host: str, port: int, *, limit_s: float, cancelled: Callable[[], bool]) -> PeerSocket:
+    """A connection to one of the host's addresses, each of which has `limit_s`. Raises Conflict soon after `cancelled`
+    says so, and OSError."""
+    refused = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        link = PeerSocket(socket.socket(family, kind, protocol))
+        try:
+            code = link.connect(address, deadline=time.monotonic() + limit_s, cancelled=cancelled)
+        except BaseException:
+            link.close()
+            raise
+        if code == 0:
+            return link
+        link.close()
+        refused = OSError(code, os.strerror(code))
+    raise refused
+
+
 class PeerSocket:
     """Owns `sock`, used by one thread. Deadlines are of `time.monotonic`."""
 
@@ -42,6 +63,15 @@ class PeerSocket:
         self._sock = sock
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connect(self, address: object, *, deadline: float, cancelled: Callable[[], bool]) -> int:
+        """0, or the errno of the failure."""
+        code = self._sock.connect_ex(address)
+        if code != errno.EINPROGRESS:
+            return code
+        if not self._is_ready(select.POLLOUT, deadline, cancelled):
+            return errno.ETIMEDOUT
+        return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def cut(self) -> None:
         """From any thread: whatever the owner waits for ends with Unavailable."""
@@ -67,13 +97,8 @@ class PeerSocket:
 
     def until_readable(self, *, deadline: float, cancelled: Callable[[], bool]) -> None:
         """Until something comes, which may be the end. Raises Conflict soon after `cancelled` says so."""
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        while not poller.poll(_LOOK_S * 1000):
-            if cancelled():
-                raise Conflict("peer connection: given up while it said nothing", code="cancelled")
-            if time.monotonic() > deadline:
-                raise _late("receive")
+        if not self._is_ready(select.POLLIN, deadline, cancelled):
+            raise _late("receive")
 
     def send_buffers(self, buffers: Sequence[Buffer], *, deadline: float) -> None:
         for buffer in buffers:
@@ -123,6 +148,17 @@ class PeerSocket:
             raise Unavailable(f"peer connection: expected {length_bytes} more bytes in the file, got its end")
         return sent
 
+    def _is_ready(self, events: int, deadline: float, cancelled: Callable[[], bool]) -> bool:
+        """False once the deadline is over. Raises Conflict soon after `cancelled` says so."""
+        poller = select.poll()
+        poller.register(self._sock, events)
+        while not poller.poll(_LOOK_S * 1000):
+            if cancelled():
+                raise Conflict("peer connection: given up while it said nothing", code="cancelled")
+            if time.monotonic() > deadline:
+                return False
+        return True
+
     def _wait(self, events: int, deadline: float, what: str) -> None:
         left_s = deadline - time.monotonic()
         poller = select.poll()
@@ -136,4 +172,4 @@ def _broken(error: OSError) -> Unavailable:
 
 
 def _late(what: str) -> Timeout:
-    return Timeout(f"peer connection: expected to {what} in time, got nothing done", code="peer-timeout")
+    return Timeout(f"peer connection: expected to {what} in time, got nothing done", code=LATE)

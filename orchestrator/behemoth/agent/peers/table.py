@@ -5,22 +5,24 @@ The neighbours are `client`, which wants an address, and `storewire.SeePeers`, f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from behemoth.agent.peers.identity import UNREACHABLE, PeerAddress
+from behemoth.agent.peers.identity import SILENT, UNREACHABLE, PeerAddress
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.errors import BehemothError, Timeout, Unavailable
 
 
 class _Gang(NamedTuple):
-    """`slot`: this node's own. `silent` grows while the gang is there; whoever answers is not `lost` any more."""
+    """`slot`: this node's own. `silent` grows while the gang is there; whoever answers is not `lost` any more, of whom
+    it is kept when that showed last."""
 
     slot: int | None
     addresses: tuple[PeerAddress | None, ...]
     silent: set[int]
-    lost: set[int]
+    lost: dict[PeerAddress, float]
 
 
 class PeerTable:
@@ -28,14 +30,14 @@ class PeerTable:
     answered from two gangs."""
 
     def __init__(self) -> None:
-        self._gang = _Gang(None, (), set(), set())
+        self._gang = _Gang(None, (), set(), {})
 
     def see(self, told: SeePeers) -> None:
         places = zip(told.nodes, told.places, strict=False)  # an older coordinator tells no places
         addresses = tuple(
             PeerAddress(node=node, host=place.host, port=place.port) if place.port else None for node, place in places
         )
-        self._gang = _Gang(told.slot, addresses, set(), set())
+        self._gang = _Gang(told.slot, addresses, set(), {})
 
     @property
     def slot(self) -> int:
@@ -53,16 +55,17 @@ class PeerTable:
         """Raises Unavailable when nobody knows where the slot's node listens."""
         return _address(self._gang, slot)
 
-    def is_lost(self, slot: int) -> bool:
-        """Whether its node did not answer when it was last asked for a save."""
-        return slot in self._gang.lost
+    def lost_for_s(self, peer: PeerAddress) -> float | None:
+        """How long ago a node last showed that it does not answer questions of a save; None when it does."""
+        lost_s = self._gang.lost.get(peer)
+        return None if lost_s is None else time.monotonic() - lost_s
 
-    def answered(self, slot: int) -> None:
-        self._gang.lost.discard(slot)
+    def answered(self, peer: PeerAddress) -> None:
+        self._gang.lost.pop(peer, None)
 
-    def lose(self, slot: int) -> None:
-        """Until it answers again, or there is another gang."""
-        self._gang.lost.add(slot)
+    def lose(self, peer: PeerAddress) -> None:
+        """Until it answers again, or there is another gang. By address: a question may be over after its gang."""
+        self._gang.lost[peer] = time.monotonic()
 
     @contextmanager
     def asking(self, slot: int) -> Iterator[PeerAddress]:
@@ -73,7 +76,7 @@ class PeerTable:
             raise Unavailable(
                 f"slot {slot}: expected an answer, got none when this node asked before, in this attempt",
                 hint="it is asked again by the next attempt",
-                code="peer-silent",
+                code=SILENT,
             )
         try:
             yield _address(gang, slot)
