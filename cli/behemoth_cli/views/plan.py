@@ -71,13 +71,12 @@ def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[Planned
     known = inventory if inventory is not None and inventory.tensors else None
     of_stage: dict[int, RankBytes] = {}
     planned = []
-    for number in range(run.nodes.num_ranks):
-        rank = Rank(number)
-        stage = run.mesh.coordinate(rank, "pp")
+    of_axes = [run.mesh.coordinates(axis) for axis in _AXES]
+    for rank, coordinates in zip(map(Rank, range(run.nodes.num_ranks)), zip(*of_axes, strict=True), strict=True):
+        stage = coordinates[_AXES.index("pp")]
         if known is not None and stage not in of_stage:
             of_stage[stage] = rank_bytes(known, run.mesh, rank, run.pipeline, run.recipe)
-        node, local_rank = divmod(number, run.nodes.gpus_per_node)
-        coordinates = tuple(run.mesh.coordinate(rank, axis) for axis in _AXES)
+        node, local_rank = divmod(rank, run.nodes.gpus_per_node)
         planned.append(
             PlannedRank(rank=rank, node=node, local_rank=local_rank, coordinates=coordinates, held=of_stage.get(stage))
         )

@@ -84,6 +84,11 @@ class Mesh:
             place = place * self.size(axis) + rank // self._stride(axis) % self.size(axis)
         return place
 
+    def coordinates(self, axis: Axis) -> list[int]:
+        """`coordinate` of every rank in turn, for those who ask for tens of thousands."""
+        stride, size = self._stride(axis), self.size(axis)
+        return [rank // stride % size for rank in range(self.num_ranks)]
+
     def without_idle(self, axes: Axes) -> Axes:
         """The same places by fewer axes: of several, those of size 1 are left out, and all but the last if all are."""
         used = tuple(axis for axis in each_axis(axes) if self.size(axis) > 1) or each_axis(axes)[-1:]
