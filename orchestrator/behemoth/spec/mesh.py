@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.spec.field import About, Integer
+from behemoth.spec.field import About, Integer, misfit
 from behemoth.spec.nodes import MAX_NODES, MAX_RANKS_PER_NODE
 
 Axis = Literal["tp", "cp", "dp", "pp", "etp", "ep", "edp"]
@@ -142,11 +142,12 @@ def parse_mesh(text: str, *, name: str = "mesh") -> Mesh:
     axes = [field.name for field in fields(Mesh)]
     for part in text.split(","):
         axis, _, number = part.strip().partition("=")
-        is_size = number.isascii() and number.isdigit() and 1 <= len(number) <= 7
+        is_number = number.isascii() and number.isdigit() and len(number) <= 7
+        is_size = is_number and not misfit(_SIZE, int(number))
         if axis not in axes or axis in sizes or not is_size:
             raise Invalid(
                 f"{name}: expected each axis once with its size, got {part.strip()!r:.80}",
-                hint=f"write it as tp=4,pp=8,dp=500; axes: {', '.join(axes)}",
+                hint=f"write it as tp=4,pp=8,dp=500, sizes from 1 to {_SIZE.maximum}; axes: {', '.join(axes)}",
                 code="mesh-text",
             )
         sizes[axis] = int(number)
