@@ -17,7 +17,6 @@ from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.recipe import Recipe
 
 
-
 class Run(NamedTuple):
     """Of which a layout is made."""
 

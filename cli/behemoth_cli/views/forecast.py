@@ -75,9 +75,7 @@ def _save(found: Forecast, restored: Sequence[tuple[str, str]] = ()) -> Section:
     )
 
 
-def forecast_body(
-    found: Forecast | None, restores: Sequence[Restore], *, reads_shared: bool
-) -> dict[str, object]:
+def forecast_body(found: Forecast | None, restores: Sequence[Restore], *, reads_shared: bool) -> dict[str, object]:
     """The same names whether or not there is something to tell. Figures of a restore are those of the first one."""
     if found is None:
         return dict.fromkeys(_NAMES)

@@ -43,7 +43,7 @@ def restore_pairs(restore: Restore, *, reads_shared: bool) -> tuple[tuple[str, s
 
 def restores_section(restores: Sequence[Restore], *, reads_shared: bool) -> Section:
     """Of several, one row each."""
-    way = "this run shares reads" if reads_shared else "this run's ranks read for themselves"
+    once, alone = (", as this run does", "") if reads_shared else ("", ", as this run does")
     return Section(
         title="Restores of it",
         listing=Listing(
@@ -52,8 +52,9 @@ def restores_section(restores: Sequence[Restore], *, reads_shared: bool) -> Sect
             rows=tuple(_row(one) for one in restores),
         ),
         lines=(
-            f"over-read: bytes from the store / bytes needed, each chunk read once; alone: each rank for itself; {way}",
-            "of a rank, worst: bytes that one which reads for itself reads / holds, on average and at most",
+            f"over-read: bytes from the store / bytes needed, when the fleet reads each chunk once{once}",
+            f"alone: the same, when each rank reads for itself{alone}",
+            "of a rank, worst: bytes that one then reads / holds, on average and at most",
         ),
     )
 
@@ -66,9 +67,7 @@ def restore_figures(restore: Restore) -> dict[str, object]:
 
 
 def restore_documents(restores: Sequence[Restore]) -> list[dict[str, object]]:
-    return [
-        {"mesh": {axis: one.mesh.size(axis) for axis in ALL_AXES}, **restore_figures(one)} for one in restores
-    ]
+    return [{"mesh": {axis: one.mesh.size(axis) for axis in ALL_AXES}, **restore_figures(one)} for one in restores]
 
 
 def _row(restore: Restore) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ def forecast(
 def forecast_restore(
     saved: Layout, layout: Layout, *, ranks_per_node: int, intake: Intake = AS_SAVED
 ) -> RestoreForecast:
-    """`layout` reads a checkpoint of `saved`, by `intake` when its arrays are others. Takes a second for 32,000 ranks."""
+    """`layout` reads a checkpoint of `saved`, by `intake` when its arrays are others. A second for 32,000 ranks."""
     found = origins(saved, layout, step=_NO_STEP, intake=intake)
     kept_bytes = kept_share(ranks_per_node)
     kept = kept_of_ranks(saved, layout, found, kept_bytes=kept_bytes)
