@@ -69,7 +69,7 @@ def main() -> int:
     ends = [asked_for_ends(layout, rank) for rank in range(0, GIANT.num_ranks, rank_step)]
     most_crcs = max(asked_for_ends(layout, rank).crcs for rank in LAST_OF_A_STAGE)
     verb_s = [timed(run_verb) for _ in range(num_rounds)]
-    of_giant = forecast(layout, ranks_per_node=8, rates=Rates(), restored=layout)
+    of_giant = forecast(layout, ranks_per_node=8, rates=Rates())
     rows = [
         bench_table.alone("plan of one rank, owners known", "ms", plan_ms),
         bench_table.alone("owners of all ranks, once per process", "s", owners_s),
@@ -189,7 +189,7 @@ def beside_dcp(model: str, mesh: Mesh, num_rounds: int) -> list[bench_table.Row]
     layout = layout_of(model, mesh, Recipe(shares="rows"))
     local_plans = [dcp_local_plan(layout, rank) for rank in range(mesh.num_ranks)]
     num_items = sum(len(plan.items) for plan in local_plans)
-    found = forecast(layout, ranks_per_node=8, rates=Rates(), restored=layout)
+    found = forecast(layout, ranks_per_node=8, rates=Rates())
 
     def ours() -> Mapping[str, float]:
         def work() -> None:

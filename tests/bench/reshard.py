@@ -50,9 +50,11 @@ from checkpoint.giant_layout import (
     MESH,
     MOMENTS_LEFT,
     READER_MESHES,
+    TRAINING_CHANGES,
     TRAINING_MESHES,
     giant,
     giant_bfloat16,
+    giant_experts,
     giant_float8,
     giant_weights,
     to_float8,
@@ -172,15 +174,19 @@ def _giant_rows(*, quick: bool) -> list[Row]:
     """Calculated, not measured, but for the seconds of the plan of one rank."""
     saved = giant()
     rows: list[Row] = []
-    for name, mesh in TRAINING_MESHES.items():
-        layout = giant(mesh)
-        found = origins(saved, layout, step=STEP)
-        rows += _over_read_rows(name, saved, layout, found, quick=quick)
-        rows.append(alone("  plan of one rank's reads", "s", _plan_s(saved, layout, found)))
+    for name, runs in TRAINING_CHANGES.items():
+        was, layout = (giant(*run) for run in runs)
+        found = origins(was, layout, step=STEP)
+        rows += _over_read_rows(name, was, layout, found, quick=quick)
+        rows.append(alone("  plan of one rank's reads", "s", _plan_s(was, layout, found)))
     for name, mesh in READER_MESHES.items():
         layout = giant_weights(mesh)
         found = origins(saved, layout, step=STEP, intake=MOMENTS_LEFT)
         rows += _over_read_rows(name, saved, layout, found, quick=quick)
+    for name, mesh in READER_MESHES.items():
+        layout, intake = giant_experts(mesh)
+        found = origins(saved, layout, step=STEP, intake=intake)
+        rows += _over_read_rows(f"{name}, experts 3 to 5 alone", saved, layout, found, quick=quick)
     weights = giant_bfloat16()
     for name, mesh in (TRAINING_MESHES | READER_MESHES).items():
         layout = giant_float8(mesh)

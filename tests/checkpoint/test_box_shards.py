@@ -160,7 +160,7 @@ def test_a_missing_and_an_exchanged_object_are_found() -> None:
 def test_a_forecast_counts_every_object() -> None:
     layout = toy_layout("box")
     whole = replace(layout, sharding="array")
-    told = [forecast(one, ranks_per_node=2, rates=Rates(), restored=one).num_files for one in (layout, whole)]
+    told = [forecast(one, ranks_per_node=2, rates=Rates()).num_files for one in (layout, whole)]
     assert told[0] - told[1] == sum(grid.num_shards for grid in grids(layout)) - len(layout.arrays) > 0
 
 

@@ -10,7 +10,7 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint import scale_waves
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import Intake, ScaledDown
-from behemoth.checkpoint.forecast import Forecast, Rates, forecast
+from behemoth.checkpoint.forecast import Forecast, Rates, forecast, forecast_restore
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import plan_rank
@@ -28,7 +28,7 @@ RATES = Rates(
 
 
 def of(layout: Layout, *, ranks_per_node: int = 2, rates: Rates = RATES) -> Forecast:
-    return forecast(layout, ranks_per_node=ranks_per_node, rates=rates, restored=layout)
+    return forecast(layout, ranks_per_node=ranks_per_node, rates=rates)
 
 
 def test_files_and_metadata_are_those_of_a_save() -> None:
@@ -47,7 +47,7 @@ def test_staging_is_that_of_the_fullest_node() -> None:
     arenas = [Arena.size_bytes(plan_rank(layout, Rank(rank))) for rank in range(4)]
     assert of(layout).staging_bytes == max(arenas[0] + arenas[1], arenas[2] + arenas[3])
     assert of(layout, ranks_per_node=4).staging_bytes == sum(arenas)
-    held = forecast(layout, ranks_per_node=2, peer_copies=2, rates=RATES, restored=layout)
+    held = forecast(layout, ranks_per_node=2, peer_copies=2, rates=RATES)
     assert held.staging_bytes == 3 * of(layout).staging_bytes
 
 
@@ -59,9 +59,10 @@ def test_what_a_node_keeps_until_scales_are_known_is_told_beside_its_staging(mon
 
     def kept(block: tuple[int, int]) -> int:
         intake = Intake(convert={"w": ScaledDown(array="w", block=block)})
-        return forecast(layout, ranks_per_node=2, rates=RATES, restored=low, intake=intake).restore_kept_bytes
+        return forecast_restore(layout, low, ranks_per_node=2, intake=intake).kept_bytes
 
-    assert (kept((64, 64)), kept((1, 64)), of(layout).restore_kept_bytes) == (2 * 16 * 64 * 4, 0, 0)
+    assert (kept((64, 64)), kept((1, 64))) == (2 * 16 * 64 * 4, 0)
+    assert forecast_restore(layout, layout, ranks_per_node=2).kept_bytes == 0
     monkeypatch.setattr(scale_waves, "NODE_KEPT_BYTES", 5000)
     assert kept((64, 64)) == 5000
 
@@ -113,7 +114,6 @@ def test_the_reference_behemoth_keeps_its_bounds() -> None:
         layout,
         ranks_per_node=8,
         rates=Rates(),
-        restored=layout,
         progress=lambda done, total: phases.append((done, total)),
     )
     assert found.data_bytes == 24_185_543_497_728
@@ -121,5 +121,5 @@ def test_the_reference_behemoth_keeps_its_bounds() -> None:
     assert found.metadata_bytes <= 8_000_000
     assert found.num_requests <= 4_000_000
     assert found.exchanged_share <= 0.08
-    assert found.over_read.once <= 1.1
-    assert phases == [(done, 4) for done in range(5)]
+    assert forecast_restore(layout, layout, ranks_per_node=8).over_read.once <= 1.1
+    assert phases == [(done, 3) for done in range(4)]

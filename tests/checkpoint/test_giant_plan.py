@@ -19,9 +19,11 @@ from checkpoint.giant_layout import (
     MESH,
     MOMENTS_LEFT,
     READER_MESHES,
+    TRAINING_CHANGES,
     TRAINING_MESHES,
     giant,
     giant_bfloat16,
+    giant_experts,
     giant_float8,
     giant_weights,
     to_float8,
@@ -52,11 +54,14 @@ def test_a_restore_with_fewer_replicas_plans_what_its_rank_meets_and_the_fleet_r
 
 
 @pytest.mark.longer
-@pytest.mark.parametrize("name", [*TRAINING_MESHES, *READER_MESHES])
+@pytest.mark.parametrize("name", [*TRAINING_CHANGES, *READER_MESHES])
 def test_the_fleet_reads_hardly_more_than_it_needs_on_any_mesh_of_the_list(name: str) -> None:
     """Figures of some ranks are those of the reads that they plan, and each chunk once is within the goal."""
-    saved, is_training = giant(), name in TRAINING_MESHES
-    layout = giant(TRAINING_MESHES[name]) if is_training else giant_weights(READER_MESHES[name])
+    is_training = name in TRAINING_CHANGES
+    if is_training:
+        saved, layout = (giant(*run) for run in TRAINING_CHANGES[name])
+    else:
+        saved, layout = giant(), giant_weights(READER_MESHES[name])
     intake = AS_SAVED if is_training else MOMENTS_LEFT
     positions = origins(saved, layout, step=Step(1), intake=intake)
     ranks = sorted({0, layout.mesh.num_ranks // 3, layout.mesh.num_ranks - 1})
@@ -80,6 +85,14 @@ def test_the_fleet_reads_hardly_more_than_it_needs_to_make_float8_with_scales_on
     assert figures.needed_bytes == 2_015_461_958_144 * 2
     assert figures.once == pytest.approx(1, abs=1e-5)
     assert figures.worst_alone < 2
+
+
+@pytest.mark.parametrize("mesh", READER_MESHES.values(), ids=READER_MESHES)
+def test_the_fleet_reads_hardly_more_than_some_experts_where_they_alone_are_wanted(mesh: Mesh) -> None:
+    saved, (layout, intake) = giant(), giant_experts(mesh)
+    figures = over_read(saved, layout, origins(saved, layout, step=Step(1), intake=intake), ranks=[0])
+    assert figures.needed_bytes == 2 * sum(array.num_bytes for array in layout.arrays) > 10**12
+    assert figures.once <= 1.1
 
 
 @pytest.mark.longer

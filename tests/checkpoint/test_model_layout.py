@@ -119,6 +119,17 @@ def test_rows_are_shared_of_weights_too_and_whole_replicas_of_nothing() -> None:
     assert all(array.flat_over is None for array in whole.arrays)
 
 
+def test_a_scalar_has_no_rows_and_each_replica_holds_it() -> None:
+    """A learned temperature, say; FSDP2 refuses a parameter without dims, so that a program leaves it out of it."""
+    scalar = decode_inventory(
+        b'{"format": 1, "experts": 0, "tensors": [{"name": "t", "shape": [], "shard": "rep"}]}', source="toy"
+    )
+    for shares, over in (("rows", None), ("flat", "dp"), ("whole", None)):
+        layout = model_layout(scalar, Recipe(weights="bfloat16", shares=shares), Mesh(dp=4, edp=4))
+        assert [array.flat_over for array in layout.arrays] == [None, over, over, over]
+        prove_coverage(layout)
+
+
 def test_every_rank_has_its_rows_of_experts_that_are_fewer_than_ranks() -> None:
     """Four experts over four ranks, each of them shared by four: the second dim, behind what etp cuts of it."""
     mesh = Mesh(tp=2, dp=16, ep=4, etp=2, edp=4)

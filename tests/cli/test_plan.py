@@ -6,9 +6,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from behemoth.checkpoint import forecast as forecasts
+from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import loads
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.scale_waves import NODE_KEPT_BYTES
@@ -106,6 +109,31 @@ def test_rates_prices_and_the_mesh_that_restores_are_options(
     assert other["over_read_alone"] < plain["over_read_alone"]  # type: ignore[operator]
 
 
+def test_several_meshes_that_restore_have_a_row_each_beside_a_save_that_is_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, of_save = str(scout_run(tmp_path)), forecasts.forecast
+    alone = [document(capsys, file, "--restore-mesh", mesh) for mesh in ("tp=4,pp=2,dp=32,ep=8,edp=16", "dp=1")]
+    saves: list[object] = []
+
+    def counted(layout: Layout, **named: Any) -> forecasts.Forecast:
+        saves.append(layout)
+        return of_save(layout, **named)
+
+    monkeypatch.setattr(forecasts, "forecast", counted)
+    options = ("--restore-mesh", "tp=4,pp=2,dp=32,ep=8,edp=16", "--restore-mesh", "dp=1")
+    both = document(capsys, file, *options)
+    assert len(saves) == 1
+    assert both == {**alone[0], "restores": [one for lone in alone for one in lone["restores"]]}  # type: ignore[attr-defined]
+    for lone in alone:
+        (found,) = lone["restores"]  # type: ignore[misc]
+        assert {"mesh", "over_read", "over_read_alone"} < found.keys()
+        assert {name: lone[name] for name in found if name != "mesh"} == {
+            name: value for name, value in found.items() if name != "mesh"
+        }
+    matches_golden(told(capsys, file, *options), "plan.restores.txt")
+
+
 def test_copies_keep_to_the_rates_of_the_run_and_to_those_that_are_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +210,10 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
     ("option", "expected"),
     [
         (["--restore-mesh", "tp=5"], "--restore-mesh: tp: expected a divisor of 1024"),
+        (["--restore-mesh", "tp=5"], "hint: change tp in tp=5; tp x cp x dp must stay equal to etp x ep x edp"),
+        (["--restore-mesh", "dp=2", "--restore-mesh", "ep=3,dp=3"], "ep: expected a divisor of the model's 16 experts"),
+        (["--restore-mesh", "tp=0"], "--restore-mesh: expected each axis once with its size, got 'tp=0'"),
+        (["--restore-mesh", "dp=1000001"], "hint: write it as tp=4,pp=8,dp=500, sizes from 1 to 1000000; axes: tp, cp"),
         (["--restore-mesh", "dp=1000000,pp=8"], "--restore-mesh: expected at most 6400000 ranks, got 8"),
         (["--restore-mesh", "tp"], "--restore-mesh: expected each axis once with its size, got 'tp'"),
         (["--restore-recipe", "weights"], "--restore-recipe: expected each field once with its value, got 'weights'"),

@@ -23,6 +23,11 @@ def test_ranks_are_numbered_with_tensor_axes_innermost() -> None:
         assert rank == ((pp * 2 + edp) * 2 + ep) * 3 + etp
 
 
+def test_coordinates_of_all_ranks_are_those_of_each() -> None:
+    for axis in (*DENSE_AXES, *EXPERT_AXES):
+        assert MESH.coordinates(axis) == [MESH.coordinate(Rank(rank), axis) for rank in range(MESH.num_ranks)]
+
+
 def test_several_axes_count_as_one_the_first_innermost() -> None:
     assert (MESH.size(("cp", "dp")), MESH.size(("etp", "edp", "pp"))) == (6, 12)
     for rank in map(Rank, range(MESH.num_ranks)):

@@ -13,9 +13,8 @@ from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid
 from behemoth.base.units import parse_size
 from behemoth.spec.fit import misfits
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Mesh, parse_mesh
+from behemoth.spec.mesh import Mesh, parse_mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, named_inventory
-from behemoth.spec.nodes import MAX_NODES, MAX_RANKS_PER_NODE
 from behemoth.spec.pipeline import EVEN
 from behemoth.spec.recipe import Recipe, parse_recipe
 from behemoth.spec.run import TrainingRun, require_fit
@@ -25,8 +24,8 @@ from behemoth_cli.errors import nearest
 from behemoth_cli.out.console import Console
 from behemoth_cli.out.progress import Done, Progress
 from behemoth_cli.views.figures import seconds
-from behemoth_cli.views.forecast import Restore
-from behemoth_cli.views.plan import axes_text, plan_page
+from behemoth_cli.views.plan import plan_page
+from behemoth_cli.views.restores import Restore
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.forecast import Forecast, Rates
@@ -36,12 +35,13 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _TIERS = ("memory", "peer", "local_disk", "disk", "store")
 
 
-RestoreMesh = Annotated[
-    str | None,
+RestoreMeshes = Annotated[
+    list[str] | None,
     typer.Option(
         "--restore-mesh",
         metavar="AXES",
-        help="Mesh that restores the save, such as tp=4,pp=8,dp=1000; the run's own when left out.",
+        help="Mesh that restores the save, such as tp=4,pp=8,dp=1000, with the axes of a run file and their defaults; "
+        "may be repeated. The run's own when left out.",
     ),
 ]
 RestoreRecipe = Annotated[
@@ -80,7 +80,7 @@ def plan(
     ctx: typer.Context,
     file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The run file.")],
     output: Annotated[str, output_option("wide", "json", "yaml", help="wide and documents have one row a rank.")] = "",
-    restore_mesh: RestoreMesh = None,
+    restore_mesh: RestoreMeshes = None,
     restore_recipe: RestoreRecipe = None,
     bandwidth: Bandwidths = None,
     price: Price = None,
@@ -104,11 +104,11 @@ def plan(
     recipe = run.recipe
     if restore_recipe is not None:
         recipe = parse_recipe(restore_recipe, recipe, name="option --restore-recipe")
-    reader = run.mesh if restore_mesh is None else _reader(restore_mesh, inventory, recipe)
-    save = _forecast(context.console, run, inventory, reader, recipe, _kept_to(run, rates_of(bandwidth or [], price)))
-    dense, expert = axes_text(reader, DENSE_AXES), axes_text(reader, EXPERT_AXES)
-    restore = Restore(reader=f"{dense}; experts {expert}", reads_shared=_reads_shared(run))
-    page = plan_page(run, inventory, is_full=bool(form), save=save, restore=restore)
+    meshes = [_mesh(text, inventory, recipe) for text in restore_mesh or []] or [run.mesh]
+    rates = _kept_to(run, rates_of(bandwidth or [], price))
+    save, restores = _forecasts(context.console, run, inventory, meshes, recipe, rates)
+    shared = _reads_shared(run)
+    page = plan_page(run, inventory, is_full=bool(form), save=save, restores=restores, reads_shared=shared)
     context.console.show(page, form)
 
 
@@ -169,38 +169,45 @@ def _refuse_idle(names: list[str]) -> None:
         )
 
 
-def _reader(text: str, inventory: Inventory, recipe: Recipe) -> Mesh:
+def _mesh(text: str, inventory: Inventory, recipe: Recipe) -> Mesh:
     mesh = parse_mesh(text, name="option --restore-mesh")
-    if mesh.num_ranks > MAX_NODES * MAX_RANKS_PER_NODE:
-        raise Invalid(
-            f"option --restore-mesh: expected at most {MAX_NODES * MAX_RANKS_PER_NODE} ranks, as a run file, got "
-            f"{mesh.num_ranks}",
-            code="out-of-range",
-        )
     for axis, reason in misfits(inventory, mesh, recipe):
-        raise Invalid(f"option --restore-mesh: {axis}: {reason}", code="mesh-model")
+        raise Invalid(
+            f"option --restore-mesh: {axis}: {reason}",
+            hint=f"change {axis} in {text:.80}; tp x cp x dp must stay equal to etp x ep x edp",
+            code="mesh-model",
+        )
     return mesh
 
 
-def _forecast(
-    console: Console, run: TrainingRun, inventory: Inventory, reader: Mesh, recipe: Recipe, rates: Rates
-) -> Forecast:
-    """`reader` and `recipe` are those of the restore; what it would have to invent costs no reading."""
-    from behemoth.checkpoint.forecast import forecast
+def _forecasts(
+    console: Console, run: TrainingRun, inventory: Inventory, meshes: list[Mesh], recipe: Recipe, rates: Rates
+) -> tuple[Forecast, list[Restore]]:
+    """The save, counted once, and its restores on `meshes` into states of `recipe`; what they would have to invent
+    costs no reading."""
+    from behemoth.checkpoint.forecast import NUM_PHASES, forecast, forecast_restore
     from behemoth.checkpoint.model_layout import model_layout
     from behemoth.checkpoint.recipe_change import recipe_change
 
+    intake = recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True)
+    saved = model_layout(inventory, run.recipe, run.mesh, run.pipeline)
+    ranks_per_node, total = run.nodes.gpus_per_node, NUM_PHASES + len(meshes)
     progress = Progress(console, _progress_text)
     try:
-        return forecast(
-            model_layout(inventory, run.recipe, run.mesh, run.pipeline),
-            ranks_per_node=run.nodes.gpus_per_node,
+        save = forecast(
+            saved,
+            ranks_per_node=ranks_per_node,
             peer_copies=run.checkpoint.peer_copies,
             rates=rates,
-            restored=model_layout(inventory, recipe, reader, run.pipeline if reader.pp == run.mesh.pp else EVEN),
-            intake=recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True),
-            progress=progress.update,
+            progress=lambda done, _: progress.update(done, total),
         )
+        restores = []
+        for number, mesh in enumerate(meshes, 1):
+            layout = model_layout(inventory, recipe, mesh, run.pipeline if mesh.pp == run.mesh.pp else EVEN)
+            found = forecast_restore(saved, layout, ranks_per_node=ranks_per_node, intake=intake)
+            restores.append(Restore(mesh=mesh, found=found))
+            progress.update(NUM_PHASES + number, total)
+        return save, restores
     finally:
         progress.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
 from behemoth_cli.out.progress import Done
 
+ALL_AXES: tuple[Axis, ...] = (*DENSE_AXES, *(axis for axis in EXPERT_AXES if axis not in DENSE_AXES))
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SPANS = (("d", 86_400), ("h", 3_600), ("m", 60))
 
@@ -20,6 +22,11 @@ def size(num_bytes: float) -> str:
     if unit == 0:
         return f"{int(value)} B"
     return f"{value:.2f} {_UNITS[unit]}" if value < 9.995 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def axes_text(mesh: Mesh, axes: Sequence[Axis]) -> str:
+    """`tp=8 x cp=1 x dp=500 x pp=8`."""
+    return " x ".join(f"{axis}={mesh.size(axis)}" for axis in axes)
 
 
 def rate(bytes_per_s: float | None) -> str:

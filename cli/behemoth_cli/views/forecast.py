@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Section
 from behemoth_cli.views.figures import count, percent, seconds, size
+from behemoth_cli.views.restores import (
+    FIGURES,
+    Restore,
+    restore_documents,
+    restore_figures,
+    restore_pairs,
+    restores_section,
+)
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.forecast import Forecast, Spread
@@ -28,27 +37,22 @@ _NAMES = (
     "staging_bytes",
     "local_disk",
     "seconds",
-    "over_read",
-    "over_read_alone",
-    "over_read_worst",
-    "over_read_fleet_alone",
-    "restore_kept_bytes",
+    *FIGURES,
+    "restores",
     "reads_shared",
 )
 _TURNS = "of disk on a node, for two files of each rank"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restore:
-    """Of what is forecast: the mesh that restores, in words, and whether its nodes pass on what they read."""
+def forecast_sections(found: Forecast, restores: Sequence[Restore], *, reads_shared: bool) -> tuple[Section, ...]:
+    """A single restore stands below the save, several in a table of their own."""
+    if len(restores) > 1:
+        return _save(found), restores_section(restores, reads_shared=reads_shared)
+    return (_save(found, restore_pairs(restores[0], reads_shared=reads_shared)),)
 
-    reader: str
-    reads_shared: bool
 
-
-def forecast_section(found: Forecast, restore: Restore) -> Section:
-    spent, read = found.seconds, found.over_read
-    way = "this run shares reads" if restore.reads_shared else "this run's ranks do"
+def _save(found: Forecast, restored: Sequence[tuple[str, str]] = ()) -> Section:
+    spent = found.seconds
     return Section(
         title="A save",
         pairs=(
@@ -66,17 +70,14 @@ def forecast_section(found: Forecast, restore: Restore) -> Section:
             ("  rate", _rate(found)),
             ("  sent per rank", _spread(found.sent_per_rank)),
             ("  exchanged", f"{size(found.exchanged_bytes)}, {percent(found.exchanged_bytes, found.data_bytes)}"),
-            ("restore on", restore.reader),
-            ("  over-read", f"{read.once:.4f} x, {read.fleet_alone:.2f} x if each rank reads for itself; {way}"),
-            ("  of a rank", f"{read.alone:.2f} x then, {read.worst_alone:.2f} x at most"),
-            *_kept(found.restore_kept_bytes),
+            *restored,
         ),
     )
 
 
-def forecast_body(found: Forecast | None, restore: Restore | None) -> dict[str, object]:
-    """The same names whether or not there is something to tell."""
-    if found is None or restore is None:
+def forecast_body(found: Forecast | None, restores: Sequence[Restore], *, reads_shared: bool) -> dict[str, object]:
+    """The same names whether or not there is something to tell. Figures of a restore are those of the first one."""
+    if found is None:
         return dict.fromkeys(_NAMES)
     values: tuple[object, ...] = (
         found.data_bytes,
@@ -95,20 +96,11 @@ def forecast_body(found: Forecast | None, restore: Restore | None) -> dict[str, 
         found.staging_bytes,
         asdict(found.local_disk),
         dict(found.seconds),
-        found.over_read.once,
-        found.over_read.alone,
-        found.over_read.worst_alone,
-        found.over_read.fleet_alone,
-        found.restore_kept_bytes,
-        restore.reads_shared,
+        *restore_figures(restores[0]).values(),
+        restore_documents(restores),
+        reads_shared,
     )
     return dict(zip(_NAMES, values, strict=True))
-
-
-def _kept(num_bytes: int) -> tuple[tuple[str, str], ...]:
-    if not num_bytes:
-        return ()
-    return (("  kept", f"{size(num_bytes)} of memory on a node at most, beside staging, until scales are known"),)
 
 
 def _spread(spread: Spread) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from behemoth.checkpoint.records import RANKS_ARRAY
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES
 from behemoth_cli.out.table import Column, Listing, Page, Section
-from behemoth_cli.views.figures import size
-from behemoth_cli.views.plan import axes_text
+from behemoth_cli.views.figures import axes_text, size
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.interop.export_plan import ExportPlan

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 from behemoth.base.ids import Rank
 from behemoth.base.units import format_duration
 from behemoth.spec.checkpoint import EverySteps
-from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axis, Mesh
+from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, RankBytes, rank_bytes
 from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.run import TrainingRun
 from behemoth_cli.out.table import Column, Listing, Page, Section
-from behemoth_cli.views.figures import count, ranks, size
-from behemoth_cli.views.forecast import Restore, forecast_body, forecast_section
+from behemoth_cli.views.figures import ALL_AXES, axes_text, count, ranks, size
+from behemoth_cli.views.forecast import forecast_body, forecast_sections
+from behemoth_cli.views.restores import Restore
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.forecast import Forecast
 
 MAX_ROWS = 64
 """Ranks that are listed one by one; more are folded where they hold the same bytes."""
-_AXES: tuple[Axis, ...] = (*DENSE_AXES, *(axis for axis in EXPERT_AXES if axis not in DENSE_AXES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +42,11 @@ def plan_page(
     *,
     is_full: bool,
     save: Forecast | None = None,
-    restore: Restore | None = None,
+    restores: Sequence[Restore] = (),
+    reads_shared: bool = False,
 ) -> Page:
     """`is_full`: one row for every rank, however many there are. `save`: what one costs, where that is known;
-    `restore`: how it is read then."""
+    `restores`: how it is read then, one at least, and whether nodes pass on what they read."""
     planned = planned_ranks(run, inventory)
     one_by_one = is_full or len(planned) <= MAX_ROWS
     listing = _rank_listing(run, planned) if one_by_one else _folded_listing(planned)
@@ -54,16 +55,11 @@ def plan_page(
         name=f"run/{run.name}",
         sections=(
             Section(pairs=_facts(run, inventory)),
-            *((forecast_section(save, restore),) if save is not None and restore is not None else ()),
+            *(forecast_sections(save, restores, reads_shared=reads_shared) if save is not None else ()),
             Section(title="Ranks", listing=listing),
         ),
-        body=_body(run, inventory, planned) | forecast_body(save, restore),
+        body=_body(run, inventory, planned) | forecast_body(save, restores, reads_shared=reads_shared),
     )
-
-
-def axes_text(mesh: Mesh, axes: Sequence[Axis]) -> str:
-    """`tp=8 x cp=1 x dp=500 x pp=8`."""
-    return " x ".join(f"{axis}={mesh.size(axis)}" for axis in axes)
 
 
 def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[PlannedRank]:
@@ -71,13 +67,12 @@ def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[Planned
     known = inventory if inventory is not None and inventory.tensors else None
     of_stage: dict[int, RankBytes] = {}
     planned = []
-    for number in range(run.nodes.num_ranks):
-        rank = Rank(number)
-        stage = run.mesh.coordinate(rank, "pp")
+    of_axes = [run.mesh.coordinates(axis) for axis in ALL_AXES]
+    for rank, coordinates in zip(map(Rank, range(run.nodes.num_ranks)), zip(*of_axes, strict=True), strict=True):
+        stage = coordinates[ALL_AXES.index("pp")]
         if known is not None and stage not in of_stage:
             of_stage[stage] = rank_bytes(known, run.mesh, rank, run.pipeline, run.recipe)
-        node, local_rank = divmod(number, run.nodes.gpus_per_node)
-        coordinates = tuple(run.mesh.coordinate(rank, axis) for axis in _AXES)
+        node, local_rank = divmod(rank, run.nodes.gpus_per_node)
         planned.append(
             PlannedRank(rank=rank, node=node, local_rank=local_rank, coordinates=coordinates, held=of_stage.get(stage))
         )
@@ -118,9 +113,9 @@ def _model(run: TrainingRun, inventory: Inventory | None) -> str:
 
 def _rank_listing(run: TrainingRun, planned: Sequence[PlannedRank]) -> Listing:
     """Only the axes that are used have a column."""
-    used = [number for number, axis in enumerate(_AXES) if run.mesh.size(axis) > 1]
+    used = [number for number, axis in enumerate(ALL_AXES) if run.mesh.size(axis) > 1]
     has_bytes = any(one.held is not None for one in planned)
-    heads = ["rank", "node", "local", *(_AXES[number] for number in used), *(["weights", "optimizer"] * has_bytes)]
+    heads = ["rank", "node", "local", *(ALL_AXES[number] for number in used), *(["weights", "optimizer"] * has_bytes)]
     return Listing(
         kind="RankList",
         columns=tuple(Column(name=head, align="right") for head in heads),
@@ -164,7 +159,7 @@ def _body(run: TrainingRun, inventory: Inventory | None, planned: Sequence[Plann
         "numSpares": run.nodes.spares,
         "ranksPerNode": run.nodes.gpus_per_node,
         "numRanks": run.nodes.num_ranks,
-        "mesh": {axis: run.mesh.size(axis) for axis in _AXES},
+        "mesh": {axis: run.mesh.size(axis) for axis in ALL_AXES},
         "numParameters": inventory.num_params if inventory is not None and has_tensors else None,
         "totalSteps": run.workload.steps,
         "ranks": [
@@ -172,7 +167,7 @@ def _body(run: TrainingRun, inventory: Inventory | None, planned: Sequence[Plann
                 "rank": one.rank,
                 "node": one.node,
                 "localRank": one.local_rank,
-                **dict(zip(_AXES, one.coordinates, strict=True)),
+                **dict(zip(ALL_AXES, one.coordinates, strict=True)),
                 "weightsBytes": one.held.weights_bytes if one.held is not None else None,
                 "optimizerBytes": one.held.optimizer_bytes if one.held is not None else None,
             }

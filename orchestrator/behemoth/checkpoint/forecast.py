@@ -2,7 +2,8 @@
 
 Counts are sums of what the save itself computes (owners, grids, arenas, encoders of its metadata), none is estimated.
 Seconds are bytes by a rate that the caller gives: the slowest rank or node, nothing overlapped, nothing lost. Pure.
-Neighbours: `loads` (file systems), `uploads` (object storage), `over_read`.
+What reading it back costs on one mesh or another is asked apart, since one save serves many. Neighbours: `loads` (file
+systems), `uploads` (object storage), `over_read`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
 
 Tier = Literal["memory", "peer", "local_disk", "disk", "store"]
 
-NUM_PHASES = 4
+NUM_PHASES = 3
 _RECORDS = 2
 """Objects beside the arrays and their zarr.json: the index and the commit."""
 _NO_STEP = Step(0)
@@ -106,14 +107,19 @@ class Forecast:
     requests_per_s_per_prefix: float
     """Of the busiest prefix, when each array's folder is one."""
     price_usd: float
-    over_read: OverRead
-    restore_kept_bytes: int
-    """Memory of the node with the most, beside staging, while it restores: at most, of values that wait for computed
-    scales."""
 
     @property
     def exchanged_share(self) -> float:
         return self.exchanged_bytes / self.data_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreForecast:
+    """One restore of a save."""
+
+    over_read: OverRead
+    kept_bytes: int
+    """Memory of the node with the most, beside staging: at most, of values that wait for computed scales."""
 
 
 def forecast(
@@ -122,14 +128,9 @@ def forecast(
     ranks_per_node: int,
     peer_copies: int = 0,
     rates: Rates,
-    restored: Layout,
-    intake: Intake = AS_SAVED,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Forecast:
-    """`restored`: the layout that reads the checkpoint, by `intake` when its arrays are others. `progress` is told
-    phases: done, of how many. Takes seconds.
-    """
-    found = origins(layout, restored, step=_NO_STEP, intake=intake)
+    """`progress` is told phases: done, of how many. Takes seconds."""
     progress(0, NUM_PHASES)
     of_files = loads(layout)
     progress(1, NUM_PHASES)
@@ -138,10 +139,6 @@ def forecast(
     documents = metadata_objects(layout)
     num_records = len(documents) + _RECORDS
     progress(3, NUM_PHASES)
-    kept_bytes = kept_share(ranks_per_node)
-    read = over_read(layout, restored, found, kept_bytes=kept_bytes)
-    kept = kept_of_ranks(layout, restored, found, kept_bytes=kept_bytes)
-    progress(4, NUM_PHASES)
     num_requests = uploads.num_requests + num_records
     copied_bytes = _most_per_node(of_files.snapshot_bytes, ranks_per_node)
     seconds: dict[Tier, float] = {
@@ -168,8 +165,19 @@ def forecast(
         requests_per_s=num_requests / seconds["store"],
         requests_per_s_per_prefix=_busiest(uploads) / seconds["store"],
         price_usd=num_requests / _REQUESTS_OF_A_PRICE * rates.usd_per_million_requests,
-        over_read=read,
-        restore_kept_bytes=_most_per_node(kept, ranks_per_node),
+    )
+
+
+def forecast_restore(
+    saved: Layout, layout: Layout, *, ranks_per_node: int, intake: Intake = AS_SAVED
+) -> RestoreForecast:
+    """`layout` reads a checkpoint of `saved`, by `intake` when its arrays are others. A second for 32,000 ranks."""
+    found = origins(saved, layout, step=_NO_STEP, intake=intake)
+    kept_bytes = kept_share(ranks_per_node)
+    kept = kept_of_ranks(saved, layout, found, kept_bytes=kept_bytes)
+    return RestoreForecast(
+        over_read=over_read(saved, layout, found, kept_bytes=kept_bytes),
+        kept_bytes=_most_per_node(kept, ranks_per_node),
     )
 
 

@@ -16,7 +16,7 @@ from behemoth.checkpoint.boxes import Held, local_boxes, local_shape, piece_boun
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES, PAGE_BYTES, PAGED_BYTES
-from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, bytes_of_units, kinds, owners
+from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds, owners
 from behemoth.checkpoint.snapshot_format import snapshot_size_bytes
 
 
@@ -77,7 +77,7 @@ def _written(layout: Layout) -> Ints:
         if owner is None:
             written[kind.sharing.holders[:, 0]] += bytes_of_pieces(kind) * len(kind.positions)
         else:
-            np.add.at(written, owner, bytes_of_units(kind))
+            np.add.at(written, owner, kind.unit_bytes)
     return written
 
 

@@ -28,7 +28,8 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pip
     `optim/exp_avg_sq/T`; of a buffer `buffer/T`, whole on every replica.
 
     Dense tensors are shared over all that replicate them, cp x dp, as Megatron and FSDP do, and experts over edp, by
-    rows of dim 1 where ranks are more than experts (`fit.row_dim`).
+    rows of dim 1 where ranks are more than experts (`fit.row_dim`). A scalar has no rows: each replica holds it, since
+    FSDP2 does not take it.
     Raises Invalid when mesh or pipeline do not suit the model, and for an inventory without tensors.
     """
     if not inventory.tensors:
@@ -76,7 +77,8 @@ def _arrays(tensor: Tensor, recipe: Recipe, mesh: Mesh, stage: int) -> Iterator[
         yield _spec(f"{BUFFERS}/{tensor.name}", tensor.buffer, tensor, mesh, stage, None, recipe)
         return
     over: Axes = "edp" if tensor.is_expert else mesh.without_idle(("cp", "dp"))
-    flat_over = None if recipe.shares == "whole" else over
+    is_whole = recipe.shares == "whole" or (recipe.shares == "rows" and not tensor.shape)
+    flat_over = None if is_whole else over
     if recipe.weights != "none":
         dtype = weights_dtype(tensor, recipe)
         weights_over = flat_over if recipe.shares == "rows" else None

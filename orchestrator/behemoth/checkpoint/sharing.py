@@ -93,6 +93,16 @@ class Kind:
                 parts.append(Part(held, common, self.grid.meeting(held.box, common)))
         return Share(local_shape=shape, flat=flat, parts=tuple(parts))
 
+    @cached_property
+    def unit_bytes(self) -> Ints:
+        """[pieces, units]: bytes of each unit; 0 where a piece has fewer units."""
+        shares = [self.share(piece) for piece in range(len(self.sharing.holders))]
+        elements = [np.concatenate([part.meeting.elements for part in share.parts] or [_NOTHING]) for share in shares]
+        table = np.zeros((len(elements), max(map(len, elements))), dtype=np.int64)
+        for row, counts in zip(table, elements, strict=True):
+            row[: len(counts)] = counts * self.grid.spec.itemsize
+        return table
+
     @property
     def has_choice(self) -> bool:
         """Whether a piece has several holders."""
@@ -156,20 +166,9 @@ def bytes_of_pieces(kind: Kind) -> Ints:
     return np.broadcast_to(elements, sizes).reshape(-1) * spec.itemsize
 
 
-def bytes_of_units(kind: Kind) -> Ints:
-    """[pieces, units]: bytes of each unit; 0 where a piece has fewer units."""
-    shares = [kind.share(piece) for piece in range(len(kind.sharing.holders))]
-    elements = [np.concatenate([part.meeting.elements for part in share.parts] or [_NOTHING]) for share in shares]
-    table = np.zeros((len(elements), max(map(len, elements))), dtype=np.int64)
-    for row, counts in zip(table, elements, strict=True):
-        row[: len(counts)] = counts * kind.grid.spec.itemsize
-    return table
-
-
 def _weights(kind: Kind) -> Ints:
     """[pieces, units]: what each unit weighs when owners are chosen."""
-    table = bytes_of_units(kind)
-    return np.where(table > 0, table + SPAN_COST_BYTES, 0)
+    return np.where(kind.unit_bytes > 0, kind.unit_bytes + SPAN_COST_BYTES, 0)
 
 
 def _choose_least_loaded(loads: Ints, holders: Ints, weights: Ints, chosen: Ints) -> None:

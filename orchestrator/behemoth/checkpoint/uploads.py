@@ -158,6 +158,8 @@ class _Draft:
     def _holder(self, part: int, segments: Segments, run: Run, waves: _WaveNumbers, number: int) -> int:
         """The only one, or -1: then the part is noted down in its wave, with all of them."""
         holders = self.kind.sharing.holders
+        if run.first == run.last and holders.shape[1] == 1:  # of most parts: the rest of this costs ten times as much
+            return int(holders[segments.pieces[run.first], 0])
         pieces, held = _pieces_of(segments, run)
         ranks = holders[pieces].reshape(-1)
         if len(ranks) == 1:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.spec.field import About, Integer
+from behemoth.spec.field import About, Integer, misfit
 from behemoth.spec.nodes import MAX_NODES, MAX_RANKS_PER_NODE
 
 Axis = Literal["tp", "cp", "dp", "pp", "etp", "ep", "edp"]
@@ -84,6 +84,11 @@ class Mesh:
             place = place * self.size(axis) + rank // self._stride(axis) % self.size(axis)
         return place
 
+    def coordinates(self, axis: Axis) -> list[int]:
+        """`coordinate` of every rank in turn, for those who ask for tens of thousands."""
+        stride, size = self._stride(axis), self.size(axis)
+        return [rank // stride % size for rank in range(self.num_ranks)]
+
     def without_idle(self, axes: Axes) -> Axes:
         """The same places by fewer axes: of several, those of size 1 are left out, and all but the last if all are."""
         used = tuple(axis for axis in each_axis(axes) if self.size(axis) > 1) or each_axis(axes)[-1:]
@@ -137,11 +142,12 @@ def parse_mesh(text: str, *, name: str = "mesh") -> Mesh:
     axes = [field.name for field in fields(Mesh)]
     for part in text.split(","):
         axis, _, number = part.strip().partition("=")
-        is_size = number.isascii() and number.isdigit() and 1 <= len(number) <= 7
+        is_number = number.isascii() and number.isdigit() and len(number) <= 7
+        is_size = is_number and not misfit(_SIZE, int(number))
         if axis not in axes or axis in sizes or not is_size:
             raise Invalid(
                 f"{name}: expected each axis once with its size, got {part.strip()!r:.80}",
-                hint=f"write it as tp=4,pp=8,dp=500; axes: {', '.join(axes)}",
+                hint=f"write it as tp=4,pp=8,dp=500, sizes from 1 to {_SIZE.maximum}; axes: {', '.join(axes)}",
                 code="mesh-text",
             )
         sizes[axis] = int(number)
