@@ -81,11 +81,13 @@ class Saves:
 
     def ended(self) -> None:
         """The workers are gone. Writes that all of them had staged go on; others cannot complete any more."""
+        ranks = {member.rank for member in self._members}
         self._members = ()
         self._arenas.drop_granted()
         for save in self._saves.values():
             if len(save.staged) < save.num_ranks:
-                self._break(save, "its workers ended before all had staged it")
+                missing = ", ".join(map(str, sorted(ranks - save.staged)))
+                self._break(save, f"rank {missing}, staging: the node's workers ended before all had copied their state")
 
     def announce(self, command: SaveAt, *, attempt: Attempt, is_slot_zero: bool) -> None:
         """Tell the workers; a repeated command changes nothing."""
@@ -156,7 +158,7 @@ class Saves:
             case Staged():
                 self._staged(save, member, message)
             case StagingFailed():
-                self._break(save, f"rank {member.rank}: {message.reason}")
+                self._break(save, f"rank {member.rank}, staging: {message.reason}")
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -214,7 +216,7 @@ class Saves:
         )
         memory.reading(save.write_id, is_read=False)
         if isinstance(answer, Failed) and not save.is_over:
-            self._break(save, f"rank {memory.rank}: {answer.reason}")
+            self._break(save, f"rank {memory.rank}, writing: {answer.reason}")
         if save.is_given_up():
             self._end_write(save, memory)
         elif isinstance(answer, Written):

@@ -44,7 +44,7 @@ def test_the_second_rank_of_a_node_does_not_ask_the_holder_that_let_the_first_on
     with fleet.listening(mute=[2], is_shared=is_shared) as restored:
         first, second = restored(1, source_of(2))
         assert connections(fleet.listeners[2]) == 1
-    assert first.missed == "peer connection: expected to receive in time, got nothing done"
+    assert first.missed == "node n2: peer connection: expected to receive in time, got nothing done"
     assert "slot 2: expected an answer, got none when this node asked before, in this attempt" in second.missed
     assert [one.origin for one in (first, second)] == 2 * ["several"]
 
