@@ -39,7 +39,9 @@ def test_a_save_whose_copy_no_fence_ended_never_commits_and_the_next_one_does(tm
         await here.announce(8, "a1-1", 1)
         here.let_go_on()
         broken = await here.wait_for(SaveBroken)
-        assert re.search(r"rank 0, staging: step 9 was done while the state of step 8 .* call run\.fence\(\)", broken.reason)
+        assert re.search(
+            r"rank 0, staging: step 9 was done while the state of step 8 .* call run\.fence\(\)", broken.reason
+        )
         saved = await here.save(20, "a1-2", 1)
         here.start_gang(2, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)

@@ -1,5 +1,5 @@
-"""Whatever stands in a run's own files, or in a file about a model, where a document of ours should be: what was written,
-or an error that says so; never a raw trace, and in bounded memory."""
+"""Whatever stands in a run's own files, or in a file about a model, where a document of ours should be: what was
+written, or an error that says so; never a raw trace, and in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import behemoth.spec
 from behemoth.app.event_log import read_events
+from behemoth.app.events import warning
 from behemoth.app.history import read_history
 from behemoth.app.inventory_file import read_inventory
-from behemoth.app.events import warning
 from behemoth.app.run_directory import DrainState, Identity, RunDirectory, Term
 from behemoth.base.ids import Epoch, RunUid, Step
 from behemoth.reconcile.journal import audit, decode_lines

@@ -1,8 +1,8 @@
 """A random history of saves, drains to a second store, rejections, pins, unpins and clean-ups; and what must be true of
 both stores wherever it is cut off.
 
-"Restores" is meant literally: after a crash every commit that is there is restored by the reader that agents use, on the
-mesh that it was saved on or on another, and compared with what was saved.
+"Restores" is meant literally: after a crash every commit that is there is restored by the reader that agents use, on
+the mesh that it was saved on or on another, and compared with what was saved.
 
 The script is what the leader of a run, its drain process and an operator do, one after the other; `Books` is what they
 were told so far. A history is its seed. Neighbours: `crashes`, which cuts it off at every write of stores in memory,

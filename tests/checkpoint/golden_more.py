@@ -1,8 +1,8 @@
 """What the golden checkpoint `golden/more` holds: all that the format has and the goldens of its versions lack.
 
-Every dtype; a gap between two chunks, and padding behind the second; prints of what ranks held; records of the ranks, one
-of them blank; what torch.distributed.checkpoint has beside its tensors; arrays of a stage, in rows, in a bucket, all zero.
-Neighbour: `test_golden_more`, which says how it is written and read.
+Every dtype; a gap between two chunks, and padding behind the second; prints of what ranks held; records of the ranks,
+one of them blank; what torch.distributed.checkpoint has beside its tensors; arrays of a stage, in rows, in a bucket,
+all zero. Neighbour: `test_golden_more`, which says how it is written and read.
 """
 
 from __future__ import annotations

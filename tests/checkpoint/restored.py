@@ -1,4 +1,4 @@
-"""Restores a checkpoint on a mesh, every rank into an arena of its own as its agent does, for tests that say "restores".
+"""Restores a checkpoint on a mesh, every rank into an arena of its own as its agent does, where tests say "restores".
 
 It compares nothing: what a rank should hold is `checkpoint_rig.local_arrays` of the logical arrays, on that mesh.
 """

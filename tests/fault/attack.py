@@ -81,7 +81,8 @@ def attack(
     stage_of: Callable[[Path, str], AbstractContextManager[KillStage]] = staged,
 ) -> Counter[str]:
     """Runs of `text` share the kills, `KILLS_PER_RUN` each; one that ends early is followed by another. `expect` holds
-    what is left of each against what it must be. `stage_of` gives each its place, by its folder. Returns the restored ranks, by where their state came from."""
+    what is left of each against what it must be; `stage_of` gives each its place, by its folder. Returns the restored
+    ranks, by where their state came from."""
     dice, shared_before, ranks_from = kill_dice(), shared_memory(), Counter[str]()
     num_left, number = num_kills, 0
     while num_left > 0:

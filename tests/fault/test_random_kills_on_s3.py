@@ -1,5 +1,5 @@
-"""Random kills of runs that save to a real S3 server: each ends with the bytes that numpy alone gives, and leaves in the
-bucket its commits, whole, and nothing else.
+"""Random kills of runs that save to a real S3 server: each ends with the bytes that numpy alone gives, and leaves in
+the bucket its commits, whole, and nothing else.
 
 The program has an object that two ranks upload together, by parts: completers and leaders die in the middle of it.
 """

@@ -69,7 +69,7 @@ class Admission:
         """Give the worker its staging memory, with the checkpoint to restore in it."""
         parts, restore = self._parts, self._table.restore
         try:
-            self._check_layout(member, declared)
+            self._check_layout(declared)
             memory = parts.arenas.declare(member.local_rank, member.rank, declared)
         except Invalid as error:
             self._refuse_program(f"rank {member.rank}, declaring its arrays: {error.message}; {error.hint}")
@@ -132,7 +132,7 @@ class Admission:
         source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
         return msgspec.structs.replace(source, must_read=declared.must_read)
 
-    def _check_layout(self, member: Member, declared: Declare) -> None:
+    def _check_layout(self, declared: Declare) -> None:
         """Ranks that disagree about the arrays would write a checkpoint that nobody can read."""
         digest = self._digest or declared.digest
         if declared.digest != digest:

@@ -87,7 +87,9 @@ class Saves:
         for save in self._saves.values():
             if len(save.staged) < save.num_ranks:
                 missing = ", ".join(map(str, sorted(ranks - save.staged)))
-                self._break(save, f"rank {missing}, staging: the node's workers ended before all had copied their state")
+                self._break(
+                    save, f"rank {missing}, staging: the node's workers ended before all had copied their state"
+                )
 
     def announce(self, command: SaveAt, *, attempt: Attempt, is_slot_zero: bool) -> None:
         """Tell the workers; a repeated command changes nothing."""

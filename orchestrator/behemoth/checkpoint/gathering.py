@@ -183,7 +183,8 @@ class Gathering:
         got = crc32c(data[span.arena_offset : _end(span)])
         return Conflict(
             f"rank {self._plan.rank}, write {self._write_id}, array {self._plan.pieces[span.piece].name!r}: expected "
-            f"CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes at {span.arena_offset}; damaged in all: {len(damaged)} of {len(self._told)} spans",
+            f"CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes at {span.arena_offset}; damaged in all: "
+            f"{len(damaged)} of {len(self._told)} spans",
             hint="the memory that it came from was filled anew, or is damaged",
             code="copy-crc",
         )

@@ -1,5 +1,5 @@
-"""What an earlier call has left of a job counts only when it is a result of that very job: else an error that says what to
-do, and never a raw trace, nor a checkpoint of which a part passes for checked or written and is not."""
+"""What an earlier call has left of a job counts only when it is a result of that very job: else an error that says what
+to do, and never a raw trace, nor a checkpoint of which a part passes for checked or written and is not."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_was_not_asked_for_does_not_pass_for_checked(
 ) -> None:
     ((number, data),) = verified.results.items()
     changed = msgspec.msgpack.encode(change(msgspec.msgpack.decode(data)))
-    with pytest.raises(Corrupt, match="result of a batch of verify: .* other slots than those of batch 0") as caught:
+    with pytest.raises(Corrupt, match=r"result of a batch of verify: .* other slots than those of batch 0") as caught:
         verified.report(Kept("", {number: changed}))
     assert "--anew" in caught.value.hint
 

@@ -62,8 +62,8 @@ def admit(link: PeerSocket, me: PeerIdentity, *, deadline: float) -> NodeId:
 
 
 def enter(link: PeerSocket, me: PeerIdentity, expected: NodeId, *, deadline: float) -> None:
-    """The half of the node that asks; the caller's errors name the node that it asks. Raises Denied when it is not welcome, Unavailable when the other end is not the
-    expected node of this run."""
+    """The half of the node that asks, whose caller says in errors which node that is. Raises Denied when it is not
+    welcome, Unavailable when the other end is not the expected node of this run."""
     try:
         greeting = link.receive(GREETINGS, limit_bytes=MAX_GREETING_BYTES, deadline=deadline)
     except Corrupt as error:  # a web server, say, on a port that was free again

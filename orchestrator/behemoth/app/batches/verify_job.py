@@ -26,7 +26,6 @@ from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 
-
 CRC_BYTES = 4
 
 
