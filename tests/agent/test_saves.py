@@ -193,6 +193,23 @@ def test_a_save_whose_workers_end_names_the_ranks_that_had_not_copied_yet() -> N
     play(scene)
 
 
+def test_a_save_that_the_coordinator_gives_up_is_logged_with_the_stage_of_each_rank(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene(desk: Desk) -> None:
+        others: Any = [
+            SimpleNamespace(rank=rank, local_rank=rank, channel=Wire(), is_standing=True) for rank in (1, 2, 3)
+        ]
+        desk.saves.began([desk.member, *others])
+        save = desk.saves._saves[FIRST]
+        save.staged, save.receipts = {Rank(1), Rank(2)}, {Rank(2): b"receipt"}
+        desk.saves.abort(FIRST, "no commit within 600 s")
+        stages = "rank 0 staging, rank 1 writing, rank 2 written, rank 3 without a half of the staging memory"
+        assert f"save a1-1 of step 5 given up: no commit within 600 s; {stages}" in caplog.text
+
+    play(scene)
+
+
 def test_receipts_of_many_chunks_go_up_in_several_frames_of_which_the_first_has_the_layout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

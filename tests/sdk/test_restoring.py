@@ -55,7 +55,7 @@ def damage(arena: Arena, bound: BoundState) -> None:
 def test_memory_that_does_not_hold_what_was_saved_is_asked_for_again_and_named(step: int, told: str) -> None:
     state = State()
     state.array("weight", np.arange(1000.0), shape=(1000,))
-    bound = BoundState(state, Mesh().sizes, Rank(0))
+    bound = BoundState(state, Mesh(), Rank(0))
     bound.write_records()
     fd = os.memfd_create("test-restoring")
     arena = Arena.format(fd, bound.plan)

@@ -59,6 +59,14 @@ class NodeSave:
     def is_given_up(self) -> bool:
         return self.is_over or self.broken != ""
 
+    def stage_of(self, rank: Rank) -> str:
+        """How far a rank is, for people."""
+        if rank in self.receipts:
+            return "written"
+        if rank in self.staged:
+            return "writing"
+        return "staging" if rank in self.granted else "without a half of the staging memory"
+
     @property
     def write_id(self) -> WriteId:
         return self.command.write_id
@@ -123,6 +131,10 @@ class Saves:
         if save is None:
             return
         save.is_over = True
+        if not save.broken:  # the coordinator's reason names no rank: only this node knows what its own were about
+            ranks = sorted({member.rank for member in self._members} | save.staged)
+            stages = ", ".join(f"rank {rank} {save.stage_of(rank)}" for rank in ranks)
+            _log.warning("save %s of step %d given up: %s; %s", write_id, save.command.step, reason, stages)
         self._cancel(save)
         self._tell_workers(SaveOff(write_id=write_id, reason=reason))
 
