@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import behemoth.spec
@@ -55,6 +55,7 @@ MODELS: dict[str, tuple[object, Callable[..., object]]] = {
 }
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_mangled_journal_is_told_or_folds(data: st.DataObject) -> None:
     """It has no checksum: a line may be another fact than the one that was written."""
@@ -75,6 +76,7 @@ def test_each_file_about_a_model_is_understood(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_mangled_file_about_a_model_is_read_or_refused(name: str, data: st.DataObject) -> None:
     document, decode = MODELS[name]
@@ -83,6 +85,7 @@ def test_a_mangled_file_about_a_model_is_read_or_refused(name: str, data: st.Dat
         decode(data.draw(mangled_bytes(whole) | mangled_document(document, encode=msgspec.json.encode)), source="f")
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_mangled_file_of_any_form_is_read_or_refused(data: st.DataObject) -> None:
     document, _ = MODELS[data.draw(st.sampled_from(sorted(MODELS)))]
@@ -100,6 +103,7 @@ def test_an_event_log_of_anything_is_the_events_that_can_be_read(directory: RunD
     event = msgspec.json.encode(warning("Reason", "message", at_us=1, observation=None))
     file = directory.path / "events.jsonl"
 
+    @settings(max_examples=40)
     @given(data=st.data())
     def read(data: st.DataObject) -> None:
         document = msgspec.json.decode(event)
@@ -117,6 +121,7 @@ def test_a_mangled_file_of_a_run_directory_is_read_or_refused(directory: RunDire
         directory._drain: (DrainState(url="s3://b/p", step=Step(7)), directory.drain),
     }
 
+    @settings(max_examples=40)
     @given(data=st.data())
     def read(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(sorted(files)))

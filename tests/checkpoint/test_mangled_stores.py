@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import BehemothError
@@ -86,6 +86,7 @@ def odd_keys(draw: st.DrawFn) -> str:
     return "/".join(segments)
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_lies_in_a_store_is_listed_verified_and_cleaned_up_or_told(data: st.DataObject) -> None:
     store = EVENTFUL.copy()
@@ -101,6 +102,7 @@ def test_whatever_lies_in_a_store_is_listed_verified_and_cleaned_up_or_told(data
             read(store)
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_a_header_on_a_nodes_own_disk_says_the_next_copy_is_made_or_refused(data: st.DataObject) -> None:
     store, arena = MemoryStore(), formatted(SMALL)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batches.test_writing import FIRST, SECOND, STEP, source, write, writing_to
@@ -97,6 +97,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verified]:
         yield found
 
 
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_mangled_result_of_a_check_is_an_error_or_a_report(verified: Verified, data: st.DataObject) -> None:
     with bounded():
@@ -150,6 +151,7 @@ def go_on(store: Stores, results: dict[int, bytes]) -> None:
 def test_a_mangled_result_of_a_write_is_an_error_or_goes_on(new: Callable[[], Stores]) -> None:
     with half_way(new) as (store, results):
 
+        @settings(max_examples=12)
         @given(data=st.data())
         def try_it(data: st.DataObject) -> None:
             with bounded(), suppress(BehemothError):  # what it says of uploads, the store judges
