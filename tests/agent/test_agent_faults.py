@@ -86,7 +86,7 @@ def test_a_store_process_that_hangs_costs_saves_but_no_step(tmp_path: Path) -> N
         starved = await here.announce(hung.step + 60, "a1-3", 1)
         broken = await here.wait_for(SaveBroken)
         assert broken.write_id == starved.write_id
-        assert re.search(r"rank \d: no half of the staging memory is free at step", broken.reason)
+        assert re.search(r"rank \d, staging: no half of the staging memory is free at step", broken.reason)
         here.send(AbortSave(fence=here.fence(1), write_id=starved.write_id, reason=broken.reason))
         await here.wait_for(Beat, lambda beat: beat.step > starved.step and beat.stall_us >= MEMORY_WAIT_S * 1e6)
         os.kill(store, signal.SIGCONT)
@@ -166,7 +166,7 @@ def test_damaged_memory_is_found_by_the_worker_and_the_store_gives_what_is_damag
         here.start_gang(2, restore=saved)
         told = await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
         assert told.num_from_several == 1
-        assert f"rank 1, write {saved.write_id}: expected CRC-32C" in told.missed
+        assert re.search(rf"rank 1, write {saved.write_id}, array '\S+': expected CRC-32C", told.missed)
         for rank in range(2):
             assert told_by_train(saved.step) in await here.logged(2, rank, "restored")
         saved = await here.save(saved.step + 30, "a2-1", 2)

@@ -39,7 +39,9 @@ def test_a_save_whose_copy_no_fence_ended_never_commits_and_the_next_one_does(tm
         await here.announce(8, "a1-1", 1)
         here.let_go_on()
         broken = await here.wait_for(SaveBroken)
-        assert re.search(r"rank 0: step 9 was done while the state of step 8 .* call run\.fence\(\)", broken.reason)
+        assert re.search(
+            r"rank 0, staging: step 9 was done while the state of step 8 .* call run\.fence\(\)", broken.reason
+        )
         saved = await here.save(20, "a1-2", 1)
         here.start_gang(2, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 2 and report.num_from_memory == 1)
@@ -113,7 +115,7 @@ def test_a_damaged_file_that_a_rank_reads_is_told_as_the_store_process_tells_it(
         here.start_gang(2, restore=second)
         refused = await here.wait_for(RestoreRefused)
         assert refused.is_corrupt
-        assert re.search(rf"rank 0: array '\S*big', chunk 1, file .*{second.write_id}", refused.reason)
+        assert re.search(rf"rank 0, restoring: array '\S*big', chunk 1, file .*{second.write_id}", refused.reason)
         here.start_gang(3, restore=first)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 3)
         assert told_by_train_big(first.step) in await here.logged(3, 0, "restored")

@@ -179,7 +179,10 @@ def test_a_node_that_is_lost_with_its_holder_gets_its_state_from_the_store_and_s
         assert (sources.memory, sources.peer, sources.store) == (2, 1, 1)
         assert sources.peer_bytes == MIB << 20
         assert MIB << 20 <= sources.store_bytes < (NODES * MIB << 20) * 5 // 4  # its chunk is read whole
-        assert sources.missed == f"node n2: memory of rank 1: expected a snapshot of write {saved.write_id}, got none"
+        assert (
+            sources.missed
+            == f"rank 1: node n2: memory of rank 1: expected a snapshot of write {saved.write_id}, got none"
+        )
 
     play(tmp_path, scene)
 
@@ -204,7 +207,7 @@ def test_of_a_node_that_is_lost_with_its_holder_the_store_gives_only_what_no_rep
             several=1,
             peer_bytes=2 * weight_bytes + share_bytes,
             store_bytes=chunk_bytes + sum(path.stat().st_size for path in opened),
-            missed=f"node n2: memory of rank 1: expected a snapshot of write {saved.write_id}, got none",
+            missed=f"rank 1: node n2: memory of rank 1: expected a snapshot of write {saved.write_id}, got none",
         )
 
     play(tmp_path, scene, program="train_replicas")

@@ -61,9 +61,9 @@ class Desk:
     def begin_copying(self) -> None:
         self.saves.take(self.member, Staging(write_id=FIRST, generation=0, sequence=1))
 
-    async def answer(self) -> None:
+    async def answer(self, reason: str = "cancelled") -> None:
         (job,) = self.store._answers
-        self.store._answers[job].set_result(Failed(job=job, reason="cancelled", is_corrupt=False))
+        self.store._answers[job].set_result(Failed(job=job, reason=reason, is_corrupt=False))
         await turns()
 
     async def write(self) -> None:
@@ -160,10 +160,52 @@ def test_receipts_are_told_once_every_rank_says_that_its_copy_is_whole() -> None
 def test_a_coordinator_that_comes_back_hears_of_a_save_that_was_given_up() -> None:
     async def scene(desk: Desk) -> None:
         desk.saves.take(desk.member, StagingFailed(write_id=FIRST, reason="no memory"))
-        broken = SaveBroken(attempt=Attempt(1), write_id=FIRST, reason="rank 0: no memory")
+        broken = SaveBroken(attempt=Attempt(1), write_id=FIRST, reason="rank 0, staging: no memory")
         assert desk.told == [broken]
         desk.saves.tell_again()
         assert desk.told == [broken, broken]
+
+    play(scene)
+
+
+def test_a_save_that_cannot_be_written_names_rank_stage_and_object() -> None:
+    async def scene(desk: Desk) -> None:
+        desk.begin_copying()
+        await turns()
+        await desk.answer("write steps/000000005-a1-1/model/w/c/0: no space left on device")
+        told = "rank 0, writing: write steps/000000005-a1-1/model/w/c/0: no space left on device"
+        assert desk.told == [SaveBroken(attempt=Attempt(1), write_id=FIRST, reason=told)]
+
+    play(scene)
+
+
+def test_a_save_whose_workers_end_names_the_ranks_that_had_not_copied_yet() -> None:
+    async def scene(desk: Desk) -> None:
+        others: Any = [SimpleNamespace(rank=rank, local_rank=rank, channel=Wire()) for rank in (1, 2)]
+        desk.saves.began([desk.member, *others])
+        save = desk.saves._saves[FIRST]
+        save.num_ranks, save.staged = 3, {Rank(1)}
+        desk.saves.ended()
+        (broken,) = desk.told
+        assert isinstance(broken, SaveBroken)
+        assert broken.reason.startswith("rank 0, 2, staging: the node's workers ended before")
+
+    play(scene)
+
+
+def test_a_save_that_the_coordinator_gives_up_is_logged_with_the_stage_of_each_rank(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene(desk: Desk) -> None:
+        others: Any = [
+            SimpleNamespace(rank=rank, local_rank=rank, channel=Wire(), is_standing=True) for rank in (1, 2, 3)
+        ]
+        desk.saves.began([desk.member, *others])
+        save = desk.saves._saves[FIRST]
+        save.staged, save.receipts = {Rank(1), Rank(2)}, {Rank(2): b"receipt"}
+        desk.saves.abort(FIRST, "no commit within 600 s")
+        stages = "rank 0 staging, rank 1 writing, rank 2 written, rank 3 without a half of the staging memory"
+        assert f"save a1-1 of step 5 given up: no commit within 600 s; {stages}" in caplog.text
 
     play(scene)
 

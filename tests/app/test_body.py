@@ -318,7 +318,7 @@ def test_a_commit_carries_the_receipts_and_the_attempt_of_its_write_although_ano
 def test_a_commit_whose_receipts_went_with_a_former_coordinator_is_given_up() -> None:
     world = World()
     world.body.apply(Commit(fence=NOW, step=Step(10), write_id=W1))
-    assert world.desk.given_up == {W1: "its receipts went with a former coordinator"}
+    assert world.desk.given_up == {W1: "commit: its receipts went with a former coordinator"}
     assert world.desk.committed == {}
 
 

@@ -133,6 +133,7 @@ def test_after_a_rejection_a_commit_is_held_against_the_one_before_it() -> None:
     )
     desk.close()
     (failed,) = (one for one in told if isinstance(one, SaveFailed))
+    assert failed.reason.startswith("commit: ")
     assert (
         "'model/dense', first byte from rank 0: expected elements other than zero, as at step 1, got all 60 zero"
         in failed.reason

@@ -1,6 +1,9 @@
 """A random history of saves, drains to a second store, rejections, pins, unpins and clean-ups; and what must be true of
 both stores wherever it is cut off.
 
+"Restores" is meant literally: after a crash every commit that is there is restored by the reader that agents use, on
+the mesh that it was saved on or on another, and compared with what was saved.
+
 The script is what the leader of a run, its drain process and an operator do, one after the other; `Books` is what they
 were told so far. A history is its seed. Neighbours: `crashes`, which cuts it off at every write of stores in memory,
 and `killed_histories`, which does so with real kills.
@@ -11,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Generic, TypeVar
 
 from behemoth.app.drains.messages import Settings
@@ -19,6 +23,7 @@ from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit import commits, reject
 from behemoth.checkpoint.commit_log import rejected_writes
 from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import COMMITS
 from behemoth.checkpoint.pins import pin, pinned_writes, unpin
@@ -26,12 +31,16 @@ from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.policy.retention import HOUR_US, Dated, Retention, expired
 from behemoth.ports import SavesTo, UploadsParts
+from behemoth.spec.mesh import Mesh
 from behemoth.state.effect import CommitRef
-from checkpoint.saved_checkpoint import save, small_layout
+from checkpoint.restored import Held, held_on, restored_on
+from checkpoint.saved_checkpoint import save, saved_arrays, small_layout
 
 RETENTION = Retention(keep_last=2, every_steps=4, hourly=2, daily=1)
 """Of either store."""
 SETTINGS = Settings(source="upper", target="lower", run_uid=RunUid("run"), threads=1, rate=None, retention=RETENTION)
+MESHES = (small_layout().mesh, Mesh(), Mesh(dp=3, edp=3))
+"""On which checkpoints are restored, by turns of their steps: their own, and smaller and larger ones."""
 Write = tuple[Step, WriteId]
 _Store = TypeVar("_Store")
 _Other = TypeVar("_Other")
@@ -203,9 +212,22 @@ def _check(store: SavesTo, book: Book) -> set[Write]:
 
 
 def adopt(tiers: Tiers[SavesTo], books: Books) -> None:
-    """After a crash."""
-    books.upper.adopt(_check(tiers.upper, books.upper))
-    books.lower.adopt(_check(tiers.lower, books.lower))
+    """After a crash, which is where checkpoints are restored."""
+    for store, book in ((tiers.upper, books.upper), (tiers.lower, books.lower)):
+        book.adopt(_check(store, book))
+        for one in _intact(store):
+            _require_restored(store, one)
+
+
+def _require_restored(store: SavesTo, ref: CommitRef) -> None:
+    """Every rank gets, on the mesh whose turn it is, what was saved."""
+    layout, held = restored_on(store, ref, MESHES[ref.step % len(MESHES)])
+    assert held == _expected(layout, ref.step), f"{ref.step}-{ref.write_id} is another one on {layout.mesh}"
+
+
+@cache
+def _expected(layout: Layout, step: Step) -> Held:
+    return held_on(layout, saved_arrays(small_layout(), step))
 
 
 def recover(tiers: Tiers[SavesTo], books: Books, *, drains: bool) -> None:

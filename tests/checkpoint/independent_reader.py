@@ -17,18 +17,25 @@ from typing import Any
 import numpy as np
 
 ELEMENT_BYTES = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e8m0fnu": 1}
-"""Those that numpy does not know; they are given as unsigned integers."""
+"""Those that numpy does not know; they are given as unsigned integers, and `floats` says what numbers they are."""
 
 NUMBERS = {0xCB: "d", 0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q", 0xD0: "b", 0xD1: "h", 0xD2: "i", 0xD3: "q"}
 """Of msgpack, as `struct` knows them."""
 
 
+def _crc_of(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+CRCS = [_crc_of(byte) for byte in range(256)]
+
+
 def crc32c(data: bytes) -> int:
     crc = 0xFFFFFFFF
     for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        crc = crc >> 8 ^ CRCS[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF
 
 
@@ -74,6 +81,27 @@ def record_of(row: np.ndarray) -> Any:
     if any(data[8 + length :]):
         raise ValueError("a record with something behind it")
     return unpacked(data[8 : 8 + length]) if length else None
+
+
+def floats(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers in an array of a dtype that numpy does not know, as float64."""
+    if dtype == "bfloat16":
+        with np.errstate(invalid="ignore"):
+            return (bits.astype("<u4") << 16).view("<f4").astype(np.float64)
+    bits = bits.astype(np.int64)
+    if dtype == "float8_e8m0fnu":
+        return np.where(bits == 255, np.nan, np.exp2(bits - 127.0))
+    exponent_bits, mantissa_bits, bias = {"float8_e4m3fn": (4, 3, 7), "float8_e5m2": (5, 2, 15)}[dtype]
+    exponents, mantissas = 1 << exponent_bits, 1 << mantissa_bits
+    exponent, mantissa = bits >> mantissa_bits & exponents - 1, bits & mantissas - 1
+    normal = (1 + mantissa / mantissas) * np.exp2(exponent - float(bias))
+    value = np.where(exponent == 0, mantissa / mantissas * 2.0 ** (1 - bias), normal)
+    last = exponent == exponents - 1
+    if dtype == "float8_e5m2":
+        value = np.where(last, np.where(mantissa == 0, np.inf, np.nan), value)
+    else:
+        value = np.where(last & (mantissa == mantissas - 1), np.nan, value)
+    return np.where(bits >> 7 == 1, -value, value)
 
 
 def read_index(folder: Path, commit: dict[str, Any]) -> dict[str, Any]:

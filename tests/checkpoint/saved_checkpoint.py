@@ -1,19 +1,16 @@
 """A small real checkpoint for tests: two ranks, split, flat and replicated arrays, made by the engine itself."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
-from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.plan import RankPlan
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.ports import SavesTo, UploadsParts
 from behemoth.spec.mesh import Mesh
-from checkpoint.checkpoint_rig import logical_arrays, written_rank
+from checkpoint.checkpoint_rig import Logical, local_arrays, written_rank
 from checkpoint.company_rig import upload_all_ranks
 
 ATTEMPT = Attempt(1)
@@ -35,6 +32,17 @@ def big_layout() -> Layout:
     return Layout(mesh=Mesh(), arrays=(ArraySpec(name="model/big", dtype="float32", shape=(5, 1 << 20)),))
 
 
+def saved_arrays(layout: Layout, seed: int) -> Logical:
+    """What `save` saves: bytes that depend on the seed and an array's place alone, none of them 0."""
+    return {
+        spec.name: np.random.default_rng([seed, position])
+        .integers(1, 100, spec.num_bytes, dtype=np.uint8)
+        .view(DTYPES[spec.dtype])
+        .reshape(spec.shape)
+        for position, spec in enumerate(layout.arrays)
+    }
+
+
 def save(
     store: SavesTo,
     layout: Layout,
@@ -45,15 +53,23 @@ def save(
     publish: bool = True,
     committed_us: int = 0,
 ) -> CommitRecord | None:
-    """Save bytes from a seed (by default the step) by every rank, and commit unless told not to."""
+    """Save `saved_arrays` of a seed (by default the step) by every rank, and commit unless told not to."""
+    arrays = saved_arrays(layout, step if seed is None else seed)
     if isinstance(store, UploadsParts):
         layout = replace(layout, sharding="box")
-        arrays = logical_arrays(layout, step if seed is None else seed)
         receipts = upload_all_ranks(store, layout, arrays, step=step, write_id=write_id)
     else:
-        held = partial(_pieces, seed=step if seed is None else seed)
-        ranks = range(layout.mesh.num_ranks)
-        receipts = [written_rank(store, layout, rank, held, step=step, write_id=write_id) for rank in ranks]
+        receipts = [
+            written_rank(
+                store,
+                layout,
+                rank,
+                lambda plan: local_arrays(layout, plan.rank, arrays),
+                step=step,
+                write_id=write_id,
+            )
+            for rank in range(layout.mesh.num_ranks)
+        ]
     if not publish:
         return None
     return commit(
@@ -63,11 +79,3 @@ def save(
         receipts,
         previous=None,
     )
-
-
-def _pieces(plan: RankPlan, seed: int) -> Mapping[str, np.ndarray]:
-    """Bytes that depend on the array only, so that replicas agree."""
-    return {
-        piece.name: np.random.default_rng([seed, piece.array]).integers(1, 100, piece.nbytes, dtype=np.uint8)
-        for piece in plan.pieces
-    }

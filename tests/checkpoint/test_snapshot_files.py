@@ -273,7 +273,7 @@ def test_damaged_memory_makes_no_snapshot(monkeypatch: pytest.MonkeyPatch, numbe
     store, arena, span = MemoryStore(), formatted(SMALL), SMALL.spans[number]
     stage_bytes(arena, SMALL, "a1-1", 1)
     arena.data(arena.held()[-1].generation)[span.arena_offset + span.length - 1] ^= 1
-    told = rf"rank 0: expected CRC-32C [0-9a-f]{{8}}, got .* over {span.length} bytes at {span.arena_offset} of"
+    told = rf"array '\S+': expected CRC-32C [0-9a-f]{{8}}, got .* over {span.length} bytes at {span.arena_offset} of"
     with pytest.raises(Conflict, match=told):
         keep(store, arena, SMALL)
     assert given_back(store, SMALL, "a1-1", 1) is None

@@ -7,7 +7,7 @@ import enum
 import io
 import pickle
 from collections import Counter, OrderedDict, defaultdict
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -21,10 +21,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
 from behemoth.base.errors import Corrupt, Invalid
+from behemoth.checkpoint.commit_log import latest
+from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
 from behemoth.dcp.contents import Contents, Empty
 from behemoth.dcp.plain_load import load_plain
 from behemoth.dcp.values import MAX_LEVELS, from_record, to_record
+from behemoth.storage.local import LocalStore
+from checkpoint.golden_more import MORE
 from checkpoint.mangled import mangled_document
 from dcp.trees import same
 
@@ -289,3 +293,24 @@ def test_contents_of_a_newer_release_are_refused() -> None:
     record: Value = {"version": 2, "values": {}}
     with pytest.raises(Invalid, match="expected version 1, got 2"):
         Contents.decode(encode_record(record, record_size_bytes(record)))
+
+
+def test_the_values_of_the_golden_checkpoint_still_read() -> None:
+    with closing(LocalStore(MORE)) as store:
+        ref = latest(store)
+        assert ref is not None
+        contents = Contents.decode(read_array(store, open_commit(store, ref), "state/dcp"))
+    found = {key: from_record(value, key) for key, value in contents.values.items()}
+    array, scalar = found.pop("array"), found.pop("scalar")
+    assert isinstance(array, np.ndarray)
+    assert (array.dtype, array.tolist()) == (np.dtype("<i2"), [1, -1])
+    assert (type(scalar), scalar) == (np.float32, 1.0)
+    assert found == {
+        "betas": (0.9, 0.5 - 1j),
+        "by number": {1: {2, 3}},
+        "large": 1 << 70,
+        "odd": "a\udc80",
+        "plain": {"nested": [None, True, "text", b"bytes"]},
+    }
+    assert contents.empty == {"none": Empty(dtype="bfloat16", shape=(0, 4))}
+    assert contents.paths == {"plain": ("optim", 0, "plain")}

@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from behemoth.testing.leftovers import Role, shared_memory
@@ -77,14 +78,16 @@ def attack(
     num_kills: int,
     expect: Callable[[KillStage], None],
     strike: Strike = kill_any,
+    stage_of: Callable[[Path, str], AbstractContextManager[KillStage]] = staged,
 ) -> Counter[str]:
     """Runs of `text` share the kills, `KILLS_PER_RUN` each; one that ends early is followed by another. `expect` holds
-    what is left of each against what it must be. Returns the restored ranks, by where their state came from."""
+    what is left of each against what it must be; `stage_of` gives each its place, by its folder. Returns the restored
+    ranks, by where their state came from."""
     dice, shared_before, ranks_from = kill_dice(), shared_memory(), Counter[str]()
     num_left, number = num_kills, 0
     while num_left > 0:
         number += 1
-        with staged(folder / f"run-{number}", text) as stage:
+        with stage_of(folder / f"run-{number}", text) as stage:
             _harass(stage, dice, strike, num_kills=min(num_left, KILLS_PER_RUN))
             stage.finish()
             expect(stage)

@@ -69,14 +69,15 @@ class Admission:
         """Give the worker its staging memory, with the checkpoint to restore in it."""
         parts, restore = self._parts, self._table.restore
         try:
-            self._check_layout(member, declared)
+            self._check_layout(declared)
             memory = parts.arenas.declare(member.local_rank, member.rank, declared)
         except Invalid as error:
-            self._refuse_program(f"{error.message}; {error.hint}")
+            self._refuse_program(f"rank {member.rank}, declaring its arrays: {error.message}; {error.hint}")
             return
         except BehemothError as error:
             if member.channel is not None:
-                member.channel.send(Refusal(reason=error.message, hint=error.hint))
+                reason = f"rank {member.rank}, declaring its arrays: {error.message}"
+                member.channel.send(Refusal(reason=reason, hint=error.hint))
             return
         parts.copies.declared(declared)
         source = self._source(memory.source(restore), declared) if restore is not None else None
@@ -87,7 +88,7 @@ class Admission:
             return
         memory.is_new = False
         if answer.disk_trouble:
-            parts.keeping.health.unreadable(answer.disk_trouble)
+            parts.keeping.health.unreadable(f"rank {member.rank}, restoring: {answer.disk_trouble}")
         if restore is not None:
             if answer.generation is not None:
                 memory.restored(answer.generation, None if answer.left_out else restore.write_id)
@@ -109,7 +110,8 @@ class Admission:
     def standing(self, member: Member, step: Step) -> None:
         """The worker has its state back."""
         member.step, member.is_standing = step, True
-        prepared = [one.prepared for one in self._members if one.prepared is not None]
+        of_ranks = [(one.rank, one.prepared) for one in self._members if one.prepared is not None]
+        prepared = [told for _, told in of_ranks]
         report = RanksRestored(
             attempt=self._attempt,
             step=restored_step(self._table.restore),
@@ -121,7 +123,7 @@ class Admission:
             peer_bytes=sum(one.peer_bytes for one in prepared),
             disk_bytes=sum(one.disk_bytes for one in prepared),
             store_bytes=sum(one.store_bytes for one in prepared),
-            missed=next((one.missed for one in prepared if one.missed), ""),
+            missed=next((f"rank {rank}: {told.missed}" for rank, told in of_ranks if told.missed), ""),
         )
         self._told.milestone(report, [one.is_standing for one in self._members])
 
@@ -130,12 +132,12 @@ class Admission:
         source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
         return msgspec.structs.replace(source, must_read=declared.must_read)
 
-    def _check_layout(self, member: Member, declared: Declare) -> None:
+    def _check_layout(self, declared: Declare) -> None:
         """Ranks that disagree about the arrays would write a checkpoint that nobody can read."""
         digest = self._digest or declared.digest
         if declared.digest != digest:
             raise Invalid(
-                f"rank {member.rank}: expected the layout {digest[:12]} of its peers, got {declared.digest[:12]}",
+                f"layout: expected {digest[:12]} as on its peers, got {declared.digest[:12]}",
                 hint="every rank declares the same arrays with the same shapes; only the local pieces differ",
                 code="layout-differs",
             )
@@ -143,13 +145,13 @@ class Admission:
 
     def _restore_refused(self, member: Member, answer: Failed) -> None:
         restore = self._table.restore
-        reason = f"rank {member.rank}: {answer.reason}"
+        reason = f"rank {member.rank}, restoring: {answer.reason}"
         if answer.is_over_budget:
             self._refuse_program(reason)
             return
         if restore is None:
             if member.channel is not None:
-                member.channel.send(Refusal(reason=f"staging memory: {answer.reason}"))
+                member.channel.send(Refusal(reason=f"rank {member.rank}, preparing its memory: {answer.reason}"))
             return
         _log.warning("attempt %d: restore from %s refused: %s", self._attempt, restore.write_id, reason)
         self._told.refused(

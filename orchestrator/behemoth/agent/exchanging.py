@@ -71,25 +71,25 @@ class ExchangeService:
         }
 
     def _fragments(self, asked: AskFragments) -> Reply:
-        patience = _Patience()
+        patience = _Patience(asked.rank, asked.write_id)
         write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
         views = write.views_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
         return Reply(answer=BytesFound(), payload=views, is_whole=write.is_held)
 
     def _crcs(self, asked: AskFragmentCrcs) -> Reply:
-        patience = _Patience()
+        patience = _Patience(asked.rank, asked.write_id)
         write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
         crcs = write.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
         return Reply(answer=CrcsFound(crcs=tuple(crcs)))
 
     def _upload_ids(self, asked: AskUploadIds) -> Reply:
-        patience = _Patience()
+        patience = _Patience(asked.rank, asked.write_id)
         write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
         ids = write.ids_of([Shard(*row) for row in asked.shards], cancelled=patience.is_over)
         return Reply(answer=UploadIdsFound(upload_ids=tuple(ids)))
 
     def _sent_parts(self, asked: AskSentParts) -> Reply:
-        patience = _Patience()
+        patience = _Patience(asked.rank, asked.write_id)
         write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
         sent = write.sent_to(asked.completer, cancelled=patience.is_over)
         rows = [
@@ -230,12 +230,13 @@ class NodeExchange:
 class _Patience:
     """Ends a wait with an error of which the peer knows that it may ask again."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: Rank, write_id: WriteId) -> None:
+        self._where = f"rank {rank}, write {write_id}"
         self._deadline = time.monotonic() + PATIENCE_S
 
     def is_over(self) -> bool:
         if time.monotonic() >= self._deadline:
-            raise Timeout(f"write: expected an answer within {PATIENCE_S:g} s, got none yet", code=_WAITING)
+            raise Timeout(f"{self._where}: expected an answer within {PATIENCE_S:g} s, got none yet", code=_WAITING)
         return False
 
 

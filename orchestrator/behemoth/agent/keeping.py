@@ -100,7 +100,7 @@ class Keeping:
             is_late = write != self._wanted.write
             reason = _TOO_LATE if is_late else answer.reason
             if not is_late:
-                self.health.failed(answer.code, reason)
+                self.health.failed(answer.code, f"rank {memory.rank}, write {write.write_id}: {reason}")
             _log.warning("own disk: rank %d, write %s is not there: %s", memory.rank, write.write_id, reason)
         else:
             self._kept[memory.rank] = (write, layout.digest)

@@ -59,6 +59,14 @@ class NodeSave:
     def is_given_up(self) -> bool:
         return self.is_over or self.broken != ""
 
+    def stage_of(self, rank: Rank) -> str:
+        """How far a rank is, for people."""
+        if rank in self.receipts:
+            return "written"
+        if rank in self.staged:
+            return "writing"
+        return "staging" if rank in self.granted else "without a half of the staging memory"
+
     @property
     def write_id(self) -> WriteId:
         return self.command.write_id
@@ -81,11 +89,15 @@ class Saves:
 
     def ended(self) -> None:
         """The workers are gone. Writes that all of them had staged go on; others cannot complete any more."""
+        ranks = {member.rank for member in self._members}
         self._members = ()
         self._arenas.drop_granted()
         for save in self._saves.values():
             if len(save.staged) < save.num_ranks:
-                self._break(save, "its workers ended before all had staged it")
+                missing = ", ".join(map(str, sorted(ranks - save.staged)))
+                self._break(
+                    save, f"rank {missing}, staging: the node's workers ended before all had copied their state"
+                )
 
     def announce(self, command: SaveAt, *, attempt: Attempt, is_slot_zero: bool) -> None:
         """Tell the workers; a repeated command changes nothing."""
@@ -119,6 +131,10 @@ class Saves:
         if save is None:
             return
         save.is_over = True
+        if not save.broken:  # the coordinator's reason names no rank: only this node knows what its own were about
+            ranks = sorted({member.rank for member in self._members} | save.staged)
+            stages = ", ".join(f"rank {rank} {save.stage_of(rank)}" for rank in ranks)
+            _log.warning("save %s of step %d given up: %s; %s", write_id, save.command.step, reason, stages)
         self._cancel(save)
         self._tell_workers(SaveOff(write_id=write_id, reason=reason))
 
@@ -156,7 +172,7 @@ class Saves:
             case Staged():
                 self._staged(save, member, message)
             case StagingFailed():
-                self._break(save, f"rank {member.rank}: {message.reason}")
+                self._break(save, f"rank {member.rank}, staging: {message.reason}")
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -214,7 +230,7 @@ class Saves:
         )
         memory.reading(save.write_id, is_read=False)
         if isinstance(answer, Failed) and not save.is_over:
-            self._break(save, f"rank {memory.rank}: {answer.reason}")
+            self._break(save, f"rank {memory.rank}, writing: {answer.reason}")
         if save.is_given_up():
             self._end_write(save, memory)
         elif isinstance(answer, Written):

@@ -176,7 +176,7 @@ class LocalBody:
         """The attempt is that of the write, which may be older than the gang's by now."""
         save = self._fleet.save_of(effect.write_id)
         if save is None:
-            reason = "its receipts went with a former coordinator"
+            reason = "commit: its receipts went with a former coordinator"
             self._desk.give_up(effect.write_id, reason)
             return
         layout, receipts = save.receipts()

@@ -163,7 +163,7 @@ class CheckpointDesk:
             self._unsure.add(write_id)
             # With its hint: what refuses a save often is a matter of what the program declares.
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
-            self._tell(SaveFailed(write_id=write_id, reason=reason))
+            self._tell(SaveFailed(write_id=write_id, reason=f"commit: {reason}"))
             return
         self._previous = record
         self._record_bytes[step] = len(record.encode())

@@ -57,9 +57,9 @@ def held_prints(layout: Layout, receipts: Sequence[Receipt]) -> str | msgspec.Un
     if not told_of:
         return msgspec.UNSET
     prints = [_NO_PRINT] * layout.mesh.num_ranks
-    frozen = next(iter(told_of.values())).frozen
+    first, frozen = next((rank, told.frozen) for rank, told in told_of.items())
     if max(frozen, default=-1) >= len(layout.arrays):
-        raise Invalid(f"receipts: expected frozen arrays below {len(layout.arrays)}, got {max(frozen)}")
+        raise Invalid(f"rank {first}: expected frozen arrays below {len(layout.arrays)}, got {max(frozen)}")
     for rank, told in told_of.items():
         if told.frozen != frozen:
             names = [layout.arrays[at].name for at in sorted(set(told.frozen) ^ set(frozen)) if at < len(layout.arrays)]

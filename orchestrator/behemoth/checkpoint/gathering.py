@@ -182,8 +182,9 @@ class Gathering:
         span, expected = self._plan.spans[damaged[0]], self._told[damaged[0]] or 0
         got = crc32c(data[span.arena_offset : _end(span)])
         return Conflict(
-            f"rank {self._plan.rank}, write {self._write_id}: expected CRC-32C {expected:08x}, got {got:08x} over "
-            f"{span.length} bytes at {span.arena_offset}; damaged in all: {len(damaged)} of {len(self._told)} spans",
+            f"rank {self._plan.rank}, write {self._write_id}, array {self._plan.pieces[span.piece].name!r}: expected "
+            f"CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes at {span.arena_offset}; damaged in all: "
+            f"{len(damaged)} of {len(self._told)} spans",
             hint="the memory that it came from was filled anew, or is damaged",
             code="copy-crc",
         )

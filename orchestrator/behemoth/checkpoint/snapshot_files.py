@@ -145,8 +145,9 @@ class SnapshotFiles:
             got = crc32c(data[span.arena_offset : span.arena_offset + span.length])
             if got != expected:
                 raise Conflict(
-                    f"rank {self._plan.rank}: expected CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes "
-                    f"at {span.arena_offset} of its staging memory",
+                    f"rank {self._plan.rank}, array {self._plan.pieces[span.piece].name!r}: expected CRC-32C "
+                    f"{expected:08x}, got {got:08x} over {span.length} bytes at {span.arena_offset} of its staging "
+                    "memory",
                     hint="it was filled anew meanwhile, or is damaged",
                     code="copy-crc",
                 )

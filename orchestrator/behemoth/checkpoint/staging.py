@@ -243,7 +243,8 @@ class _Unstaging:
             return
         if _copied_crc(source, target, start) != self._crcs[number]:
             raise Corrupt(
-                f"{self._where}: expected the {span.length} bytes at {span.arena_offset} that were staged, got others",
+                f"{self._where}, array {target.piece.name!r}: expected the {span.length} bytes at {span.arena_offset} "
+                "that were staged, got others",
                 hint="memory was damaged; restore from storage",
                 code="arena-crc",
             )

@@ -8,8 +8,11 @@ Neighbours: `run`, which calls this once, `state` (the program's memory), `files
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from behemoth.base.errors import Corrupt, Internal, Invalid, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, Internal, Invalid, Unavailable
+from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.staging import unstage
@@ -54,7 +57,8 @@ def _fetch(
         raise Internal(f"session: expected Ready, got {type(answer).__name__}")
     fd = peer.take_descriptor()
     try:
-        arena = Arena.open(fd)
+        with _restoring(bound.plan.rank):
+            arena = Arena.open(fd)
     finally:
         os.close(fd)
     bound.pin(arena)
@@ -62,14 +66,24 @@ def _fetch(
 
 
 def _take_over(bound: BoundState, arena: Arena, ready: Ready) -> None:
-    if ready.folder:
-        read = read_cold_files if ready.is_cold else read_files
-        read(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
-    elif ready.generation is not None:
-        _copy_out(bound, arena, ready.generation, ready)
-    else:
-        return
-    bound.read_records(left_out=ready.left_out)
+    with _restoring(bound.plan.rank):
+        if ready.folder:
+            read = read_cold_files if ready.is_cold else read_files
+            read(ready.folder, bound.layout, bound.plan, bound.targets(), threads=ready.threads)
+        elif ready.generation is not None:
+            _copy_out(bound, arena, ready.generation, ready)
+        else:
+            return
+        bound.read_records(left_out=ready.left_out)
+
+
+@contextmanager
+def _restoring(rank: Rank) -> Iterator[None]:
+    """Errors inside end the worker: they say whose they are, and in which stage."""
+    try:
+        yield
+    except BehemothError as error:
+        raise type(error)(f"rank {rank}, restoring: {error.message}", hint=error.hint, code=error.code) from error
 
 
 def _copy_out(bound: BoundState, arena: Arena, generation: int, ready: Ready) -> None:
@@ -83,4 +97,4 @@ def _copy_out(bound: BoundState, arena: Arena, generation: int, ready: Ready) ->
         left_out=ready.left_out,
     )
     if snapshot.step != ready.step:
-        raise Corrupt(f"restore: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")
+        raise Corrupt(f"arena: expected a snapshot of step {ready.step}, got one of step {snapshot.step}")

@@ -160,7 +160,10 @@ class Saver:
         if copying.thread is not None:
             copying.thread.join(self._wait_limit_s)
             if copying.thread.is_alive():
-                raise Internal(f"save {copying.write_id}: the copy did not end within {self._wait_limit_s} s")
+                raise Internal(
+                    f"rank {self._bound.plan.rank}, staging: the copy of save {copying.write_id} did not end within "
+                    f"{self._wait_limit_s} s"
+                )
         self._seal(copying)
         self._tell_stall(started_ns)
 
@@ -267,7 +270,7 @@ class Saver:
         if self._off == copying.write_id:
             return False
         if copying.error is not None:
-            self._fail(copying.write_id, f"{type(copying.error).__name__}: {copying.error}")
+            self._fail(copying.write_id, f"copy of the state: {type(copying.error).__name__}: {copying.error}")
             return False
         if copying.done_step is not None:
             self._fail(copying.write_id, _unfenced(copying.step, copying.done_step))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
@@ -32,6 +34,7 @@ from checkpoint.between import Between
 from checkpoint.interop.imported import import_tensors
 from checkpoint.interop.tensor_trees import chunked
 from checkpoint.late_bucket import Late
+from checkpoint.mangled import mangled_document
 
 MODEL = {
     "a.weight": torch.randn(5, 7).to(torch.bfloat16),
@@ -299,6 +302,18 @@ def test_rubbish_for_an_index_is_corrupt_and_nothing_else(data: bytes) -> None:
     store.create("model.safetensors.index.json", data)
     with pytest.raises(Corrupt):
         read_model(store, threads=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_mangled_index_is_told_or_names_what_is_there(data: st.DataObject) -> None:
+    store = MemoryStore()
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    store.create("a.safetensors", len(header).to_bytes(8, "little") + header + bytes(8))
+    index = {"metadata": {"total_size": 8}, "weight_map": {"w": "a.safetensors"}}
+    store.create("model.safetensors.index.json", data.draw(mangled_document(index, encode=msgspec.json.encode)))
+    with suppress(Corrupt, Invalid):
+        assert read_model(store, threads=1).files == ("a.safetensors",)
 
 
 def test_an_empty_folder_has_no_model(tmp_path: Path) -> None:

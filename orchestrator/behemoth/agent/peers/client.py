@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from behemoth.agent.peers.identity import SILENT, UNREACHABLE, PeerAddress, PeerIdentity, enter
 from behemoth.agent.peers.sockets import LATE, PeerSocket, connect, payload_limit_s
-from behemoth.base.errors import Conflict, Corrupt, Timeout, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
 from behemoth.wire.peers import (
     MAX_PEER_FRAME_BYTES,
     PAYLOAD_ENDS,
@@ -111,11 +112,8 @@ class PeerClient:
         cancelled: Callable[[], bool],
     ) -> PeerAnswer:
         """One question; afterwards the connection is idle, or closed with the error."""
-        try:
+        with _ending(link, peer):
             answer = self._answer(link, request, into, cancelled)
-        except BaseException:
-            link.close()
-            raise
         if _is_busy(answer):
             link.close()
         else:
@@ -165,13 +163,10 @@ class PeerClient:
                 f"node {peer.node}: expected a connection to {peer.host}:{peer.port}, got: {error.strerror or error}",
                 code=UNREACHABLE,
             ) from error
-        try:
+        with _ending(link, peer):
             deadline = time.monotonic() + greet_s
             link.until_readable(deadline=deadline, cancelled=cancelled)
             enter(link, self._me, peer.node, deadline=deadline)
-        except BaseException:
-            link.close()
-            raise
         return link
 
     def _take(self, peer: PeerAddress) -> PeerSocket | None:
@@ -195,6 +190,19 @@ class PeerClient:
             self._idle = [(peer, link) for peer, link in self._idle if not is_unwanted(peer)]
         for link in gone:
             link.close()
+
+
+@contextmanager
+def _ending(link: PeerSocket, peer: PeerAddress) -> Iterator[None]:
+    """An error inside ends the connection, and says whose it was."""
+    try:
+        yield
+    except BehemothError as error:
+        link.close()
+        raise type(error)(f"node {peer.node}: {error.message}", hint=error.hint, code=error.code) from error
+    except BaseException:
+        link.close()
+        raise
 
 
 def _is_busy(answer: PeerAnswer) -> bool:

@@ -64,15 +64,15 @@ def admit(link: PeerSocket, me: PeerIdentity, *, deadline: float) -> NodeId:
 
 
 def enter(link: PeerSocket, me: PeerIdentity, expected: NodeId, *, deadline: float) -> None:
-    """The half of the node that asks. Raises Denied when it is not welcome, Unavailable when the other end is not the
-    expected node of this run."""
+    """The half of the node that asks, whose caller says in errors which node that is. Raises Denied when it is not
+    welcome, Unavailable when the other end is not the expected node of this run."""
     try:
         greeting = link.receive(GREETINGS, limit_bytes=MAX_GREETING_BYTES, deadline=deadline)
     except Corrupt as error:  # a web server, say, on a port that was free again
-        raise _stranger(expected) from error
+        raise _stranger() from error
     if greeting.major != PROTOCOL_MAJOR:
         raise Denied(
-            f"node {expected}: expected peer protocol {PROTOCOL_MAJOR}, got {greeting.major}", code="protocol-version"
+            f"peer connection: expected protocol {PROTOCOL_MAJOR}, got {greeting.major}", code="protocol-version"
         )
     nonce = fresh_nonce()
     mine = proof(me.key, role="asks", run_uid=me.run_uid, node=me.node, mine=nonce, other=greeting.nonce)
@@ -80,14 +80,14 @@ def enter(link: PeerSocket, me: PeerIdentity, expected: NodeId, *, deadline: flo
     link.send(hello, deadline=deadline)
     answer = link.receive(WELCOMES, limit_bytes=MAX_GREETING_BYTES, deadline=deadline)
     if isinstance(answer, PeerRejected):
-        raise Denied(f"node {expected}: {answer.reason}", code=answer.code)
+        raise Denied(f"peer connection: {answer.reason}", code=answer.code)
     wanted = proof(me.key, role="is asked", run_uid=me.run_uid, node=expected, mine=greeting.nonce, other=nonce)
     if answer.node != expected or not is_proof(answer.proof, wanted):
-        raise _stranger(expected)
+        raise _stranger()
 
 
-def _stranger(expected: NodeId) -> Unavailable:
-    return Unavailable(f"node {expected}: another program listens at its port", code="peer-stranger")
+def _stranger() -> Unavailable:
+    return Unavailable("peer connection: another program listens at its port", code="peer-stranger")
 
 
 def _refusal(hello: PeerHello, nonce: bytes, me: PeerIdentity) -> PeerRejected | None:

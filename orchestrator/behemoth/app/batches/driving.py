@@ -7,8 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from behemoth.app.batches.record import Record
-from behemoth.base.errors import BehemothError
+from behemoth.base.decoding import UNDECODABLE, told
+from behemoth.base.errors import BehemothError, Corrupt
 from behemoth.ports import Batch, Executor
 
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 8 << 20, 256 << 20
@@ -16,6 +19,7 @@ NUM_BATCHES = 256
 """Of a job that is neither small nor large: enough to share out evenly."""
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do."""
 
@@ -46,6 +50,22 @@ def grouped(
         filled_bytes += num_bytes(item)
     if group:
         yield group
+
+
+def decoded_result(decoder: msgspec.msgpack.Decoder[_Result], data: bytes, *, what: str) -> _Result:
+    """The result of a batch, which may stand in the record of an earlier call. Raises Corrupt for what is none."""
+    try:
+        return decoder.decode(data)
+    except UNDECODABLE as error:
+        raise no_result(what, told(error)) from error
+
+
+def no_result(what: str, got: str) -> Corrupt:
+    return Corrupt(
+        f"result of a batch of {what}: expected one of this job, got: {got}",
+        hint="the record of an earlier call is not this job's: --anew does its batches again",
+        code="batch-result",
+    )
 
 
 def run_job(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
-from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
+from behemoth.app.batches.driving import Progress, Sized, decoded_result, grouped, no_result, run_job
 from behemoth.app.batches.jobs import VerifyJob, encode_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
@@ -24,6 +25,8 @@ from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
+
+CRC_BYTES = 4
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -40,7 +43,7 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     key: str
     first: int
     crcs: bytes
-    num_bytes: int
+    num_bytes: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     problems: tuple[Problem, ...]
 
 
@@ -95,8 +98,13 @@ def check_in_batches(
 ) -> Iterator[Found]:
     """What `verify` wants of its `spread`. Raises what the executor does."""
     positions = {shard.key: position for position, shard in enumerate(shards)}
-    for result in run_job(executor, encode_job(job), batches_of(shards, spans), record, progress=progress):
-        for one in _checked_decoder.decode(result.data):
+    batches = batches_of(shards, spans)
+    asked = {one.batch.number: one.batch.data for one in batches}
+    for result in run_job(executor, encode_job(job), batches, record, progress=progress):
+        checked = decoded_result(_checked_decoder, result.data, what="verify")
+        if _parts_of(checked) != asked[result.number]:  # or what nobody has checked would pass for checked
+            raise no_result("verify", f"other slots than those of batch {result.number}")
+        for one in checked:
             yield Found(
                 shard=positions[one.key],
                 first=one.first,
@@ -104,6 +112,14 @@ def check_in_batches(
                 problems=one.problems,
                 num_bytes=one.num_bytes,
             )
+
+
+def _parts_of(checked: Sequence[_Checked]) -> bytes:
+    """What a batch must have asked for that is answered so; nothing does for CRCs that are cut off."""
+    if any(len(one.crcs) % CRC_BYTES for one in checked):
+        return b""
+    parts = [_Part(key=one.key, first=one.first, last=one.first + len(one.crcs) // CRC_BYTES) for one in checked]
+    return msgspec.msgpack.encode(parts)
 
 
 def batches_of(shards: Sequence[Shard], spans: Sequence[Span]) -> list[Sized]:

@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from behemoth.app.batches.driving import Progress, Sized, grouped, run_job
+from behemoth.app.batches.driving import Progress, Sized, decoded_result, grouped, no_result, run_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.array_keys import metadata_key, shard_key
@@ -131,8 +131,10 @@ def write_in_batches(executor: Executor, job: bytes, writing: Writing, record: R
             ids = [uploads.upload_id(unit) for unit in order.of(writing.units)]
             return Batch(number=batch.number, data=msgspec.msgpack.encode(msgspec.structs.replace(order, uploads=ids)))
 
-        for result in run_job(executor, job, writing.batches(), record, progress=progress, prepare=prepare):
-            yield _written_decoder.decode(result.data)
+        batches = writing.batches()
+        asked = {one.batch.number: one.batch for one in batches}
+        for result in run_job(executor, job, batches, record, progress=progress, prepare=prepare):
+            yield _written(result, asked[result.number], writing)
 
     return spread
 
@@ -155,11 +157,23 @@ def finished(store: ObjectStore, step: Step, *, verb: str, job: bytes) -> Commit
 def require_written(store: SavesTo, step: Step, writing: Writing, record: Record, fresh: WriteId) -> WriteId:
     """The write id to go on with: that of the record, or `fresh` where something of what is done is gone (`gc`)."""
     write_id = WriteId(record.note)
-    done = list(chain.from_iterable(_written_decoder.decode(result.data) for result in record.done().values()))
+    results, asked = record.done(), {one.batch.number: one.batch for one in writing.batches()}
+    kept = (_written(results[number], asked[number], writing) for number in results.keys() & asked.keys())
+    done = list(chain.from_iterable(kept))
     if not done or _is_there(store, step_prefix(step, write_id), writing, done):
         return write_id
     record.forget(fresh)
     return fresh
+
+
+def _written(result: Batch, asked: Batch, writing: Writing) -> list[Written]:
+    """What a batch has done. Raises Corrupt unless that is each of its units once."""
+    found = decoded_result(_written_decoder, result.data, what="a checkpoint")
+    units = _order_decoder.decode(asked.data).of(writing.units)
+    is_each = sorted(one[:3] for one in found) == sorted((unit.array, unit.shard, unit.number) for unit in units)
+    if not is_each or any(span.array != one.array for one in found for span in one.spans):
+        raise no_result("a checkpoint", f"other units than those of batch {asked.number}")
+    return found
 
 
 def _own(verb: str, job: bytes) -> str:

@@ -8,8 +8,9 @@ rank's arena).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
@@ -51,8 +52,8 @@ class Written(NamedTuple):
     shard: int
     number: int
     spans: list[WrittenSpan]
-    num_bytes: int
-    crc: int
+    num_bytes: Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
+    crc: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
     etag: str
     upload_id: str
 
