@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import msgspec
 
 from behemoth.agent.arenas import restored_step
+from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, now_us
 from behemoth.agent.storewire import Failed, Source
-from behemoth.agent.told import Told
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 class Admission:
     """For the `members` of the attempt of `table`."""
 
-    def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], told: Told) -> None:
+    def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], reports: AttemptReports) -> None:
         self._parts = parts
         self._table = table
         self._members = members
-        self._told = told
+        self._reports = reports
         self._attempt = table.fence.attempt
         self._digest = ""
 
@@ -63,7 +63,7 @@ class Admission:
         )
         member.has_joined = True
         member.enter("restore", now_us())
-        self._told.milestone(RanksUp(attempt=self._attempt), [one.has_joined for one in self._members])
+        self._reports.milestone(RanksUp(attempt=self._attempt), [one.has_joined for one in self._members])
 
     async def prepare(self, member: Member, declared: Declare) -> None:
         """Give the worker its staging memory, with the checkpoint to restore in it."""
@@ -123,7 +123,7 @@ class Admission:
             store_bytes=sum(one.store_bytes for one in prepared),
             missed=next((one.missed for one in prepared if one.missed), ""),
         )
-        self._told.milestone(report, [one.is_standing for one in self._members])
+        self._reports.milestone(report, [one.is_standing for one in self._members])
 
     def _source(self, source: Source, declared: Declare) -> Source:
         holders, record_bytes = self._parts.copies.asked(), self._table.record_bytes
@@ -152,7 +152,7 @@ class Admission:
                 member.channel.send(Refusal(reason=f"staging memory: {answer.reason}"))
             return
         _log.warning("attempt %d: restore from %s refused: %s", self._attempt, restore.write_id, reason)
-        self._told.refused(
+        self._reports.refused(
             RestoreRefused(
                 attempt=self._attempt,
                 write_id=restore.write_id,
@@ -165,7 +165,7 @@ class Admission:
     def _refuse_program(self, reason: str) -> None:
         """The ranks are not told: they would end by themselves, and their ends would look like the failure."""
         _log.warning("attempt %d: program refused: %s", self._attempt, reason)
-        self._told.refused(ProgramRefused(attempt=self._attempt, reason=reason))
+        self._reports.refused(ProgramRefused(attempt=self._attempt, reason=reason))
 
 
 def wait_limit_us(floors: HangFloors) -> int:

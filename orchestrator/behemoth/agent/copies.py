@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from behemoth.agent.background_copy import BackgroundCopy
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Budget, Failed, Pull, Share
-from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank, Slot
 from behemoth.policy import peers
 from behemoth.wire.commands import RestoreFrom, StartGang
@@ -45,14 +45,14 @@ class Copies:
 
     def __init__(self, *, store: StoreLink, setup: Setup) -> None:
         self._store = store
-        self._copies = setup.peer_copies
+        self._num_copies = setup.peer_copies
         self._stride = setup.peer_stride
         self._budget_bytes = setup.staging_budget
         self._ranks_per_node = setup.ranks_per_node
         self._domains: tuple[int, ...] = ()
         self._slot: Slot | None = None
         self._wards: tuple[Slot, ...] = ()
-        self._wanted = Wanted(store)
+        self._background = BackgroundCopy(store)
         self._declared: Declare | None = None
         self._memories: dict[Rank, CopyMemory] = {}
 
@@ -63,14 +63,14 @@ class Copies:
         self._domains = tuple(place.domain for place in table.peers)
         self._slot = slot
         self._wards = ()
-        if slot is not None and self._copies and self._domains:
-            self._wards = peers.wards(slot, self._domains, stride=self._stride, copies=self._copies)
-        self._wanted.want(table.restore)
+        if slot is not None and self._num_copies and self._domains:
+            self._wards = peers.wards(slot, self._domains, stride=self._stride, copies=self._num_copies)
+        self._background.want(table.restore)
 
     def declared(self, declared: Declare) -> None:
         """The layout is the same for all ranks of the run."""
         self._declared = declared
-        self._wanted.news.set()
+        self._background.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
         """What is older or of nobody's interest any more can go: until now a restore might have asked for it."""
@@ -80,7 +80,7 @@ class Copies:
             os.close(self._memories.pop(rank).fd)
         if unwanted:
             self._store.keep_copies(self._memories)
-        self._wanted.want(write)
+        self._background.want(write)
 
     def budget(self, own: Sequence[Rank]) -> Budget | None:
         """What this node may hold, and for whom."""
@@ -91,9 +91,9 @@ class Copies:
 
     def asked(self) -> tuple[Slot, ...]:
         """Slots that may hold a copy of this node's ranks, likeliest first."""
-        if self._slot is None or not self._copies or not self._domains:
+        if self._slot is None or not self._num_copies or not self._domains:
             return ()
-        return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._copies)
+        return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._num_copies)
 
     def shared(self) -> list[tuple[Share, int]]:
         """What a new store process must know of, with its descriptors."""
@@ -108,18 +108,18 @@ class Copies:
 
     async def run(self) -> None:
         """Until cancelled: pull what is wanted and not held, one rank at a time."""
-        if not self._copies:
+        if not self._num_copies:
             return
         pause_s = FIRST_PAUSE_S
         while True:
-            self._wanted.news.clear()
+            self._background.news.clear()
             missing = self._missing()
             num_pulled = 0
             for ward, rank in missing:
                 num_pulled += await self._pull(ward, rank)
-                if self._wanted.news.is_set():
+                if self._background.news.is_set():
                     break
-            if num_pulled or self._wanted.news.is_set():
+            if num_pulled or self._background.news.is_set():
                 pause_s = FIRST_PAUSE_S
                 continue
             await self._hear(pause_s if missing else None)
@@ -127,12 +127,12 @@ class Copies:
 
     async def _pull(self, ward: Slot, rank: Rank) -> bool:
         """True when the copy is whole."""
-        write, declared = self._wanted.write, self._declared
+        write, declared = self._background.write, self._declared
         assert write is not None
         assert declared is not None
         memory = self._memory(rank, declared)
         order = Pull(
-            job=self._wanted.new_job(),
+            job=self._background.new_job(),
             rank=rank,
             layout=declared.layout,
             slot=ward,
@@ -140,7 +140,7 @@ class Copies:
             step=write.step,
         )
         answer = await self._store.pull(order, memory.fd)
-        self._wanted.job_ended()
+        self._background.job_ended()
         if isinstance(answer, Failed):
             _log.info("copy of rank %d, write %s: %s", rank, write.write_id, answer.reason)
             return False
@@ -148,7 +148,7 @@ class Copies:
         return True
 
     def _missing(self) -> list[tuple[Slot, Rank]]:
-        wanted = self._wanted.write
+        wanted = self._background.write
         if wanted is None or self._declared is None:
             return []
         layout = self._declared.digest
@@ -168,7 +168,7 @@ class Copies:
     async def _hear(self, limit_s: float | None) -> None:
         try:
             async with asyncio.timeout(limit_s):
-                await self._wanted.news.wait()
+                await self._background.news.wait()
         except TimeoutError:
             return
 

@@ -1,8 +1,8 @@
 """This node's part of one attempt: its workers from fork to exit, and where each of their messages goes.
 
 It decides nothing about failures: an end that should not be is reported, and the coordinator starts a higher attempt.
-Neighbours: `forkclient` starts and ends processes, `admission` lets workers in, `saves` follows saves, `told` keeps
-what the coordinator has heard, `member` is one worker.
+Neighbours: `forkclient` starts and ends processes, `admission` lets workers in, `saves` follows saves,
+`attempt_reports` keeps what the coordinator was told, `member` is one worker.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from functools import partial
 from typing import assert_never
 
 from behemoth.agent.admission import Admission, wait_limit_us
+from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.channel import Channel
 from behemoth.agent.forkwire import Exited, Spawn
 from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, beat_of, now_us
 from behemoth.agent.ranklog import log_path
-from behemoth.agent.told import Told
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Attempt, Rank
 from behemoth.wire.commands import StartGang
@@ -67,8 +67,8 @@ class Gang:
             Member(rank=Rank(slot * count + local), local_rank=local, phase_since_us=now_us()) for local in range(count)
         ]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._told = Told(parts.send)
-        self._admission = Admission(parts, table, self._members, self._told)
+        self._reports = AttemptReports(parts.send)
+        self._admission = Admission(parts, table, self._members, self._reports)
         self._last_slowest_us = 0
         self._is_ending = False
 
@@ -125,13 +125,13 @@ class Gang:
             return
         if report.exit_code == 0 and member.has_ended_steps:
             self._release(member)
-            self._told.milestone(RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
+            self._reports.milestone(RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
             return
         self._run(self._report_end(member, report), member, "end")
 
     def tell_again(self) -> None:
-        """How things stand, for a coordinator that has just come."""
-        self._told.again()
+        """Send all reports of the attempt again, to a coordinator that has just taken over."""
+        self._reports.again()
 
     def beat(self, *, port: int) -> Beat:
         beat = beat_of(
@@ -196,7 +196,7 @@ class Gang:
         )
         _log.warning("attempt %d rank %d ended: exit %s signal %s", self.attempt, member.rank, exit_code, signum)
         self._parts.beat()  # how far the node came goes first: the attempt is over with what follows
-        self._told.ended(member, ended)
+        self._reports.ended(member, ended)
 
     def _release(self, member: Member) -> None:
         if member.channel is not None:

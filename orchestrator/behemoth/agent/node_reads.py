@@ -17,8 +17,8 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint.chunk_reader import Lent
 from behemoth.checkpoint.common_chunks import CommonChunks
 from behemoth.checkpoint.own_memory import own_memory
-from behemoth.checkpoint.passing import PassingStore, num_bytes, spread
 from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes, spread
 from behemoth.ports import Into, ObjectStore
 
 WAIT_LIMIT_S = 60.0
@@ -179,7 +179,7 @@ class NodeRestore:
             self._reads = None
 
 
-class RankReads(PassingStore):
+class RankReads(WrapperStore):
     """What one rank reads through `NodeReads`. Thread-safe."""
 
     def __init__(self, inner: ObjectStore, rank: Rank, node: NodeReads) -> None:

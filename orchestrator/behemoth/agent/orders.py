@@ -58,7 +58,7 @@ class Orders:
         self._seen = Fence(run_uid=self._seen.run_uid, epoch=max(self._seen.epoch, epoch), attempt=self._seen.attempt)
 
     def tell_again(self) -> None:
-        """How things stand, for a coordinator that has just come."""
+        """Send all reports again, to a coordinator that has just taken over."""
         if self._gang is not None:
             self._gang.tell_again()
         self._parts.saves.tell_again()

@@ -123,12 +123,13 @@ class Saves:
         self._tell_workers(SaveOff(write_id=write_id, reason=reason))
 
     def tell_receipts(self, write_id: WriteId) -> None:
+        """Send the node's receipts once all of its ranks have staged and written."""
         save = self._saves.get(write_id)
         if save is not None and len(save.staged) == len(save.receipts) == save.num_ranks:
             self._send_receipts(save)
 
     def tell_again(self) -> None:
-        """How every open write stands, for a coordinator that has just come."""
+        """Send the reports of all open writes again, to a coordinator that has just taken over."""
         for save in self._saves.values():
             if save.broken:
                 self._send(SaveBroken(attempt=save.attempt, write_id=save.write_id, reason=save.broken))

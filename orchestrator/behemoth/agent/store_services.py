@@ -16,7 +16,7 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.own_disk import OwnDisk
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerIdentity
-from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import PeerServer
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.snapshots import AskedSnapshot, PeerSnapshot

@@ -2,7 +2,7 @@
 
 Who converts an array in several goes looks through each block once: a block may have more than one go takes, and its
 scale is written apart from its values. Neighbours: `scaled_reader`, which looks, `changes`, which says what scales are,
-and `remembering`, the same for scales that were saved.
+and `caching`, the same for scales that were saved.
 """
 
 from __future__ import annotations

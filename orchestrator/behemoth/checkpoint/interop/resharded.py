@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.caching import CachingStore
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.filling import least_bytes
@@ -25,7 +26,6 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES
-from behemoth.checkpoint.remembering import RememberingStore
 from behemoth.checkpoint.reshard import plan_pieces
 from behemoth.checkpoint.reshard_reader import read_slabs
 from behemoth.checkpoint.stopping import Cancelled, never
@@ -71,7 +71,7 @@ class CheckpointSource:
         self._layout = layout
         self._found = found
         self._cancelled = cancelled
-        self._scales = RememberingStore(store, limit_bytes=SCALES_BYTES)
+        self._scales = CachingStore(store, limit_bytes=SCALES_BYTES)
         self._computed = ComputedScales(limit_bytes=SCALES_BYTES)
 
     def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
