@@ -1,5 +1,5 @@
-"""What a copy of a checkpoint to another store takes: its objects, what the target holds of them, and whether it may
-have the commit at all. Reads only, and no data.
+"""The plan of a copy of a checkpoint to another store: its objects, which of them the target holds, and whether the
+target may have the commit at all. Reads metadata and listings only.
 
 Neighbour: `draining`, which copies, and asks the same questions first.
 """

@@ -1,8 +1,8 @@
 """CRC-32C (Castagnoli) of buffers, and of a concatenation from the CRCs of its pieces.
 
-Why its own module: the pieces of one chunk lie on different ranks, and nobody shall read them all to learn the CRC of
-the chunk that they form. It must not do any I/O. The neighbours are `writer`, which computes, and `commit`, which
-combines.
+Why its own module: the pieces of one chunk lie on different ranks, and the CRC of the chunk has to follow from the CRCs
+of its pieces, without any rank reading them all. It must not do any I/O. The neighbours are `writer`, which computes,
+and `proof`, `end_writer` and `shard_proof`, which combine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def crc32c(buffer: Buffer, value: int = 0) -> int:
 
 
 def crc_of(buffers: Iterable[Buffer]) -> int:
-    """CRC-32C of buffers, one behind the other."""
+    """CRC-32C of the concatenation of some buffers."""
     crc = 0
     for buffer in buffers:
         crc = crc32c(buffer, crc)
@@ -50,8 +50,8 @@ def combined(pieces: Iterable[tuple[int, int]]) -> int:
 
 
 def combined_runs(crcs: Sequence[int], lengths: Sequence[int], bounds: Iterable[tuple[int, int]]) -> list[int]:
-    """`combined` of many wholes: pieces begin .. end of each pair in `bounds`. Of millions, the calls between are what
-    takes the time."""
+    """`combined` of many wholes at once: for each (begin, end) in `bounds` the CRC of pieces [begin, end). One loop,
+    because for millions of pieces the Python calls would take longer than the combining."""
     combine_two, found = checksums.combine_crc32c, []
     for begin, end in bounds:
         total = crcs[begin]

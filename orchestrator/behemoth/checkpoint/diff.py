@@ -1,8 +1,8 @@
-"""Which arrays of two checkpoints differ, and by how much; reads only what differs where both are cut alike.
+"""Which arrays of two checkpoints differ, and by how much; reads only what differs where both have the same chunks.
 
-An array whose chunks have the same CRCs in both is the same: the index tells for the whole array, the CRC beside each
-chunk for the parts. What is left is read a chunk at a time on several threads, so that memory does not grow with the
-checkpoint. Damage raises: nobody can compare what cannot be read. Neighbours: `difference` counts, `chunk_reader`
+An array whose chunks have the same CRCs in both is equal: the index has a CRC for the whole array, and each chunk its
+own. What remains is read a chunk at a time on several threads, so that memory does not grow with the checkpoint. Damage
+raises, since what cannot be read cannot be compared. Neighbours: `difference` counts, `chunk_reader`
 reads.
 """
 

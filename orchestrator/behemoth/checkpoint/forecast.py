@@ -1,7 +1,8 @@
 """What a save would cost: bytes, objects, requests, memory, seconds, money, from the layout and the rates of machines.
 
-Counts are sums of what the save itself computes (owners, grids, arenas, encoders of its metadata), none is estimated.
-Seconds are bytes by a rate that the caller gives: the slowest rank or node, nothing overlapped, nothing lost. Pure.
+Counts come from the code that the save itself uses (owners, grids, arenas, encoders of its metadata); none is an
+estimate. Seconds are the bytes of the slowest rank or node divided by a rate that the caller gives, without overlap of
+tiers. Pure.
 Neighbours: `loads` (file systems), `uploads` (object storage), `over_read`.
 """
 
@@ -57,7 +58,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Of one number over all ranks."""
+    """Least, mean and largest value of one number over all ranks."""
 
     min: int
     mean: float
@@ -70,7 +71,8 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalDiskUse:
-    """Of the node with the most: what a save copies to its own disk, and the files there that take turns."""
+    """Bytes on the own disk of the node with the most: copied at each save, and taken by the files, which take
+    turns."""
 
     copied_bytes: int
     capacity_bytes: int
@@ -113,6 +115,7 @@ class Forecast:
 
     @property
     def exchanged_share(self) -> float:
+        """Exchanged bytes / bytes of all arrays (checkpoint.md's goal: at most 0.08)."""
         return self.exchanged_bytes / self.data_bytes
 
 

@@ -155,7 +155,7 @@ def plan_gc(
 def _rejects(
     garbage: Sequence[ObjectInfo], going: Collection[Write | None], unsure: Callable[[WriteId], bool]
 ) -> tuple[Write, ...]:
-    """No commit is sent before the index stands."""
+    """The writes whose commit may still arrive: those with an index, since no commit is sent before that."""
     written = _named(garbage, lambda write: write not in going and unsure(write[1]))
     keys = {info.key for info in garbage}
     return tuple(sorted(write for write in written if f"{step_prefix(*write)}/{INDEX}" in keys))
@@ -203,15 +203,15 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
 
 
 def reject_unsure(store: ObjectStore, step: Step, write_id: WriteId) -> None:
-    """For who gives up a write of its own, before its data go: in a bucket its commit may be on its way, if it came as
-    far as an index. Idempotent."""
+    """Reject a write that its own process gives up, before its data are deleted: in a bucket its commit request may
+    still be carried out, if the write got as far as its index. Idempotent."""
     prefix = step_prefix(step, write_id)
     if isinstance(store, UploadsParts) and any(info.key == f"{prefix}/{INDEX}" for info in store.list(prefix)):
         _mark(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
 
 
 def _mark(store: ObjectStore, folder: str, write: Write, *, reason: str) -> str:
-    """Say so of this write. A mark that stands already is that of a call which was cut off."""
+    """Create the marker of a write in `folder`; returns its key. One that exists is of a call that was cut off."""
     key = marker_key(folder, *write)
     with suppress(Conflict):
         store.create(key, Marker.of(*write, reason=reason).encode())

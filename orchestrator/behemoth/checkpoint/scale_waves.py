@@ -1,9 +1,9 @@
-"""In which order the chunks of an array are read when scales are computed of it and it is converted by them. Pure.
+"""The order in which the chunks of an array are read when it is converted by scales computed from it. Pure.
 
-A value can be converted when its block has been looked through, and a block may lie in several chunks. What is read
-before that is kept until then, so that chunks are read once; what there is no room for is read again. So that little
-waits, chunks that share blocks follow one another. Neighbours: `scaled_reader` (does it), `scale_reads` (counts it),
-`reshard` (says what is wanted).
+A value can be converted once its whole block has been searched, and a block may lie in several chunks. Values that were
+read before that are kept, so that chunks are read once; those for which there is no memory are read again. Chunks that
+share blocks are read one after another, so that little has to wait. Neighbours: `scaled_reader` (does it),
+`scale_reads` (counts it), `reshard` (says what is wanted).
 """
 
 from __future__ import annotations

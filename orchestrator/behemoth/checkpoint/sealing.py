@@ -1,7 +1,7 @@
 """Makes objects durable while others are still being written, so that the end of a save has little left to wait for.
 
-Of hundreds of files each fsync(2) takes little, and all of them together a tenth of the time of a save of 1 GiB. The
-order is free, since nothing counts before the commit. The module does not know what it seals. Neighbour: `writer`.
+One fsync(2) is short, but those of hundreds of files together take a tenth of the time of a save of 1 GiB. The order is
+free, since nothing counts before the commit. The module does not know what it seals. Neighbour: `writer`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Sealing:
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="ckpt-seal")
 
     def add(self, keys: Sequence[str], *, num_bytes: int = 0) -> None:
-        """These are written as a whole; they are sealed soon, at once when much of them waits for the disk:
-        `num_bytes`, 0 of what went past the page cache."""
+        """Seal these objects, which are completely written, soon; at once when many bytes wait for the disk.
+        `num_bytes`: how many of their bytes went through the page cache."""
         with self._lock:
             self._waiting += keys
             self._waiting_bytes += num_bytes

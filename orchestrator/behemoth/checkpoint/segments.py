@@ -1,4 +1,4 @@
-"""Whose bytes a shard consists of, in their order: the ground on which uploads are planned.
+"""Which pieces a shard's bytes belong to, in order: the basis on which uploads are planned.
 
 The data of a shard are the data of its slots, one behind the other; padding, CRCs and gaps do not count. In a shard
 that lies within one box each piece is one segment of them. Where a shard holds several boxes, since their shares have

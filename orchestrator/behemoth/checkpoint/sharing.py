@@ -23,7 +23,7 @@ from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_a
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 SPAN_COST_BYTES = 4096
-"""What a span weighs beyond its bytes when owners are chosen: a system call costs about as much as a page."""
+"""What each span adds to its bytes when owners are chosen: a system call costs about as much as writing a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

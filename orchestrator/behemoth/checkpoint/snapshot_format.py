@@ -1,4 +1,4 @@
-"""What stands where in a file that holds one rank's snapshot on its node's own disk, and how its header is coded. Pure.
+"""The byte layout of a file with one rank's snapshot on its node's own disk, and the encoding of its header. Pure.
 
 Neighbour: `snapshot_files`, which writes and reads such files.
 
@@ -24,7 +24,7 @@ from behemoth.checkpoint.versioned import decode_versioned
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 NUM_FILES = 2
-"""Of each rank, which take turns."""
+"""Files of each rank; they are written in turn."""
 TABLE_OFFSET = PAGE_BYTES
 NO_HEADER = bytes(PAGE_BYTES)
 """Of a file that is being filled: it holds no snapshot."""

@@ -30,7 +30,8 @@ from behemoth.ports import MAX_PART_BYTES, MAX_PARTS
 SINGLE_BYTES = 8 << 20
 """An object below this is one request: it would have one part, and creating and completing an upload cost two more."""
 MOVED_WEIGHT = 4
-"""What a byte that others must hand over weighs beside one that is uploaded, when it is chosen who uploads a part."""
+"""Weight of a byte that another rank must send first, relative to a byte that is uploaded, when uploaders are
+chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
