@@ -25,7 +25,7 @@ from behemoth.checkpoint.address import address_of
 LARGE_BYTES = 2 << 20
 """A large page of x86, and of ARM with small pages of 4 KiB. Where they are larger nothing is collapsed."""
 _ASKED_BYTES = 128 << 20
-"""Of large pages, at once."""
+"""Bytes that are collapsed to large pages by one call."""
 _LIMIT_S = 1.0
 """A kernel that takes longer for so many is moving others' memory about: the rest stays in small pages."""
 

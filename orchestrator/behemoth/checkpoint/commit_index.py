@@ -21,7 +21,7 @@ from behemoth.checkpoint.paths import METADATA
 
 FORMAT_VERSION = 1
 MAX_METADATA_BYTES = 1 << 20
-"""Of one zarr.json."""
+"""Most bytes of one zarr.json."""
 
 _Crc = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 

@@ -130,7 +130,7 @@ class _Blocks(NamedTuple):
 
     scales: Scales
     shape: tuple[int, ...]
-    """Of the values."""
+    """Shape of the array of values."""
     are_saved: bool
     users: frozenset[tuple[int, bool]]
     """Kinds, and whether they hold the scales."""
@@ -176,7 +176,7 @@ def _reads(saved: Layout, layout: Layout, found: Sequence[Origin]) -> dict[int, 
 
 
 def _several(grid: Grid, reads: Set[_Read], held: _Held) -> Bits | None:
-    """Of an array's chunks, with bits for those that several ranks read; None where there is no such chunk."""
+    """The bits of an array's chunks, zero for chunks that at most one rank reads; None where there is no other."""
     is_read = np.zeros((len(held.ranks), *grid.chunks_per_dim), dtype=np.bool_)
     for number, rank in enumerate(held.ranks):
         of_rank = is_read[number, ...]  # never a scalar, also of an array without dims
@@ -190,7 +190,7 @@ def _several(grid: Grid, reads: Set[_Read], held: _Held) -> Bits | None:
 
 
 def _boxes(read: _Read, num_dims: int, held: _Held, rank: Rank) -> list[Box]:
-    """Of the saved array's elements, those that a rank reads."""
+    """The boxes of the saved array that a rank reads."""
     if isinstance(read, _Values):
         return [moved(box, read.begin) for box in held.boxes(read.kind, rank)]
     blocks = [

@@ -106,5 +106,5 @@ def small_objects(record: CommitRecord, index: CommitIndex) -> list[MetadataObje
 
 
 def object_sizes(shards: Sequence[Shard], small: Sequence[MetadataObject]) -> dict[str, int]:
-    """Of every object that the write has, by key."""
+    """Size in bytes of every object of the write, by key."""
     return {shard.key: shard.grid.file_bytes for shard in shards} | {one.key: one.size_bytes for one in small}

@@ -101,12 +101,12 @@ class Forecast:
     num_parts: int
     num_requests: int
     exchanged_bytes: int
-    """Handed from rank to rank before they are uploaded."""
+    """Bytes that ranks send to each other before they are uploaded."""
     seconds: dict[Tier, float]
     requests_per_s: float
-    """Of all ranks, while the store's tier is written."""
+    """Requests of all ranks per second, while the object store is written."""
     requests_per_s_per_prefix: float
-    """Of the busiest prefix, when each array's folder is one."""
+    """Requests per second of the busiest prefix, when each array's folder is a prefix."""
     price_usd: float
     over_read: OverRead
     restore_kept_bytes: int
@@ -129,8 +129,8 @@ def forecast(
     intake: Intake = AS_SAVED,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Forecast:
-    """`restored`: the layout that reads the checkpoint, by `intake` when its arrays are others. `progress` is told
-    phases: done, of how many. Takes seconds.
+    """The cost of a save of `layout`, and the over-read when `restored` (with `intake`, when its arrays are others)
+    reads it. `progress` is called with the phases done and their number. Takes seconds for giant meshes.
     """
     found = origins(layout, restored, step=_NO_STEP, intake=intake)
     progress(0, NUM_PHASES)

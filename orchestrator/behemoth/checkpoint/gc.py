@@ -82,7 +82,7 @@ class GcPlan:
     rejects: tuple[Write, ...]
     commits: tuple[Write, ...]
     records: tuple[ObjectInfo, ...]
-    """Of `commits`, as they were listed."""
+    """The records of `commits`, as they were listed."""
     uploads: tuple[UnfinishedUpload, ...]
     objects: tuple[ObjectInfo, ...]
     leftovers: tuple[str, ...]

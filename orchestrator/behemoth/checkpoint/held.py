@@ -51,7 +51,7 @@ class DeviceMemory(Protocol):
 
 
 Memory: TypeAlias = Buffer | DeviceMemory
-"""Of a whole array, C-contiguous."""
+"""The memory of a whole local array, C-contiguous."""
 
 
 class HostPiece(NamedTuple):

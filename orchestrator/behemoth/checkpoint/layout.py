@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 MAX_LAYOUT_BYTES = 256 << 20
 MAX_DIMS = 32  # numpy and zarr stop there or soon after
 MAX_SIZE = 1 << 46
-"""Of one dim, exclusive: divisors of larger ones would take too much time and memory."""
+"""Bound of the size of a dim, exclusive: finding divisors of larger sizes would take too much time and memory."""
 
 _NUMPY_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 DTYPES: Mapping[str, np.dtype[np.generic]] = {
@@ -300,7 +300,8 @@ class Layout:
 
 
 _LATER_FIELDS = ("packed", "flat_rows", "flat_bucket", "padded")
-"""Of ArraySpec, since the format's first release: left out where they say nothing, so that digests stay."""
+"""Fields that ArraySpec has got since the first release of the format: left out where they have their default, so that
+digests stay the same."""
 
 
 def _as_first_written(array: ArraySpec) -> dict[str, object]:

@@ -40,7 +40,7 @@ class Cell(NamedTuple):
     """One block of the split dims; `flat_over`, if any, shares it out into pieces that follow one another."""
 
     shape: tuple[int, ...]
-    """Of the local array."""
+    """Shape of the local array."""
     parts: tuple[Held, ...]
 
 

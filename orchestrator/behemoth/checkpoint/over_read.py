@@ -72,7 +72,7 @@ def over_read(
     ranks: Sequence[int] | None = None,
     kept_bytes: int = RANK_KEPT_BYTES,
 ) -> OverRead:
-    """Of a restore on `layout` from a checkpoint on `saved`; `found` as `matching.origins` tells.
+    """The over-read of a restore on `layout` from a checkpoint of layout `saved`; `found`: from `matching.origins`.
 
     `ranks` are those to count for the ranks' own figures, by default all; `kept_bytes` is what a rank may keep of
     values that wait for scales (`scale_waves.kept_share`). O(chunks that pieces meet), in columns: a second for 32,000

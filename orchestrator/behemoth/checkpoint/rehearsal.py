@@ -41,7 +41,7 @@ class RankRehearsal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """Of at least one rank, in order."""
+    """The rehearsals of at least one rank, in order."""
 
     ranks: tuple[RankRehearsal, ...]
 

@@ -16,7 +16,7 @@ THREADS = 16
 KEYS_PER_CALL = 8
 """A call also syncs the folders that its objects share, and one file after another."""
 BYTES_PER_CALL = 32 << 20
-"""Of objects that went through the page cache: the disk is to work while the next ones are written."""
+"""Bytes in the page cache from which on a call is made at once, so that the disk works while more is written."""
 
 
 class Sealing:

@@ -26,7 +26,7 @@ class Segments(NamedTuple):
 
 
 def segments_of(kind: Kind) -> tuple[Segments, ...]:
-    """Of each shard of an array of this kind. O(chunks + pieces)."""
+    """The segments of each shard of an array of this kind. O(chunks + pieces)."""
     chunk, offset, _, piece = pieces_of(kind)
     starts = data_starts(kind.grid)
     shard, slot = kind.grid.place(chunk)

@@ -54,7 +54,7 @@ class Share:
     """A piece of any array of one kind: what a rank holds of it."""
 
     local_shape: tuple[int, ...]
-    """Of the whole local array, of which `flat` is held."""
+    """Shape of the whole local array, of which the rank holds elements `flat`."""
     flat: Interval
     parts: tuple[Part, ...]
     """In the order of the boxes; what is empty is left out."""
@@ -71,7 +71,7 @@ class Kind:
 
     layout: Layout
     grid: Grid
-    """Of the first of them; but for the name it is that of all."""
+    """The grid of the first of them; the others differ in the name only."""
     positions: tuple[int, ...]
     """The arrays, counted in the layout's order."""
 

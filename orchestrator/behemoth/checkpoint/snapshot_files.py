@@ -43,7 +43,8 @@ def keys_of(prefix: str, rank: int) -> tuple[str, ...]:
 
 
 class SnapshotFiles:
-    """Of the rank of `plan`, below `prefix` of a store. One thread at a time writes; others may read meanwhile."""
+    """The files of the rank of `plan`, below `prefix` of a store. One thread at a time writes; others may read
+    meanwhile."""
 
     def __init__(self, store: WritesRanges, prefix: str, plan: RankPlan, *, run_uid: RunUid) -> None:
         self._store = store

@@ -20,7 +20,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 MAX_TABLE_BYTES = 64 << 20
-"""Of one receipt, unpacked."""
+"""Most bytes of the table of one receipt, unpacked."""
 _LOOSE_SPANS = 1 << 16
 _LEVEL = 1  # of zlib: more costs time and saves little, since CRCs have no pattern
 

@@ -97,7 +97,7 @@ class Stager:
 
     @property
     def sequence(self) -> int:
-        """Of the filling, for those who follow it. After `begin`."""
+        """The sequence of this filling, for a Follower. Only after `begin`."""
         return self._arena.sequence(self._generation)
 
     def copy(self, names: Iterable[str] | None = None) -> None:

@@ -58,7 +58,7 @@ def upload_rank(store: UploadsParts, write: RankWrite, company: Company) -> Rece
 
 
 def _crcs(write: RankWrite) -> list[int]:
-    """Of every span, in plan order."""
+    """The CRC-32C of every span, in plan order."""
     data = write.arena.filling(write.generation)
     parts = run_all(
         lambda spans: [crc32c(payload_of(data, span)) for span in spans],
@@ -122,7 +122,7 @@ class _Job:
         self._begun[shard] = self._store.begin_upload(self._key(shard))
 
     def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[Shard, UploadId]:
-        """Of all shards that this rank has a part of, from those who complete them."""
+        """The upload ids of all shards that this rank has a part of, from the ranks that complete them."""
         wanted: dict[Rank, dict[Shard, None]] = {}
         for part in parts:
             wanted.setdefault(part.completer, {})[part.shard] = None

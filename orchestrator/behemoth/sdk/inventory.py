@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from behemoth.base.errors import Invalid
+from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.spec.model import Stage, TensorEntry, encode_inventory, is_buffer_dtype
 from behemoth.spec.tensor_names import entry_of
 
@@ -165,8 +166,7 @@ def _gathered(entries: Sequence[TensorEntry]) -> Iterator[TensorEntry]:
 
 def _check_used(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
     known = list(names)
-    unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in known)]
-    if unused:
+    if unused := NamePatterns(patterns).unused(known):
         raise Invalid(
             f"{what}: expected patterns of the module's tensors, got {unused[:3]}",
             hint=f"they are called such as {known[0]!r}",
