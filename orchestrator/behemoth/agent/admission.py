@@ -1,7 +1,7 @@
-"""How the ranks of one attempt come in: their place for a Join, staging memory with its checkpoint for a Declare.
+"""Admits the ranks of one attempt: answers a Join with the rank's place, a Declare with staging memory and checkpoint.
 
-A rank that is not let in is no end of a worker: what is wrong with the program or the checkpoint is told instead.
-Neighbours: `gang` starts and ends the workers, `preparing` fills their memory in the store process.
+A rank that is refused is not reported as a failed worker: the report says what is wrong with the program or the
+checkpoint. Neighbours: `gang` starts and ends the workers, `preparing` fills their memory in the store process.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from behemoth.wire.reports import ProgramRefused, RanksRestored, RanksUp, Restor
 from behemoth.wire.session import Assigned, Declare, Join, Ready, Refusal
 
 _WAIT_FLOORS = 10
-"""A rank waits this many times the longest hang floor for its agent: the coordinator calls the hang long before."""
+"""A rank waits this many times the longest hang floor for its agent; the coordinator detects a hang long before."""
 
 _log = logging.getLogger(__name__)
 
 
 class Admission:
-    """For the `members` of the attempt of `table`."""
+    """Admits `members`, the workers of the attempt of `table` on this node."""
 
     def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], reports: AttemptReports) -> None:
         self._parts = parts
@@ -107,7 +107,7 @@ class Admission:
         parts.saves.grant()
 
     def standing(self, member: Member, step: Step) -> None:
-        """The worker has its state back."""
+        """The worker has restored its state and stands at `step`."""
         member.step, member.is_standing = step, True
         prepared = [one.prepared for one in self._members if one.prepared is not None]
         report = RanksRestored(
@@ -163,11 +163,12 @@ class Admission:
         )
 
     def _refuse_program(self, reason: str) -> None:
-        """The ranks are not told: they would end by themselves, and their ends would look like the failure."""
+        """Report it to the coordinator only: ranks that are told would end, and their ends would look like the
+        failure."""
         _log.warning("attempt %d: program refused: %s", self._attempt, reason)
         self._reports.refused(ProgramRefused(attempt=self._attempt, reason=reason))
 
 
 def wait_limit_us(floors: HangFloors) -> int:
-    """How long a rank waits for what its agent has to give."""
+    """How long a rank waits for an answer of its agent, in microseconds."""
     return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)

@@ -19,7 +19,7 @@ class BackgroundCopy:
         self._store = store
         self._job: int | None = None
         self.write: RestoreFrom | None = None
-        """The write to copy; None: nothing."""
+        """The write to copy, or None."""
         self.news = asyncio.Event()
         """Set whenever the task has something to look at again; the task clears it."""
 

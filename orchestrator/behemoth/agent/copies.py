@@ -1,9 +1,9 @@
 """Copies of other nodes' staged checkpoints in this node's memory: which are wanted, and the task that gets them.
 
-A node pulls: from the memory of each of its wards (`behemoth.policy.peers`) the newest committed write, in the
-background, again and again until it has it. So a holder that was replaced gets its copies by the same rule as any
-other, and a ward never waits for anybody. Each copy has two generations, of which only the older is ever overwritten.
-The store process moves the bytes (`storeserver`); the agent owns the memory and keeps the book.
+A node pulls: it copies the newest committed write from the memory of each of its wards (`behemoth.policy.peers`), in
+the background, and retries until it has it. So a replaced holder gets its copies by the same rule as any other, and a
+ward never waits for its holders. Each copy has two generations, of which only the older is overwritten. The store
+process moves the bytes (`pulling`); the agent owns the memory and tracks what it holds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from behemoth.wire.setup import Setup
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-"""Between two tries: a ward that restores has nothing to give yet, and one that is lost never will."""
+"""Bounds of the pause between two tries: a ward that is restoring has nothing to copy yet, a lost one never will."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ class Copies:
         self._background.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
-        """What is older or of nobody's interest any more can go: until now a restore might have asked for it."""
+        """A newer write is committed: pull that, and free the copies of ranks that are no wards any more. Until now a
+        restore might have asked for them."""
         wanted = {rank for ward in self._wards for rank in self._ranks(ward)}
         unwanted = self._memories.keys() - wanted
         for rank in unwanted:
@@ -83,7 +84,7 @@ class Copies:
         self._background.want(write)
 
     def budget(self, own: Sequence[Rank]) -> Budget | None:
-        """What this node may hold, and for whom."""
+        """The memory that this node may use, and the ranks for which; None where it is not bounded."""
         if self._budget_bytes is None:
             return None
         copies = tuple(rank for ward in self._wards for rank in self._ranks(ward))
@@ -96,7 +97,7 @@ class Copies:
         return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._num_copies)
 
     def shared(self) -> list[tuple[Share, int]]:
-        """What a new store process must know of, with its descriptors."""
+        """The memory that a new store process must know of, with its descriptors."""
         return [(Share(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held]
 
     def close(self) -> None:

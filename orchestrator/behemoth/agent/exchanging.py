@@ -193,7 +193,7 @@ class NodeExchange:
 
 
 class _Patience:
-    """Ends a wait with an error of which the peer knows that it may ask again."""
+    """Ends a wait with an error after which the peer asks again."""
 
     def __init__(self) -> None:
         self._deadline = time.monotonic() + PATIENCE_S

@@ -96,7 +96,8 @@ class Gang:
         await asyncio.gather(*(self._spawn(member) for member in self._members))
 
     async def end(self, *, dump_stacks: bool) -> None:
-        """Until nothing of the workers is left, by force. Raises Internal when the kernel keeps one."""
+        """Kill the workers and everything they started, and wait for that. Raises Internal when the kernel keeps
+        one."""
         self._is_ending = True
         if dump_stacks:
             await self._parts.forks.replace_stuck()
@@ -142,7 +143,7 @@ class Gang:
             last_slowest_us=self._last_slowest_us,
             now_us=now_us(),
         )
-        # That steps were made, without their time: it has been told, and each sample counts once.
+        # Keep that steps were made, but not their time: each sample is reported once.
         self._last_slowest_us = min(beat.slowest_step_us, 1)
         for member in self._members:
             member.slowest_step_us = 0
@@ -206,7 +207,7 @@ class Gang:
         member.channel, member.pipe = None, None
 
     async def _dump(self) -> None:
-        """Give hung workers the time to write their stacks: until the log of each grew and all are quiet again."""
+        """Let hung workers write their stacks: wait until the log of each has grown and all are quiet again."""
         pipes = [member.pipe for member in self._members if member.pipe is not None]
         before = [pipe.num_bytes for pipe in pipes]
         self._parts.forks.signal_all(DUMP_SIGNAL)
@@ -244,7 +245,8 @@ class Gang:
                 assert_never(message)
 
     def _hung_up(self, member: Member, reason: str) -> None:
-        """The worker closed its session or talked rubbish. Its exit tells the rest; without one the hang limits do."""
+        """The worker closed its session or broke the protocol. Its exit is reported apart; a worker that does not exit
+        is found by the hang limits."""
         member.channel = None
         if not self._is_ending and not member.is_gone:
             _log.info("attempt %d rank %d: %s", self.attempt, member.rank, reason)
@@ -263,7 +265,7 @@ class Gang:
         task.add_done_callback(partial(self._ended_task, member))
 
     def _ended_task(self, member: Member, task: asyncio.Task[None]) -> None:
-        """Work for a rank that fails in a way nobody thought of ends the rank: it would wait for ever."""
+        """An unexpected error in work for a rank ends the rank, which would otherwise wait forever."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:

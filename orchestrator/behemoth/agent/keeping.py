@@ -1,7 +1,7 @@
-"""The newest committed checkpoint of this node's ranks on the node's own disk: which is wanted, and the task for it.
+"""Keeps the newest committed checkpoint of this node's ranks on the node's own disk: which write, and the task for it.
 
-A save never waits for it: no memory is held back, so a copy that is too slow ends when its memory is filled anew, or
-when the next checkpoint is committed. The store process moves the bytes (`own_disk`).
+A save never waits for it: no memory is reserved for a copy, so a copy that is too slow is abandoned when its memory is
+filled again, or when the next checkpoint is committed. The store process moves the bytes (`own_disk`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Keeping:
         self._background.want(restore)
 
     def restored(self, rank: Rank) -> None:
-        """A rank has what it shall get back. Whether the disk has that too is asked anew: the restore may have found
-        its copy damaged, and what this node kept of the rank before it had another one is gone."""
+        """A rank was restored. Its copy on the disk is checked again: the restore may have found it damaged, or the
+        rank may have been on another node meanwhile."""
         self._kept.pop(rank, None)
         self._background.news.set()
 
@@ -71,7 +71,7 @@ class Keeping:
                 await self._background.news.wait()
 
     async def clear(self) -> None:
-        """The run is over for good: nobody will want it back."""
+        """The run is over for good: remove the copies. Takes at most CLEAR_LIMIT_S."""
         if not self._has_disk:
             return
         self._background.want(None)

@@ -1,4 +1,4 @@
-"""This node's part of each save: who knows of it, who has copied, who has written; one message per node and stage.
+"""This node's part of each save: which ranks know of it, have copied, have written; one report per node and stage.
 
 The order for one rank: due, armed, granted (a generation to copy into), staged, written. The writing of a large state
 begins with its copy, else after it; either way it counts only once all is staged. A write outlives the workers that
@@ -224,7 +224,7 @@ class Saves:
             self.tell_receipts(save.write_id)
 
     def _end_write(self, save: NodeSave, memory: RankMemory) -> None:
-        """Of a save that has been given up."""
+        """End the write of a save that was given up: free its generation."""
         del save.jobs[memory.rank]
         memory.drop(save.write_id)
         self.grant()

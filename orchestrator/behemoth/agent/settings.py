@@ -1,4 +1,5 @@
-"""What whoever starts an agent tells it, through the environment. The neighbour is `ports.Runtime.start_agent`."""
+"""The settings of an agent, which its starter passes in environment variables. Neighbour:
+`ports.Runtime.start_agent`."""
 
 from __future__ import annotations
 
