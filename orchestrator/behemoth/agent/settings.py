@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import NodeId, RunUid
+from behemoth.ports import LIFELINE_VARIABLE
 
 COORDINATOR_VARIABLE = "BEHEMOTH_COORDINATOR"
 RUN_UID_VARIABLE = "BEHEMOTH_RUN_UID"
 NODE_VARIABLE = "BEHEMOTH_NODE"
 INCARNATION_VARIABLE = "BEHEMOTH_INCARNATION"
 TOKEN_VARIABLE = "BEHEMOTH_TOKEN"
-LIFELINE_VARIABLE = "BEHEMOTH_LIFELINE_FD"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+from behemoth.agent.settings import INCARNATION_VARIABLE, NODE_VARIABLE, TOKEN_VARIABLE
 from behemoth.app.checkpoint_desk import CheckpointDesk
 from behemoth.app.machines import Machines, StartOrder, StopOrder
 from behemoth.base.errors import Internal
 from behemoth.base.ids import NodeId, Slot
 from behemoth.fleet.server import Fleet
+from behemoth.ports import AGENT_LOG_VARIABLE
 from behemoth.state.effect import (
     Abort,
     Agree,
@@ -122,10 +124,10 @@ class LocalBody:
             case Provision(node=node, incarnation=incarnation):
                 token = self._fleet.expect(node, incarnation)
                 env = self._agent.env | {
-                    "BEHEMOTH_NODE": node,
-                    "BEHEMOTH_INCARNATION": str(incarnation),
-                    "BEHEMOTH_TOKEN": token,
-                    "BEHEMOTH_AGENT_LOG": str(self._agent.log_dir / f"agent-{node}.log"),
+                    NODE_VARIABLE: node,
+                    INCARNATION_VARIABLE: str(incarnation),
+                    TOKEN_VARIABLE: token,
+                    AGENT_LOG_VARIABLE: str(self._agent.log_dir / f"agent-{node}.log"),
                 }
                 self._machines.order(StartOrder(node=node, incarnation=incarnation, argv=self._agent.argv, env=env))
             case Evict(node=node, incarnation=incarnation, reason=reason):
