@@ -1,4 +1,4 @@
-"""Finds, from outside, the processes of a run on this machine: its agents, what is below and above them, its workers.
+"""Finds the processes of a run on this machine through /proc: its agents, their ancestors and descendants, its workers.
 
 Only drills and checks for leftovers need this. An agent is known by the run and node in the environment that it was
 started with, a worker by its rank: in its name (forked workers) or in its environment (executed commands). Linux only

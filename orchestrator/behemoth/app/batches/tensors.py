@@ -19,7 +19,7 @@ from behemoth.checkpoint.name_patterns import NamePatterns
 
 
 class MapDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A name map as it was written; `sizes` beat its own, `source` opens messages."""
+    """A name map as it was written; `sizes` override its own, `source` begins error messages."""
 
     data: bytes
     source: str
@@ -38,7 +38,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     names: MapDocument | None = None
     precision: str = ""
     scaling: str = "tensor"
-    """Of float8: `cells.SCALINGS`."""
+    """How float8 is scaled: one of `cells.SCALINGS`."""
 
 
 def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
