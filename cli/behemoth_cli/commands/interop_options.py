@@ -126,7 +126,7 @@ def folder_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
 
 
 def watched(console: Console, doing: str, job: Callable[[Callable[[int, int], None]], _Result]) -> _Result:
-    """Does a job that tells bytes done and bytes to do."""
+    """Run a job with a progress bar in bytes."""
     progress = Progress(console, partial(work, doing))
     try:
         return job(progress.update)

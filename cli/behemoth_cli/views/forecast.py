@@ -40,7 +40,7 @@ _TURNS = "of disk on a node, for two files of each rank"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """Of what is forecast: the mesh that restores, in words, and whether its nodes pass on what they read."""
+    """The restore that is forecast: its mesh as a text, and whether its nodes pass on what they read."""
 
     reader: str
     reads_shared: bool
@@ -75,7 +75,7 @@ def forecast_section(found: Forecast, restore: Restore) -> Section:
 
 
 def forecast_body(found: Forecast | None, restore: Restore | None) -> dict[str, object]:
-    """The same names whether or not there is something to tell."""
+    """The fields of the document; they are the same whether or not a forecast is possible."""
     if found is None or restore is None:
         return dict.fromkeys(_NAMES)
     values: tuple[object, ...] = (
