@@ -1,7 +1,7 @@
-"""What every verb needs: the console, and what the operator's words for runs, checkpoints and files stand for.
+"""What every verb needs: the console, and how arguments that name runs, checkpoints and files are resolved.
 
 `RUN` is a name under ./runs, `run/NAME`, or the path of a run directory; where checkpoints are asked for, it may also
-be the path or URL of a store. Nothing is guessed silently: a default is said on stderr.
+be the path or URL of a store. Nothing is guessed silently: a default is printed to stderr.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_FILE_BYTES = (16 << 20) + 1
 """One more than the largest file that any decoder takes; a device or a pipe may have no end."""
 PREFIX = "run/"
 _FOLDERS = ("commits", "steps", "rejected", "owner")
-"""One of them is below every store that was ever written to."""
+"""Folders of a store; a store that was ever written to has one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Made once by the root command; verbs get it as typer's context object."""
+    """Global options and the console. Made once by the root command; verbs get it as typer's context object."""
 
     console: Console
     is_verbose: bool
@@ -70,7 +70,8 @@ def run_directories() -> list[RunDirectory]:
 
 
 def run_paths() -> list[Path]:
-    """Directories of runs under ./runs, by name. One that may not be looked into is left out, as what is no run."""
+    """Directories of runs under ./runs, by name. Those without read permission, and those that are not runs, are left
+    out."""
     return sorted(path for path in RUNS.glob("*") if os.path.exists(path / "identity.json"))
 
 
@@ -89,7 +90,7 @@ def find_run(text: str | None, console: Console) -> RunDirectory:
 
 
 def look_at(directory: RunDirectory) -> Look:
-    """What a run directory tells, without a lock: whoever runs there goes on writing. Raises Corrupt for damage."""
+    """Read a run directory without its lock, while a run may go on writing there. Raises Corrupt for damage."""
     from behemoth.app.event_log import read_events
     from behemoth.app.history import read_history
     from behemoth.app.snapshot import snapshot
@@ -127,8 +128,8 @@ def look_at(directory: RunDirectory) -> Look:
 
 
 def look_or_trouble(directory: RunDirectory) -> Look:
-    """For a row among others, which one damaged directory must not hide. Its name is then that of the folder: a damaged
-    identity has none, and that of a copy is the original's."""
+    """As `look_at`, for one row of a listing: damage becomes `Look.trouble` instead of an error. The name is then that
+    of the folder, since a damaged identity has none."""
     from behemoth_cli.views.status import Look, Trouble
 
     try:
@@ -171,7 +172,7 @@ def lock_holder(path: Path) -> int | None:
 
 
 def find_checkpoints(text: str) -> Checkpoints:
-    """Where the checkpoints of a run, or those below a path or URL, lie. Raises NotFound, Invalid."""
+    """The store that `where` names: of a run, or at a path or URL. Raises NotFound, Invalid."""
     from behemoth.app.run_directory import RunDirectory
     from behemoth.app.start_run import store_root
     from behemoth.storage.open import is_s3, path_of
@@ -230,14 +231,14 @@ def _find_in_bucket(url: str) -> Checkpoints:
 
 
 def read_run(path: Path) -> TrainingRun:
-    """A run file. Raises Invalid for what it says, and the error of ours for a file that cannot be read."""
+    """Read and decode a run file. Raises Invalid for its content, and the errors of `read_file`."""
     from behemoth.spec.decode import decode_run
 
     return decode_run(read_file(path), source=str(path))
 
 
 def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """A file, or its beginning. Raises NotFound, Denied or Invalid naming it."""
+    """The content of a file, or its beginning. Raises NotFound, Denied or Invalid naming the file."""
     try:
         with path.open("rb") as file:
             return file.read(max_bytes)  # what is longer is refused as too large by whoever decodes it

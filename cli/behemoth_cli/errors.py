@@ -1,7 +1,7 @@
 """The one form in which errors reach people: a sentence, then `cause:`, `hint:` and `code:` lines, and an exit code.
 
-Knows the tree of `behemoth.base.errors` and what typer raises; everything else is a bug of ours and says so. Prints
-nothing itself.
+Knows the classes of `behemoth.base.errors` and what typer raises; any other exception is reported as a bug of Behemoth.
+Prints nothing itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BUG_HINT = "this is a bug of behemoth: run the command again with -v and report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What is told of one error. `cause` and `hint` may be empty."""
+    """The parts of one error as they are shown. `cause` and `hint` may be empty."""
 
     message: str
     cause: str
@@ -54,7 +54,7 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Total: every exception has a failure."""
+    """The failure of any exception."""
     match error:
         case BehemothError():
             return Failure(
@@ -76,7 +76,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def lines_of(failure: Failure) -> list[str]:
-    """What goes to stderr. A message of several lines keeps them."""
+    """Lines for stderr. A message of several lines keeps them."""
     rows = [("error", failure.message), ("cause", failure.cause), ("hint", failure.hint), ("code", failure.code)]
     return [f"{name}: {text}" for name, text in rows if text]
 
@@ -92,19 +92,20 @@ def choose(text: str, choices: Iterable[str], *, name: str) -> str:
 
 
 def nearest(text: str, known: Iterable[str]) -> str:
-    """`did you mean x?`, or nothing when nothing is near."""
+    """`did you mean x?`, or an empty text when no choice is similar."""
     close = difflib.get_close_matches(text.lower(), list(known), n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else ""
 
 
 def unwritable(got: str) -> Unavailable:
-    """The error of a standard output that takes nothing: data that is lost silently would pass for all there is."""
+    """The error of a standard output that cannot be written: without it a script would take partial output for
+    complete."""
     hint = "send the output to where there is space, and leave it open"
     return Unavailable(f"standard output: expected to write to it, got {got}", hint=hint, code="output-unwritable")
 
 
 def _of_usage(error: typer.TyperException) -> Failure:
-    """Typer's own refusals: unknown options, missing arguments, values of a wrong type."""
+    """The failure of a usage error of typer: unknown options, missing arguments, values of a wrong type."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "behemoth"
     option = getattr(error, "option_name", None)
@@ -126,7 +127,7 @@ def _exit(error: BaseException) -> Exit:
 
 
 def _cause(error: BaseException) -> str:
-    """The chain below an error, without what the message says already."""
+    """The chained causes of an error, without those that its message repeats."""
     told, cause = str(error), error.__cause__
     found: list[str] = []
     while cause is not None and len(found) < 4:

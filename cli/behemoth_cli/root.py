@@ -44,7 +44,7 @@ COMPLETE_VARIABLE = "_BEHEMOTH_COMPLETE"
 """Set by completion scripts: the program then prints what could come next."""
 _GLOBAL_FLAGS = ("-v", "--verbose")
 _MAY_BE_EMPTY = ("--reason",)
-"""Options whose value is a text for people."""
+"""Options whose value may be an empty text."""
 _COLORS: tuple[ColorChoice, ...] = ("auto", "always", "never")
 
 
@@ -57,7 +57,7 @@ class Verbs(TyperGroup):
 
     @override
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        """A stand-in, which is all that a list of verbs needs."""
+        """A placeholder with the name and help of a verb, for listings."""
         if cmd_name not in VERBS and ctx.resilient_parsing:
             return None
         choose(cmd_name, VERBS, name="command")
@@ -120,8 +120,8 @@ def main() -> None:
 
 
 def fill_standard_streams() -> None:
-    """A shell may start us with closed ones (`2>&-`). The next file that is opened must not take the place of one: what
-    a child prints would end up in it."""
+    """Open /dev/null for standard streams that are closed (`2>&-`): otherwise the next file that is opened would get
+    the descriptor, and output of a child process would end up in it."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -130,7 +130,7 @@ def fill_standard_streams() -> None:
 
 
 def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
-    """One command line, to its exit code. Whatever goes wrong is told on stderr in the one form that errors have."""
+    """Run one command line; the exit code. Errors go to stderr in their common form (`errors`)."""
     if os.environ.get(COMPLETE_VARIABLE):
         return complete(program)
     arguments = hoisted(arguments)
@@ -157,8 +157,8 @@ def run(arguments: Sequence[str], *, program: str = "behemoth") -> int:
 
 
 def complete(program: str) -> int:
-    """Answers the script of a shell, which has set the environment for it. What goes wrong here is no candidate and no
-    word either: it would stand in the middle of the line that somebody is writing."""
+    """Print completions for a shell's script, which has set the environment. Prints nothing on errors: the text would
+    appear in the command line that is being edited."""
     from behemoth_cli.commands.completion import straighten
 
     try:
@@ -174,7 +174,7 @@ def complete(program: str) -> int:
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
-    """Options of the whole may stand anywhere before `--`, as with kubectl: they are moved to the front."""
+    """The arguments with global options moved to the front: they may be given anywhere before `--`, as with kubectl."""
     front: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -191,8 +191,8 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
 
 
 def _refuse_empty_values(command: Any, arguments: Sequence[str]) -> None:
-    """`--mesh "$MESH"` without a MESH would do what the command does without the option: another precision, no limit of
-    the rate. What stands behind an option that takes no value is none. Raises Invalid."""
+    """Raises Invalid for an option with an empty value, as `--mesh "$MESH"` without a MESH: the command would do what
+    it does without the option. An empty argument after a flag is not a value."""
     takes_any = (*_MAY_BE_EMPTY, *_flags_of(command, arguments))
     before = ""
     for word in arguments:
@@ -210,7 +210,7 @@ def _refuse_empty_values(command: Any, arguments: Sequence[str]) -> None:
 
 
 def _flags_of(command: Any, arguments: Sequence[str]) -> list[str]:
-    """Options without a value, of the verb below `command` that the arguments name."""
+    """Flags (options without a value) of the verb that the arguments name."""
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
     flags = (option for option in command.params if getattr(option, "is_flag", False))
@@ -227,7 +227,7 @@ def _of_output(error: OSError) -> Exception:
 
 
 def _escape_what_is_no_text(stream: TextIO) -> None:
-    """Names of files may have bytes that no text has. They are written escaped, as Python does on stderr."""
+    """Escape bytes of file names that are not UTF-8 on stdout, as Python does on stderr."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 

@@ -15,11 +15,11 @@ from typing_extensions import Buffer
 from behemoth.base.ids import NodeId, UploadId
 
 MIN_PART_BYTES = 5 << 20
-"""Of every part of an upload but the last (Amazon S3 user guide, "Multipart upload limits")."""
+"""Size of every part of an upload but the last (Amazon S3 user guide, "Multipart upload limits")."""
 MAX_PART_BYTES = 5 << 30
-"""Of one part; same source."""
+"""Size of one part; same source."""
 MAX_PARTS = 10_000
-"""Of one upload; same source."""
+"""Number of parts of one upload; same source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +207,8 @@ class KeepsFiles(Protocol):
 class MovesObjects(Protocol):
     """A store in which a whole object can be given another name in one instant.
 
-    Not part of ObjectStore, because S3 cannot. Who writes files for other programs needs it, since those take whatever
-    has the right name for whole: it writes under another name first.
+    Not part of ObjectStore, because S3 cannot do it. Needed to write files for other programs, which take any file with
+    the right name for complete: the file is written under another name first.
     """
 
     def move(self, source: str, target: str) -> None:
@@ -226,6 +226,14 @@ class NodeGone:
     reason: str
 
 
+AGENT_LOG_VARIABLE = "BEHEMOTH_AGENT_LOG"
+"""In the `env` of `Runtime.start_agent`: path of a file to which the agent's stdout and stderr are appended; without it
+they are discarded."""
+LIFELINE_VARIABLE = "BEHEMOTH_LIFELINE_FD"
+"""Set by a Runtime for the agent: number of a descriptor that becomes readable (end of file) when the Runtime ends the
+agent, or has itself died. The agent then has a moment to end by itself."""
+
+
 class Runtime(Protocol):
     """Starts and stops agents on machines, and tells which are lost; it takes no part in recovery beyond that.
 
@@ -238,8 +246,9 @@ class Runtime(Protocol):
         ...
 
     def start_agent(self, node: NodeId, *, incarnation: int, argv: Sequence[str], env: dict[str, str]) -> None:
-        """Start the agent program on `node` and keep it under watch. A second call for the same incarnation does
-        nothing. Raises Unavailable when the machine is gone."""
+        """Start the program `argv` on `node` and watch it. `env` is added to the machine's environment; see
+        AGENT_LOG_VARIABLE and LIFELINE_VARIABLE. A second call for the same incarnation does nothing. Raises
+        Unavailable when the machine is gone."""
         ...
 
     def stop_agent(self, node: NodeId, *, incarnation: int) -> None:
@@ -273,14 +282,14 @@ class Executor(Protocol):
     def run(self, job: bytes, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Results in any order, as they come; few batches are under way at a time. A batch whose worker is lost runs
         again, perhaps while the first one still does, so batches are idempotent. Raises the error of a batch, and
-        Unavailable when no worker is left or one batch takes worker after worker along. Who leaves before the end,
-        by an error or otherwise, calls `stop`, or `close` alone."""
+        Unavailable when no worker is left, or when one batch ends worker after worker. A caller that leaves the
+        iterator before its end, by an error or otherwise, calls `stop`, or only `close`."""
         ...
 
     def stop(self) -> list[Batch]:
-        """Give up the job that `run` was left in the middle of. What is under way ends soon, by giving up too where it
-        is large, and nothing of it goes on when this returns. Results that were complete all the same, among them
-        perhaps the one that `run` gave last. Nothing where no job is under way."""
+        """Give up the job whose `run` was left before its end; does nothing when there is none. Blocks until no batch
+        is under way; large ones give up early. Returns the results that were complete by then, among them perhaps the
+        one that `run` yielded last."""
         ...
 
     def close(self) -> None:

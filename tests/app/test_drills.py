@@ -123,3 +123,13 @@ def test_one_bit_of_the_newest_checkpoint_is_flipped_whatever_the_store_takes(
     older, newest = (one for one in commits(store) if isinstance(one, CommitRef))
     assert verify(store, older, threads=1, deep=True).is_intact
     assert len(verify(store, newest, threads=1, deep=True).problems) == 1
+
+
+def test_a_checkpoint_without_objects_is_told_and_not_corrupted(ledger: Path) -> None:
+    store = MemoryStore()
+    save(store, small_layout(), step=2, write_id="a1-2")
+    store.delete([info.key for info in store.list("steps/")])
+    scene = Scene(ledger, parse_fault("corrupt newest checkpoint at step 2"), store=store)
+    scene.play(*TRAINING)
+    scene.drills.close()
+    assert "did not strike: checkpoint of step 2: expected objects to flip a bit of, got none" in scene.told[-1][0]

@@ -15,13 +15,14 @@ from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.boxes import Box, enclosing
 from behemoth.checkpoint.common_chunks import CommonChunks, SharedObject, read_by_several
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledDown, ScaledUp, ScalesOf, num_blocks
+from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import Resharding, chunks_met, plan_resharding
-from behemoth.checkpoint.units import Unit, chunk_unit
+from behemoth.checkpoint.units import Unit
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import save
@@ -40,6 +41,11 @@ def one_by_one(
         for chunk in chunks_read(commit.layout, work):
             readers[chunk].add(rank)
     return {chunk_unit(commit, *chunk): frozenset(some) for chunk, some in readers.items()}
+
+
+def chunk_unit(commit: Commit, array: int, chunk: int) -> Unit:
+    grid = grids(commit.layout)[array]
+    return Unit(commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk), grid.payload_bytes + TRAILER_BYTES)
 
 
 def chunks_read(saved: Layout, work: Resharding) -> set[tuple[int, int]]:

@@ -14,10 +14,10 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.over_read import over_read
-from behemoth.checkpoint.passing import PassingStore
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import Commit, open_commit, read_rank_into
 from behemoth.checkpoint.rehearsal import Rehearsal, rehearse
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import ObjectStore, Part
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
@@ -91,7 +91,7 @@ def test_a_damaged_chunk_is_told_by_the_ranks_that_need_it_and_by_no_other() -> 
     assert found.ranks[1].read_bytes > found.ranks[1].held_bytes
 
 
-class Silent(PassingStore):
+class Silent(WrapperStore):
     """A store that lists and does not answer reads."""
 
     def read_into(self, key: str, *, offset_bytes: int, into: object) -> None:

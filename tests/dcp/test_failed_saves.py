@@ -22,7 +22,7 @@ from behemoth.app.import_lock import clearing, importing
 from behemoth.base.errors import Conflict, Unavailable
 from behemoth.checkpoint.commit_log import latest
 from behemoth.dcp import BehemothWriter, save_lock
-from behemoth.dcp.going_on import GoingOn
+from behemoth.dcp.save_call import SaveCall
 from behemoth.storage.local import LocalStore
 from dcp.by_hand import planned
 from dcp.programs import told_by
@@ -133,14 +133,14 @@ def test_the_lock_stays_while_a_save_is_slow(tmp_path: Path, monkeypatch: pytest
     looked_often = threading.Event()
     looks: list[bool] = []
 
-    def is_over(save: GoingOn) -> bool:
+    def is_over(save: SaveCall) -> bool:
         looks.append(found := really_over(save))
         if len(looks) >= 10:
             looked_often.set()
         return found
 
-    really_over = GoingOn.is_over
-    monkeypatch.setattr(GoingOn, "is_over", is_over)
+    really_over = SaveCall.is_over
+    monkeypatch.setattr(SaveCall, "is_over", is_over)
     monkeypatch.setattr(save_lock, "LOOK_S", 0.001)
 
     def wait_and_clear() -> None:

@@ -14,6 +14,7 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledUp
 from behemoth.sdk import Run, State, join
 from behemoth.sdk.place import lone_place
+from behemoth.sdk.reporting import real, whole
 from behemoth.sdk.state import BoundState
 from behemoth.spec.mesh import Mesh
 
@@ -46,8 +47,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_a_report_takes_whatever_is_a_number(alone: Run) -> None:
-    losses = [1, 0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), np.arange(4, dtype=np.float32).mean(), None]
-    for loss in losses:
+    losses = [1, 0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), np.arange(4, dtype=np.float32).mean()]
+    assert [real("loss", loss) for loss in losses] == [1.0, 0.5, 0.5, 0.5, 0.5, 1.5]
+    assert [whole("step", step) for step in (3, np.int64(3), np.float64(3.0))] == [3, 3, 3]
+    for loss in [*losses, None]:
         alone.report(np.int64(3), loss=loss, tokens=np.float64(4096.0))
 
 

@@ -1,4 +1,4 @@
-"""What verbs that work in batches have in common: where the batches run, and where it is kept what is done."""
+"""What verbs that work in batches have in common: where the batches run, and where their results are recorded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PLACES = ("threads", "ray")
 RECORDED_BYTES = 1 << 30
-"""Jobs of less are not recorded, unless --state asks for it: they are done again sooner than looked up."""
+"""Smaller jobs are recorded only with --state: they are quickly done again."""
 
 On = Annotated[
     str,
@@ -84,8 +84,8 @@ class Batching:
 
     @contextmanager
     def record(self, verb: str, job: bytes, *, num_bytes: int, note: str = "") -> Iterator[Record]:
-        """Where results of a job are kept; what an earlier call had done is said. Only where --state asked for it must
-        it be possible."""
+        """The record of a job; prints how much an earlier call had done. A record that cannot be kept is an error only
+        with --state."""
         from behemoth.app.batches.optional_record import recorded_if_possible
         from behemoth.app.batches.record import Unrecorded, recorded
 
@@ -111,7 +111,7 @@ class Batching:
             yield record
 
     def drop_record(self, verb: str, job: bytes) -> None:
-        """Of a job that is done: what a call left that was killed before it took its record away."""
+        """Remove the record of a job that is done, which an earlier call left when it was killed."""
         from behemoth.app.batches.record import drop_record
 
         folder = self._folder()
@@ -125,7 +125,7 @@ class Batching:
         return self._asked() or state_folder()
 
     def _tell_unrecorded(self, reason: str) -> None:
-        """Once a call, which may have a job for each of many checkpoints."""
+        """Print the warning once for the whole command."""
         if not self._is_told:
             self.console.note(
                 f"going on without a record of what is done: {reason}; --state DIR keeps it in another folder"

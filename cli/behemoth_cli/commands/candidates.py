@@ -1,4 +1,4 @@
-"""What may stand in a place of the command line, for the shell to offer.
+"""Completions of arguments and options, for the shell to offer.
 
 Asked at every TAB, so nothing here reads more than names, or imports more than it must. What is offered are plain words
 only, since shells evaluate what they are told.

@@ -1,4 +1,4 @@
-"""How `behemoth ckpt verify` and `scrub` read checkpoints back, and how they tell what they found."""
+"""How `behemoth ckpt verify` and `scrub` read checkpoints back, and how they print the result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def checked(
 
 
 def told(reports: Checked, of_store: Sequence[Problem], console: Console, place: Checkpoints, form: Format) -> Exit:
-    """Shows them; the exit code that they mean."""
+    """Print the reports; the exit code."""
     console.show(verify_page(reports, of_store), form)
     for found, _ in reports:
         if found.state == "foreign":
@@ -81,8 +81,8 @@ def _verified_here(
     deep: bool,
     failed: Corrupt | NotFound,
 ) -> Report:
-    """By this process alone, since a worker could not open the checkpoint. Retention may have been faster. Otherwise
-    the worker sees another store than this process, which is said, and damage that it alone sees stays damage."""
+    """Verify in this process, after a worker could not open the checkpoint. It may have been deleted by retention; if
+    not, the worker sees another store than this process, which is printed, and its damage is reported."""
     if still_there(store, found_of(commit)):
         console.note(
             f"warning: checkpoint/{commit.step} is checked by this process alone, because a worker could not open it: "

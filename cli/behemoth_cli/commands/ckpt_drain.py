@@ -109,8 +109,8 @@ def _target_url(text: str) -> str:
 def _planned(
     console: Console, given: ObjectStore, store: ObjectStore, record: CommitRecord, target_url: str
 ) -> CopyPlan:
-    """Takes no lock and tries no server out. A run that is alive there now may be over when it counts, so that is told,
-    and refused by the copy alone."""
+    """The plan of --dry-run. Takes no lock and writes nothing. A live run on the target is only reported: it may be
+    over when the copy is made."""
     owner = _standing_owner(given, store, target_url)
     reason = in_the_way(owner, _candidates(target_url), url=target_url) if owner is not None else ""
     if reason:
@@ -126,7 +126,7 @@ def _standing_owner(given: ObjectStore, store: ObjectStore, url: str) -> Owner |
 
 
 def _candidates(url: str) -> tuple[Path, ...]:
-    """Where the run directory of a store may be, beside where the store says."""
+    """Paths at which the run directory of a store may be, besides the one in the store."""
     return () if is_s3(url) else (Path(path_of(url)).parent,)
 
 

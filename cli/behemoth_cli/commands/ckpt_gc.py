@@ -95,7 +95,8 @@ def _retention(
 
 
 def _require_owner(store: ObjectStore, place: Checkpoints) -> Owner | None:
-    """Whose the store is. A run whose store another one took over has no say in what is kept there. Raises Conflict."""
+    """The owner of the store. Raises Conflict where it is not the named run, whose retention does not apply there
+    then."""
     identity = None if place.directory is None else RunDirectory(place.directory).identity()
     owner = read_owner(store)
     if identity is not None and owner is not None and owner.run_uid != identity.run_uid:
@@ -109,7 +110,8 @@ def _require_owner(store: ObjectStore, place: Checkpoints) -> Owner | None:
 
 
 def _require_nobodys(store: ObjectStore, place: Checkpoints) -> None:
-    """Asked behind the listing of what shall go: a run that begins later has nothing in it. Raises Conflict."""
+    """Raises Conflict when the store has got an owner. Checked after the plan was made: nothing of a run that begins
+    later is in the plan."""
     owner = read_owner(store)
     if owner is not None:
         raise Conflict(
@@ -120,7 +122,7 @@ def _require_nobodys(store: ObjectStore, place: Checkpoints) -> None:
 
 
 def _unsure(store: ObjectStore, place: Checkpoints, owner: Owner | None) -> Callable[[WriteId], bool]:
-    """Of which writes the commit may still arrive; files take none from the dead. Asked while no run is alive there."""
+    """Tells writes whose commit may still arrive, which is possible in S3 only. Call it while no run is alive there."""
     if not isinstance(store, UploadsParts):
         return _nothing
     return unsure_in(place.url, None if owner is None else directory_of(owner, _candidates(place), root=place.url))
@@ -131,7 +133,7 @@ def _nothing(_write_id: WriteId) -> bool:
 
 
 def _candidates(place: Checkpoints) -> list[Path]:
-    """Where the directory of the store's run may be, if not where the store says."""
+    """Paths at which the directory of the store's run may be, besides the one in the store."""
     own = [place.directory] if place.directory is not None else []
     return own if is_s3(place.url) else [*own, Path(path_of(place.url)).parent]
 
@@ -145,7 +147,8 @@ def _held(
     does_execute: bool,
     takes_unfinished: bool,
 ) -> Iterator[bool]:
-    """Whether nobody can write there. To delete, the run is locked out; a plan only looks whether one is alive."""
+    """Yields whether nobody can write there. To delete, the run is locked out; a plan only checks whether one is
+    alive."""
     candidates = _candidates(place)
     if owner is None:
         with _held_of_nobody(place, console, takes_unfinished):
@@ -169,7 +172,8 @@ def _held(
 
 @contextmanager
 def _held_of_nobody(place: Checkpoints, console: Console, takes_unfinished: bool) -> Iterator[None]:
-    """What is not committed may be an import that is under way; somebody has to say that it is not meant to end."""
+    """As `_held`, for a store without an owner: what is not committed there may be an import under way, so the operator
+    must say that it may be deleted."""
     if takes_unfinished and is_s3(place.url):
         console.note("in a bucket nobody can tell whether an import is under way: --unfinished says that none is")
         yield

@@ -43,9 +43,9 @@ from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.views.interop import import_page
 
 _DCP_METADATA = ".metadata"
-"""By this file torch's DCP knows a checkpoint, and so do we, without torch."""
+"""The file that marks a checkpoint of torch's DCP; it is looked for without importing torch."""
 _DCP_WORKER = "behemoth.dcp.batch_worker"
-"""The program of workers that can read it."""
+"""Module of the worker program that can read DCP checkpoints."""
 _DTYPE_HELP = "Precision of floating tensors; float8 ones are multiplied by their scales."
 _Source = Annotated[
     str,
@@ -143,7 +143,7 @@ def _import(
 
 
 def _text(name: str) -> str:
-    """A name of a file as a record can hold it; bytes that are no UTF-8 are escaped."""
+    """A file's name as text; bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 

@@ -70,7 +70,7 @@ def _ranks(wanted: frozenset[int] | None, mesh: Mesh) -> list[Rank]:
 def _rehearsed(
     console: Console, store: ObjectStore, commit: Commit, mesh: Mesh, ranks: list[Rank], threads: int
 ) -> Rehearsal:
-    """A live run's retention may delete what is being read; that is no damage."""
+    """Restore rank after rank. Raises NotFound when a live run's retention deleted the checkpoint meanwhile."""
     step = commit.record.step
     progress = Progress(console, partial(work, f"restoring checkpoint/{step}"))
     try:

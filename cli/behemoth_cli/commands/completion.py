@@ -1,6 +1,6 @@
-"""`behemoth completion`: scripts that ask this program what comes next, and what it makes of their questions.
+"""`behemoth completion`: completion scripts for shells, and how their requests are turned into typer's form.
 
-What such a script prints goes into the line that somebody is writing, so its errors go nowhere.
+Output of such a script goes into the command line that is being edited, so its errors are discarded.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +15,7 @@ from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.map_file import MAP_NAMES, shipped_map
+from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.storage.open import path_of
 from behemoth_cli.commands.candidates import one_of
 from behemoth_cli.context import read_file
@@ -102,13 +102,12 @@ def _size(text: str) -> tuple[str, int]:
 
 def require_matches(names: Collection[str], patterns: Sequence[str] | None) -> None:
     """A pattern that matches nothing is a slip. Raises NotFound."""
-    for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise NotFound(
-                f"option --select: expected {pattern!r} to match one of {len(names)} names, got none",
-                hint=nearest(pattern, names) or f"names here begin with {next(iter(names), 'nothing')}",
-                code="select-nothing",
-            )
+    for pattern in NamePatterns(patterns or ()).unused(names):
+        raise NotFound(
+            f"option --select: expected {pattern!r} to match one of {len(names)} names, got none",
+            hint=nearest(pattern, names) or f"names here begin with {next(iter(names), 'nothing')}",
+            code="select-nothing",
+        )
 
 
 def folder_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
@@ -127,7 +126,7 @@ def folder_to_be(text: str, *, expected: str, hint: str, code: str) -> Path:
 
 
 def watched(console: Console, doing: str, job: Callable[[Callable[[int, int], None]], _Result]) -> _Result:
-    """Does a job that tells bytes done and bytes to do."""
+    """Run a job with a progress bar in bytes."""
     progress = Progress(console, partial(work, doing))
     try:
         return job(progress.update)

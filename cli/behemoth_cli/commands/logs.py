@@ -108,12 +108,12 @@ class LogStream:
         return len(self._followed)
 
     def first(self, *, tail: int | None, is_final: bool) -> Iterator[str]:
-        """What there is, the newest `tail` lines of each rank."""
+        """The lines so far: the newest `tail` of each rank."""
         found = {number: last(one.lines(is_final=is_final), tail) for number, one in self._followed.items()}
         return log_lines(merged(found), width=self._width)
 
     def more(self) -> Iterator[str]:
-        """What was added since."""
+        """Lines that were added since the last call."""
         is_live = _is_live(self._directory)
         news = {number: one.lines(is_final=not is_live) for number, one in self._followed.items()}
         self.is_open = is_live or any(news.values())

@@ -14,7 +14,8 @@ from behemoth_cli.context import lock_holder
 
 
 def in_the_way(owner: Owner, candidates: Iterable[Path], *, url: str) -> str:
-    """Why nobody may act on the store at `url` now, empty where one may: its run is alive, or cannot be asked."""
+    """Why a command may not act on the store at `url` now: its run is alive, or its directory is not found. Empty where
+    it may."""
     directory = directory_of(owner, candidates, root=url)
     if directory is None:
         return f"run/{owner.name} is not to be found at {owner.directory}"

@@ -1,4 +1,4 @@
-"""What verbs that read at a limited rate have in common: the option, and how Ctrl-C ends their waits."""
+"""The option --rate of verbs that read at a limited rate, and how Ctrl-C interrupts their waits."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ from behemoth.spec.run import TrainingRun, require_fit
 from behemoth.storage.open import open_store
 from behemoth.wiring.engine import Engine
 from behemoth.wiring.run import LocalRun, RunRequest
-from behemoth_cli.commands.at_once import forced_end
 from behemoth_cli.commands.candidates import one_of, output_option
-from behemoth_cli.commands.telling import Teller, narrated
+from behemoth_cli.commands.forced_end import forced_end
+from behemoth_cli.commands.run_progress import RunProgress, narrated
 from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import choose
 from behemoth_cli.exits import Exit
@@ -98,20 +98,20 @@ def run(
         context.console.show(summary_page(done), form)
         return Exit.OK
     with narrated(context) as narrator:
-        teller = Teller(narrator, context.console)
+        progress = RunProgress(narrator, context.console)
         request = RunRequest(
             run=training,
             directory=place,
             faults=faults,
             engine=engine,
             ray_address=address,
-            on_event=teller.event,
-            on_phase=teller.phase,
+            on_event=progress.event,
+            on_phase=progress.phase,
         )
         local = LocalRun(request)
-        teller.watch(local)
-        with forced_end(teller.forced) as stop_in_time:
-            summary, interrupt = asyncio.run(supervise(local, teller, stop_in_time))
+        progress.watch(local)
+        with forced_end(progress.forced) as stop_in_time:
+            summary, interrupt = asyncio.run(supervise(local, progress, stop_in_time))
     return conclude(summary, interrupt, context.console, form, place)
 
 
@@ -159,7 +159,7 @@ def _opened(url: str) -> Iterator[ObjectStore]:
 
 
 async def supervise(
-    local: LocalRun, teller: Teller, stop_in_time: Callable[[], None]
+    local: LocalRun, progress: RunProgress, stop_in_time: Callable[[], None]
 ) -> tuple[Summary | None, signal.Signals | None]:
     """Run to the end or to an interrupt: the summary, None when it was stopped at once, and the first signal.
 
@@ -172,7 +172,7 @@ async def supervise(
         heard.append(number)
         has_begun = local.snapshot() is not None
         gentle = _READING if local.is_over else _STOPPING
-        teller.note(f"{number.name}: {gentle if has_begun and len(heard) == 1 else 'stopping at once'}")
+        progress.note(f"{number.name}: {gentle if has_begun and len(heard) == 1 else 'stopping at once'}")
         local.interrupt()
         if not has_begun or len(heard) > 1:
             work.cancel()
@@ -182,9 +182,9 @@ async def supervise(
         loop.add_signal_handler(number, interrupt, number)
     try:
         while not work.done():
-            teller.look(local)
+            progress.look(local)
             await asyncio.wait([work], timeout=REFRESH_S)
-        teller.look(local)
+        progress.look(local)
         return work.result(), heard[0] if heard else None
     except asyncio.CancelledError:
         return None, heard[0] if heard else signal.SIGINT

@@ -73,7 +73,7 @@ def intact(store: ObjectStore, place: Checkpoints, step: int | None, *, note: Ca
 
 
 def _usable(found: Sequence[CommitRef | BadCommit], place: Checkpoints) -> CommitRef:
-    """The last one."""
+    """The newest one."""
     if not found:
         raise Corrupt(
             f"{name_of(place)}: expected an intact checkpoint, got damaged ones only",
@@ -87,7 +87,7 @@ def _usable(found: Sequence[CommitRef | BadCommit], place: Checkpoints) -> Commi
 
 
 def name_of(place: Checkpoints) -> str:
-    """What people call it."""
+    """A checkpoint as messages name it."""
     return f"run/{place.run}" if place.run else place.url
 
 
@@ -134,8 +134,8 @@ def opened(store: ObjectStore, ref: CommitRef) -> Commit:
 
 @contextmanager
 def unless_deleted(store: ObjectStore, ref: CommitRef) -> Iterator[None]:
-    """While this lasts a checkpoint is read. Retention of a live run, or `gc`, may delete it: that is no damage. Raises
-    NotFound then instead of what was found damaged or missing."""
+    """For a block that reads a checkpoint, which a live run's retention, or `gc`, may delete meanwhile. Raises NotFound
+    then, instead of the damage that was found."""
     try:
         yield
     except (Corrupt, NotFound):
@@ -144,7 +144,7 @@ def unless_deleted(store: ObjectStore, ref: CommitRef) -> Iterator[None]:
 
 
 def require_still_there(store: ObjectStore, ref: CommitRef) -> None:
-    """What was damaged when it was read may have been deleted meanwhile. Raises NotFound then."""
+    """Raises NotFound when a checkpoint that seems damaged was in fact deleted while it was read."""
     if ref not in commits(store):
         raise NotFound(
             f"checkpoint/{ref.step}: expected it to stay while it was read, got it deleted",
@@ -182,7 +182,7 @@ def _rejected(store: ObjectStore, pins: dict[tuple[int, str], str]) -> Iterator[
 
 
 def _reason(store: ObjectStore, info: ObjectInfo) -> str:
-    """What a marker says; its name alone is what counts, so a damaged one tells of that."""
+    """The reason in a pin's marker, or that the marker is damaged: its name alone counts."""
     try:
         marker: Marker | None = read_marker(store, info)
     except BehemothError as error:

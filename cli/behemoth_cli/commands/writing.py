@@ -1,4 +1,4 @@
-"""What verbs that write a checkpoint into a store of its own have in common: the store, the write, its record."""
+"""What import and reshard have in common: the target store, the write, and its record."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def opened_target(to: str, *, code: str, is_dry: bool) -> Iterator[LocalStore | 
 
 
 def require_apart(source: str, to: str, *, code: str) -> None:
-    """What is written within the store that it is made of is foreign there. Raises Invalid."""
+    """Raises Invalid for a target within the source store: its files would be foreign there."""
     if is_nested(source, to):
         raise Invalid(
             f"option --to {to}: expected a place apart from {source}, got it, or one within the other",

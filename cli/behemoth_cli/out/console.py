@@ -20,11 +20,12 @@ from behemoth_cli.out.table import Listing, Page, page_lines, table_lines
 ColorChoice = Literal["auto", "always", "never"]
 Format = Literal["", "wide", "json", "yaml", "name"]
 FORMATS: tuple[Format, ...] = ("wide", "json", "yaml", "name")
-"""What `-o` may say; a verb takes some of them."""
+"""Values of `-o`; each verb accepts some of them."""
 
 
 class Console:
-    """Owned by the command line's one thread. `color` is the option, `environment` what may overrule `auto`."""
+    """Used by one thread at a time. `color` is the value of --color; `environment` (NO_COLOR, ...) decides for
+    `auto`."""
 
     def __init__(
         self, stdout: TextIO, stderr: TextIO, *, color: ColorChoice = "auto", environment: Mapping[str, str]
@@ -56,7 +57,7 @@ class Console:
 
     @property
     def stderr(self) -> TextIO:
-        """For views that draw."""
+        """The raw stderr stream, for the live view."""
         return self._stderr
 
     @property
@@ -65,7 +66,7 @@ class Console:
         return shutil.get_terminal_size().columns
 
     def show(self, shown: Listing | Page, form: Format) -> None:
-        """Data of a command, in the format that was asked for."""
+        """Print the result of a command in its output format."""
         match form:
             case "json" | "yaml":
                 self.write(encoded(document(shown.kind, _body(shown)), form))
@@ -155,7 +156,7 @@ def _body(shown: Listing | Page) -> Mapping[str, object]:
 
 
 def send_to_nowhere(stream: TextIO) -> None:
-    """What is still buffered would fail again when Python closes the stream."""
+    """Redirect a broken stream to /dev/null: its buffered text would raise again when Python closes it."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     with suppress(OSError, ValueError):
         os.dup2(nowhere, stream.fileno())

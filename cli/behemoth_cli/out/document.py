@@ -33,7 +33,7 @@ def encoded(value: Mapping[str, object], form: DocumentFormat) -> str:
 
 
 def _plain(value: object) -> object:
-    """YAML knows no tuples."""
+    """Tuples as lists, for YAML."""
     match value:
         case Mapping():
             return {str(name): _plain(entry) for name, entry in value.items()}

@@ -1,4 +1,5 @@
-"""A picture of text: lines of spans, each with a style by name. Values only; `live` draws them, views make them."""
+"""A frame of styled text: lines of spans, each with the name of a style. Values only; `live` draws them, views make
+them."""
 
 from __future__ import annotations
 
@@ -19,11 +20,11 @@ Line: TypeAlias = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One picture, top to bottom."""
+    """One frame, top to bottom."""
 
     lines: tuple[Line, ...]
 
     @property
     def text(self) -> str:
-        """Without styles."""
+        """The text without styles."""
         return "\n".join("".join(span.text for span in line) for line in self.lines)

@@ -30,7 +30,7 @@ _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
 class LivePainter:
-    """Opens its screen in `begin`. `size` tells columns and rows of the terminal as they are now."""
+    """`size` returns the present columns and rows of the terminal."""
 
     def __init__(self, stream: TextIO, *, color: bool, size: Callable[[], os.terminal_size] | None = None) -> None:
         self._stream = stream
@@ -54,7 +54,7 @@ class LivePainter:
         self._put(_SHOW_CURSOR)
 
     def _redraw(self, above: str) -> None:
-        """All in one write, so that no half of it is seen."""
+        """Redraw the frame with one write, so that no partial frame is seen."""
         columns, rows = self._size()
         lines = [_fitted(line, columns) for line in self._frame.lines[: max(1, rows - 1)]]
         erased = _erased(sum(_num_rows(text, columns) for text in self._painted))
@@ -77,14 +77,14 @@ class LivePainter:
         return captured.get()
 
     def _put(self, text: str) -> None:
-        """A terminal that is gone costs the view, not the run."""
+        """Write to the terminal. A terminal that is gone ends the view, not the run."""
         with suppress(OSError, ValueError):
             self._stream.write(text)
             self._stream.flush()
 
 
 def _fitted(line: Line, columns: int) -> Text:
-    """No wider than the terminal is now. Without blanks at its end: terminals differ in whether these wrap."""
+    """A line cut to the terminal's width, without trailing blanks: terminals differ in whether these wrap."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for span in line:
         text.append(span.text, style=_STYLES[span.style])
@@ -94,7 +94,7 @@ def _fitted(line: Line, columns: int) -> Text:
 
 
 def _num_rows(text: str, columns: int) -> int:
-    """Rows that a line takes on a terminal which wraps what is too wide for it by now."""
+    """Number of rows that a line takes on a terminal that has become narrower and wraps it."""
     return max(1, len(chop_cells(text, columns)))
 
 

@@ -1,7 +1,7 @@
-"""Tells what a long verb does, from a thread of its own, so that a terminal that stands still never holds up the work.
+"""Prints the progress of a long verb on a thread of its own, so that a blocked terminal never delays the work.
 
-Lines come in order; of frames only the newest is painted. What a stuck terminal does not take is dropped. Where the
-words come from is the caller's business, how they look a painter's.
+Lines are printed in order; of frames only the newest. What a blocked terminal does not take is dropped. The caller
+makes the text, a painter prints it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _JOIN_LIMIT_S = 2.0
 
 
 class Painter(Protocol):
-    """Exactly what a narrator says: used from its thread only, between `begin` and `end`."""
+    """How a narrator prints. Used on its thread only, between `begin` and `end`."""
 
     def begin(self) -> None: ...
 
     def line(self, text: str) -> None:
-        """Something that happened; stays on the screen."""
+        """Print a line that stays on the screen."""
         ...
 
     def frame(self, frame: Frame) -> None:
-        """How things are; replaces the frame before."""
+        """Draw a frame in place of the last one."""
         ...
 
     def end(self) -> None: ...
@@ -47,7 +47,7 @@ class LinePainter:
         self._console.note(text)
 
     def frame(self, frame: Frame) -> None:
-        """A pipe has no use for pictures."""
+        """Nothing: frames are for terminals."""
 
     def end(self) -> None:
         """Nothing to restore."""
@@ -72,7 +72,7 @@ class Narrator:
         self._put(frame)
 
     def close(self) -> None:
-        """Tells what is left, for at most two seconds."""
+        """Print what is left, for at most two seconds, and end the thread."""
         if self._thread is not None:
             self._put(None)
             self._thread.join(_JOIN_LIMIT_S)
@@ -91,7 +91,7 @@ class Narrator:
             self._painter.end()
 
     def _paint(self, first: str | Frame | None) -> bool:
-        """Paints all that waits; False at the end."""
+        """Print all that is queued; False at the end."""
         newest: Frame | None = None
         item: str | Frame | None = first
         is_open = True

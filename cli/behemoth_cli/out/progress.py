@@ -17,8 +17,8 @@ _REPEAT_S = 60.0
 
 
 class Done(NamedTuple):
-    """How far the work is. `before`: how far it was when it was first told, `elapsed_s` ago: what an earlier call had
-    done says nothing of the pace of this one."""
+    """Progress of the work. `before`: the progress at the first update, `elapsed_s` ago, which an earlier call had made
+    and which does not count for the rate."""
 
     done: int
     total: int
@@ -37,7 +37,7 @@ class Progress:
         self._drawn_s: float | None = None
 
     def update(self, done: int, total: int) -> None:
-        """Draw if it is time to."""
+        """Redraw, if enough time has passed."""
         now_s = time.monotonic()
         if self._first is None:
             self._first = done, now_s
@@ -54,6 +54,6 @@ class Progress:
             self._console.note(text)
 
     def close(self) -> None:
-        """Leave a clean line behind."""
+        """End the line."""
         if self._drawn_s is not None and self._console.is_error_terminal:
             self._console.draw("\r\x1b[K")

@@ -31,7 +31,7 @@ class Listing:
     items: tuple[Mapping[str, object], ...] = ()
     names: tuple[str, ...] = ()
     empty: str = ""
-    """What is told on stderr when there is no row."""
+    """Printed to stderr when there is no row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def section_lines(section: Section) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """A row is a line, and a terminal is not to be steered by what a program printed."""
+    """A text as one line without control characters, which a program may have printed."""
     return text if text.isprintable() else " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

@@ -44,7 +44,7 @@ def print_rich(stream: TextIO, shown: Listing | Page, *, is_wide: bool, color: b
 
 
 class _Console(Console):
-    """Leaves it to the caller what a reader that left means; rich would end the process."""
+    """A rich Console that raises BrokenPipeError to its caller; rich would end the process."""
 
     @override
     def on_broken_pipe(self) -> None:

@@ -121,7 +121,7 @@ def pin_page(writes: Sequence[tuple[int, str]], *, is_pinned: bool, is_new: bool
 
 
 def policy_text(retention: Retention) -> str:
-    """As one says it."""
+    """A retention policy as a sentence."""
     parts = [f"the last {retention.keep_last}"]
     if retention.every_steps is not None:
         parts.append(f"every {retention.every_steps} steps")

@@ -84,7 +84,7 @@ def _kind(spec: ArraySpec) -> str:
 
 
 def _item(one: ArrayDiff) -> dict[str, object]:
-    """Infinities are no JSON: they are texts."""
+    """An array's difference as a document; infinities, which JSON does not have, as texts."""
     told = one.difference
     figures: dict[str, object] = {}
     if told is not None:

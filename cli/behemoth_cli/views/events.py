@@ -48,7 +48,7 @@ def event_listing(events: Sequence[Event]) -> Listing:
 
 
 def event_item(event: Event) -> dict[str, object]:
-    """As a document."""
+    """An event as a document."""
     return {
         "atUs": event.at_us,
         "level": event.level,

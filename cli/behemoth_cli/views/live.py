@@ -33,7 +33,7 @@ _PHASES: dict[str, Style] = {"training": "good", "succeeded": "good", "failed": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast tokens came lately; what a single snapshot cannot tell."""
+    """The recent rate of tokens, from several snapshots."""
 
     attempt: int = 0
     since_us: int = 0
@@ -59,7 +59,7 @@ def paced(pace: Pace, snapshot: Snapshot) -> Pace:
 
 
 def live_frame(snapshot: Snapshot, pace: Pace, events: Sequence[Event], *, width: int) -> Frame:
-    """The whole view, no wider than `width` columns where it can help it."""
+    """The whole view, in `width` columns where possible."""
     lines: list[Line] = [_head(snapshot), _progress(snapshot), _figures(snapshot, pace, events)]
     if snapshot.status.phase != "training":
         lines.append((Span(text=f"  {one_line(snapshot.status.message)}", style="warn"),))
@@ -145,7 +145,7 @@ def _event(event: Event) -> Line:
 
 
 def _cut(line: Line, width: int) -> Line:
-    """A line that wraps would make a frame that cannot be redrawn in place."""
+    """A line cut to the width: a frame with wrapped lines cannot be redrawn in place."""
     room = width - 1
     kept: list[Span] = []
     for span in line:

@@ -1,4 +1,4 @@
-"""Lines of many ranks as one stream: what several say alike is told once, with the list of ranks, as dshbak does.
+"""Lines of many ranks as one stream: equal lines are shown once, with the list of their ranks, as dshbak does.
 
 Output of programs has no times, so the order between ranks follows from the text: a line waits for ranks that have
 yet to come to it, as far as they come to it within `WINDOW` lines. Each rank's own order is always kept.

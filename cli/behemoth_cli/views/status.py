@@ -24,7 +24,7 @@ _NOTHING = "nothing was written yet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """Why a run directory cannot be read. `unreadable`: the system refuses it, which says nothing of what is there."""
+    """Why a run directory cannot be read. `unreadable`: the operating system refuses it; its content is unknown."""
 
     state: Literal["damaged", "unreadable"]
     message: str
@@ -32,7 +32,8 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What the directory of one run says. `snapshot` is None before the run was opened, and where it is damaged."""
+    """The state of one run as read from its directory. `snapshot` is None before the run was opened, and for a damaged
+    directory."""
 
     name: str
     path: str

@@ -15,7 +15,7 @@ _BUCKETS = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recom
 
 
 def summary_page(summary: Summary) -> Page:
-    """For people; its body is what `summary.json` holds, named as in every other document: the file is snake_case."""
+    """The page of a summary. Its document has the fields of `summary.json` in camelCase, like every other document."""
     outcome = summary.outcome or "interrupted"
     reason = f": {one_line(summary.reason)}" if summary.reason else ""
     return Page(

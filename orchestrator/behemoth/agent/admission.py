@@ -1,7 +1,7 @@
-"""How the ranks of one attempt come in: their place for a Join, staging memory with its checkpoint for a Declare.
+"""Admits the ranks of one attempt: answers a Join with the rank's place, a Declare with staging memory and checkpoint.
 
-A rank that is not let in is no end of a worker: what is wrong with the program or the checkpoint is told instead.
-Neighbours: `gang` starts and ends the workers, `preparing` fills their memory in the store process.
+A rank that is refused is not reported as a failed worker: the report says what is wrong with the program or the
+checkpoint. Neighbours: `gang` starts and ends the workers, `preparing` fills their memory in the store process.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import msgspec
 
 from behemoth.agent.arenas import restored_step
+from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, now_us
 from behemoth.agent.storewire import Failed, Source
-from behemoth.agent.told import Told
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
@@ -25,19 +25,19 @@ from behemoth.wire.reports import ProgramRefused, RanksRestored, RanksUp, Restor
 from behemoth.wire.session import Assigned, Declare, Join, Ready, Refusal
 
 _WAIT_FLOORS = 10
-"""A rank waits this many times the longest hang floor for its agent: the coordinator calls the hang long before."""
+"""A rank waits this many times the longest hang floor for its agent; the coordinator detects a hang long before."""
 
 _log = logging.getLogger(__name__)
 
 
 class Admission:
-    """For the `members` of the attempt of `table`."""
+    """Admits `members`, the workers of the attempt of `table` on this node."""
 
-    def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], told: Told) -> None:
+    def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], reports: AttemptReports) -> None:
         self._parts = parts
         self._table = table
         self._members = members
-        self._told = told
+        self._reports = reports
         self._attempt = table.fence.attempt
         self._digest = ""
 
@@ -63,7 +63,7 @@ class Admission:
         )
         member.has_joined = True
         member.enter("restore", now_us())
-        self._told.milestone(RanksUp(attempt=self._attempt), [one.has_joined for one in self._members])
+        self._reports.milestone(RanksUp(attempt=self._attempt), [one.has_joined for one in self._members])
 
     async def prepare(self, member: Member, declared: Declare) -> None:
         """Give the worker its staging memory, with the checkpoint to restore in it."""
@@ -108,7 +108,7 @@ class Admission:
         parts.saves.grant()
 
     def standing(self, member: Member, step: Step) -> None:
-        """The worker has its state back."""
+        """The worker has restored its state and stands at `step`."""
         member.step, member.is_standing = step, True
         of_ranks = [(one.rank, one.prepared) for one in self._members if one.prepared is not None]
         prepared = [told for _, told in of_ranks]
@@ -125,7 +125,7 @@ class Admission:
             store_bytes=sum(one.store_bytes for one in prepared),
             missed=next((f"rank {rank}: {told.missed}" for rank, told in of_ranks if told.missed), ""),
         )
-        self._told.milestone(report, [one.is_standing for one in self._members])
+        self._reports.milestone(report, [one.is_standing for one in self._members])
 
     def _source(self, source: Source, declared: Declare) -> Source:
         holders, record_bytes = self._parts.copies.asked(), self._table.record_bytes
@@ -154,7 +154,7 @@ class Admission:
                 member.channel.send(Refusal(reason=f"rank {member.rank}, preparing its memory: {answer.reason}"))
             return
         _log.warning("attempt %d: restore from %s refused: %s", self._attempt, restore.write_id, reason)
-        self._told.refused(
+        self._reports.refused(
             RestoreRefused(
                 attempt=self._attempt,
                 write_id=restore.write_id,
@@ -165,11 +165,12 @@ class Admission:
         )
 
     def _refuse_program(self, reason: str) -> None:
-        """The ranks are not told: they would end by themselves, and their ends would look like the failure."""
+        """Report it to the coordinator only: ranks that are told would end, and their ends would look like the
+        failure."""
         _log.warning("attempt %d: program refused: %s", self._attempt, reason)
-        self._told.refused(ProgramRefused(attempt=self._attempt, reason=reason))
+        self._reports.refused(ProgramRefused(attempt=self._attempt, reason=reason))
 
 
 def wait_limit_us(floors: HangFloors) -> int:
-    """How long a rank waits for what its agent has to give."""
+    """How long a rank waits for an answer of its agent, in microseconds."""
     return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)

@@ -1,9 +1,9 @@
 """The memory that holds staged checkpoints: one anonymous file per local rank, two generations in each.
 
-The agent only keeps book: what lies in a generation is the checkpoint engine's business (`behemoth.checkpoint.arena`),
-which the worker and the store process reach through the descriptor. The rule that keeps a run alive stands here: the
-generation with the newest committed checkpoint is never given out for writing, nor one that is being written to the
-store; when none is left the save waits.
+The agent only tracks which generation holds what; the bytes are written and read by the worker and the store process,
+which get the descriptor (`behemoth.checkpoint.arena`). The rule that keeps a run alive is here: the generation with the
+newest committed checkpoint is never given out for writing, nor one that is being written to the store; when none is
+left the save waits.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RankMemory:
                 generation.free()
 
     def drop_granted(self) -> None:
-        """The workers are gone: what was being copied is worth nothing."""
+        """The workers are gone: free the generations that they were copying into."""
         for generation in self.generations:
             if generation.state == "granted" and not generation.is_read:
                 generation.free()

@@ -1,9 +1,9 @@
 """Copies of other nodes' staged checkpoints in this node's memory: which are wanted, and the task that gets them.
 
-A node pulls: from the memory of each of its wards (`behemoth.policy.peers`) the newest committed write, in the
-background, again and again until it has it. So a holder that was replaced gets its copies by the same rule as any
-other, and a ward never waits for anybody. Each copy has two generations, of which only the older is ever overwritten.
-The store process moves the bytes (`storeserver`); the agent owns the memory and keeps the book.
+A node pulls: it copies the newest committed write from the memory of each of its wards (`behemoth.policy.peers`), in
+the background, and retries until it has it. So a replaced holder gets its copies by the same rule as any other, and a
+ward never waits for its holders. Each copy has two generations, of which only the older is overwritten. The store
+process moves the bytes (`pulling`); the agent owns the memory and tracks what it holds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from behemoth.agent.background_copy import BackgroundCopy
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Budget, Failed, Pull, Share
-from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank, Slot
 from behemoth.policy import peers
 from behemoth.wire.commands import RestoreFrom, StartGang
@@ -25,7 +25,7 @@ from behemoth.wire.setup import Setup
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-"""Between two tries: a ward that restores has nothing to give yet, and one that is lost never will."""
+"""Bounds of the pause between two tries: a ward that is restoring has nothing to copy yet, a lost one never will."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ class Copies:
 
     def __init__(self, *, store: StoreLink, setup: Setup) -> None:
         self._store = store
-        self._copies = setup.peer_copies
+        self._num_copies = setup.peer_copies
         self._stride = setup.peer_stride
         self._budget_bytes = setup.staging_budget
         self._ranks_per_node = setup.ranks_per_node
         self._domains: tuple[int, ...] = ()
         self._slot: Slot | None = None
         self._wards: tuple[Slot, ...] = ()
-        self._wanted = Wanted(store)
+        self._background = BackgroundCopy(store)
         self._declared: Declare | None = None
         self._memories: dict[Rank, CopyMemory] = {}
 
@@ -63,27 +63,28 @@ class Copies:
         self._domains = tuple(place.domain for place in table.peers)
         self._slot = slot
         self._wards = ()
-        if slot is not None and self._copies and self._domains:
-            self._wards = peers.wards(slot, self._domains, stride=self._stride, copies=self._copies)
-        self._wanted.want(table.restore)
+        if slot is not None and self._num_copies and self._domains:
+            self._wards = peers.wards(slot, self._domains, stride=self._stride, copies=self._num_copies)
+        self._background.want(table.restore)
 
     def declared(self, declared: Declare) -> None:
         """The layout is the same for all ranks of the run."""
         self._declared = declared
-        self._wanted.news.set()
+        self._background.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
-        """What is older or of nobody's interest any more can go: until now a restore might have asked for it."""
+        """A newer write is committed: pull that, and free the copies of ranks that are no wards any more. Until now a
+        restore might have asked for them."""
         wanted = {rank for ward in self._wards for rank in self._ranks(ward)}
         unwanted = self._memories.keys() - wanted
         for rank in unwanted:
             os.close(self._memories.pop(rank).fd)
         if unwanted:
             self._store.keep_copies(self._memories)
-        self._wanted.want(write)
+        self._background.want(write)
 
     def budget(self, own: Sequence[Rank]) -> Budget | None:
-        """What this node may hold, and for whom."""
+        """The memory that this node may use, and the ranks for which; None where it is not bounded."""
         if self._budget_bytes is None:
             return None
         copies = tuple(rank for ward in self._wards for rank in self._ranks(ward))
@@ -91,12 +92,12 @@ class Copies:
 
     def asked(self) -> tuple[Slot, ...]:
         """Slots that may hold a copy of this node's ranks, likeliest first."""
-        if self._slot is None or not self._copies or not self._domains:
+        if self._slot is None or not self._num_copies or not self._domains:
             return ()
-        return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._copies)
+        return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._num_copies)
 
     def shared(self) -> list[tuple[Share, int]]:
-        """What a new store process must know of, with its descriptors."""
+        """The memory that a new store process must know of, with its descriptors."""
         return [(Share(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held]
 
     def close(self) -> None:
@@ -108,18 +109,18 @@ class Copies:
 
     async def run(self) -> None:
         """Until cancelled: pull what is wanted and not held, one rank at a time."""
-        if not self._copies:
+        if not self._num_copies:
             return
         pause_s = FIRST_PAUSE_S
         while True:
-            self._wanted.news.clear()
+            self._background.news.clear()
             missing = self._missing()
             num_pulled = 0
             for ward, rank in missing:
                 num_pulled += await self._pull(ward, rank)
-                if self._wanted.news.is_set():
+                if self._background.news.is_set():
                     break
-            if num_pulled or self._wanted.news.is_set():
+            if num_pulled or self._background.news.is_set():
                 pause_s = FIRST_PAUSE_S
                 continue
             await self._hear(pause_s if missing else None)
@@ -127,12 +128,12 @@ class Copies:
 
     async def _pull(self, ward: Slot, rank: Rank) -> bool:
         """True when the copy is whole."""
-        write, declared = self._wanted.write, self._declared
+        write, declared = self._background.write, self._declared
         assert write is not None
         assert declared is not None
         memory = self._memory(rank, declared)
         order = Pull(
-            job=self._wanted.new_job(),
+            job=self._background.new_job(),
             rank=rank,
             layout=declared.layout,
             slot=ward,
@@ -140,7 +141,7 @@ class Copies:
             step=write.step,
         )
         answer = await self._store.pull(order, memory.fd)
-        self._wanted.job_ended()
+        self._background.job_ended()
         if isinstance(answer, Failed):
             _log.info("copy of rank %d, write %s: %s", rank, write.write_id, answer.reason)
             return False
@@ -148,7 +149,7 @@ class Copies:
         return True
 
     def _missing(self) -> list[tuple[Slot, Rank]]:
-        wanted = self._wanted.write
+        wanted = self._background.write
         if wanted is None or self._declared is None:
             return []
         layout = self._declared.digest
@@ -168,7 +169,7 @@ class Copies:
     async def _hear(self, limit_s: float | None) -> None:
         try:
             async with asyncio.timeout(limit_s):
-                await self._wanted.news.wait()
+                await self._background.news.wait()
         except TimeoutError:
             return
 

@@ -1,7 +1,7 @@
-"""Whether this node's own disk does its work, as the coordinator is told it: each trouble once, and once its end.
+"""The health of this node's own disk, as it is reported to the coordinator: each trouble once, and its end once.
 
-Nothing is decided here but what is worth telling: saves and training go on, and what fails is tried again with the next
-checkpoint. The neighbour `keeping` says what became of each copy, `admission` what a restore found.
+Decides only what is reported: saves and training go on, and what fails is tried again with the next checkpoint. The
+neighbours are `keeping`, which tells the outcome of each copy, and `admission`, which tells what restores found.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ _NOT_THE_DISK = frozenset({"", "cancelled", "copy-crc", "arena-layout", "arena-e
 
 
 class DiskHealth:
-    """`told` is what to tell the coordinator; None before the first copy has ended. `changed` is called when that is
-    something else."""
+    """`told` is the state to report; None before the first copy has ended. `changed` is called when it changes."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -28,14 +27,14 @@ class DiskHealth:
         self.told: OwnDisk | None = None
 
     def failed(self, code: str, reason: str) -> None:
-        """A copy did not come about."""
+        """A copy failed, with the code of its error."""
         if code in _TOO_LATE:
             self.late(reason)
         elif code not in _NOT_THE_DISK:
             self._tell(OwnDisk(trouble="no-space" if code == "no-space" else "failed", reason=reason))
 
     def late(self, reason: str) -> None:
-        """A copy was not done in time."""
+        """A copy was not complete when the next checkpoint was committed."""
         self._num_late += 1
         if self._num_late >= SLOW_IN_A_ROW:
             self._tell(OwnDisk(trouble="slow", reason=reason))
@@ -45,12 +44,12 @@ class DiskHealth:
         self._tell(OwnDisk(trouble="unreadable", reason=reason))
 
     def whole(self) -> None:
-        """Copies of all that is wanted are there."""
+        """Copies of the newest checkpoint of all the node's ranks are complete."""
         self._num_late = 0
         self._tell(OwnDisk())
 
     def _tell(self, state: OwnDisk) -> None:
-        """What a trouble is, not its words: a disk that is full is told once, whatever is free by now."""
+        """Report a change of the kind of trouble, not of its text: a full disk is reported once, however full it is."""
         if self.told is None or self.told.trouble != state.trouble:
             self.told = state
             self._changed()

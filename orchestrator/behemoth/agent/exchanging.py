@@ -228,7 +228,7 @@ class NodeExchange:
 
 
 class _Patience:
-    """Ends a wait with an error of which the peer knows that it may ask again."""
+    """Ends a wait with an error after which the peer asks again."""
 
     def __init__(self, rank: Rank, write_id: WriteId) -> None:
         self._where = f"rank {rank}, write {write_id}"

@@ -56,8 +56,8 @@ _log = logging.getLogger(__name__)
 
 
 class ForkClient:
-    """Owns the fork server from `start` to `close`. `on_exit` is told each worker's end, once; a worker that went down
-    with its fork server counts as killed by SIGKILL."""
+    """Owns the fork server from `start` to `close`. `on_exit` is called once for each worker that ends; a worker that
+    died with its fork server is reported as killed by SIGKILL."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class ForkClient:
         return self._child.pid if self._child is not None else None
 
     async def ready(self, *, timeout_s: float) -> None:
-        """Until the imports are done. Raises Invalid with the traceback when one failed (the next call tries again),
-        Timeout, or Unavailable when the fork server died."""
+        """Wait until the imports are done. Raises Invalid with the traceback when one failed (the next call tries
+        again), Timeout, or Unavailable when the fork server died."""
         async with asyncio.timeout(timeout_s):
             if self._replacing is not None:
                 await asyncio.wait([self._replacing])

@@ -1,8 +1,8 @@
 """This node's part of one attempt: its workers from fork to exit, and where each of their messages goes.
 
 It decides nothing about failures: an end that should not be is reported, and the coordinator starts a higher attempt.
-Neighbours: `forkclient` starts and ends processes, `admission` lets workers in, `saves` follows saves, `told` keeps
-what the coordinator has heard, `member` is one worker.
+Neighbours: `forkclient` starts and ends processes, `admission` lets workers in, `saves` follows saves,
+`attempt_reports` keeps what the coordinator was told, `member` is one worker.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from functools import partial
 from typing import assert_never
 
 from behemoth.agent.admission import Admission, wait_limit_us
+from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.channel import Channel
 from behemoth.agent.forkwire import Exited, Spawn
 from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, beat_of, now_us
 from behemoth.agent.ranklog import log_path
-from behemoth.agent.told import Told
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Attempt, Rank
 from behemoth.wire.commands import StartGang
@@ -67,8 +67,8 @@ class Gang:
             Member(rank=Rank(slot * count + local), local_rank=local, phase_since_us=now_us()) for local in range(count)
         ]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._told = Told(parts.send)
-        self._admission = Admission(parts, table, self._members, self._told)
+        self._reports = AttemptReports(parts.send)
+        self._admission = Admission(parts, table, self._members, self._reports)
         self._last_slowest_us = 0
         self._is_ending = False
 
@@ -96,7 +96,8 @@ class Gang:
         await asyncio.gather(*(self._spawn(member) for member in self._members))
 
     async def end(self, *, dump_stacks: bool) -> None:
-        """Until nothing of the workers is left, by force. Raises Internal when the kernel keeps one."""
+        """Kill the workers and everything they started, and wait for that. Raises Internal when the kernel keeps
+        one."""
         self._is_ending = True
         if dump_stacks:
             await self._parts.forks.replace_stuck()
@@ -125,13 +126,13 @@ class Gang:
             return
         if report.exit_code == 0 and member.has_ended_steps:
             self._release(member)
-            self._told.milestone(RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
+            self._reports.milestone(RanksFinished(attempt=self.attempt), [one.is_gone for one in self._members])
             return
         self._run(self._report_end(member, report), member, "end")
 
     def tell_again(self) -> None:
-        """How things stand, for a coordinator that has just come."""
-        self._told.again()
+        """Send all reports of the attempt again, to a coordinator that has just taken over."""
+        self._reports.again()
 
     def beat(self, *, port: int) -> Beat:
         beat = beat_of(
@@ -142,7 +143,7 @@ class Gang:
             last_slowest_us=self._last_slowest_us,
             now_us=now_us(),
         )
-        # That steps were made, without their time: it has been told, and each sample counts once.
+        # Keep that steps were made, but not their time: each sample is reported once.
         self._last_slowest_us = min(beat.slowest_step_us, 1)
         for member in self._members:
             member.slowest_step_us = 0
@@ -196,7 +197,7 @@ class Gang:
         )
         _log.warning("attempt %d rank %d ended: exit %s signal %s", self.attempt, member.rank, exit_code, signum)
         self._parts.beat()  # how far the node came goes first: the attempt is over with what follows
-        self._told.ended(member, ended)
+        self._reports.ended(member, ended)
 
     def _release(self, member: Member) -> None:
         if member.channel is not None:
@@ -206,7 +207,7 @@ class Gang:
         member.channel, member.pipe = None, None
 
     async def _dump(self) -> None:
-        """Give hung workers the time to write their stacks: until the log of each grew and all are quiet again."""
+        """Let hung workers write their stacks: wait until the log of each has grown and all are quiet again."""
         pipes = [member.pipe for member in self._members if member.pipe is not None]
         before = [pipe.num_bytes for pipe in pipes]
         self._parts.forks.signal_all(DUMP_SIGNAL)
@@ -244,7 +245,8 @@ class Gang:
                 assert_never(message)
 
     def _hung_up(self, member: Member, reason: str) -> None:
-        """The worker closed its session or talked rubbish. Its exit tells the rest; without one the hang limits do."""
+        """The worker closed its session or broke the protocol. Its exit is reported apart; a worker that does not exit
+        is found by the hang limits."""
         member.channel = None
         if not self._is_ending and not member.is_gone:
             _log.info("attempt %d rank %d: %s", self.attempt, member.rank, reason)
@@ -263,7 +265,7 @@ class Gang:
         task.add_done_callback(partial(self._ended_task, member))
 
     def _ended_task(self, member: Member, task: asyncio.Task[None]) -> None:
-        """Work for a rank that fails in a way nobody thought of ends the rank: it would wait for ever."""
+        """An unexpected error in work for a rank ends the rank, which would otherwise wait forever."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:

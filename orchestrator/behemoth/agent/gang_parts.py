@@ -1,4 +1,4 @@
-"""What a gang works with: the node's helpers and books, which outlive every attempt.
+"""The services of a node that a gang uses; they outlive every attempt.
 
 Values only; `main` builds them at the first welcome and takes them down.
 """
@@ -21,7 +21,7 @@ from behemoth.wire.setup import Setup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """One node's. `setup` is what the first coordinator said of the run."""
+    """The services of one node. `setup`: the run as the first coordinator described it."""
 
     setup: Setup
     forks: ForkClient

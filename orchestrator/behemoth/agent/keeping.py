@@ -1,7 +1,7 @@
-"""The newest committed checkpoint of this node's ranks on the node's own disk: which is wanted, and the task for it.
+"""Keeps the newest committed checkpoint of this node's ranks on the node's own disk: which write, and the task for it.
 
-A save never waits for it: no memory is held back, so a copy that is too slow ends when its memory is filled anew, or
-when the next checkpoint is committed. The store process moves the bytes (`own_disk`).
+A save never waits for it: no memory is reserved for a copy, so a copy that is too slow is abandoned when its memory is
+filled again, or when the next checkpoint is committed. The store process moves the bytes (`own_disk`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 
 from behemoth.agent.arenas import Arenas, RankMemory
+from behemoth.agent.background_copy import BackgroundCopy
 from behemoth.agent.disk_health import DiskHealth
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Failed, KeepOnDisk
-from behemoth.agent.wanted import Wanted
 from behemoth.base.ids import Rank
 from behemoth.wire.commands import RestoreFrom
 from behemoth.wire.setup import Setup
@@ -36,45 +36,45 @@ class Keeping:
         self._store = store
         self._arenas = arenas
         self._has_disk = setup.local_disk is not None
-        self._wanted = Wanted(store)
+        self._background = BackgroundCopy(store)
         self._kept: dict[Rank, tuple[RestoreFrom, str]] = {}
         self.health = DiskHealth(changed)
 
     def began(self, restore: RestoreFrom | None) -> None:
         """A new attempt, from this checkpoint."""
-        self._wanted.want(restore)
+        self._background.want(restore)
 
     def restored(self, rank: Rank) -> None:
-        """A rank has what it shall get back. Whether the disk has that too is asked anew: the restore may have found
-        its copy damaged, and what this node kept of the rank before it had another one is gone."""
+        """A rank was restored. Its copy on the disk is checked again: the restore may have found it damaged, or the
+        rank may have been on another node meanwhile."""
         self._kept.pop(rank, None)
-        self._wanted.news.set()
+        self._background.news.set()
 
     def committed(self, write: RestoreFrom) -> None:
         """The memory of the node's ranks is the newest checkpoint."""
-        if self._wanted.is_under_way and write != self._wanted.write:
+        if self._background.is_under_way and write != self._background.write:
             self.health.late(_TOO_LATE)  # here: what hangs has no answer
-        self._wanted.want(write)
+        self._background.want(write)
 
     async def run(self) -> None:
         """Until cancelled: have copied what is wanted and not there, one rank at a time. What fails is tried again with
         the next news, a commit or a restore."""
         while self._has_disk:
-            self._wanted.news.clear()
+            self._background.news.clear()
             for memory in self._missing():
                 await self._keep(memory)
-                if self._wanted.news.is_set():
+                if self._background.news.is_set():
                     break
             else:
                 if self._is_whole():
                     self.health.whole()
-                await self._wanted.news.wait()
+                await self._background.news.wait()
 
     async def clear(self) -> None:
-        """The run is over for good: nobody will want it back."""
+        """The run is over for good: remove the copies. Takes at most CLEAR_LIMIT_S."""
         if not self._has_disk:
             return
-        self._wanted.want(None)
+        self._background.want(None)
         try:
             async with asyncio.timeout(CLEAR_LIMIT_S):
                 answer = await self._store.clear_disk()
@@ -85,19 +85,19 @@ class Keeping:
             _log.warning("own disk: its files could not be removed: %s", answer.reason)
 
     async def _keep(self, memory: RankMemory) -> None:
-        write, layout = self._wanted.write, memory.declared
+        write, layout = self._background.write, memory.declared
         assert write is not None
         order = KeepOnDisk(
-            job=self._wanted.new_job(),
+            job=self._background.new_job(),
             rank=memory.rank,
             layout=layout.layout,
             write_id=write.write_id,
             step=write.step,
         )
         answer = await self._store.keep_on_disk(order, memory.fd)
-        self._wanted.job_ended()
+        self._background.job_ended()
         if isinstance(answer, Failed):
-            is_late = write != self._wanted.write
+            is_late = write != self._background.write
             reason = _TOO_LATE if is_late else answer.reason
             if not is_late:
                 self.health.failed(answer.code, f"rank {memory.rank}, write {write.write_id}: {reason}")
@@ -106,7 +106,7 @@ class Keeping:
             self._kept[memory.rank] = (write, layout.digest)
 
     def _missing(self) -> list[RankMemory]:
-        wanted = self._wanted.write
+        wanted = self._background.write
         return [
             memory
             for memory in self._arenas.all()
@@ -114,7 +114,7 @@ class Keeping:
         ]
 
     def _is_kept(self, memory: RankMemory) -> bool:
-        return self._kept.get(memory.rank) == (self._wanted.write, memory.declared.digest)
+        return self._kept.get(memory.rank) == (self._background.write, memory.declared.digest)
 
     def _is_whole(self) -> bool:
         """Whether all ranks of the node have copies of what is wanted."""

@@ -1,7 +1,7 @@
 """The agent's connection to its coordinator: handshake, reconnection with jitter, frames both ways.
 
-It knows no meaning of commands: `main` acts. What was said while nobody listened is not queued; after a reconnect
-`main` tells again how things stand.
+It does not interpret commands: `main` acts on them. Reports that are sent without a connection are dropped; after a
+reconnect `main` sends the present state again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ CONNECT_LIMIT_S = 5.0
 HANDSHAKE_LIMIT_S = 10.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
-"""4,000 agents come back to a new coordinator within seconds, not in one instant: each pause is drawn at random."""
+"""Bounds of the pause between two tries. Each pause is drawn at random, so that 4,000 agents reconnect to a new
+coordinator over seconds, not at one instant."""
 
 _COMMANDS = msgspec.msgpack.Decoder(Command)
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Introduction(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who acts on what the link hears. Calls come from the event loop and must not block it."""
+    """Acts on what the link receives. Called in the event loop; must not block it."""
 
     def introduction(self, host: str) -> Introduction:
         """What this node says of itself; `host` is its address."""

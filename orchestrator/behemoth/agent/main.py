@@ -1,7 +1,7 @@
-"""The agent: one per node. Hears its coordinator, keeps its helpers, beats; no checkpoint byte passes through it.
+"""The agent: one per node. Talks to the coordinator, runs its helper processes, beats; handles no checkpoint bytes.
 
-What ends it: the word Leave, a coordinator that will never have it, the end of its starter (lifeline), or a
-coordinator that stays away for longer than its grace. Whatever the reason, nothing that it started outlives it. The
+It ends at the command Leave, when the coordinator rejects it for good, when its starter ends (lifeline), or when the
+coordinator stays away for longer than its grace. Whatever the reason, nothing that it started outlives it. The
 neighbour is `orders`, which obeys the commands and has the workers.
 """
 
@@ -59,7 +59,7 @@ EXIT_STUCK = 4
 _END_LIMIT_S = 8.0
 _LAST_WORDS_LIMIT_S = 0.5
 _LAST_STOP_LIMIT_S = 3.5
-"""What a StopGang may take that came just before the word Leave: it may want the stacks of hung workers."""
+"""How long a StopGang may take that came just before Leave: it may include the stacks of hung workers."""
 
 _log = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ class Member:
     loss: float | None = None
 
     def was_prepared(self, answer: Prepared) -> None:
-        """What was read in vain, before a rank found it damaged, was read all the same."""
+        """Keep the outcome of a restore; bytes of an earlier one, whose result the rank found damaged, are added."""
         if self.prepared is not None:
             answer = msgspec.structs.replace(
                 answer,
@@ -104,7 +104,7 @@ def beat_of(
 
 
 def idle_beat(attempt: Attempt, *, port: int) -> Beat:
-    """Of a node without workers."""
+    """The beat of a node without workers."""
     return Beat(
         attempt=attempt,
         step=Step(0),

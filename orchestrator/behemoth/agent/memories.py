@@ -1,8 +1,8 @@
 """The arenas that the store process has mapped: for its own jobs, and for peers that ask for what lies in them.
 
-The agent owns the memory and may replace it at any time; here a mapping and a descriptor of one's own keep what is in
-use. Handlers read only: that a generation is filled anew meanwhile is told, never prevented. Neighbours:
-`store_services`, which has them, and `peers.server`, which calls the handlers.
+The agent owns the memory and may replace it at any time; the mapping and the duplicated descriptor here keep memory
+that is in use. Handlers only read: when a generation is filled again meanwhile, the answer says so; nothing prevents
+it. Neighbours: `store_services`, which has them, and `peers.server`, which calls the handlers.
 """
 
 from __future__ import annotations

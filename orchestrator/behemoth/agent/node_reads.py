@@ -1,9 +1,9 @@
 """Chunks that several ranks of a node restore from, each read once: by the rank that wants it first, for the others.
 
-It is known beforehand who reads what, so a chunk that one rank alone reads goes straight into that rank's place, and
-one that several do is kept until the last of them has taken it. Memory is bounded: where there is no room, each reads
-for itself, as it does when somebody else's read fails. Neighbours: `checkpoint.common_chunks` (who reads what),
-`preparing`, which restores, and `peers.shared_reads`, which does the same among nodes.
+Which ranks read which chunks is known beforehand: a chunk that only one rank reads goes straight into that rank's
+memory, and one that several ranks read is kept until the last of them has taken it. Memory is bounded: where there is
+no room each rank reads for itself, as it does when another rank's read fails. Neighbours: `checkpoint.common_chunks`
+(who reads what), `preparing`, which restores, and `peers.shared_reads`, which does the same among nodes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint.chunk_reader import Lent
 from behemoth.checkpoint.common_chunks import CommonChunks
 from behemoth.checkpoint.own_memory import own_memory
-from behemoth.checkpoint.passing import PassingStore, num_bytes, spread
 from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes, spread
 from behemoth.ports import Into, ObjectStore
 
 WAIT_LIMIT_S = 60.0
-"""For what another rank is reading. Who waited in vain reads for itself, and nobody waits for that rank again."""
+"""Longest wait for a unit that another rank is reading. A rank that waited in vain reads the unit itself, and no rank
+waits for that reader again."""
 
 
 class _Held:
@@ -38,7 +39,8 @@ class _Held:
 
 
 class NodeReads:
-    """Of one restore of a node. Thread-safe. `wanted`: the units that several of its ranks read; it is used up.
+    """The shared reads of one restore of a node. Thread-safe. `wanted`: the units that several of its ranks read, of
+    which those that were taken are removed.
     `unit_of` says of which unit a range is a part. At most `limit_bytes` are held."""
 
     def __init__(self, wanted: CommonChunks, *, unit_of: Callable[[str, int, int], Unit], limit_bytes: int) -> None:
@@ -157,7 +159,7 @@ class NodeReads:
 
 
 class NodeRestore:
-    """The reads of the restore that a node is at. Thread-safe."""
+    """The shared reads of the restore that a node is carrying out. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -165,7 +167,8 @@ class NodeRestore:
         self._reads: NodeReads | None = None
 
     def joined(self, key: object, rank: Rank, begun: Callable[[], NodeReads]) -> NodeReads:
-        """That of the restore of this key, which `begun()` makes for the first of its ranks. Raises what that does."""
+        """The reads of the restore of this key; `begun()` makes them for the first of its ranks. Raises what that
+        raises."""
         with self._lock:
             if self._reads is None or key != self._key or self._reads.is_over_for(rank):
                 self._reads = None
@@ -174,12 +177,12 @@ class NodeRestore:
             return self._reads
 
     def clear(self) -> None:
-        """Nobody restores any more: the memory is wanted for other things."""
+        """Free the memory: no rank restores any more."""
         with self._lock:
             self._reads = None
 
 
-class RankReads(PassingStore):
+class RankReads(WrapperStore):
     """What one rank reads through `NodeReads`. Thread-safe."""
 
     def __init__(self, inner: ObjectStore, rank: Rank, node: NodeReads) -> None:

@@ -1,6 +1,6 @@
-"""The commit that a node restores, opened by one of its ranks for all of them.
+"""A cache of the commit that a node restores: one of its ranks opens it for all of them.
 
-Without it each rank would read and decode the same megabytes. It holds one commit, until the ranks save again. The
+Otherwise each rank would read and decode the same megabytes. It holds one commit, until the ranks save again. The
 neighbour is `preparing`, which decides where a commit is read.
 """
 
@@ -15,7 +15,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.opened import Commit
 
 WAIT_LIMIT_S = 60.0
-"""For what another rank is opening. Who waited in vain opens for itself."""
+"""Longest wait for a commit that another rank is opening; a rank that waited in vain opens it itself."""
 
 
 class OpenedAs(NamedTuple):
@@ -35,8 +35,8 @@ class OpenedOnce:
         self._opening: Future[Commit] = Future()
 
     def get(self, key: OpenedAs, open_commit: Callable[[], Commit]) -> Commit:
-        """The commit; whoever asks first has it opened, and the others wait. Raises what that raised, for all who
-        wait; who asks afterwards tries again."""
+        """The commit. The first caller opens it, the others wait. An error of `open_commit` is raised to all that wait;
+        later callers try again."""
         with self._lock:
             is_first = key != self._key
             if is_first:
@@ -54,7 +54,7 @@ class OpenedOnce:
         return opening.result()
 
     def clear(self) -> None:
-        """Nobody restores any more."""
+        """Free the commit: no rank restores any more."""
         with self._lock:
             self._key, self._opening = None, Future()
 

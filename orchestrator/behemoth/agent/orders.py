@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Orders:
-    """`run` starts a task of the agent, which ends when the task fails."""
+    """`run` starts a task of the agent; the agent ends when the task fails."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Orders:
         self._seen = Fence(run_uid=self._seen.run_uid, epoch=max(self._seen.epoch, epoch), attempt=self._seen.attempt)
 
     def tell_again(self) -> None:
-        """How things stand, for a coordinator that has just come."""
+        """Send all reports again, to a coordinator that has just taken over."""
         if self._gang is not None:
             self._gang.tell_again()
         self._parts.saves.tell_again()
@@ -98,7 +98,7 @@ class Orders:
         return idle_beat(self._seen.attempt, port=self._reservation.port)
 
     async def stopped(self, *, timeout_s: float) -> None:
-        """Until the last StopGang is done, or the time is over."""
+        """Wait until the last StopGang is done, for at most `timeout_s`."""
         if self._stopping is not None:
             await asyncio.wait([self._stopping], timeout=timeout_s)
 

@@ -1,7 +1,7 @@
 """A node's own disk: what its ranks have committed is copied there, and comes back when the node's memory is lost.
 
-Copies are made in the background, at a bounded rate, and not while a save is written. They take nothing that a save
-needs: memory that is wanted for the next save is given up, and the copy with it. Runs in the store process; the
+Copies are made in the background, at a bounded rate, and not while a save is written. They reserve nothing that a save
+needs: when the next save needs the memory, the copy is abandoned. Runs in the store process; the
 neighbours are `keeping`, the agent's end, and `checkpoint.snapshot_files`, which does the work.
 """
 
@@ -83,7 +83,7 @@ class OwnDisk:
         )
 
     def distrust(self, plan: RankPlan, write_id: WriteId, error: BehemothError) -> None:
-        """What was found damaged is no copy: the next one takes its place. Never fails."""
+        """A restore found the copy damaged: drop it, so that it is written again. Never raises."""
         if isinstance(error, NotFound) or not gives_nothing(error):  # what was not there may have come meanwhile
             return
         self._distrusted.add((plan.rank, write_id))
@@ -111,7 +111,7 @@ class OwnDisk:
         return [Rank(first + local) for local in range(self._num_ranks)]
 
     def _drop_others(self, rank: Rank) -> None:
-        """Of ranks that this node had once: they have another node now."""
+        """Delete files of ranks that are on another node now."""
         own = {key for one in self._ranks(rank) for key in keys_of(self._service.folder, one)}
         others = [one.key for one in self._store.list(self._service.folder) if one.key not in own]
         if others:
@@ -131,7 +131,7 @@ class OwnDisk:
 
 
 def disk_trouble(error: BehemothError | None) -> str:
-    """What of the end of a restore from the own disk is a trouble of that disk: not that it never had the write."""
+    """The trouble of the disk that an error of a restore shows; empty where it only never had the write."""
     if error is None or (isinstance(error, NotFound) and error.code != UNREADABLE):
         return ""
     return f"{error.message}; {error.hint}" if error.hint else error.message

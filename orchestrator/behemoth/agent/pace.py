@@ -13,9 +13,10 @@ from behemoth.base.errors import Conflict
 from behemoth.checkpoint.gathering import BLOCK_BYTES
 
 LOOK_S = 0.05
-"""Between two looks at what a copy waits for."""
+"""Interval at which a waiting copy checks whether it may go on."""
 LONGEST_GIVING_WAY_S = 60.0
-"""All blocks of a copy together: where one save follows the other, copies must come about beside them."""
+"""Longest time that a copy waits for saves, over all of its blocks: where saves follow one another, copies must be made
+beside them."""
 
 
 def bucket_of(rate_bytes_per_s: int | None) -> TokenBucket | None:

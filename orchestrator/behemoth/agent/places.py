@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Taken:
-    """What came from the places of one restore. `missed`: why one of them did not give all that was asked of it."""
+    """The outcome of one restore from places. `missed`: why promised or asked places did not give everything."""
 
     received_bytes: Counter[Tier] = field(default_factory=Counter)
     givers: set[Tier] = field(default_factory=set)
@@ -44,7 +44,8 @@ class Taken:
 
     @property
     def origin(self) -> Tier | Literal["several"]:
-        """Of a generation that is whole without the store. What consists of nothing lies there, wherever it is from."""
+        """The tier that a generation without parts from the store came from. A rank that holds nothing counts as
+        memory."""
         if not self.givers:
             return "memory"
         (*others, last) = self.givers

@@ -1,7 +1,7 @@
-"""Makes a rank's memory ready with the checkpoint that it shall get back, each part from the nearest place that has it.
+"""Prepares a rank's staging memory with the checkpoint to restore, each part from the nearest place that has it.
 
 In this order: the rank's own memory, a peer's memory, the node's own disk, files of this machine, the store. What a
-nearer one cannot give comes from the next, and what it gave stays. Runs in the store process; the neighbours are
+nearer place cannot give comes from the next one; what it gave is kept. Runs in the store process; the neighbours are
 `storeserver`, which takes the orders, and `places`.
 """
 
@@ -47,10 +47,10 @@ from behemoth.ports import KeepsFiles, ObjectStore
 from behemoth.state.effect import CommitRef
 
 FILES_BYTES = 64 << 20
-"""A smaller part of a rank goes through its staging memory: the copy costs milliseconds, and memory has it at the next
-restart."""
+"""Smaller parts of a rank go through its staging memory instead of being read from files by the rank: the copy costs
+milliseconds, and the next restart finds them in memory."""
 NODE_BYTES = 512 << 20
-"""Of what one rank has read for others of its node: some tenths of a second that the first one may be ahead."""
+"""Most bytes that a node keeps of what one rank has read for its others: some tenths of a second of reading ahead."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Preparing:
             return self._prepare_alone(order, fd)
 
     def clear(self) -> None:
-        """Nobody restores any more: what was opened for that can go."""
+        """Free what was opened for a restore: no rank restores any more."""
         self._opened.clear()
         self._restore.clear()
         with self._asking:
@@ -133,7 +133,7 @@ class Preparing:
         )
 
     def _places(self, wanted: _Wanted) -> Iterator[Place]:
-        """Before the store, the nearest first; made only when it is their turn."""
+        """The places before the store, nearest first; each is made only when it is asked."""
         held_in, arena = wanted.source.held_in, wanted.arena
         if held_in is not None and held_in != wanted.source.spare and _holds(arena, wanted.source, held_in):
             # some of it is damaged: the rest is proven here too
@@ -150,7 +150,7 @@ class Preparing:
             yield self._disk.place(wanted.plan, wanted.source)
 
     def _from_store(self, wanted: _Wanted) -> Prepared:
-        """What is still missing; all where that is simpler."""
+        """Read what is still missing from the store, or everything where that is simpler."""
         order, source = wanted.order, wanted.source
         shared, in_vain = self._shared(), 0
         if shared is not None:

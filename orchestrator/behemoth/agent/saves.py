@@ -1,4 +1,4 @@
-"""This node's part of each save: who knows of it, who has copied, who has written; one message per node and stage.
+"""This node's part of each save: which ranks know of it, have copied, have written; one report per node and stage.
 
 The order for one rank: due, armed, granted (a generation to copy into), staged, written. The writing of a large state
 begins with its copy, else after it; either way it counts only once all is staged. A write outlives the workers that
@@ -139,12 +139,13 @@ class Saves:
         self._tell_workers(SaveOff(write_id=write_id, reason=reason))
 
     def tell_receipts(self, write_id: WriteId) -> None:
+        """Send the node's receipts once all of its ranks have staged and written."""
         save = self._saves.get(write_id)
         if save is not None and len(save.staged) == len(save.receipts) == save.num_ranks:
             self._send_receipts(save)
 
     def tell_again(self) -> None:
-        """How every open write stands, for a coordinator that has just come."""
+        """Send the reports of all open writes again, to a coordinator that has just taken over."""
         for save in self._saves.values():
             if save.broken:
                 self._send(SaveBroken(attempt=save.attempt, write_id=save.write_id, reason=save.broken))
@@ -239,7 +240,7 @@ class Saves:
             self.tell_receipts(save.write_id)
 
     def _end_write(self, save: NodeSave, memory: RankMemory) -> None:
-        """Of a save that has been given up."""
+        """End the write of a save that was given up: free its generation."""
         del save.jobs[memory.rank]
         memory.drop(save.write_id)
         self.grant()

@@ -1,4 +1,5 @@
-"""What whoever starts an agent tells it, through the environment. The neighbour is `ports.Runtime.start_agent`."""
+"""The settings of an agent, which its starter passes in environment variables. Neighbour:
+`ports.Runtime.start_agent`."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ from dataclasses import dataclass, field
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import NodeId, RunUid
+from behemoth.ports import LIFELINE_VARIABLE
 
 COORDINATOR_VARIABLE = "BEHEMOTH_COORDINATOR"
 RUN_UID_VARIABLE = "BEHEMOTH_RUN_UID"
 NODE_VARIABLE = "BEHEMOTH_NODE"
 INCARNATION_VARIABLE = "BEHEMOTH_INCARNATION"
 TOKEN_VARIABLE = "BEHEMOTH_TOKEN"
-LIFELINE_VARIABLE = "BEHEMOTH_LIFELINE_FD"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a store process has for its node's ranks: the store, peers, the node's own disk, and what works with them.
+"""The services of a store process for its node's ranks: the store, peers, the node's own disk, and work on them.
 
 Which thread does what, and how the agent is told of the end, is the business of the neighbour, `storeserver`.
 """
@@ -16,7 +16,7 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.own_disk import OwnDisk
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerIdentity
-from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import PeerServer
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.snapshots import AskedSnapshot, PeerSnapshot
@@ -50,7 +50,7 @@ from behemoth.ports import KeepsFiles, SavesTo, UploadsParts, WritesRanges
 from behemoth.wire.peers import AskStored
 
 SHARED_BYTES = 512 << 20
-"""Of what this node has read for others too: who comes later than that makes it read again."""
+"""Most bytes that this node keeps of what it has read for other nodes; what was dropped is read again when asked."""
 
 
 class StoreServices:
@@ -146,7 +146,8 @@ class StoreServices:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """While this lasts, copies give way. Who saves has restored."""
+        """While a save is written: background copies wait, and memory for restores is freed, since a rank that saves
+        has restored."""
         self._once.clear()
         self._preparing.clear()
         with self._lock:
@@ -163,11 +164,13 @@ class StoreServices:
         return PeerSnapshot(self._client, self.peers.address(slot), plan, write_id=write_id, step=step)
 
     def _asked_snapshot(self, slot: int, plan: RankPlan, write_id: WriteId, step: Step) -> AskedSnapshot:
-        """For a restore, in which each rank of the node may have the same peers to ask."""
+        """A peer's snapshot for a restore, in which all ranks of the node may ask the same peer: one that is silent is
+        not asked again."""
         return AskedSnapshot(self._peer_snapshot(slot, plan, write_id, step), self.peers, slot)
 
     def _shared_reads(self) -> SharedReads | None:
-        """Where the store is a directory, its own caches and the network below it know better."""
+        """The store as nodes read it together; None where they do not, such as on a directory, whose file system
+        caches."""
         mode, client = self._opening.share_reads, self._client
         if mode == "never" or client is None or self.peers.num_slots < 2:
             return None

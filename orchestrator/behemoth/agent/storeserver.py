@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 def serve_store(
     sock: socket.socket, open_store: Callable[[str], SavesTo], open_disk: Callable[[str], WritesRanges]
 ) -> None:
-    """Obey until the agent is gone. What is being written then is not committed, hence rubbish: nobody waits."""
+    """Serve orders until the agent is gone. Does not wait for writes under way then: they can never be committed."""
     server: _StoreServer | None = None
     peer = Peer(sock, STORE_ORDERS)
     while True:

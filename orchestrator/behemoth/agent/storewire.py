@@ -218,7 +218,7 @@ class Failed(_Message, frozen=True, kw_only=True):
     is_unfit: bool = False
     """What the store holds is of another model."""
     code: str = ""
-    """Of the error; empty when the store process died."""
+    """Code of the error; empty when the store process died."""
     is_over_budget: bool = False
     """No checkpoint is to blame: the program declares more than the node may hold."""
 

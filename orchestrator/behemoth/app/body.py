@@ -1,7 +1,7 @@
-"""The body of a run on one machine or one Ray cluster: effects become calls of the fleet, the runtime and the desk.
+"""Applies the decisions of the core (effects) to the world: calls of the fleet, the machines and the checkpoint desk.
 
-Every application is idempotent and fenced: an effect of an older coordinator or an older attempt does nothing. The
-ledger of holders is kept here once more and refuses to give a node two slots, whatever the brain says.
+Every application is idempotent and fenced: an effect of an older coordinator or an older attempt does nothing. Which
+node holds which slot is tracked here once more, as a check: no node may get two slots, whatever the core decides.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+from behemoth.agent.settings import INCARNATION_VARIABLE, NODE_VARIABLE, TOKEN_VARIABLE
 from behemoth.app.checkpoint_desk import CheckpointDesk
 from behemoth.app.machines import Machines, StartOrder, StopOrder
 from behemoth.base.errors import Internal
 from behemoth.base.ids import NodeId, Slot
 from behemoth.fleet.server import Fleet
+from behemoth.ports import AGENT_LOG_VARIABLE
 from behemoth.state.effect import (
     Abort,
     Agree,
@@ -43,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentProgram:
-    """How an agent is started: argv, and the environment but for what names the node. Its log goes to `log_dir`."""
+    """How an agent is started: argv, the environment that is the same on all nodes, and the folder of its log."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(repr=False)
@@ -75,7 +77,7 @@ class LocalBody:
         self._has_rubbish = False
 
     def resume(self, observation: Observation) -> None:
-        """Takes up what an earlier process left: agents that may rejoin are admitted, their gang is counted."""
+        """Takes over from an earlier coordinator process: its agents may rejoin, and its gang counts as started."""
         for node, known in observation.nodes.items():
             self._fleet.expect(node, known.incarnation)
         self._holders = dict(observation.holders.items())
@@ -122,10 +124,10 @@ class LocalBody:
             case Provision(node=node, incarnation=incarnation):
                 token = self._fleet.expect(node, incarnation)
                 env = self._agent.env | {
-                    "BEHEMOTH_NODE": node,
-                    "BEHEMOTH_INCARNATION": str(incarnation),
-                    "BEHEMOTH_TOKEN": token,
-                    "BEHEMOTH_AGENT_LOG": str(self._agent.log_dir / f"agent-{node}.log"),
+                    NODE_VARIABLE: node,
+                    INCARNATION_VARIABLE: str(incarnation),
+                    TOKEN_VARIABLE: token,
+                    AGENT_LOG_VARIABLE: str(self._agent.log_dir / f"agent-{node}.log"),
                 }
                 self._machines.order(StartOrder(node=node, incarnation=incarnation, argv=self._agent.argv, env=env))
             case Evict(node=node, incarnation=incarnation, reason=reason):
@@ -168,12 +170,13 @@ class LocalBody:
                 self._remove_rubbish()
 
     def _remove_rubbish(self) -> None:
-        """What was given up must not fill the disk until the next term."""
+        """Delete objects of saves that were given up now, not only at the next start, so that they do not fill the
+        disk."""
         self._has_rubbish = True
         self._desk.clean(self._fleet.saves_in_flight)
 
     def _commit(self, effect: Commit) -> None:
-        """The attempt is that of the write, which may be older than the gang's by now."""
+        """Commits with the attempt of the write, which may be older than the gang's by now."""
         save = self._fleet.save_of(effect.write_id)
         if save is None:
             reason = "commit: its receipts went with a former coordinator"

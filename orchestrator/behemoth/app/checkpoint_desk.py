@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Drains(Protocol):
-    """Who copies commits to a second store. Three methods: what the store has, what is new, what must stay for it."""
+    """Copies commits to a second store. It is told what the store has and what is new, and says what must be kept."""
 
     def found(self, commits: Sequence[CommitRef]) -> None:
         """The intact commits at the begin of a term, oldest first."""

@@ -1,4 +1,4 @@
-"""From the run file to what the brain and the agents know of it, in the units that they compute with."""
+"""Turns the run file into the configurations of the core and of the agents, in the units that they compute with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from behemoth.storage.open import is_s3
 from behemoth.wire.setup import CommandWork, EntrypointWork, LocalDisk, Setup
 
 SETTLE = timedelta(milliseconds=100)
-"""The peers of a lost node fail within milliseconds of it; its closed socket is heard about as fast."""
+"""How long to wait for further signs of one failure: the peers of a lost node fail within milliseconds, and its closed
+socket is seen about as fast."""
 MAX_LOG_BYTES = 64 << 20
 """Per rank and attempt: far beyond what a person reads, and 32,000 ranks' logs still fit their nodes' disks."""
 
@@ -75,7 +76,7 @@ def agent_setup(run: TrainingRun, *, store_url: str, log_dir: str, peer_key: str
 
 
 def failure_domains(run: TrainingRun, nodes: Sequence[NodeId]) -> dict[NodeId, int]:
-    """By node; `nodes` in placement order, gang and spares alike."""
+    """Number of the failure domain of each node; `nodes` in placement order, gang and spares alike."""
     return {node: order // run.nodes.failure_domain for order, node in enumerate(nodes)}
 
 

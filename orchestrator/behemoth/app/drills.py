@@ -1,4 +1,4 @@
-"""Drills: faults that strike a run from outside, at the step that the run file names.
+"""Drills: faults that are injected into a run from outside, at the step that the run file names.
 
 `fold` and `decide` never see a drill: it signals processes and flips bits as a broken machine would, and the run finds
 out by itself. Each fault strikes once in the life of a run, over restarts of this process too: it is written down
@@ -37,7 +37,7 @@ from behemoth.state.evidence import Evidence, Tick
 from behemoth.state.observation import Observation
 
 MAX_REPLACED_BYTES = 64 << 20
-"""Of an object of a store that takes objects whole only: it is held in memory."""
+"""Largest object that is rewritten to flip a bit, in a store that takes objects whole only: it is held in memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Drills:
                 assert_never(fault)
 
     def _lose(self, node: NodeId) -> None:
-        """Starters first, so that nobody tidies up what a machine without power could not."""
+        """Kill the starters first: they would clean up after the agent, which a machine that lost power cannot do."""
         agent = self._agent(node)
         workers = node_processes.below(agent)
         _signal([*reversed(node_processes.starters_of(agent)), agent, *workers], signal.SIGKILL)
@@ -154,7 +154,9 @@ class Drills:
         if newest is None:
             raise NotFound("newest checkpoint: expected a commit, got none")
         listed = self._store.list(read_record(self._store, newest).prefix)
-        victim = max(listed, key=lambda found: (found.size_bytes, found.key))
+        victim = max(listed, key=lambda found: (found.size_bytes, found.key), default=None)
+        if victim is None:
+            raise NotFound(f"checkpoint of step {newest.step}: expected objects to flip a bit of, got none")
         middle = victim.size_bytes // 2
         if isinstance(self._store, WritesRanges):
             byte = bytearray(1)
@@ -166,7 +168,7 @@ class Drills:
             self._replace(victim, middle)
 
     def _replace(self, victim: ObjectInfo, flipped: int) -> None:
-        """Where a range of an object cannot be written."""
+        """Flip the bit in a store that cannot overwrite a range: read the object, delete it, and create it again."""
         if victim.size_bytes > MAX_REPLACED_BYTES:
             raise Invalid(
                 f"object {victim.key}: expected one of at most {MAX_REPLACED_BYTES} bytes to flip a bit of, got "
@@ -224,7 +226,8 @@ def _holder(slot: Slot, observation: Observation) -> NodeId:
 
 
 def _node(number: int, observation: Observation) -> NodeId:
-    """Who holds slot `number`; beyond the gang, the spares that are there, in placement order."""
+    """The node that holds slot `number`; numbers beyond the gang are those of the present spares, in placement order.
+    Raises NotFound when there is none."""
     num_slots = observation.config.num_slots
     if number < num_slots:
         return _holder(Slot(number), observation)

@@ -1,4 +1,4 @@
-"""`events.jsonl`: the events of a run, one JSON document a line, and whoever wants to hear of them at once."""
+"""`events.jsonl`: the events of a run, one JSON document a line; each is also passed to a listener at once."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class EventLog:
             self._write(event)
 
     def warn(self, reason: str, message: str, *, node: NodeId | None = None) -> None:
-        """What the loop does not see; on the loop's thread."""
+        """Write a warning about something that is not evidence. Call it on the loop's thread."""
         self._write(warning(reason, message, at_us=self._clock.now_us(), observation=self._observation, node=node))
 
     def note(self, reason: str, message: str, *, node: NodeId | None = None) -> None:
-        """As `warn`, of what went well."""
+        """As `warn`, at level `normal`."""
         told = warning(reason, message, at_us=self._clock.now_us(), observation=self._observation, node=node)
         self._write(msgspec.structs.replace(told, level="normal"))
 
@@ -64,7 +64,8 @@ class EventLog:
         self._listener(event)
 
     def _append(self, file: RawIOBase, line: bytes) -> None:
-        """What is for people only must not end a run: where there is no space, events are heard but not kept."""
+        """Never raises: without space on the disk, events still reach the listener but are not kept, and the run goes
+        on."""
         line = b"\n" + line if self._is_torn else line
         try:
             written = file.write(line) or 0
@@ -82,7 +83,8 @@ def _is_cut_off(file: RawIOBase) -> bool:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All whole lines; what a crash cut off is left out."""
+    """All events of the file, none when it is missing. Lines that cannot be decoded, such as one that a crash cut off,
+    are skipped: the file is for people."""
     if not path.exists():
         return []
     decoder = msgspec.json.Decoder(Event)

@@ -1,4 +1,4 @@
-"""The journal folded for all that must outlive a process: the observation, the ledger, saves and restores."""
+"""Folds the journal into all that must survive a restart: the observation, the ledger, saves and restores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class History:
     restores: RestoreBook
 
     def witness(self, evidence: Evidence, before: Observation | None, after: Observation) -> None:
-        """For the loop: every book goes on."""
+        """A witness of the loop: updates every book."""
         for book_of in (self.books, self.saves, self.restores):
             book_of.witness(evidence, before, after)
 

@@ -1,9 +1,9 @@
 """Keeps gc away from what imports are writing into a store that no run owns.
 
-Such a store has no run directory whose lock would tell, so the lock is on the store's own folder, by the kernel: it
-goes with whoever is killed. It holds among processes of machines whose file system shares locks; a store that is no
-folder has none. The kernel's lock belongs to the open file and so to children that are forked meanwhile as well: they
-give it up at once, and leave it to the process that took it. Neighbour: `store_lock`, for stores that a run owns.
+Such a store has no run directory whose lock could be checked, so flock(2) is taken on the store's own folder: the
+kernel releases it when its holder dies. It works between processes of machines whose file system shares locks; an S3
+store has no such lock. An flock belongs to the open file, and so to forked children too: they close it at once, and
+leave it to the process that took it. Neighbour: `store_lock`, for stores that a run owns.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextmanager
 def importing(folder: Path) -> Iterator[None]:
-    """While this lasts nobody may `clear` the store in `folder`, which is made; others may import too. Raises Conflict
-    while somebody clears it."""
+    """Hold the lock against gc (`clearing`) during the block; other imports may run. Creates `folder`. Raises Conflict
+    while a gc runs there."""
     with named_errors(f"store {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, fcntl.LOCK_SH, expected="nobody to clean up there", got="a gc that is under way"):
@@ -41,7 +41,7 @@ def importing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def clearing(folder: Path) -> Iterator[None]:
-    """While this lasts nobody may import into the store in `folder`. Raises Conflict while somebody does."""
+    """Hold the lock against imports into the store in `folder` during the block. Raises Conflict while one runs."""
     with _locked(folder, fcntl.LOCK_EX, expected="nobody to import there", got="an import that is under way"):
         yield
 

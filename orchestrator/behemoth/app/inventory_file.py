@@ -1,6 +1,7 @@
-"""Reads the file that `spec.model.inventory` names, in any of the forms that a model's tensors are told in.
+"""Reads the file that `spec.model.inventory` names: an inventory, a config.json of a Llama 4 model, a safetensors file,
+or the index of several.
 
-Forms are told apart by what is in the file, safetensors by its name. Reads no weights: headers only.
+The format is recognized by the content, safetensors by the file's name. Reads no weights: headers only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Read = Callable[[Path, int], bytes]
 
 
 class _Kind(msgspec.Struct, frozen=True):
-    """The field that a form has and no other."""
+    """Fields that only one of the formats has each."""
 
     model_type: object = None
     weight_map: object = None

@@ -17,9 +17,9 @@ _RUN_HINT = "free space on the disk of the run directory and run the same file a
 
 
 class JournalFile:
-    """Exclusive writer of one journal; the run directory's lock sees to that. Call `open` first, `close` last.
+    """The only writer of one journal, which the run directory's lock ensures. Call `open` first, `close` last.
 
-    `hint` is the way out when it cannot be written; without one, that of a run."""
+    `hint` goes into the error when the journal cannot be written; the default is that of a run."""
 
     def __init__(self, path: Path, *, hint: str = _RUN_HINT) -> None:
         self._path = path
@@ -27,7 +27,7 @@ class JournalFile:
         self._fd = -1
 
     def open(self) -> bytes:
-        """Opens for appending; the whole lines that are there already."""
+        """Opens for appending; returns the complete lines that are there, and cuts an incomplete last one off."""
         self.open_for_append()
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
@@ -36,16 +36,18 @@ class JournalFile:
         return whole
 
     def open_for_append(self) -> None:
-        """Without reading; for a file of which nothing is wanted."""
+        """Opens for appending without reading what is there."""
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def append(self, line: bytes) -> None:
-        """In the page cache when it returns: survives the process. Raises Unavailable when the disk is full."""
+        """The line is in the page cache when it returns, so it survives this process, but not the machine before
+        `sync`. Raises Unavailable when the disk is full."""
         with self._written(f"append {len(line)} bytes"):
             _write_all(self._fd, line)
 
     def sync(self) -> None:
-        """Raises Unavailable: some file systems tell only here that they are full."""
+        """Makes what was appended durable. Blocks. Raises Unavailable: some file systems report only here that they are
+        full."""
         with self._written("make it durable"):
             os.fdatasync(self._fd)
 

@@ -1,10 +1,10 @@
-"""Whether a store still holds the checkpoints that its run's journal knows: never begin anew in silence.
+"""Checks that a store still holds the checkpoints that its run's journal knows, so that no run silently starts over.
 
 A file system that is not mounted, or a path that means another folder today, looks like a store with nothing in it.
 The journal is never ahead of the store: a commit is durable before it is told, so what is told and not given up lies
 there, whole or damaged. It may be behind: the store can have commits, deletions (of older ones than the newest, which
-retention keeps) and rejections that no line tells. So one trace of one known commit is proof that this is the store.
-Reads only; the brain is not asked. Neighbour: `checkpoint_desk`, which surveys what is there.
+retention keeps) and rejections that no line tells. So one trace of one known commit proves that this is the store.
+Reads only. Neighbour: `checkpoint_desk`, which surveys what is there.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def require_lineage(store: ObjectStore, former: Observation | None, *, url: str)
 
 
 def _known(former: Observation) -> list[CommitRef]:
-    """In step order, without what was given up: the store may have it or not."""
+    """The commits that the store must have, in step order: without those rejected or deleted, which it may have or
+    not."""
     given_up = former.rejected | former.deleting | {commit.write_id for commit in former.expired}
     return [commit for commit in former.commits if commit.write_id not in given_up]

@@ -1,6 +1,7 @@
-"""The Runtime's own thread: its calls block for seconds, and the port wants them from one thread.
+"""Runs the Runtime on a thread of its own: its calls block for seconds, and the port wants them from one thread.
 
-Orders come in, losses and failures go out as evidence; between orders the thread listens for agents that ended.
+Orders come in through a queue, losses and failures go out as evidence; between orders the thread polls for agents that
+ended.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Machines:
         self._orders.put(order)
 
     def close(self) -> None:
-        """Carries out what was ordered, ends every agent, and waits for that, for at most `CLOSE_TIMEOUT_S`."""
+        """Carries out what was ordered, ends every agent, and blocks until that is done, at most `CLOSE_TIMEOUT_S`."""
         if not self._thread.is_alive():
             self._runtime.close()
             return
@@ -74,7 +75,8 @@ class Machines:
             self._runtime.close()
 
     def _listen(self) -> None:
-        """A runtime that cannot say is asked again: broken connections and silence tell of lost nodes meanwhile."""
+        """A runtime that fails to answer is asked again; until then nodes are found lost by their connections and
+        silence."""
         try:
             for gone in self._runtime.gone(timeout_s=LISTEN_S):
                 self._tell(NodeLost(node=gone.node, incarnation=gone.incarnation, reason=gone.reason))

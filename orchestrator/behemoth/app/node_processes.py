@@ -1,4 +1,4 @@
-"""Finds, from outside, the processes of a run on this machine: its agents, what is below and above them, its workers.
+"""Finds the processes of a run on this machine through /proc: its agents, their ancestors and descendants, its workers.
 
 Only drills and checks for leftovers need this. An agent is known by the run and node in the environment that it was
 started with, a worker by its rank: in its name (forked workers) or in its environment (executed commands). Linux only
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from behemoth.agent.settings import NODE_VARIABLE, RUN_UID_VARIABLE
 from behemoth.base.ids import NodeId, Rank, RunUid
 from behemoth.wire.session import worker_title
 
@@ -20,7 +21,7 @@ _PROC = Path("/proc")
 
 def agent_pid(run_uid: RunUid, node: NodeId) -> int | None:
     """The live agent of `node`, None when there is none. The newest incarnation when an old one lingers."""
-    wanted = {f"BEHEMOTH_RUN_UID={run_uid}".encode(), f"BEHEMOTH_NODE={node}".encode()}
+    wanted = {f"{RUN_UID_VARIABLE}={run_uid}".encode(), f"{NODE_VARIABLE}={node}".encode()}
     found = [pid for pid in _pids() if _is_agent(pid) and wanted <= set(_read(pid, "environ").split(b"\0"))]
     return max(found, key=_started, default=None)
 

@@ -1,4 +1,4 @@
-"""Trouble of a node's own disk, and its end, as events of the run. What is wrong the agent says, here what it means."""
+"""Turns an agent's reports about its node's own disk into events of the run, with what they mean and what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HINTS = {
     "failed": "; look at the disk and its folder on that node",
     "unreadable": "; if that comes again, replace the disk",
 }
-"""Where the reason does not say what to do."""
+"""What to do, by kind of trouble, where the agent's reason does not say it."""
 
 
 def tell_own_disk(events: EventLog, path: str, node: NodeId, told: OwnDisk) -> None:

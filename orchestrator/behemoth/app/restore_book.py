@@ -1,4 +1,4 @@
-"""One row per attempt that got a checkpoint back, with the places that it came from: folded from the journal."""
+"""One row per attempt that restored a checkpoint, with the places that it came from: folded from the journal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MAX_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRow:
-    """One attempt that got a checkpoint back, also as the summary has it: its ranks by the place that their state came
-    from (`num_from_several`: parts of it from places of different kinds), the bytes that were read for it, and why
+    """One attempt that restored a checkpoint, as `summary.json` has it too: its ranks by the place that their state
+    came from (`num_from_several`: parts of it from places of different kinds), the bytes that were read for it, and why
     something came from the store, where nearer places were asked."""
 
     attempt: Attempt
@@ -59,6 +59,6 @@ class RestoreBook:
 
 
 def num_from_store(told: GangRestored, num_ranks: int) -> int:
-    """Ranks whose state came from the store alone: no node counts them."""
+    """Number of ranks whose state came from the store alone: those that no node reported for a nearer place."""
     nearer = told.num_from_memory + told.num_from_peer + told.num_from_disk + told.num_from_several
     return num_ranks - nearer

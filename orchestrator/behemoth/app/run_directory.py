@@ -32,7 +32,7 @@ from behemoth.storage.folders import sync_folder
 SECRET_BYTES = 32
 
 _FIRST_NAMES = {"lock", "logs", ".identity.json.new"}
-"""What there may be before a directory has its identity."""
+"""Files that a start which was cut off may have left before the directory has its identity."""
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Term(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest coordinator. `pid` helps people; nothing decides by it."""
+    """The newest coordinator. `pid` is for people; no code depends on it."""
 
     format: int = 1
     epoch: Epoch
@@ -118,7 +118,7 @@ class RunDirectory:
         self._check_lock_stands()
 
     def _check_lock_stands(self) -> None:
-        """A lock on a file that somebody has removed meanwhile keeps nobody out."""
+        """Raises Conflict when the lock file was removed while it was locked: such a lock excludes nobody."""
         try:
             stands = os.path.samestat(os.fstat(self._lock_fd), os.stat(self.path / "lock"))
         except FileNotFoundError:
@@ -132,7 +132,8 @@ class RunDirectory:
             )
 
     def _check_ours(self) -> None:
-        """A new run begins in an empty directory, or where the beginning of one was cut off: it locks first."""
+        """Raises Invalid for a directory with other files than a run's. A new run needs an empty one, or one in which a
+        start was cut off, which has a lock file."""
         try:
             names = {entry.name for entry in self.path.iterdir()}
         except FileNotFoundError:
@@ -149,7 +150,7 @@ class RunDirectory:
             )
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock. Idempotent."""
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -159,7 +160,7 @@ class RunDirectory:
         return _read(self._identity, Identity)
 
     def is_of(self, run_uid: RunUid) -> bool:
-        """Whether that run is here; no for an identity that cannot be read."""
+        """Whether this is the directory of that run; False when the identity cannot be read."""
         try:
             identity = self.identity()
         except BehemothError:
@@ -268,7 +269,7 @@ def existing(path: Path) -> RunDirectory:
 
 
 def refusal(path: Path, wish: str, error: OSError) -> BehemothError:
-    """The error of ours for what the system said."""
+    """A Behemoth error for an OSError: `path` and what was to be done with it (`wish`: "write it")."""
     said = f"{path}: expected to {wish}, got {error.strerror or error}"
     if isinstance(error, PermissionError):
         return Denied(said, hint="check the owner and the mode of the directory", code="path-denied")

@@ -14,7 +14,7 @@ MAX_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveRow:
-    """Times in Unix microseconds; None when the process that knew them was another one."""
+    """Times in Unix microseconds. None: an earlier process measured it, and the journal does not keep it."""
 
     step: Step
     write_id: WriteId

@@ -1,4 +1,4 @@
-"""What a live view shows, as plain values: taken from the observation and the fleet a few times a second."""
+"""What a live view of a run shows, as plain values: made from the observation and the fleet a few times a second."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def snapshot(
     connected: Mapping[NodeId, int],
     is_led: bool = True,
 ) -> Snapshot:
-    """Nodes in placement order. `is_led` is false for whoever looks at the journal of a run that no process leads; the
-    leader, who looks at itself, need not say so."""
+    """Nodes in placement order. `is_led`: whether a process leads the run now; False for a view of the journal of a run
+    that none leads."""
     nodes = sorted(observation.nodes.items(), key=lambda item: item[1].order)
     return Snapshot(
         name=name,

@@ -1,4 +1,5 @@
-"""What `run` settles before anything starts: is this the same run, where are its checkpoints, what is left of it."""
+"""What `behemoth run` decides before anything starts: whether it resumes the same run, and where its checkpoints
+are."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class RunPlace:
     identity: Identity
     store_url: str
     drain_url: str | None = None
-    """Of the second store, where the run names one."""
+    """URL of the second store, where the run names one."""
 
 
 Vet = Callable[[str, RunUid | None], None]
@@ -36,9 +37,9 @@ def claim(run: TrainingRun, path: Path, *, vet: Vet = lambda _url, _run_uid: Non
     """Opens and locks the directory for `run`. Raises Conflict when somebody runs there, and Invalid when it holds
     another run: the message then names each field that differs.
 
-    `vet` is told the store of a run that has yet to begin, and the uid of a start that came to nothing, before anything
-    binds the directory to it; what it raises leaves the directory free for a corrected run file. Without it every store
-    will do, as for who only looks."""
+    `vet` checks each store of a run that has not begun yet, before the directory is bound to it: it is called with the
+    store's URL and, when an earlier start was cut off, the uid of that one. What it raises leaves the directory free
+    for a corrected run file. By default every store is accepted, which suits commands that only read."""
     _require_text(path.absolute(), "run directory")
     directory = RunDirectory(path)
     directory.open()
@@ -57,8 +58,8 @@ def begin_term(directory: RunDirectory, epoch: Epoch, port: int) -> None:
 
 
 def store_root(run: TrainingRun, directory: RunDirectory, identity: Identity) -> str:
-    """Where this run's `commits/` and `steps/` lie: in its own directory, or under its name in a store elsewhere. The
-    place where the run began decides what a relative path means, wherever it is resumed."""
+    """Where this run's `commits/` and `steps/` are: in its own directory, or under its name in a store elsewhere. A
+    relative path counts from the folder in which the run was first started, wherever it is resumed."""
     return identity.store or _named_store(run) or _own_store(directory)
 
 

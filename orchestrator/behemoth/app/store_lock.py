@@ -1,8 +1,8 @@
 """Keeps runs out of a store while somebody else acts on it: a command may delete only where nobody leads.
 
-Whose a store is stands in the store, and whether that run is alive is told by the lock of its directory. So who wants
-to act takes that lock, as the run itself would. Where the directory cannot be found nobody can tell, and the answer
-is no. Neighbours: `checkpoint.owner`, `run_directory`.
+The store names the run that owns it, and the lock of that run's directory tells whether the run is alive. So a command
+takes that lock, as the run itself would. Where the directory cannot be found it is refused, since nobody can tell
+whether the run is alive. Neighbours: `checkpoint.owner`, `run_directory`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from behemoth.ports import ObjectStore
 
 
 def directory_of(owner: Owner, candidates: Iterable[Path], *, root: str) -> RunDirectory | None:
-    """The directory of the run that owns the store at the path `root`. None when it is not there.
+    """The directory of the run that owns the store at the path `root`, None when it is not found.
 
-    One that has the store within. Else where the store says, or, when the run has left that place, the first of
-    `candidates` that is that run's: it was moved. A copy of a directory has another lock than the run that is alive.
+    A directory that contains the store comes first; then the place that the store names; then the first of `candidates`
+    that is that run's, which was moved. The order matters because a copied directory has another lock than the live
+    run.
     """
     directories = [RunDirectory(path) for path in (Path(owner.directory), *candidates)]
     found = [directory for directory in directories if directory.is_of(owner.run_uid)]
@@ -31,8 +32,8 @@ def directory_of(owner: Owner, candidates: Iterable[Path], *, root: str) -> RunD
 
 @contextmanager
 def leading(store: ObjectStore, *, url: str, candidates: Iterable[Path]) -> Iterator[bool]:
-    """While this lasts no run begins on the store, whose path is `url`, or goes on there. False for a store that nobody
-    owns: a run that is just beginning there is not kept out.
+    """Keep runs out of the store at `url` during the block: none starts or resumes there. Yields False for a store
+    without an owner: a run that is just beginning there is not kept out.
 
     Raises Conflict when the owner is alive, or its directory is not to be found; Corrupt when whose the store is cannot
     be read.

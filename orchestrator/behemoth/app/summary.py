@@ -1,7 +1,7 @@
-"""How a run ended: one versioned document, and the values that the command line prints.
+"""How a run ended: `summary.json`, a versioned document, with the values that the command line prints.
 
-The digest is read back from the store, not remembered: it proves what lies there. Times of a fault are given from its
-first sign, each phase by itself.
+The digest is computed from the store at the end, not remembered: it shows that the newest checkpoint is readable. Times
+of a fault count from its first sign, each phase by itself.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from behemoth.base.errors import Invalid
 class TokenBucket:
     """At most `rate_per_s` tokens a second over any span, and `burst` more at its beginning. It starts full.
 
-    Who takes more than there is goes into debt and waits until it is paid, so that one request may be larger than the
-    burst. Not thread-safe.
+    A caller may take more than there is: the bucket goes into debt, and the caller waits until it is paid. So one
+    request may be larger than the burst. Not thread-safe.
     """
 
     rate_per_s: float
@@ -29,8 +29,8 @@ class TokenBucket:
         self._tokens = self.burst
 
     def take(self, tokens: float, *, now_s: float) -> float:
-        """Take them, and be told how many seconds to wait before using them. `now_s` never runs backwards; a clock that
-        does gives nothing back."""
+        """Take tokens; the seconds to wait before using them. `now_s` is monotonic; a clock that runs backwards adds no
+        tokens."""
         elapsed_s = max(0.0, now_s - self._told_s) if self._told_s is not None else 0.0
         self._told_s = now_s if self._told_s is None else max(now_s, self._told_s)
         self._tokens = min(self.burst, self._tokens + elapsed_s * self.rate_per_s) - tokens

@@ -1,4 +1,4 @@
-"""The only door to time. The core takes `now_us` as an argument; bodies read it from a Clock."""
+"""The only place that reads the time. The core takes `now_us` as an argument; bodies read it from a Clock."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Bytes of a disk or a peer as values of our types; what msgspec raises for those that are no such document, and its
-words in ours. Whoever decodes turns all of it into an error of ours.
+"""Decodes bytes from a disk or a peer into our types; what msgspec raises for invalid documents, and how to quote it.
+Callers turn those errors into Behemoth's own.
 
-msgspec gathers what it has to know of a type when that is first asked for, by running Python; a thread that comes for
-the same type meanwhile finds it half done, and the process ends by a segmentation fault (0.22). So threads decode by
-these functions, which let one at a time come first. A decoder that stands in a module is made while that is imported,
-before there are threads. Neighbours: every module that reads what a disk or a peer may have mangled.
+msgspec 0.22 collects its information about a type, by running Python, when the type is first decoded; a second thread
+that decodes the same type meanwhile sees it incomplete, and the process ends by a segmentation fault. So threads decode
+through these functions, which serialize the first use of a type. Decoders at module level are safe: they are made at
+import, before there are threads. Neighbours: every module that reads what a disk or a peer may have mangled.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 from typing_extensions import Buffer
 
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""Besides its own error msgspec lets two of Python's through: of text that is no UTF-8, and of what is nested too
-deeply, also in fields that are passed over."""
+"""What decoding raises for invalid input. Besides its own errors, msgspec lets two of Python's through: for text that
+is not UTF-8, and for documents that are nested too deeply, even in ignored fields."""
 
 _T = TypeVar("_T")
 
@@ -46,13 +46,13 @@ def decode_msgpack(data: Buffer, kind: Any) -> Any:
 
 
 def decode_builtins(value: object, kind: type[_T]) -> _T:
-    """What a reader of documents gave, dicts and lists, as a value of this type. Raises msgspec.ValidationError."""
+    """Parsed plain values (dicts, lists) as a value of this type. Raises msgspec.ValidationError."""
     _decoder(msgspec.json.Decoder, kind)  # for what msgspec then knows of the type
     return msgspec.convert(value, kind)
 
 
 def told(error: Exception) -> str:
-    """A decoder's words as they go on within a message: its first one small, unless that is an abbreviation."""
+    """A decoder's error message, to be quoted inside another one: begins in lower case, unless with an abbreviation."""
     text = str(error)
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 

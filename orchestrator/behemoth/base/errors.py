@@ -72,7 +72,7 @@ class Timeout(BehemothError, TimeoutError):
 
 
 class Internal(BehemothError):
-    """An invariant of ours is broken: a bug, to be reported."""
+    """An invariant of Behemoth is broken: a bug, to be reported."""
 
     default_code = "internal"
 

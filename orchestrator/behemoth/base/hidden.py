@@ -1,5 +1,5 @@
-"""What a message says of itself in logs, errors and traces: all but its secrets. Dataclasses have `field(repr=False)`
-for that; msgspec's structs have nothing of the kind.
+"""A `repr` without secrets, for messages that appear in logs, errors and tracebacks. Dataclasses have
+`field(repr=False)` for that; msgspec's structs have no equivalent.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import msgspec
 
 
 def repr_without(message: msgspec.Struct, *secrets: str) -> str:
-    """Its `repr`, without the values of these fields."""
+    """The `repr` of a struct without the values of the fields `secrets`."""
     said = (
         f"{name}={'...' if name in secrets else repr(getattr(message, name))}" for name in message.__struct_fields__
     )

@@ -7,7 +7,7 @@ from typing import NewType
 RunUid = NewType("RunUid", str)
 NodeId = NewType("NodeId", str)
 WriteId = NewType("WriteId", str)
-"""Names one try of one save, unique for ever: `a<attempt>-<counter>` within a run, chosen by the brain."""
+"""Names one try of one save, never reused: `a<attempt>-<counter>` within a run, chosen by the brain."""
 UploadId = NewType("UploadId", str)
 """Names one multipart upload of one object; chosen by the object store, opaque."""
 

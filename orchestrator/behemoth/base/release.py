@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def installed(package: str) -> str | None:
-    """None where nobody has installed it, as in a source tree on the path."""
+    """The version of a package; None where it is not installed, as in a source tree on the path."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

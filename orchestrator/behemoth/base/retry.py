@@ -1,4 +1,4 @@
-"""Tries again what may pass by itself: the one place that does so for stores.
+"""Retries transient errors: the one place that does so for stores.
 
 Waits have full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): thousands of agents
 that were refused in the same instant must not come back in the same instant. Must not know what it calls. The neighbour
@@ -15,7 +15,7 @@ from typing import TypeVar
 from behemoth.base.errors import Unavailable
 
 FIRST_WAIT_S = 0.2
-"""At most, before the second try; twice as long before each later one."""
+"""Longest wait before the second try, in seconds; it doubles before each later one."""
 LONGEST_WAIT_S = 20.0
 
 _T = TypeVar("_T")

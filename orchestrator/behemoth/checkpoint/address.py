@@ -1,4 +1,4 @@
-"""Where memory lies: direct I/O and large pages want addresses that are multiples of a page."""
+"""The address of memory: direct I/O and large pages need addresses that are multiples of a page."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def address_of(view: memoryview) -> int:
-    """Of the view's first byte, in this process, for as long as the view is there."""
+    """Address of the view's first byte in this process; valid for as long as the view exists."""
     return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)

@@ -3,9 +3,9 @@
 The agent owns the memory (an anonymous memfd) and passes it as a descriptor to the worker, which copies in and out, and
 to the store process, which writes it to storage or fills it. Any of them may be killed between two instructions, so a
 generation counts only while its header is intact and says so, and the header changes before the first byte of data is
-touched and after the last one. In between a mark tells how far it has come, for those who follow (`following`). The
-module never creates or closes the descriptor. Neighbours: `arena_format` (what stands where), `arena_memory`,
-`staging`, `writer`.
+touched and after the last one. In between a progress mark tells a process that reads along (`following`) how many bytes
+are in place. The module never creates or closes the descriptor. Neighbours: `arena_format` (the byte layout),
+`arena_memory` (the mapping), `staging`, `writer`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Arena:
 
     @property
     def memory(self) -> memoryview:
-        """All of the mapping, for who makes it known to a device. Whoever keeps it keeps the mapping."""
+        """The whole mapping, to be pinned for a device. The mapping stays for as long as anybody keeps this view."""
         return self._memory
 
     def begin(self, generation: int, write_id: WriteId, step: Step, layout_digest: str) -> memoryview:
@@ -123,7 +123,7 @@ class Arena:
                 f"got {write_id!r} and {step}",
                 code="arena-write-id",
             )
-        # The marks too: a header may be torn at this moment, and no sequence is ever given twice.
+        # The progress marks count too: a header may be torn at this moment, and no sequence may be given twice.
         used = [header.sequence for header in self._headers() if header is not None]
         used += [int(self._mark(index)[0]) for index in range(NUM_GENERATIONS)]
         sequence = 1 + max(used)
@@ -150,7 +150,8 @@ class Arena:
         self._mark(generation)[1] = num_bytes
 
     def sequence(self, generation: int) -> int:
-        """Of the filling that was begun last. Raises NotFound when none was, or its header is damaged."""
+        """The number of the newest filling of `generation`; each filling of an arena has a higher one than those
+        before. Raises NotFound when none was begun, or its header is damaged."""
         self._check(generation)
         header = self._header(generation)
         if header is None:
@@ -161,9 +162,10 @@ class Arena:
         return header.sequence
 
     def filled_bytes(self, generation: int, sequence: int) -> int:
-        """How much is in place, from the front on without a gap. Raises Conflict once another sequence has begun.
+        """How many bytes of the data are in place, from the first one on without a gap. Raises Conflict once the
+        generation has another sequence.
 
-        0 while the header is being changed, and after `discard`: whoever discards ends the waits for it.
+        0 while the header is being changed, and after `discard`: whoever discards also ends the waits for it.
         """
         self._check(generation)
         header = self._header(generation)
@@ -181,7 +183,7 @@ class Arena:
         return int(filled_bytes) if marked == sequence else 0
 
     def sealed(self, generation: int, sequence: int) -> Snapshot | None:
-        """The snapshot, or None while it is being filled. Raises Conflict once another sequence has begun."""
+        """The snapshot, or None while it is being filled. Raises Conflict once the generation has another sequence."""
         self.filled_bytes(generation, sequence)
         header = self._header(generation)
         return None if header is None else header.snapshot(generation)
@@ -227,13 +229,13 @@ class Arena:
         return self._data(generation)
 
     def data_offset_bytes(self, generation: int) -> int:
-        """Where the data area of `generation` begins in the memfd, for who sends it from there."""
+        """Offset of the data area of `generation` in the memfd, from which sendfile(2) can send it."""
         self._check(generation)
         return data_offset(self._num_spans, self.data_bytes, generation)
 
     def record_crcs(self, generation: int, sequence: int, crcs: Sequence[int]) -> None:
-        """Keep the CRC of every span, in plan order, and call the snapshot verified. Raises Invalid on a wrong count,
-        Conflict when the snapshot is not the one of this sequence any more."""
+        """Keep the CRC of every span, in plan order, and mark the snapshot verified. Raises Invalid on a wrong count,
+        NotFound when the generation holds no snapshot, Conflict when it has another sequence by now."""
         if len(crcs) != self._num_spans:
             raise Invalid(f"arena of rank {self.rank}: expected {self._num_spans} CRCs, got {len(crcs)}")
         if self.sealed(generation, sequence) is None:
@@ -247,8 +249,8 @@ class Arena:
         self._put(generation, replace(header, state=State.VERIFIED, table_crc=crc32c(table)))
 
     def disprove(self, generation: int) -> None:
-        """A verified snapshot whose content is not that of its write: it knows no CRCs any more. Raises NotFound when
-        `generation` is not verified."""
+        """Drop the CRCs of a verified snapshot, so that nobody takes it for the content of its write: a restore has
+        left some of its arrays out. Raises NotFound when `generation` is not verified."""
         self._put(generation, replace(self._expect(generation, State.VERIFIED), state=State.STAGED, table_crc=0))
 
     def crcs(self, generation: int) -> npt.NDArray[np.uint32]:

@@ -1,4 +1,4 @@
-"""What stands where in an arena, and how its headers are coded. Pure.
+"""The byte layout of an arena and the encoding of its headers. Pure.
 
 Neighbours: `arena`, which maps the memory and keeps the order of changes, and `loads`, which only wants sizes.
 
@@ -20,7 +20,8 @@ PAGE_BYTES = 4096
 MAX_WRITE_ID_BYTES = 64
 CRC_BYTES = 4
 MARK_OFFSET = PAGE_BYTES // 2
-"""In a generation's header page: two words of 64 bits, each written at once: sequence, bytes filled."""
+"""Offset of the progress mark in a generation's header page: two 64-bit words, each written in one store: the sequence,
+and the bytes of data that are in place."""
 
 _ARENA = struct.Struct("<8sIIQQQ32s")  # magic, version, rank, spans, data bytes, size, layout digest
 _GENERATION = struct.Struct(
@@ -55,7 +56,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArenaHeader:
-    """Of the whole memory."""
+    """Header of the whole arena."""
 
     rank: int
     num_spans: int
@@ -95,7 +96,7 @@ class ArenaHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationHeader:
-    """Of one generation. `table_crc` is that of the table of its spans' CRCs."""
+    """Header of one generation. `table_crc` is the CRC-32C of the table of its spans' CRCs."""
 
     state: State
     table_crc: int
@@ -142,7 +143,7 @@ class GenerationHeader:
         return self.state in (State.STAGED, State.VERIFIED)
 
     def snapshot(self, generation: int) -> Snapshot | None:
-        """What it says of `generation`; None unless that is whole."""
+        """The snapshot that `generation` is by this header; None unless it is whole."""
         if not self.is_whole:
             return None
         return Snapshot(

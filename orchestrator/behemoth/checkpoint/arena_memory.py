@@ -1,4 +1,4 @@
-"""Shared memory for an arena: mapped where pages of 2 MiB fit, and made of such pages where the kernel has them.
+"""Shared memory for an arena: mapped at addresses that suit 2 MiB pages, and backed by such pages where possible.
 
 A kernel gives shared memory in pages of 4 KiB unless its administrator says otherwise (`shmem_enabled` of transparent
 hugepages). They lie anywhere, so that direct I/O becomes many small requests, and a mapping of a GiB has 262,144
@@ -25,7 +25,7 @@ from behemoth.checkpoint.address import address_of
 LARGE_BYTES = 2 << 20
 """A large page of x86, and of ARM with small pages of 4 KiB. Where they are larger nothing is collapsed."""
 _ASKED_BYTES = 128 << 20
-"""Of large pages, at once."""
+"""Bytes that are collapsed to large pages by one call."""
 _LIMIT_S = 1.0
 """A kernel that takes longer for so many is moving others' memory about: the rest stays in small pages."""
 
@@ -65,14 +65,14 @@ def map_shared(fd: int, size_bytes: int) -> memoryview:
 
 
 def before_unmapping(view: memoryview, call: Callable[[], object]) -> None:
-    """Have `call` called once the last view of a mapping has gone, just before the memory goes; not at the end of the
-    process. `view` is one of the mapping's."""
+    """Register `call` to run once the last view of a mapping is gone, just before it is unmapped; it does not run at
+    the end of the process. `view` is any view of the mapping."""
     # Callbacks of a weak reference run from the newest to the oldest one, which unmaps.
     weakref.finalize(view.obj, call).atexit = False
 
 
 def take(view: memoryview) -> None:
-    """Have every page of a mapping there, once, so that nobody who copies into it pays for that; large ones first.
+    """Allocate every page of a mapping now, large ones first, so that no later copy into it pays for page faults.
 
     Blocks 0.1 to 2.5 s per GiB, as the machine has memory at hand. Raises Unavailable when memory is short.
     """
@@ -89,8 +89,9 @@ def take(view: memoryview) -> None:
 
 
 def enter(view: memoryview) -> None:
-    """Have pages that are there in this process's page table: reading enters many at a time, and shared memory
-    writable, for a third of the time that writing takes. Blocks about 0.1 s per GiB, next to nothing for large ones."""
+    """Map pages that exist already into this process's page table. By read faults: these map many pages at a time, and
+    shared memory writable, in a third of the time of write faults. Blocks about 0.1 s per GiB, hardly at all for large
+    pages."""
     _populate(view, _MADV_POPULATE_READ)
 
 

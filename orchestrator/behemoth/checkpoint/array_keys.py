@@ -1,4 +1,4 @@
-"""Where an array's objects lie below the prefix of a write. No I/O; who writes and who reads have the keys from here.
+"""Keys of an array's objects below the prefix of a write. No I/O; writers and readers alike take them from here.
 
 Neighbours: `paths`, which spells the keys of a run's checkpoints, and `grid`, which says how many shards there are.
 """
@@ -11,15 +11,15 @@ from behemoth.checkpoint.paths import METADATA
 
 
 def array_folder(prefix: str, layout: Layout, array: int) -> str:
-    """Of an array, counted in the layout's order."""
+    """Folder of an array's objects. `array` is its position in the layout."""
     return f"{prefix}/{layout.paths[array]}"
 
 
 def shard_key(prefix: str, layout: Layout, array: int, shard: int) -> str:
-    """Of a shard of an array."""
+    """Key of a shard, counted in C order of the array's grid of shards."""
     return f"{array_folder(prefix, layout, array)}/{grids(layout)[array].shard_key(shard)}"
 
 
 def metadata_key(prefix: str, layout: Layout, array: int) -> str:
-    """Of an array's zarr.json."""
+    """Key of the array's zarr.json."""
     return f"{array_folder(prefix, layout, array)}/{METADATA}"

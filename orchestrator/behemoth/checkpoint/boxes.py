@@ -114,7 +114,8 @@ def enclosing(boxes: Sequence[Box]) -> Box:
 
 
 def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) -> tuple[int, ...]:
-    """Where `within` cuts a box for each of `num` holders: the begin of each piece, then the end of the last."""
+    """[num + 1]: where `within` cuts a box for `num` holders: the begin of each piece, then the end of the last.
+    Elements of the box in its C order."""
     return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
 
 
@@ -122,7 +123,7 @@ def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) ->
 def _piece_bounds(
     place: Box, shape: tuple[int, ...], num: int, *, is_rows: bool, bucket: tuple[int, int] | None
 ) -> tuple[int, ...]:
-    """Kept, because the boxes of a mesh lie alike in their local arrays."""
+    """Cached, because most boxes of a mesh lie alike in their local arrays."""
     starts = (_flat_range(shape, num, index, is_rows=is_rows, bucket=bucket)[0] for index in range(num))
     return tuple(_num_before(place, shape, at) for at in (*starts, math.prod(shape)))
 

@@ -1,4 +1,4 @@
-"""A write that is to become a checkpoint: what its commit will say of it that no receipt proves.
+"""A write that is to become a checkpoint: what its commit record will say of it beyond what receipts prove.
 
 Value only. Neighbours: `proof`, which holds receipts against it, and `commit`, which makes a record of it.
 """

@@ -1,8 +1,8 @@
-"""What is computed on the way from a chunk into place when a restore converts, and the scales that it needs first.
+"""The arithmetic of a converting restore: from elements of a chunk to elements in place, and the scales for that.
 
-Elementwise, so that whatever boxes a chunk and a rank have in common, the result is that of the whole logical array,
-bit for bit. Only scales span more than an element: they are found before, over whole blocks, however little of a block
-the rank holds. Pure computation on memory. Neighbours: `conversion` (what is asked for), `precision` (the rounding),
+Elementwise, so that whatever part of a chunk a rank holds, the result is that of the whole logical array, bit for bit.
+Only scales depend on more than one element: they are computed first, over whole blocks, even where the rank holds only
+a part of a block. Pure computation on memory. Neighbours: `conversion` (what is asked for), `precision` (the rounding),
 `reshard` (plans these), `reshard_reader` (runs them).
 """
 
@@ -24,10 +24,10 @@ from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import Floats, Values, as_float32, round_into, scale_down
 
 Elements = npt.NDArray[np.void]
-"""Whatever they mean: bytes of one size that are moved together."""
+"""Raw elements, one void item each; their meaning is a name of `layout.DTYPES`."""
 _HALVES = np.dtype([("low", "<u2"), ("high", "<u2")])
 _BLOCK_ELEMENTS = 1 << 18
-"""Worked on at once where scales are concerned, so that a few intermediate arrays of them need little memory."""
+"""Elements that are converted at a time where scales are needed: bounds the intermediate float32 arrays to some MiB."""
 
 
 class Scales(NamedTuple):
@@ -43,12 +43,12 @@ class Scales(NamedTuple):
     saved: int | None = None
 
     def box(self, elements: Box) -> Box:
-        """Of blocks: those that a box of elements meets."""
+        """The box of blocks that a box of elements meets."""
         return tuple((low // size, -(-high // size)) for (low, high), size in zip(elements, self.block, strict=True))
 
     def stored(self, blocks: Box, num_dims: int) -> Box:
-        """Where the scales of these blocks lie in an array of so many dims that holds them: one scale for all may be in
-        a shape of its own."""
+        """The box of these blocks in an array of `num_dims` dims that holds their scales; a single scale for the whole
+        tensor may be stored with any number of dims."""
         return blocks if len(blocks) == num_dims else ((0, 1),) * num_dims
 
     def elements(self, blocks: Box, shape: tuple[int, ...]) -> Box:
@@ -61,7 +61,7 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleTable:
-    """Scales of a box of blocks."""
+    """The values of the scales of a box of blocks."""
 
     scales: Scales
     box: Box
@@ -129,7 +129,7 @@ class Change:
 
 
 def _check_divisors(name: str, scales: Floats) -> None:
-    """Of saved scales, which may be anything: 0 / 0 would be stored as NaN."""
+    """Raises Invalid for saved scales that cannot divide: 0 / 0 would be stored as NaN."""
     wrong = ~np.isfinite(scales) | (scales == 0)
     if wrong.any():
         raise Invalid(

@@ -21,12 +21,12 @@ from behemoth.checkpoint.problem import Problem, problem_at
 from behemoth.ports import ObjectStore
 
 READ_BYTES = 8 << 20
-"""Bytes per read where chunks are smaller: what fits a core's share of the cache is summed before it leaves it."""
+"""Bytes per read where chunks are smaller: small enough that the CRC is computed while they are in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One object of an array, which counts in the layout's order. `chunks`: those of its slots."""
+    """One object of an array, `array` being its position in the layout. `chunks`: [slots], the chunk in each slot."""
 
     key: str
     array: int
@@ -36,7 +36,8 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What one job found out. `crcs` are those of its slots, from `first` on, as the content CRC counts them."""
+    """The result of checking some slots of one shard, `shard` being its position in the list of shards. `crcs`:
+    [slots], the CRC-32C of each slot's payload from slot `first` on. `num_bytes` were read."""
 
     shard: int
     first: int
@@ -108,7 +109,7 @@ class Contents:
         self._crcs: dict[int, npt.NDArray[np.uint32]] = {}
 
     def note(self, found: Found) -> None:
-        """What is noted later of the same slots counts."""
+        """Keep the CRCs of some slots; a later call for the same slots replaces them."""
         shard = self._shards[found.shard]
         crcs = self._crcs.get(shard.array)
         if crcs is None:

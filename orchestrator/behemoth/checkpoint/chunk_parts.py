@@ -1,6 +1,6 @@
-"""Moves what slabs take of a chunk: as it is, or changed on the way.
+"""Copies the parts of a chunk that slabs need into place: unchanged, or converted.
 
-Works on memory only; who reads has checked the chunk before. Neighbours: `reshard` (plans the copies), `changes`
+Works on memory only; the caller has checked the chunk. Neighbours: `reshard` (plans the copies), `changes`
 (computes), `reshard_reader` and `scaled_reader` (read).
 """
 
@@ -25,7 +25,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Placed(NamedTuple):
-    """A chunk's payload that stands in memory as it was saved, and its CRC."""
+    """A chunk's payload that was read straight into its place (address and size), and its CRC-32C."""
 
     address: int
     num_bytes: int
@@ -72,11 +72,11 @@ def put(copy: Copy, elements: Elements, slabs: Sequence[Elements], tables: Mappi
 
 
 def as_elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:
-    """The front of `area` as an array of this shape."""
+    """A view of the first bytes of `area` as an array of raw elements of this shape."""
     return area[: math.prod(shape) * itemsize].view(f"V{itemsize}").reshape(shape)
 
 
 def part_of(whole: Elements, part: Part) -> Elements:
-    """A view."""
+    """A view of the part of `whole`."""
     index: tuple[slice | EllipsisType, ...] = (*part, ...)  # never a scalar, also of an array without dims
     return whole[index]

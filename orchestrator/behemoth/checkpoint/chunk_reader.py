@@ -24,12 +24,13 @@ from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.ports import Into, ObjectStore
 
 DIRECT_BYTES = 1 << 20
-"""From here on a payload is read straight into place, its CRC behind it; below, one read and a copy."""
+"""Payloads of at least this size are read straight into place, followed by a read of the CRC; smaller ones in one read
+and copied."""
 
 
 class Lent:
-    """Bytes that are not to be changed, of a chunk perhaps, which is checked once where it lies for all who have it
-    lent. Thread-safe."""
+    """Read-only bytes that several readers share. Where they are a chunk, its CRC is computed once for all of them.
+    Thread-safe."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
@@ -37,8 +38,8 @@ class Lent:
         self._crc: int | None = None
 
     def checked(self, check: Callable[[], int]) -> int:
-        """The CRC of the chunk, which `check` finds for who asks first. Blocks for that one; raises what it raises,
-        and who asks next checks anew."""
+        """The CRC-32C of the chunk. The first caller computes it by `check`, and the others block for that. Raises what
+        `check` raises; the next caller then checks again."""
         with self._lock:
             if self._crc is None:
                 self._crc = check()
@@ -47,19 +48,19 @@ class Lent:
 
 @runtime_checkable
 class LendsRanges(Protocol):
-    """A store that has some of what is read in memory already, or is about to, for others who read it too."""
+    """A store that may have a range in memory already, or be reading it, for other ranks that need the same range."""
 
     def lent(
         self, key: str, *, offset_bytes: int, length_bytes: int, room: Callable[[int], memoryview]
     ) -> AbstractContextManager[Lent]:
-        """These bytes of an object, for as long as this lasts: where they lie for others too, or read into
-        `room(length_bytes)`. One question, since a chunk that nobody else wants shall not cost two. Blocks for who
-        reads them, and raises what reading raises."""
+        """These bytes of an object, valid within the context: shared ones, or read into `room(length_bytes)` where
+        nobody else needs them. One call for both, so that a chunk which only one rank needs costs no second request.
+        Blocks for the read, and raises what reading raises."""
         ...
 
 
 class ChunkReaders:
-    """A reader for each thread that asks. `seen` knows the chunks of others who read the same commit."""
+    """One ChunkReader per thread. `seen`: the chunks that other ranks of the same restore have read."""
 
     def __init__(self, store: ObjectStore, commit: Commit, *, seen: SeenChunks | None = None) -> None:
         self._store = store
@@ -68,7 +69,7 @@ class ChunkReaders:
         self._own = threading.local()
 
     def mine(self) -> ChunkReader:
-        """Of the calling thread; it lasts as long as both."""
+        """The calling thread's own reader."""
         if not hasattr(self._own, "reader"):
             self._own.reader = ChunkReader(self._store, self._commit, self._seen)
         reader: ChunkReader = self._own.reader

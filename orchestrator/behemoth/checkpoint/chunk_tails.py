@@ -1,4 +1,4 @@
-"""What follows a chunk's data in its object, and the CRC of a whole payload. Pure. Neighbours: `grid`, `zeros`."""
+"""The bytes behind a chunk's data in its object, and the CRC of a whole payload. Pure. Neighbours: `grid`, `zeros`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from behemoth.checkpoint.zeros import crc_of_zeros
 
 
 def chunk_tail(grid: Grid, data_crc: int, data_bytes: int) -> bytes:
-    """What follows a chunk's data in the file: padding, the CRC-32C of data and padding, and the gap's zeros."""
+    """The bytes between a chunk's data and the next chunk: padding, the CRC-32C of data and padding, the gap's zeros.
+
+    `data_crc` is the CRC-32C of the chunk's `data_bytes` bytes of data."""
     padding = grid.payload_bytes - data_bytes
     return bytes(padding) + trailer(payload_crc(grid, data_crc, data_bytes)) + bytes(grid.gap_bytes)
 

@@ -61,8 +61,8 @@ def complete(
     *,
     previous: CommitRecord | None,
 ) -> CommitRecord:
-    """A commit but for its last instant: the record of a write that is proven, complete and durable, for whoever has to
-    make room before it is published. Raises as `commit` does."""
+    """All of `commit` but the publication: the record of a write that is proven, complete and durable. For callers that
+    must make room first, before they `publish` it. Raises as `commit` does."""
     proof = prove(candidate, layout, receipts, are_files=not isinstance(store, UploadsParts))
     if previous is not None:
         check_zeros(layout, proof, previous)
@@ -90,8 +90,8 @@ def complete(
 
 
 def create_same(store: ObjectStore, key: str, data: bytes) -> None:
-    """Create a small object, or find that it is there with these bytes: a leader may repeat another's work. Raises
-    Conflict when others stand there."""
+    """Create a small object, or find that it exists with these bytes: a leader may repeat the work of another one.
+    Raises Conflict when it exists with other bytes."""
     try:
         store.create(key, data)
     except Conflict:
@@ -102,8 +102,8 @@ def create_same(store: ObjectStore, key: str, data: bytes) -> None:
 
 
 def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> bytes:
-    """Write what no rank has: ends of shared chunks, the groups above arrays, the index; make it durable. Returns the
-    index."""
+    """Write what no rank has written (ends of shared chunks, the groups above arrays, the index) and make it durable.
+    Returns the encoded index."""
     objects = metadata_objects(layout)
     of_arrays = {f"{path}/{METADATA}" for path in layout.paths}
     _require_written(store, prefix, layout, {name: len(objects[name]) for name in of_arrays})
@@ -122,7 +122,7 @@ def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> byte
 
 
 def _left_by_file(prefix: str, layout: Layout, left: Chunks) -> dict[str, tuple[int, list[Part]]]:
-    """The size of each file, by key, that lacks ends of chunks, and these."""
+    """By key, the files in which ends of chunks are missing: the size of each, and the parts to write."""
     found: dict[str, tuple[int, list[Part]]] = {}
     for array, chunk, crc in zip(left.array.tolist(), left.chunk.tolist(), left.data_crc.tolist(), strict=True):
         grid = grids(layout)[array]
@@ -153,9 +153,9 @@ def _write(
 
 
 def _require_written(store: ObjectStore, prefix: str, layout: Layout, metadata_bytes: Mapping[str, int]) -> None:
-    """What somebody has taken away since ranks wrote it must not be missed, nor a shard be made again as zeros by the
-    leader's own writes into it. Names and sizes tell; that a rank itself made a file again is found by the first read,
-    whose CRCs do not fit."""
+    """Raises Corrupt unless every object that ranks wrote is still there in full size. Otherwise the commit would name
+    missing data, or the leader's own writes would create a deleted shard again, full of zeros. Only names and sizes are
+    compared: a file that a rank itself created again is found by the first read, whose CRCs do not match."""
     of_arrays = zip(layout.paths, grids(layout), strict=True)
     shards = {f"{path}/{key}": grid.file_bytes for path, grid in of_arrays for key in grid.shard_keys}
     expected_bytes = shards | dict(metadata_bytes)

@@ -21,7 +21,7 @@ from behemoth.checkpoint.paths import METADATA
 
 FORMAT_VERSION = 1
 MAX_METADATA_BYTES = 1 << 20
-"""Of one zarr.json."""
+"""Most bytes of one zarr.json."""
 
 _Crc = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
@@ -87,13 +87,13 @@ def metadata_objects(layout: Layout) -> dict[str, bytes]:
 
 
 def _metadata_keys(layout: Layout) -> list[str]:
-    """Of `metadata_objects`, sorted."""
+    """The keys of `metadata_objects`, sorted."""
     folders = [*groups_of(layout.paths), *layout.paths]
     return sorted([METADATA, *(f"{folder}/{METADATA}" for folder in folders)])
 
 
 def described(objects: dict[str, bytes]) -> tuple[MetadataObject, ...]:
-    """What the index says of them."""
+    """The entries of the index for these objects, in order of key."""
     return tuple(
         MetadataObject(key=key, size_bytes=len(data), crc=crc32c(data)) for key, data in sorted(objects.items())
     )

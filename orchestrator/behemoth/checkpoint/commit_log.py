@@ -20,7 +20,7 @@ from behemoth.state.effect import CommitRef
 
 _UNREADABLE = WriteId("unreadable")
 BAD_PLACE = "io-error"
-"""Code of a store's error for bytes that the disk does not give back."""
+"""Code of a store's error for bytes that the disk fails to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +92,8 @@ def latest(store: ObjectStore) -> CommitRef | None:
 
 
 def has_trace(store: ObjectStore, known: Collection[CommitRef]) -> bool:
-    """Whether the store shows one of these commits: whole, damaged or unreadable (the step must do then), or
-    rejected."""
+    """Whether the store shows one of these commits: whole, rejected, or damaged or unreadable, when only the step can
+    be compared."""
     markers = {rejected_key(ref.step, write_id) for ref in known for write_id in (ref.write_id, _UNREADABLE)}
     if markers & _rejected(store):
         return True
@@ -109,9 +109,9 @@ def read_record(store: ObjectStore, ref: CommitRef) -> CommitRecord:
 
 
 def read_told(store: ObjectStore, ref: CommitRef, *, record_bytes: int) -> CommitRecord:
-    """As `read_record`, for a fleet whose leader has found the commit, and its record's size, in its own listing: one
-    read by name, and no listing. That it was not rejected is the leader's word. With a size of 0, which nobody knew,
-    or one that the record does not have, the store is asked as ever."""
+    """As `read_record`, for nodes that the leader has told of the commit and of its record's size: one read by key and
+    no listing. That the commit was not rejected is taken from the leader. Falls back to `read_record` where the size is
+    unknown (0) or is not that of the record."""
     key = commit_key(ref.step)
     if not 0 < record_bytes <= MAX_RECORD_BYTES:
         return read_record(store, ref)
@@ -145,7 +145,7 @@ def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes
 
 
 def at_step(store: ObjectStore, step: Step) -> CommitRecord | BadCommit | None:
-    """What stands where the commit of this step would, rejected or not."""
+    """The record at the key of this step's commit, rejected or not; None when there is none."""
     info = _listed(store, commit_key(step))
     return None if info is None else _look(store, info)
 
@@ -208,7 +208,7 @@ def remove(store: ObjectStore, listed: Iterable[ObjectInfo]) -> None:
 
 
 def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:
-    """Somebody has the step: ourselves, a commit that was rejected, or another write."""
+    """The step is taken: by this very write, by a commit that was rejected, or by another write."""
     key = commit_key(record.step)
     info = _listed(store, key)
     other = None if info is None else _look(store, info)

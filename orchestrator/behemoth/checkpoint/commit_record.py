@@ -31,11 +31,11 @@ JOINT_DIMS = "joint-dims"
 """Feature of format 1.4: a dim is split over several axes at once (`ArraySpec.dims`)."""
 KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES, JOINT_DIMS})
 MAX_RECORD_BYTES = 64 << 20
-"""Whoever reads one holds it to that before the first byte."""
+"""Most bytes of a record; readers check the size before they read the first byte."""
 MAX_INDEX_BYTES = 64 << 20
-"""Of the object `index`; that of 2 trillion parameters has 5 MB."""
+"""Most bytes of the object `index`; that of a model of 2 trillion parameters has 5 MB."""
 DAMAGED_HINT = "`behemoth ckpt verify` names all damage; go back to an older checkpoint"
-"""Of every error about a committed checkpoint that is not as it was written."""
+"""Hint of every error about damage of a committed checkpoint."""
 FORMAT_UNKNOWN = "format-unknown"
 """Code of the error for what only a newer release can read."""
 

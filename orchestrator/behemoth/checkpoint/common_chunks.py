@@ -1,9 +1,8 @@
 """Which chunks of a checkpoint several ranks read when each of them restores its part. Pure.
 
-Who reads for several ranks learns from it what to keep for the others, for whom, and until when. Ranks of a node may
-read a million chunks, so these are columns: for each chunk a bit for each rank. Neighbours: `reshard`, which says what
-one rank reads, and `units`, which says what of an object a chunk is.
-"""
+A node that reads a chunk once for all of its ranks needs to know for which ranks to keep it, and until when. Ranks of a
+node may read a million chunks, so the answer is kept as columns: for each chunk one bit per rank. Neighbours:
+`reshard`, which says what one rank reads, and `units`, which says what of an object a chunk is."""
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ Bits = npt.NDArray[np.uint8]
 
 
 class SharedObject(NamedTuple):
-    """Who reads what of an object: units of `unit_bytes`, one every `stride_bytes`."""
+    """The readers of an object's units, which have `unit_bytes` each and begin every `stride_bytes`. `readers`: see
+    `Bits`, a column for each slot."""
 
     stride_bytes: int
     unit_bytes: int
@@ -56,7 +56,7 @@ class CommonChunks:
         """Bits of ranks that take nothing more."""
 
     def left(self, unit: Unit) -> frozenset[Rank]:
-        """Who is still to take a unit; nobody where it is one rank's alone."""
+        """The ranks that have not taken a unit yet; empty where only one rank reads it."""
         found = self._place(unit)
         if found is None:
             return frozenset()
@@ -65,14 +65,14 @@ class CommonChunks:
         return _ranks_of(tuple(self._ranks), bits)
 
     def took(self, unit: Unit, rank: Rank) -> None:
-        """A rank has it, or does not want it any more."""
+        """The rank has taken the unit, or does not need it any more."""
         found = self._place(unit)
         if found is not None:
             number, bit = divmod(self._bits[rank].bit_length() - 1, 8)
             found[0].readers[number, found[1]] &= 0xFF ^ (1 << bit)
 
     def ended(self, rank: Rank) -> None:
-        """A rank wants nothing any more."""
+        """The rank needs no unit any more."""
         self._ended |= self._bits[rank]
 
     def _place(self, unit: Unit) -> tuple[SharedObject, int] | None:
@@ -92,8 +92,9 @@ def _ranks_of(ranks: tuple[Rank, ...], bits: int) -> frozenset[Rank]:
 
 
 def read_by_several(commit: Commit, layout: Layout, found: Sequence[Origin], ranks: Sequence[Rank]) -> CommonChunks:
-    """Of a restore on `layout`; `found` as `matching.origins` tells. Chunks count that a rank takes something of, looks
-    through for scales, or finds them in. O(arrays), and O(chunks) for each kind of them."""
+    """The chunks that several of `ranks` read when `commit` is restored on `layout`; `found`: the result of
+    `matching.origins`. A rank reads a chunk when it needs elements of it, searches it to compute scales, or reads saved
+    scales from it. O(arrays), and O(chunks) for each kind of array."""
     held, known, bits = _Held(layout, ranks), dict[object, Bits | None](), dict[int, Bits]()
     for array, reads in _reads(commit.layout, layout, found).items():
         grid = grids(commit.layout)[array]
@@ -129,7 +130,7 @@ class _Blocks(NamedTuple):
 
     scales: Scales
     shape: tuple[int, ...]
-    """Of the values."""
+    """Shape of the array of values."""
     are_saved: bool
     users: frozenset[tuple[int, bool]]
     """Kinds, and whether they hold the scales."""
@@ -139,7 +140,7 @@ _Read = _Values | _Blocks
 
 
 class _Held:
-    """What some ranks hold of arrays of each kind."""
+    """The boxes that each of some ranks holds of arrays of each kind."""
 
     def __init__(self, layout: Layout, ranks: Sequence[Rank]) -> None:
         self.ranks = ranks
@@ -175,7 +176,7 @@ def _reads(saved: Layout, layout: Layout, found: Sequence[Origin]) -> dict[int, 
 
 
 def _several(grid: Grid, reads: Set[_Read], held: _Held) -> Bits | None:
-    """Of an array's chunks, with bits for those that several ranks read; None where there is no such chunk."""
+    """The bits of an array's chunks, zero for chunks that at most one rank reads; None where there is no other."""
     is_read = np.zeros((len(held.ranks), *grid.chunks_per_dim), dtype=np.bool_)
     for number, rank in enumerate(held.ranks):
         of_rank = is_read[number, ...]  # never a scalar, also of an array without dims
@@ -189,7 +190,7 @@ def _several(grid: Grid, reads: Set[_Read], held: _Held) -> Bits | None:
 
 
 def _boxes(read: _Read, num_dims: int, held: _Held, rank: Rank) -> list[Box]:
-    """Of the saved array's elements, those that a rank reads."""
+    """The boxes of the saved array that a rank reads."""
     if isinstance(read, _Values):
         return [moved(box, read.begin) for box in held.boxes(read.kind, rank)]
     blocks = [

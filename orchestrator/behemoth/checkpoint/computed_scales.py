@@ -1,9 +1,8 @@
-"""What has been computed for scales, remembered from one reading of an array to the next.
+"""A cache of the largest magnitudes of blocks, from which scales are computed.
 
-Who converts an array in several goes looks through each block once: a block may have more than one go takes, and its
-scale is written apart from its values. Neighbours: `scaled_reader`, which looks, `changes`, which says what scales are,
-and `remembering`, the same for scales that were saved.
-"""
+A job that converts an array in several passes must search each block only once: a block may be larger than what one
+pass reads, and its scale is written apart from its values. Neighbours: `scaled_reader`, which looks, `changes`, which
+says what scales are, and `caching`, the same for scales that were saved."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ _ITEM_BYTES = 4
 
 
 class ComputedScales:
-    """The largest magnitudes of blocks, of the arrays that were asked for last, in `limit_bytes` at most. Thread-safe.
-    What is forgotten is looked for again."""
+    """Largest magnitudes of blocks, float32, for the arrays that were asked for last; at most `limit_bytes`.
+    Thread-safe. What was dropped is computed again."""
 
     def __init__(self, *, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -33,7 +32,7 @@ class ComputedScales:
         self._held_bytes = 0
 
     def find(self, scales: Scales, box: Box) -> Floats | None:
-        """Those of a box of blocks, a copy; None unless all of them are known."""
+        """The magnitudes of a box of blocks, as a copy in the shape of the box; None unless all of them are known."""
         with self._lock:
             known = self._known.get(scales)
             if known is None:
@@ -43,7 +42,7 @@ class ComputedScales:
         return None if (found == _UNKNOWN).any() else found
 
     def learn(self, scales: Scales, shape: tuple[int, ...], box: Box, largest: Floats) -> None:
-        """Remember those of a box of blocks, which have been looked through, of an array of this shape."""
+        """Keep the magnitudes of a box of blocks that have been searched completely. `shape` is the array's."""
         with self._lock:
             if scales not in self._known:
                 grid = num_blocks(shape, scales.block)

@@ -1,8 +1,7 @@
-"""What a restore makes of a checkpoint whose arrays are not quite those that are wanted: values, from a program or a
-recipe.
+"""How a restore turns the arrays of a checkpoint into other arrays: conversions as values, from a program or a recipe.
 
-Nothing is converted, left out or left unread unless it stands here. Values only; they travel from the program to the
-store process. Neighbours: `matching` holds them against a checkpoint, `reshard` plans, `changes` computes,
+Nothing is converted, left out or left unread unless a value here says so. Values only; they travel from the program to
+the store process. Neighbours: `matching` holds them against a checkpoint, `reshard` plans, `changes` computes,
 `recipe_change` derives them from two recipes.
 """
 
@@ -99,13 +98,13 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     missing: _Names = ()
 
     def require_valid(self) -> None:
-        """Raises Invalid for what a program put in that is no value of these types, such as an index below 0: nobody
-        has checked that."""
+        """Raises Invalid for a field that is not of its declared type or range, such as an index below 0: a program
+        fills these values in, and constructors do not check."""
         for name, conversion in self.convert.items():
             _require_valid(name, conversion)
 
     def encode(self) -> bytes:
-        """Integers may be numpy's."""
+        """As msgpack, for `decode`. Integers may be numpy's."""
         return msgspec.msgpack.encode(self, enc_hook=operator.index)
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""What a copy of a checkpoint to another store takes: its objects, what the target holds of them, and whether it may
-have the commit at all. Reads only, and no data.
+"""The plan of a copy of a checkpoint to another store: its objects, which of them the target holds, and whether the
+target may have the commit at all. Reads metadata and listings only.
 
 Neighbour: `draining`, which copies, and asks the same questions first.
 """
@@ -102,5 +102,5 @@ def small_objects(record: CommitRecord, index: CommitIndex) -> list[MetadataObje
 
 
 def object_sizes(shards: Sequence[Shard], small: Sequence[MetadataObject]) -> dict[str, int]:
-    """Of every object that the write has, by key."""
+    """Size in bytes of every object of the write, by key."""
     return {shard.key: shard.grid.file_bytes for shard in shards} | {one.key: one.size_bytes for one in small}

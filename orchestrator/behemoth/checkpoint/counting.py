@@ -1,4 +1,4 @@
-"""A store that counts the bytes that are read through it, so that who restores can tell where its state came from.
+"""A store that counts the bytes that are read through it, so that a restore can report where its state came from.
 
 Neighbour: `pacing`, which holds reads back.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 
-from behemoth.checkpoint.passing import PassingStore, num_bytes
+from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes
 from behemoth.ports import Into, ObjectStore
 
 
-class CountingStore(PassingStore):
-    """Passes everything on to `inner`. Thread-safe."""
+class CountingStore(WrapperStore):
+    """Forwards all calls to `inner`. Thread-safe."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
@@ -21,7 +21,7 @@ class CountingStore(PassingStore):
 
     @property
     def read_bytes(self) -> int:
-        """Asked for so far, by reads that succeeded."""
+        """Bytes that reads asked for so far; reads that failed do not count."""
         return self._read_bytes
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:

@@ -1,6 +1,6 @@
 """Proof by interval arithmetic that extents cover every chunk exactly once: of plans, and of receipts before a commit.
 
-It must not look at a plan: a proof that trusts what it proves is none. Neighbours: `plan`, `commit`.
+It must not look at a plan: a proof must not trust what it proves. Neighbours: `plan` and `proof`, which ask.
 """
 
 from __future__ import annotations

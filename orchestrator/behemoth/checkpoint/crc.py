@@ -1,8 +1,8 @@
 """CRC-32C (Castagnoli) of buffers, and of a concatenation from the CRCs of its pieces.
 
-Why its own module: the pieces of one chunk lie on different ranks, and nobody shall read them all to learn the CRC of
-the chunk that they form. It must not do any I/O. The neighbours are `writer`, which computes, and `commit`, which
-combines; `crc_columns` combines millions.
+Why its own module: the pieces of one chunk lie on different ranks, and the CRC of the chunk has to follow from the CRCs
+of its pieces, without any rank reading them all. It must not do any I/O. The neighbours are `writer`, which computes,
+and `proof`, `end_writer` and `shard_proof`, which combine; `crc_columns` combines millions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def crc32c(buffer: Buffer, value: int = 0) -> int:
 
 
 def crc_of(buffers: Iterable[Buffer]) -> int:
-    """CRC-32C of buffers, one behind the other."""
+    """CRC-32C of the concatenation of some buffers."""
     crc = 0
     for buffer in buffers:
         crc = crc32c(buffer, crc)

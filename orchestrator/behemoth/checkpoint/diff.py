@@ -1,8 +1,8 @@
-"""Which arrays of two checkpoints differ, and by how much; reads only what differs where both are cut alike.
+"""Which arrays of two checkpoints differ, and by how much; reads only what differs where both have the same chunks.
 
-An array whose chunks have the same CRCs in both is the same: the index tells for the whole array, the CRC beside each
-chunk for the parts. What is left is read a chunk at a time on several threads, so that memory does not grow with the
-checkpoint. Damage raises: nobody can compare what cannot be read. Neighbours: `difference` counts, `chunk_reader`
+An array whose chunks have the same CRCs in both is equal: the index has a CRC for the whole array, and each chunk its
+own. What remains is read a chunk at a time on several threads, so that memory does not grow with the checkpoint. Damage
+raises, since what cannot be read cannot be compared. Neighbours: `difference` counts, `chunk_reader`
 reads.
 """
 
@@ -63,7 +63,8 @@ class _Job:
 
 
 def diff(first: Side, second: Side, *, threads: int, progress: Progress | None = None) -> tuple[ArrayDiff, ...]:
-    """Every array of either, by name. Blocks for reading what differs; holds about a chunk for each thread and side.
+    """Compare every array of either side; results in order of name. Blocks for reading what differs; holds about a
+    chunk for each thread and side.
 
     Equal means equal in every bit but for a collision of CRC-32C, where both are cut into the same chunks; elsewhere
     every byte is compared. Raises Corrupt for damage and the stores' errors.
@@ -139,7 +140,7 @@ def _content_crc(side: Side, name: str) -> int:
 
 
 def _are_cut_alike(one: Grid, two: Grid) -> bool:
-    """Of arrays of one dtype and shape: others are told apart before anybody asks."""
+    """Whether two arrays of the same dtype and shape have the same chunks."""
     return one.chunk_shape == two.chunk_shape
 
 
@@ -159,7 +160,7 @@ class _Work:
             yield _Job(name=name, first=start, last=last, num_bytes=(last - start) * grid.payload_bytes)
 
     def run(self, job: _Job) -> Difference:
-        """Of the chunks of one job."""
+        """The difference of the chunks of one job."""
         grids_of = _grid(self._first, job.name), _grid(self._second, job.name)
         chunks: Sequence[int] = range(job.first, job.last)
         read: Callable[[str, int, tuple[slice, ...]], npt.NDArray[np.generic]] = self._rebuilt

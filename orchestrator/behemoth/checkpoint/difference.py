@@ -19,8 +19,9 @@ BLOCK_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Of the elements whose bytes differ. An element that is NaN on one side only has no distance: it is counted by
-    `num_nan_first` or `num_nan_second`. NaN on both sides, and zeros of either sign, are changed by a distance of 0.
+    """Statistics of the elements whose bytes differ. An element that is NaN on one side only has no distance: it is
+    counted by `num_nan_first` or `num_nan_second`. NaN on both sides, and zeros of either sign, are changed by a
+    distance of 0.
 
     `max_abs` is the largest |b - a|, infinite where one side is, or the infinities differ. `max_rel` is the largest
     |b - a| / max(|a|, |b|): 0 to 2, and 1 where one of them is infinite. `sum_squares` adds up (b - a)^2.
@@ -39,7 +40,7 @@ class Difference:
         return math.sqrt(self.sum_squares)
 
     def __add__(self, other: Difference) -> Difference:
-        """Of two parts together."""
+        """The difference of two disjoint parts together."""
         return Difference(
             num_changed=self.num_changed + other.num_changed,
             max_abs=max(self.max_abs, other.max_abs),
@@ -54,7 +55,8 @@ NO_DIFFERENCE = Difference(num_changed=0, max_abs=0.0, max_rel=0.0, sum_squares=
 
 
 def difference(first: npt.NDArray[np.generic], second: npt.NDArray[np.generic]) -> Difference:
-    """Of two C-contiguous arrays of one shape and dtype, one of `layout.DTYPES`. Needs a few MiB beside them."""
+    """The difference of two C-contiguous arrays of the same shape and dtype (of `layout.DTYPES`). Takes a few MiB of
+    extra memory."""
     one, two = first.reshape(-1), second.reshape(-1)
     total = NO_DIFFERENCE
     for at in range(0, one.size, BLOCK_ELEMENTS):

@@ -21,7 +21,7 @@ from behemoth.checkpoint.writer import seal_all
 from behemoth.ports import MAX_PARTS, MIN_PART_BYTES, Part, PartReceipt, SavesTo, UploadsParts, WritesRanges
 
 PIECE_BYTES = 8 << 20
-"""What is moved at once where an object may be cut as one likes: a core's cache holds it while it is summed."""
+"""Size of a piece where the store sets no limit: a core's cache holds it while its CRC is computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Filling(Protocol):
     """Objects that are being filled. Thread-safe but for `end`."""
 
     takes_ranges: bool
-    """Whether an object that was cut off holds pieces that count; else it is there whole or not at all."""
+    """Whether pieces of an incomplete object survive a crash; else an object exists whole or not at all."""
 
     def piece_bytes(self, size_bytes: int) -> int:
         """Least size of a piece of such an object; the last one may be smaller."""
@@ -50,11 +50,11 @@ class Filling(Protocol):
         ...
 
     def seal(self, keys: Sequence[str]) -> None:
-        """Make complete objects durable; those, too, that an earlier process filled."""
+        """Make complete objects durable, also those that an earlier process filled."""
         ...
 
     def end(self) -> None:
-        """Leave nothing behind of objects that are not complete, where a store hides them."""
+        """Abort the uploads of incomplete objects. Called once, after the last `put`, also after an error."""
         ...
 
 
@@ -70,7 +70,7 @@ def least_bytes(store: SavesTo, size_bytes: int) -> int:
 
 
 class _Ranges:
-    """Files."""
+    """Filling of files, whose ranges can be written."""
 
     takes_ranges = True
 
@@ -125,10 +125,10 @@ class _Uploaded:
             self._complete(piece.key, upload)
 
     def seal(self, _keys: Sequence[str]) -> None:
-        """What is complete is durable."""
+        """Nothing to do: a completed upload is durable."""
 
     def end(self) -> None:
-        """What cannot be aborted now is found by the next one who lists uploads."""
+        """An upload that cannot be aborted now is found by `gc`, which lists them."""
         while self._uploads:
             key, upload = self._uploads.popitem()
             with suppress(BehemothError):

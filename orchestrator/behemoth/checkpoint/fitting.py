@@ -1,4 +1,4 @@
-"""Whether a conversion fits what was saved and what is wanted: types, shapes, blocks. Pure; `matching` asks."""
+"""Checks that a conversion fits the saved and the wanted arrays: types, shapes, blocks. Pure; called by `matching`."""
 
 from __future__ import annotations
 

@@ -16,15 +16,16 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
 
 FIRST_POLL_S, LONGEST_POLL_S = 0.0005, 0.02
-"""A block of 32 MiB takes two to four times as long to copy as the first. A program that holds its copy open for a step
-is looked at ever less often: the processors are its own."""
+"""Bounds of the pause between two looks at the progress mark. A batch of 32 MiB takes the program two to four times as
+long to copy as the first pause. The pauses grow, because a program may hold its copy open for a whole training step,
+and polling takes processor time from it."""
 
 
 class Follower:
-    """Waits for the bytes of one filling of a generation, told by `Arena.sequence`.
+    """Waits for the bytes of one filling of a generation; `sequence` is that of `Arena.sequence`.
 
-    `cancelled` ends every wait; it is asked at each look. There is no limit in time: a program may hold a copy open for
-    as long as a training step lasts. Whoever cancels knows when the filling side is gone.
+    `cancelled` is called at each look and ends every wait. Waits have no time limit of their own, because a program may
+    hold a copy open for a whole training step; whoever cancels notices when the filling process is gone.
     """
 
     def __init__(self, arena: Arena, generation: int, sequence: int, *, cancelled: Callable[[], bool]) -> None:
@@ -34,7 +35,7 @@ class Follower:
         self._cancelled = cancelled
 
     def until(self, num_bytes: int) -> int:
-        """Blocks until the first `num_bytes` of the data are in place; how many are, which may be more.
+        """Blocks until the first `num_bytes` of the data are in place; returns how many are, which may be more.
 
         Raises Conflict when cancelled, or when another filling has begun.
         """
@@ -56,7 +57,7 @@ class Follower:
 
 
 class _Pause:
-    """The pauses of one wait, each a quarter of what it has lasted."""
+    """The pauses of one wait. Each is a quarter of the time waited so far, within the bounds above."""
 
     def __init__(self, arena: Arena, cancelled: Callable[[], bool]) -> None:
         self._arena = arena

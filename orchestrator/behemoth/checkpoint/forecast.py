@@ -1,9 +1,9 @@
 """What a save would cost: bytes, objects, requests, memory, seconds, money, from the layout and the rates of machines.
 
-Counts are sums of what the save itself computes (owners, grids, arenas, encoders of its metadata), none is estimated.
-Seconds are bytes by a rate that the caller gives: the slowest rank or node, nothing overlapped, nothing lost. Pure.
-What reading it back costs on one mesh or another is asked apart, since one save serves many. Neighbours: `loads` (file
-systems), `uploads` (object storage), `over_read`.
+Counts come from the code that the save itself uses (owners, grids, arenas, encoders of its metadata); none is an
+estimate. Seconds are the bytes of the slowest rank or node divided by a rate that the caller gives, without overlap of
+tiers. Pure. What a restore on one mesh or another costs is asked separately, since one save serves many.
+Neighbours: `loads` (file systems), `uploads` (object storage), `over_read`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Of one number over all ranks."""
+    """Least, mean and largest value of one number over all ranks."""
 
     min: int
     mean: float
@@ -71,7 +71,8 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalDiskUse:
-    """Of the node with the most: what a save copies to its own disk, and the files there that take turns."""
+    """Bytes on the own disk of the node with the most: copied at each save, and taken by the files, which take
+    turns."""
 
     copied_bytes: int
     capacity_bytes: int
@@ -100,16 +101,17 @@ class Forecast:
     num_parts: int
     num_requests: int
     exchanged_bytes: int
-    """Handed from rank to rank before they are uploaded."""
+    """Bytes that ranks send to each other before they are uploaded."""
     seconds: dict[Tier, float]
     requests_per_s: float
-    """Of all ranks, while the store's tier is written."""
+    """Requests of all ranks per second, while the object store is written."""
     requests_per_s_per_prefix: float
-    """Of the busiest prefix, when each array's folder is one."""
+    """Requests per second of the busiest prefix, when each array's folder is a prefix."""
     price_usd: float
 
     @property
     def exchanged_share(self) -> float:
+        """Exchanged bytes / bytes of all arrays (checkpoint.md's goal: at most 0.08)."""
         return self.exchanged_bytes / self.data_bytes
 
 
@@ -130,7 +132,8 @@ def forecast(
     rates: Rates,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Forecast:
-    """`progress` is told phases: done, of how many. Takes seconds."""
+    """The cost of a save of `layout`. `progress` is called with the phases done and their number. Takes seconds for
+    giant meshes."""
     progress(0, NUM_PHASES)
     of_files = loads(layout)
     progress(1, NUM_PHASES)

@@ -21,20 +21,23 @@ from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.threads import run_all
 
 BLOCK_BYTES = 8 << 20
-"""What is asked for at once."""
+"""Most bytes of one `read_into`."""
 
 
 class SnapshotSource(Protocol):
-    """A verified snapshot of one rank's plan in another place, or parts of one. Two methods, because a memory of
-    another node has nothing else to tell; both may be called from several threads and raise Behemoth's errors."""
+    """A verified snapshot of one rank's plan in another place, or parts of one.
+
+    Exactly these methods, because CRCs and bytes are all that a copy needs, whatever memory or file they come from.
+    Both may be called from several threads and raise Behemoth's errors."""
 
     def crcs(self) -> Sequence[int | None]:
         """CRC-32C of every span, in plan order; None for those that are not there. Called once, first."""
         ...
 
     def read_into(self, offset_bytes: int, into: memoryview) -> None:
-        """Bytes of the data area, from the beginning of one span to the end of it or of a later one; all spans between
-        are there. They may be wrong: the caller checks."""
+        """Fill `into` with bytes of the data area from `offset_bytes` on. The range begins with a span and ends with
+        the same or a later one, all of which `crcs` has told. Blocks. The bytes may be wrong: the caller checks
+        them."""
         ...
 
 
@@ -75,31 +78,31 @@ class Gathering:
         self._disputed: set[int] = set()
         self._lock = threading.Lock()  # of what the threads of `take` change
         self.received_bytes = 0
-        """Of spans, by `take`; also what was not believed."""
+        """Bytes of spans that `take` has received, those with a wrong CRC included."""
 
     @property
     def missing(self) -> list[int]:
-        """Spans that no place has given so far, by their numbers in the plan."""
+        """The spans, by number in the plan, that no source has given so far."""
         return sorted(self._missing)
 
     @property
     def wanted(self) -> list[int]:
-        """Those of them that a place may still give."""
+        """The missing spans that another source may still give: all but the disputed ones."""
         return sorted(self._missing - self._disputed)
 
     @property
     def has_any(self) -> bool:
-        """Whether some place has given a span."""
+        """Whether some source has given a span."""
         return len(self._missing) < len(self._plan.spans)
 
     @property
     def is_settled(self) -> bool:
-        """Whether a place was found, and no other can give more."""
+        """Whether a source was found, and no other one can give more."""
         return self._data is not None and self._missing <= self._disputed
 
     @property
     def is_whole(self) -> bool:
-        """Whether a place was found, and nothing is missing."""
+        """Whether a source was found, and nothing is missing."""
         return self._data is not None and not self._missing
 
     def take(self, source: SnapshotSource, *, pace: Callable[[int], None] = lambda _num_bytes: None) -> None:

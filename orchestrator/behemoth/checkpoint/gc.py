@@ -81,7 +81,7 @@ class GcPlan:
     rejects: tuple[Write, ...]
     commits: tuple[Write, ...]
     records: tuple[ObjectInfo, ...]
-    """Of `commits`, as they were listed."""
+    """The records of `commits`, as they were listed."""
     uploads: tuple[UnfinishedUpload, ...]
     objects: tuple[ObjectInfo, ...]
     leftovers: tuple[str, ...]
@@ -157,7 +157,7 @@ def plan_gc(
 def _rejects(
     garbage: Sequence[ObjectInfo], going: Collection[Write | None], unsure: Callable[[WriteId], bool]
 ) -> tuple[Write, ...]:
-    """No commit is sent before the index stands."""
+    """The writes whose commit may still arrive: those with an index, since no commit is sent before that."""
     written = _named(garbage, lambda write: write not in going and unsure(write[1]))
     keys = {info.key for info in garbage}
     return tuple(sorted(write for write in written if f"{step_prefix(*write)}/{INDEX}" in keys))

@@ -1,4 +1,4 @@
-"""Where every byte of an array lies in its objects: closed forms of the layout, so that ranks write without talking.
+"""Where every byte of an array lies in its objects: closed forms of the layout, so that ranks need not communicate.
 
 An array is one Zarr v3 `sharding_indexed` object, or several that tile it: the chunk in slot s of a shard at
 s * stride, its CRC-32C behind it, the index at the end. `cuts` says what is a chunk and what a shard: a box that a rank
@@ -32,14 +32,15 @@ _Chunks = TypeVar("_Chunks", int, Ints)
 
 
 class Meeting(NamedTuple):
-    """The chunks that a box meets, in the box's C order, as columns."""
+    """The chunks that a box intersects, in the box's C order, as columns of equal length."""
 
     chunks: Ints
     first: Ints
-    """The box's element with which the common part begins."""
+    """The first element of the intersection, counted in the box's C order."""
     offsets: Ints
-    """The chunk's element with which it begins."""
+    """The same element, counted in the chunk's C order."""
     elements: Ints
+    """Elements of the intersection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +96,12 @@ class Grid:
 
     @property
     def index_bytes(self) -> int:
-        """Of a shard."""
+        """Size of a shard's index, its CRC included."""
         return self.num_slots * INDEX_ENTRY_BYTES + TRAILER_BYTES
 
     @property
     def file_bytes(self) -> int:
-        """Of a shard."""
+        """Size of a shard as an object: all strides, and the index."""
         return self.index_offset_bytes + self.index_bytes
 
     def shard_key(self, shard: int) -> str:
@@ -109,11 +110,11 @@ class Grid:
 
     @property
     def shard_keys(self) -> list[str]:
-        """Of all shards, in order."""
+        """The keys of all shards, in C order of their grid."""
         return [self.shard_key(shard) for shard in range(self.num_shards)]
 
     def place(self, chunk: _Chunks) -> tuple[_Chunks, _Chunks]:
-        """The shard in which a chunk lies, and its slot there; of many chunks as columns."""
+        """The shard in which a chunk lies, and its slot there; for an array of chunks, two arrays."""
         if self.num_shards == 1:
             return chunk * 0, chunk
         shard, slot, rest = chunk * 0, chunk * 0, chunk
@@ -185,7 +186,7 @@ class Grid:
         )
 
     def _outer_chunks(self, box: Box, outer: Ints) -> Ints:
-        """Numbers of the chunks at index 0 from the cut dim on, for indexes of the box's dims before it in C order."""
+        """For each index of the box's dims before the cut dim, in C order: the chunk at index 0 from the cut dim on."""
         numbers, remainder = np.zeros_like(outer), outer
         for dim in reversed(range(self.cut_dim)):
             begin, end = box[dim]
@@ -194,7 +195,7 @@ class Grid:
         return numbers
 
     def _behind(self, box: Box) -> int:
-        """What the box's shares of the dims behind the cut add to the numbers of its chunks."""
+        """What the box's place along the dims behind the cut dim adds to the numbers of its chunks."""
         behind = range(self.cut_dim + 1, len(box))
         return sum(box[dim][0] // self.chunk_shape[dim] * self._chunk_weight(dim) for dim in behind)
 
@@ -255,9 +256,10 @@ def grids(layout: Layout) -> tuple[Grid, ...]:
 
 
 def cuts_of(starts: Ints, bounds: Ints) -> Ints:
-    """Where in a box another chunk or another piece begins: chunks at `starts`, pieces between `bounds`; both sorted.
+    """The elements of a box at which another chunk or another piece begins, sorted, each once: chunks begin at
+    `starts`, pieces lie between `bounds`; both are sorted.
 
-    numpy's `unique` hashes since 2.3, which takes a hundred times as long for a million chunks.
+    Not by numpy's `unique`: it hashes since 2.3, which takes a hundred times as long for a million chunks.
     """
     cuts: Ints = np.sort(np.concatenate([starts, bounds[:-1]]), kind="stable")
     cuts = cuts[cuts < bounds[-1]]
@@ -283,7 +285,7 @@ def _grid(spec: ArraySpec, sizes: tuple[int, ...], sharding: Sharding) -> Grid:
 
 
 def _indexes(number: int, per_dim: tuple[int, ...]) -> tuple[int, ...]:
-    """Of the `number`-th in C order of a grid."""
+    """The indexes of the `number`-th cell of a grid, in C order."""
     found, left = [], int(number)  # numpy takes ten times as long for one number, and each read of a chunk asks
     for size in reversed(per_dim):
         left, index = divmod(left, size)
@@ -292,7 +294,7 @@ def _indexes(number: int, per_dim: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _fill_value(dtype: str) -> object:
-    """Never stands for data, but the specification wants one."""
+    """A value that never stands for data; the specification requires one."""
     kind = DTYPES[dtype].kind
     match kind:
         case "b":

@@ -1,8 +1,8 @@
 """The pieces of a rank in the program's memory: in the host's, or on a device that copies by itself.
 
-What a device copies is only begun here: who begins a copy also waits for it (`settle`) before it relies on the bytes,
-tells of them, or uses the memory on the other side again. No device is known here. Neighbours: `windows` (where a piece
-lies in its buffer), `staging`, which copies, and the SDK, which has the devices.
+Copies of a device are asynchronous: a call only begins one, and the caller has to wait for it (`settle`) before it uses
+the bytes, reports them as copied, or reuses the memory on the other side. No device is known here. Neighbours:
+`windows` (where a piece lies in its buffer), `staging`, which copies, and the SDK, which has the devices.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from behemoth.checkpoint.windows import Run
 
 Bytes = npt.NDArray[np.uint8]
 _BUFFERS = (np.ndarray, memoryview)
-"""What arrays are given as nearly always; to ask whether something is like DeviceMemory takes longer."""
+"""The usual types of arrays, checked first because an isinstance check against a Protocol is slow."""
 
 
 class Lane(Protocol):
-    """The way to a device and back. Several threads share it."""
+    """A queue of copies from and to one device. Several threads share it."""
 
     def settle(self) -> None:
         """Block until every copy that the calling thread has begun is complete."""
@@ -33,7 +33,7 @@ class Lane(Protocol):
 
 @runtime_checkable
 class DeviceMemory(Protocol):
-    """The bytes of an array that no processor can address: runs of them are copied by the device."""
+    """The bytes of an array in device memory, of which the device copies runs."""
 
     @property
     def nbytes(self) -> int: ...
@@ -51,11 +51,12 @@ class DeviceMemory(Protocol):
 
 
 Memory: TypeAlias = Buffer | DeviceMemory
-"""Of a whole array, C-contiguous."""
+"""The memory of a whole local array, C-contiguous."""
 
 
 class HostPiece(NamedTuple):
-    """A piece in host memory: the buffer of its array, of which it may be all or some rows' columns."""
+    """A piece in host memory. `buffer`: the rank's local array, of which the piece is all, or some columns of its
+    rows."""
 
     piece: Piece
     buffer: Bytes
@@ -94,7 +95,7 @@ class DevicePiece(NamedTuple):
             self.memory.read(run, into[run.at - start : run.at - start + run.nbytes])
 
     def place(self, _start: int, _stop: int) -> None:
-        """Nothing here can be overwritten but by the device."""
+        """None: the host cannot write to device memory."""
         return
 
     def fill(self, data: Bytes, start: int) -> None:
@@ -107,15 +108,15 @@ Held: TypeAlias = HostPiece | DevicePiece
 
 
 def settle(held: Iterable[Held]) -> None:
-    """Block until all that this thread has begun to copy from or to these pieces is in place."""
+    """Block until every copy from or to these pieces that the calling thread has begun is complete."""
     for lane in {one.lane for one in held}:
         if lane is not None:
             lane.settle()
 
 
 def matched(plan: RankPlan, arrays: Mapping[str, Memory], *, is_out: bool) -> list[Held]:
-    """Each piece of the plan, in order, with the memory of its array. Raises Invalid when one is missing, unknown or
-    does not fit; `is_out`: or cannot be written."""
+    """Each piece of the plan, in order, with the memory of its array. Raises Invalid when an array is missing, unknown
+    or of another size, and with `is_out` (the memory is to be overwritten) when one is read-only."""
     expected_bytes: dict[str, int] = {}
     for piece in plan.pieces:
         expected_bytes[piece.name] = expected_bytes.get(piece.name, 0) + piece.nbytes

@@ -1,4 +1,4 @@
-"""What one checkpoint holds, as logical arrays, and how the mesh shares them: a value that every rank derives alike.
+"""What one checkpoint holds, as logical arrays, and how the mesh shares them: a value that every rank computes alike.
 
 Logical, because ranks come and go: an array keeps its name, shape and dtype whatever the mesh. The module does no I/O
 and knows no byte of the files; `grid` places an array in its file, `plan` says which rank holds and writes what.
@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 MAX_LAYOUT_BYTES = 256 << 20
 MAX_DIMS = 32  # numpy and zarr stop there or soon after
 MAX_SIZE = 1 << 46
-"""Of one dim, exclusive: divisors of larger ones would take too much time and memory."""
+"""Bound of the size of a dim, exclusive: finding divisors of larger sizes would take too much time and memory."""
 
 _NUMPY_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 DTYPES: Mapping[str, np.dtype[np.generic]] = {
@@ -189,22 +189,23 @@ class ArraySpec:
         return self.num_elements * self.itemsize
 
     def part_sizes(self, dim: int) -> tuple[int, ...]:
-        """Of the parts of a packed dim; the dim's own where it is not packed."""
+        """Sizes of the parts of a packed dim; the dim's own size where it is not packed."""
         return self.packed[1] if self.packed is not None and self.packed[0] == dim else (self.shape[dim],)
 
     def shared_sizes(self, dim: int) -> tuple[int, ...]:
-        """By which the parts of a dim are shared: their own, or that with the program's padding."""
+        """The sizes by which the parts of a dim are split: their own, or the size with the program's padding."""
         return (self.padded[1],) if self.padded is not None and self.padded[0] == dim else self.part_sizes(dim)
 
     @property
     def axes(self) -> tuple[SplitAxes, ...]:
-        """The axes that give pieces: those of the split dims in order, then `flat_over`; several count as one."""
+        """The axes along which the array is cut into pieces: those of the split dims in order, then `flat_over`. An
+        entry of several axes counts as one."""
         split: tuple[SplitAxes, ...] = tuple(axis for _, axis in self.dims)
         return split if self.flat_over is None else (*split, self.flat_over)
 
     def without_idle_axes(self, mesh: Mesh) -> ArraySpec:
-        """The same shares by fewer axes, so that a program which names cp and runs without it leaves what every release
-        reads."""
+        """The same shares without axes of size 1 in joint axes: a program that names ("cp", "dp") and runs without cp
+        then saves what releases without joint axes can read."""
         over = self.flat_over
         return replace(
             self,
@@ -256,7 +257,7 @@ class Layout:
         return {array.name: position for position, array in enumerate(self.arrays)}
 
     @cached_property
-    def encoded(self) -> bytes:
+    def _encoded(self) -> bytes:
         arrays = [_as_first_written(array) for array in self.arrays]
         document: dict[str, object] = {"version": FORMAT_VERSION, "mesh": self.mesh, "arrays": arrays}
         if self.sharding != "array":  # of format 1.1: left out where it says nothing, so that digests stay
@@ -266,14 +267,14 @@ class Layout:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the encoded form, hex: two layouts are the same exactly when it is."""
-        return hashlib.sha256(self.encoded).hexdigest()
+        return hashlib.sha256(self._encoded).hexdigest()
 
     def axis_size(self, axis: SplitAxes) -> int:
         return axis_size(self.mesh, axis)
 
     def encode(self) -> bytes:
-        """Versioned msgpack; the same layout always gives the same bytes."""
-        return self.encoded
+        """Versioned msgpack, for `decode`; the same layout always gives the same bytes."""
+        return self._encoded
 
     @staticmethod
     def decode(data: bytes) -> Layout:
@@ -299,7 +300,8 @@ class Layout:
 
 
 _LATER_FIELDS = ("packed", "flat_rows", "flat_bucket", "padded")
-"""Of ArraySpec, since the format's first release: left out where they say nothing, so that digests stay."""
+"""Fields that ArraySpec has got since the first release of the format: left out where they have their default, so that
+digests stay the same."""
 
 
 def _as_first_written(array: ArraySpec) -> dict[str, object]:

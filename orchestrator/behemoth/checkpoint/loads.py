@@ -1,4 +1,4 @@
-"""What every rank writes and stages, for all ranks at once: the sums over the plans of `plan`, without making them.
+"""Bytes that every rank writes and stages, for all ranks at once: the sums over all plans, without making the plans.
 
 32,000 plans of thousands of spans take minutes; pieces of one kind differ in a few sizes only, so columns over ranks
 take a second. Pure. Neighbours: `sharing` (the owners), `plan` (one rank in full, which a test compares).
@@ -22,7 +22,7 @@ from behemoth.checkpoint.snapshot_format import snapshot_size_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loads:
-    """One number for each rank; see `RankPlan` for what they mean."""
+    """[ranks] each; see `RankPlan` for what the numbers mean."""
 
     written_bytes: Ints
     """`RankPlan.written_bytes`."""
@@ -37,10 +37,10 @@ class Loads:
 
 
 class Cell(NamedTuple):
-    """Pieces that one block of the split dims is shared out into, flat: one after the other along `flat_over`."""
+    """One block of the split dims; `flat_over`, if any, shares it out into pieces that follow one another."""
 
     shape: tuple[int, ...]
-    """Of the local array."""
+    """Shape of the local array."""
     parts: tuple[Held, ...]
 
 
@@ -67,7 +67,7 @@ def cells(kind: Kind) -> list[Cell]:
 
 
 def num_flat(kind: Kind) -> int:
-    """Pieces of a cell."""
+    """Number of pieces of a cell."""
     return kind.sharing.sizes[-1] if kind.grid.spec.flat_over is not None else 1
 
 

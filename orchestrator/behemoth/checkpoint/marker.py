@@ -1,4 +1,4 @@
-"""Small objects that say something of one write: that it was rejected, is pinned, or is being deleted.
+"""Markers: small objects that record about one write that it was rejected, is pinned, or is being deleted.
 
 The name alone counts, so that a damaged marker still does what it is there for: what is pinned stays, what was rejected
 is not restored. The contents tell people why and when; `verify` checks them to the bit. Neighbours: `commit_log`

@@ -20,12 +20,13 @@ from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.checkpoint.records import RANKS_ARRAY
 
 Origin: TypeAlias = int | Conversion | None
-"""Of an array that is wanted: its position in the checkpoint, what it is made of, or None where there is nothing."""
+"""Where a wanted array comes from: the position of the same array in the checkpoint, a conversion, or None
+(nowhere)."""
 
 
 def origins(saved: Layout, layout: Layout, *, step: Step, intake: Intake = AS_SAVED) -> tuple[Origin, ...]:
-    """For each array of `layout` where it comes from. The ranks' own records come from nowhere when they are of another
-    number of ranks. `step` is for the messages.
+    """For each array of `layout` where it comes from. The ranks' own records come from nowhere when the number of ranks
+    differs. `step`: of the checkpoint, for the messages.
 
     Raises Invalid naming missing, unknown and changed arrays, patterns that name nothing, and conversions that do not
     fit.

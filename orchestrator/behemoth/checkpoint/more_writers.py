@@ -1,8 +1,8 @@
-"""When the further writers of a save may join the first ones: as soon as they cost the program nothing.
+"""Decides when additional writer threads of a save may start: as soon as they do not slow the program down.
 
-While the program copies its state it wants the processors. Writers whose bytes go to a disk mostly wait, so many of
-them keep it busy and hardly compute; where a write is a copy, as on tmpfs, each further writer would hold the program
-up. What the first writers do tells the two apart. Neighbour: `writer`.
+While the program copies its state it needs the processors. Threads that write to a disk mostly wait, so that many of
+them keep the disk busy at little cost; where a write is a memory copy, as on tmpfs, each additional thread would slow
+the program. Which case it is follows from the processor time of the first writers. Neighbour: `writer`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 
 WAITING_SHARE = 4
-"""Writers mostly wait when the time that passed is at least so many times what they computed. On a disk it is about
-ten times, on tmpfs two at most, with the processors shared by as many threads that copy."""
+"""Writers count as waiting when wall time is at least this many times their processor time. Measured on two cores
+beside as many copying threads: about 10 on a disk, at most 2 on tmpfs."""
 
 
 class MoreWriters:
@@ -23,8 +23,8 @@ class MoreWriters:
         self._passed_s = self._computed_s = 0.0
 
     def wrote(self, *, passed_s: float, computed_s: float, is_whole: bool) -> None:
-        """One more batch was written, in so many seconds, of which the thread computed so many. `is_whole`: the copy is
-        complete, so that nobody is held up any more."""
+        """A batch was written: `passed_s` seconds of wall time, of which the thread used `computed_s` of processor
+        time. `is_whole`: the program's copy is complete, so that nothing is slowed down any more."""
         with self._lock:
             self._passed_s += passed_s
             self._computed_s += computed_s

@@ -1,7 +1,7 @@
 """Shell patterns of array names, as intakes and readers take them.
 
-Plain names are looked up, so that a list of thousands of them costs no more than the names that it is held against.
-Pure. Neighbours: `matching`, `interop.stream`; maps have patterns of their own kind (`interop.patterns`).
+Names without wildcards are looked up in a set, so that a list of thousands of them is cheap. Pure. Neighbours:
+`matching`, `interop.stream` and `interop.relayout`; name maps have patterns of another kind (`interop.patterns`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WILD = re.compile(r"[*?\[]")
 
 
 class NamePatterns:
-    """Some patterns, compared with whole names; case counts."""
+    """Shell patterns, compared with whole names, case-sensitively."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns = tuple(patterns)
@@ -23,11 +23,11 @@ class NamePatterns:
         self._any_wild = re.compile("|".join(translate(one) for one in self._wild) or r"(?!)")
 
     def has(self, name: str) -> bool:
-        """Whether any of them names it."""
+        """Whether any pattern matches the name."""
         return name in self._plain or self._any_wild.match(name) is not None
 
     def unused(self, names: Collection[str]) -> list[str]:
-        """Those that name nothing of these, in their order."""
+        """The patterns that match none of these names, in their order."""
         known = frozenset(names)
         wild = {one for one in self._wild if not any(fnmatchcase(name, one) for name in names)}
         return [one for one in self._patterns if one in wild or (one in self._plain and one not in known)]

@@ -14,7 +14,7 @@ from behemoth.base.errors import Invalid
 MAX_NAME_BYTES = 1024
 MAX_SEGMENT_BYTES = 240  # file systems take 255
 MAX_PATH_BYTES = 900
-"""Of an escaped name: what a key of 1,024 bytes, S3's limit, leaves beside the step, the write id and chunk numbers."""
+"""Most bytes of an escaped name: what S3's limit of 1,024 bytes for a key leaves beside step, write id and chunk."""
 
 _ODD = re.compile("[^A-Za-z0-9_.-]")
 _RESERVED_SEGMENTS = frozenset({".", "..", "c", "zarr.json"})  # `c` holds the chunks of a zarr array

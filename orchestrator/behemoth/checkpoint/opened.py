@@ -44,7 +44,7 @@ class Commit:
         return self.shard_key(array, grids(self.layout)[array].place(chunk)[0])
 
     def files(self, array: int) -> str:
-        """All objects of an array, for people."""
+        """The objects of an array, as error messages name them."""
         keys, folder = self.shard_keys(array), array_folder(self.record.prefix, self.layout, array)
         return f"file {keys[0]}" if len(keys) == 1 else f"{len(keys)} files below {folder}"
 
@@ -52,15 +52,15 @@ class Commit:
 def open_commit(store: ObjectStore, ref: CommitRef) -> Commit:
     """Read and check the record, and the index against it.
 
-    Blocks for two small reads, however many arrays there are: the zarr.json of an array is for others, what it says
-    follows from the layout, and `verify` looks after it. Raises NotFound when the commit is gone, Corrupt naming the
-    file, Invalid for a newer format.
+    Blocks for two small reads, however many arrays there are: zarr.json files are for other readers, since their
+    contents follow from the layout, and only `verify` reads them. Raises NotFound when the commit is gone, Corrupt
+    naming the file, Invalid for a newer format.
     """
     return _opened(store, read_record(store, ref))
 
 
 def open_told(store: ObjectStore, ref: CommitRef, *, record_bytes: int) -> Commit:
-    """As `open_commit`, for a node of a fleet that restores what its leader has found; see `read_told`."""
+    """As `open_commit`, for a node that the leader has told of the commit and its record's size; see `read_told`."""
     return _opened(store, read_told(store, ref, record_bytes=record_bytes))
 
 

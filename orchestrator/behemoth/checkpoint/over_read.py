@@ -1,4 +1,4 @@
-"""How many bytes a restore on another layout takes from the store, against those that are needed. Pure.
+"""How many bytes a restore on another layout reads from the store, compared with those that it needs. Pure.
 
 A CRC covers a chunk, so a chunk is read whole however little of it is needed. Two ways to count: each chunk once for
 the whole fleet, whose ranks pass it on to each other, and each rank for itself, as `reader` does. Neighbours:
@@ -55,7 +55,7 @@ class OverRead:
 
     @property
     def alone(self) -> float:
-        """Over-read of a rank that reads for itself, the mean of all bytes."""
+        """Over-read of ranks that read for themselves: bytes read / bytes held, over all of them together."""
         return _ratio(self.alone_bytes, self.held_bytes)
 
     @property
@@ -72,7 +72,7 @@ def over_read(
     ranks: Sequence[int] | None = None,
     kept_bytes: int = RANK_KEPT_BYTES,
 ) -> OverRead:
-    """Of a restore on `layout` from a checkpoint on `saved`; `found` as `matching.origins` tells.
+    """The over-read of a restore on `layout` from a checkpoint of layout `saved`; `found`: from `matching.origins`.
 
     `ranks` are those to count for the ranks' own figures, by default all; `kept_bytes` is what a rank may keep of
     values that wait for scales (`scale_waves.kept_share`). O(chunks that pieces meet), in columns: a second for 32,000
@@ -212,7 +212,7 @@ def _num_met_alike(box: Box, chunk_shape: tuple[int, ...], bounds: tuple[int, ..
 
 
 def _per_piece(met: Ints, num: int) -> Ints:
-    """[num]: chunks that a piece meets with any of its parts count once."""
+    """[num]: distinct chunks that each piece meets with any of its parts."""
     return np.bincount(np.unique(met, axis=0)[:, 0], minlength=num).astype(np.int64)
 
 

@@ -1,8 +1,8 @@
-"""Memory of this process alone that chunks are read into: whole pages, and large ones where the kernel has them.
+"""Private memory that chunks are read into: page-aligned, and of 2 MiB pages where the kernel has them.
 
-Python's own anonymous mapping is shared memory, which comes in pages of 4 KiB. To have them entered one by one takes
-longer than to fill them, and direct I/O into them is many small requests. It must not know what is read. The neighbour
-is `arena_memory`, for memory that is shared.
+`mmap.mmap(-1, n)` of Python is shared memory by default, which comes in pages of 4 KiB: page faults one by one take
+longer than filling the pages, and direct I/O into them becomes many small requests. It must not know what is read. The
+neighbour is `arena_memory`, for memory that is shared.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from behemoth.checkpoint.arena_memory import LARGE_BYTES
 
 
 def own_memory(num_bytes: int) -> memoryview:
-    """Writable memory of `num_bytes` from a page's start. It is taken as it is touched, and given back with the last
-    view. Raises OSError when the machine has no more."""
+    """Writable memory of `num_bytes` (at least 1), page-aligned. Pages are allocated when they are touched, and freed
+    with the last view. Raises OSError when the machine has no more."""
     # Since Linux 6.7 a mapping begins where a large page can, if it is as long as some of them.
     mapped = mmap.mmap(-1, -(-num_bytes // LARGE_BYTES) * LARGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     large_bytes = num_bytes // LARGE_BYTES * LARGE_BYTES

@@ -1,4 +1,4 @@
-"""Whose checkpoints a store holds: one small object that names the one run which may write, reject and delete there.
+"""The owner of a store: one small object that names the one run which may write, reject and delete there.
 
 Two coordinators on one store are two histories under the same names: each would restore what the other saved, and the
 clean-up of one would delete what the other has written and not yet committed. The lock of a run directory cannot see

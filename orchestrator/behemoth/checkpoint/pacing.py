@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.passing import PassingStore, num_bytes
+from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes
 from behemoth.ports import Into, ObjectStore
 
 BURST_S = 0.1
@@ -21,8 +21,8 @@ BURST_S = 0.1
 class Pacer:
     """Lets bytes pass at `bytes_per_s`, those of all threads together. Thread-safe.
 
-    `stop` ends every wait: who waits, or asks later, gets a Conflict. `wait` gets seconds, and returns early when
-    `stop` is set; it and `now` (seconds that never run backwards) are for tests.
+    Once `stop` is set every wait, present or later, ends with Conflict. `wait` gets seconds and returns early when
+    `stop` is set; it and `now` (seconds, monotonic) are for tests.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Pacer:
         self._wait = wait if wait is not None else stop.wait
 
     def take(self, num_bytes: int, *, what: str) -> None:
-        """Wait for their turn. `what` names the work in the Conflict."""
+        """Block until so many bytes may pass. `what` names the work in the Conflict."""
         with self._lock:
             wait_s = self._bucket.take(num_bytes, now_s=self._now())
         if wait_s:
@@ -49,7 +49,7 @@ class Pacer:
             raise Conflict(f"{what}: stopped", code="cancelled")
 
 
-class PacedStore(PassingStore):
+class PacedStore(WrapperStore):
     """Reads from `inner` as `pacer` lets them. Thread-safe."""
 
     def __init__(self, inner: ObjectStore, pacer: Pacer) -> None:

@@ -1,7 +1,7 @@
-"""The bytes of a part, in their order, and their CRC: out of the rank's own arena, and what other ranks hand over.
+"""The bytes of a part, in order, and their CRC: from the rank's own arena, and from other ranks.
 
-Own bytes are views, not copies. CRCs of chunks are combined from those of their fragments, so that each byte is summed
-once. Neighbours: `part_plan`, which says what a part is made of, `upload_writer`, which sends it.
+Own bytes are views, not copies. CRCs of chunks are combined from those of their fragments, so that each byte is read
+once for all CRCs. Neighbours: `part_plan`, which says what a part is made of, `upload_writer`, which sends it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from behemoth.checkpoint.zeros import crc_of_zeros
 
 
 class Summed:
-    """Buffers one behind the other, and the CRC-32C of them all."""
+    """A growing list of buffers, and the CRC-32C of their concatenation."""
 
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
         self.crc = 0
 
     def add(self, buffers: Iterable[Buffer], crc: int, num_bytes: int) -> None:
-        """Some whose CRC together is known."""
+        """Append buffers of `num_bytes` together, whose CRC-32C together is `crc`."""
         self.crc = combine(self.crc, crc, num_bytes)
         self.buffers += buffers
 
     def append(self, data: bytes) -> None:
-        """A small one, whose CRC is computed here."""
+        """Append a small buffer, whose CRC is computed here."""
         self.crc = crc32c(data, self.crc)
         self.buffers.append(data)
 
@@ -52,7 +52,7 @@ class Content(NamedTuple):
 
 
 class PartBytes:
-    """Of one rank's parts. Thread-safe: each part by itself."""
+    """The parts of one rank. Thread-safe."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class PartBytes:
         return Content(summed.buffers, summed.crc, payload_crc, payload_bytes)
 
     def _head_crc(self, head: Sequence[Fragment]) -> int:
-        """Of the first chunk's data that lie in earlier parts."""
+        """CRC-32C of the first chunk's data that earlier parts contain."""
         total = 0
         for rank, group in groupby(head, key=lambda fragment: fragment.rank):
             fragments = list(group)
@@ -103,7 +103,7 @@ class PartBytes:
         return self._exchange.crcs(rank, fragments, cancelled=self._cancelled)
 
     def _data(self, fragments: Sequence[Fragment]) -> Iterator[list[memoryview]]:
-        """The bytes of each, several in one question to each other rank."""
+        """The bytes of each fragment; consecutive fragments of one rank are fetched in one request."""
         for rank, group in groupby(fragments, key=lambda fragment: fragment.rank):
             of_rank = list(group)
             if rank == self._rank:

@@ -1,9 +1,9 @@
-"""Where a shard is cut into parts: closed forms of whose bytes it consists of.
+"""Where a shard is cut into parts of a multipart upload: closed forms of which ranks hold its bytes.
 
-A part has 5 MiB at least, and one rank uploads it; what others hold of it goes to that rank first. So a flat piece that
-is large enough is a part, and smaller ones are joined in the way that moves the fewest bytes. With pieces of s bytes
-and parts of m at least, the one who uploads a part holds s of it at most, so that 1 - s / m of the bytes move, whatever
-the rule. Pure. Neighbour: `uploads`, which chooses who uploads each part.
+A part has at least 5 MiB, and one rank uploads it; bytes that other ranks hold are sent to that rank first. So a flat
+piece that is large enough becomes a part, and smaller pieces are joined so that the fewest bytes move. With pieces of s
+bytes and parts of at least m > s bytes, the uploader of a part holds at most s of it, so that at least 1 - s / m of the
+bytes move, whatever the rule. Pure. Neighbour: `uploads`, which chooses who uploads each part.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import numpy as np
 from behemoth.ports import MAX_PARTS, MIN_PART_BYTES
 
 MAX_DATA_BYTES = 4 << 30
-"""Of a part, whose padding, CRCs, gaps and index fill up the rest of MAX_PART_BYTES."""
+"""Most bytes of data in a part; the rest of MAX_PART_BYTES is room for padding, CRCs, gaps and the index."""
 MAX_GROUP = 64
-"""Pieces of a group at most. Longer groups waste less at their ends, and what they lose inside grows."""
+"""Most pieces of a group. Longer groups move fewer bytes at their ends, but more of those inside."""
 FEW_PIECES = 4
-"""Of this many on, parts end where pieces do: to end them sooner would save 1 / 20 of their bytes at most."""
+"""Where a part has at least this many pieces, parts end where pieces do: other cuts would save at most 1 / 20 of the
+bytes that move."""
 MAX_OFFSETS = 3
-"""Ways at most in which small pieces are joined: each is planned by itself. Of three pieces that two parts are made of,
-each is then the middle one, whose holder uploads nothing, as often as the others."""
+"""Most different offsets of groups among the arrays of one kind; each is planned separately. Where two parts are made
+of three pieces, the holder of the middle one uploads nothing: with three offsets each piece is the middle one in
+turn."""
 
 
 class Run(NamedTuple):
@@ -105,7 +107,7 @@ def _cut_small(bounds: tuple[int, ...], least: int, offset: int) -> Iterator[Run
 
 
 def _edges(bounds: Sequence[int]) -> tuple[int, ...]:
-    """Of the pieces that are not empty."""
+    """Where pieces that are not empty begin, and where the last one ends."""
     return tuple(sorted(set(bounds)))
 
 

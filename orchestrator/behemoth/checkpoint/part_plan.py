@@ -1,4 +1,4 @@
-"""What one rank uploads of a save, byte for byte, and who completes each object. Pure, the same on every rank.
+"""The parts that one rank uploads of a save, byte for byte, and who completes each object. Pure, same on every rank.
 
 A part is data of chunks, in order, and behind the last byte of a chunk its padding, its CRC, a gap. Some
 of the data may lie with other ranks, and of a chunk that began in an earlier part its CRC must be known: both are named
@@ -23,7 +23,7 @@ from behemoth.checkpoint.uploads import Uploads, plan_uploads
 
 
 class Shard(NamedTuple):
-    """An object of an array; both count as the layout and the grid do."""
+    """An object of an array: the array's position in the layout, and the shard in C order of the array's grid."""
 
     array: int
     number: int
@@ -48,12 +48,13 @@ class PlannedPart(NamedTuple):
     size_bytes: int
     completer: Rank
     head: tuple[Fragment, ...]
-    """Of the first chunk, what lies in earlier parts, when this part ends that chunk."""
+    """Where this part ends a chunk that an earlier part began: that chunk's data in the earlier parts."""
     data: tuple[Fragment, ...]
+    """The data of the part itself, in order."""
 
     @property
     def is_last(self) -> bool:
-        """It ends with the shard's index."""
+        """Whether the part ends with the shard's index."""
         return self.number == self.num_parts
 
 
@@ -137,7 +138,7 @@ class _KindView:
             begin = end
 
     def _nearest(self, piece: int) -> Rank:
-        """Of the ranks that hold a piece, the one whose number is nearest: itself, or one of its node if there is."""
+        """The holder of a piece whose number is nearest to this rank: itself, or a rank of its node, if it is one."""
         holders = self._holders[piece]
         if len(holders) == 1:
             return Rank(int(holders[0]))

@@ -34,7 +34,7 @@ _COMMIT_KEY = re.compile(r"commits/(\d{9})\.json")
 
 
 def step_prefix(step: Step, write_id: WriteId) -> str:
-    """Folder of everything that one write makes."""
+    """Prefix of all objects of one write."""
     return f"{STEPS}/{_checked(step, write_id)}"
 
 
@@ -55,13 +55,13 @@ def write_of_marker(key: str) -> tuple[Step, WriteId] | None:
 
 
 def probe_key(began_s: int, number: str) -> str:
-    """The object with which a bucket is tried out, with the time at which that began, since a listing of objects tells
-    none. `number` is sixteen hexadecimal digits."""
+    """Key of the object that a probe of a bucket creates. It holds the time at which the probe began, in seconds since
+    1970, because listings have no time that both ends agree on. `number`: sixteen hexadecimal digits."""
     return f"{PROBE}/behemoth-{began_s}-{number}"
 
 
 def probe_began_s(key: str) -> int | None:
-    """When the trial that made this object began, or None when none of ours has such a key."""
+    """When the probe that made this object began, or None for a key that no probe makes."""
     match = _PROBE_KEY.fullmatch(key)
     return None if match is None else int(match.group(1))
 
@@ -81,7 +81,7 @@ def signpost_of_key(key: str) -> tuple[SignpostState, Step, WriteId, str] | None
 
 
 def signpost_file(folder: str) -> str:
-    """The file in a folder that a program made up."""
+    """Key of the signpost in a folder that a program has named."""
     return f"{folder}/{SIGNPOST_FILE}"
 
 

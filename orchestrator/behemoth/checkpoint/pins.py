@@ -1,5 +1,5 @@
-"""Pins: an operator's word that one checkpoint stays, whatever retention says. Objects of the store, so that every
-leader and every command sees the same ones.
+"""Pins: an operator's order to keep a checkpoint whatever retention says. Objects of the store, so that every leader
+and every command sees the same ones.
 
 A pin and the deletion of what it pins may meet. So both first write down what they mean to do, then look for the other:
 `gc` marks a commit in `deleting/` before it reads the pins for the last time, `pin` creates its object before it looks
@@ -55,7 +55,7 @@ def lost_pins(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
 
 
 def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
-    """Keep this commit until it is unpinned, durably on return. Whether it was not pinned before.
+    """Keep this commit until it is unpinned, durably on return. Returns whether the pin is new.
 
     Raises NotFound when the commit is not there, and Conflict while it is marked as being deleted: the pin is written
     then, and holds unless that deletion had read the pins before. Killed anywhere it leaves a pin or none; the pin may

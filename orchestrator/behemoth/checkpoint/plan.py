@@ -75,7 +75,7 @@ class RankPlan:
 
     @property
     def writes(self) -> tuple[Span, ...]:
-        """The spans that this rank writes."""
+        """The spans that this rank writes; it holds the others too, but another holder writes them."""
         return tuple(span for span in self.spans if span.is_owned)
 
     @property
@@ -85,7 +85,8 @@ class RankPlan:
 
 @lru_cache(maxsize=64)
 def plan_rank(layout: Layout, rank: Rank) -> RankPlan:
-    """Raises Invalid for a rank outside the mesh."""
+    """What `rank` holds and writes. O(chunks that the rank meets), milliseconds once `owners` is known for the layout.
+    Raises Invalid for a rank outside the mesh."""
     if not 0 <= rank < layout.mesh.num_ranks:
         raise Invalid(f"plan: expected a rank below {layout.mesh.num_ranks}, got {rank}", code="plan-rank")
     held: dict[int, tuple[tuple[_Part, ...], Iterable[bool]]] = {}
@@ -120,9 +121,10 @@ def plan_rank(layout: Layout, rank: Rank) -> RankPlan:
 
 
 def prove_coverage(layout: Layout) -> None:
-    """Every byte of every chunk has exactly one writer among all ranks. O(world x spans of a rank).
+    """Check the plans of all ranks: every byte of every chunk has exactly one writer. O(world x spans of a rank), so
+    for tests and for a look at a layout, not for saves, which prove the receipts instead.
 
-    Raises Internal, naming array and chunk: the plan itself would be wrong.
+    Raises Internal, naming array and chunk.
     """
     rows = [span[:4] for rank in range(layout.mesh.num_ranks) for span in plan_rank(layout, Rank(rank)).writes]
     fault = check_coverage(layout, Extents.of(rows))
@@ -131,7 +133,7 @@ def prove_coverage(layout: Layout) -> None:
 
 
 class _Part(NamedTuple):
-    """A piece of any array of one kind, and its spans as columns in bytes, but for the chunk's number."""
+    """A piece of any array of one kind, and its spans as columns (in bytes, except for `chunks` and `shards`)."""
 
     box: Box
     flat: Interval

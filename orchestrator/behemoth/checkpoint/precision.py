@@ -1,9 +1,9 @@
-"""How numbers change their precision: one rule for restores, exports and imports.
+"""Conversions between floating types: one rounding rule for restores, exports and imports.
 
-Nearest value, ties to even, as torch and ml_dtypes round; a NaN stays one. Both bring float64 to float32 first, so it
-is rounded twice on its way to 8 or to bfloat16's 16 bits. What exceeds a type with infinities becomes infinite.
-float8_e4m3fn has none, and there torch gives the largest value where ml_dtypes gives NaN: neither happens in silence
-here. Pure functions on numpy arrays. Neighbours: `conversion` (what is asked for), `interop.casts`.
+To nearest, ties to even, as torch and ml_dtypes round; NaN stays NaN. Both convert float64 to float32 first, so that a
+float64 is rounded twice on its way to float8 or bfloat16. Values beyond the range of a type with infinities become
+infinite. float8_e4m3fn has no infinities, and there torch gives the largest value where ml_dtypes gives NaN: here such
+values raise. Pure functions on numpy arrays. Neighbours: `conversion` (what is asked for), `interop.casts`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FLOAT8S = frozenset(LARGEST)
 
 Floats = npt.NDArray[np.float32]
 Values = npt.NDArray[Any]
-"""Of a type of `DTYPES`, also those of ml_dtypes."""
+"""An array of any type of `DTYPES`, those of ml_dtypes included."""
 
 
 def round_into(target: Values, values: Values, *, what: str) -> None:
-    """Fill `target` with its type's nearest values. Raises Invalid that begins with `what` for values that
-    float8_e4m3fn lacks."""
+    """Fill `target`, of the shape of `values`, with the nearest values of its type. Raises Invalid, whose message
+    begins with `what`, for values beyond the range of float8_e4m3fn."""
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, values, casting="unsafe")
     if target.dtype == DTYPES["float8_e4m3fn"] and values.dtype != target.dtype:

@@ -1,4 +1,4 @@
-"""Proves from receipts alone that a write is whole and no zeros; every way in which it is not has its own refusal.
+"""Proves from receipts alone that a write is complete and not all-zero; each kind of failure has an error of its own.
 
 Pure: reads no storage, so that a refusal leaves nothing behind. The silent failures that it exists for: bytes that
 nobody wrote, zeros instead of data (Megatron-LM #5077). Neighbours: `commit`, `coverage`, and `freshness` for the
@@ -33,15 +33,15 @@ from behemoth.checkpoint.span_table import SpanTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What the receipts add up to."""
+    """What follows from the receipts of all ranks."""
 
     arrays: tuple[ArraySummary, ...]
     left: Chunks
-    """Behind these, in files, nobody put a CRC."""
+    """The chunks in files behind which no rank has written the CRC."""
     chunk_crcs: tuple[Crcs, ...]
-    """Of each array, the CRC of each chunk's payload."""
+    """For each array [chunks]: the CRC-32C of each chunk's payload."""
     first_ranks: tuple[Rank, ...]
-    """Of each array, who wrote its first byte."""
+    """For each array the rank that wrote its first byte."""
     held_prints: str | msgspec.UnsetType
 
 
@@ -91,12 +91,13 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, 
 
 
 def _counts(tables: Sequence[SpanTable], name: str) -> Ints:
-    """A column of all spans. What no int64 holds comes out negative, which no coverage lets pass."""
+    """One column of all spans, as int64. A u64 beyond that range becomes negative, which `check_coverage` refuses."""
     return np.concatenate([table.column(name) for table in tables]).astype(np.int64)
 
 
 def _owing(layout: Layout, by_rank: Sequence[Receipt], array: int, chunk: int) -> Rank | None:
-    """Who should have written what nobody wrote of a chunk. As slow as planning every rank: a save has failed."""
+    """The rank that owed bytes of a chunk which no receipt covers. Plans every rank, which is slow; only for the error
+    of a failed save."""
     for receipt in by_rank:
         told = {span[:4] for span in receipt.spans if span[:2] == (array, chunk)}
         plan = plan_rank(layout, Rank(receipt.rank))

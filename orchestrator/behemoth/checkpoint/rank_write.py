@@ -1,7 +1,7 @@
-"""One rank's part of one write: what is written, from where, and what the rank says of it.
+"""One rank's part of one write: what is written, from where, and the receipt for it.
 
-The writers to a file system and to object storage are told the same and answer with the same receipt; only the way of
-the bytes differs. Opens and writes nothing. Neighbours: `writer` and `upload_writer`, which carry it out.
+The writers to file systems and to object storage take the same input and give the same receipt; only the way of the
+bytes differs. Opens and writes nothing. Neighbours: `writer` and `upload_writer`, which carry it out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from behemoth.checkpoint.zeros import is_zero
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankWrite:
-    """What the rank owes of the snapshot in `generation` goes below `prefix`, on `threads` threads.
+    """Write the owned spans of the snapshot in `generation` to objects below `prefix`, on `threads` threads.
 
     Raises Invalid unless layout, plan and arena are of one layout and rank.
     """
@@ -39,13 +39,13 @@ class RankWrite:
     attempt: Attempt
     threads: int
     cancelled: Callable[[], bool]
-    """Asked again and again, from several threads; True ends the write with Conflict."""
+    """Called often, from several threads; True ends the write with Conflict."""
     following: int | None = None
     """The sequence of a filling that was begun: the snapshot may still be unfinished. None: it is whole already."""
     updated_step: Step | None = None
-    """The last step in which the program announced an update; None: it told none."""
+    """The last step in which the program announced an update; None when it has announced none."""
     frozen: Collection[int] = ()
-    """The arrays, by position, that the program declared not to move."""
+    """Positions of the arrays that the program declared frozen."""
 
     def __post_init__(self) -> None:
         digests = {self.layout.digest, self.plan.layout_digest, self.arena.layout_digest}
@@ -57,7 +57,7 @@ class RankWrite:
             )
 
     def shard_key(self, array: int, shard: int) -> str:
-        """Key of an object of an array, counted in the layout's order."""
+        """Key of a shard. `array` is the array's position in the layout."""
         return array_keys.shard_key(self.prefix, self.layout, array, shard)
 
     def metadata_key(self, array: int) -> str:
@@ -70,15 +70,15 @@ class RankWrite:
             raise Conflict(f"rank {self.plan.rank}: its save was cancelled", code="save-cancelled")
 
     def sequence(self) -> int:
-        """Of the snapshot that is written. Raises NotFound when there is none and none is followed."""
+        """The sequence of the snapshot that is written. Raises NotFound when there is none and none is followed."""
         return self.arena.snapshot(self.generation).sequence if self.following is None else self.following
 
     def follower(self, sequence: int) -> Follower:
-        """Who waits for the snapshot's bytes."""
+        """A Follower of the snapshot's bytes; its waits end when the write is cancelled."""
         return Follower(self.arena, self.generation, sequence, cancelled=self.cancelled)
 
     def receipt(self, snapshot: Snapshot, crcs: Sequence[int]) -> Receipt:
-        """What the rank says of its snapshot, with the CRC of every span in plan order, which the arena keeps as well.
+        """The receipt for a snapshot that has been written. `crcs`: of every span, in plan order; the arena keeps them.
 
         Raises Conflict when the snapshot was replaced meanwhile.
         """

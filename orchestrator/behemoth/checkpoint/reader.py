@@ -76,8 +76,8 @@ def read_rank_into(
     kept_bytes: int = RANK_KEPT_BYTES,
     seen: SeenChunks | None = None,
 ) -> None:
-    """The same reads as `read_rank`, with the same errors, into plain memory of `plan.data_bytes` at least. `seen`
-    knows what other ranks have read."""
+    """As `read_rank`, with the same errors, into plain memory of at least `plan.data_bytes` bytes instead of an arena.
+    `seen`: the chunks that other ranks of the same restore have read."""
     found = origins(commit.layout, layout, step=commit.record.step, intake=intake)
     _read_plan(store, commit, layout, plan, found, data, threads=threads, kept_bytes=kept_bytes, seen=seen)
 
@@ -92,7 +92,7 @@ def read_spans(
     seen: SeenChunks | None = None,
 ) -> list[int]:
     """Read spans of a plan of the commit's own layout to their places in the plan's `data`, each chunk whole and
-    checked; the CRC of each. Raises Corrupt naming array, chunk and file."""
+    checked. Returns the CRC-32C of each span. Blocks. Raises Corrupt naming array, chunk and file."""
     job = _RankRead(store, commit, data, seen)
     parts = run_all(job.run, batched(spans, threads=threads), threads=threads, name="ckpt-read")
     job.readers.require_committed()
@@ -176,7 +176,7 @@ def _read_plan(
     kept_bytes: int,
     seen: SeenChunks | None = None,
 ) -> list[int]:
-    """The CRC of each span, whose bytes are then in place."""
+    """Fill `data` by the plan; returns the CRC-32C of each span."""
     is_as_saved = list(found) == list(range(len(layout.arrays)))
     if is_as_saved and commit.layout.digest == layout.digest:
         return read_spans(store, commit, plan.spans, data, threads=threads, seen=seen)
@@ -202,7 +202,7 @@ class _RankRead:
         self.readers = ChunkReaders(store, commit, seen=seen)
 
     def run(self, spans: Sequence[Span]) -> list[int]:
-        """The CRC of each span, whose bytes are then in place."""
+        """Read these spans; returns the CRC-32C of each."""
         chunks = self.readers.mine()
         return [self._read(chunks, span) for span in spans]
 

@@ -1,7 +1,7 @@
-"""How many threads read a checkpoint: several for each processor where reads wait for a disk or a network.
+"""How many threads read a checkpoint: several per processor where reads wait for a disk or a network.
 
-What the page cache holds is copied by the processors, and more threads than these only get into each other's way.
-Neighbours: `reader`, which is told the number, and who calls it for a rank.
+Reads from the page cache are copies by the processors, where more threads than processors only slow each other down.
+Neighbours: `reader`, which gets the number, and its callers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ THREADS_PER_READER = 4
 CACHED_SHARE = 0.9
 """Files of which the page cache holds this much are faster read through it than past it."""
 NUM_PROBES = 64
-"""How many chunks, evenly spread, are asked for in the page cache: to ask for all takes a while."""
+"""How many chunks, evenly spread, are looked up in the page cache: looking up all would take a while."""
 
 
 def reading_threads(store: ObjectStore, commit: Commit, *, threads: int) -> int:

@@ -1,4 +1,4 @@
-"""What a rank says that it wrote: the leader proves a checkpoint from these alone, so they carry all it must believe.
+"""Receipts: what a rank reports to have written. The leader proves a checkpoint from these alone.
 
 Receipts cross the network as msgpack, are bounded, and decode strictly. Neighbours: `rank_write` makes them, `commit`
 judges, `span_table` has what there are millions of.
@@ -43,7 +43,7 @@ class WrittenShard(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freshness:
-    """What a rank says of all that it holds, of which it wrote only a part.
+    """Evidence about all that a rank holds (it wrote only a part of that), for `freshness.check_fresh`.
 
     `updated_step` is the last step in which its program announced an update, `frozen` the arrays that it declared not
     to move, counted in the layout's order, `held_crc` the CRC of the others (`freshness.held_crc`).
@@ -56,8 +56,8 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """One rank's word for one write. Without `freshness`, which is left out then, nobody judges that. `shards`
-    are there where objects are uploaded, `ends` where files are written."""
+    """One rank's report of one write. Without `freshness` the rank's state is not judged. `shards` is set where objects
+    are uploaded, `ends` where files are written."""
 
     rank: _Count
     attempt: _Count
@@ -73,7 +73,7 @@ class Receipt:
     all when this is left out, are the leader's to write."""
 
     def encode(self) -> bytes:
-        """Raises Invalid when it would be larger than a peer accepts."""
+        """Versioned msgpack, for `decode`. Raises Invalid when it would be larger than a peer accepts."""
         table = SpanTable.of(self.spans)
         header = replace(self, spans=())
         data = msgspec.msgpack.encode(

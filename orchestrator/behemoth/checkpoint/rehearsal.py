@@ -1,8 +1,8 @@
-"""A restore that is thrown away: reads what ranks would read, with every check, and says how long it took.
+"""A restore that is thrown away: reads what ranks would read, with every check, and measures the time.
 
-Rank after rank into one piece of memory, so that one machine can rehearse a restore of thousands; what a rank takes
-here is what it would take with the store to itself. Bytes are counted where they are read. Neighbours: `reader`, whose
-reads these are, and `on_mesh`, which gives the layout.
+One rank after the other into the same memory, so that one machine can rehearse a restore of thousands of ranks. The
+time of a rank is what it would take with the store to itself. Bytes are counted where they are read. Neighbours:
+`reader`, whose reads these are, and `on_mesh`, which gives the layout.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RankRehearsal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """Of at least one rank, in order."""
+    """The rehearsals of at least one rank, in order."""
 
     ranks: tuple[RankRehearsal, ...]
 
@@ -95,7 +95,7 @@ def rehearse(
     seen = SeenChunks(commit)
     memory = _memory(max(PAGE_BYTES, *sizes.values()))
     for start in range(0, len(memory), PAGE_BYTES):
-        memory[start] = 0  # a restore finds the pages of its arena in place, too
+        memory[start] = 0  # an arena has its pages before a restore begins, so page faults must not be timed
     for rank in ranks:
         found.append(_restored(counting, commit, layout, rank, memoryview(memory), seen, threads=threads, now=now))
         done += sizes[rank]

@@ -23,18 +23,20 @@ from behemoth.checkpoint.sharing import kinds
 
 
 class Replicated(NamedTuple):
-    """Arrays, counted in the layout's order, of which `others` hold what a rank holds."""
+    """Arrays, by position in the layout, of which the ranks `others` hold the same piece as a given rank."""
 
     arrays: frozenset[int]
     others: Ints
 
     def shuffled(self, rank: Rank) -> list[Rank]:
-        """The others in an order that is a rank's own: who has lost much at once does not ask all of the same one."""
+        """The other ranks in an order of `rank`'s own, so that many ranks that restore at once spread their
+        requests."""
         return [Rank(int(other)) for other in np.random.default_rng(rank).permutation(self.others)]
 
 
 def replicated(layout: Layout, rank: Rank) -> list[Replicated]:
-    """What a rank holds and others too, by who they are; the fewest first, which mostly are among the more.
+    """The arrays that a rank shares with others, grouped by the set of holders; smallest sets first, since a small set
+    is mostly part of the larger ones.
 
     O(kinds + ranks), not O(arrays x ranks).
     """

@@ -73,15 +73,15 @@ class Resharding:
     slabs: tuple[Slab, ...]
     reads: tuple[ChunkRead, ...]
     blanks: tuple[Interval, ...] = ()
-    """Bytes of the arena that the checkpoint has nothing for."""
+    """Byte ranges of the arena for which the checkpoint has no data."""
     scales: Mapping[Scales, tuple[Box, ...]] = field(default_factory=dict)
-    """The scales that must be known first, and of which boxes of blocks: of a packed dim a rank holds several parts,
-    and what lies between them is not its business."""
+    """The scales that must be known before the conversion, and for which boxes of blocks. Several boxes, because of a
+    packed dim a rank holds several parts."""
     fills: tuple[ScaleFill, ...] = ()
 
 
 class Wanted(Protocol):
-    """Elements `flat` of a box of an array, and where they shall lie: what `plan.Piece` is, among others."""
+    """Elements `flat` of a box of an array, and their offset in the arena. `plan.Piece` implements it."""
 
     @property
     def array(self) -> int: ...
@@ -106,7 +106,7 @@ def plan_resharding(saved: Layout, layout: Layout, plan: RankPlan, found: Sequen
 
 
 def plan_pieces(saved: Layout, layout: Layout, pieces: Iterable[Wanted], found: Sequence[Origin]) -> Resharding:
-    """The same for pieces that need not be any rank's."""
+    """As `plan_resharding`, for any pieces, such as those of a batch of `ckpt reshard`."""
     draft = _Draft(saved)
     for piece in pieces:
         origin = found[piece.array]
@@ -120,7 +120,7 @@ def plan_pieces(saved: Layout, layout: Layout, pieces: Iterable[Wanted], found: 
 
 
 def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
-    """Of one box of a saved array, counted in the saved layout's order, that begins with the area's first byte."""
+    """The plan for one box of the saved array at position `array`, as the only slab, from byte 0 of the area on."""
     slab = Slab(tuple(high - low for low, high in box), grid.spec.itemsize, 0)
     return Resharding(slabs=(slab,), reads=tuple(plan_boxes(grid, array, [box])))
 

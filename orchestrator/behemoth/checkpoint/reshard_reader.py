@@ -45,7 +45,7 @@ def read_resharded(
     kept_bytes: int,
     seen: SeenChunks | None = None,
 ) -> list[int]:
-    """Put all bytes of the plan in `data`, the data area of a generation; the CRC of each of its spans.
+    """Fill `data`, the data area of a generation, by the plan. Blocks. Returns the CRC-32C of each span of the plan.
 
     What the checkpoint has nothing for is set to zeros. `kept_bytes` as for `read_slabs`. Raises Corrupt naming
     array, chunk and file.
@@ -62,7 +62,7 @@ def read_resharded(
 
 
 def _crc(data: memoryview, known: Mapping[tuple[int, int], int]) -> int:
-    """Of a span, which may be a whole chunk that was read into place, and summed there."""
+    """CRC-32C of a span; known already where the span is a whole chunk that was read straight into place."""
     crc = known.get((address_of(data), data.nbytes)) if data.nbytes else None
     return crc32c(data) if crc is None else crc
 
@@ -80,12 +80,12 @@ def read_slabs(
     seen: SeenChunks | None = None,
     cancelled: Cancelled = never,
 ) -> list[Placed]:
-    """Fill the slabs of `area`, and its blanks with zeros. The chunks that went straight into place.
+    """Fill the slabs of `area`, and its blanks with zeros. Returns the chunks that were read straight into place.
 
-    Saved scales are read from `scales_store`, by default from `store`. Of values that wait for computed ones
-    `kept_bytes` are held at most; what is `remembered` of these is not computed again, and what is computed is
-    remembered. `seen` knows what others have read. Raises Corrupt naming array, chunk and file, Invalid naming an array
-    whose values cannot be converted, Conflict at the next chunk once it is `cancelled()`.
+    `scales_store`: where saved scales are read from, by default `store`. `kept_bytes`: most bytes of values held while
+    they wait for computed scales. `remembered`: a cache of computed scales, which is read and filled. `seen`: the
+    chunks that other ranks have read. Blocks. Raises Corrupt naming array, chunk and file, Invalid naming an array
+    whose values cannot be converted, Conflict at the next chunk once `cancelled()` is true.
     """
     for start, stop in work.blanks:
         area[start:stop] = 0

@@ -1,9 +1,9 @@
-"""What ranks read to know scales: chunks of the array that has them, or of the values, which are converted as they are
-looked through. Pure.
+"""Counts the bytes that ranks read for scales: chunks of saved scales, or of the values from which scales are computed.
+Pure.
 
-A scale may span more than a rank holds, one for a whole tensor all of it, and every rank looks for itself. So this is
-counted by the boxes of blocks that a rank's pieces meet, as `reshard` plans them, and in the waves of `scale_waves`.
-Neighbours: `over_read`, which adds it up, and `changes`, which says what scales are.
+A block may be larger than what a rank holds (with one scale per tensor it is the whole tensor), and every rank searches
+its blocks itself. So bytes are counted by the boxes of blocks that a rank's pieces meet, as `reshard` plans them, in
+the waves of `scale_waves`. Neighbours: `over_read`, which adds it up, and `changes`, which says what scales are.
 """
 
 from __future__ import annotations

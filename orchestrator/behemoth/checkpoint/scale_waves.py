@@ -1,9 +1,9 @@
-"""In which order the chunks of an array are read when scales are computed of it and it is converted by them. Pure.
+"""The order in which the chunks of an array are read when it is converted by scales computed from it. Pure.
 
-A value can be converted when its block has been looked through, and a block may lie in several chunks. What is read
-before that is kept until then, so that chunks are read once; what there is no room for is read again. So that little
-waits, chunks that share blocks follow one another. Neighbours: `scaled_reader` (does it), `scale_reads` (counts it),
-`reshard` (says what is wanted).
+A value can be converted once its whole block has been searched, and a block may lie in several chunks. Values that were
+read before that are kept, so that chunks are read once; those for which there is no memory are read again. Chunks that
+share blocks are read one after another, so that little has to wait. Neighbours: `scaled_reader` (does it),
+`scale_reads` (counts it), `reshard` (says what is wanted).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.reshard import Part
 
 RANK_KEPT_BYTES = 2 << 30
-"""Of saved values that wait for their scales, per rank at most, and taken only as they come. Blocks of 128 x 128 need
-some chunks; one scale for a matrix needs what the rank holds of it, 1.6 GiB for a whole expert matrix of the reference
-Behemoth in bfloat16. Of what is larger it keeps as much as fits."""
+"""Most bytes of saved values that a rank keeps while they wait for their scales; allocated only as needed. Blocks of
+128 x 128 need some chunks; one scale for a matrix needs what the rank holds of it, 1.6 GiB for a whole expert matrix of
+the reference Behemoth in bfloat16. Of what is larger it keeps as much as fits."""
 NODE_KEPT_BYTES = 16 << 30
 """The same for all ranks of a node together, which restore at once."""
 
 _Place = tuple[int, ...]
-"""Of a chunk in the order in which chunks are read."""
+"""A chunk's position in the order in which chunks are read; compares as a tuple."""
 
 
 class Waiting(NamedTuple):
@@ -62,8 +62,8 @@ def kept_share(ranks_per_node: int) -> int:
 def plan_waves(
     grid: Grid, chunks: Iterable[int], waiting: Mapping[int, Sequence[Waiting]], *, kept_bytes: int
 ) -> list[Wave]:
-    """Of the chunks that a rank reads of one array: `waiting` tells what it converts of them by scales that it computes
-    of them. All chunks of all blocks that something waits for must be among them. At most `kept_bytes` are kept at a
+    """The waves in which a rank reads `chunks` of one array. `waiting`: by chunk, the parts that it converts by scales
+    computed from the same array; `chunks` must contain every chunk of their blocks. At most `kept_bytes` are kept at a
     time."""
     straddled = straddled_dims(grid, {one.scales for some in waiting.values() for one in some})
     if not straddled:
@@ -151,7 +151,7 @@ def _place(indexes: _Place, straddled: tuple[int, ...]) -> _Place:
 
 
 def _indexes(grid: Grid, chunk: int) -> _Place:
-    """Of a chunk, per dim."""
+    """The indexes of a chunk in the grid of chunks."""
     return tuple(part.start // size for part, size in zip(grid.chunk_box(chunk), grid.chunk_shape, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Reads an array of which scales are computed, and converts it by them: each chunk once, as far as memory is allowed.
+"""Reads an array, computes scales from it, and converts it by them: each chunk is read once as far as memory allows.
 
 The order and what is kept are those of `scale_waves`; here it is done, on several threads. A scale counts when all
 chunks of its block have been looked through, so results are those of the whole logical array, whatever part of it this

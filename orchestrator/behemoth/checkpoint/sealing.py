@@ -1,7 +1,7 @@
 """Makes objects durable while others are still being written, so that the end of a save has little left to wait for.
 
-Of hundreds of files each fsync(2) takes little, and all of them together a tenth of the time of a save of 1 GiB. The
-order is free, since nothing counts before the commit. The module does not know what it seals. Neighbour: `writer`.
+One fsync(2) is short, but those of hundreds of files together take a tenth of the time of a save of 1 GiB. The order is
+free, since nothing counts before the commit. The module does not know what it seals. Neighbour: `writer`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ THREADS = 16
 KEYS_PER_CALL = 8
 """A call also syncs the folders that its objects share, and one file after another."""
 BYTES_PER_CALL = 32 << 20
-"""Of objects that went through the page cache: the disk is to work while the next ones are written."""
+"""Bytes in the page cache from which on a call is made at once, so that the disk works while more is written."""
 
 
 class Sealing:
@@ -32,8 +32,8 @@ class Sealing:
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="ckpt-seal")
 
     def add(self, keys: Sequence[str], *, num_bytes: int = 0) -> None:
-        """These are written as a whole; they are sealed soon, many of them by several calls, at once when much of them
-        waits for the disk: `num_bytes`, 0 of what went past the page cache."""
+        """Seal these objects, which are completely written, soon, many of them by several calls; at once when many
+        bytes wait for the disk. `num_bytes`: how many of their bytes went through the page cache."""
         with self._lock:
             self._waiting += keys
             self._waiting_bytes += num_bytes

@@ -1,8 +1,8 @@
-"""The CRCs of the chunks that a reader has seen, so that chunks of another checkpoint are found out.
+"""The CRCs of the chunks that were read, to detect chunks of another checkpoint.
 
-A chunk that lies where it does not belong, such as in a file that was copied out of another step's folder, has the
-right CRC behind it. What tells is the CRC over all of an array's chunks in the commit; so it is known of arrays that
-were read whole, in any order and by any ranks together. Neighbour: `chunk_reader`, which notes each chunk.
+A chunk in the wrong place, such as in a file that was copied from another step's folder, has a matching CRC of its own.
+Only the CRC over the CRCs of all chunks of an array, which the commit holds, shows it. So it is detected in arrays of
+which all chunks were read, in any order and by any of the ranks. Neighbour: `chunk_reader`, which notes each chunk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from behemoth.checkpoint.opened import Commit
 
 
 class SeenChunks:
-    """Of one commit. Thread-safe; five bytes for each chunk of the arrays that were touched."""
+    """The chunks of one commit. Thread-safe; takes five bytes for each chunk of arrays that were read from."""
 
     def __init__(self, commit: Commit) -> None:
         self._commit = commit
@@ -30,7 +30,7 @@ class SeenChunks:
         self._lock = threading.Lock()
 
     def note(self, array: int, chunk: int, crc: int) -> None:
-        """A chunk whose payload has this CRC, as the four bytes behind it say too."""
+        """Record a chunk that was read; `crc` is that of its payload, and matches the stored one."""
         with self._lock:
             seen = self._of_array.get(array)
             if seen is None:
@@ -40,8 +40,8 @@ class SeenChunks:
             self._unchecked.add(array)
 
     def require_committed(self) -> None:
-        """Raises Corrupt naming array and files when an array whose chunks were all seen is not the commit's. Tells it
-        once, and again when more of that array is read: who reads others next has nothing to do with it."""
+        """Raises Corrupt naming array and files when an array of which all chunks were read is not the committed one.
+        It raises once for an array, and again only after more of that array was read."""
         with self._lock:
             whole = [array for array in sorted(self._unchecked) if self._of_array[array].is_known.all()]
             self._unchecked.difference_update(whole)

@@ -1,4 +1,4 @@
-"""Whose bytes a shard consists of, in their order: the ground on which uploads are planned.
+"""Which pieces a shard's bytes belong to, in order: the basis on which uploads are planned.
 
 The data of a shard are the data of its slots, one behind the other; padding, CRCs and gaps do not count. In a shard
 that lies within one box each piece is one segment of them. Where a shard holds several boxes, since their shares have
@@ -26,7 +26,7 @@ class Segments(NamedTuple):
 
 
 def segments_of(kind: Kind) -> tuple[Segments, ...]:
-    """Of each shard of an array of this kind. O(chunks + pieces)."""
+    """The segments of each shard of an array of this kind. O(chunks + pieces)."""
     chunk, offset, _, piece = pieces_of(kind)
     starts = data_starts(kind.grid)
     shard, slot = kind.grid.place(chunk)

@@ -23,7 +23,7 @@ from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_a
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 SPAN_COST_BYTES = 4096
-"""What a span weighs beyond its bytes when owners are chosen: a system call costs about as much as a page."""
+"""What each span adds to its bytes when owners are chosen: a system call costs about as much as writing a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Share:
     """A piece of any array of one kind: what a rank holds of it."""
 
     local_shape: tuple[int, ...]
-    """Of the whole local array, of which `flat` is held."""
+    """Shape of the whole local array, of which the rank holds elements `flat`."""
     flat: Interval
     parts: tuple[Part, ...]
     """In the order of the boxes; what is empty is left out."""
@@ -71,7 +71,7 @@ class Kind:
 
     layout: Layout
     grid: Grid
-    """Of the first of them; but for the name it is that of all."""
+    """The grid of the first of them; the others differ in the name only."""
     positions: tuple[int, ...]
     """The arrays, counted in the layout's order."""
 

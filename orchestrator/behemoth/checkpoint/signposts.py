@@ -58,7 +58,7 @@ class Signpost:
 
     @property
     def records(self) -> tuple[str, str]:
-        """Keys of what there may be of records."""
+        """Keys of both records, of which either may exist: due, set."""
         return self._key("due"), self._key("set")
 
     def _key(self, state: SignpostState) -> str:
@@ -66,7 +66,7 @@ class Signpost:
 
 
 def signposts(store: ObjectStore) -> list[Signpost]:
-    """Of all writes that have records, by step. One listing; names that mean nothing are passed over."""
+    """The signposts of all writes that have records, by step. One listing; other keys are ignored."""
     found: dict[tuple[Step, WriteId, str], bool] = {}
     for info in store.list(SIGNPOSTS):
         told = signpost_of_key(info.key)
@@ -100,7 +100,7 @@ def put_up(store: ObjectStore, signpost: Signpost) -> None:
 
 
 def stands(store: ObjectStore, signpost: Signpost) -> bool:
-    """Whether its folder is there, with whatever in it. One small listing."""
+    """Whether the signpost's folder exists, with any contents. One small listing."""
     return any(True for _ in store.list(signpost.folder))
 
 

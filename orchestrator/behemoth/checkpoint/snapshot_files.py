@@ -1,4 +1,4 @@
-"""A rank's newest snapshots in two files of its node's own disk, which take turns: a good one is overwritten only while
+"""A rank's newest snapshots in two files on its node's own disk, written in turn: a good one is overwritten only while
 the other is whole.
 
 A file counts by its header, which is written last, after all else is durable, and taken back first. So a process that
@@ -32,7 +32,7 @@ from behemoth.checkpoint.snapshot_format import (
 from behemoth.ports import ObjectStore, Part, WritesRanges
 
 UNREADABLE = "snapshot-unreadable"
-"""The code of NotFound where a file is there that might have had what was looked for, and could not be read."""
+"""The code of NotFound when a file exists that could not be read and might hold the wanted snapshot."""
 BLOCK_BYTES = 8 << 20
 """What is written at once, whole pages."""
 
@@ -43,7 +43,8 @@ def keys_of(prefix: str, rank: int) -> tuple[str, ...]:
 
 
 class SnapshotFiles:
-    """Of the rank of `plan`, below `prefix` of a store. One thread at a time writes; others may read meanwhile."""
+    """The files of the rank of `plan`, below `prefix` of a store. One thread at a time writes; others may read
+    meanwhile."""
 
     def __init__(self, store: WritesRanges, prefix: str, plan: RankPlan, *, run_uid: RunUid) -> None:
         self._store = store
@@ -225,14 +226,14 @@ class SnapshotInFile:
         return np.frombuffer(table, dtype=f"<u{CRC_BYTES}").tolist()  # type: ignore[no-any-return]
 
     def read_into(self, offset_bytes: int, into: memoryview) -> None:
-        """In two reads where it begins within a page: file and arena begin pages alike, so that the rest can be read
-        past the page cache."""
-        askew = min(-offset_bytes % PAGE_BYTES, into.nbytes)
+        """In two reads where the range begins within a page: pages of file and arena coincide, so that the rest is
+        aligned for direct I/O."""
+        unaligned = min(-offset_bytes % PAGE_BYTES, into.nbytes)
         at = data_offset(self._plan) + offset_bytes
-        if askew:
-            self._store.read_into(self._key, offset_bytes=at, into=into[:askew])
-        if askew < into.nbytes:
-            self._store.read_into(self._key, offset_bytes=at + askew, into=into[askew:])
+        if unaligned:
+            self._store.read_into(self._key, offset_bytes=at, into=into[:unaligned])
+        if unaligned < into.nbytes:
+            self._store.read_into(self._key, offset_bytes=at + unaligned, into=into[unaligned:])
 
 
 def _require_held(arena: Arena, snapshot: Snapshot) -> None:

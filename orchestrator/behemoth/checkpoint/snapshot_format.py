@@ -1,4 +1,4 @@
-"""What stands where in a file that holds one rank's snapshot on its node's own disk, and how its header is coded. Pure.
+"""The byte layout of a file with one rank's snapshot on its node's own disk, and the encoding of its header. Pure.
 
 Neighbour: `snapshot_files`, which writes and reads such files.
 
@@ -24,10 +24,10 @@ from behemoth.checkpoint.versioned import decode_versioned
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 NUM_FILES = 2
-"""Of each rank, which take turns."""
+"""Files of each rank; they are written in turn."""
 TABLE_OFFSET = PAGE_BYTES
 NO_HEADER = bytes(PAGE_BYTES)
-"""Of a file that is being filled: it holds no snapshot."""
+"""The header page of a file that is being filled and holds no snapshot."""
 _NAME = "snapshot"
 
 
@@ -86,7 +86,7 @@ class SnapshotHeader:
 
 
 def table_bytes(plan: RankPlan) -> int:
-    """Of the CRCs of all spans."""
+    """Size of the table of the spans' CRCs."""
     return len(plan.spans) * CRC_BYTES
 
 
@@ -101,7 +101,7 @@ def file_bytes(plan: RankPlan) -> int:
 
 
 def snapshot_size_bytes(num_spans: int, data_bytes: int) -> int:
-    """The same, of a rank of which no more is known."""
+    """As `file_bytes`, from the number of spans and the size of the data alone."""
     return _data_offset(num_spans) + data_bytes
 
 

@@ -1,7 +1,7 @@
 """The spans of a receipt as columns: a save of 24 TB by 32,000 ranks has 17.6 million, and one process judges them all.
 
-As objects they are gigabytes, and take most of a minute; as columns 33 bytes each, and 7 on their way, where nearly all
-but the CRCs repeats itself. The neighbour is `receipt`.
+As Python objects they take gigabytes and most of a minute; as columns 33 bytes each, and 7 compressed on the network,
+since nearly all columns but the CRCs repeat themselves. The neighbour is `receipt`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Crc = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 MAX_TABLE_BYTES = 64 << 20
-"""Of one receipt, unpacked."""
+"""Most bytes of the table of one receipt, unpacked."""
 _LOOSE_SPANS = 1 << 16
 _LEVEL = 1  # of zlib: more costs time and saves little, since CRCs have no pattern
 
@@ -42,7 +42,7 @@ _ROW = np.dtype(
 
 
 class SpanTable(Sequence[WrittenSpan]):
-    """Immutable. A sequence like any other of the same spans, and equal to it."""
+    """An immutable sequence of spans; equal to a tuple or list of the same spans."""
 
     __slots__ = ("_rows",)
 
@@ -109,7 +109,7 @@ class SpanTable(Sequence[WrittenSpan]):
 
 
 class GrowingTable:
-    """Spans as they come, in any order, of one who hears of all of them. Used by one thread."""
+    """Collects the spans of many batches, in any order. Used by one thread."""
 
     def __init__(self) -> None:
         self._packed: list[npt.NDArray[np.void]] = []
@@ -121,7 +121,8 @@ class GrowingTable:
             self._pack()
 
     def table(self) -> SpanTable:
-        """All of them, in order; of those that were told twice, since work is done twice, the last word."""
+        """All spans, by array, chunk and offset. Of spans that were added twice, since a batch may be done twice, the
+        last one counts."""
         self._pack()
         rows = np.concatenate(self._packed)
         rows = rows[np.lexsort((rows["offset"], rows["chunk"], rows["array"]))]  # stable

@@ -1,8 +1,8 @@
 """Copies a rank's arrays into its arena and back: the only part of a save that blocks training.
 
-What is copied is marked in the arena, so that it can be written out meanwhile. On two cores of one machine one thread
-copied 18 GB/s between warm pages, two 34. Arrays on a device go to and fro in one copy too, its own. Nothing is
-converted, nothing is read from storage. Neighbours: `arena` for the memory, `plan` for the places, `held` for the
+Progress is marked in the arena, so that the copy can be written out while it is made. On two cores of one machine one
+thread copied 18 GB/s between warm pages, two 34. Arrays on a device take one copy too, made by the device. Nothing is
+converted, and nothing is read from storage. Neighbours: `arena` for the memory, `plan` for the places, `held` for the
 program's memory, the SDK as the caller.
 """
 
@@ -97,7 +97,7 @@ class Stager:
 
     @property
     def sequence(self) -> int:
-        """Of the filling, for those who follow it. After `begin`."""
+        """The sequence of this filling, for a Follower. Only after `begin`."""
         return self._arena.sequence(self._generation)
 
     def copy(self, names: Iterable[str] | None = None) -> None:
@@ -145,8 +145,8 @@ class Stager:
             seen.add(name)
 
     def _move_front(self, batch: Sequence[_Block]) -> None:
-        """The batch is in place, and with it all batches before it; tell whoever follows, a block at a time, since many
-        pieces are small."""
+        """The batch is in place, and all batches before it are: advance the progress mark, at most once per block,
+        since many pieces are small."""
         for block in batch:
             self._done_bytes[block.number] = block.stop
         pieces = self._plan.pieces

@@ -1,4 +1,4 @@
-"""How work that takes long and is given up ends: at the next chunk, by an error that nobody waits for.
+"""How long work is cancelled: it ends at the next chunk with Conflict.
 
 Neighbours: `reshard_reader`, `scaled_reader` and `interop.unit_writer`, which ask, and `pacing`, which ends the waits
 of reads that are held back.
@@ -11,15 +11,15 @@ from collections.abc import Callable
 from behemoth.base.errors import Conflict
 
 Cancelled = Callable[[], bool]
-"""Asked again and again, from several threads, whether work was given up."""
+"""Whether the work was cancelled; called often, from several threads."""
 
 
 def never() -> bool:
-    """Of work that comes to its end."""
+    """For work that is never cancelled."""
     return False
 
 
 def require_wanted(cancelled: Cancelled, *, what: str) -> None:
-    """Raises Conflict for work that was given up."""
+    """Raises Conflict, whose message begins with `what`, when the work was cancelled."""
     if cancelled():
         raise Conflict(f"{what}: cancelled", code="cancelled")

@@ -1,5 +1,7 @@
-"""Runs one function over many items on a few named threads, joined before it returns. CRCs, copies and I/O release the
-GIL, so that threads help; nothing else of the engine starts one. Neighbours: `writer`, `reader`, `commit`.
+"""Runs one function over many items on a few named threads, which are joined before it returns.
+
+CRCs, copies and I/O release the GIL, so that threads help. Beside this only `staging` and `sealing` start threads of
+the engine. Neighbours: `writer`, `reader`, `commit`, which call it.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ BATCH_ITEMS = 64
 
 
 def batched(items: Sequence[_Item], *, threads: int) -> list[Sequence[_Item]]:
-    """The items for `run_all`, some at a time, since to hand over each costs more than many a one's work; each by
-    itself where they are too few to be shared out evenly."""
+    """The items in batches for `run_all`, since handing an item to a thread may cost more than its work; one item per
+    batch where there are too few to share out evenly."""
     size = BATCH_ITEMS if len(items) >= BATCH_ITEMS * threads else 1
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str) -> list[_Result]:
-    """Results in the order of `items`. After a first error, or an interrupt of the caller, nothing new is started, and
-    it is raised once all that runs has ended. One thread means the caller's."""
+    """The results in the order of `items`. Blocks. After a first error, or an interrupt of the caller, no further item
+    is begun, and the error is raised once all that runs has ended. One thread means the caller's own."""
     if threads <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name) as pool:
@@ -44,8 +46,8 @@ def run_all(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads
 def each_result(
     work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str
 ) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with its result as soon as it has one, in any order; few are under way at a time, so that results need
-    no memory. After a first error nothing new is started, and it is raised once all that runs has ended."""
+    """Each item with its result, in order of completion. At most `2 * threads` items are under way, so that results do
+    not pile up. After a first error no further item is begun, and the error is raised once all that runs has ended."""
     left = iter(items)
     under_way: dict[Future[_Result], _Item] = {}
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name) as pool:

@@ -1,9 +1,9 @@
-"""Whose turn it is when several threads write the spans of a rank: as far as possible each in a file of its own.
+"""Shares the spans of a rank out to several writer threads: as far as possible each writes a file of its own.
 
-Threads that write one file wait for each other: tmpfs locks it for the whole of a pwritev(2), ext4 while direct I/O
+Threads that write to one file wait for each other: tmpfs locks it for the whole of a pwritev(2), ext4 while direct I/O
 gives it blocks. Two threads on two cores filled pages that tmpfs had at 7.3 GB/s in one file, and at 11.7 in two. So a
-thread takes the first batch in the plan's order whose array nobody writes, and only without one joins another. The
-module knows spans and no storage. Neighbour: `writer`.
+thread takes the first batch in the plan's order whose array no other thread writes, and only if there is none joins
+another thread. The module knows spans and no storage. Neighbour: `writer`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 BATCH_BYTES = 32 << 20
-"""One call of the store: large enough to drown its cost, small enough to share an array among threads."""
+"""Size of one call of the store: large against its overhead, small enough to share an array among threads."""
 BATCH_SPANS = 256
 
 
@@ -55,7 +55,7 @@ class Turns(Generic[_Span]):
             self.num_batches += 1
 
     def take(self) -> Batch[_Span] | None:
-        """The next batch to write; None when all are given out. It is answered by `done`."""
+        """The next batch to write; None when all are given out. The caller ends each by `done`."""
         with self._lock:
             array = next((one for one in self._left if one not in self._busy), next(iter(self._left), None))
             if array is None:

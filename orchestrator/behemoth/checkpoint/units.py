@@ -1,7 +1,8 @@
-"""What of a checkpoint's objects is read as one: a chunk with its CRC. Pure.
+"""The units in which a checkpoint's objects are read: a chunk with its CRC. Pure.
 
-Ranks ask for parts of it (a payload, a CRC, both together); who reads for others must see that these are parts of one.
-Neighbours: `chunk_reader`, which asks, and whoever reads for several.
+Ranks ask for parts of a unit (the payload, the CRC, both together). Whoever reads for several ranks has to see that
+these are parts of one unit, or the unit would be read several times. Neighbours: `chunk_reader`, which asks,
+`common_chunks` and `agent.peers.read_once`, which serve several ranks.
 """
 
 from __future__ import annotations
@@ -14,21 +15,15 @@ from behemoth.checkpoint.opened import Commit
 
 
 class Unit(NamedTuple):
-    """Bytes of the object `key` that are read at once."""
+    """Bytes [offset_bytes, offset_bytes + length_bytes) of the object `key`, which are read together."""
 
     key: str
     offset_bytes: int
     length_bytes: int
 
 
-def chunk_unit(commit: Commit, array: int, chunk: int) -> Unit:
-    """Of a chunk of an array, counted in the layout's order."""
-    grid = grids(commit.layout)[array]
-    return Unit(commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk), grid.payload_bytes + TRAILER_BYTES)
-
-
 class ChunkUnits:
-    """Of one commit. O(objects) to make."""
+    """The units of one commit. O(objects) to make."""
 
     def __init__(self, commit: Commit) -> None:
         layout = commit.layout
@@ -37,7 +32,8 @@ class ChunkUnits:
         }
 
     def unit_of(self, key: str, offset_bytes: int, length_bytes: int) -> Unit:
-        """The chunk in which the range lies, CRC included; the range itself when it is no part of one."""
+        """The chunk, CRC included, in which this range of the object `key` lies; the range itself when it is no part
+        of a chunk (the commit, the index, a shard's index)."""
         grid = self._grids.get(key)
         if grid is not None and offset_bytes < grid.index_offset_bytes:
             start = offset_bytes - offset_bytes % grid.stride_bytes

@@ -31,7 +31,7 @@ REQUEST_THREADS = 8
 
 
 def upload_rank(store: UploadsParts, write: RankWrite, company: Company) -> Receipt:
-    """Upload what the rank owes of its snapshot; record all CRCs in the arena.
+    """Upload the parts of its snapshot that the rank owns; record all CRCs in the arena.
 
     Blocks until its parts are in the store and the objects that it completes are there. All ranks of the write must be
     under way at the same time, as they wait for each other.
@@ -58,7 +58,7 @@ def upload_rank(store: UploadsParts, write: RankWrite, company: Company) -> Rece
 
 
 def _crcs(write: RankWrite) -> list[int]:
-    """Of every span, in plan order."""
+    """The CRC-32C of every span, in plan order."""
     data = write.arena.filling(write.generation)
     parts = run_all(
         lambda spans: [crc32c(payload_of(data, span)) for span in spans],
@@ -107,8 +107,8 @@ class _Job:
         run_all(write, arrays, threads=REQUEST_THREADS, name="ckpt-metadata")
 
     def abort(self) -> None:
-        """End the uploads that this rank has begun. What cannot be ended, and what comes after it, is gc's: a store
-        that is away would take its time for each, and who waits for the failure would wait for all of that."""
+        """Abort the uploads that this rank has begun. After the first that fails the rest is left to gc: a store that
+        is away would take its full patience for each, while others wait for the failure to be reported."""
         with suppress(BehemothError):
             run_all(
                 lambda shard: self._store.abort_upload(self._key(shard), self._begun[shard]),
@@ -122,7 +122,7 @@ class _Job:
         self._begun[shard] = self._store.begin_upload(self._key(shard))
 
     def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[Shard, UploadId]:
-        """Of all shards that this rank has a part of, from those who complete them."""
+        """The upload ids of all shards that this rank has a part of, from the ranks that complete them."""
         wanted: dict[Rank, dict[Shard, None]] = {}
         for part in parts:
             wanted.setdefault(part.completer, {})[part.shard] = None

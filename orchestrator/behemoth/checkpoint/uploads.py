@@ -30,7 +30,8 @@ from behemoth.ports import MAX_PART_BYTES, MAX_PARTS
 SINGLE_BYTES = 8 << 20
 """An object below this is one request: it would have one part, and creating and completing an upload cost two more."""
 MOVED_WEIGHT = 4
-"""What a byte that others must hand over weighs beside one that is uploaded, when it is chosen who uploads a part."""
+"""Weight of a byte that another rank must send first, relative to a byte that is uploaded, when uploaders are
+chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +40,18 @@ class Uploads:
 
     kind: Kind
     segments: tuple[Segments, ...]
-    """Of each shard."""
+    """For each shard."""
     first_part: Ints
-    """Of each shard, and the end of the last one's."""
+    """[shards + 1]: the first part of each shard, and the end of the last one's."""
     data: Ints
     """[parts, 2]: first and last + 1 byte of the shard's data; padding, CRCs and gaps do not count."""
     range: Ints
-    """[parts, 2]: the same of the shard itself: what is sent."""
+    """[parts, 2]: first and last + 1 byte of the shard itself: what is sent."""
     exchanged_bytes: int
-    """Over all arrays: what others hand to the rank that uploads it."""
+    """Bytes, over all arrays, that other ranks send to the rank that uploads them."""
     owner: npt.NDArray[np.int32]
-    """[arrays, parts]: the rank that uploads the part. The one column that is as long as the save has parts, and that
-    each rank looks for itself in: hence 32 bits."""
+    """[arrays, parts]: the rank that uploads the part. 32 bits, because this column has an entry for every part of the
+    save, and every rank searches it for itself."""
     completer: Ints
     """[arrays, shards]: one of those that upload a shard's parts, in turn."""
 
@@ -223,7 +224,7 @@ class _WaveNumbers:
         return self._of_cell[cell]
 
     def _is_simple(self, segments: Segments) -> bool:
-        """Of one cell, and each piece in one segment."""
+        """Whether all segments are of one cell, and each piece has one segment."""
         first, last = (piece // self._num_flat for piece in (min(segments.pieces), max(segments.pieces)))
         return first == last and len(set(segments.pieces)) == len(segments.pieces)
 

@@ -1,4 +1,4 @@
-"""Reads a checkpoint back and says of every damaged byte where it is: tensor, chunk, file, range.
+"""Reads a checkpoint back and reports where each damaged byte is: tensor, chunk, file, range.
 
 Covers every bit below the checkpoint's prefix and its commit record: the record has a CRC, it holds that of the index,
 the index those of all metadata, each chunk its own; the shards' indexes follow from the layout; gaps are zero; what is
@@ -30,7 +30,7 @@ from behemoth.state.effect import CommitRef
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do, from the thread that called `verify`."""
 Spread = Callable[[CommitRecord, Sequence[Shard], Sequence[Span]], Iterable[Found]]
-"""Checks spans wherever it wants, and gives what was found, in any order."""
+"""Checks spans on other threads or machines; returns the results in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +92,15 @@ def verify(
 
 
 def require_committed(store: ObjectStore, ref: CommitRef, *, threads: int) -> None:
-    """That every object stands there, and beside the chunks the CRCs that were committed: whoever then checks each
-    chunk against the one beside it reads what was committed. Blocks for a small read per chunk. Raises Corrupt naming
-    the first damage."""
+    """Raises Corrupt, naming the first damage, unless every object exists in full size and the CRCs beside the chunks
+    are the committed ones: whoever then checks each chunk against its CRC reads what was committed. Blocks for a small
+    read per chunk."""
     _require_none(verify(store, ref, threads=threads, deep=False).problems)
 
 
 def require_objects(store: ObjectStore, ref: CommitRef) -> None:
-    """That every object of a checkpoint stands there in full size, and metadata as they were written; no array is read.
-    Raises Corrupt naming the first damage, NotFound when the commit is gone."""
+    """Raises Corrupt, naming the first damage, unless every object of a checkpoint exists in full size and the metadata
+    are as written; NotFound when the commit is gone. Reads no array."""
     record = read_record(store, ref)
     index = read_index(store, record)
     listed = {info.key: info.size_bytes for info in store.list(record.prefix)}

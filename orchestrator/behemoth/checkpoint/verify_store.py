@@ -1,5 +1,5 @@
-"""Checks the small objects of a store that lie beside its checkpoints: whose it is, rejections, pins, deletions,
-signposts; and that what is pinned is there.
+"""Checks the small objects of a store beside its checkpoints: owner, rejections, pins, deletions, signposts; and that
+what is pinned exists.
 
 Each has a CRC of its own, and what else lies in their folders is named. Like `verify`, its neighbour, it reports and
 never raises what the store says of an object, repairs nothing and writes nothing.

@@ -1,4 +1,4 @@
-"""Where the bytes of a piece lie in the program's buffer: one behind the other, or in rows with others between them.
+"""Where the bytes of a piece lie in the program's buffer: contiguous, or in rows with other bytes between them.
 
 A packed dim (gate|up) makes a rank hold several boxes whose rows alternate in its memory, while each box is contiguous
 in the arena and in its chunks. The neighbours are `plan`, which makes windows, and `held`, which copies by them.

@@ -31,7 +31,7 @@ class Address:
     folder: str | None = None
 
     def at(self, step: int | None) -> Address:
-        """With the step that was given by itself. Raises Invalid when the id names another one."""
+        """The address with a step that was given as an argument. Raises Invalid when the id names another step."""
         if step is None or step == self.step:
             return self
         if self.step is not None or not 0 <= step <= MAX_STEP:
@@ -41,7 +41,8 @@ class Address:
 
 
 def parse_address(checkpoint_id: str | os.PathLike[str], *, store: str | None = None) -> Address:
-    """The address of an id. One without a slash that names a step is of `store`, where there is one.
+    """The address that a checkpoint id means. An id without a slash that names a step is one of `store`, if that is
+    given.
 
     Raises Invalid for an id that no store can have, and for a step of more than nine digits.
     """

@@ -1,6 +1,6 @@
-"""What DCP asks of a StorageReader and of a StorageWriter alike: which checkpoint they are at.
+"""The methods that DCP calls on StorageReader and StorageWriter alike: about which checkpoint they work on.
 
-Neighbours: `reader` and `writer`, which are at one each; `address` says what an id names.
+Neighbours: `reader` and `writer`; `address` says what an id names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from behemoth.dcp.address import Address, parse_address
 
 
 class Addressed:
-    """Begins at the address that its constructor was given."""
+    """Holds the address; at first that of the constructor."""
 
     def __init__(self, given: Address) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Addressed:
         return True
 
     def _turn_to(self, checkpoint_id: str | os.PathLike[str] | None) -> None:
-        """Where DCP names none, to the address that was given."""
+        """Switch to another checkpoint id; None: back to the address of the constructor."""
         self._address = self._given
         if checkpoint_id is not None:
             self._address = parse_address(checkpoint_id, store=self._given.url)

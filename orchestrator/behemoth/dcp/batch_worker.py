@@ -19,7 +19,7 @@ from behemoth.ports import ObjectStore
 
 
 def main() -> int:
-    """0 when the executor is done with it."""
+    """The exit status: 0 when the executor has closed the connection."""
     serve(take_settings(os.environ), open_work=_open)
     return 0
 

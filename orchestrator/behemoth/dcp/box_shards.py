@@ -40,7 +40,7 @@ def box_spec(name: str, dtype: str, shape: tuple[int, ...], boxes: Sequence[Box]
 
 
 def _shares(size: int, num_ranks: int) -> list[int]:
-    """Where the shares of all ranks begin that are not empty, and the end."""
+    """Begins of all shares that are not empty, and the end of the last."""
     share = -(-size // num_ranks)
     return [*range(0, size, share), size]
 

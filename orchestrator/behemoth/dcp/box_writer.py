@@ -31,7 +31,7 @@ from behemoth.ports import Part, WritesRanges
 _SHARD = 0
 """Layouts for files put an array into one object."""
 ITSELF = -1
-"""In place of an array's position, which its writer does not know."""
+"""Placeholder for an array's position in the layout, which its writer does not know."""
 
 
 class PlacedBox(NamedTuple):
@@ -73,7 +73,7 @@ def write_boxes(
 
 
 def _num_bytes(one: PlacedBox) -> int:
-    """Of its elements: other ranks seal what they write into the same object."""
+    """Bytes of a box's elements: other ranks account for what they write into the same object."""
     return math.prod(stop - start for start, stop in one.box) * one.placed.grid.spec.itemsize
 
 

@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 def mesh_of(num_ranks: int) -> Mesh:
-    """DCP's meshes say nothing to the format; ours has its ranks side by side."""
+    """The mesh of a checkpoint by DCP: its ranks, all on one axis. The format does not use DCP's own meshes."""
     return Mesh(dp=num_ranks, edp=num_ranks)
 
 

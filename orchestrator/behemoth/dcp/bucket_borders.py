@@ -56,7 +56,7 @@ def complete_shared(
 
 
 def _shared(placed: Mapping[str, Placed], ranks: Sequence[RankBoxes]) -> Iterator[ShardName]:
-    """What a rank holds whole by its own rule (`bucket_writer`) is not."""
+    """The objects that no rank uploads alone, by the rule of `bucket_writer`."""
     for name, one in placed.items():
         grid = one.grid
         left = set(range(grid.num_shards))
@@ -82,7 +82,7 @@ class _Range(NamedTuple):
 
 
 class _Borders:
-    """The work that is left when all ranks have sent what is theirs. Several threads only read it."""
+    """The work that is left when all ranks have sent their parts. Immutable; shared by several threads."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class _Borders:
         return SentPart(name, part.shard, receipt)
 
     def _fetched(self, name: str, part: ObjectPart) -> dict[str, _Range]:
-        """What ranks left of a part, by the keys of their objects. A rank's pieces of one part lie side by side, so it
-        takes one request for each rank, however narrow the boxes are that cut the chunks."""
+        """The pieces of a part that ranks left, by the keys of their objects. A rank's pieces of one part lie side by
+        side, so it takes one request for each rank, however narrow the boxes are that cut the chunks."""
         bounds: dict[str, tuple[int, int]] = {}
         for piece, key in (one for chunk in part.chunks for one in self._pieces.get((name, chunk), ())):
             start, stop = bounds.get(key, (piece.at, piece.at))

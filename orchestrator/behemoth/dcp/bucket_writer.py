@@ -31,7 +31,7 @@ from behemoth.dcp.tensors import Tensors, bytes_of
 from behemoth.ports import PartReceipt, UploadsParts
 
 Spans = dict[int, list[WrittenSpan]]
-"""By the number of their box."""
+"""The spans that were written, by the number of their box."""
 
 
 def upload_boxes(
@@ -59,7 +59,7 @@ def upload_boxes(
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What the rank has of an array: by chunk, in order of their bytes."""
+    """The runs that the rank has of an array, by chunk, in the order of their bytes."""
 
     placed: Placed
     runs: dict[int, list[Run]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class _Held:
 
 @dataclass(slots=True)
 class _Work:
-    """Divided: whole objects, the parts that the rank sends, and the runs that it cannot send as a part."""
+    """What the rank uploads: whole objects, parts of objects, and the runs that it cannot send as a part."""
 
     whole: list[tuple[_Held, int]] = field(default_factory=list)
     parts: list[tuple[_Held, ObjectPart]] = field(default_factory=list)
@@ -123,7 +123,7 @@ class _Job:
         return SentObjects(objects=tuple(objects), parts=shared, pieces=pieces, pieces_key=self._pieces_key)
 
     def abort(self) -> None:
-        """End the uploads that were begun here, as far as the store lets it: others are the coordinator's, or gc's."""
+        """Abort the uploads that were begun here. Errors of the store are ignored: gc removes what is left."""
 
         def end(one: tuple[str, UploadId]) -> None:
             with suppress(BehemothError):
@@ -180,7 +180,7 @@ class _Job:
             yield data, crc
 
     def _done(self, runs: Iterable[Run]) -> None:
-        """Tensors all of whose runs are sent are let go."""
+        """Release tensors all of whose runs have been sent."""
         with self._lock:
             for run in runs:
                 self._left[run.array] -= 1
@@ -192,7 +192,7 @@ class _Job:
         return SentObject(*which, completed(self._store, *self._own[which], parts[which]))
 
     def _send_pieces(self, loose: Sequence[tuple[_Held, Run]]) -> Iterator[SentPiece]:
-        """One behind the other, in one object."""
+        """Send the remaining runs, concatenated, as one object."""
         size_bytes, at = sum(run.length for _, run in loose), 0
         filling = filling_of(self._store)
         gathered = _gathered(loose, filling.piece_bytes(size_bytes))
@@ -218,7 +218,7 @@ class _Job:
 
 
 def _gathered(loose: Sequence[tuple[_Held, Run]], least_bytes: int) -> list[list[tuple[_Held, Run]]]:
-    """The runs in their order, some at a time: of `least_bytes` at least, but for the last ones."""
+    """The runs in order, in groups of at least `least_bytes`, except for the last group."""
     found: list[list[tuple[_Held, Run]]] = [[]]
     num_bytes = 0
     for one in loose:

@@ -33,10 +33,10 @@ class Empty:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """All by the flattened key of the state dict.
+    """What is no array, by the flattened key of the state dict.
 
-    `values` are in the typed form of `values`; `pickled` are what torch.save made of objects, kept because somebody
-    allowed it; `paths` are the keys, from outer to inner, of which each flattened key was made.
+    `values` are in the typed form of `values`; `pickled` are objects as torch.save wrote them, kept
+    because the caller allowed it; `paths` are the keys, from outer to inner, of which each flattened key was made.
     """
 
     values: Mapping[str, Value] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Contents:
 
 
 def paths_of(planner_data: object) -> dict[str, tuple[str | int, ...]]:
-    """The paths that torch's own planner told; what another one did says nothing here."""
+    """The paths from the planner data of torch's own planner; none for that of another one."""
     if not isinstance(planner_data, dict):
         return {}
     return {

@@ -28,7 +28,7 @@ from behemoth.dcp.tensors import holds_elements
 from behemoth.ports import ObjectStore
 
 STAGING_BYTES = 256 << 20
-"""Of what cannot be read in place, this much at a time."""
+"""Bytes of the staging buffer for what cannot be read in place."""
 
 
 class Target(NamedTuple):
@@ -72,7 +72,7 @@ def _num_bytes(commit: Commit, target: Target) -> int:
 
 
 def _parts(commit: Commit, target: Target) -> Iterator[Target]:
-    """A target as rows of its first dim, or of one behind it, each of which the staging buffer holds."""
+    """A target split along its first dims into parts of which each fits into the staging buffer."""
     total = _num_bytes(commit, target)
     dim = next((dim for dim, size in enumerate(target.tensor.shape) if size > 1), None)
     if total <= STAGING_BYTES or dim is None:

@@ -1,8 +1,8 @@
 """Keeps checkpoints and the folders by which a program knows them in step.
 
-After a commit: what is due is put up, what has lost its checkpoint is taken down, and a checkpoint whose folder the
-program has removed goes, unless it is pinned or one of the newest two. Neighbours: `publish` (the commit before that),
-`checkpoint.signposts` (what a folder holds), `checkpoint.gc` (which deletes).
+After a commit: folders that are missing are created, those without a checkpoint are removed, and a checkpoint whose
+folder the program has removed is deleted, unless it is pinned or one of the newest two. Neighbours: `publish` (the
+commit before that), `checkpoint.signposts` (what a folder holds), `checkpoint.gc` (which deletes).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 
 def settle(store: ObjectStore) -> None:
-    """Blocks for a small listing per folder that stood, and for the deletions. Killed anywhere it leaves the rest to
-    the next save. Raises the store's errors where a folder could not be put up; what could not be deleted is logged."""
+    """Blocks for a small listing per folder, and for the deletions. When it is killed, the next save does the rest.
+    Raises the store's errors where a folder could not be created; deletions that fail are logged."""
     found = signposts(store)
     if not found:
         return
@@ -45,8 +45,8 @@ def settle(store: ObjectStore) -> None:
 
 
 def _given_up(store: ObjectStore, were_set: Sequence[Signpost], committed: Collection[Write]) -> list[Signpost]:
-    """None where no folder is left of all that stood: no program gives up what it would go on from. That is a store
-    that was copied without them."""
+    """Checkpoints whose folders the program has removed. Empty when all folders are gone: no program deletes every
+    checkpoint that it could resume from, so that is a store that was copied without its folders."""
     gone = [one for one in were_set if not stands(store, one)]
     newest = sorted(committed)[-MIN_KEPT:]
     return [one for one in gone if one.write not in newest] if len(gone) < len(were_set) else []

@@ -42,7 +42,8 @@ from behemoth.ports import ObjectStore
 
 _ARCHIVE = b"PK\x03\x04"
 _HEAD_BYTES = 9
-"""Of an item: the first bytes of an archive, or the length and the first bracket of a safetensors header."""
+"""First bytes of an item that are looked at: the magic of an archive, or the length and the first bracket of a
+safetensors header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +121,18 @@ class _Items:
         self._store = store
 
     def value(self, key: str, extent: Extent) -> object:
-        """A value that needs no pickle. Raises Invalid for another."""
+        """A value that loads without running code of its pickle. Raises Invalid for another."""
         with io.BufferedReader(_Range(self._store, extent)) as file:
             try:
                 return load_plain(file)
             except BehemothError:
                 raise
-            except Exception as error:
+            except Exception as error:  # torch and zipfile raise anything for damaged or foreign bytes
                 raise Invalid(f"value {key!r}: {error!s:.200}", code="dcp-value") from error
 
     def storage(self, key: str, extent: Extent, dtype: str) -> _Storage:
-        """Where an item's elements lie. Raises Corrupt for one that is no plain tensor of this dtype."""
+        """Where an item's elements are in the file. Raises Corrupt for an item that is not a plain tensor of this
+        dtype."""
         with io.BufferedReader(_Range(self._store, extent)) as file, FakeTensorMode():
             _require_archive(key, extent, file.peek(_HEAD_BYTES)[:_HEAD_BYTES])
             try:
@@ -140,7 +142,7 @@ class _Items:
                 raise
             except pickle.UnpicklingError as error:  # torch's own message tells people to let the code run
                 raise _no_tensor(key, extent, "what only code could load, such as a subclass of a tensor") from error
-            except Exception as error:
+            except Exception as error:  # as in `value`
                 raise _no_tensor(key, extent, f"{error!s:.200}") from error
         expected = torch_dtype(dtype, key=key)
         if tensor.dtype != expected or tensor.layout != torch.strided or first is None:
@@ -279,7 +281,7 @@ class _Boxes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """Bytes that are in memory."""
+    """A tensor whose bytes are in memory."""
 
     data: Raw
 
@@ -299,7 +301,7 @@ class _Held:
 
 
 def _common(one: Box, other: Box) -> Box | None:
-    """What two boxes share, if anything."""
+    """The intersection of two boxes, None when it is empty."""
     both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
     return both if all(low < high for low, high in both) else None
 

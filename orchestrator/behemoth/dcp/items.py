@@ -1,4 +1,4 @@
-"""What a DCP write item says of a tensor, without the parts that may be missing. Neighbours: `save_plan` and
+"""The fields of a DCP write item that describe a tensor, checked to be there. Neighbours: `save_plan` and
 `rank_writer`, which read the same items on the coordinator and on their rank."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TensorItem(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the box; 0 for an empty one."""
+        """Bytes of the box; 0 for an empty one."""
         return math.prod(stop - start for start, stop in self.box) * self.dtype.itemsize
 
 

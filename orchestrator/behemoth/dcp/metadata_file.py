@@ -82,7 +82,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DcpMetadata:
-    """By key: tensors, values that are no tensors, and the nested keys of which each was flattened."""
+    """By flattened key: tensors, values that are no tensors, and the path of nested keys."""
 
     tensors: Mapping[str, StoredTensor]
     values: Mapping[str, Extent]
@@ -104,7 +104,7 @@ def decode_metadata(data: bytes) -> DcpMetadata:
         return _metadata(root)
     except (Corrupt, Denied, Invalid):
         raise
-    except Exception as error:
+    except Exception as error:  # the unpickler and the checks raise anything for damaged bytes
         raise Corrupt(
             f"{METADATA_FILE} of {len(data)} bytes: expected metadata of a DCP checkpoint, got: {error!s:.200}",
             code="dcp-metadata",
@@ -112,7 +112,7 @@ def decode_metadata(data: bytes) -> DcpMetadata:
 
 
 class _Kept:
-    """An object of the pickle: what it was made of and told."""
+    """Stands for an object of the pickle: its constructor arguments and its state."""
 
     kind = ""
 
@@ -124,13 +124,13 @@ class _Kept:
         self.state = state
 
     def field(self, name: str) -> Any:
-        """Raises KeyError, TypeError for one that it has not."""
+        """A field of the object's state. Raises KeyError or TypeError when it is missing."""
         return self.state[name]
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one in Python: that in C keeps a table as long as the largest number in the pickle, which damage makes
-    gigabytes of."""
+    """Derived from the unpickler in Python: the one in C allocates its memo for the largest index in the pickle, which
+    in a damaged file may be gigabytes."""
 
     dispatch: ClassVar = {
         code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNUSED
@@ -141,7 +141,7 @@ class _Unpickler(pickle._Unpickler):
         self._classes: dict[tuple[str, str], type[_Kept]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Never an object of torch or Python that a pickle could call to some effect, or change."""
+        """A stand-in from this module; never an object of torch or Python that the pickle could call or change."""
         if (module, name) in _KEPT:
             return self._classes.setdefault((module, name), type(name, (_Kept,), {"kind": name}))
         if (module, name) == ("torch", "Size"):

@@ -22,11 +22,11 @@ from behemoth.dcp.boxes import Run
 from behemoth.ports import MAX_PARTS
 
 PART_BYTES = 8 << 20
-"""Of a part at least, but for the last; what fits into one is sent as one object."""
+"""Least size of a part, except for the last; what fits into one part is sent as one object."""
 
 
 class ObjectPart(NamedTuple):
-    """Chunks that follow one another in a shard, and what stands behind them. Parts count from 1."""
+    """Consecutive chunks of a shard with their CRCs; the last part ends with the index. Numbered from 1, as in S3."""
 
     shard: int
     number: int
@@ -57,7 +57,7 @@ def whole_chunks(grid: Grid, runs: Iterable[Run]) -> frozenset[int]:
 
 
 def own_parts(grid: Grid, shard: int, whole: frozenset[int]) -> list[ObjectPart]:
-    """The parts of a shard that who holds these chunks sends."""
+    """The parts of a shard whose chunks are all in `whole`: their holder sends them."""
     return [part for part in parts_of(grid, shard) if whole.issuperset(part.chunks)]
 
 

@@ -61,7 +61,7 @@ class Orders:
 
     @property
     def pieces_key(self) -> str:
-        """Of the object in which the rank leaves what it cannot send as a part."""
+        """Key of the object in which the rank leaves what it cannot send as a part."""
         return f"{self.prefix}/{PIECES}/{self.rank}"
 
 
@@ -71,7 +71,7 @@ class WrittenBox:
 
     name: str
     spans: tuple[WrittenSpan, ...] = ()
-    """None of an empty box."""
+    """Empty for an empty box."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,4 +127,4 @@ class SentObjects:
 
 
 Told = WrittenBox | KeptValue | KeptPickle | SentObjects
-"""What a rank says of its part of a save."""
+"""What a rank returns for its part of a save."""

@@ -74,7 +74,7 @@ class _Scalar:
 
 
 def _no_bytes() -> bytes:
-    """How the oldest pickles say so; the class itself would take a length."""
+    """An empty bytes object, as the oldest pickles write it; `bytes` itself would accept a length."""
     return b""
 
 
@@ -95,7 +95,8 @@ def load_plain(file: IO[bytes]) -> object:
 
 
 def _rebuilt(value: object) -> object:
-    """The same with arrays for what stands for them. Containers of other kinds cannot hold any that a record keeps."""
+    """The value with arrays in place of their stand-ins, in dicts, lists and tuples; records have no other
+    containers."""
     match value:
         case _Array() | _Scalar():
             return value.value()

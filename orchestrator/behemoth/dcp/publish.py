@@ -37,10 +37,11 @@ from behemoth.dcp.tensors import Tensors
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 
 RUN = "torch.distributed.checkpoint"
-"""What stands in place of a run's name."""
+"""The run name in commits by DCP."""
 _ATTEMPT = Attempt(1)
 _COORDINATOR = Rank(0)
-"""DCP may make any rank of its group the coordinator; ranks here are places in the list of plans."""
+"""The rank under which the coordinator writes. Ranks here are positions in the list of plans, whichever rank of the
+process group coordinates."""
 
 
 def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Step:
@@ -144,7 +145,7 @@ def _contents(state: SavedState, metadata: Metadata, told: Sequence[Sequence[Tol
 
 
 def _check_complete(state: SavedState, contents: Contents, metadata: Metadata) -> None:
-    """What DCP says that it saved, and what was written, must be the same keys."""
+    """Raises Invalid unless the keys in DCP's metadata are those that were written."""
     written = {*state.arrays, *state.empty, *contents.values, *contents.pickled}
     planned = set(metadata.state_dict_metadata)
     if written != planned:
@@ -172,7 +173,7 @@ def _write_contents(store: SavesTo, state: SavedState, spec: ArraySpec, data: by
 def _completed(
     store: UploadsParts, state: SavedState, by_rank: Sequence[Sequence[Told]], *, threads: int
 ) -> SentObjects:
-    """The objects that no rank could send alone."""
+    """Complete the objects that no rank could send alone."""
     orders = orders_of(state, _COORDINATOR, state.arrays.values())
     sent = [one for of_rank in by_rank for one in of_rank if isinstance(one, SentObjects)]
     objects = complete_shared(store, orders.placed(), state.begun, sent, threads=threads)

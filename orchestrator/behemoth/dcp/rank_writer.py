@@ -60,7 +60,7 @@ class RankWriter:
     def _store_boxes(
         self, boxes: Sequence[PlacedBox], tensors: Tensors
     ) -> tuple[list[tuple[WrittenSpan, ...]], SentObjects | None]:
-        """The spans of each, and, in a bucket, what was sent."""
+        """Write boxes; the spans of each, and, in S3, what was sent."""
         if not isinstance(self._store, UploadsParts):
             return write_boxes(self._store, boxes, tensors, threads=self._threads), None
         return upload_boxes(
@@ -73,7 +73,7 @@ class RankWriter:
         )
 
     def _tensor(self, item: WriteItem, head: TensorItem) -> torch.Tensor:
-        """What the planner gives, which may be something else than it planned."""
+        """The tensor that the planner resolves an item to. Raises Invalid when it is not what it planned."""
         tensor = self._planner.resolve_data(item)
         expected = tuple(stop - start for start, stop in head.box)
         if not isinstance(tensor, torch.Tensor):
@@ -101,13 +101,13 @@ class RankWriter:
         return _result(item, len(data), KeptPickle(key=key, data=data))
 
     def _look_up(self, item: WriteItem) -> object:
-        """The object itself where the planner is torch's own. Another one may have transformed it; what it gives is a
-        stream that torch.save made, of which what needs no code is read back."""
+        """The object of an item. torch's own planner is asked for it directly; another one may transform it, so the
+        stream that it makes with torch.save is read back, if that is possible without running code."""
         if _gives_objects(self._planner):
             return self._planner.lookup_object(item.index)
         try:
             return load_plain(self._stream(item))
-        except Exception as error:
+        except Exception as error:  # torch raises anything for what it does not load
             raise Invalid(
                 f"value {item.index.fqn!r}: expected what torch.load(weights_only=True) reads, got: {error!s:.200}",
                 hint="BehemothWriter(allow_pickle=True) keeps it as the planner made it",

@@ -105,7 +105,7 @@ class BehemothReader(Addressed, StorageReader):
         return dataclasses.replace(plan, storage_data=(record.step, record.write_id))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Raises Conflict when a new checkpoint came between two ranks' looks: they would mix two."""
+        """Raises Conflict when the ranks opened different checkpoints, because one was committed meanwhile."""
         found = sorted({plan.storage_data for plan in plans})
         if len(found) > 1:
             raise Conflict(
@@ -116,7 +116,7 @@ class BehemothReader(Addressed, StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill what the planner gives. Blocks; the future is done."""
+        """Fill the tensors and values of the plan. Blocks; the returned future is done."""
         opened = self._require_open()
         tensors: list[tuple[ReadItem, torch.Tensor]] = []
         targets: list[Target] = []
@@ -143,7 +143,7 @@ class BehemothReader(Addressed, StorageReader):
         return self._opened
 
     def _stream(self, contents: Contents, key: str) -> io.BytesIO:
-        """What a planner takes: a stream of torch.save. Of typed values it is made here, out of what was checked."""
+        """A value in the form that planners load: a torch.save stream, made here for typed values."""
         if key in contents.pickled and self._allow_pickle:
             return io.BytesIO(contents.pickled[key])
         stream = io.BytesIO()

@@ -1,8 +1,8 @@
-"""Makes sure, before a rank of a DCP save writes, that it has its coordinator's store before it.
+"""Checks, before a rank of a DCP save writes, that it sees the same store as its coordinator.
 
 A path can be another folder for another rank: a node's own disk, a mount that is missing, another working directory.
-The rank would write where nobody looks, its receipts would be as good as all others, and only a load would tell. So the
-coordinator leaves a mark below the write's prefix, which each rank must find, and takes it away before the commit.
+The rank would write to a place that nobody reads, its receipts would look valid, and only a load would fail. So the
+coordinator creates a marker below the write's prefix, which each rank must find, and deletes it before the commit.
 Neighbours: `writer` (when this is), `address` (what a rank was told).
 """
 
@@ -14,16 +14,16 @@ from behemoth.dcp.orders import Orders
 from behemoth.ports import ObjectStore
 
 _MARK = "__begun"
-"""No array can have a name that gives it (`checkpoint.names`)."""
+"""Name of the marker; no array's name maps to it (`checkpoint.names`)."""
 
 
 def mark(store: ObjectStore, prefix: str) -> None:
-    """Before any rank is told of the write of this prefix."""
+    """Create the marker; before any rank is told of the write."""
     store.create(_key(prefix), b"1")
 
 
 def unmark(store: ObjectStore, prefix: str) -> None:
-    """When all ranks have written."""
+    """Delete the marker; when all ranks have written."""
     store.delete([_key(prefix)])
 
 

@@ -1,4 +1,5 @@
-"""From DCP's write items to arrays: what a save will consist of, as its coordinator knows it before a byte is written.
+"""From DCP's write items to arrays: what a save will consist of, computed by its coordinator before any byte is
+written.
 
 Pure. Neighbours: `boxes` (which array boxes make), `writer`, `publish` (what becomes of it).
 """
@@ -93,14 +94,14 @@ def rank_boxes(items: Iterable[WriteItem]) -> dict[str, list[Box]]:
 
 
 def rank_orders(state: SavedState, rank: Rank, items: Iterable[WriteItem]) -> Orders:
-    """Those of the rank that has these items."""
+    """The orders of a rank with these items."""
     return orders_of(
         state, rank, [state.arrays[name] for name in {item.index.fqn for item in items} & state.arrays.keys()]
     )
 
 
 def orders_of(state: SavedState, rank: Rank, arrays: Iterable[ArraySpec]) -> Orders:
-    """Those of a rank that has boxes of these arrays."""
+    """The orders of a rank with boxes of these arrays."""
     of_rank = tuple(sorted(arrays, key=lambda array: array.name))
     names = {array.name for array in of_rank}
     return Orders(

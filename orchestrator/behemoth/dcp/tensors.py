@@ -1,6 +1,6 @@
-"""The tensors of a save, resolved as late as can be and let go as soon as they are written, and their bytes.
+"""The tensors of a save, resolved as late as possible and released as soon as they are written, and their bytes.
 
-What a planner gives may be made for the occasion and take memory; several threads may need the same one. Neighbours:
+A planner may make a tensor when it is asked, which takes memory; several threads may need the same one. Neighbours:
 `rank_writer`, which knows the planner, `box_writer` and `bucket_writer`, which ask.
 """
 
@@ -24,14 +24,14 @@ class Tensors:
         self._lock = threading.Lock()
 
     def of(self, number: int) -> torch.Tensor:
-        """Raises what `resolve` does."""
+        """The tensor of that number. Raises what `resolve` does."""
         with self._lock:
             if number not in self._held:
                 self._held[number] = self._resolve(number)
             return self._held[number]
 
     def drop(self, number: int) -> None:
-        """It is needed no more."""
+        """Release the tensor of that number."""
         with self._lock:
             self._held.pop(number, None)
 

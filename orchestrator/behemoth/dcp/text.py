@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def is_text(text: str) -> bool:
-    """Whether UTF-8 can hold it."""
+    """Whether `text` can be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

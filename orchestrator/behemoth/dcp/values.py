@@ -23,7 +23,7 @@ from behemoth.dcp.numpy_values import array_of, record_of, scalar_of
 from behemoth.dcp.text import is_text
 
 MAX_LEVELS = 9
-"""Containers within one another; each may take three levels of a record, of which there are 32."""
+"""Nesting limit of containers; each may take three levels of a record, which has at most 32."""
 _MARK = "%"
 _INTS = range(-(1 << 63), 1 << 64)
 _PLAIN = (bool, bytes, float)
@@ -38,7 +38,7 @@ def to_record(value: object, key: str) -> Value:
 
 
 def from_record(value: Value, key: str) -> object:
-    """The value again, every container of its own type. Raises Corrupt for a mark that is unknown or misused."""
+    """The inverse of `to_record`. Raises Corrupt for a mark that is unknown or misused."""
     if isinstance(value, list):
         return [from_record(item, key) for item in value]
     if not isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""The whole plans of all ranks, where a planner that caches them tells only that they are what they were.
+"""The full plans of all ranks, also where a planner that caches them only says that they are unchanged.
 
-Every save is another write here, so each rank is sent its plan again. Neighbour: `writer`, which remembers the plans of
+Every save is a new write here, so each rank is sent its plan again. Neighbour: `writer`, which remembers the plans of
 its last save.
 """
 
@@ -14,7 +14,8 @@ from behemoth.base.errors import Invalid
 
 
 def whole_plans(plans: Sequence[SavePlan], last: Sequence[SavePlan]) -> list[SavePlan]:
-    """`last` are those of the writer's last save. Raises Invalid where nobody knows what has not changed."""
+    """The full plan of each rank; `last` are those of the writer's last save. Raises Invalid when the unchanged plans
+    are not known."""
     if all(plan.usable for plan in plans):
         return list(plans)
     known = _cached(last)
@@ -29,7 +30,7 @@ def whole_plans(plans: Sequence[SavePlan], last: Sequence[SavePlan]) -> list[Sav
 
 
 def _cached(last: Sequence[SavePlan]) -> Sequence[SavePlan]:
-    """torch keeps the plans for all writers, by the name of the planner's class, which it tells none of them: where
-    there is one such class, they are of that."""
+    """The plans in torch's own cache. Its key is the name of the planner's class, which a writer does not know: so they
+    are used only when there is one such class."""
     cached: Mapping[str, Sequence[SavePlan]] = getattr(SavePlanner, "_cached_global_plan", {})
     return next(iter(cached.values())) if len(cached) == 1 else last

@@ -29,11 +29,11 @@ from behemoth.dcp.address import Address, parse_address
 from behemoth.dcp.addressed import Addressed
 from behemoth.dcp.bucket_borders import begin_shared
 from behemoth.dcp.folders import settle
-from behemoth.dcp.going_on import GoingOn
 from behemoth.dcp.orders import Orders
 from behemoth.dcp.publish import check_place, publish
 from behemoth.dcp.rank_writer import RankWriter
 from behemoth.dcp.same_store import mark, require_same, unmark
+from behemoth.dcp.save_call import SaveCall
 from behemoth.dcp.save_lock import SaveLock
 from behemoth.dcp.save_plan import SavedState, orders_of, rank_boxes, rank_orders, saved_state
 from behemoth.dcp.whole_plans import whole_plans
@@ -53,13 +53,13 @@ class _Save:
     address: Address
     meta: StorageMeta
     state: SavedState
-    going_on: GoingOn
+    call: SaveCall
     replaces: bool
-    """Whether it may take the place of the checkpoint of its step: only where the step was told."""
+    """Whether it may replace a checkpoint of the same step: only where the caller gave the step."""
 
 
 class _Told(NamedTuple):
-    """What a save is of, in the thread that saves."""
+    """The address and metadata of a save, kept per thread that saves."""
 
     address: Address
     meta: StorageMeta
@@ -132,13 +132,13 @@ class BehemothWriter(Addressed, StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator: what every rank is to write, and where."""
-        (address, meta), going_on = self._told.get(threading.get_ident(), self._now()), GoingOn.here()
-        self._require_one_save(going_on)
+        (address, meta), call = self._told.get(threading.get_ident(), self._now()), SaveCall.here()
+        self._require_one_save(call)
         plans = self._plans = whole_plans(plans, self._plans)
         with self._held_unless_it_fails(), closing(_opened(address.url)) as store:
             self._drop_failed(store, address.url)
             if not isinstance(store, UploadsParts):
-                self._lock.take(Path(store.root), going_on)
+                self._lock.take(Path(store.root), call)
             elif address.url not in self._probed:
                 probe_uploads(store, url=address.url)
                 self._probed.add(address.url)
@@ -148,7 +148,7 @@ class BehemothWriter(Addressed, StorageWriter):
             address=address,
             meta=meta,
             state=state,
-            going_on=going_on,
+            call=call,
             replaces=self._overwrite and address.step is not None,
         )
         return [
@@ -200,17 +200,17 @@ class BehemothWriter(Addressed, StorageWriter):
 
     @contextmanager
     def _held_unless_it_fails(self) -> Iterator[None]:
-        """A save that failed here needs nobody to keep a clean-up out. What failed elsewhere the lock finds out."""
+        """Release the lock when the block fails. A failure on another rank is found by `SaveLock` itself."""
         try:
             yield
         except BaseException:
             self._lock.let_go()
             raise
 
-    def _require_one_save(self, save: GoingOn) -> None:
-        """Raises Conflict while the former one may be going on, whose lock stays."""
+    def _require_one_save(self, save: SaveCall) -> None:
+        """Raises Conflict while the former save may be going on; its lock stays."""
         former = self._save
-        if former is not None and former.going_on.thread != save.thread and not former.going_on.is_over():
+        if former is not None and former.call.thread != save.thread and not former.call.is_over():
             raise Conflict(
                 "BehemothWriter: expected one save at a time, got a second while the first goes on",
                 hint="wait for the future of async_save before the next save",
@@ -218,7 +218,7 @@ class BehemothWriter(Addressed, StorageWriter):
             )
 
     def _drop_failed(self, store: ObjectStore, url: str) -> None:
-        """Remove what a failed save of this writer left."""
+        """Delete what a failed save of this writer left."""
         failed = self._save
         if failed is not None:
             if failed.address.url == url:
@@ -241,6 +241,6 @@ def _planned(store: LocalStore | S3Store, plans: Sequence[SavePlan], step: Step)
 
 
 def _opened(url: str) -> LocalStore | S3Store:
-    """What is saved on files stays in the page cache: a DCP program has no agent that keeps it in memory for a
-    restart."""
+    """Open the store so that saved files stay in the page cache: a DCP program has no agent that keeps them in memory
+    for a restart."""
     return open_bucket(url) if is_s3(url) else open_files(url, direct_writes=False)

@@ -1,4 +1,4 @@
-"""Every agent's connection, from its knock to its end; a node is lost when one ends and none follows.
+"""Every agent's connection, from accept to close; a node is lost when its connection ends and none follows.
 
 A broken connection becomes NodeLost after `reconnect_us` (agents that may outlive a coordinator need a moment to come
 back; others get none). What agents say is handed on. Neighbours: `admission` says who may come, `link` is one
@@ -30,20 +30,20 @@ HANDSHAKE_TIMEOUT_S = 10.0
 LATE_AFTER_BEATS = 1.5
 """An agent is late once this many beat intervals have passed without a frame."""
 ACCEPT_BACKLOG = 4096
-"""All agents of the largest run may knock at once after a change of coordinator."""
+"""All agents of the largest run may connect at once after a change of coordinator."""
 END_LIMIT_S = 1.0
 LEAVING_LIMIT_S = 10.0
-"""For agents to take their files off their own disks when the run is over, which they do for 5 s at most, after 4 s at
-most for their workers and their last words; whoever ends their processes waits for no disk."""
+"""Time for agents to leave at the end of a run: at most 4 s for their workers and last messages, and then at most 5 s
+to delete their files on their own disks. Ending their processes by force waits for no disk."""
 STACKS_LIMIT_S = 4.0
-"""For agents to have hung workers write their stacks, which they wait 3 s for at most, and for their last words."""
+"""Time for agents to have hung workers write their stacks, which takes at most 3 s, and for their last messages."""
 
 _log = logging.getLogger(__name__)
 
 
 class Connections:
-    """At most one connection per node. `sink` takes who came and who is lost, `take` each report; `standing` are the
-    commands that an agent that comes back must hear again."""
+    """At most one connection per node. `sink` is called with joined and lost nodes, `take` with each report; `standing`
+    are the commands that an agent that comes back must hear again."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from behemoth.base.ids import NodeId
 from behemoth.wire.frames import MAX_FRAME_BYTES
 
 MAX_BACKLOG_BYTES = 4 * MAX_FRAME_BYTES
-"""An agent that leaves more than this unread is as good as gone; its connection is cut."""
+"""The connection of an agent that leaves more than this unread is closed."""
 
 
 class Link:

@@ -242,7 +242,7 @@ class Fleet:
             self._sink(evidence)
 
     def look(self) -> Tick:
-        """Who is late now, and the progress that has not been told yet."""
+        """A Tick: which agents are late now, and progress since the last one."""
         now_us = self._clock.now_us()
         was_away = now_us - self._looked_us > AWAY_US
         self._looked_us = now_us

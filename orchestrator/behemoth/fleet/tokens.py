@@ -1,7 +1,7 @@
 """Tokens by which agents prove that this run started them.
 
 A token is an HMAC of node and incarnation under the run's secret: a successor of the coordinator that has the secret
-recognises every agent without a list, and the token of one node opens no door for another.
+recognizes every agent without a list, and the token of one node is of no use to another.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ class Tokens:
         self._secret = secret
 
     def mint(self, node: NodeId, incarnation: int) -> str:
-        """64 hexadecimal digits."""
+        """The token of an incarnation of a node: 64 hexadecimal digits."""
         return hmac.new(self._secret, f"{node}\0{incarnation}".encode(), hashlib.sha256).hexdigest()
 
     def peer_key(self) -> str:
-        """What nodes of the run prove themselves to each other with: the same for all, and no token of any node."""
+        """The key with which nodes of the run authenticate to each other: the same for all, and not a token of any
+        node."""
         return hmac.new(self._secret, b"peers", hashlib.sha256).hexdigest()
 
     def is_valid(self, token: str, node: NodeId, incarnation: int) -> bool:
-        """Compared in constant time."""
+        """Whether a token is that of this incarnation. Compared in constant time."""
         return hmac.compare_digest(token.encode(), self.mint(node, incarnation).encode())

@@ -1,1 +1,1 @@
-"""The only door to the kubernetes package. Empty until the controller stands."""
+"""The only package that may import kubernetes. Empty until there is a controller."""

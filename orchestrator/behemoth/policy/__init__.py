@@ -1,1 +1,1 @@
-"""Pure decisions, one file each."""
+"""Pure decisions, one module each: no I/O, no clock, no state."""

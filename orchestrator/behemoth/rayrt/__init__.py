@@ -1,1 +1,1 @@
-"""The only door to ray: agents on an embedded or joined Ray."""
+"""The only package that imports ray: agents on an embedded Ray, on a Ray cluster, or as plain processes."""

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from behemoth.rayrt.kept import LOG_ENV, KeptProcess, KeptSpec, start_kept
+from behemoth.ports import AGENT_LOG_VARIABLE
+from behemoth.rayrt.kept import KeptProcess, KeptSpec, start_kept
 
 POLL_S = 2.0
 """How long one look at an agent holds its lock; an end is seen at once, whatever this is."""
@@ -29,7 +30,7 @@ class NodeActor:
         """Start an agent unless that incarnation runs. Raises OSError when no process can be made."""
         with self._lock:
             if incarnation not in self._agents:
-                log_path, whole_env = env.get(LOG_ENV, ""), {**machine_environment(), **env}
+                log_path, whole_env = env.get(AGENT_LOG_VARIABLE, ""), {**machine_environment(), **env}
                 spec = KeptSpec(argv=argv, env=whole_env, log_path=log_path)
                 self._agents[incarnation] = start_kept(spec)
 

@@ -19,14 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from behemoth.base.errors import Invalid, Timeout
-
-LIFELINE_ENV = "BEHEMOTH_LIFELINE_FD"
-"""Number of a descriptor that the program may poll: readable (EOF) means that its starter is gone."""
-LOG_ENV = "BEHEMOTH_AGENT_LOG"
-"""In an agent's `env`: path that its stdout and stderr are appended to; without it they are discarded."""
+from behemoth.ports import LIFELINE_VARIABLE
 
 GRACE_S = 0.5
-"""For an agent whose starter is gone, or has ended it: its coordinator has given it the time for anything else."""
+"""Time between the end of an agent's lifeline and SIGKILL: its coordinator has given it time for anything longer."""
 
 _KEEPER = str(Path(__file__).with_name("keeper.py"))
 _STOP_MARGIN_S = 12.0
@@ -144,7 +140,7 @@ def _popen(spec: KeptSpec, *, lifeline_fd: int, status_fd: int) -> subprocess.Po
     with open(spec.log_path or os.devnull, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", _KEEPER, *numbers, "--", *spec.argv],
-            env={**spec.env, LIFELINE_ENV: str(lifeline_fd)},
+            env={**spec.env, LIFELINE_VARIABLE: str(lifeline_fd)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

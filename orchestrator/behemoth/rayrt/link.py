@@ -63,7 +63,7 @@ class HostLink:
         return self._lost
 
     def await_import(self, *, timeout_s: float) -> None:
-        """Until the host has loaded ray. Raises Unavailable when it does not."""
+        """Block until the host has loaded ray. Raises Unavailable when it does not."""
         self._await_answer(timeout_s, "to load ray")
 
     def ask(self, request: Request, *, timeout_s: float) -> Done:

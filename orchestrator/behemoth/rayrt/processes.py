@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from behemoth.base.errors import NotFound, Unavailable
 from behemoth.base.ids import NodeId
-from behemoth.ports import NodeGone
-from behemoth.rayrt.kept import LOG_ENV, KeptProcess, KeptSpec, start_kept
+from behemoth.ports import AGENT_LOG_VARIABLE, NodeGone
+from behemoth.rayrt.kept import KeptProcess, KeptSpec, start_kept
 from behemoth.rayrt.roster import Roster
 
 
@@ -37,7 +37,7 @@ class SubprocessRuntime:
         require_node(node, self._nodes)
         if self._roster.is_started(node, incarnation):
             return
-        log_path, whole_env = env.get(LOG_ENV, ""), {**os.environ, **env}
+        log_path, whole_env = env.get(AGENT_LOG_VARIABLE, ""), {**os.environ, **env}
         spec = KeptSpec(argv=argv, env=whole_env, log_path=log_path)
         self._stop(node)
         try:

@@ -55,7 +55,7 @@ class RayRuntime:
 
     @property
     def link(self) -> HostLink:
-        """For tests and diagnosis: the host's folder and keeper."""
+        """The link to the Ray host, for tests and diagnosis."""
         return self._link
 
     def nodes(self) -> Sequence[NodeId]:
@@ -167,7 +167,7 @@ def _closed_on_error(link: HostLink) -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-    """Knock before ray does, which would retry for long."""
+    """Try to connect before ray does, which would retry for minutes."""
     if address == "auto":
         return
     host, port = _host_and_port(address)

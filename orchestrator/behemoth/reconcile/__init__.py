@@ -1,1 +1,2 @@
-"""fold, decide, the ledger and the loop that bodies share."""
+"""The core: `fold` (evidence to observation), `decide` (observation to effects), `ledger` (where the time went), and
+`loop`, which drives them. Pure but for the loop; no module here does I/O."""

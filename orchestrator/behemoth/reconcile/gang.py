@@ -24,7 +24,7 @@ from behemoth.state.evidence import (
 from behemoth.state.observation import GangState, Incident, Observation, SaveInFlight
 
 _FORMER_WEIGHT = 3
-"""Of what was known, against a word that was heard `_FULL_WEIGHT_US` or more after the one before it."""
+"""Weight of the former estimate against a report that comes `_FULL_WEIGHT_US` or more after the one before it."""
 _FULL_WEIGHT_US = 1_000_000
 
 

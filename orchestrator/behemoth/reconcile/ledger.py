@@ -81,11 +81,11 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     has_run: bool = False
     """Whether a gang was ever up: before that, starting is idle."""
     step: Step = Step(0)
-    """Of the last point of the line that was booked."""
+    """Step of the last progress that was booked."""
     goal_step: Step = Step(0)
     """Steps up to here are repeated."""
     stall_us: int = 0
-    """Of this attempt, as last told."""
+    """Stall of this attempt, as last reported."""
     away_us: tuple[int, int] = (0, 0)
     """From the last word of the former term to the begin of this one."""
     faults: tuple[FaultRow, ...] = ()

@@ -1,7 +1,7 @@
 """The program's arrays as plain bytes where they lie, without copying.
 
-numpy arrays and CPU tensors are taken in place by their address; the bytes of tensors on a device are copied by that,
-piece by piece (`devices`). torch is never imported here: a tensor can only exist when the program has imported it. The
+numpy arrays and CPU tensors are taken in place by their address; the bytes of tensors on a device are copied piece by
+piece (`devices`). torch is never imported here: a tensor can only exist when the program has imported it. The
 neighbour `state` knows names and shapes.
 """
 
@@ -68,7 +68,8 @@ class LocalArray:
         return tuple(value.shape) if isinstance(value, np.ndarray) else tuple(_tensor(value).shape)
 
     def content(self, lanes: Lanes) -> Bytes | DeviceBytes:
-        """Its own bytes as they are, to be copied before they change, or to be overwritten in place."""
+        """Its memory as bytes, without a copy: to be copied before they change, or to be overwritten in place. Raises
+        Invalid for strided or lazy tensors, and for freed storage."""
         self._require_plain()
         value = self._value
         if isinstance(value, np.ndarray):
@@ -93,12 +94,12 @@ class LocalArray:
         return self.content(lanes)
 
     def reach(self, lanes: Lanes) -> None:
-        """Have a lane to the tensor's device."""
+        """Open the lane to the tensor's device, if it is on one."""
         if is_tensor(self._value) and not self._value.is_cpu:
             lanes.to(self._value.device)
 
     def _require_plain(self) -> None:
-        """Raises Invalid where the values do not stand one behind the other."""
+        """Raises Invalid where the values are not contiguous in memory."""
         value = self._value
         is_contiguous = value.flags.c_contiguous if isinstance(value, np.ndarray) else _tensor(value).is_contiguous()
         if not is_contiguous:
@@ -116,10 +117,10 @@ class LocalArray:
 
 
 def _require_memory(name: str, tensor: Tensor) -> None:
-    """Raises Invalid for a tensor whose address leads to no elements: those that stand for others (DTensor, tensors
-    that are made for tracing or by quantization libraries), nested ones, and those on the meta device."""
+    """Raises Invalid for a tensor whose address leads to no elements: wrapper subclasses (DTensor, tensors for tracing
+    or of quantization libraries), nested tensors, and those on the meta device."""
     torch, kind = sys.modules["torch"], type(tensor)
-    # Plain tensors and parameters have torch's own; what answers operations itself keeps its elements elsewhere.
+    # A wrapper subclass overrides __torch_dispatch__ and keeps its elements in other tensors.
     is_plain = kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
     if is_plain and not tensor.is_nested and not tensor.is_meta:
         return

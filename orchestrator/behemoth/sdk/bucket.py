@@ -99,7 +99,7 @@ def declare_bucket(
 
 
 def _checked(value: object, expected: int, size: int, flat_over: Axes) -> _Buffer:
-    """Either kind of array; both are cut and filled alike."""
+    """`value` with its type and shape checked. Raises Invalid."""
     if not isinstance(value, np.ndarray) and not is_tensor(value):
         raise Invalid(
             f"bucket: expected a numpy array or a torch tensor, got {type(value).__name__}", code="array-type"
@@ -116,11 +116,11 @@ def _checked(value: object, expected: int, size: int, flat_over: Axes) -> _Buffe
 
 
 def _lengths(slot: Slot, mesh: RankMesh) -> tuple[int, int]:
-    """Elements of this rank's block, before it is shared, and those of the room that it takes in the buffer: with its
-    padded rows, as many on each rank."""
+    """The number of elements of the block of this rank before `flat_over` cuts it, and the number that it takes up in
+    the buffer, which counts padded rows."""
     spec = ArraySpec(
         name=slot.name,
-        dtype="uint8",  # of no account for shapes
+        dtype="uint8",  # any: only shapes are asked for
         shape=slot.shape,
         dims=tuple(sorted((slot.dims or {}).items())),
         packed=packed_of(slot.name, slot.packed),
@@ -137,7 +137,7 @@ def _lengths(slot: Slot, mesh: RankMesh) -> tuple[int, int]:
 
 
 def _part(buffer: _Buffer | None, begin: int, end: int) -> _Buffer | None:
-    """What a rank's range has of elements that are counted from its start."""
+    """Elements begin..end of the buffer, counted from the start of this rank's range and clipped to it."""
     return None if buffer is None else buffer[_within(begin, end)]
 
 

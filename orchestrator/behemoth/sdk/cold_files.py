@@ -1,8 +1,9 @@
 """Fills a rank's arrays from files of a commit that no page cache holds.
 
-One read(2) past the page cache brings a chunk and its CRC into place, or where that lies askew into a small buffer; it
-is checked and copied while other threads read, so that the disk waits for nobody. Staging memory is left alone: another
-copy of each byte would take longer than it is likely to save. Neighbours: `files`, for what the page cache holds.
+One direct read (O_DIRECT) brings a chunk and its CRC into place, or into a small buffer where the place is not aligned
+to pages; it is checked and copied while other threads read, so that the disk is never idle. Staging memory is left
+alone: another copy of each byte would take longer than it is likely to save. Neighbours: `files`, for what the page
+cache holds.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BLOCK_BYTES = 1 << 20
 def read_cold_files(
     folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str, Memory], *, threads: int = 1
 ) -> None:
-    """What `files.read_files` does, with the same errors, past the page cache. Memory: a chunk per thread."""
+    """As `files.read_files`, with the same errors, but past the page cache (O_DIRECT). Memory: one chunk per thread."""
     targets = matched(plan, arrays, is_out=True)
     work = _ColdRead(folder, layout, targets)
     chunk_bytes = max((grid.payload_bytes for grid in grids(layout)), default=0)
@@ -60,7 +61,7 @@ class _ColdRead:
         self._own = threading.local()
 
     def run(self, spans: Sequence[Span]) -> None:
-        """Of one shard."""
+        """Read spans of one shard file."""
         grid = self._grids[spans[0].array]
         path = os.path.join(self._folder, self._layout.paths[spans[0].array], grid.shard_key(spans[0].shard))
         with named(path), _shard(path, grid) as shard:
@@ -82,7 +83,7 @@ class _ColdRead:
             raise damaged(shard.grid, span, shard.path)
 
     def _room(self, payload_bytes: int) -> memoryview:
-        """The calling thread's own."""
+        """The calling thread's own buffer of at least the bytes that a chunk needs."""
         num_bytes = _room_bytes(payload_bytes)
         if not hasattr(self._own, "room") or self._own.room.nbytes < num_bytes:
             self._own.room = own_memory(num_bytes)
@@ -129,7 +130,8 @@ class _Shard:
         return int.from_bytes(tail, "little")
 
     def _read_direct(self, start: int, payload: memoryview, page: memoryview) -> int:
-        """Bytes that are in place: 0 where chunk or memory lie askew, or the file system wants something else."""
+        """The number of bytes that are in place: 0 where the chunk or the memory is not aligned to pages, or the file
+        system wants another alignment."""
         if self._direct is None or any(one % PAGE_BYTES for one in (start, payload.nbytes, address_of(payload))):
             return 0
         try:

@@ -1,6 +1,6 @@
-"""What a program says of an array's dims, as a layout has it: whole numbers, one packed dim, one padded dim.
+"""Turns what a program declares of an array's dims into the form of a layout: integers, one packed and one padded dim.
 
-Whether they fit each other is the layout's to say. Neighbours: `state` and `bucket`, where they are declared.
+Whether they fit together is checked by the layout. Neighbours: `state` and `bucket`, where they are declared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from behemoth.base.errors import Invalid
 
 
 def shape_of(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Raises Invalid for what are no whole numbers, as the others do."""
+    """The shape as plain integers. Raises Invalid for other numbers, as all functions here."""
     return _whole(name, shape, "a shape", code="array-shape")
 
 
@@ -37,7 +37,7 @@ def padded_of(name: str, padded: Mapping[int, int] | None) -> tuple[int, int] | 
 
 
 def bucket_of(name: str, bucket: tuple[int, int]) -> tuple[int, int]:
-    """Begin and size of a bucket."""
+    """Where the block begins in its bucket, and the size of the bucket, in elements."""
     begin, size = _whole(name, bucket, "begin and size of a bucket", code="array-bucket")
     return begin, size
 

@@ -1,8 +1,8 @@
-"""Copies between host memory and the device of a tensor, beside what the program has given the device to do.
+"""Copies between host memory and the device of a tensor, concurrent with the program's own work on that device.
 
-The only place that knows streams, events and pinned memory: all that CUDA (or ROCm, by the same names) is asked for. A
-device that is no CUDA device copies while its caller waits. Nothing is known of checkpoints here. Neighbours: `arrays`,
-whose tensors these are, and `behemoth.checkpoint.held`, which says when what was begun must be complete.
+The only place that knows streams, events and pinned memory: every call of CUDA (or ROCm, by the same names) is here. On
+other devices a copy blocks its caller. Nothing is known of checkpoints here. Neighbours: `arrays`, whose tensors these
+are, and `behemoth.checkpoint.held`, which says when what was begun must be complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lane(Protocol):
     """Copies to and from one device. Any thread may use it but for `follow`."""
 
     def follow(self) -> None:
-        """What is copied from now on comes behind all that the calling thread's current stream has been given."""
+        """Order later copies after everything that was queued on the calling thread's current stream."""
         ...
 
     def copy(self, target: Tensor, source: Tensor) -> None:
@@ -71,7 +71,7 @@ class Cuda(Protocol):
 
 
 def torch_cuda() -> Cuda:
-    """Of a program that has tensors on such a device."""
+    """`torch.cuda`. Only for a program that has imported torch."""
     return cast(Cuda, sys.modules["torch"].cuda)
 
 
@@ -100,7 +100,7 @@ class CudaLane:
 
 
 class WaitingLane:
-    """Of a device whose streams nobody knows here: each copy is complete when it returns."""
+    """For a device that has no CUDA streams: each copy is complete when it returns."""
 
     def __init__(self, synchronize: Callable[[], object], device: Device) -> None:
         self._synchronize = synchronize
@@ -131,7 +131,7 @@ class Lanes:
         return self._lanes[device]
 
     def follow(self) -> None:
-        """On every device so far."""
+        """`Lane.follow` for every device so far."""
         for lane in self._lanes.values():
             lane.follow()
 
@@ -172,13 +172,14 @@ class DeviceBytes:
         return self._lane
 
     def read(self, run: Run, into: npt.NDArray[np.uint8]) -> None:
-        """Raises Unavailable when the device refuses, as where a run of many rows finds no memory on it."""
+        """Begin to copy the bytes of `run` from the device into `into`; complete after `lane.settle`. Raises
+        Unavailable when the device refuses, for example for want of memory."""
         if run.nbytes:
             with _told(f"array {self._name!r}: copy from its device"):
                 self._lane.copy(_host(run, into), self._part(run))
 
     def write(self, run: Run, data: npt.NDArray[np.uint8]) -> None:
-        """As `read`."""
+        """Begin to copy `data` to the bytes of `run` on the device. Blocks and raises as `read`."""
         if run.nbytes:
             with _told(f"array {self._name!r}: copy to its device"):
                 self._lane.copy(self._part(run), _host(run, data))
@@ -190,7 +191,7 @@ class DeviceBytes:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """torch's errors as ours: a device without memory for a moment costs a save, and no training."""
+    """Turn a RuntimeError of torch into Unavailable: a device that is short of memory costs a save, not the run."""
     try:
         yield
     except RuntimeError as error:
@@ -218,7 +219,7 @@ def _lane(device: Device) -> Lane:
 
 
 def _register(device: Device, memory: memoryview) -> int:
-    """cudaError's number."""
+    """Pin the pages of a mapping; the cudaError_t number, 0 for success."""
     cuda, address = torch_cuda(), address_of(memory)
     with cuda.device(device):
         code = int(cuda.cudart().cudaHostRegister(address, memory.nbytes, _PORTABLE))
@@ -232,6 +233,7 @@ def _register(device: Device, memory: memoryview) -> int:
 
 
 def _unregister(cuda: Cuda, device: Device, address: int) -> None:
-    """By whatever thread lets the mapping go: on the device that it stands on, this would make a context."""
+    """May run on any thread, the one that drops the mapping last; without `cuda.device` the call would create a context
+    on that thread's current device."""
     with suppress(RuntimeError), cuda.device(device):  # a forked child has the mapping too, but no device
         cuda.cudart().cudaHostUnregister(address)

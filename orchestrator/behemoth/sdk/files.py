@@ -28,7 +28,7 @@ from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.threads import run_all
 
 BATCH_BYTES = 128 << 20
-"""Of one shard: what a thread reads through one descriptor."""
+"""Bytes of one shard file that a thread reads through one descriptor."""
 BLOCK_BYTES = 2 << 20
 """What is read and then checked while it is in a core's caches. A half, a quarter and the double are as fast."""
 BOUNCE_BYTES = 64 << 20
@@ -49,14 +49,15 @@ def read_files(folder: str, layout: Layout, plan: RankPlan, arrays: Mapping[str,
 
 
 def readers(targets: Sequence[Held], room_bytes: int, *, threads: int) -> int:
-    """How many threads read, each with `room_bytes` of its own: so many that BOUNCE_BYTES are enough where something is
-    for a device, or one where they are not."""
+    """How many threads read, each with a buffer of `room_bytes`: `threads`, or, where something is for a device, as
+    many as BOUNCE_BYTES suffice for, at least one."""
     is_for_device = any(target.lane is not None for target in targets)
     return max(1, min(threads, BOUNCE_BYTES // room_bytes)) if is_for_device else threads
 
 
 def batches(spans: Sequence[Span], batch_bytes: int) -> Iterator[list[Span]]:
-    """The spans in their order, some of one shard at a time, up to `batch_bytes` of the rank's own."""
+    """The spans in their order, in batches: each is of one shard, and holds up to `batch_bytes` of the rank's own data,
+    or one span."""
     for _, of_shard in groupby(spans, key=lambda span: (span.array, span.shard)):
         batch: list[Span] = []
         num_bytes = 0
@@ -96,7 +97,8 @@ class _Chunks:
         self._path = path
         self._grid = grid
         self._scratch = np.empty(min(BLOCK_BYTES, grid.payload_bytes), np.uint8)
-        """For blocks of which only a part goes into place, or not in one run. Its memory is taken as it is touched."""
+        """Buffer for blocks of which only a part goes into place, or that are scattered there. Its pages are allocated
+        as they are touched."""
 
     def read(self, span: Span, target: Held) -> None:
         """Check the span's chunk, and put what the span has of it into place."""
@@ -123,7 +125,7 @@ class _Chunks:
 
 
 def _fill_settled(target: Held, data: npt.NDArray[np.uint8], start: int) -> None:
-    """Overwrite a piece from byte `start` on. Nobody reads `data` any more behind that, after an error either."""
+    """Overwrite a piece from byte `start` on. When it returns or raises, `data` may be reused."""
     try:
         target.fill(data, start)
     finally:
@@ -141,7 +143,7 @@ def damaged(grid: Grid, span: Span, path: str, what: str = "damaged", *, code: s
 
 @contextmanager
 def named(path: str) -> Iterator[None]:
-    """Errors of the system as Unavailable, with the file."""
+    """Turn an OSError of the block into Unavailable with the file's name."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The inventory file of a torch module, so that `behemoth plan` and the mesh checks know a model of one's own.
+"""The inventory file of a torch module, so that `behemoth plan` and the mesh checks know any model.
 
-Only names, shapes and types are asked for, so a module on the meta device does: no weight needs memory. torch is not
+Only names, shapes and types are asked for, so a module on the meta device will do: no weight needs memory. torch is not
 imported here. Neighbours: `behemoth.spec.model` (the format), `behemoth.spec.tensor_names` (the Llama 4 family's
 rules).
 """
@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from behemoth.base.errors import Invalid
+from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.spec.model import Stage, TensorEntry, encode_inventory, is_buffer_dtype
 from behemoth.spec.tensor_names import entry_of
 
@@ -84,14 +85,14 @@ class _Layers:
             raise Invalid(f"layers: expected one {{}} for the number, got {self.template!r}", code="arrays-listed")
 
     def split(self, name: str) -> tuple[str, int] | None:
-        """The name with `{}`, and the number, of what belongs to a layer."""
+        """For a tensor of a layer its name with `{}` in place of the number, and the number; else None."""
         before, after = self.template.split("{}")
         match = re.fullmatch(rf"{re.escape(before)}(\d{{1,4}})({re.escape(after)}\..+)", name)
         return None if match is None else (f"{before}{{}}{match[2]}", int(match[1]))
 
 
 def _saved_buffers(module: Module) -> dict[str, _Array]:
-    """One that has several names has the first of those under which it is saved: it need not be under all."""
+    """The buffers in the state_dict. One with several names appears under the first that is in the state_dict."""
     saved = module.state_dict().keys()
     found: dict[int, tuple[str, _Array]] = {}
     for name, one in module.named_buffers(remove_duplicate=False):
@@ -150,7 +151,7 @@ def _entry(
 
 
 def _gathered(entries: Sequence[TensorEntry]) -> Iterator[TensorEntry]:
-    """Layers that are alike become one entry where their numbers have an even step."""
+    """Entries with those of equal layers merged into one where the layer numbers form an arithmetic progression."""
     alike: dict[tuple[object, ...], list[TensorEntry]] = {}
     for entry in entries:
         alike.setdefault((entry.name, tuple(entry.shape), entry.shard, entry.stage, entry.buffer), []).append(entry)
@@ -165,8 +166,7 @@ def _gathered(entries: Sequence[TensorEntry]) -> Iterator[TensorEntry]:
 
 def _check_used(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
     known = list(names)
-    unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in known)]
-    if unused:
+    if unused := NamePatterns(patterns).unused(known):
         raise Invalid(
             f"{what}: expected patterns of the module's tensors, got {unused[:3]}",
             hint=f"they are called such as {known[0]!r}",

@@ -1,4 +1,4 @@
-"""How a training program joins: the session that its agent left open in this process, or a world of one.
+"""How a training program joins its run: over the socket that its agent passed to this process, or as a world of one.
 
 The only file of `sdk` that reads the environment. The neighbour is `run`, which is what the program gets.
 """
@@ -22,14 +22,14 @@ from behemoth.wire.session import DUMP_SIGNAL, TO_WORKER, WORKER_FD_VARIABLE, As
 JOIN_LIMIT_S = 60.0
 
 _has_joined = False
-"""In this process; the variable that names the session is gone after the first call."""
+"""Whether `join` was called in this process: the first call removes the variable that names the socket."""
 
 
 def join() -> Run:
     """Join the run that started this process; outside a run, a world of one (or torchrun's world, without saves).
 
-    Blocks for one message of the agent. Raises Invalid when the agent refuses, Timeout when it does not answer, and
-    Conflict for a second call in a run."""
+    Blocks until the agent answers, for at most JOIN_LIMIT_S. Raises Invalid when the agent refuses, Timeout when it
+    does not answer, and Conflict for a second call in a run."""
     global _has_joined
     if _has_joined:
         raise Conflict(
@@ -69,8 +69,8 @@ def _place(assigned: Assigned) -> Place:
 
 
 def _write_stacks_on_signal() -> None:
-    """A hung worker is asked for its stacks before it is ended. A program may have replaced stderr by something without
-    a descriptor; the real one is what the agent reads."""
+    """Print the stacks of all threads on DUMP_SIGNAL, which the agent sends to a hung worker before it kills it. Uses
+    the real stderr, which the agent reads: a program may have replaced sys.stderr by something without a descriptor."""
     stream = sys.__stderr__
     if stream is not None:
         faulthandler.register(DUMP_SIGNAL, file=stream, all_threads=True, chain=False)

@@ -47,7 +47,7 @@ class RankMesh:
         return self.sizes.edp
 
     def size(self, axes: Axes) -> int:
-        """Of an axis, or of several that count as one."""
+        """The size of an axis, or of several that count as one."""
         return self.sizes.size(axes)
 
     def coordinate(self, axes: Axes) -> int:
@@ -67,12 +67,12 @@ class Place:
     total_steps: int | None
     attempt: int
     sharding: Sharding
-    """Of the checkpoints that are saved here."""
+    """How shards are cut in the checkpoints that this run saves (`Layout.sharding`)."""
 
 
 def lone_place(environment: Mapping[str, str]) -> Place:
-    """The place outside a run: a world of one, or what torchrun says when it started this process. All ranks but one
-    axis count as data parallel. Raises Invalid for numbers that make no sense."""
+    """The place outside a run: a world of one rank, or the world that torchrun's variables in `environment` describe.
+    All ranks are data-parallel. Raises Invalid for a rank that is not below the world size, or no whole number."""
     rank, world_size, local_rank = (
         _whole(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )

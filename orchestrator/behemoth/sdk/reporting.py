@@ -1,4 +1,4 @@
-"""How far the rank is, told to its agent without ever holding up a step.
+"""Reports the progress of a rank to its agent, without ever blocking a step.
 
 When the socket is full, reports are merged until it takes one. The neighbour `run` decides what a step is.
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def real(what: str, value: Real) -> float:
-    """`value` as a float; of a tensor on a device, once it is there. Raises Invalid naming `what`."""
+    """`value` as a float; blocks until a tensor on a device is computed. Raises Invalid naming `what`."""
     try:
         return float(_single(value))
     except (TypeError, ValueError, OverflowError) as error:
@@ -44,8 +44,8 @@ def whole(what: str, value: Whole) -> int:
 
 
 def _single(value: T) -> T | Tensor:
-    """A tensor of several elements would fail as a broken device does, by a RuntimeError; one that wants a gradient
-    would warn."""
+    """`value` without its gradient, which would print a warning. Raises ValueError for a tensor of several elements:
+    torch raises a RuntimeError there, as for a broken device."""
     if not is_tensor(value):
         return value
     if value.numel() != 1:
@@ -75,11 +75,12 @@ class Reporter:
         self._blocks: list[WorkPhase] = []
 
     def begin_step(self) -> None:
-        """The next step begins only now: what was done since the last report belongs to none."""
+        """Start the clock of the next step now: the time since the last report counts for no step."""
         self._began_ns = self._now_ns()
 
     def report(self, step: Step, *, loss: float | None, tokens: int) -> None:
-        """`step` is completed, and the next one begins. Never blocks. The same step again adds what was not told."""
+        """`step` is completed, and the next one begins. Never blocks. A second report of the same step adds its tokens
+        and its loss."""
         took_us = 0
         if step != self._reported:
             took_us = (self._now_ns() - self._began_ns) // 1000
@@ -105,15 +106,15 @@ class Reporter:
             self._pending = None
 
     def enter(self, phase: WorkPhase) -> None:
-        """What the rank does from now on; a step in it begins now."""
+        """Tell the agent the phase that the rank is in from now on; the next step begins now."""
         self._phase = phase
         self.begin_step()
         self._tell(phase)
 
     @contextmanager
     def within(self, phase: WorkPhase) -> Iterator[None]:
-        """What the rank does in this block, and after it again what it did before. Blocks nest; their time is none of
-        the step's, since another hang limit holds for it."""
+        """Be in `phase` during the block, and in the former phase after it. Blocks nest; their time does not count for
+        the step, since another hang limit applies to it."""
         entered_ns = self._now_ns()
         self._blocks.append(phase)
         self._tell(phase)
@@ -126,7 +127,7 @@ class Reporter:
             self._tell(self._blocks[-1] if self._blocks else self._phase)
 
     def _tell(self, phase: WorkPhase) -> None:
-        """Reports that wait go first."""
+        """Blocks, for at most `limit_s`: a report that is still pending is sent first."""
         if self._pending is not None:
             self._peer.send(self._pending, timeout_s=self._limit_s)
             self._pending = None

@@ -1,4 +1,4 @@
-"""How a rank gets its state back: it declares what it holds, the agent says where that lies, and the bytes are copied
+"""Restores a rank's state: the rank declares what it holds, the agent says where the bytes are, and they are copied
 into the program's arrays.
 
 Neighbours: `run`, which calls this once, `state` (the program's memory), `files` (out of the page cache),
@@ -24,8 +24,11 @@ from behemoth.wire.session import Declare, Ready, Refusal, ToWorker
 
 
 def restored(peer: Peer[ToWorker], bound: BoundState, intake: Intake, *, limit_s: float) -> tuple[Ready, Arena]:
-    """Fill the state from where the agent says; when it is damaged there, as the store process reads it. Blocks, for at
-    most `limit_s` until an answer. Raises Invalid when the agent refuses, Corrupt when memory was damaged."""
+    """Fill the state from the place that the agent names: staging memory, or files of this machine. When those bytes
+    turn out damaged or unreadable, the agent is asked once more, and its store process reads and checks them.
+
+    Blocks for the copy, and for at most `limit_s` for each answer. Returns the agent's answer and the mapped staging
+    memory. Raises Invalid when the agent refuses, Corrupt when memory was damaged."""
     ready, arena = _fetch(peer, bound, intake, limit_s)
     try:
         _take_over(bound, arena, ready)

@@ -1,6 +1,6 @@
 """What a training program sees of its run: restore, steps, fence, report, save.
 
-Outside a run every call does the little that makes sense, so that the same script runs by hand or under torchrun.
+Outside a run the calls do nothing, or return defaults, so that the same script runs by hand or under torchrun.
 No store is ever opened here: state goes into and comes out of the memory that the agent owns, or out of files of this
 machine that the agent has named. The neighbour `joining` makes the Run.
 """
@@ -48,15 +48,15 @@ class Session:
         self.peer.send(message, timeout_s=self.limit_s)
 
     def tell_end(self) -> None:
-        """Tell once that no step is left, so that the end of this process is no fault. What it still does may take the
-        time of a save, unless it declares another phase."""
+        """Tell the agent, once, that no step is left, so that the exit of this process is not a failure. The hang limit
+        of a save applies to what it still does, unless it declares another phase."""
         if not self.has_ended:
             self.has_ended = True
             self.reporter.enter("save")
             self.tell(StepsEnded())
 
     def stand(self, step: Step) -> None:
-        """Tell once that the rank has its state."""
+        """Tell the agent, once, that the rank has its state and is about to train."""
         if not self.is_standing:
             self.is_standing = True
             self.tell(Standing(step=step))
@@ -100,13 +100,14 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """How often the gang was started, from 1."""
+        """The number of this start of the gang, from 1."""
         return self._place.attempt
 
     @property
     def should_stop(self) -> bool:
-        """For a loop of the program's own: True once the run's last save is committed, at its last step or where it is
-        suspended. It changes inside `save` only, at the same step on all ranks. Always False outside a run."""
+        """True once the run's last save is committed: at its last step, or where it is suspended. Programs that do not
+        loop over `steps` must check it. It changes inside `save` only, at the same step on all ranks; False outside a
+        run."""
         saver = self._session.saver if self._session is not None else None
         return saver is not None and saver.has_ended
 
@@ -162,8 +163,8 @@ class Run:
     def steps(self, first: int, total: int | None = None) -> Iterator[int]:
         """The steps to make after `first` completed ones: first + 1 .. total. Ends early when the run is suspended.
 
-        `total` is needed outside a run only. Raises Invalid when nobody says how many steps there are, and Conflict for
-        a program that left the loop, reported later steps, and comes back to it.
+        `total` is needed outside a run only. Raises Invalid when the number of steps is not known, and Conflict for a
+        program that left the loop, reported later steps, and comes back to it.
         """
         limit = self._place.total_steps if self._place.total_steps is not None else total
         if limit is None:
@@ -196,9 +197,9 @@ class Run:
     def report(self, step: Whole, *, loss: Real | None = None, tokens: Whole = 0) -> None:
         """`step` is completed. Never blocks, unless `loss` is a tensor that its device has not computed yet.
 
-        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is no number, Conflict
-        for another step than `steps` is at, and SystemExit(0) for one that was made although `should_stop` was true:
-        nothing of it is kept, and everybody waits for this process to end.
+        Takes whatever `int` and `float` take, such as numbers of numpy. Raises Invalid for what is not a number,
+        Conflict for another step than `steps` is at, and SystemExit(0) for a step after `should_stop` became true:
+        nothing of it is kept, and the run waits for this process to exit.
         """
         completed, count = Step(whole("report: step", step)), whole("report: tokens", tokens)
         if count < 0:
@@ -271,7 +272,7 @@ class Run:
 
 
 def _names(what: str, patterns: Iterable[str]) -> tuple[str, ...]:
-    """A text is iterable too: each of its letters would be a pattern."""
+    """The patterns as a tuple. Raises Invalid for a single text, each letter of which would be a pattern."""
     listed = () if isinstance(patterns, str) else tuple(patterns)
     if isinstance(patterns, str) or not all(isinstance(one, str) and one for one in listed):
         raise Invalid(f"restore: expected {what} as a list of patterns, got {patterns!r}", code="arrays-listed")

@@ -1,7 +1,7 @@
-"""The rank's part of a save: what it promises, when it copies, and what it waits for at its last step.
+"""The rank's side of a save: when it acknowledges one, when it copies, and what it waits for at its last step.
 
-Commands of the agent are read at step boundaries and while waiting, on the program's own thread: a promise ("armed") is
-thereby the rank's own and cannot be overtaken by the training loop. It costs one step of latency, which the
+Commands of the agent are read at step boundaries and while waiting, on the program's own thread: so the training loop
+cannot get past a step whose save the rank has acknowledged (`Armed`). It costs one step of latency, which the
 coordinator's choice of a step well ahead covers. The neighbours are `run` and `behemoth.checkpoint.staging`.
 """
 
@@ -44,13 +44,13 @@ INLINE_BYTES = 64 << 20
 meanwhile."""
 
 MEMORY_WAIT_S = 0.5
-"""Longest wait of a save in passing for staging memory; less than any hang limit may be (1 s)."""
+"""Longest wait of a save for staging memory, except at the last step; less than the smallest hang limit (1 s)."""
 
 
 @dataclass(slots=True, eq=False)
 class _Copying:
-    """A copy that goes on until `fence`. `done_step`: a later step that was done without one; the copy may then hold
-    bytes of both steps, however early its last byte was copied."""
+    """A copy that goes on until `fence`. `done_step`: a later step that was done without a fence; the copy may then
+    hold bytes of both steps, even if it was complete before that step was reported."""
 
     step: Step
     updated_step: Step
@@ -106,14 +106,14 @@ class Saver:
         """The last save is committed: the program makes no further step."""
 
     def poll(self) -> None:
-        """Hear what the agent has said. Never blocks."""
+        """Handle the messages of the agent that have arrived. Never blocks."""
         while (message := self._peer.poll()) is not None:
             self._hear(message)
 
     def pass_step(self, step: Step) -> None:
-        """`step` is behind the program: it can no longer be saved."""
+        """`step` is over and can no longer be saved; a save that was due by then is reported as failed."""
         self._done(step)
-        self._passed = max(self._passed, step)  # first, so that nothing is promised that is behind
+        self._passed = max(self._passed, step)  # first, so that no save of a past step is acknowledged
         self.poll()
         due = self._due
         if due is not None and due.step <= step:
@@ -135,7 +135,7 @@ class Saver:
                 self._save_in_passing(step)
 
     def fence(self, *, is_update: bool = True) -> None:
-        """Until the copy that `save` began is complete. `is_update`: the state is about to change."""
+        """Block until the copy that `save` began is complete. `is_update`: the state is about to change."""
         self._has_update = self._has_update or is_update
         self._end_copy()
 
@@ -146,7 +146,7 @@ class Saver:
             copying.done_step = step
 
     def _done(self, step: Step) -> None:
-        """As `note_done`, and gives the copy up now."""
+        """As `note_done`, and gives up a copy that has no fence now. Blocks until its thread ends."""
         self.note_done(step)
         if self._copying is not None and self._copying.done_step is not None:
             self._end_copy()
@@ -192,8 +192,9 @@ class Saver:
         self._seal(copying)
 
     def _wait_for_memory(self) -> None:
-        """Until a half is granted, for a moment only. One is free at the call of a save, unless the write of an earlier
-        save, which was given up, still reads it. That ends soon, or storage hangs, which training must not wait for."""
+        """Wait up to MEMORY_WAIT_S for the grant of a half of the staging memory. One is free when a save is announced,
+        unless the write of an earlier save, which was given up, still reads it. That ends soon, or storage hangs, and
+        training must not wait for that."""
         deadline_s = time.monotonic() + MEMORY_WAIT_S
         with suppress(Timeout):
             while self._due is not None and self._generation is None:
@@ -206,8 +207,8 @@ class Saver:
         self._tell_stall(started_ns)
 
     def _save_until_committed(self, step: Step) -> None:
-        """Wait for the word that everybody is here, save, and wait for the commit; a write that is given up is followed
-        by another at the same step, or, before the run's end, by more training."""
+        """Wait until all ranks are at the step (`Proceed`), save, and wait for the commit. A write that is given up is
+        followed by another at the same step, or, before the run's end, by more training."""
         is_end = step >= self._total_steps
         while not self.has_ended:
             due = self._due
@@ -231,7 +232,8 @@ class Saver:
         self.has_ended = self._safe == write_id
 
     def _begin(self, step: Step, write_id: WriteId, generation: int) -> _Copying | None:
-        """Copy what may change before the fence. None, and told, when the state does not fit what was declared."""
+        """Copy what may change before the fence. When the state does not fit what was declared, the agent is told, and
+        None is returned."""
         self._due, self._generation = None, None
         try:
             self._bound.write_records()
@@ -323,7 +325,7 @@ class Saver:
             self._due, self._generation, self._may_proceed = None, None, False
 
     def _tell_stall(self, started_ns: int) -> None:
-        """Whatever became of the save: the program did not train meanwhile."""
+        """Report the time that the program did not train, whether or not the save succeeded."""
         self._tell(Stalled(stall_us=(time.monotonic_ns() - started_ns) // 1000))
 
     def _wait(self, what: str) -> None:

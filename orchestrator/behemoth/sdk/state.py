@@ -1,4 +1,4 @@
-"""What a program wants back after a fault: its arrays, declared with their logical shapes, and small typed values.
+"""The state of a program as it declares it: its arrays with their logical shapes, and small typed values.
 
 Every rank declares the same arrays; only the local piece differs. The neighbours are `run`, which saves and restores
 a State, and `behemoth.checkpoint.layout`, which holds the rules of sharing.
@@ -166,7 +166,7 @@ class State:
 
 
 class BoundState:
-    """A State on its place in the mesh: the layout, this rank's plan, and its bytes."""
+    """A State bound to a rank of a mesh: the layout, this rank's plan, and its bytes."""
 
     def __init__(self, state: State, mesh: Mesh, rank: Rank, *, sharding: Sharding = "array") -> None:
         """`sharding`: as the run's store wants it; nothing is saved outside of a run."""
@@ -188,31 +188,33 @@ class BoundState:
 
     @property
     def frozen(self) -> tuple[int, ...]:
-        """The arrays that are not meant to move, counted in the layout's order."""
+        """Positions in the layout of the arrays that are declared `frozen`."""
         arrays = self._state._arrays
         names = (array.name for array in self.layout.arrays)
         return tuple(at for at, name in enumerate(names) if name in arrays and arrays[name].is_frozen)
 
     def early_names(self) -> list[str]:
-        """What must be copied inside `save`: it may change before `fence`."""
+        """Names of the pieces that must be copied inside `save`, because they may change before `fence`."""
         arrays = self._state._arrays
         return [name for name in self._held if name in self._state._records or arrays[name].is_mutable_in_forward]
 
     def write_records(self) -> None:
-        """Take the present values of the records. Raises Invalid when one is too large or of an unknown type."""
+        """Encode the current values of the records into their memory. Raises Invalid when one is too large or of a type
+        that records do not have."""
         for record in self._state._records.values():
             encoded = encode_record(record.get(), record.memory.nbytes)
             record.memory[:] = np.frombuffer(encoded, dtype=np.uint8)
 
     def read_records(self, *, left_out: Collection[int] = ()) -> None:
-        """Give the restored values to the program."""
+        """Hand the restored records to the program; `left_out` are positions of arrays that were not restored."""
         for name, record in self._state._records.items():
             if self.layout.positions[name] in left_out or (name == RANKS_ARRAY and is_blank(record.memory.data)):
                 continue
             record.set(decode_record(record.memory.tobytes()))
 
     def sources(self) -> dict[str, memoryview | DeviceBytes]:
-        """The bytes to save, by name. Those of devices are copied behind all that the calling thread has given them."""
+        """The bytes to save, by name. Copies from devices are ordered after what the calling thread has queued
+        there."""
         return self._memories(is_out=False)
 
     def targets(self) -> dict[str, memoryview | DeviceBytes]:
@@ -220,7 +222,7 @@ class BoundState:
         return self._memories(is_out=True)
 
     def pin(self, arena: Arena) -> None:
-        """Have the devices that hold something copy straight from and to the staging memory, if they can."""
+        """Pin the staging memory, so that devices which hold arrays copy straight from and to it, if they can."""
         for array in self._state._arrays.values():
             if array.local is not None:
                 array.local.reach(self._lanes)
@@ -274,7 +276,8 @@ def _spec(name: str, array: _Array) -> ArraySpec:
 
 
 def _check_dtype(name: str, array: _Array) -> None:
-    """Elements of another type of the same size would be saved as what they are not. A tensor's may change under it."""
+    """Raises Invalid when the value's type is not the declared one. Checked at each use: `tensor.data = ...` may change
+    it, and bytes of another type of the same size would be saved under the wrong name."""
     if array.local is not None and array.local.dtype != array.dtype:
         raise Invalid(
             f"array {name!r}: expected elements of {array.dtype}, as declared, got {array.local.dtype}",
@@ -284,7 +287,7 @@ def _check_dtype(name: str, array: _Array) -> None:
 
 
 def _check_local(piece: Piece, array: _Array, mesh: Mesh) -> None:
-    """The local piece must be what the declaration says that this rank holds."""
+    """Raises Invalid unless the local piece has the shape that the declaration gives this rank."""
     if array.local is None:
         raise Invalid(
             f"array {piece.name!r}: expected this rank's piece, since it is of stage {array.stage}, got None",

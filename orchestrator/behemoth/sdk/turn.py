@@ -1,8 +1,8 @@
-"""The turn of the loop: which step `steps` is at, so that nothing is reported or saved under the name of another one.
+"""Which step the loop over `steps` is at, so that no other step is reported or saved by mistake.
 
-Nobody tells when a program leaves the loop while a variable, tqdm or islice still holds the iterator. It shows when a
-later step is reported: in the loop nothing follows the report of its step. A program that does so and then goes on
-with the loop is refused there. The neighbour is `run`; without `steps` the step numbers are the program's own.
+A program may leave the loop unnoticed while a variable, tqdm or islice still holds the iterator. That it left is known
+when it reports a later step, which a program inside the loop does not do. If it then continues the same loop, Conflict
+is raised. The neighbour is `run`; without `steps` the step numbers are the program's own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Turn:
         self._is_reported = True
 
     def check(self, what: str, step: Step) -> None:
-        """State under the name of another step would be wrong for ever. Raises Conflict."""
+        """Raises Conflict for another step than that of the loop: the state would be saved under the wrong step."""
         if self._step is not None and step != self._step:
             raise Conflict(
                 f"{what}: expected step {self._step}, at which steps() is, got {step}",

@@ -25,7 +25,7 @@ class Report:
     num_attempts: int
     num_committed: int
     num_events: int
-    """Of the model: what the heap gave out."""
+    """Events of the simulation that were executed."""
     num_folded: int
     num_decided: int
     num_refused: int

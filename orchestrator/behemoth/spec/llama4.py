@@ -28,9 +28,9 @@ class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     hidden_size: _Size = 5120
     intermediate_size: _Size = 8192
-    """Of an expert, and of the shared one."""
+    """Size in each expert, and in the shared one."""
     intermediate_size_mlp: _Size = 16384
-    """Of a layer without experts."""
+    """Size in a layer without experts."""
     num_hidden_layers: _Layers = 48
     num_attention_heads: _Size = 40
     num_local_experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 16

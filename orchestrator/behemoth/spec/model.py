@@ -29,16 +29,17 @@ from behemoth.spec.recipe import DEFAULT, Recipe
 MODEL_NAMES = ("tiny-moe", "scout", "maverick", "behemoth-ref")
 MAX_INVENTORY_BYTES = 16 << 20
 _ITEM_BYTES = {"none": 0, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "split": 2}
-"""Of a parameter in a slot of the recipe; of a split master its low half, whose other one is the weights."""
+"""Bytes of a parameter by the dtype in the recipe; of a split master only its low half, as the weights are its high
+half."""
 _BUFFER = r"bool|u?int(8|16|32|64)|b?float16|float(32|64)|float8_e(4m3fn|5m2|8m0fnu)|complex(64|128)"
 """Element types of buffers, by the names that arrays of a checkpoint have for them."""
 _WORKING_BYTES = 2
-"""Of bfloat16 weights, which a program computes with where the recipe saves none."""
+"""Bytes of a bfloat16 weight, which a program computes with where the recipe saves no weights."""
 
 _RULE = re.compile(
     r"(tp|etp|ep)([0-7])(?:_packed([1-9]\d?|[1-9]\d{0,5}(?::[1-9]\d{0,5}){1,7})|(_padded)([1-9]\d{0,5})?)?", re.A
 )
-"""Of one dim: axis, dim, parts, whether it is padded and to what."""
+"""The rule of one dim: axis, dim, parts, whether it is padded and to what."""
 
 Stage = Literal["first", "last", "layer"]
 Form = TypeVar("Form")
@@ -88,11 +89,12 @@ class Cut:
     padded_to: int | None = None
 
     def part_sizes(self, size: int) -> tuple[int, ...]:
-        """Of the parts of a dim of `size`, which the sum of `packed` divides."""
+        """Sizes of the parts of a dim of `size`, which must be a multiple of the sum of `packed`."""
         return tuple(size // sum(self.packed) * part for part in self.packed)
 
     def rows_of_rank(self, size: int, num_ranks: int) -> int:
-        """Of a dim of `size`, at most; what a program pads is no row of any rank."""
+        """Most rows of a dim of `size` that one rank holds: a full share of the padded dim, since padding is at its
+        end."""
         rows = -(-size // num_ranks)
         return rows if self.padded_to is None else -(-rows // self.padded_to) * self.padded_to
 

@@ -32,7 +32,7 @@ from behemoth.spec.run import API_VERSION, KIND, NAME_PATTERN, TrainingRun, sugg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """Who the run is."""
+    """The identity of a run."""
 
     name: Annotated[
         str,

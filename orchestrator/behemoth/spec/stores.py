@@ -48,7 +48,7 @@ def _read_bucket(text: str, *, name: str) -> str:
 
 
 def _told(text: str) -> str:
-    """Of a path its beginning, of a URL the scheme."""
+    """The beginning of a path, or only the scheme of a URL, for a message."""
     scheme, mark, _ = text.partition("://")
     return f"{scheme[:20]}://... otherwise" if mark else repr(text[:80])
 

@@ -25,8 +25,8 @@ _LAYER = re.compile(
     r"((?:(?:language_model\.)?model\.layers|model\.language_model\.layers|model\.decoder\.layers"
     r"|gpt_neox\.layers|(?:transformer\.)?h|transformer\.blocks)\.)(\d{1,4})(\..+)"
 )
-"""Of the Llama 4 family and most others; of later vision models; of OPT; of GPT-NeoX; of GPT-2 and Bloom, which are
-published without `transformer.`, and Falcon; of MPT and DBRX."""
+"""Names of layers: of the Llama 4 family and most others; of later vision models; of OPT; of GPT-NeoX; of GPT-2 and
+Bloom, which are published without `transformer.`, and Falcon; of MPT and DBRX."""
 _LAST = re.compile(
     r"(?:(?:language_model\.)?(?:model\.norm|lm_head)|model\.language_model\.norm|model\.decoder\.final_layer_norm"
     r"|gpt_neox\.final_layer_norm|embed_out|(?:transformer\.)?ln_f|transformer\.norm_f)\.(?:weight|bias)"

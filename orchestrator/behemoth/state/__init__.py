@@ -1,1 +1,1 @@
-"""The vocabulary of the brain, values only: Observation, Evidence, Effect, Decision, Fence."""
+"""The vocabulary of the core ("brain"), values only: Observation, Evidence, Effect, Decision, Fence."""

@@ -17,8 +17,8 @@ Outcome = Literal["succeeded", "failed", "suspended", "cancelled"]
 
 
 class CommitRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Names one committed checkpoint. `committed_us` is the time in its record, by the clock of who committed it: a
-    label for people and for retention, compared with no other clock; 0 where nobody told, as in older journals."""
+    """Names one committed checkpoint. `committed_us` is the time in its record, by the committer's clock: for people
+    and for retention, never compared with another clock; 0 where it is not known, as in older journals."""
 
     step: Step
     write_id: WriteId

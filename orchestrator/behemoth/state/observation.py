@@ -88,7 +88,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """Failures of the program since the run last got further than ever before (`behemoth.policy.failure` counts)."""
 
     num_same: int = 0
-    """In a row that looked like one failure again and again."""
+    """Failures in a row with the same signature."""
     num_any: int = 0
     best_step: int = -1
     """The furthest step when the latest failed: a run that exceeds it begins a new tally."""
@@ -171,7 +171,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """How many steps further ahead than the cadence asks a save is announced, learned from saves that came too late."""
     num_save_failures: int = 0
     num_last_failures: int = 0
-    """Of these, last saves."""
+    """How many of these were last saves."""
     aborted: tuple[WriteId, ...] = ()
     """The latest 16 that were given up; a commit of one of them may still turn up."""
     save_message: str = ""

@@ -1,7 +1,7 @@
-"""Transfers past the page cache, where the file system can.
+"""Direct I/O: transfers past the page cache, where the file system supports it.
 
-They cost no second copy and take no memory from training, and nothing is left to flush at the end. What is small, not
-aligned, or refused goes through the page cache. Neighbours: `local` is the store, `positional` the reads and writes.
+They save a copy, take no memory from training, and leave nothing to flush at the end. Transfers that are small,
+unaligned or refused go through the page cache. Neighbours: `local` is the store, `positional` the reads and writes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from behemoth.storage.page_cache import cached_bytes
 from behemoth.storage.positional import Run, new_bounce, page_bytes, page_runs, read_pages, write_all, write_pages
 
 DIRECT_BYTES = 1 << 20
-"""From here on a transfer goes to the disk itself; below, the page cache gathers better."""
+"""Least size of a direct transfer; the page cache merges smaller ones better."""
 
 
 class Direct:
-    """Of one store. Thread-safe. Without `writes` everything that is written stays in the page cache."""
+    """Direct I/O of one store. Thread-safe. Without `writes` all writes go through the page cache."""
 
     def __init__(self, *, writes: bool) -> None:
         self._min_write_bytes = DIRECT_BYTES if writes else sys.maxsize
@@ -35,8 +35,8 @@ class Direct:
             write_all(fd, edge)
 
     def read(self, fd: int, offset_bytes: int, views: Sequence[memoryview]) -> int:
-        """Bytes at the front that were read past the page cache: 0 where that is not possible, and where the page cache
-        holds the data, which is faster still."""
+        """Read what can be read directly into the front of `views`; returns how many bytes. 0 where direct I/O is not
+        possible, and where the page cache holds most of the data, from which reading is faster."""
         num_bytes = page_bytes(offset_bytes, views[0]) if views else 0
         if num_bytes < DIRECT_BYTES:
             return 0
@@ -56,7 +56,7 @@ class Direct:
             os.close(direct)
 
     def _is_written(self, fd: int, pages: Run) -> bool:
-        """False when this file system does not take direct I/O, or not such; what was written then does not count."""
+        """Write whole pages directly. False when the file system refuses that; the caller then writes the run again."""
         direct = _opened_direct(fd, os.O_WRONLY)
         if direct is None:
             return False

@@ -1,5 +1,5 @@
-"""Folders of a directory that is a store: made and synced in the order that a power cut wants, walked in key order, and
-taken away when they are empty.
+"""The folders of a directory store: created and synced in an order that survives a power cut, walked in key order, and
+removed when they are empty.
 
 Must know paths only, and nothing of open files or of what objects hold. The neighbour is `local`, the store.
 """

@@ -1,4 +1,4 @@
-"""What a key may look like, for every adapter alike, so that a key that one store takes no other store refuses.
+"""The form of keys, checked by every adapter alike, so that all stores accept the same keys.
 
 Must not touch a disk. The neighbour is `local`, which turns segments into paths.
 """

@@ -1,8 +1,8 @@
-"""Somebody's folder for reading, in which a symbolic link to a file is that file.
+"""A read-only store on a folder of another program, in which symbolic links to files are followed.
 
-Hugging Face's cache keeps snapshots so: `snapshots/REVISION/model.safetensors` leads to `../../blobs/DIGEST`. A store
-of ours has no links, and `local` follows none, so that nobody is led astray where things are written and deleted; here
-nothing is.
+Hugging Face's cache stores snapshots this way: `snapshots/REVISION/model.safetensors` links to `../../blobs/DIGEST`.
+Our stores contain no links, and `local` follows none, since it writes and deletes; this adapter only reads. Neighbour:
+`local`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class LinkedFolder:
         LocalStore(folder).read_into(name, offset_bytes=offset_bytes, into=into)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See the port; a link as what it leads to. One that leads nowhere is told as itself: it may be none of the
-        files that somebody wants."""
+        """See the port. A link is listed with the size of its target; a dangling one as itself, since it may be none of
+        the files that the caller wants."""
         for info in self._files.list(prefix):
             path = os.path.join(self.root, info.key)
             with named_errors(f"list {path}"):

@@ -46,9 +46,9 @@ _CLEARED_HINT = "something else deletes in this store again and again: stop it"
 class LocalStore:
     """One directory. The root is made by the first write. Thread-safe; many processes may share a root.
 
-    `max_open_files` bounds the descriptors that wait for `seal`. Without `direct_writes` everything that is written
-    stays in the page cache, for who reads it again soon on this machine and has it nowhere else in memory. What
-    `is_private` is made for its owner alone; otherwise the process's umask says who may read.
+    `max_open_files` bounds the descriptors that wait for `seal`. Without `direct_writes` writes go through the page
+    cache, for data that are read again soon on this machine and are nowhere else in memory. With `is_private` files and
+    folders are accessible to their owner only; otherwise the process's umask applies.
     """
 
     def __init__(

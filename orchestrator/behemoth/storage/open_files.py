@@ -51,7 +51,7 @@ class OpenFiles:
     def sync(self, path: str) -> None:
         """Make the file durable and forget it. Raises OSError; a missing file is ENOENT, never created."""
         with self._lock:
-            # The kernel tells a failure once: who asks while another thread hears of it would be told that all is well.
+            # The kernel reports a failed write-back once: an fsync beside another thread's would succeed wrongly.
             self._closed.wait_for(lambda: not self._closing[path])
             failed = self._failed.pop(path, None)
             if failed is not None:
@@ -124,7 +124,8 @@ class OpenFiles:
                 os.close(file.fd)
 
     def _close_idle(self, *, above: int) -> None:
-        """Whoever seals a file hears that it could not be made durable here, not whoever happens to write another."""
+        """Sync and close the longest idle files. An error is kept for whoever seals that file, and not raised to the
+        caller, which happens to write another file."""
         while (file := self._take_idle(above)) is not None:
             failed: OSError | None = None
             try:

@@ -1,4 +1,4 @@
-"""Says what the operating system's error numbers mean to a caller: fix, look elsewhere, try again.
+"""Maps the operating system's error numbers to our errors: fix, look elsewhere, try again.
 
 Must not decide anything beyond the class of the error. The neighbour is `local`, whose every system call runs in here.
 """

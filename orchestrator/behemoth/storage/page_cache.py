@@ -1,7 +1,7 @@
-"""Asks the kernel how much of a file is in memory already, so that a read can take the shorter road.
+"""Asks the kernel how much of a file the page cache holds, to choose between cached and direct reads.
 
-Python has no name for cachestat(2), hence ctypes here and nowhere else in `storage`. Nothing is read or moved by
-asking. The neighbour is `local`.
+Python has no binding of cachestat(2), hence ctypes here and nowhere else in `storage`. Asking reads and changes
+nothing. The neighbour is `local`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Statistics(ctypes.Structure):
 
 
 def cached_bytes(fd: int, offset_bytes: int, num_bytes: int) -> int | None:
-    """How many bytes of this range the page cache holds, in whole pages; None when the kernel does not tell.
+    """How many bytes of this range the page cache holds, in whole pages; None when the kernel does not say.
 
     It does not before Linux 6.5, under some sandboxes, and for files that belong to somebody else.
     """

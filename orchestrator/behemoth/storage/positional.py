@@ -1,7 +1,7 @@
 """Buffers to and from offsets of a file: pwritev and preadv in full, whatever the system takes at once.
 
-Direct I/O wants file offsets, memory addresses and lengths that are multiples of a block. A page is such a multiple on
-every disk in use, so what forms whole pages goes there, and memory that lies askew is copied through a small buffer.
+Direct I/O requires file offsets, memory addresses and lengths that are multiples of a block. A page is such a multiple
+on every disk in use, so whole pages are transferred directly, and unaligned memory is copied through a small buffer.
 Must know descriptors and buffers only. The neighbour is `local`.
 """
 
@@ -15,7 +15,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.address import address_of
-from behemoth.checkpoint.passing import buffers_of
+from behemoth.checkpoint.wrapper_store import buffers_of
 from behemoth.ports import Into, Part
 
 MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))
@@ -23,7 +23,7 @@ MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))
 
 PAGE_BYTES = 4096
 BOUNCE_BYTES = 4 << 20
-"""Large enough for a disk to work on while it is the only road, small enough to stay in a core's cache."""
+"""Size of the buffer for unaligned memory: large enough to keep a disk busy, small enough for a core's cache."""
 
 Run = tuple[int, list[memoryview]]
 """An offset in bytes, and what lands there one after another."""
@@ -49,7 +49,7 @@ def target_views(into: Into, key: str, offset_bytes: int) -> list[memoryview]:
 
 
 def total_bytes(views: Sequence[memoryview]) -> int:
-    """Of all together."""
+    """Sum of the sizes of the views."""
     return sum(view.nbytes for view in views)
 
 
@@ -126,7 +126,7 @@ def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
 
 
 def page_bytes(offset_bytes: int, into: memoryview) -> int:
-    """How many bytes at the front of `into` could be read with O_DIRECT; 0 when file offset or memory lie askew."""
+    """How many bytes at the front of `into` could be read with O_DIRECT; 0 when file offset or memory is unaligned."""
     if into.nbytes < PAGE_BYTES or offset_bytes % PAGE_BYTES or address_of(into) % PAGE_BYTES:
         return 0
     return into.nbytes // PAGE_BYTES * PAGE_BYTES

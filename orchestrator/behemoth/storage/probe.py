@@ -1,4 +1,4 @@
-"""Asks a directory, before a run trusts it, whether it can do what `local` relies on.
+"""Probes a directory, before a run uses it, for what `local` relies on.
 
 Two writers, each with a descriptor of its own, fill the same pages in turn; a mount that buffers a whole file for every
 open handle, as object stores behind FUSE do, loses one of them. What it cannot find out is whether two machines see

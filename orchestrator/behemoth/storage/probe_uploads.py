@@ -1,9 +1,10 @@
-"""Asks an object store, before a run trusts it, whether it keeps what stands: the counterpart of `probe` for uploads.
+"""Probes an object store, before a run uses it, for conditional writes and CRC checks: the counterpart of `probe`.
 
-A store that takes conditions and does not heed them would let two leaders commit one step, and lose one of the two; one
-that takes CRCs and does not check them lets damage through. Such stores exist: S3 itself has conditional writes since
-2024 only. Must leave nothing behind that a later probe does not remove, and touch nothing that no probe has made: a
-prefix may hold other things than checkpoints. Others may try the same prefix at the same moment. The neighbour is `s3`.
+A store that accepts conditions and ignores them would let two leaders commit one step, and lose one of the commits; one
+that accepts CRCs and does not check them lets damage through. Such stores exist: S3 itself has conditional writes only
+since 2024. Must leave nothing behind that a later probe does not remove, and touch nothing that no probe has made: a
+prefix may hold other things than checkpoints. Others may probe the same prefix at the same moment. The neighbour is
+`s3`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from behemoth.checkpoint.paths import PROBE, probe_began_s, probe_key
 from behemoth.ports import PartReceipt, SavesTo, UploadsParts
 
 LEFT_AFTER_S = 3600
-"""A probe lasts seconds. One that is so old was cut off, however far the clocks of two machines are apart."""
-_HINT = "use a store that heeds If-None-Match and CRC-32C: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
+"""Age from which on objects of a probe are removed: a probe takes seconds, and clocks of machines differ by less."""
+_HINT = "use a store that honors If-None-Match and CRC-32C: Amazon S3, MinIO, versitygw, Ceph; an older release may not"
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def probe_uploads(store: UploadsParts, *, url: str, now: Callable[[], float] = t
 
 
 def probe_bucket(store: SavesTo, *, url: str) -> None:
-    """`probe_uploads` for whoever writes into a bucket or a folder alike; of a folder nothing is asked."""
+    """`probe_uploads` where the store is a bucket; does nothing for a directory."""
     if isinstance(store, UploadsParts):
         probe_uploads(store, url=url)
 
@@ -88,7 +89,7 @@ def _expect_refusal(attempt: Callable[[], object], url: str, what: str) -> None:
 
 
 def _is_left(key: str, *, now_s: float) -> bool:
-    """By a probe that was cut off."""
+    """Whether a probe that was cut off has left this object."""
     key_began_s = probe_began_s(key)
     return key_began_s is not None and key_began_s + LEFT_AFTER_S < now_s
 

@@ -1,4 +1,4 @@
-"""The bytes of one request: several buffers that are read like one file, so that none is copied to be sent.
+"""The body of one request: several buffers that are read like one file, so that they are sent without a copy.
 
 Must know buffers and time only. The neighbour is `s3_client`, which sends them.
 """

@@ -1,4 +1,4 @@
-"""One connection pool to an S3 server: every request runs in here, is tried again, and fails in our words.
+"""One connection pool to an S3 server: every request runs here, with retries, and fails with an error of ours.
 
 boto3 makes the client, so that credentials, profiles, proxies and certificates are found where every other tool finds
 them; its own retries are off, because a conditional write must be read back after each ambiguous answer, and because
@@ -25,11 +25,11 @@ from behemoth.storage.s3_place import CREDENTIALS_HINT, S3Place
 
 CONNECT_LIMIT_S = 10
 READ_LIMIT_S = 60
-"""Without a byte. While it completes a large upload a server may think for long."""
+"""Longest wait for the next byte of an answer; completing a large upload may take a server long."""
 PATIENCE_S = 120.0
 """How long a request is tried, beyond the time that its bytes may take."""
 SLOWEST_BYTES_PER_S = 1 << 20
-"""Of one connection; bytes that move more slowly are sent or fetched again, on another connection."""
+"""Least rate of one connection; a slower request is ended and repeated on another connection."""
 
 _T = TypeVar("_T")
 
@@ -45,11 +45,13 @@ class S3Client:
         self._lock = threading.Lock()
 
     def ask(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int = 0, is_last_look: bool = False) -> _T:
-        """What `request` returns, which gets boto3's client and may be called several times: it must be idempotent.
-        `doing` stands in the messages of errors, behind the store's URL. Blocks for `size_bytes` at the slowest rate,
-        and `patience_s`; with `is_last_look`, after a call that has waited so long in vain, for one try. Credentials
-        that have expired are looked for once more, since botocore never reads a profile's file again. Raises
-        Unavailable when nothing helps, with the number of tries."""
+        """Run `request` with boto3's client, and return its result. It may be called several times, so it must be
+        idempotent. `doing` names the request in errors, behind the store's URL.
+
+        Blocks for at most `patience_s` and the time of `size_bytes` at the slowest rate; with `is_last_look`, for a
+        look after a call that has used its time up, for one try. When credentials have expired, a new client looks for
+        them once more, since botocore never reads a profile's file again. Raises Unavailable, with the number of tries,
+        when no try succeeds, and the errors of `s3_errors` that retries cannot cure."""
         used: Any = None
 
         def work() -> _T:
@@ -70,7 +72,7 @@ class S3Client:
 
     @contextmanager
     def _of_place(self) -> Iterator[None]:
-        """What a request finds wrong itself is of the same store."""
+        """Put the store's URL in front of errors that the request itself raises."""
         try:
             yield
         except BehemothError as error:
@@ -99,14 +101,14 @@ class S3Client:
             return self._client
 
     def _forget(self, client: Any) -> None:
-        """The next request makes a connection of its own. What others still do with this one goes on."""
+        """Let the next request make a new client; requests under way go on with this one."""
         with self._lock:
             if self._client is client:
                 self._client = None
 
 
 def allowed_s(size_bytes: int) -> float:
-    """How long bytes may take in one try."""
+    """How long a request with `size_bytes` of payload may take in one try."""
     return READ_LIMIT_S + size_bytes / SLOWEST_BYTES_PER_S
 
 

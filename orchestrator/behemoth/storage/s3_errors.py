@@ -1,4 +1,4 @@
-"""Says what an S3 server's error codes, and botocore's failures to reach one, mean to a caller.
+"""Maps an S3 server's error codes, and botocore's failures to reach one, to our errors.
 
 Must not decide anything beyond the class of the error, and repeats nothing that may hold a secret: of a server's
 answer the code, of a failed connection its kind, never a URL, a header or a credential. Neighbours: `s3_client`, in

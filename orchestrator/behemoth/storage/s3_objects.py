@@ -30,13 +30,14 @@ from behemoth.storage.s3_errors import error_of_code, named_errors
 from behemoth.storage.s3_place import S3Place
 
 RANGE_BYTES = 8 << 20
-"""Of one GET: the largest that S3's best practices name; smaller ones cost more requests and are not faster."""
+"""Size of a ranged GET: the largest that S3's best practices name; smaller ones cost more requests and are not
+faster."""
 SLICE_BYTES = 1 << 20
-"""Of one read from a socket, after which the time is looked at."""
+"""Size of a read from a socket, after which the deadline is checked."""
 BATCH_KEYS = 1000
 """Keys per DeleteObjects request and per page of a listing (Amazon S3 API reference)."""
 _NUM_CONNECTIONS = 64
-"""Kept open between requests; more threads at once than that open new ones each time."""
+"""Connections kept open between requests; more threads than that open a new one for each request."""
 WRITE_ID = "behemoth-write-id"
 """In an object's metadata: which call made it."""
 

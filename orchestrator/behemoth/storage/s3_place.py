@@ -1,4 +1,4 @@
-"""What `s3://bucket/prefix` names: bucket, prefix and, after a `?`, where and how the bucket is reached.
+"""The parts of an `s3://bucket/prefix` URL: bucket, prefix and, after a `?`, endpoint, region and addressing.
 
 Credentials are never part of it, because URLs stand in run files, logs and process lists: one that holds some is
 refused, and the refusal does not repeat it. Must not ask the network or the environment. Neighbour: `s3_client`.

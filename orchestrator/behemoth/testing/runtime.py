@@ -18,7 +18,7 @@ import pytest
 
 from behemoth.base.errors import Conflict, NotFound
 from behemoth.base.ids import NodeId
-from behemoth.ports import NodeGone, Runtime
+from behemoth.ports import AGENT_LOG_VARIABLE, NodeGone, Runtime
 
 WAIT_S = 60.0
 """Bound of every wait of the suite, half of what its programs sleep; on a busy machine adapters are slow, not wrong."""
@@ -63,7 +63,7 @@ class SuiteAgents:
         """Start `script` and wait until it runs: (incarnation, process ids of it and below, the agent's first)."""
         incarnation = incarnation or next(_INCARNATIONS)
         path = self._folder / f"{node}-{incarnation}"
-        env = {"SUITE_FILE": str(path), "BEHEMOTH_AGENT_LOG": f"{path}.log"}
+        env = {"SUITE_FILE": str(path), AGENT_LOG_VARIABLE: f"{path}.log"}
         argv = [sys.executable, "-S", "-c", _TELL + script]
         self._runtime.start_agent(node, incarnation=incarnation, argv=argv, env=env)
         _until(path.exists, f"agent of node {node} to run")

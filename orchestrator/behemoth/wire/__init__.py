@@ -1,1 +1,1 @@
-"""Frames, handshake and limits for both ends of the agent connection and of the worker connection."""
+"""Messages and framing of every connection: agent to coordinator, agent to worker, and node to node."""

@@ -59,7 +59,7 @@ class StartGang(Message, frozen=True, kw_only=True):
     restore: RestoreFrom | None
     dump_stacks: bool = False
     peers: tuple[PeerPlace, ...] = ()
-    """By slot, as `nodes`."""
+    """Indexed by slot, like `nodes`."""
     record_bytes: int = 0
     """Size of the commit record of `restore`, so that nodes read it by name instead of listing commits; 0: unknown."""
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 class Inbox(Generic[T]):
     """Bytes and descriptors of a stream socket, cut into messages. Descriptors are queued in the order of arrival;
-    who gets a message that carries some takes them with `take_descriptor`."""
+    the receiver of a message that carries some takes them with `take_descriptor`."""
 
     def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
         self._sock = sock

@@ -1,7 +1,7 @@
-"""What the store processes of two nodes say to each other: a request up, an answer down, raw bytes behind the answer.
+"""Messages between the store processes of two nodes: a request, an answer, and raw bytes after the answer.
 
-The node that is asked speaks first. Each end then proves with an HMAC over both ends' random numbers that it has the
-run's peer key: the key itself never crosses the wire, and who finds another program behind an old port hears no proof.
+The node that is asked speaks first. Each end then proves with an HMAC over both ends' nonces that it has the run's peer
+key: the key itself never crosses the wire, and another program that listens on an old port learns no proof.
 Values only; `behemoth.agent.peers` has both ends. Neighbours: `reports` and `commands`, the wire to the coordinator.
 
 A request of another kind is a class in `PeerRequest`, its answer one in `PeerAnswer`, and a handler at the server.
@@ -32,9 +32,9 @@ from behemoth.base.ids import NodeId, Rank, RunUid, WriteId
 from behemoth.wire.message import Message
 
 MAX_PEER_FRAME_BYTES: Final = 1 << 20
-"""Of a request or an answer; payloads are not in frames."""
+"""Largest request or answer; payloads are not in frames."""
 MAX_GREETING_BYTES: Final = 4 << 10
-"""Of a frame until the handshake is done."""
+"""Largest frame until the handshake is done."""
 NONCE_BYTES: Final = 32
 PEER_BUSY: Final = "peer-busy"
 """Code of the error of a node that answers as many others as it can: it is there, and may be asked again."""
@@ -56,7 +56,7 @@ class Greeting(Message, frozen=True, kw_only=True):
 
 
 class PeerHello(Message, frozen=True, kw_only=True):
-    """Who asks, and that it has the key."""
+    """Sent by the asking node: who it is, and the proof that it has the key."""
 
     major: int
     minor: int
@@ -66,7 +66,7 @@ class PeerHello(Message, frozen=True, kw_only=True):
 
 
 class PeerWelcome(Message, frozen=True, kw_only=True):
-    """Who is asked, and that it has the key too."""
+    """Sent by the asked node: who it is, and the proof that it has the key too."""
 
     node: NodeId
     proof: bytes
@@ -118,11 +118,11 @@ class AskStored(Message, frozen=True, kw_only=True):
 FragmentRow: TypeAlias = tuple[Count, Count, Count, Count]
 """Array, chunk, offset and length: bytes of a chunk's data, by which a rank finds them in its own plan."""
 ShardRow: TypeAlias = tuple[Count, Count]
-"""Array and number."""
+"""Position of an array in the layout, and number of its shard."""
 MAX_ROWS: Final = 4096
-"""Of one request: so many have room in a frame."""
+"""Most rows in one request: as many as fit into a frame."""
 MAX_SHARDS: Final = 128
-"""Of one request for upload ids, which a store may make long: so many have room in the answer's frame."""
+"""Most shards in one request for upload ids, which may be long: as many as fit into the answer's frame."""
 
 
 class AskFragments(Message, frozen=True, kw_only=True):
@@ -134,7 +134,7 @@ class AskFragments(Message, frozen=True, kw_only=True):
 
 
 class AskFragmentCrcs(Message, frozen=True, kw_only=True):
-    """The CRC-32C of each of them. CrcsFound answers."""
+    """Asks for the CRC-32C of each of these fragments. CrcsFound answers."""
 
     rank: Rank
     write_id: WriteId
@@ -142,7 +142,7 @@ class AskFragmentCrcs(Message, frozen=True, kw_only=True):
 
 
 class AskUploadIds(Message, frozen=True, kw_only=True):
-    """Of shards that the rank completes. UploadIdsFound answers."""
+    """Asks for the upload ids of shards whose uploads the rank completes. UploadIdsFound answers."""
 
     rank: Rank
     write_id: WriteId
@@ -224,7 +224,7 @@ class SentPartsFound(_Answer, frozen=True, kw_only=True):
 
 
 class PeerFailed(_Answer, frozen=True, kw_only=True):
-    """Answers any request: an error of ours, class and all."""
+    """Answers any request: a Behemoth error with its class."""
 
     kind: Literal["Invalid", "NotFound", "Conflict", "Denied", "Unavailable", "Corrupt", "Timeout", "Internal"]
     message: str
@@ -257,25 +257,26 @@ _KINDS: Final[dict[str, type[BehemothError]]] = {
 
 
 def fresh_nonce() -> bytes:
-    """For one connection."""
+    """A random number for one connection."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 def proof(
     key: str, *, role: Literal["asks", "is asked"], run_uid: RunUid, node: NodeId, mine: bytes, other: bytes
 ) -> bytes:
-    """What only who has the key can say: that `node` of the run is this end of the connection with these two nonces."""
+    """An HMAC that only a holder of the key can make: `node` of the run is this end of the connection with these two
+    nonces."""
     said = msgspec.msgpack.encode((role, run_uid, node, mine, other))
     return hmac.new(key.encode(), said, hashlib.sha256).digest()
 
 
 def is_proof(given: bytes, wanted: bytes) -> bool:
-    """Compared in constant time."""
+    """Whether a proof is right. Compared in constant time."""
     return hmac.compare_digest(given, wanted)
 
 
 def failed(error: BehemothError) -> PeerFailed:
-    """An error as it travels."""
+    """An error as a message."""
     kind = next(one for one in type(error).__mro__ if one.__name__ in _KINDS or one is BehemothError)
     name = kind.__name__ if kind is not BehemothError else "Internal"
     told = {"message": error.message[:_MAX_TEXT], "hint": error.hint[:_MAX_TEXT], "code": error.code[:_MAX_TEXT]}

@@ -157,7 +157,7 @@ class Assigned(Message, frozen=True, kw_only=True):
     wait_limit_us: int
     """Longest wait of the rank for an answer of its agent."""
     sharding: Literal["array", "box"] = "array"
-    """Of the layout that the rank declares (`Layout.sharding`)."""
+    """How shards are cut in the layout that the rank declares (`Layout.sharding`)."""
 
 
 class Ready(Message, frozen=True, kw_only=True):

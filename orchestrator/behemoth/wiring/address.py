@@ -1,4 +1,4 @@
-"""Where others find this machine."""
+"""The address at which other machines reach this one."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from behemoth.app.batches.worker import serve, take_settings
 
 
 def main() -> int:
-    """0 when the executor is done with it."""
+    """The exit status: 0 when the executor has closed the connection."""
     serve(take_settings(os.environ))
     return 0
 

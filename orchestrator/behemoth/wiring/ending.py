@@ -1,6 +1,6 @@
-"""The end of a worker: what Python does for a program that ends, without taking the interpreter apart.
+"""The end of a worker: what Python does when a program ends, except for the finalization of the interpreter.
 
-Taking it apart lets libraries print (nanobind its leaks), and what a worker prints last is taken for the reason of its
+During finalization libraries print (nanobind its leaks), and the last line of a worker is taken for the reason of its
 end. So threads are waited for, exit handlers run, and files are written and closed as their objects would have done;
 then the process is gone. The neighbour is `worker`, which calls the program.
 """
@@ -28,7 +28,7 @@ NATIVE_LIMIT_S = 5
 """How much longer until what hangs in native code is ended, with its stacks in the log."""
 
 _FLUSHED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
-"""In this order: text is written into buffers."""
+"""File types in the order in which they are flushed: text files write into buffered ones."""
 
 
 def leave(code: int) -> NoReturn:

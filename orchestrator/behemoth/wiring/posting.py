@@ -1,4 +1,4 @@
-"""News from another thread to the event loop of a run."""
+"""Calls a function on the event loop of a run from another thread."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from collections.abc import Callable
 
 
 def post(running: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    """From another thread; a loop that has ended needs no news."""
+    """Schedule `work` on the loop; does nothing when the loop has ended. Thread-safe."""
     with contextlib.suppress(RuntimeError):
         running.call_soon_threadsafe(work)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from behemoth.agent.settings import COORDINATOR_VARIABLE, RUN_UID_VARIABLE
 from behemoth.app.body import AgentProgram, LocalBody
 from behemoth.app.checkpoint_desk import CheckpointDesk, unsure_writes
 from behemoth.app.configure import agent_setup, brain_config, failure_domains, to_us
@@ -298,10 +299,7 @@ class LocalRun:
     def _agent_program(self, place: RunPlace) -> AgentProgram:
         return AgentProgram(
             argv=(sys.executable, "-m", "behemoth.wiring.agent"),
-            env={
-                "BEHEMOTH_COORDINATOR": self._address,
-                "BEHEMOTH_RUN_UID": place.identity.run_uid,
-            },
+            env={COORDINATOR_VARIABLE: self._address, RUN_UID_VARIABLE: place.identity.run_uid},
             log_dir=place.directory.logs.absolute(),
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agent.peers.staged import identity
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
-from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import Handler, PeerServer
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.table import PeerTable

@@ -16,8 +16,8 @@ from agent.peers.staged import identity
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
-from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.places import MAX_IN_VAIN
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import Handler, PeerServer, Reply
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.snapshots import AskedSnapshot, PeerSnapshot

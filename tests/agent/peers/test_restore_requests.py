@@ -20,9 +20,9 @@ from behemoth.base.ids import Rank, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import open_commit
-from behemoth.checkpoint.passing import PassingStore
 from behemoth.checkpoint.paths import INDEX, commit_key, step_prefix
 from behemoth.checkpoint.plan import plan_rank
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 from checkpoint.saved_checkpoint import save
 
@@ -30,7 +30,7 @@ RANKS_PER_NODE = 4
 LAYOUT = layout_on(dp=NODES * RANKS_PER_NODE)
 
 
-class Asked(PassingStore):
+class Asked(WrapperStore):
     """Counts listings, and reads by key. Thread-safe."""
 
     def __init__(self, inner: ObjectStore) -> None:

@@ -16,7 +16,7 @@ from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, 
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers import once as once_module
 from behemoth.agent.peers import shared_reads as shared_reads_module
-from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.preparing import Preparing
 from behemoth.agent.storewire import Prepare, Source

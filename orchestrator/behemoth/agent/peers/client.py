@@ -1,4 +1,4 @@
-"""Asks other nodes: connections are opened when they are needed and kept for the next question.
+"""The client of other nodes: connections are opened on demand and kept for later requests.
 
 A question is bounded in time, whatever the other end does, and any error is Behemoth's: the caller looks elsewhere. The
 neighbour is `server`, the other end.

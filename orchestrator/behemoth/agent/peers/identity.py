@@ -1,4 +1,4 @@
-"""Who a node is to its peers, where they find it, and the two halves of the handshake.
+"""The identity of a node towards its peers, its address, and the two halves of the handshake.
 
 The neighbours `server` and `client` call one half each.
 """

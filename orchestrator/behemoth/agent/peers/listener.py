@@ -1,4 +1,4 @@
-"""The socket at which this node's store process hears its peers.
+"""The socket on which this node's store process listens for its peers.
 
 The agent opens it and hands it down, so that the port is known before the process has started, and stays the same when
 that process is replaced: whoever connects in between waits in the kernel's queue. The neighbour is `server`.

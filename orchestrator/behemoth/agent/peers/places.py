@@ -1,4 +1,4 @@
-"""Other nodes' memory as places of one restore: copies of the rank's own snapshot, then other ranks that hold the same.
+"""Other nodes' memory as places of one restore: copies of the rank's own snapshot, then replicas of its parts.
 
 The neighbours are `checkpoint.replicas`, which tells who they are, and `agent.places`, which takes what they have.
 """

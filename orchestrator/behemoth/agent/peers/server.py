@@ -1,7 +1,7 @@
-"""Answers this node's peers: one thread accepts, one per connection serves, and both are bounded.
+"""Answers this node's peers: one thread accepts, one per connection serves; the number of connections is bounded.
 
-A connection first has to prove itself, within seconds and in small frames; when too many strangers knock, the longest
-waiting one goes. What a request means is the business of its handler; here an error becomes an answer. The neighbours
+A connection first has to authenticate, within seconds and in small frames; when too many unauthenticated ones are open,
+the oldest is closed. Handlers interpret requests; here an error becomes an answer. The neighbours
 are `client`, the other end, and `memories`, the first handlers.
 """
 
@@ -27,11 +27,11 @@ from behemoth.base.errors import BehemothError, Internal, Unavailable
 from behemoth.wire.peers import MAX_PEER_FRAME_BYTES, PEER_BUSY, PEER_REQUESTS, PayloadEnd, PeerAnswer, failed
 
 MAX_STRANGERS = 128
-"""Connections that have not proved themselves yet."""
+"""Most connections that have not authenticated yet."""
 MAX_CONNECTIONS = 256
-"""Connections of nodes of this run, each with a thread that mostly waits for a socket. More nodes than that may ask:
-who has asked nothing for longest makes room, and opens another when there is a question. While all of them wait for
-answers, another one is told so."""
+"""Most connections of nodes of this run, each with a thread that mostly waits for its socket. More nodes than that may
+ask: the connection that was idle longest is closed, and its node opens another one when it needs it. While all of them
+wait for answers, a further node is told that this one is busy."""
 HANDSHAKE_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 30.0
 """For a message to leave; a payload has more, by its size."""
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePart:
-    """Bytes of an open file, which goes to who sends it, with the descriptor."""
+    """Bytes of an open file. Whoever sends them owns the descriptor, and closes it."""
 
     fd: int
     offset_bytes: int

@@ -1,7 +1,7 @@
 """A store of which every unit is read by one node of the gang, and passed on to the others that need it.
 
 Which node follows from the unit alone. What it says is checked, and whatever goes wrong with it the reader reads from
-the store itself: a peer can make a restore slow, never wrong. The neighbours are `once`, which reads, and `client`.
+the store itself: a peer can make a restore slow, never wrong. Neighbours: `read_once`, which reads, and `client`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Callable
 
 from behemoth.agent.peers.client import PeerClient
-from behemoth.agent.peers.once import ReadOnce
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, Timeout, Unavailable
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.passing import PassingStore, buffers_of
 from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.wrapper_store import WrapperStore, buffers_of
 from behemoth.ports import Into, ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 
@@ -24,7 +24,7 @@ GROUP_NODES = 64
 """What every rank reads is read by one node of each group of so many: a single one would have to answer the fleet."""
 
 
-class SharedReads(PassingStore):
+class SharedReads(WrapperStore):
     """Reads of one restore; thread-safe. `unit_of` says of which unit a range is a part; until its caller sets it, each
     range is one, and what every rank wants: the commit and its index."""
 

@@ -1,4 +1,4 @@
-"""Who the peers are: the gang as the agent last told it, by slot; and who of them has been silent since.
+"""The peers of this node: the gang as the agent last described it, by slot, and which of them have been silent since.
 
 The neighbours are `client`, which wants an address, and `storewire.SeePeers`, from which the table comes.
 """

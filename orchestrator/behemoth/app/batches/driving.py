@@ -1,4 +1,4 @@
-"""Drives a job: what is recorded is not done again, what comes is recorded, and progress is told in bytes."""
+"""Runs the batches of a job: recorded ones are skipped, new results are recorded, and progress is reported in bytes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from behemoth.ports import Batch, Executor
 
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 8 << 20, 256 << 20
 NUM_BATCHES = 256
-"""Of a job that is neither small nor large: enough to share out evenly."""
+"""Batches of a job that is neither small nor large: enough to balance the load."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Progress = Callable[[int, int], None]
-"""Told bytes done and bytes to do."""
+"""Called with the bytes done and the total bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,8 @@ class Sized:
 def grouped(
     items: Sequence[_Item], num_bytes: Callable[[_Item], int], *, size_bytes: int | None = None
 ) -> Iterator[list[_Item]]:
-    """Items in order, as many together as make a batch: a closed form, so that a second call has the same batches.
-    `size_bytes` is what a batch takes at most, where it is not to follow from how much there is in all."""
+    """Items in order, grouped into batches of up to `size_bytes` (or one item): a function of its arguments alone, so
+    that a second call makes the same batches. None: 1/NUM_BATCHES of the total, within MIN_ and MAX_BATCH_BYTES."""
     if size_bytes is None:
         total_bytes = sum(map(num_bytes, items))
         size_bytes = min(max(total_bytes // NUM_BATCHES, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
@@ -77,9 +77,11 @@ def run_job(
     progress: Progress,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
-    """The result of every batch, those of earlier calls first. Raises what the executor does. Then, as when the caller
-    leaves before the end, nothing is under way any more, and the record has all that was done. `prepare` is called with
-    each batch just before it goes out, behind all earlier results, and gives it the form in which it goes."""
+    """The result of every batch, those of earlier calls first. Raises what the executor does. After an error, and when
+    the caller leaves the iterator early, no batch is under way any more, and the record has all complete results.
+
+    `prepare` is called with each batch just before it is sent, after all earlier results were yielded, and returns the
+    batch to send."""
     sizes = {one.batch.number: one.num_bytes for one in batches}
     total_bytes, done_bytes = sum(sizes.values()), 0
     kept = {number: result for number, result in record.done().items() if number in sizes}

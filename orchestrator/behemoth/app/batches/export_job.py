@@ -53,8 +53,8 @@ class ExportWork:
 def write_in_batches(
     executor: Executor, job: ExportJob, plan: ExportPlan, *, progress: Progress
 ) -> Callable[[Sequence[FilePlan]], Iterator[str]]:
-    """What `export` wants of its `spread`: gives the name of each file that is there. `progress` counts the bytes of
-    files that an earlier export left whole as done."""
+    """A `spread` for `export`: writes files in batches, and yields the name of each that is complete. `progress` counts
+    files that an earlier export completed as done."""
     numbers = {file.name: number for number, file in enumerate(plan.files)}
     names = [file.name for file in plan.files]
 

@@ -1,7 +1,7 @@
-"""An import in batches: what other programs wrote, as a checkpoint.
+"""An import in batches: files of other programs become a checkpoint.
 
 Neighbours: `writing` (how), `checkpoint.interop.foreign` (safetensors), `behemoth.dcp` (torch's DCP, which this module
-must not know: whoever can read it hands the reading in).
+must not import: it is passed in as a `Read`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from behemoth.storage.open import is_s3, open_source, open_store, path_of
 from behemoth.storage.os_errors import named_errors
 
 Read: TypeAlias = Callable[[ObjectStore, ImportJob], Mapping[str, Tensor]]
-"""From the files of a job's source to their tensors."""
+"""Opens the files of a job's source: their tensors by name, which are read later."""
 
 
 def read_safetensors(store: ObjectStore, job: ImportJob) -> Mapping[str, Tensor]:
@@ -52,7 +52,7 @@ def open_import(job: ImportJob, read: Read = read_safetensors) -> WriteWork:
 
 
 def import_writing(layout: Layout, store: SavesTo) -> Writing:
-    """What is written of tensors to a store."""
+    """What an import writes to a store: its units in batches."""
     return Writing(layout=layout, units=import_units(layout, store))
 
 
@@ -68,7 +68,8 @@ def opened_here(store: SavesTo, tensors: Mapping[str, Tensor], writing: Writing)
 
 
 def files_of(source: str, files: Iterable[ObjectInfo]) -> list[tuple[bytes, int, str]]:
-    """The files of a job, by which a later call knows them again: names, sizes and what changes when their bytes do."""
+    """Names, sizes and versions (etag, or time of change) of a job's files: a later call whose files differ is another
+    job."""
     return [(os.fsencode(info.key), info.size_bytes, _version(source, info)) for info in files]
 
 

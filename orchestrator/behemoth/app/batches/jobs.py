@@ -1,7 +1,7 @@
-"""Jobs as data: what a worker on another machine needs to open the same stores and do the same to them.
+"""Jobs as data (MessagePack): what a worker on another machine needs to open the same stores and run the batches.
 
-Paths are bytes, because the name of a file need not be text. Both ends come from one release, so there is no version.
-Neighbours: one file for each job knows what its batches are.
+Paths are bytes, because the name of a file need not be text. Both ends are of one release, so there is no version.
+Neighbours: `verify_job`, `export_job`, `import_job`, `reshard_job`, which know what their batches are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Work(Protocol):
         ...
 
     def stop(self) -> None:
-        """No result is worth waiting for any more: batches under way that are large give up soon, on their threads."""
+        """Ask batches under way to give up; large ones do so soon, on their threads. Does not block."""
         ...
 
     def close(self) -> None: ...
@@ -98,7 +98,7 @@ def encode_job(job: Job) -> bytes:
 
 
 def decode_job(data: bytes) -> Job:
-    """Raises Invalid for what is no job."""
+    """Raises Invalid for other bytes."""
     try:
         return _DECODER.decode(data)
     except UNDECODABLE as error:
@@ -106,7 +106,7 @@ def decode_job(data: bytes) -> Job:
 
 
 def open_work(data: bytes) -> Work:
-    """Open a job in this process. Raises Invalid for what is no job, and what its stores raise."""
+    """Open a job in this process. Raises Invalid for bytes that are not a job, and the errors of its stores."""
     match decode_job(data):
         case VerifyJob() as job:
             from behemoth.app.batches.verify_job import VerifyWork

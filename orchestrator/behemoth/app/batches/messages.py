@@ -10,7 +10,7 @@ from behemoth.base.hidden import repr_without
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """First word of a worker, with the token that it was started with."""
+    """First message of a worker, with the token that it was started with."""
 
     node: str
     incarnation: int
@@ -43,7 +43,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
-    """Nothing of the job of this turn is under way, and all that was done has been told."""
+    """No batch of the job of this turn is under way, and all complete results have been sent."""
 
     turn: int
 
@@ -57,7 +57,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """An error of ours, of a batch or of opening the job. `turn` is 0 where answers need none: a drain asks for one
+    """A Behemoth error of a batch or of opening the job. `turn` is 0 where answers need none: a drain asks for one
     thing at a time."""
 
     turn: int = 0

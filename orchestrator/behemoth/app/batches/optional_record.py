@@ -1,7 +1,7 @@
-"""A record that nobody asked for: where it cannot be kept the job goes on without, and says why.
+"""A record whose loss is no error: where it cannot be written the job goes on without it, and says why.
 
-Hours of reading must not end because a home folder is full. What was kept until then counts for the next call all the
-same. Neighbour: `record`.
+Hours of reading must not fail because a home folder is full. What was recorded until then still counts for the next
+call. Neighbour: `record`.
 """
 
 from __future__ import annotations

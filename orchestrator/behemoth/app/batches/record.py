@@ -1,4 +1,4 @@
-"""What of a job is done: an append-only file, so that the same command goes on after it was killed.
+"""Which batches of a job are done: an append-only file, so that the same command resumes after it was killed.
 
 The first line names the job, every other one holds the result of a batch; each has a CRC. What follows a line that is
 not whole, after a crash or a power cut, counts as not done: batches are idempotent. The file is locked while a job
@@ -36,7 +36,7 @@ class Record(Protocol):
 
     @property
     def note(self) -> str:
-        """A word that the first call chose, and that later ones need."""
+        """A string that the first call chose and later calls need: the write id."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class Record(Protocol):
         ...
 
     def forget(self, note: str) -> None:
-        """Begin anew: what was done does not stand any more."""
+        """Start over with another note: drop all results."""
         ...
 
 

@@ -30,7 +30,7 @@ from behemoth.storage.open import open_store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reshard:
-    """`again_bytes`: of what is saved, read a second time (`ScaledUnits.again_bytes`)."""
+    """`again_bytes`: bytes of the source that are read a second time (`ScaledUnits.again_bytes`)."""
 
     writing: Writing
     again_bytes: int
@@ -58,7 +58,7 @@ def reshard_work(
 
 
 def reshard_writing(commit: Commit, made: Relayout, store: SavesTo, *, threads: int) -> Reshard:
-    """What is written of a checkpoint to a store."""
+    """What a reshard writes to a store: its units in batches, and how many bytes it reads twice."""
     found = _origins(commit, made)
     units, scaled = reshard_units(made.layout, store, found), _scaled(commit, made, found)
     writing = Writing(

@@ -1,4 +1,4 @@
-"""Writes a batch of a reshard run after run; of batches that need much memory one at a time in a process.
+"""Writes a batch of a reshard, one run of units after another; only one batch that needs much memory at a time.
 
 Neighbours: `scaled_units`, which says what a run is, `checkpoint.interop.unit_writer`, which writes one.
 """
@@ -16,9 +16,9 @@ from behemoth.checkpoint.interop.units import Unit
 
 
 class RunWriter:
-    """Writes a batch run after run. Thread-safe: a batch that needs much memory is done alone, on all threads of its
-    order, and to its end: if such batches took turns run by run, none had a result, or anything to go on with after a
-    kill, before all that are under way are nearly done."""
+    """Writes a batch, one run of units after another. Thread-safe. A batch that needs much memory holds a lock until it
+    is complete, and uses all its threads: if such batches alternated run by run, none would complete, and none would be
+    recorded, until nearly all were done."""
 
     def __init__(self, writer: UnitWriter, scaled: ScaledUnits) -> None:
         self._writer = writer

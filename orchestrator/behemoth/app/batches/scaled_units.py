@@ -1,8 +1,8 @@
 """Which units of a checkpoint need the same computed scales, so that each value is read once for all of them. Pure.
 
-A scale is known when all of its block has been looked through; then the values of that block are converted, and the
-scale is written in an array of its own. Who writes a part of this alone reads the whole block. So what shares blocks is
-one batch, and within it what is read in one go has whole blocks, as far as memory allows. Neighbours: `reshard_job`,
+A scale is known when all of its block has been read; then the values of that block are converted, and the scale is
+written in an array of its own. Writing only a part of a block still reads all of it. So units that share blocks go into
+one batch, and within it into runs that read whole blocks at once, as far as memory allows. Neighbours: `reshard_job`,
 `checkpoint.interop.resharded` (reads), `checkpoint.scale_waves` (what waits while it is read).
 """
 
@@ -32,14 +32,15 @@ _Item = TypeVar("_Item")
 
 
 class Run(NamedTuple):
-    """Units that are read in one go, and the memory that takes: for what they become, and for what waits for scales."""
+    """Units that are read at once, and the memory for that: for the result, and for values that wait for their
+    scales."""
 
     units: list[Unit]
     held_bytes: int
 
 
 class _Use(NamedTuple):
-    """What an array of the result has of computed scales."""
+    """How an array of the result depends on computed scales."""
 
     scales: Scales
     num_blocks: tuple[int, ...]
@@ -64,8 +65,8 @@ class _Use(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledUnits:
-    """Of a checkpoint of `layout` that is made of one of `saved`; `found` as `matching.origins` tells. A run takes
-    `run_bytes` of the result, and only where a block is larger it takes more: up to `limit_bytes` of memory. Not
+    """For a checkpoint of `layout` that is made from one of `saved`; `found` is the result of `matching.origins`. A run
+    takes `run_bytes` of the result; only where a block is larger it takes more, up to `limit_bytes` of memory. Not
     slotted: derived values are cached."""
 
     saved: Layout
@@ -99,8 +100,8 @@ class ScaledUnits:
         return runs + ([Run(others, _num_bytes(others))] if others else [])
 
     def again_bytes(self, units: Units) -> int:
-        """Of saved values that are read a second time, since their block is larger than what may be held. At most so
-        many: of blocks that lie side by side in such a place, some are not."""
+        """An upper bound of the saved bytes that are read a second time, because their block is larger than what may be
+        held in memory."""
         known: dict[object, float] = {}
         total = 0.0
         for arrays in self._users:
@@ -117,7 +118,7 @@ class ScaledUnits:
         return sum(self._uses[array].waiting * _num_bytes(part) for parts in split for part in parts)
 
     def _form(self, units: Units, arrays: Sequence[int]) -> object:
-        """The same for arrays of which the same units share the same blocks."""
+        """A key that is equal for lists of arrays in which the same units share the same blocks."""
         return tuple((id(units.of_geometry(one)), self._uses[one].form) for one in arrays)
 
     def _sharing(self, units: Units, arrays: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -145,7 +146,7 @@ class ScaledUnits:
         return _overlapping((use.span(one), one) for one in units)
 
     def _split(self, array: int, units: list[Unit]) -> list[list[Unit]]:
-        """Into parts that memory allows."""
+        """Split units into parts that fit into memory."""
         return list(grouped(units, lambda one: self._held_bytes(array, [one]), size_bytes=self.limit_bytes))
 
     def _held_bytes(self, array: int, units: Iterable[Unit]) -> int:
@@ -153,7 +154,7 @@ class ScaledUnits:
 
     @cached_property
     def _uses(self) -> dict[int, _Use]:
-        """By array of the result."""
+        """By position of the array in the result."""
         uses: dict[int, _Use] = {}
         for position, (array, origin) in enumerate(zip(self.layout.arrays, self.found, strict=True)):
             scales = scales_of(self.saved, array, origin)

@@ -1,9 +1,12 @@
-"""What an export or an import takes and makes of it, as data and as tensors: the same here and on a worker."""
+"""Which tensors an export or an import takes, and how it changes them: as data, and applied to tensors.
+
+The same data give the same tensors in the process of the command and on a worker. Neighbours: `jobs`, which carries the
+data, and `checkpoint.interop`, which has the maps and casts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -12,10 +15,11 @@ from behemoth.checkpoint.interop.cells import require_scaling
 from behemoth.checkpoint.interop.map_file import decode_map
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.name_patterns import NamePatterns
 
 
 class MapDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A name map as it was written; `sizes` beat its own, `source` opens messages."""
+    """A name map as it was written; `sizes` override its own, `source` begins error messages."""
 
     data: bytes
     source: str
@@ -34,7 +38,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     names: MapDocument | None = None
     precision: str = ""
     scaling: str = "tensor"
-    """Of float8: `cells.SCALINGS`."""
+    """How float8 is scaled: one of `cells.SCALINGS`."""
 
 
 def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
@@ -66,4 +70,5 @@ def inward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
 def _taken(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> Mapping[str, Tensor]:
     if not patterns:
         return tensors
-    return {name: tensor for name, tensor in tensors.items() if any(fnmatchcase(name, one) for one in patterns)}
+    wanted = NamePatterns(patterns)
+    return {name: tensor for name, tensor in tensors.items() if wanted.has(name)}

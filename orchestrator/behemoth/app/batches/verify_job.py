@@ -1,7 +1,7 @@
 """Verification in batches: which slots of which objects, and what was found there, as data.
 
-The metadata are checked by who drives the job; a worker reads record and index alone, to know the layout. Neighbours:
-`checkpoint.verify`, which gathers what is found, and `driving`.
+The process that drives the job checks the metadata; a worker reads only the record and the index, for the layout.
+Neighbours: `checkpoint.verify`, which gathers what is found, and `driving`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class VerifyWork:
         return msgspec.msgpack.encode([self._checked(part) for part in _parts_decoder.decode(data)])
 
     def stop(self) -> None:
-        """A batch takes a moment, and then it counts."""
+        """Nothing to do: a batch is short, and its result counts."""
 
     def close(self) -> None:
         self._store.close()
@@ -96,7 +96,7 @@ def check_in_batches(
     *,
     progress: Progress,
 ) -> Iterator[Found]:
-    """What `verify` wants of its `spread`. Raises what the executor does."""
+    """The `spread` of `verify`: check chunks in batches. Raises what the executor does."""
     positions = {shard.key: position for position, shard in enumerate(shards)}
     batches = batches_of(shards, spans)
     asked = {one.batch.number: one.batch.data for one in batches}
@@ -123,7 +123,7 @@ def _parts_of(checked: Sequence[_Checked]) -> bytes:
 
 
 def batches_of(shards: Sequence[Shard], spans: Sequence[Span]) -> list[Sized]:
-    """Spans in order, some together."""
+    """Spans in order, grouped into batches."""
     batches = []
     for number, group in enumerate(grouped(spans, lambda span: span.num_bytes)):
         parts = [_Part(key=shards[span.shard].key, first=span.first, last=span.last) for span in group]

@@ -43,7 +43,7 @@ class WorkerSettings:
 
 
 def take_settings(environment: MutableMapping[str, str]) -> WorkerSettings:
-    """From the environment, out of which the token goes. Raises Invalid for what is missing."""
+    """Read the settings from the environment, and remove the token from it. Raises Invalid for missing ones."""
     try:
         host, _, port = environment[ADDRESS_ENV].rpartition(":")
         hello = Hello(
@@ -59,7 +59,7 @@ def take_settings(environment: MutableMapping[str, str]) -> WorkerSettings:
 
 
 def serve(settings: WorkerSettings, *, open_work: Callable[[bytes], Work] = open_work) -> None:
-    """Until the executor closes the connection. Raises OSError when there is none."""
+    """Run batches until the executor closes the connection. Blocks. Raises OSError when it cannot connect."""
     with socket.create_connection((settings.host, settings.port), timeout=CONNECT_LIMIT_S) as connection:
         connection.settimeout(None)  # an idle worker waits for as long as its executor lives
         worker = _Worker(connection, open_work)
@@ -98,7 +98,7 @@ class _Worker:
                 self._turn = turn
                 try:
                     self._work = self._open_work(job)
-                except Exception as error:  # noqa: BLE001 (as in `_run`)
+                except Exception as error:  # noqa: BLE001 (the edge of this process, as in `_run`)
                     self.send(Failed.of(_ours(error, "opening the job"), turn=turn))
                     return
                 self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="batch")
@@ -113,12 +113,12 @@ class _Worker:
         assert self._work is not None
         try:
             answer: FromWorker = Finished(turn=self._turn, number=number, data=self._work.run(data))
-        except Exception as error:  # noqa: BLE001 (the edge of this process: what is not told is lost with it)
+        except Exception as error:  # noqa: BLE001 (the edge of this process: an error that is not sent is lost)
             answer = Failed.of(_ours(error, f"batch {number}"), turn=self._turn)
         self.send(answer)
 
     def _end_job(self) -> None:
-        """Soon: the executor has all results that it wants."""
+        """Give up what is under way and close the job. Blocks until large batches have given up."""
         if self._work is not None:
             self._work.stop()
         if self._pool is not None:

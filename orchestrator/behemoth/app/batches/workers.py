@@ -1,7 +1,7 @@
 """The Executor on machines: a worker program per node of a Runtime (Ray, or plain processes), told batches over TCP.
 
-The runtime starts workers and tells which are lost, as it does with agents; a worker that comes proves itself with a
-token of its own. What a lost worker had under way goes to whoever is free, and the worker is started again a few times.
+The runtime starts workers and tells which are lost, as it does with agents; a worker authenticates with a token of its
+own. The batches of a lost worker go to others, and the worker is started again, up to MAX_LOSSES times in a row.
 Everything happens on the caller's thread, between two results. Neighbours: `worker` (the other end), `threads`.
 """
 
@@ -36,15 +36,15 @@ from behemoth.ports import Batch, Runtime
 from behemoth.wire.frames import MAX_HELLO_BYTES, FrameReader, decode_body, encode_frame
 
 MAX_LOSSES = 3
-"""In a row without a result: of a node's workers, before the node is left alone, and of one batch's, before it is taken
-for the reason."""
+"""Losses in a row without a result: of a node's workers, before the node is no longer used, and of workers that ran one
+batch, before the batch is taken to be the cause."""
 START_LIMIT_S = 120.0
-"""Until a worker that was started must have come."""
+"""Time for a worker to connect after it was started."""
 BATCH_LIMIT_S = 1800.0
-"""A worker that returns nothing for so long is taken for lost: storage that hangs must not hold a job for ever."""
+"""A worker that returns nothing for so long is taken for lost: storage that hangs must not block a job forever."""
 SEND_LIMIT_S = 30.0
 STOP_LIMIT_S = 30.0
-"""Until a worker must have given up what is under way; then it is ended."""
+"""Time for a worker to give up what is under way; then it is killed."""
 _POLL_S = 0.1
 _LOOK_S = 0.5
 """How often the runtime is asked which workers are lost; a closed connection is seen at once."""
@@ -62,7 +62,7 @@ class _Node:
     under_way: dict[int, Batch] = field(default_factory=dict)
     losses: int = 0
     stops: int = 0
-    """The turn that it has given up."""
+    """The turn whose end it has confirmed (`Stopped`)."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -102,7 +102,7 @@ class WorkerExecutor:
         self._looked_s = 0.0
         self._reason = "no node was there"
         self._found: deque[Batch] = deque()
-        """Results that the caller has not got for sure."""
+        """Results that the caller may not have received."""
         self._job = Open(turn=0, job=b"", threads=threads)
         self._is_closed = False
 
@@ -147,7 +147,7 @@ class WorkerExecutor:
         while any(node.connection is not None and node.stops != turn for node in asked):
             if time.monotonic() > limit_s:
                 break
-            self._listen()  # errors of what was given up are nobody's
+            self._listen()  # errors of a job that was given up do not matter
         for node in asked:
             if node.stops != turn:  # it does not answer, or its connection is lost and it may be at work all the same
                 self._hang_up(node)
@@ -170,7 +170,8 @@ class WorkerExecutor:
         self._runtime.close()
 
     def _start_nodes(self) -> None:
-        """At the first run; a later one finds them at work."""
+        """Start a worker on each node in the first run; later runs use the same ones. Raises Unavailable without
+        nodes."""
         if not self._nodes:
             self._nodes = {name: _Node(name=name) for name in self._runtime.nodes()}
             for node in self._nodes.values():
@@ -178,7 +179,7 @@ class WorkerExecutor:
         self._require_nodes()
 
     def _start(self, node: _Node) -> None:
-        """The next incarnation of a node's worker; a node that cannot start one is left alone."""
+        """Start the next incarnation of a node's worker; a node that cannot start one is dropped."""
         node.incarnation += 1
         node.heard_s = time.monotonic()
         env = {
@@ -202,7 +203,7 @@ class WorkerExecutor:
             )
 
     def _hand_out(self, left: Iterator[Batch], again: deque[Batch]) -> None:
-        """Twice as many as a worker has threads, so that none waits for the network."""
+        """Send each worker up to twice as many batches as it has threads, so that none waits for the network."""
         for node in list(self._nodes.values()):
             while node.connection is not None and len(node.under_way) < 2 * self._threads:
                 batch = again.popleft() if again else next(left, None)
@@ -214,7 +215,7 @@ class WorkerExecutor:
                 self._send(node, Run(number=batch.number, data=batch.data))
 
     def _send(self, node: _Node, message: ToWorker) -> None:
-        """A connection that takes nothing is closed; the loss is seen then."""
+        """A connection that fails, or blocks for SEND_LIMIT_S, is closed; the worker then counts as lost."""
         if node.connection is not None:
             try:
                 node.connection.settimeout(SEND_LIMIT_S)
@@ -223,7 +224,7 @@ class WorkerExecutor:
                 self._hang_up(node)
 
     def _listen(self) -> list[BehemothError]:
-        """Take in what has come: results are found then, and the errors of batches are told."""
+        """Handle what has arrived within _POLL_S: results go to `_found`; returns the errors of batches."""
         errors: list[BehemothError] = []
         for key, _ in self._selector.select(_POLL_S):
             assert isinstance(key.fileobj, socket.socket)
@@ -233,13 +234,13 @@ class WorkerExecutor:
                 case _Peer() as peer:
                     errors += self._read(peer, key.fileobj)
                 case _:
-                    with suppress(OSError):  # whoever called has hung up
+                    with suppress(OSError):  # the peer has closed the connection already
                         connection, _address = self._listener.accept()
                         self._selector.register(connection, selectors.EVENT_READ, _Caller(connection=connection))
         return errors
 
     def _greet(self, caller: _Caller) -> None:
-        """Let a worker in that this executor started, and drop everybody else."""
+        """Accept a worker that this executor started; close any other connection."""
         connection = caller.connection
         try:
             bodies = caller.reader.feed(_received(connection))
@@ -289,7 +290,7 @@ class WorkerExecutor:
         return errors
 
     def _lost(self) -> Iterator[Batch]:
-        """What workers had under way that are gone; they are started again."""
+        """Start lost workers again; the batches that they had under way."""
         gone = self._gone()
         for node in list(self._nodes.values()):
             since_s = time.monotonic() - node.heard_s
@@ -311,7 +312,8 @@ class WorkerExecutor:
         }
 
     def _replace(self, node: _Node) -> list[Batch]:
-        """End what is left of a node's worker and start the next one, unless it has had its chances."""
+        """Kill a node's worker and start the next one, unless MAX_LOSSES is reached; the batches that it had under
+        way."""
         self._hang_up(node)
         with suppress(BehemothError):
             self._runtime.stop_agent(node.name, incarnation=node.incarnation)
@@ -337,7 +339,7 @@ class WorkerExecutor:
 
 
 def _received(connection: socket.socket) -> bytes:
-    """What has come. Raises ConnectionError at the end of the stream."""
+    """The bytes that have arrived. Raises ConnectionError at the end of the stream."""
     data = connection.recv(_READ_BYTES)
     if not data:
         raise ConnectionError("the peer closed the connection")

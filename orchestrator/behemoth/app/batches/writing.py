@@ -1,7 +1,8 @@
 """What jobs that write a checkpoint have in common: units in batches, and how a later call goes on with the same write.
 
-What was written stays after a kill, under its write id and, in a bucket, in uploads that are still open; the record has
-what was told of it. The write id tells the job, so that a call that finds the step committed knows its own work.
+What was written survives a kill, under its write id and, in S3, in uploads that are still open; the record has the
+results that arrived. The write id contains a hash of the job, so that a call which finds the step committed can tell
+whether an earlier call of the same job did it.
 Neighbours: `import_job` and `reshard_job`, which say where the bytes come from; `checkpoint.interop.ingest`, which
 commits.
 """
@@ -40,7 +41,8 @@ class Closes(Protocol):
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Units of the job, [first, last) each, and the uploads to which they go. `threads`: at most for it alone."""
+    """Data of a batch: ranges [first, last) of the job's units, the upload of each unit (empty for a store without
+    uploads), and up to how many `threads` may work on the batch when it runs alone."""
 
     spans: list[tuple[int, int]]
     threads: int
@@ -56,8 +58,8 @@ _written_decoder = msgspec.msgpack.Decoder(list[Written])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """What is written: the units of a layout. `batch_bytes`: of a batch at most; None: as `grouped` has it. `together`:
-    numbers of units that must be in one batch, however large that is. `threads`: at most for such a batch."""
+    """What is written: the units of a layout. `batch_bytes`: limit of a batch; None: that of `grouped`. `together`:
+    numbers of units that must be in one batch, however large it is. `threads`: limit for such a batch."""
 
     layout: Layout
     units: Units
@@ -70,7 +72,8 @@ class Writing:
         return sum(array.num_bytes for array in self.layout.arrays)
 
     def batches(self) -> list[Sized]:
-        """Those that must be together first, since they take the longest; then the others in order."""
+        """The batches: first those of units that must be together, since they take the longest, then the others in
+        order."""
         of_units = self.units.sizes()
         sizes = np.frombuffer(of_units, dtype=np.int64)
         is_left = np.ones(len(sizes), dtype=np.bool_)
@@ -101,8 +104,8 @@ class Writes(Protocol):
 
 
 class WriteWork:
-    """A `Work`: writes units; closes at its end what was opened for that. `stopped`, which the writer looks at, is set
-    by `stop`."""
+    """A `Work` that writes units, and closes the `opened` stores at its end. `stop` sets `stopped`, which the writer
+    checks."""
 
     def __init__(self, units: Sequence[Unit], writer: Writes, stopped: threading.Event, *opened: Closes) -> None:
         self._units = units
@@ -123,7 +126,7 @@ class WriteWork:
 
 
 def write_in_batches(executor: Executor, job: bytes, writing: Writing, record: Record, *, progress: Progress) -> Spread:
-    """What `write_checkpoint` wants of its `spread`."""
+    """A `spread` for `write_checkpoint`: writes the units in batches, and yields what each batch wrote."""
 
     def spread(uploads: ObjectUploads) -> Iterator[list[Written]]:
         def prepare(batch: Batch) -> Batch:
@@ -140,13 +143,13 @@ def write_in_batches(executor: Executor, job: bytes, writing: Writing, record: R
 
 
 def new_write(verb: str, job: bytes) -> WriteId:
-    """A name for a write of a job that none has had; it begins with what all writes of the job have in common."""
+    """A fresh write id for a job; its prefix is the same for all writes of the job."""
     return WriteId(f"{_own(verb, job)}{secrets.token_hex(4)}")
 
 
 def finished(store: ObjectStore, step: Step, *, verb: str, job: bytes) -> CommitRef | None:
-    """The checkpoint that an earlier call of the same job has committed; None where the step is free. Nothing but the
-    commit is needed for that: a call that is killed behind it may have taken its record away. Raises as `check_free`
+    """The checkpoint that an earlier call of the same job has committed; None where the step is free. Only
+    the commit is read for that: a call that was killed after it may have removed its record. Raises as `check_free`
     does, and Corrupt when objects of the checkpoint are gone."""
     standing = check_free(store, step, own=_own(verb, job))
     if standing is not None:
@@ -155,7 +158,8 @@ def finished(store: ObjectStore, step: Step, *, verb: str, job: bytes) -> Commit
 
 
 def require_written(store: SavesTo, step: Step, writing: Writing, record: Record, fresh: WriteId) -> WriteId:
-    """The write id to go on with: that of the record, or `fresh` where something of what is done is gone (`gc`)."""
+    """The write id to continue with: that of the record, or `fresh`, with an empty record, when something that was
+    written is gone (deleted by gc)."""
     write_id = WriteId(record.note)
     results, asked = record.done(), {one.batch.number: one.batch for one in writing.batches()}
     kept = (_written(results[number], asked[number], writing) for number in results.keys() & asked.keys())

@@ -39,12 +39,13 @@ PRECISIONS = ("bfloat16", "float16", "float32", FLOAT8)
 _CHANGED = frozenset({"float64", "float32", "float16", "bfloat16"})
 _BLOCK_BYTES = 32 << 20
 _MOST_GROWN = 1.25
-"""A box of values may grow by so much to have whole cells: rows of 128 beside some thousand."""
+"""How much a box of values may grow, as a factor, to consist of whole cells; else the whole tensor is searched
+first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Elementwise:
-    """Each element becomes another one in its place: shape and grain are those of the inner tensor."""
+    """A tensor whose elements are converted one by one: shape and grain are those of `inner`."""
 
     inner: Tensor
 
@@ -127,7 +128,7 @@ class Scale:
         return enclosing([box, tuple(grown)])
 
     def _learn(self, box: Box, values: Floats) -> None:
-        """What a box has of its cells; those that lie within it are known then."""
+        """Take in the values of a box; cells that lie within the box are known afterwards."""
         cells = grid_box(box, self._cells)
         largest = largest_of(values, box, self._cells)
         ends = zip(box, cells, self._cells, self._inner.shape, strict=True)
@@ -212,7 +213,7 @@ def converted(
 
 
 def unscaled(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The way back: floating tensors in `dtype`, those of float8 multiplied by their scales, which are gone then.
+    """The inverse: floating tensors in `dtype`. Those of float8 are multiplied by their scales, which are dropped.
 
     Raises Invalid for a float8 tensor without scales that fit, whose values nobody can tell, and for a dtype that is
     none of PRECISIONS or float8.

@@ -18,17 +18,18 @@ from behemoth.checkpoint.precision import Floats
 Scaling = Literal["tensor", "channel", "block"]
 SCALINGS: tuple[Scaling, ...] = ("tensor", "channel", "block")
 BLOCK = 128
-"""Of both dims: DeepSeek-V3's files (deepseek-ai/DeepSeek-V3, inference/kernel.py, weight_dequant)."""
+"""Size of a block along both dims, as in DeepSeek-V3's files (deepseek-ai/DeepSeek-V3, inference/kernel.py,
+weight_dequant)."""
 SUFFIXES: Mapping[Scaling, str] = {"tensor": "_scale", "channel": "_scale", "block": "_scale_inv"}
-"""Of the tensor with the scales, as readers expect it: compressed-tensors has `weight_scale`, DeepSeek-V3
-`weight_scale_inv`. Value = stored * scale in both."""
+"""Suffix of the name of the tensor with the scales, as readers expect it: compressed-tensors has `weight_scale`,
+DeepSeek-V3 `weight_scale_inv`. Value = stored * scale in both."""
 
 Cells = tuple[int, ...]
 
 
 def cells_of(shape: tuple[int, ...], scaling: Scaling) -> Cells:
-    """Of a tensor of two dims or more. An output channel is a row of a matrix [out, in] and a column of each matrix
-    [in, out] of a stack, as experts are."""
+    """The size of a cell per dim, for a tensor of at least two dims. An output channel is a row of a matrix [out, in],
+    and a column of each matrix [in, out] of a stack, as experts are stored."""
     match scaling:
         case "tensor":
             return shape
@@ -39,7 +40,7 @@ def cells_of(shape: tuple[int, ...], scaling: Scaling) -> Cells:
 
 
 def cells_from(shape: tuple[int, ...], grid: tuple[int, ...]) -> Cells | None:
-    """The cells of which there is a scale each in `grid`; None when a grid of that shape fits none."""
+    """The cell size for which `grid` is the shape of the scales of a tensor of `shape`; None when there is none."""
     if all(size == 1 for size in grid):
         return shape
     if len(grid) != len(shape):
@@ -53,12 +54,12 @@ def cells_from(shape: tuple[int, ...], grid: tuple[int, ...]) -> Cells | None:
 
 
 def grid_of(shape: tuple[int, ...], cells: Cells) -> tuple[int, ...]:
-    """Scales per dim."""
+    """The shape of the scales: how many cells there are per dim."""
     return tuple(-(-size // cell) for size, cell in zip(shape, cells, strict=True))
 
 
 def grid_box(box: Box, cells: Cells) -> Box:
-    """The scales that the elements of a box have."""
+    """The box of scales that apply to the elements of a box."""
     return tuple((start // cell, -(-stop // cell)) for (start, stop), cell in zip(box, cells, strict=True))
 
 
@@ -81,7 +82,7 @@ def spread(scales: Floats, box: Box, cells: Cells) -> Floats:
 
 
 def require_scaling(text: str) -> Scaling:
-    """Raises Invalid for another word."""
+    """`text` as a Scaling. Raises Invalid for any other text."""
     for scaling in SCALINGS:
         if scaling == text:
             return scaling

@@ -1,8 +1,9 @@
-"""Writes tensors as safetensors files, one block at a time, so that no reader ever meets a half of anything.
+"""Writes tensors as safetensors files, one block at a time; a reader never sees an incomplete file.
 
-In a folder a file is written aside, made durable, and moved to its name; in a bucket it appears with the end of its
-upload. The index that names several files comes last. What has its name is whole, so an export that was killed is told
-again and goes on behind its last whole file. Neighbours: `export_plan` (what is written), `foreign` (the way back).
+In a folder a file is written under a temporary name, made durable, and renamed; in a bucket it appears when its upload
+is completed. The index that names several files comes last. A file under its final name is complete, so that an export
+that was killed can be repeated, and goes on behind its last complete file. Neighbours: `export_plan` (what is written),
+`foreign` (the way back).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from behemoth.ports import MovesObjects, ObjectStore, Part, SavesTo, UploadsPart
 
 INDEX = "model.safetensors.index.json"
 UNFINISHED = ".unfinished-"
-"""Beginning of the folders in which files grow."""
+"""How the names of folders begin in which files are being written."""
 UPLOAD_THREADS = 2
-"""Of a file: the next part is read while one is sent."""
+"""Parts of a file that are under way: the next part is read while one is sent."""
 
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do."""
 Spread = Callable[[Sequence[FilePlan]], Iterable[str]]
-"""Has files written wherever it wants, and tells their names, in any order."""
+"""Writes files on other threads or machines; returns the names of written files in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +46,10 @@ class Exported:
 
 
 def kept_files(store: ObjectStore, plan: ExportPlan) -> tuple[str, ...]:
-    """Files of this plan that stand there already, whole. Reads their heads.
+    """The files of this plan that exist already, complete. Reads their headers.
 
-    Raises Conflict when anything else lies there: another export, or files of somebody. What is left of an export that
-    was killed is neither: files that were growing, and the object with which it tried its bucket out.
+    Raises Conflict when the place holds anything else: files of another export, or of somebody else. What a killed
+    export leaves is neither: unfinished files, and the object with which it probed its bucket.
     """
     planned = {file.name: file for file in plan.files}
     kept = []
@@ -225,7 +226,7 @@ def _has(store: ObjectStore, key: str, size_bytes: int, first: bytes, expected_b
 
 @contextmanager
 def _cleared_after(store: SavesTo, plan: ExportPlan, folder: str) -> Iterator[None]:
-    """Whatever is unfinished goes at the end: of files that failed, or that two wrote."""
+    """Remove unfinished files at the end, also after an error: of files that failed, or that two workers wrote."""
     try:
         yield
     except BaseException:

@@ -1,7 +1,7 @@
-"""Safetensors files as tensors: one file, or the files of a folder that `model.safetensors.index.json` names.
+"""Safetensors files as lazy tensors: one file, or the files of a folder that `model.safetensors.index.json` names.
 
-Heads are read and checked whole, data only as it is asked for. The format has no checksums, so damage within the data
-cannot be seen here, but for a BOOL that is neither 0 nor 1: readers of a checkpoint would differ in what it means.
+Headers are read and checked completely, data only on demand. The format has no checksums, so damage within the data
+cannot be detected, except for a BOOL that is neither 0 nor 1: readers of a checkpoint would interpret it differently.
 Neighbours: `header` (the format), `stored` (the same for checkpoints of ours).
 """
 

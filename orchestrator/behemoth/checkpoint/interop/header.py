@@ -1,9 +1,9 @@
-"""The head of a safetensors file: eight bytes of length, JSON, then the tensors' bytes. No I/O.
+"""The header of a safetensors file: eight bytes of length, JSON, then the tensors' bytes. No I/O.
 
-What it says is believed only as a whole: every byte of the rest belongs to exactly one tensor, as the format demands
-(github.com/huggingface/safetensors, README, "Format"), so that nothing overlaps and nothing is hidden between.
-Neighbours: `export` writes heads, `foreign` reads them; `spec.safetensors_header` takes shapes from them for plans and
-needs no file to be whole.
+A header is accepted only if every byte behind it belongs to exactly one tensor, as the format demands
+(github.com/huggingface/safetensors, README, "Format"): no overlaps, and no bytes between. Neighbours: `export` writes
+headers, `foreign` reads them; `spec.safetensors_header` only takes shapes from them, for plans, and accepts files that
+are cut off.
 """
 
 from __future__ import annotations

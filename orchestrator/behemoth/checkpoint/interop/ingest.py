@@ -1,6 +1,6 @@
-"""Makes a committed checkpoint out of arrays from elsewhere, a unit at a time: the way in.
+"""Makes a committed checkpoint of arrays from elsewhere, a unit at a time; for imports and reshards.
 
-It goes through the same grid, proof and commit as a save, so that a checkpoint which was imported is like any other.
+It uses the same grid, proof and commit as a save, so that the result is a checkpoint like any other.
 Where the arrays come from, and on which machine units are written, is the caller's business. Neighbours: `foreign`
 (tensors of other programs), `units` and `unit_writer` (how they are written), `checkpoint.commit`.
 """
@@ -36,10 +36,10 @@ _HINTS = {
     "array-name": "rename it by a map",
     "array-shape": "a checkpoint cannot hold it: leave it out by a map that has its name in SOURCE under drop: theirs",
 }
-"""The ways out of tensors that a layout refuses, by the code of the refusal."""
+"""Hints for tensors that a layout refuses, by the code of the error."""
 
 Spread = Callable[[ObjectUploads], Iterable[Sequence[Written]]]
-"""Has all units written wherever it wants, to the uploads that are told, and tells what was, in any order."""
+"""Writes all units on other threads or machines, to the given uploads; returns the results in any order."""
 
 
 def import_layout(tensors: Mapping[str, Tensor]) -> Layout:
@@ -137,7 +137,8 @@ def _take_back_if_owned(store: ObjectStore, record: CommitRecord) -> None:
 
 @contextmanager
 def _removed_on_failure(store: SavesTo, candidate: Candidate, *, keeps_unfinished: bool) -> Iterator[None]:
-    """What was written goes again, unless its commit stands, the answer lost, or one that cannot be read."""
+    """Delete what was written after an error, unless the step has a commit of this write (its answer may have been
+    lost) or a record that cannot be read."""
     try:
         yield
     except BaseException:

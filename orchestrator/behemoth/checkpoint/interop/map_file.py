@@ -166,7 +166,7 @@ def _place(entry: _Place) -> Place:
 
 
 def _digest(data: bytes, sizes: Mapping[str, int]) -> str:
-    """Of the document, and of the sizes that were given beside it, if any."""
+    """SHA-256 of the document and of the sizes that were given beside it, hex."""
     told = "".join(f"\n{name}={value}" for name, value in sorted(sizes.items()))
     return hashlib.sha256(data + told.encode()).hexdigest()
 

@@ -1,8 +1,8 @@
-"""The objects of a write that is made of units: their uploads, begun when they are needed, and their end.
+"""The multipart uploads of a write that is made of units: begun when needed, completed or aborted at the end.
 
-For whoever has units written and gathers what was. Where objects are files there is nothing to begin and nothing to
-end. What it knows can be had again from what was told of units, and from the store, so a successor goes on. Neighbours:
-`unit_writer`, `filling` (for one process that fills objects itself).
+Used by the process that hands units out and collects the results. Where objects are files there is nothing to begin or
+complete. Its state can be rebuilt from the results of units and from the store, so that a successor can go on.
+Neighbours: `unit_writer`, `filling` (for one process that fills objects itself).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPLETE_THREADS = 8
 
 
 class ObjectUploads:
-    """Of one write, whose objects lie below `prefix`. Used by one thread."""
+    """The uploads of one write, whose objects lie below `prefix`. Used by one thread."""
 
     def __init__(self, store: SavesTo, prefix: str, layout: Layout) -> None:
         self._store = store
@@ -36,7 +36,8 @@ class ObjectUploads:
         self._listed: dict[str, UploadId] | None = None
 
     def upload_id(self, unit: Unit) -> str:
-        """Of the upload to which a unit goes, which is begun if need be; empty where it needs none."""
+        """The id of the upload that a unit belongs to, which is begun if need be; empty where the unit needs no
+        upload."""
         if not isinstance(self._store, UploadsParts) or unit.num_parts == 1:
             return ""
         which = unit.array, unit.shard
@@ -45,7 +46,7 @@ class ObjectUploads:
         return self._ids[which]
 
     def add(self, written: Written) -> None:
-        """What was written, now or by a predecessor: then before any `upload_id`."""
+        """Take in the result of a unit. Those of an earlier process come first, before any call of `upload_id`."""
         self._spans.add(written.spans)
         if isinstance(self._store, UploadsParts):
             which = written.array, written.shard
@@ -55,11 +56,12 @@ class ObjectUploads:
             )
 
     def spans(self) -> SpanTable:
-        """Of all that was written, in order."""
+        """The spans of all units that were written, by array, chunk and offset."""
         return self._spans.table()
 
     def complete(self) -> list[WrittenShard]:
-        """Make objects of what was uploaded, and abort what of it nobody needs. Empty where objects are files."""
+        """Complete all uploads, and abort those that nobody needs. Blocks. Returns the objects; none where they are
+        files."""
         store = self._store
         if not isinstance(store, UploadsParts):
             return []

@@ -1,7 +1,7 @@
 """Patterns of tensor names: `model.layers.{layer}.mlp.weight` matches names and makes them.
 
-`{layer}` stands for characters other than `.` and `/`, `{rest*}` for any. Everything else is itself. Neighbours:
-`rules`, which pairs patterns of two sides.
+`{layer}` matches characters other than `.` and `/`, `{rest*}` any characters; the rest of a pattern is literal.
+Neighbour: `rules`, which pairs patterns of two sides.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Pattern:
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        """The words that the pattern takes from a name."""
+        """The words in braces."""
         return frozenset(match[1] for match in _FIELD.finditer(self.text))
 
     def match(self, name: str) -> dict[str, str] | None:
-        """What the words stand for, or None when the name is another."""
+        """The value of each word, or None when the name does not match."""
         found = self._compiled.fullmatch(name)
         return None if found is None else found.groupdict()
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The name with these words."""
+        """The name with these values in place of the words."""
         return _FIELD.sub(lambda match: values[match[1]], self.text)
 
     @cached_property

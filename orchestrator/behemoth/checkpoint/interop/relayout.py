@@ -1,21 +1,23 @@
-"""The layout of a checkpoint that is to be made of another one, and how its arrays come from there. Pure.
+"""The layout of a checkpoint that is to be made from another one, and how each of its arrays is made. Pure.
 
-Of another mesh, of some arrays, of another floating type, or of another recipe where the model's tensors are known.
+The result may have another mesh, only some arrays, another floating type, or another recipe where the model's tensors
+are known.
 Neighbours: `checkpoint.on_mesh`, `checkpoint.model_layout` and `checkpoint.recipe_change`, which know the parts of it,
 and `resharded`, which reads by the result.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding
 from behemoth.checkpoint.matching import left_out, origins
+from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.precision import FLOAT8S, FLOATS
 from behemoth.spec.mesh import Mesh
@@ -40,10 +42,10 @@ def relayout(
     model: Layout | None = None,
     recipe: Intake | None = None,
 ) -> Relayout:
-    """`model`, on `mesh`, says how arrays of its names and shapes are cut; others are cut as they were saved. `recipe`
-    makes the arrays of `model` out of those that were saved, which then are all that is taken but what the model has
-    no part in. `only` are shell patterns of names of the result. `dtype` is that of all floating arrays but float8
-    ones; empty: as they are.
+    """`model`: the layout of the model on `mesh`, by which arrays of its names and shapes are cut; other arrays are cut
+    as they were saved. `recipe`: how the arrays of `model` are made from the saved ones; arrays that are no part of the
+    model are then taken as they are. `only`: shell patterns of names of the result; empty: all. `dtype`: the type of
+    all floating arrays except float8 ones; empty: as saved.
 
     Raises Invalid for patterns that name nothing, another model, conversions that do not fit, arrays that would come
     from nowhere, and nothing at all. `step` is for the messages.
@@ -52,13 +54,14 @@ def relayout(
     convert: dict[str, Conversion] = {} if recipe is None else dict(recipe.convert)
     if model is not None:
         arrays = _of_model(arrays, model, recipe, step)
-    if unused := [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in arrays)]:
+    patterns = NamePatterns(only)
+    if unused := patterns.unused(arrays):
         raise Invalid(
             f"option --only: expected patterns of arrays of the checkpoint of step {step}, got {unused[:3]}",
             hint="patterns such as 'model/*' are compared with whole names",
             code="arrays-listed",
         )
-    kept = [array for array in arrays.values() if not only or any(fnmatchcase(array.name, one) for one in only)]
+    kept = [array for array in arrays.values() if not only or patterns.has(array.name)]
     if dtype:
         kept = [replace(array, dtype=dtype) if array.dtype in FLOATS - FLOAT8S else array for array in kept]
         convert |= {
@@ -94,19 +97,15 @@ def _of_model(arrays: dict[str, ArraySpec], model: Layout, recipe: Intake | None
                 code="model-mismatch",
             )
         return arrays | known
-    others = {
-        name: array
-        for name, array in arrays.items()
-        if name not in cut and not any(fnmatchcase(name, pattern) for pattern in recipe.extra)
-    }
-    return cut | others
+    gone = NamePatterns(recipe.extra)
+    return cut | {name: array for name, array in arrays.items() if name not in cut and not gone.has(name)}
 
 
 def _intake(saved: Layout, layout: Layout, convert: dict[str, Conversion], step: Step) -> Intake:
     """What is taken as it is, or converted; everything else is left where it is."""
     wanted = {name: one for name, one in convert.items() if name in layout.positions}
     extra = tuple(sorted(saved.positions.keys() - layout.positions.keys()))
-    intake = Intake(convert=wanted, extra=tuple(_literal(name) for name in extra))
+    intake = Intake(convert=wanted, extra=tuple(glob.escape(name) for name in extra))  # each names itself alone
     found = origins(saved, layout, step=step, intake=intake)
     if nowhere := [layout.arrays[at].name for at in left_out(layout, found)]:
         raise Invalid(
@@ -114,8 +113,3 @@ def _intake(saved: Layout, layout: Layout, convert: dict[str, Conversion], step:
             code="model-mismatch",
         )
     return intake
-
-
-def _literal(name: str) -> str:
-    """A name as a shell pattern of itself alone."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,7 +1,7 @@
-"""One dim as several, and several as one, without copying: the reshapes that name maps ask for.
+"""Lazy reshapes for name maps: one dim as several (unflatten), and several as one (flatten).
 
-A box of the result is no box of the inner tensor, but some boxes, each of which is read by itself, straight into its
-place where that is possible. So memory is bounded as everywhere here. Neighbours: `views`, `steps`.
+A box of the result is several boxes of the inner tensor, each of which is read by itself, straight into its place where
+strides allow it, so that memory is bounded by the box. Neighbours: `views`, `steps`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.caching import CachingStore
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.filling import least_bytes
@@ -25,26 +26,27 @@ from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES
-from behemoth.checkpoint.remembering import RememberingStore
 from behemoth.checkpoint.reshard import plan_pieces
 from behemoth.checkpoint.reshard_reader import read_slabs
 from behemoth.checkpoint.stopping import Cancelled, never
 from behemoth.ports import ObjectStore, SavesTo
 
 BLOCK_BYTES = 8 << 20
-"""Of a piece: a chunk. Small, so that a batch has neighbours from several objects, which come from the same bytes."""
+"""Size of a piece: about a chunk. Small, so that a batch holds neighbours of several objects, which come from the same
+bytes of the source."""
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 64 << 20, 256 << 20
-"""Of pieces that are read together, and held, where no scales are computed."""
+"""Bounds of the bytes of pieces that are read together, and held, where no scales are computed."""
 HELD_BYTES = 5 << 30
-"""Of pieces that are read together because they need the same computed scales: the values that wait for them, and what
-they become. The largest expert matrix of the reference Behemoth has 3.25 GiB in float32, and 832 MiB in float8."""
+"""Most bytes held for pieces that are read together because they need the same computed scales: saved values that wait
+for scales, and their results. The largest expert matrix of the reference Behemoth has 3.25 GiB in float32, and 832 MiB
+in float8."""
 SCALES_BYTES = 64 << 20
-"""Of chunks of saved scales that are remembered: a batch needs few of each, and the next one mostly the same. Those of
-all arrays of the reference Behemoth have 36 KiB each, with blocks of 128 x 128."""
+"""Cache of chunks of saved scales: a batch needs a few scales of a chunk, and the next batch mostly the same chunk. In
+the reference Behemoth such chunks have 36 KiB, with blocks of 128 x 128."""
 
 
 class _Wanted(NamedTuple):
-    """A piece, and where it lies in the area; see `plan_pieces`."""
+    """A piece, and its offset in the area; implements `reshard.Wanted`."""
 
     array: int
     box: Box
@@ -71,7 +73,7 @@ class CheckpointSource:
         self._layout = layout
         self._found = found
         self._cancelled = cancelled
-        self._scales = RememberingStore(store, limit_bytes=SCALES_BYTES)
+        self._scales = CachingStore(store, limit_bytes=SCALES_BYTES)
         self._computed = ComputedScales(limit_bytes=SCALES_BYTES)
 
     def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
@@ -103,8 +105,8 @@ class CheckpointSource:
 
 
 def batch_bytes(saved: Layout, layout: Layout) -> int:
-    """How much is to be read together so that what it shares is there: two rows of chunks side by side, of whichever
-    layout has the wider ones. A batch that begins amid a row reads half of what it reads again."""
+    """Bytes of pieces that are read together so that they share chunks: two rows of chunks, of the layout with the
+    wider rows. A batch that begins within a row reads half of it a second time."""
     widest = max(
         grid.payload_bytes * math.prod(grid.chunks_per_dim[grid.cut_dim + 1 :])
         for one in (saved, layout)

@@ -1,8 +1,8 @@
-"""Sizes of parts, as a name map says them: numbers, other dims, what is left, and names of the map's own.
+"""Sizes of parts in a name map: numbers, sizes of other dims, the rest, and named sizes of the map.
 
-A name stands for a number, or for a dim of tensors that both sides have (`router.weight` tells the number of experts):
-some layouts cannot be undone from the shape of one tensor. Neighbours: `steps`, which parts dims, `rules`, which finds
-out what names stand for.
+A named size is a number, or the size of a dim of tensors that both sides have (`router.weight` gives the number of
+experts), because some layouts cannot be inverted from the shape of one tensor. Neighbours: `steps`, which uses sizes,
+`rules`, which measures the named ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from behemoth.checkpoint.interop.patterns import Pattern
 from behemoth.checkpoint.interop.tensors import Tensor
 
 Size = int | str
-"""Of a part: elements, `dim N` for as many as that dim has, `rest`, or a name of the map's sizes. Where parts are laid
-one behind the other all rests share evenly; where one dim becomes several there is one rest at most."""
+"""Size of a part: a number of elements, `dim N` for the size of that dim, `rest`, or a name of the map's sizes. Where
+parts follow one another along a dim, all rests share what is left evenly; where one dim becomes several, there is at
+most one rest."""
 Named = Mapping[str, int]
 """What the names of a map stand for."""
 

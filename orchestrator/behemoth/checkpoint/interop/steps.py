@@ -1,8 +1,8 @@
-"""The changes of layout that a name map may ask for, as values; each knows its own inverse.
+"""The changes of layout of a name map, as values; each has an inverse.
 
-A step takes rows of tensors: a row for each name of a rule, in it one tensor for each value of the word that a stack
-runs over, or a single one. It is told the map's named sizes. Neighbours: `sizes` (of parts), `views` and `reshaped` do
-the work lazily, `rules` puts steps in order.
+A step maps rows of tensors to rows: one row for each name of a rule, and in it one tensor for each value of the word
+over which the rule stacks, or a single tensor. `named`: the values of the map's named sizes. Neighbours: `sizes` (of
+parts), `views` and `reshaped` do the work lazily, `rules` puts steps in order.
 """
 
 from __future__ import annotations

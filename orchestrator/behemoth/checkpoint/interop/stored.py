@@ -1,8 +1,8 @@
-"""The arrays of a committed checkpoint as tensors: read chunk by chunk, and no byte believed without its CRC.
+"""The arrays of a committed checkpoint as lazy tensors: read chunk by chunk, every byte checked by its CRC.
 
-Before the first byte of an array is given out, the CRCs beside its chunks are checked against the commit, so that a
-chunk which is whole but of another write is found although nobody reads them all. Neighbours: `chunk_reader` reads,
-`foreign` is the same for other people's files.
+Before the first element of an array is returned, the CRCs beside all of its chunks are checked against the commit, so
+that an intact chunk of another write is detected even where only some chunks are read. Neighbours: `chunk_reader`
+reads, `foreign` is the same for other people's files.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Block(NamedTuple):
     shape: tuple[int, ...]
     box: Box
     values: npt.NDArray[Any]
-    """Of the tensor's type (ml_dtypes' for bfloat16 and float8); the caller's own."""
+    """In the shape of the box, of the tensor's type (ml_dtypes' for bfloat16 and float8). The caller owns the array."""
 
 
 def stream(

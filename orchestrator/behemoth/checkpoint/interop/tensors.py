@@ -1,8 +1,9 @@
-"""A tensor that is read box by box, wherever its bytes lie: what maps, casts, exports and imports are made of.
+"""Lazy tensors, read box by box from any source: the basis of name maps, casts, exports and imports.
 
-Whole models do not fit, and single tensors may not: nobody here holds more than the box that was asked for. Elements
-travel as raw bits, because numpy copies those of bfloat16 and float8 one by one. Must not open anything and must not
-know formats. Neighbours: `views` (lazy changes of layout), `casts` (of precision), `stored` and `foreign` (sources).
+A model does not fit into memory, and a single tensor may not: only the box that was asked for is ever held. Elements
+are passed as raw bits, because numpy copies elements of bfloat16 and float8 one by one. Must not open anything and must
+not know file formats. Neighbours: `views` (lazy changes of layout), `casts` (of precision), `stored` and `foreign`
+(sources).
 """
 
 from __future__ import annotations
@@ -101,13 +102,13 @@ def tiles(tensor: Tensor, *, limit_bytes: int) -> Iterator[Box]:
 
 
 def grain_bytes(tensor: Tensor, *, limit_bytes: int) -> int:
-    """Of the rows that are read together, along the dim in which `blocks` of that limit are cut."""
+    """Bytes of one grain along the dim in which `blocks` of that limit are cut: what is read together there."""
     row_bytes, cut = _cut_of(tensor.shape, DTYPES[tensor.dtype].itemsize, limit_bytes)
     return row_bytes * min(tensor.grain(cut), tensor.shape[cut]) if tensor.shape else row_bytes
 
 
 def blocks_of(shape: tuple[int, ...], itemsize: int, *, limit_bytes: int, grain: Callable[[int], int]) -> Iterator[Box]:
-    """The same for a shape, cut at multiples of `grain` of a dim."""
+    """As `blocks`, for a shape and element size alone; `grain(dim)` as `Tensor.grain`."""
     row_bytes, cut = _cut_of(shape, itemsize, limit_bytes)
     if not shape:
         yield ()
@@ -123,7 +124,7 @@ def blocks_of(shape: tuple[int, ...], itemsize: int, *, limit_bytes: int, grain:
 
 
 def _cut_of(shape: tuple[int, ...], itemsize: int, limit_bytes: int) -> tuple[int, int]:
-    """The bytes behind one index of the dim in which boxes of at most `limit_bytes` are cut, and that dim."""
+    """The dim in which boxes of at most `limit_bytes` are cut, preceded by the bytes of one index along it."""
     row_bytes, cut = itemsize, len(shape) - 1
     while cut > 0 and row_bytes * shape[cut] <= limit_bytes:
         row_bytes *= shape[cut]

@@ -1,8 +1,8 @@
-"""Writes units of a checkpoint's objects, in whichever way their store takes them, from whatever has their elements.
+"""Writes units of a checkpoint's objects to any kind of store, from any source of elements.
 
-It decides nothing and remembers nothing: what it tells of a unit is all that completing the object and proving the
-checkpoint need, on any machine. Neighbours: `units`, `object_uploads` (completes), `checkpoint.writer` (the same for a
-rank's arena).
+It decides nothing and keeps no state: the result of a unit has all that completing the object and proving the
+checkpoint need, so that units can be written on any machine. Neighbours: `units`, `object_uploads` (completes),
+`checkpoint.writer` (the same for a rank's arena).
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from behemoth.ports import Part, SavesTo, UploadsParts
 
 
 class Source(Protocol):
-    """What has the elements of a checkpoint that is to be written. One method, because pieces that are asked for
-    together may come from the same bytes. Thread-safe."""
+    """The source of the elements of a checkpoint that is to be written. Exactly one method, for several pieces at a
+    time, because pieces that are needed together may come from the same bytes. Thread-safe."""
 
     def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
-        """The elements of each piece's box, raw and of its shape, in order; each is the caller's own. Blocks. Uses
-        `threads` at most."""
+        """The elements of each piece's box, in order: raw (`tensors.Raw`), in the shape of the box, owned by the
+        caller. Blocks. Uses at most `threads` threads."""
         ...
 
 
 class Written(NamedTuple):
-    """What was written of a unit; durable. `etag` is empty where it was no part of an upload, `crc` is of its bytes as
-    they lie in the object, and 0 for files."""
+    """The result of writing a unit, which is durable. `etag` is empty where the unit is not a part of an upload. `crc`:
+    CRC-32C of its bytes as they are in the object; 0 for files."""
 
     array: int
     shard: int
@@ -59,7 +59,7 @@ class Written(NamedTuple):
 
 
 class TensorSource:
-    """The Source of arrays that are tensors under their own names."""
+    """A Source whose arrays are tensors of the same names."""
 
     def __init__(self, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = [tensors[array.name] for array in layout.arrays]

@@ -1,7 +1,8 @@
-"""How a checkpoint that nobody trains is written: in units, which are parts of its objects, each made of pieces.
+"""How imports and reshards write a checkpoint: in units, which are parts of its objects, each made of pieces.
 
-A piece is a box of an array, so that whatever gives its elements is asked for a box; a unit is what goes to the store
-at once. Both are closed forms of the layout, so that a second call, or another machine, has the same ones. Pure.
+A piece is a box of an array: what is read from the source at a time. A unit is one or more pieces: what is written to
+the store at a time. Both are closed forms of the layout, so that a second call, or another machine, has the same ones.
+Pure.
 Neighbours: `unit_writer`, `grid` (the geometry).
 """
 
@@ -61,7 +62,7 @@ class _Kind(NamedTuple):
     units: list[Unit]
     sizes: Ints
     num_parts: dict[int, int]
-    """Of each shard."""
+    """By shard, the number of its units."""
 
 
 class Units(Sequence[Unit]):
@@ -81,7 +82,7 @@ class Units(Sequence[Unit]):
         return found
 
     def num_parts(self, position: int, shard: int) -> int:
-        """Of an object of an array."""
+        """How many units the shard of the array at `position` has."""
         return self._kinds[position].num_parts[shard]
 
     def first(self, position: int) -> int:
@@ -89,7 +90,8 @@ class Units(Sequence[Unit]):
         return int(self._firsts[position])
 
     def of_geometry(self, position: int) -> Sequence[Unit]:
-        """An array's units, but for the array's number: one list for all arrays of its geometry."""
+        """The units of the array at `position`, but with array number 0: one list shared by all arrays of its
+        geometry."""
         return self._kinds[position].units
 
     def __len__(self) -> int:
@@ -115,10 +117,12 @@ class Units(Sequence[Unit]):
 def units_of(
     layout: Layout, *, block_bytes: int, least_bytes: Callable[[int], int], by_chunk: Set[int] = frozenset()
 ) -> Units:
-    """Every chunk of every array, array by array. Pieces have at most `block_bytes`, or one chunk, as have all of the
-    arrays `by_chunk`; units but the last of an object at least what `least_bytes` asks for an object of that size.
-    Where several objects share an array, units of the same rows stand side by side, whatever their objects: they come
-    from the same bytes."""
+    """The units of all arrays of `layout`, array by array; together they are every chunk.
+
+    A piece has at most `block_bytes`, or is one chunk where that is larger; in the arrays `by_chunk` each piece is one
+    chunk. Each unit but the last of an object has at least `least_bytes(bytes of the object)`. Where an array has
+    several objects, units are in order of their first element, whatever their object: neighbours come from the same
+    bytes."""
     known: dict[object, _Kind] = {}
     kinds: list[_Kind] = []
     for position, grid in enumerate(grids(layout)):
@@ -182,7 +186,7 @@ def _pieces(grid: Grid, shard: int, block_bytes: int) -> Iterator[Piece]:
 
 
 def _place(grid: Grid, unit: Unit) -> int:
-    """Of the unit's first element in the array."""
+    """The position of the unit's first element in C order of the array."""
     place = 0
     for (start, _), size in zip(unit.pieces[0].box, grid.spec.shape, strict=True):
         place = place * size + start

@@ -1,6 +1,7 @@
-"""Changes of layout that copy nothing: each turns a box of what is wanted into boxes of what there is.
+"""Lazy changes of layout: each turns a box of the result into boxes of the inner tensors, without a copy.
 
-All of them keep boxes boxes; `reshaped` has those that do not. Neighbours: `tensors`, `rules`, which says what to do.
+In all of them a box of the result is a box of each inner tensor; `reshaped` has those of which it is several.
+Neighbours: `tensors`, `rules`, which says what to do.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The committed write that a background task is to copy, and the one job that is under way for it.
+"""Which committed write a background task copies, and the one job of the store process that is under way for it.
 
-The neighbours `copies` (to this node's memory) and `keeping` (to its own disk) each have one, and do the rest.
+Starts nothing and waits for nothing: the tasks of the neighbours `copies` (into this node's memory) and `keeping` (to
+its own disk), which have one each, do that.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from behemoth.agent.storelink import StoreLink
 from behemoth.wire.commands import RestoreFrom
 
 
-class Wanted:
-    """Lives as long as its task, in the agent's loop. Nothing here waits."""
+class BackgroundCopy:
+    """Lives as long as its task, in the agent's event loop. No method waits."""
 
     def __init__(self, store: StoreLink) -> None:
         self._store = store
         self._job: int | None = None
         self.write: RestoreFrom | None = None
+        """The write to copy, or None."""
         self.news = asyncio.Event()
         """Set whenever the task has something to look at again; the task clears it."""
 
     def want(self, write: RestoreFrom | None) -> None:
-        """A copy of another write is not worth its end."""
+        """Copy this write from now on. A job for another write is cancelled: its copy would be outdated at once."""
         if write != self.write and self._job is not None:
             self._store.let_go(self._job)
         self.write = write
@@ -30,7 +32,7 @@ class Wanted:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a job has begun and was not answered yet."""
+        """Whether a job has begun and has not been answered yet."""
         return self._job is not None
 
     def new_job(self) -> int:
@@ -39,5 +41,5 @@ class Wanted:
         return self._job
 
     def job_ended(self) -> None:
-        """It was answered, and cannot be given up any more."""
+        """The job was answered, and can no longer be cancelled."""
         self._job = None

@@ -1,4 +1,4 @@
-"""How `behemoth run` is told while it runs: lines on a pipe, frames on a terminal, and what the library warns of.
+"""Shows the progress of `behemoth run` on stderr: lines on a pipe, a live view on a terminal, and the library's log.
 
 Nothing here knows how a run is started or ends; the neighbour `run` does.
 """
@@ -21,8 +21,8 @@ from behemoth_cli.views.live import MAX_EVENTS, Pace, live_frame, paced
 _FORCED = "something does not answer, probably the store: left without waiting; the same command resumes the run"
 
 
-class Teller:
-    """Turns what the run tells into lines and frames. Lives on the run's event loop."""
+class RunProgress:
+    """Turns events and snapshots of a run into lines and frames. Used on the run's event loop, but for `forced`."""
 
     def __init__(self, narrator: Narrator, console: Console) -> None:
         self._narrator = narrator
@@ -33,7 +33,7 @@ class Teller:
         self._local: LocalRun | None = None
 
     def watch(self, local: LocalRun) -> None:
-        """Whose events will come; before the first one."""
+        """Set the run whose events will come; call it before the first one."""
         self._local = local
 
     def event(self, event: Event) -> None:
@@ -49,12 +49,12 @@ class Teller:
         self._narrator.line(text)
 
     def forced(self) -> None:
-        """Said from another thread, as the last thing."""
+        """Print the last line before a forced exit. May be called on another thread."""
         self._narrator.line(_FORCED)
         self._narrator.close()
 
     def look(self, local: LocalRun) -> None:
-        """Paint how the run stands."""
+        """Redraw the live view, on a terminal."""
         snapshot = local.snapshot() if self._is_live else None
         if snapshot is not None:
             self._pace = paced(self._pace, snapshot)
@@ -63,7 +63,7 @@ class Teller:
 
 @contextlib.contextmanager
 def narrated(context: Context) -> Iterator[Narrator]:
-    """A narrator for stderr, which warnings of the library go through too."""
+    """A narrator for stderr, which the library's log goes through too, during the block."""
     narrator = Narrator(_painter(context.console))
     handler = _NarratorHandler(narrator)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))

@@ -1,7 +1,7 @@
-"""The end of `behemoth run` that nothing can hold up: a second Ctrl-C stops at once, whatever a store does.
+"""The end of `behemoth run` that nothing can delay: a second Ctrl-C stops at once, even while a store hangs.
 
-A call into a store that hangs cannot be ended, and its thread would be waited for. What is left then is to leave:
-agents and Ray are tied to this process and end with it, and the run directory is as after SIGKILL: resumable.
+A call into a store that hangs cannot be interrupted, and Python would wait for its thread. So the process exits without
+that: agents and Ray are tied to this process and end with it, and the run directory is as after SIGKILL: resumable.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from behemoth_cli.exits import Exit
 
 AT_ONCE_LIMIT_S = 10.0
-"""How long stopping at once may take before it is left to the operating system: ending a Ray takes some seconds."""
+"""How long stopping at once may take before the process exits by force: shutting Ray down takes some seconds."""
 
 
 @contextlib.contextmanager
 def forced_end(tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Gives what begins the limit, once; after it `tell` is called and the process ends, unless the block has been left
-    before."""
+    """Yields a function that starts the limit when it is first called; when the limit is over, and the block has not
+    been left, `tell` is called and the process exits."""
     timer = threading.Timer(AT_ONCE_LIMIT_S, _leave, (tell,))
     timer.name, timer.daemon = "forced-end", True
 

@@ -1,7 +1,7 @@
-"""A store that remembers what was read last: for small chunks that one batch after another asks for.
+"""A store that keeps the ranges that were read last, least recently used first to go.
 
-It is for what lies in a checkpoint that is committed, which never changes. Neighbours: `counting` and `pacing`, stores
-of the same kind.
+Only for objects of committed checkpoints, which never change: nothing is ever invalidated. For small chunks that one
+batch after another reads. Neighbours: `counting` and `pacing`, stores of the same kind.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from behemoth.checkpoint.passing import PassingStore, buffers_of, num_bytes, spread
+from behemoth.checkpoint.wrapper_store import WrapperStore, buffers_of, num_bytes, spread
 from behemoth.ports import Into, ObjectStore
 
 
-class RememberingStore(PassingStore):
-    """Reads of the same range are passed on to `inner` once, as long as it is among the last `limit_bytes` that were
-    asked for. Thread-safe; threads that ask at the same time for what is new each read it."""
+class CachingStore(WrapperStore):
+    """Keeps at most `limit_bytes` of what was read from `inner`. Thread-safe; threads that read the same new range at
+    the same time each read it from `inner`."""
 
     def __init__(self, inner: ObjectStore, *, limit_bytes: int) -> None:
         super().__init__(inner)

@@ -1,7 +1,7 @@
-"""Reads units of stored objects once, however many nodes ask for them at the same time or soon after.
+"""Reads each unit of stored objects once, however many nodes ask for it at the same time or soon after.
 
-Memory is bounded: what was read longest ago goes first, and is read again by who asks then. The neighbours are
-`shared_reads`, which decides which node reads what, and `server`, on whose threads other nodes' questions run.
+Memory is bounded: the least recently used unit is dropped first, and read again when it is asked for. The neighbours
+are `shared_reads`, which decides which node reads what, and `server`, on whose threads other nodes' requests run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from behemoth.ports import ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 
 MAX_UNIT_BYTES = 256 << 20
-"""No chunk is as large; what is larger its reader reads itself."""
+"""Most bytes of a unit. No chunk is as large; a rank reads a larger range itself."""
 MAX_READS = 16
-"""At the same time; others wait."""
+"""Most reads at the same time; others wait."""
 WAIT_LIMIT_S = 60.0
-"""For what another one is reading. Who waited in vain reads for itself."""
+"""Longest wait for a unit that another thread is reading; the caller then reads it itself."""
 
 
 class _Read:
@@ -82,14 +82,14 @@ class ReadOnce:
         return Reply(answer=StoredFound(crc=crc32c(part), read_bytes=read_bytes), payload=(part,))
 
     def clear(self) -> None:
-        """Nobody restores any more: the memory is wanted for other things."""
+        """Free the memory of complete units: no rank restores any more."""
         with self._lock:
             self._reads = OrderedDict((unit, read) for unit, read in self._reads.items() if not read.done.is_set())
             self._held_bytes = 0
 
     def _fill(self, unit: Unit, read: _Read) -> None:
         try:
-            with self._room:  # memory too is taken by who may read only: who waits holds none
+            with self._room:  # memory is taken only by threads that may read, not by those that wait
                 data = memoryview(bytearray(unit.length_bytes))
                 self._store().read_into(unit.key, offset_bytes=unit.offset_bytes, into=data)
             read.data = data.toreadonly()
@@ -103,7 +103,8 @@ class ReadOnce:
             self._end(unit, read)
 
     def _end(self, unit: Unit, read: _Read) -> None:
-        """Done and counted in one, or `clear` would count what it leaves as gone."""
+        """Set `done` and count the bytes under one lock, since `clear` keeps reads that are not done and counts 0 for
+        them."""
         with self._lock:
             read.done.set()
             if read.error is not None:

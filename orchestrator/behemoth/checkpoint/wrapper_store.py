@@ -1,4 +1,7 @@
-"""A store that passes everything on to another one, for those that change one thing about it."""
+"""A store that forwards every call to another store: the base of stores that change one thing about reading.
+
+Beside it the arithmetic of `Into`, which all of them need. Neighbours: `counting`, `pacing`, `caching`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from behemoth.ports import Into, ObjectInfo, ObjectStore
 
 
 def buffers_of(into: Into) -> tuple[Buffer, ...]:
-    """What a read fills, one behind the other."""
+    """The buffers that a read fills, in order."""
     return into if isinstance(into, tuple) else (into,)
 
 
 def num_bytes(into: Into) -> int:
-    """What a read asks for."""
+    """How many bytes a read into `into` asks for."""
     return sum(memoryview(one).nbytes for one in buffers_of(into))
 
 
 def spread(data: memoryview, into: Into) -> None:
-    """Copy the front of `data` to where a read shall put it."""
+    """Copy the first bytes of `data` into the buffers of a read; `data` has at least as many."""
     start = 0
     for one in buffers_of(into):
         target = memoryview(one)
@@ -29,8 +32,8 @@ def spread(data: memoryview, into: Into) -> None:
         start += target.nbytes
 
 
-class PassingStore:
-    """As `inner` in all, until a subclass says otherwise. Thread-safe."""
+class WrapperStore:
+    """Implements `ports.ObjectStore` by `inner`; subclasses override methods. Thread-safe."""
 
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner

@@ -1,7 +1,7 @@
-"""What this node has told its coordinator of one attempt: each thing once, and again to a successor.
+"""The reports of one attempt to the coordinator: each is sent once, and again to a coordinator that takes over.
 
-Nothing is decided here. Neighbours: `gang` tells of workers that end, `admission` of those that come in; saves have
-their own book in `saves`.
+Decides nothing. Neighbours: `gang` reports workers that end, `admission` those that join and restore; reports of saves
+are in `saves`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from behemoth.wire.reports import (
 )
 
 
-class Told:
-    """`send` takes what goes to the coordinator that is there now."""
+class AttemptReports:
+    """`send` sends a report to the present coordinator and never blocks."""
 
     def __init__(self, send: Callable[[Report], None]) -> None:
         self._send = send
@@ -32,24 +32,24 @@ class Told:
         self._refused: RestoreRefused | ProgramRefused | None = None
 
     def milestone(self, report: RanksUp | RanksRestored | RanksFinished, answers: Sequence[bool]) -> None:
-        """Tell how far the ranks are, as soon as each of them has got there."""
+        """Report a milestone once all ranks of the node have reached it. `answers`: whether each of them has."""
         if all(answers) and type(report) not in self._milestones:
             self._milestones[type(report)] = report
             self._send(report)
 
     def ended(self, member: Member, ended: WorkerEnded) -> None:
-        """A worker ended that should not have."""
+        """Report a worker that ended although it should not have."""
         self._ended.append((member, ended))
         self._tell_ended(member, ended)
 
     def refused(self, report: RestoreRefused | ProgramRefused) -> None:
-        """The first one: the others are the same, or follow from it."""
+        """Report the first refusal of the attempt; later ones are the same, or follow from it, and are dropped."""
         if self._refused is None:
             self._refused = report
             self._send(report)
 
     def again(self) -> None:
-        """How things stand, for a coordinator that has just come."""
+        """Send all reports again, to a coordinator that has just taken over."""
         for report in self._milestones.values():
             self._send(report)
         for member, ended in self._ended:
