@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from behemoth.agent.peers.once import ReadOnce
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from agent.peers.staged import LAYOUT, staged_rank
 from behemoth.agent import exchanging
 from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.memories import Memories
-from behemoth.agent.peers.once import ReadOnce
 from behemoth.agent.peers.server import FilePart, Handler
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
