@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/behemoth run manifests/examples/tiny-moe.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 longer: $(STAMP)
 	$(BIN)/python -m pytest -m longer
