@@ -126,10 +126,8 @@ def _left_by_file(prefix: str, layout: Layout, left: Chunks) -> dict[str, tuple[
     found: dict[str, tuple[int, list[Part]]] = {}
     for array, chunk, crc in zip(left.array.tolist(), left.chunk.tolist(), left.data_crc.tolist(), strict=True):
         grid = grids(layout)[array]
-        shard, data_bytes = int(grid.place(chunk)[0]), grid.data_bytes(chunk)
-        end = Part(
-            offset_bytes=grid.chunk_offset_bytes(chunk) + data_bytes, buffers=[chunk_tail(grid, crc, data_bytes)]
-        )
+        (shard, slot), data_bytes = grid.place(chunk), grid.data_bytes(chunk)
+        end = Part(offset_bytes=slot * grid.stride_bytes + data_bytes, buffers=[chunk_tail(grid, crc, data_bytes)])
         found.setdefault(shard_key(prefix, layout, array, shard), (grid.file_bytes, []))[1].append(end)
     return found
 

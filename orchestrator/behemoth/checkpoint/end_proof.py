@@ -40,21 +40,21 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sha
 
     Raises Invalid for a receipt that tells of more or fewer ends than its spans have, Corrupt for a wrong one.
     """
-    ends = shared.where(np.argsort(shared.row))
-    is_told = ends.num_spans <= MAX_SPANS
-    unasked, ends = ends.where(np.flatnonzero(~is_told)), ends.where(np.flatnonzero(is_told))
-    bounds = np.searchsorted(ends.row, first_rows)
+    by_row = np.argsort(shared.row)
+    is_asked = shared.num_spans[by_row] <= MAX_SPANS
+    ends, unasked = by_row[is_asked], by_row[~is_asked]
+    bounds, data_crc = np.searchsorted(shared.row[ends], first_rows), shared.data_crc[ends]
     told = np.concatenate([_told(*one) for one in zip(receipts, np.diff(bounds).tolist(), strict=True)])
-    if (wrong := np.flatnonzero((told != ends.data_crc) & (told != END_LEFT))).size:
+    if (wrong := np.flatnonzero((told != data_crc) & (told != END_LEFT))).size:
         at = int(wrong[0])
         rank = receipts[int(np.searchsorted(bounds, at, side="right")) - 1].rank
+        array, chunk = int(shared.array[ends[at]]), int(shared.chunk[ends[at]])
         raise Corrupt(
-            f"array {layout.arrays[int(ends.array[at])].name!r}, chunk {int(ends.chunk[at])}, rank {rank}: "
-            f"expected the CRC {int(ends.data_crc[at]):08x} of all ranks' bytes behind it, got {int(told[at]):08x}",
+            f"array {layout.arrays[array].name!r}, chunk {chunk}, rank {rank}: expected the CRC "
+            f"{int(data_crc[at]):08x} of all ranks' bytes behind it, got {int(told[at]):08x}",
             code="chunk-end",
         )
-    left = ends.where(np.flatnonzero(told == END_LEFT))
-    return Chunks(*map(np.concatenate, zip(left, unasked, strict=True)))
+    return shared.where(np.concatenate([ends[told == END_LEFT], unasked]))
 
 
 def _told(receipt: Receipt, num_ends: int) -> Ints:

@@ -54,7 +54,7 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, 
     """
     by_rank = _one_each(candidate, layout, receipts)
     tables = [SpanTable.of(receipt.spans) for receipt in by_rank]
-    ranks = np.repeat([receipt.rank for receipt in by_rank], [len(table) for table in tables])
+    rows_of_ranks = np.cumsum([0, *map(len, tables)])
     extents = Extents(
         array=_counts(tables, "array"),
         chunk=_counts(tables, "chunk"),
@@ -63,11 +63,14 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, 
     )
     fault = check_coverage(layout, extents)
     if fault is not None:
-        rank = ranks[fault.row] if fault.row >= 0 else _owing(layout, by_rank, fault.array, fault.chunk)
+        is_told = fault.row >= 0
+        rank = _rank_of(fault.row, rows_of_ranks) if is_told else _owing(layout, by_rank, fault.array, fault.chunk)
         told = "" if rank is None else f"rank {rank}: "
         raise Invalid(f"{_named(candidate)}: {told}{fault.message}", code=fault.code)
     order, num_arrays = extents.order, len(layout.arrays)
-    chunks = _chunks(extents, np.concatenate([table.column("crc") for table in tables]).astype(np.uint32))
+    chunks = _chunks(
+        extents, np.concatenate([table.column("crc") for table in tables], dtype=np.uint32, casting="unsafe")
+    )
     bounds = np.searchsorted(chunks.array, np.arange(num_arrays + 1)).tolist()
     chunk_crcs = tuple(
         _payload_crcs(grid, chunks.data_crc[low:high])
@@ -83,16 +86,21 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, 
             ArraySummary(name=spec.name, content_crc=crc32c(crcs.astype("<u4").tobytes()), is_zero=is_zero)
             for spec, crcs, is_zero in zip(layout.arrays, chunk_crcs, are_zero.tolist(), strict=True)
         ),
-        left=ends_left(layout, by_rank, np.cumsum([0, *map(len, tables)]), shared),
+        left=ends_left(layout, by_rank, rows_of_ranks, shared),
         chunk_crcs=chunk_crcs,
-        first_ranks=tuple(Rank(rank) for rank in ranks[first_rows].tolist()),
+        first_ranks=tuple(_rank_of(row, rows_of_ranks) for row in first_rows.tolist()),
         held_prints=held_prints(layout, by_rank),
     )
 
 
 def _counts(tables: Sequence[SpanTable], name: str) -> Ints:
     """One column of all spans, as int64. A u64 beyond that range becomes negative, which `check_coverage` refuses."""
-    return np.concatenate([table.column(name) for table in tables]).astype(np.int64)
+    return np.concatenate([table.column(name) for table in tables], dtype=np.int64, casting="unsafe")
+
+
+def _rank_of(row: int, rows_of_ranks: Ints) -> Rank:
+    """The rank whose receipt holds this row of all receipts, one after another."""
+    return Rank(int(np.searchsorted(rows_of_ranks, row, side="right")) - 1)
 
 
 def _owing(layout: Layout, by_rank: Sequence[Receipt], array: int, chunk: int) -> Rank | None:

@@ -75,7 +75,10 @@ def _payload_crcs(grid: Grid, chunk_crcs: Crcs) -> list[int]:
     shard, slot = grid.place(np.arange(grid.num_chunks))
     order = np.argsort(shard * grid.num_slots + slot)
     lengths = np.full(grid.num_chunks, grid.payload_bytes)
-    return combined_runs(chunk_crcs[order], lengths, np.arange(grid.num_shards + 1) * grid.num_slots).tolist()
+    found: list[int] = combined_runs(
+        chunk_crcs[order], lengths, np.arange(grid.num_shards + 1) * grid.num_slots
+    ).tolist()
+    return found
 
 
 def _check(what: str, expected: int, got: int) -> None:

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from typing_extensions import Buffer
@@ -64,7 +64,7 @@ class PeerSocket:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def connect(self, address: object, *, deadline: float, cancelled: Callable[[], bool]) -> int:
+    def connect(self, address: tuple[Any, ...], *, deadline: float, cancelled: Callable[[], bool]) -> int:
         """0, or the errno of the failure."""
         code = self._sock.connect_ex(address)
         if code != errno.EINPROGRESS:
