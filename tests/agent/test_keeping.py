@@ -203,7 +203,7 @@ def test_a_disk_that_fails_is_told_once_and_once_that_it_works_again(tmp_path: P
         store.answers = ["the disk fails", "", "the disk fails at another place"]
         commit(keeping, arenas, FIRST)
         await store.ordered(2)
-        assert keeping.health.told == OwnDisk(trouble="failed", reason="the disk fails")
+        assert keeping.health.told == OwnDisk(trouble="failed", reason="rank 4, write a1-10: the disk fails")
         keeping.restored(Rank(4))
         await store.ordered(3)
         assert store.troubles == ["failed"]

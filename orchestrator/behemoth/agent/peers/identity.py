@@ -71,23 +71,21 @@ def enter(link: PeerSocket, me: PeerIdentity, expected: NodeId, *, deadline: flo
     except Corrupt as error:  # a web server, say, on a port that was free again
         raise _stranger() from error
     if greeting.major != PROTOCOL_MAJOR:
-        raise Denied(
-            f"peer connection: expected protocol {PROTOCOL_MAJOR}, got {greeting.major}", code="protocol-version"
-        )
+        raise Denied(f"expected peer protocol {PROTOCOL_MAJOR}, got {greeting.major}", code="protocol-version")
     nonce = fresh_nonce()
     mine = proof(me.key, role="asks", run_uid=me.run_uid, node=me.node, mine=nonce, other=greeting.nonce)
     hello = PeerHello(major=PROTOCOL_MAJOR, minor=PROTOCOL_MINOR, node=me.node, nonce=nonce, proof=mine)
     link.send(hello, deadline=deadline)
     answer = link.receive(WELCOMES, limit_bytes=MAX_GREETING_BYTES, deadline=deadline)
     if isinstance(answer, PeerRejected):
-        raise Denied(f"peer connection: {answer.reason}", code=answer.code)
+        raise Denied(answer.reason, code=answer.code)
     wanted = proof(me.key, role="is asked", run_uid=me.run_uid, node=expected, mine=greeting.nonce, other=nonce)
     if answer.node != expected or not is_proof(answer.proof, wanted):
         raise _stranger()
 
 
 def _stranger() -> Unavailable:
-    return Unavailable("peer connection: another program listens at its port", code="peer-stranger")
+    return Unavailable("another program listens at its port", code="peer-stranger")
 
 
 def _refusal(hello: PeerHello, nonce: bytes, me: PeerIdentity) -> PeerRejected | None:
