@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 from agent.lone_node import nobody_has_it
 from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
 from behemoth.agent.memories import Memories
-from behemoth.agent.peers import once as once_module
+from behemoth.agent.peers import read_once
 from behemoth.agent.peers import shared_reads as shared_reads_module
 from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import Handler, Reply
@@ -133,7 +133,7 @@ def test_memory_is_counted_right_when_it_is_given_back_while_a_read_ends(monkeyp
 
     clearing = threading.Thread(target=once.clear)
     key = next(one.key for one in saved.memory.list("") if one.size_bytes > MIB)
-    monkeypatch.setattr(once_module._Read, "__init__", _begun_with(ClearedAtTheEnd))
+    monkeypatch.setattr(read_once._Read, "__init__", _begun_with(ClearedAtTheEnd))
     assert once.get(Unit(key, 0, 1000))[1] == 1000
     clearing.join(LIMIT_S)
     monkeypatch.undo()
@@ -141,8 +141,8 @@ def test_memory_is_counted_right_when_it_is_given_back_while_a_read_ends(monkeyp
     assert [once.get(unit)[1] for unit in (*later, later[1])] == [1000] * 4
 
 
-def _begun_with(event: type[threading.Event]) -> Callable[[once_module._Read], None]:
-    def begin(read: once_module._Read) -> None:
+def _begun_with(event: type[threading.Event]) -> Callable[[read_once._Read], None]:
+    def begin(read: read_once._Read) -> None:
         read.done, read.data, read.error = event(), memoryview(b""), None
 
     return begin
@@ -188,8 +188,8 @@ def test_who_waits_for_its_turn_to_read_holds_no_memory(monkeypatch: pytest.Monk
             super().read_into(key, offset_bytes=offset_bytes, into=into)
 
     held: list[int] = []
-    monkeypatch.setattr(once_module, "MAX_READS", 1)
-    monkeypatch.setattr(once_module, "bytearray", counted, raising=False)
+    monkeypatch.setattr(read_once, "MAX_READS", 1)
+    monkeypatch.setattr(read_once, "bytearray", counted, raising=False)
     store = WaitsForTheOthers(saved.memory)
     once = ReadOnce(lambda: store, limit_bytes=MIB)
     key = next(iter(saved.memory.list(""))).key
@@ -207,7 +207,7 @@ def test_a_read_for_which_there_is_no_memory_is_no_read_that_others_wait_for(mon
         raise MemoryError(num_bytes)
 
     with monkeypatch.context() as patched:
-        patched.setattr(once_module, "bytearray", none_left, raising=False)
+        patched.setattr(read_once, "bytearray", none_left, raising=False)
         with pytest.raises(MemoryError):
             once.get(unit)
     assert once.get(unit)[1] == 10
@@ -220,7 +220,7 @@ def test_a_part_that_is_not_of_its_unit_or_a_unit_too_large_is_refused(monkeypat
         asked = AskStored(key="a", unit_offset_bytes=0, unit_length_bytes=10, offset_bytes=offset, length_bytes=length)
         with pytest.raises(Invalid, match="expected a part of"):
             once.answer(asked)
-    monkeypatch.setattr(once_module, "MAX_UNIT_BYTES", 5)
+    monkeypatch.setattr(read_once, "MAX_UNIT_BYTES", 5)
     with pytest.raises(Invalid, match="at most 5 bytes at once, got 10"):
         once.get(Unit("a", 0, 10))
     assert saved.store.read_bytes == 0
