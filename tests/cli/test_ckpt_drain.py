@@ -162,7 +162,7 @@ def test_a_run_that_is_alive_gets_nothing(
         (("run/small", "--to", "safe", "--rate", "0B"), 2, "code: out-of-range"),
         (("run/other", "--to", "safe"), 102, "code: checkpoints-not-found"),
         (("run/small", "--to", "run/other"), 102, "code: checkpoints-not-found"),
-        (("runs/small/checkpoints", "--to", "small"), 2, r"hint: write run/small or \./small\ncode: checkpoints-ambiguous"),
+        (("runs/small/checkpoints", "--to", "small"), 2, r"write run/small or \./small\ncode: checkpoints-ambig"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_leaves_nothing(

@@ -26,8 +26,8 @@ MAX_LEVELS = 9
 """Containers within one another; each may take three levels of a record, of which there are 32."""
 _MARK = "%"
 _HINT = (
-    "convert it to one of these, or leave it out; BehemothWriter(allow_pickle=True) keeps it as a pickle, which runs code "
-    "when it is loaded"
+    "convert it to one of these, or leave it out; BehemothWriter(allow_pickle=True) keeps it as a pickle, which "
+    "runs code when it is loaded"
 )
 _TENSOR_HINT = (
     "a planner that flattens the state dict (flatten_state_dict=True) finds tensors in dicts, lists and tuples, not in "
