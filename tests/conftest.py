@@ -1,5 +1,5 @@
-"""Of all tests: the S3 server, started once in each process of pytest and only when one of its tests needs it; a Ray for
-a module; how long hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones
+"""Of all tests: the S3 server, started once in each process of pytest and only when a test needs it; a Ray for a
+module; how long hypothesis searches: the same bounded examples for everyone, without a clock, and many random ones
 under `-m longer`; how long a test of the longer suite may take; ctrl-C as a terminal has it; and bytecode for the
 processes that tests start."""
 

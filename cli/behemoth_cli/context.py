@@ -188,15 +188,18 @@ def find_checkpoints(text: str) -> Checkpoints:
             return Checkpoints(url=store_root(run, directory, identity), run=identity.name, directory=directory.path)
     path = Path(path_of(text))
     if text.startswith(PREFIX) or not path.is_dir():
+        got = "nothing of that name" if text.startswith(PREFIX) or not path.exists() else "another file"
         raise NotFound(
-            f"{text}: expected a run or a folder with checkpoints, got nothing of that name",
+            f"{text}: expected a run or a folder with checkpoints, got {got}",
             hint=_nearest_run(text) or "name run/NAME, a run directory, or the path or URL of a checkpoint store",
             code="checkpoints-not-found",
         )
     if not _has_checkpoints(path):
         raise NotFound(
             f"{text}: expected a folder with checkpoints (commits/ and steps/), got one without",
-            hint="the checkpoints of a run lie in its folder checkpoints/ unless spec.checkpoint.store names another",
+            hint=f"name the store, which is the folder above: {path.parent}"
+            if _has_checkpoints(path.absolute().parent)
+            else "the checkpoints of a run lie in its folder checkpoints/ unless spec.checkpoint.store names another",
             code="checkpoints-not-found",
         )
     return Checkpoints(url=str(path), run="")

@@ -1,7 +1,8 @@
-"""The console script: finds the verb, runs it, and turns whatever comes out into an exit code.
+"""The program: finds the verb, runs it, and turns whatever comes out into an exit code.
 
 Verbs are imported when they are named, so that `--help` and a typo cost no more than this file does; the table below
 is all that the help of the whole shows. Supervises: the only place of the command line that catches every exception.
+Neighbour: `start`, the console script.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def root(
 
 
 def main() -> None:
-    """The console script; ends the process."""
+    """The whole program; ends the process."""
     fill_standard_streams()
     program = "kubectl behemoth" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "behemoth"
     sys.exit(run(sys.argv[1:], program=program))

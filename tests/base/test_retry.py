@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from behemoth.base.errors import Conflict, Unavailable
-from behemoth.base.retry import FIRST_WAIT_S, LONGEST_WAIT_S, retried
+from behemoth.base.retry import FIRST_WAIT_S, LONGEST_WAIT_S, TELL_AFTER_S, retried
 
 
 class Attempts:
@@ -58,6 +58,15 @@ def test_it_ends_in_time_and_tells_how_often_it_tried() -> None:
         attempts.run(limit_s=60)
     assert attempts.now_s - 50.0 < 60 + attempts.try_s
     assert (caught.value.hint, caught.value.code) == ("later", "throttled")
+
+
+def test_who_waits_for_long_is_told_once_what_for(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = Attempts(failures=5, try_s=TELL_AFTER_S / 10)
+    attempts.run(limit_s=60, jitter=0.0)
+    assert caplog.messages == []
+    attempts = Attempts(failures=3, try_s=TELL_AFTER_S)
+    attempts.run(limit_s=60, jitter=0.0)
+    assert caplog.messages == ["write a: SlowDown (503); tried again for up to 55 s"]
 
 
 def test_only_what_may_pass_is_tried_again() -> None:

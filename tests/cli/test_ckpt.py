@@ -60,6 +60,21 @@ def test_checkpoints_are_named_by_run_directory_path_and_url(
         assert capsys.readouterr().out == f"checkpoint/{older}\ncheckpoint/{NEWEST}\n"
 
 
+@pytest.mark.parametrize(
+    ("below", "told"),
+    [
+        ("commits", "got one without\nhint: name the store, which is the folder above: {place}\n"),
+        ("owner/run.json", "expected a run or a folder with checkpoints, got another file\n"),
+        ("owner/nothing", "expected a run or a folder with checkpoints, got nothing of that name\n"),
+    ],
+)
+def test_what_is_no_store_is_told_for_what_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], below: str, told: str
+) -> None:
+    assert root.run(["ckpt", "list", str(place / below)]) == Exit.NOT_FOUND
+    assert told.format(place=place) in capsys.readouterr().err
+
+
 def test_a_name_of_both_a_run_and_a_store_is_refused_until_it_says_which(
     place: Path, older: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_run_that_is_alive_gets_nothing(
         (("run/small", "--to", "safe", "--rate", "0B"), 2, "code: out-of-range"),
         (("run/other", "--to", "safe"), 102, "code: checkpoints-not-found"),
         (("run/small", "--to", "run/other"), 102, "code: checkpoints-not-found"),
+        (("runs/small/checkpoints", "--to", "small"), 2, r"write run/small or \./small\ncode: checkpoints-ambig"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_leaves_nothing(
@@ -170,7 +171,7 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(
     got, out, err = drain(capsys, *arguments)
     assert (got, out) == (code, "")
     assert re.search(said, err), err
-    assert not (tmp_path / "safe").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
 def test_a_damaged_checkpoint_is_not_copied_and_the_place_is_named(

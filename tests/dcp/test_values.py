@@ -212,6 +212,12 @@ def test_what_only_pickle_could_keep_is_refused_with_its_path_and_type(value: An
         to_record({"extra": [0, value]}, "optim")
 
 
+def test_a_tensor_that_no_planner_has_found_is_told_where_planners_look() -> None:
+    with pytest.raises(Invalid, match="Tensor") as caught:
+        to_record({"inner": torch.zeros(1)}, "optim")
+    assert "flatten_state_dict" in caught.value.hint
+
+
 def test_endless_nesting_is_refused() -> None:
     value: list[Any] = []
     value.append(value)

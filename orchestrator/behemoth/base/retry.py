@@ -7,6 +7,7 @@ is `errors`, whose Unavailable alone is tried again.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -17,8 +18,11 @@ from behemoth.base.errors import Unavailable
 FIRST_WAIT_S = 0.2
 """Longest wait before the second try, in seconds; it doubles before each later one."""
 LONGEST_WAIT_S = 20.0
+TELL_AFTER_S = 5.0
+"""What takes longer is said, once: somebody may sit before a command that shows nothing for minutes."""
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 def retried(
@@ -31,11 +35,12 @@ def retried(
 ) -> _T:
     """What `work` returns, called until it does not raise Unavailable, or `limit_s` is over; blocks meanwhile.
 
-    No try begins after `limit_s`, and none is cut off. Then the last Unavailable is raised, with the number of tries.
-    `work` must be idempotent. `now`, `wait` and `jitter` (0 .. 1) are for tests.
+    No try begins after `limit_s`, and none is cut off. Then the last Unavailable is raised, with the number of tries. A
+    warning before that tells what is waited for. `work` must be idempotent. `now`, `wait` and `jitter` (0 .. 1) are for
+    tests.
     """
     began_s = now()
-    tries = 0
+    tries, is_told = 0, False
     while True:
         tries += 1
         try:
@@ -47,4 +52,7 @@ def retried(
             if spent_s + wait_s >= limit_s:
                 message = f"{error.message}; gave up after {tries} tries in {spent_s:.1f} s"
                 raise Unavailable(message, hint=error.hint, code=error.code) from error
+            if spent_s >= TELL_AFTER_S and not is_told:
+                is_told = True
+                _log.warning("%s; tried again for up to %.0f s", error.message, limit_s - spent_s)
             wait(wait_s)

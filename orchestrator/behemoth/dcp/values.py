@@ -25,6 +25,14 @@ from behemoth.dcp.text import is_text
 MAX_LEVELS = 9
 """Nesting limit of containers; each may take three levels of a record, which has at most 32."""
 _MARK = "%"
+_HINT = (
+    "convert it to one of these, or leave it out; BehemothWriter(allow_pickle=True) keeps it as a pickle, which "
+    "runs code when it is loaded"
+)
+_TENSOR_HINT = (
+    "a planner that flattens the state dict (flatten_state_dict=True) finds tensors in dicts, lists and tuples, not in "
+    "sets or classes"
+)
 _INTS = range(-(1 << 63), 1 << 64)
 _PLAIN = (bool, bytes, float)
 
@@ -107,8 +115,7 @@ def _marked(value: object, path: str, level: int) -> Value:
     raise Invalid(
         f"value {path!r}: expected None, a number, str, bytes, list, tuple, dict, set, numpy array of numbers or text, "
         f"or the like, got {_named(value)}, which only pickle could keep",
-        hint="convert it to one of these, or leave it out; BehemothWriter(allow_pickle=True) keeps it as a pickle, "
-        "which runs code when it is loaded",
+        hint=_TENSOR_HINT if isinstance(value, torch.Tensor) else _HINT,
         code="dcp-value",
     )
 
