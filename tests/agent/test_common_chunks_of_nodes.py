@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +12,12 @@ from agent.stage import Stage, kill, setup_for, stage
 from agent.test_agent_peers import store_pid
 from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.commit import BadCommit, commits
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.verify import verify
+from behemoth.storage.open import open_store
 from behemoth.wire.commands import CommitSeen, GoAhead
 from behemoth.wire.reports import Beat, ReceiptBatch, Report
 
@@ -29,24 +34,32 @@ def left_of(batches: list[ReceiptBatch], step: Step) -> list[str]:
     return [layout.arrays[array].name for array in proof.left.array.tolist()]
 
 
+async def left_by(here: Stage, step: int, write_id: str, *, frozen: int | None = None) -> list[str]:
+    """Of a whole save. A store process of n0 that is `frozen` within it goes on once n1 has told its receipts."""
+    save = await here.announce(step, write_id, 1)
+    if frozen is not None:
+        os.kill(frozen, signal.SIGSTOP)
+    here.send(GoAhead(fence=here.fence(1), write_id=save.write_id))
+    if frozen is not None:
+        await here.wait_for(ReceiptBatch, lambda batch: batch.write_id == save.write_id)
+        os.kill(frozen, signal.SIGCONT)
+    batches = await here.receipts(save.write_id)
+    here.commit(batches, save.step, 1)
+    here.send(CommitSeen(fence=here.fence(1), step=save.step, write_id=save.write_id))
+    return left_of(batches, save.step)
+
+
+async def trained(here: Stage) -> int:
+    """How far the slowest node is, all of them being at work."""
+
+    def slowest(heard: Sequence[tuple[NodeId, Report]]) -> int | None:
+        steps = {node: report.step for node, report in heard if isinstance(report, Beat)}
+        return min(steps.values()) if len(steps) == NODES and min(steps.values()) > 0 else None
+
+    return await here.wait_until(slowest, since=len(here.heard))
+
+
 def test_no_end_is_left_to_the_leader_before_and_after_a_store_process_was_killed(tmp_path: Path) -> None:
-    async def left_by(here: Stage, step: int, write_id: str) -> list[str]:
-        save = await here.announce(step, write_id, 1)
-        here.send(GoAhead(fence=here.fence(1), write_id=save.write_id))
-        batches = await here.receipts(save.write_id)
-        here.commit(batches, save.step, 1)
-        here.send(CommitSeen(fence=here.fence(1), step=save.step, write_id=save.write_id))
-        return left_of(batches, save.step)
-
-    async def trained(here: Stage) -> int:
-        """How far the slowest node is, all of them being at work."""
-
-        def slowest(heard: Sequence[tuple[NodeId, Report]]) -> int | None:
-            steps = {node: report.step for node, report in heard if isinstance(report, Beat)}
-            return min(steps.values()) if len(steps) == NODES and min(steps.values()) > 0 else None
-
-        return await here.wait_until(slowest, since=len(here.heard))
-
     async def scene() -> None:
         async with stage(tmp_path, setup_for(tmp_path, nodes=NODES), num_agents=NODES) as here:
             here.start_gang(1)
@@ -55,5 +68,24 @@ def test_no_end_is_left_to_the_leader_before_and_after_a_store_process_was_kille
             kill(killed)
             assert await left_by(here, await trained(here) + 120, "a1-2") == []
             assert store_pid(here, "n0") != killed
+
+    asyncio.run(scene())
+
+
+def test_a_store_process_that_is_frozen_within_a_save_leaves_ends_to_the_leader_and_none_of_the_next(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        async with stage(tmp_path, setup_for(tmp_path, nodes=NODES), num_agents=NODES) as here:
+            here.start_gang(1)
+            assert await left_by(here, await trained(here) + 120, "a1-1") == []
+            frozen = store_pid(here, "n0")
+            assert await left_by(here, await trained(here) + 120, "a1-2", frozen=frozen) != []
+            assert await left_by(here, await trained(here) + 120, "a1-3") == []
+            assert store_pid(here, "n0") == frozen
+        store = open_store(here.setup.store_url)
+        found = [commit for commit in commits(store) if not isinstance(commit, BadCommit)]
+        assert len(found) == 3
+        assert all(verify(store, commit, threads=1, deep=True).is_intact for commit in found)
 
     asyncio.run(scene())
