@@ -244,6 +244,7 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
     ("arguments", "code", "text"),
     [
         (("export", "run/small", "--to", "full"), 1, "code: export-folder"),
+        (("export", "run/small", "--to", "run/small"), 1, "expected a folder, got a run"),
         (("export", "run/small", "--to", "runs/small/checkpoints/out"), 2, "within the other"),
         (("export", "run/small", "--to", "a.file"), 1, "option --to a.file: expected a folder, got a file"),
         (("export", "run/small", "--to", "a.file/out", "--dry-run"), 1, "got a path below the file "),

@@ -13,7 +13,7 @@ import typer
 from behemoth.app.batches.export_job import write_in_batches
 from behemoth.app.batches.jobs import ExportJob
 from behemoth.app.batches.tensors import Change, outward
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.units import parse_size
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
@@ -41,10 +41,11 @@ from behemoth_cli.commands.interop_options import (
 )
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, opened, unless_deleted
 from behemoth_cli.commands.writing import require_apart
-from behemoth_cli.context import Context, chosen_format, find_checkpoints
+from behemoth_cli.context import PREFIX, Context, chosen_format, find_checkpoints
 from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
 
+_FOLDER_HINT = "name a new or empty folder"
 _DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
 _To = Annotated[
     str, typer.Option("--to", metavar="WHERE", help="A new or empty folder, or s3:// prefix.", show_default=False)
@@ -90,8 +91,10 @@ def export_checkpoint(
     max_file_bytes = _file_size(max_file_size)
     precision = precision_of(dtype, *PRECISIONS)
     change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
+    if to.startswith(PREFIX):
+        raise Conflict(f"option --to {to}: expected a folder, got a run", hint=_FOLDER_HINT, code="export-folder")
     if not is_s3(to):
-        folder_to_be(to, expected="a folder", hint="name a new or empty folder", code="export-folder")
+        folder_to_be(to, expected="a folder", hint=_FOLDER_HINT, code="export-folder")
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
     place = find_checkpoints(where)
