@@ -292,8 +292,8 @@ def test_a_receipt_that_no_peer_would_accept_is_not_sent(limit: str, monkeypatch
 def test_a_receipt_of_another_version_or_of_other_spans_than_it_counts_is_refused() -> None:
     receipt = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)[0]
     document = msgspec.msgpack.decode(receipt.encode())
-    with pytest.raises(Corrupt, match="version 3, got 4"):
-        Receipt.decode(msgspec.msgpack.encode({**document, "version": 4}))
+    with pytest.raises(Corrupt, match="version 4, got 5"):
+        Receipt.decode(msgspec.msgpack.encode({**document, "version": 5}))
     with pytest.raises(Corrupt, match=f"for {document['num_spans'] + 1} of them, got others"):
         Receipt.decode(msgspec.msgpack.encode({**document, "num_spans": document["num_spans"] + 1}))
 

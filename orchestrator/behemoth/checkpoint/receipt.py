@@ -19,7 +19,7 @@ from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSp
 __all__ = ["Freshness", "Receipt", "WrittenShard", "WrittenSpan"]
 
 MAX_RECEIPT_BYTES = 64 << 20
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 END_LEFT = -1
 """In `Receipt.ends`, of a chunk behind which the rank put no CRC."""
 
