@@ -358,3 +358,32 @@ def test_a_deletion_of_a_copy_that_was_killed_takes_nothing_of_the_one_that_went
         copy_checkpoint(upper, lower, ref, threads=1)
         lower.arrive()
         assert contents(lower) == whole, key
+
+
+def test_a_copy_that_was_overtaken_by_another_of_the_same_checkpoint_ends_well() -> None:
+    """The other one does all of it while this one is about to read its last byte."""
+    upper, lower = MemoryStore(), MemoryStore()
+    ref = saved(upper)
+    others: list[int] = []
+
+    def overtaken(done: int, total: int) -> None:
+        if done == total and not others:
+            others.append(copy_checkpoint(upper, lower, ref, threads=1).num_bytes)
+
+    copied = copy_checkpoint(upper, lower, ref, threads=1, progress=overtaken)
+    assert (len(others), copied.record.ref) == (1, ref)
+    assert contents(lower) == contents(upper)
+
+
+def test_a_copy_does_not_believe_an_object_that_came_meanwhile() -> None:
+    upper, lower = MemoryStore(), MemoryStore()
+    ref = saved(upper)
+    name = next(key for key in contents(upper) if key.endswith("zarr.json"))
+
+    def disturbed(done: int, total: int) -> None:
+        if done == total:
+            lower.create(name, b"{}")
+
+    with pytest.raises(Corrupt, match=r"zarr\.json"):
+        copy_checkpoint(upper, lower, ref, threads=1, progress=disturbed)
+    assert commits(lower) == []

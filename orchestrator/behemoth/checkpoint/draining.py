@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from behemoth.base.errors import BehemothError, Corrupt, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
@@ -286,7 +286,10 @@ class _Copying:
                 read_metadata(self._target, one.key, one.size_bytes, one.crc)
                 return
             self._remove([self._standing[one.key]])
-        self._target.create(one.key, data)
+        try:
+            self._target.create(one.key, data)
+        except Conflict:  # another copy of this write, at the same time, has put it there
+            read_metadata(self._target, one.key, one.size_bytes, one.crc)
 
 
 def _is_free(target: ObjectStore, record: CommitRecord, standing: CommitRecord) -> bool:
