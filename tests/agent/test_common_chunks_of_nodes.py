@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from agent.stage import Stage, kill, setup_for, stage
 from agent.test_agent_peers import store_pid
+from behemoth.agent.exchanging import REST_S
 from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, commits
@@ -22,6 +24,8 @@ from behemoth.wire.commands import CommitSeen, GoAhead
 from behemoth.wire.reports import Beat, ReceiptBatch, Report
 
 NODES = 2
+WAIT_S = 60
+"""For a save or two, on a machine that others use as well."""
 
 
 def left_of(batches: list[ReceiptBatch], step: Step) -> list[str]:
@@ -72,20 +76,25 @@ def test_no_end_is_left_to_the_leader_before_and_after_a_store_process_was_kille
     asyncio.run(scene())
 
 
-def test_a_store_process_that_is_frozen_within_a_save_leaves_ends_to_the_leader_and_none_of_the_next(
+def test_a_store_process_that_is_frozen_within_a_save_leaves_ends_to_the_leader_and_none_once_it_answers_again(
     tmp_path: Path,
 ) -> None:
+    """Whether the very next save asks it depends on what it answered last; after silence it is left alone."""
+
     async def scene() -> None:
         async with stage(tmp_path, setup_for(tmp_path, nodes=NODES), num_agents=NODES) as here:
             here.start_gang(1)
             assert await left_by(here, await trained(here) + 120, "a1-1") == []
             frozen = store_pid(here, "n0")
             assert await left_by(here, await trained(here) + 120, "a1-2", frozen=frozen) != []
-            assert await left_by(here, await trained(here) + 120, "a1-3") == []
+            number, ends_s = 3, time.monotonic() + REST_S + WAIT_S
+            while left := await left_by(here, await trained(here) + 120, f"a1-{number}"):
+                assert time.monotonic() < ends_s, left
+                number += 1
             assert store_pid(here, "n0") == frozen
         store = open_store(here.setup.store_url)
         found = [commit for commit in commits(store) if not isinstance(commit, BadCommit)]
-        assert len(found) == 3
+        assert len(found) >= 3
         assert all(verify(store, commit, threads=1, deep=True).is_intact for commit in found)
 
     asyncio.run(scene())

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from behemoth.agent.peers.once import ReadOnce
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from agent.peers.staged import LAYOUT, staged_rank
 from behemoth.agent import exchanging
 from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.memories import Memories
+from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import FilePart, Handler
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
@@ -65,7 +65,9 @@ SENT = PartReceipt(number=1, etag="e", crc=7, size_bytes=64)
 ANSWERS = (
     CrcsFound(crcs=(1, 2)),
     UploadIdsFound(upload_ids=("u", "v")),
-    SentPartsFound(parts=(SentPartRow(shard=(0, 0), number=1, etag="e", crc=7, size_bytes=64),)),
+    SentPartsFound(
+        parts=(SentPartRow(shard=(0, 0), number=1, etag="e", crc=7, size_bytes=64, payload_crc=5, payload_bytes=60),)
+    ),
     PeerFailed(kind="Conflict", message="gone", hint="ask another", code="upload-gone"),
 )
 
@@ -78,7 +80,7 @@ def handlers() -> Iterator[Mapping[type, Handler]]:
     staged.save(0, WRITE, 7)
     write = OpenWrite(staged.plan, staged.arena, 0, staged.arena.sequence(0))
     write.begun({Shard(0, 0): UploadId("u")})
-    write.sent({Rank(1): [SentPart(Shard(0, 0), SENT)]})
+    write.sent({Rank(1): [SentPart(Shard(0, 0), SENT, 5, 60)]})
     open_writes.enter(WRITE, write)
     store.create("steps/a/b", bytes(range(256)))
     with pytest.MonkeyPatch.context() as patch:
@@ -161,4 +163,4 @@ def test_each_answer_is_understood() -> None:
         for question, answer in zip(QUESTIONS, ANSWERS, strict=False)
     )
     assert (list(crcs), ids) == ([1, 2], ["u", "v"])  # type: ignore[call-overload]
-    assert parts == [SentPart(Shard(0, 0), SENT)]
+    assert parts == [SentPart(Shard(0, 0), SENT, 5, 60)]
