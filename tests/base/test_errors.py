@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from behemoth.base import errors
-from behemoth.base.errors import BehemothError
+from behemoth.base.errors import BehemothError, Conflict
 
 # Frozen: scripts and handlers rely on these names, bases and codes. Append, never change.
 TREE: dict[str, tuple[tuple[type[BaseException], ...], str]] = {
@@ -48,3 +48,9 @@ def test_an_error_survives_pickling_whole(name: str) -> None:
 def test_an_error_without_a_code_has_that_of_its_class(name: str) -> None:
     error = _kinds()[name]("x: expected y, got z")
     assert (str(error), error.code, error.hint) == ("x: expected y, got z", TREE[name][1], "")
+
+
+def test_an_error_that_is_told_of_what_is_around_keeps_all_but_its_words() -> None:
+    found = Conflict("expected none, got one", hint="remove it", code="taken").within("node n1")
+    assert (type(found), str(found)) == (Conflict, "node n1: expected none, got one")
+    assert (found.message, found.hint, found.code) == (str(found), "remove it", "taken")

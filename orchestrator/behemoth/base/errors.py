@@ -7,7 +7,7 @@ rely on it. The neighbour is `behemoth_cli.errors`, which turns these into lines
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class BehemothError(Exception):
@@ -24,6 +24,10 @@ class BehemothError(Exception):
         self.message = message
         self.hint = hint
         self.code = code or self.default_code
+
+    def within(self, where: str) -> Self:
+        """The same error, said of the object that it happened in: `where` goes before the message."""
+        return type(self)(f"{where}: {self.message}", hint=self.hint, code=self.code)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.hint, self.code))

@@ -83,7 +83,7 @@ def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:
     try:
         marker = Marker.decode(data)
     except (Corrupt, Invalid) as error:
-        raise type(error)(f"{info.key}: {error.message}", hint=error.hint, code=error.code) from error
+        raise error.within(info.key) from error
     named = write_of_marker(info.key)
     if named != (marker.step, marker.write_id):
         said = f"write {marker.write_id!r} of step {marker.step}"

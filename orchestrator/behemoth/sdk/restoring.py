@@ -86,7 +86,7 @@ def _restoring(rank: Rank) -> Iterator[None]:
     try:
         yield
     except BehemothError as error:
-        raise type(error)(f"rank {rank}, restoring: {error.message}", hint=error.hint, code=error.code) from error
+        raise error.within(f"rank {rank}, restoring") from error
 
 
 def _copy_out(bound: BoundState, arena: Arena, generation: int, ready: Ready) -> None:

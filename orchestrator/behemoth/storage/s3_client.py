@@ -76,7 +76,7 @@ class S3Client:
         try:
             yield
         except BehemothError as error:
-            raise type(error)(f"{self._place}: {error.message}", hint=error.hint, code=error.code) from error
+            raise error.within(str(self._place)) from error
 
     def send(self, doing: str, request: Callable[[Any], _T], *, size_bytes: int) -> _T:
         """As `ask`, and once more when the store received other bytes than the CRC says: what was changed on its way is

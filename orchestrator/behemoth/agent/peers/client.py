@@ -199,7 +199,7 @@ def _ending(link: PeerSocket, peer: PeerAddress) -> Iterator[None]:
         yield
     except BehemothError as error:
         link.close()
-        raise type(error)(f"node {peer.node}: {error.message}", hint=error.hint, code=error.code) from error
+        raise error.within(f"node {peer.node}") from error
     except BaseException:
         link.close()
         raise

@@ -60,8 +60,7 @@ def fetch_newest(
         except Corrupt as error:
             damaged.append(error)
         except BehemothError as error:
-            message = f"checkpoint of step {commit.step}: expected to fetch it from {url}, got: {error.message}"
-            raise type(error)(message, hint=error.hint, code=error.code) from error
+            raise error.within(f"checkpoint of step {commit.step}: expected to fetch it from {url}, got") from error
         else:
             return Fetched(commit=commit, damaged=tuple(damaged))
     if damaged and above is None:
