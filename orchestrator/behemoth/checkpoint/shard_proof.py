@@ -33,7 +33,7 @@ def check_shards(layout: Layout, proof: Proof, receipts: Sequence[Receipt]) -> N
     found = _records(layout, receipts)
     for array, (grid, chunk_crcs) in enumerate(zip(grids(layout), proof.chunk_crcs, strict=True)):
         whole_crc = shard_crc(grid)
-        for shard, payload_crc in enumerate(_payload_crcs(grid, chunk_crcs)):
+        for shard, payload_crc in enumerate(_shard_payload_crcs(grid, chunk_crcs)):
             if (array, shard) not in found:
                 raise Invalid(f"{_name(grid, shard)}: expected a record of its upload, got none", code="shard-missing")
             rank, record = found[array, shard]
@@ -70,7 +70,7 @@ def _records(layout: Layout, receipts: Sequence[Receipt]) -> dict[tuple[int, int
     return found
 
 
-def _payload_crcs(grid: Grid, chunk_crcs: Crcs) -> list[int]:
+def _shard_payload_crcs(grid: Grid, chunk_crcs: Crcs) -> list[int]:
     """Of each shard, that of its chunks' payloads one behind the other, in order of the slots."""
     shard, slot = grid.place(np.arange(grid.num_chunks))
     order = np.argsort(shard * grid.num_slots + slot)
