@@ -19,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_log import latest
@@ -216,6 +217,10 @@ def test_a_tensor_that_no_planner_has_found_is_told_where_planners_look() -> Non
     with pytest.raises(Invalid, match="Tensor") as caught:
         to_record({"inner": torch.zeros(1)}, "optim")
     assert "flatten_state_dict" in caught.value.hint
+    assert "in dicts and lists, not in tuples" in caught.value.hint
+    tensor = torch.zeros(1)
+    flat, _ = flatten_state_dict({"dict": {"a": tensor}, "list": [tensor], "tuple": (tensor,)})
+    assert {key for key, value in flat.items() if value is tensor} == {"dict.a", "list.0"}
 
 
 def test_endless_nesting_is_refused() -> None:

@@ -30,8 +30,8 @@ _HINT = (
     "runs code when it is loaded"
 )
 _TENSOR_HINT = (
-    "a planner that flattens the state dict (flatten_state_dict=True) finds tensors in dicts, lists and tuples, not in "
-    "sets or classes"
+    "a planner that flattens the state dict (flatten_state_dict=True) finds tensors in dicts and lists, not in tuples, "
+    "sets or classes: make a list of a tuple"
 )
 _INTS = range(-(1 << 63), 1 << 64)
 _PLAIN = (bool, bytes, float)
