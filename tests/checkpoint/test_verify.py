@@ -1,18 +1,23 @@
 """Every kind of damage is found and named; what is whole passes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import Corrupt
+from behemoth.base.errors import BehemothError, Corrupt, Timeout, Unavailable
 from behemoth.checkpoint.commit import BadCommit, commits
+from behemoth.checkpoint.pins import pin
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.verify import Report, require_committed, require_objects, verify
-from behemoth.ports import ObjectStore
+from behemoth.checkpoint.verify_store import verify_store
+from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.storage.local import LocalStore
+from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
+from checkpoint.unread_store import BAD_PLACE, DENIED
 
 SMALL = "steps/000000010-a1-1"
 
@@ -210,3 +215,67 @@ def test_progress_is_told_up_to_the_total(store: LocalStore) -> None:
     report = verify(store, commit, threads=2, deep=True, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (report.num_bytes, report.num_bytes)
     assert told == sorted(told)
+
+
+class LeavingStore(MemoryStore):
+    """Away from its read or listing number `stays` on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_reads = 0
+        self.stays: int | None = None
+        self.error: BehemothError = Unavailable("no whole answer from the store")
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        self._count()
+        super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self._count()
+        return super().list(prefix)
+
+    def _count(self) -> None:
+        if self.num_reads == self.stays:
+            raise self.error
+        self.num_reads += 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unavailable("no whole answer"), Unavailable("too many open files", code="too-many-files"), Timeout("no answer")],
+    ids=["away", "too-many-files", "late"],
+)
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_store_that_goes_away_at_any_read_is_no_damage_and_is_asked_no_further(
+    deep: bool, error: BehemothError
+) -> None:
+    store = LeavingStore()
+    save(store, small_layout(), step=10, write_id="a1-1")
+    (commit,) = commits(store)
+    assert not isinstance(commit, BadCommit)
+    pin(store, commit, reason="kept", at_us=0)
+    store.num_reads, store.error = 0, error
+    assert not verify_store(store)
+    assert verify(store, commit, threads=1, deep=deep).is_intact
+    for stays in range(store.num_reads):
+        store.num_reads, store.stays = 0, stays
+        with pytest.raises(type(error), match=error.message):
+            [verify_store(store), verify(store, commit, threads=1, deep=deep)]
+        assert store.num_reads == stays
+
+
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=["denied", "bad place"])
+def test_a_folder_that_cannot_be_listed_is_a_problem_of_its_checkpoint(error: BehemothError) -> None:
+    class Unlisted(MemoryStore):
+        is_whole = True
+
+        def list(self, prefix: str) -> Iterator[ObjectInfo]:
+            if prefix == SMALL and not self.is_whole:
+                raise error
+            return super().list(prefix)
+
+    store = Unlisted()
+    save(store, small_layout(), step=10, write_id="a1-1")
+    store.is_whole = False
+    problem = only(check(store))
+    assert (problem.kind, problem.object_key, problem.message) == ("unreadable", SMALL, error.message)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import BehemothError
+from behemoth.checkpoint.commit_log import is_away
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints
 from behemoth.checkpoint.problem import Problem, problem_at
@@ -77,8 +78,8 @@ class ChunkCheck:
         self._own = threading.local()
 
     def check(self, position: int, first: int, last: int) -> Found:
-        """What is wrong with these slots of a shard, and the CRCs of their chunks. Damage and errors of the store are
-        problems, never raised."""
+        """What is wrong with these slots of a shard, and the CRCs of their chunks. Damage is a problem, never raised,
+        and so are the store's errors, but for those of a store that is away."""
         return self.read(position, first, last)[0]
 
     def read(self, position: int, first: int, last: int) -> tuple[Found, npt.NDArray[np.uint8]]:
@@ -132,6 +133,8 @@ def _check_shard_index(store: ObjectStore, shard: Shard) -> list[Problem]:
     try:
         store.read_into(shard.key, offset_bytes=grid.index_offset_bytes, into=data)
     except BehemothError as error:
+        if is_away(error):
+            raise
         return [problem_at("unreadable", shard.key, grid.index_offset_bytes, len(data), error.message, grid)]
     expected = grid.index()
     if data == expected:
@@ -154,6 +157,8 @@ def _deep(
     try:
         store.read_into(shard.key, offset_bytes=first * grid.stride_bytes, into=data.data)
     except BehemothError as error:
+        if is_away(error):
+            raise
         problems.append(_unreadable(shard, first, last, error))
         return crcs
     for number, chunk in enumerate(data.reshape(last - first, grid.stride_bytes)):
@@ -190,6 +195,8 @@ def _trailers(
             into = trailers[number * TRAILER_BYTES : (number + 1) * TRAILER_BYTES].data
             store.read_into(shard.key, offset_bytes=offset_bytes, into=into)
     except BehemothError as error:
+        if is_away(error):
+            raise
         problems.append(_unreadable(shard, first, last, error))
         trailers[:] = 0
     return trailers.view("<u4").copy()

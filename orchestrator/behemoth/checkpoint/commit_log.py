@@ -46,6 +46,12 @@ class BadCommit:
         return not self.is_damaged and self.error.code != FORMAT_UNKNOWN
 
 
+def is_away(error: BehemothError) -> bool:
+    """Whether an error says that the store cannot be asked, and nothing of the object that was asked for: nobody calls
+    that damage, and whoever goes on to the next object waits as long once more."""
+    return isinstance(error, Timeout) or (isinstance(error, Unavailable) and error.code != BAD_PLACE)
+
+
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
     """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads."""
     return [one if isinstance(one, BadCommit) else one.ref for one in records(store)]
@@ -255,10 +261,8 @@ def _look(store: ObjectStore, info: ObjectInfo) -> CommitRecord | BadCommit | No
             raise Corrupt(f"commit {info.key!r}: expected commits/<nine digits>.json", code="commit-key")
         found = _stored(store, info, step)
         return None if found is None else found[0]
-    except (Corrupt, Invalid, Denied) as error:
-        return BadCommit(key=info.key, step=step, error=error)
-    except Unavailable as error:
-        if error.code != BAD_PLACE:  # of a store that is away no record is bad
+    except (Corrupt, Invalid, Denied, Unavailable) as error:
+        if is_away(error):
             raise
         return BadCommit(key=info.key, step=step, error=error)
 

@@ -17,7 +17,7 @@ from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, spans_of
 from behemoth.checkpoint.commit_index import CommitIndex
-from behemoth.checkpoint.commit_log import BadCommit, read_record
+from behemoth.checkpoint.commit_log import BadCommit, is_away, read_record
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import METADATA_MISSING, read_index, read_metadata
@@ -63,16 +63,24 @@ def verify(
     """Check one checkpoint. Blocks: deep for about 0.2 s per GiB and thread from memory, else for a small read a chunk.
     Chunks are checked on `threads` of this process, unless `spread` does that (and tells its own progress).
 
-    Damage never raises, it is reported; errors of the store on single objects are problems of kind `unreadable`. Not
-    deep, payloads and gaps are not read: sizes, metadata, shard indexes and the CRCs beside the chunks are.
+    Damage never raises, it is reported; what the store refuses or cannot read of single objects are problems of kind
+    `unreadable`. Raises what says that the store is away (`is_away`). Not deep, payloads and gaps are not read: sizes,
+    metadata, shard indexes and the CRCs beside the chunks are.
     """
     if isinstance(commit, BadCommit):
         return _report(commit.step, deep, [_of_record(commit.key, commit.error)])
     try:
         record = read_record(store, commit)
     except BehemothError as error:
+        if is_away(error):
+            raise
         return _report(commit.step, deep, [_of_record(commit_key(commit.step), error)])
-    listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
+    try:
+        listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
+    except BehemothError as error:
+        if is_away(error):
+            raise
+        return _report(commit.step, deep, [problem_at("unreadable", record.prefix, 0, 0, error.message)])
     problems: list[Problem] = []
     index = _read_index(store, record, problems)
     if index is None:
@@ -194,6 +202,8 @@ def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem
     try:
         return read_index(store, record)
     except BehemothError as error:
+        if is_away(error):
+            raise
         kind: Kind = "missing" if error.code == METADATA_MISSING else "index"
         problems.append(problem_at(kind, f"{record.prefix}/{INDEX}", 0, record.index_bytes, error.message))
     return None
@@ -204,6 +214,8 @@ def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int) -> Pro
     try:
         read_metadata(store, key, size_bytes, crc)
     except BehemothError as error:
+        if is_away(error):
+            raise
         kind: Kind = "missing" if error.code == METADATA_MISSING else "metadata"
         return problem_at(kind, key, 0, size_bytes, error.message)
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from behemoth.base.errors import BehemothError
+from behemoth.checkpoint.commit_log import is_away
 from behemoth.checkpoint.marker import read_marker
 from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import (
@@ -40,6 +41,8 @@ def _check_owner(store: ObjectStore) -> Iterator[Problem]:
     try:
         read_owner(store)
     except BehemothError as error:
+        if is_away(error):
+            raise
         yield _problem("owner", ObjectInfo(key=OWNER_KEY, size_bytes=0), error.message)
 
 
@@ -51,6 +54,8 @@ def _check_markers(store: ObjectStore) -> Iterator[Problem]:
         try:
             read_marker(store, info)
         except BehemothError as error:
+            if is_away(error):
+                raise
             yield _problem("marker", info, error.message)
 
 
