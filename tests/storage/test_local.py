@@ -184,6 +184,27 @@ def test_more_files_than_the_limit_are_synced_before_they_are_closed(
     assert _open_fds() < before
 
 
+FEW_FILES = """
+import resource, sys
+from behemoth.ports import Part
+from behemoth.storage.local import LocalStore
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+store = LocalStore(sys.argv[1])
+keys = [f"a/{number}" for number in range(100)]
+for key in keys:
+    store.write_parts(key, size_bytes=4, parts=[Part(offset_bytes=0, buffers=[b"data"])])
+store.create("b", b"data")
+assert len(list(store.list(""))) == 101
+store.seal(keys)
+"""
+
+
+def test_a_process_that_may_open_few_files_writes_many(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FEW_FILES, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_file_that_another_process_replaced_is_written_anew(store: LocalStore) -> None:
     _write(store, "a/b")
     Path(store.root, "a", "b").unlink()

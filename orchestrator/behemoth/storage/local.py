@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,9 +47,10 @@ _CLEARED_HINT = "something else deletes in this store again and again: stop it"
 class LocalStore:
     """One directory. The root is made by the first write. Thread-safe; many processes may share a root.
 
-    `max_open_files` bounds the descriptors that wait for `seal`. Without `direct_writes` writes go through the page
-    cache, for data that are read again soon on this machine and are nowhere else in memory. With `is_private` files and
-    folders are accessible to their owner only; otherwise the process's umask applies.
+    `max_open_files` bounds the descriptors that wait for `seal`, and so does what the process may open. Without
+    `direct_writes` writes go through the page cache, for data that are read again soon on this machine and are nowhere
+    else in memory. With `is_private` files and folders are accessible to their owner only; otherwise the process's
+    umask applies.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class LocalStore:
         self._root = os.path.abspath(root)
         self._direct = Direct(writes=direct_writes)
         self._file_mode, self._folder_mode = (0o600, 0o700) if is_private else (0o666, 0o777)
-        self._files = OpenFiles(limit=max_open_files, mode=self._file_mode)
+        self._files = OpenFiles(limit=_open_limit(max_open_files), mode=self._file_mode)
 
     @property
     def root(self) -> str:
@@ -259,6 +261,13 @@ class LocalStore:
             os.link(path, to_path, follow_symlinks=False)
         except FileExistsError as error:
             raise Conflict(f"move to {key}: expected no such object, got one", code="exists") from error
+
+
+def _open_limit(asked: int) -> int:
+    """A quarter of what the process may open (ulimit -n) where that is less: it lists and reads meanwhile, and has
+    connections."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return asked if allowed == resource.RLIM_INFINITY else min(asked, max(1, allowed // 4))
 
 
 @contextmanager
