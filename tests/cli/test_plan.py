@@ -49,6 +49,13 @@ def test_a_plan_says_what_a_save_costs(tmp_path: Path, capsys: pytest.CaptureFix
     matches_golden(told(capsys, str(scout_run(tmp_path))), "plan.save.txt")
 
 
+def test_a_rate_below_one_request_a_second_is_not_called_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told(capsys, str(scout_run(tmp_path)), "--bandwidth", "store=10MB/s")
+    assert re.search(r"rate: .* requests/s, 0\.\d+ for the busiest array", text)
+
+
 def test_a_document_has_the_numbers_of_the_save_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = scout_run(tmp_path)
     run = decode_run(file.read_bytes())

@@ -109,5 +109,10 @@ def _spread(spread: Spread) -> str:
 
 
 def _rate(found: Forecast) -> str:
-    busiest = count(found.requests_per_s_per_prefix)
-    return f"{count(found.requests_per_s)} requests/s, {busiest} for the busiest array"
+    busiest = _per_s(found.requests_per_s_per_prefix)
+    return f"{_per_s(found.requests_per_s)} requests/s, {busiest} for the busiest array"
+
+
+def _per_s(rate: float) -> str:
+    """Less than one is not none."""
+    return count(rate) if rate >= 1 else f"{rate:.2g}"
