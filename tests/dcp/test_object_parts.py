@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.boxes import Box, share_of
 from behemoth.checkpoint.crc import crc32c, trailer
@@ -100,6 +100,22 @@ def test_ranks_and_their_coordinator_make_every_object_right_and_once(
         assert [info.key for info in bucket.list("steps") if info.key.endswith("zarr.json")] == ["steps/a/zarr.json"]
         assert list(bucket.list("pieces")) == []
         assert list(bucket.list_uploads("")) == []
+
+
+@pytest.mark.parametrize("bit", [0, 7 * 8 + 3])
+def test_a_piece_that_is_not_what_its_rank_has_sent_makes_no_object(bit: int) -> None:
+    """The CRC behind its chunk would be that of the wrong bytes, and no reader of a part could tell."""
+    ranks: Ranks = [[((0, 3), (0, 5))], [((3, 7), (0, 5))]]
+    placed, bucket = placed_of((7, 5), ranks), MemoryBucket(min_part_bytes=1)
+    begun = begin_shared(bucket, placed, [{"a": boxes} for boxes in ranks])
+    sent = [upload(bucket, placed["a"], rank, boxes, begun) for rank, boxes in enumerate(ranks)]
+    piece = bytearray(read(bucket, "pieces/1", sum(one.length for one in sent[1].pieces)))
+    bucket.delete(["pieces/1"])
+    piece[bit // 8] ^= 1 << bit % 8
+    bucket.create("pieces/1", piece)
+    with pytest.raises(Corrupt, match="array 'a', chunk 0, object pieces/1: expected CRC-32C"):
+        complete_shared(bucket, placed, begun, sent, threads=1)
+    assert list(bucket.list("steps/a/c")) == []
 
 
 def rows(size: int, num: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.boxes import Box
 from behemoth.checkpoint.crc import crc32c
@@ -48,7 +48,7 @@ def complete_shared(
     threads: int,
 ) -> list[SentObject]:
     """Make the objects that no rank has sent whole, and remove the pieces. Raises Invalid where ranks have sent less
-    than the object, and the store's errors."""
+    than the object, Corrupt where a piece is not what its rank has sent, and the store's errors."""
     borders = _Borders(store, placed, begun, sent)
     objects = borders.complete(threads=threads)
     store.delete([one.pieces_key for one in sent if one.pieces])
@@ -158,7 +158,15 @@ class _Borders:
             )
         for piece, key in pieces:
             data = fetched[key].of(piece)
-            yield data, crc32c(data)
+            crc = crc32c(data)
+            if crc != piece.crc:  # a CRC behind these bytes would make them look as if they had been saved
+                raise Corrupt(
+                    f"array {name!r}, chunk {chunk}, object {key}: expected CRC-32C {piece.crc:08x} over "
+                    f"{piece.length} bytes at {piece.at}, as its rank has sent them, got {crc:08x}",
+                    hint="bytes were changed in the store or on their way: save again",
+                    code="dcp-piece",
+                )
+            yield data, crc
 
     def _complete(self, one: ShardName) -> SentObject:
         key = _key(self._placed, *one)

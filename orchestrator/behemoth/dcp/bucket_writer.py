@@ -205,9 +205,10 @@ class _Job:
                     num_pieces=len(gathered),
                     offset_bytes=at,
                 )
-                filling.put(piece, [data for _, run in runs for data, _ in self._data([run])])
-                for held, run in runs:
-                    yield SentPiece(held.name, run.chunk, run.offset, run.length, at)
+                content = [one for _, run in runs for one in self._data([run])]
+                filling.put(piece, [data for data, _ in content])
+                for (held, run), (_, crc) in zip(runs, content, strict=True):
+                    yield SentPiece(held.name, run.chunk, run.offset, run.length, at, crc)
                     at += run.length
                 self._done(run for _, run in runs)
         finally:

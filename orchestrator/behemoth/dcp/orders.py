@@ -107,13 +107,15 @@ class SentPart(NamedTuple):
 
 
 class SentPiece(NamedTuple):
-    """Bytes [offset, offset + length) of a chunk's data, which lie from `at` on in the sender's object of pieces."""
+    """Bytes [offset, offset + length) of a chunk's data, which lie from `at` on in the sender's object of pieces, and
+    their CRC-32C as the sender has them."""
 
     array: str
     chunk: int
     offset: int
     length: int
     at: int
+    crc: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
