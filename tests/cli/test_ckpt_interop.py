@@ -19,6 +19,7 @@ import safetensors.numpy
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.interop.export import Exported, export
 from behemoth.checkpoint.interop.export_plan import ExportPlan
+from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written
 from behemoth.checkpoint.reader import open_commit, read_array
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
@@ -116,6 +117,30 @@ def test_what_was_exported_is_imported_as_a_checkpoint_that_verifies(
     assert run(capsys, "import", "out", "--to", "store", "--step", "7", "--select", "stats/*")[0] == 1
     assert run(capsys, "import", "out", "--to", "store", "--step", "8", "--select", "stats/*")[0] == 0
     assert arrays_of(place / "store").keys() == {"stats/row_loss", "stats/trigrams"}
+
+
+def test_files_that_are_written_anew_while_they_are_read_make_no_checkpoint(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "in").mkdir()
+    file = place / "in" / "model.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(5)}, file)
+    write = UnitWriter.write
+
+    def write_and_change(writer: UnitWriter, *units: Any, threads: int) -> list[Written]:
+        found = write(writer, *units, threads=threads)
+        safetensors.numpy.save_file({"w": np.ones(5)}, file)
+        os.utime(file, ns=(1, 1))  # whatever the clock of this file system can tell apart
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnitWriter, "write", write_and_change)
+        code, _, err = run(capsys, "import", "in", "--to", "store")
+    assert (code, "code: import-source" in err) == (1, True)
+    assert "got 'model.safetensors' changed while it was read" in err
+    assert not [path for path in (place / "store").rglob("*") if path.is_file()]
+    assert run(capsys, "import", "in", "--to", "store")[0] == 0
+    assert same(arrays_of(place / "store"), {"w": np.ones(5)})
 
 
 def test_float8_with_scales_comes_back_through_the_map(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 
-from behemoth.app.batches.import_job import files_of, import_writing, opened_here
+from behemoth.app.batches.import_job import files_of, import_writing, opened_here, require_unchanged
 from behemoth.app.batches.jobs import ImportJob, encode_job
 from behemoth.app.batches.tensors import inward
 from behemoth.base.errors import Invalid, NotFound
@@ -110,7 +111,8 @@ def import_checkpoint(
             layout_digest=layout.digest,
         )
         done = done_before(batches, store, verb="import", job=encode_job(job), step=Step(step), is_dry=is_dry)
-        write_id = done if is_dry or done else _import(batches, store, url, tensors, layout, job, given.root)
+        check = partial(require_unchanged, folder, given, job.files)
+        write_id = done if is_dry or done else _import(batches, store, url, tensors, layout, job, given.root, check)
         page = import_page(
             layout, step=step, source=source, url=store.root, write_id=write_id, is_kept=done is not None
         )
@@ -125,8 +127,9 @@ def _import(
     layout: Layout,
     job: ImportJob,
     root: str,
+    check: Callable[[], None],
 ) -> WriteId:
-    """The write that was committed."""
+    """The write that was committed. `check`: see `write_recorded`."""
     writing = import_writing(layout, store)
     return write_recorded(
         batches,
@@ -139,6 +142,7 @@ def _import(
         worker=_DCP_WORKER if job.kind == "dcp" else None,
         run=f"import:{_text(Path(root).name)}",
         step=Step(job.step),
+        check=check,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +17,8 @@ from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.interop.ingest import check_free, write_checkpoint
+from behemoth.checkpoint.interop.object_uploads import ObjectUploads
+from behemoth.checkpoint.interop.unit_writer import Written
 from behemoth.checkpoint.paths import COMMITS, OWNER, REJECTED, STEPS
 from behemoth.ports import SavesTo
 from behemoth.storage.open import is_nested, is_s3, open_store
@@ -103,10 +105,12 @@ def write_recorded(
     run: str,
     step: Step,
     attempt: Attempt = FIRST,
+    check: Callable[[], None] = lambda: None,
 ) -> WriteId:
     """Write and commit a checkpoint in batches; the write that was committed. While it goes on, nobody clears what it
     has written in a folder; what is recorded stays when it fails. `job` gives the job with a write id, or, with an
-    empty one, what names its record."""
+    empty one, what names its record. `check` is called when all is written, and may raise: then nothing is committed.
+    """
     fresh = new_write(verb, job(""))
     with (
         nullcontext() if is_s3(url) else importing(Path(url)),
@@ -119,11 +123,17 @@ def write_recorded(
 
         def do(progress: Callable[[int, int], None]) -> CommitRecord:
             executor = batches.executor(open_work, worker=worker)
+            write = write_in_batches(executor, job(write_id), writing, record, progress=progress)
+
+            def write_and_check(uploads: ObjectUploads) -> Iterator[Sequence[Written]]:
+                yield from write(uploads)
+                check()
+
             return write_checkpoint(
                 store,
                 Candidate(run=run, step=step, write_id=write_id, attempt=attempt, committed_us=time.time_ns() // 1000),
                 writing.layout,
-                write_in_batches(executor, job(write_id), writing, record, progress=progress),
+                write_and_check,
                 keeps_unfinished=record.is_kept,
             )
 

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
-from behemoth.app.batches.import_job import files_of
+from behemoth.app.batches.import_job import files_of, require_unchanged
 from behemoth.app.batches.jobs import ImportJob, encode_job
 from behemoth.app.batches.record import recorded
 from behemoth.app.batches.tensors import Change
+from behemoth.base.errors import Conflict
 from behemoth.ports import Batch
 from behemoth.storage.linked import LinkedFolder
 
@@ -43,6 +45,21 @@ def test_other_values_in_files_of_the_same_names_and_sizes_are_another_import(tm
         os.utime(model, ns=(1, 1))  # whatever the clock of this file system can tell apart
         with recorded(tmp_path / "state", verb="import", job=job_of(model.parent)) as other:
             assert not other.done()
+
+
+def test_a_file_that_was_written_anew_or_went_is_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"values")
+    store = LinkedFolder(tmp_path)
+    files = files_of(str(tmp_path), store.list(""))
+    (tmp_path / "another").write_bytes(b"")
+    require_unchanged(str(tmp_path), store, files)
+    os.utime(tmp_path / "b", ns=(1, 1))
+    with pytest.raises(Conflict, match="got 'b' changed while it was read"):
+        require_unchanged(str(tmp_path), store, files)
+    (tmp_path / "a").unlink()
+    with pytest.raises(Conflict, match="got 'a' changed while it was read"):
+        require_unchanged(str(tmp_path), store, files)
 
 
 def test_a_link_that_leads_nowhere_has_a_version_of_its_own(tmp_path: Path) -> None:

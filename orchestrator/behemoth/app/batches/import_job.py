@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -71,6 +71,21 @@ def files_of(source: str, files: Iterable[ObjectInfo]) -> list[tuple[bytes, int,
     """Names, sizes and versions (etag, or time of change) of a job's files: a later call whose files differ is another
     job."""
     return [(os.fsencode(info.key), info.size_bytes, _version(source, info)) for info in files]
+
+
+def require_unchanged(source: str, store: ObjectStore, files: Sequence[tuple[bytes, int, str]]) -> None:
+    """Raises Conflict unless a job's files are still those of `files_of`. They have no checksums: of one that somebody
+    wrote anew while it was read, a part of each would make a checkpoint without a fault."""
+    listed = {os.fsencode(info.key): info for info in store.list("")}
+    now = files_of(source, [listed[name] for name, _, _ in files if name in listed])
+    changed = [name for name, size_bytes, version in files if (name, size_bytes, version) not in now]
+    if changed:
+        raise Conflict(
+            f"import of {source!r}: expected its files to stay as they were, got {os.fsdecode(changed[0])!r} changed while "
+            "it was read",
+            hint="nothing was imported; leave the files alone and give the command again",
+            code="import-source",
+        )
 
 
 def _work(
