@@ -81,8 +81,8 @@ def require_unchanged(source: str, store: ObjectStore, files: Sequence[tuple[byt
     changed = [name for name, size_bytes, version in files if (name, size_bytes, version) not in now]
     if changed:
         raise Conflict(
-            f"import of {source!r}: expected its files to stay as they were, got {os.fsdecode(changed[0])!r} changed while "
-            "it was read",
+            f"import of {source!r}: expected its files to stay as they were, got {os.fsdecode(changed[0])!r} changed "
+            "while it was read",
             hint="nothing was imported; leave the files alone and give the command again",
             code="import-source",
         )
