@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from msgspec import structs
 
 from agent.stage import setup_for, stage
 from agent.test_peer_copies import MIB, NODES, all_restored, restored
+from behemoth.base.ids import NodeId
 from behemoth.checkpoint.paths import commit_key, rejected_key
 from behemoth.storage.open import open_store
 from behemoth.wire.commands import RestoreFrom
-from behemoth.wire.reports import Beat
+from behemoth.wire.reports import RanksRestored, Report
 from behemoth.wire.setup import Setup
 
 NEEDED_BYTES = NODES * MIB << 20
@@ -54,10 +56,13 @@ def test_a_gang_of_another_mesh_reads_each_byte_of_a_directory_once_if_it_lies_o
         setup = setup_for(tmp_path, "train_shares", ranks=1, nodes=nodes, mib=NODES * MIB // nodes)
         return structs.replace(setup, share_reads="auto")
 
+    def both_restored(heard: Sequence[tuple[NodeId, Report]]) -> bool | None:
+        return {node for node, report in heard if isinstance(report, RanksRestored)} == {"n0", "n1"} or None
+
     async def save() -> RestoreFrom:
         async with stage(tmp_path, setup_on(2), num_agents=2) as here:
             here.start_gang(1)
-            await here.wait_for(Beat, lambda beat: beat.step >= 1)
+            await here.wait_until(both_restored)
             return await here.save(30, "a1-1", 1)
 
     async def restore(saved: RestoreFrom) -> None:

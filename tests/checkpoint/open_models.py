@@ -161,11 +161,12 @@ MODELS: dict[str, list[Tensors]] = {
         *dense(7168, 2048, count=60),
     ],
 }
+UNEVEN = "TP6 DP7, EP7"
+"""The mesh on which columns are cut unevenly, each row of which is a chunk (design note 005)."""
 MESHES = {
     "TP8 DP16, EP16": Mesh(tp=8, dp=16, ep=16, edp=8),
-    "TP6 DP7, EP7": Mesh(tp=6, dp=7, ep=7, edp=6),
-    "FSDP 60, EP12 ETP5": Mesh(dp=60, ep=12, etp=5, edp=1),
-    "TP48": Mesh(tp=48, ep=48),
+    UNEVEN: Mesh(tp=6, dp=7, ep=7, edp=6),
+    "DP60, EP12": Mesh(dp=60, ep=12, edp=5),
     "one rank": Mesh(),
 }
 """Those that divide the models' sizes, and those that do not."""
