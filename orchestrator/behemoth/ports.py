@@ -202,6 +202,11 @@ class KeepsFiles(Protocol):
         can tell. Raises NotFound."""
         ...
 
+    def is_on_network(self) -> bool:
+        """Whether the files come from servers that every node asks for them, so that what one node reads is taken from
+        all others; False when nobody can tell."""
+        ...
+
 
 @runtime_checkable
 class MovesObjects(Protocol):

@@ -19,6 +19,8 @@ import numpy as np
 ELEMENT_BYTES = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e8m0fnu": 1}
 """Those that numpy does not know; they are given as unsigned integers, and `floats` says what numbers they are."""
 
+FEATURES = {"box-shards", "padded-dims", "joint-axes", "joint-dims", "close-chunks"}
+
 NUMBERS = {0xCB: "d", 0xCC: "B", 0xCD: "H", 0xCE: "I", 0xCF: "Q", 0xD0: "b", 0xD1: "h", 0xD2: "i", 0xD3: "q"}
 """Of msgpack, as `struct` knows them."""
 
@@ -53,7 +55,7 @@ def is_committed(root: Path, step: int) -> bool:
 def read_checkpoint(root: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays by name."""
     commit = unframed((root / f"commits/{step:09d}.json").read_bytes())
-    is_known = set(commit["required_features"]) <= {"box-shards", "padded-dims", "joint-axes", "joint-dims"}
+    is_known = set(commit["required_features"]) <= FEATURES
     if commit["format"]["major"] != 1 or not is_known or commit["step"] != step:
         raise ValueError(f"commit of step {step}: another format or step")
     folder = root / f"steps/{step:09d}-{commit['write_id']}"

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import strategies as st
 
 from behemoth.checkpoint import chunk_ends, cuts, grid, part_plan, plan, sharing, uploads
-from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, axis_size
+from behemoth.checkpoint.layout import ArraySpec, Chunking, Layout, Sharding, axis_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 AXES = {"dense": DENSE_AXES, "expert": EXPERT_AXES}
 DTYPES = ("uint8", "float8_e5m2", "bfloat16", "float32", "complex128")
 SHARDINGS: st.SearchStrategy[Sharding] = st.sampled_from(["array", "box"])
+CHUNKINGS: st.SearchStrategy[Chunking] = st.sampled_from(["plain", "close"])
 MAX_PADDING = 6
 CHUNK_BYTES = st.sampled_from([16, 64, 300, 8 << 20])
 
@@ -29,6 +30,8 @@ def small_chunks(chunk_bytes: int, *, poor_bytes: int | None = None) -> Iterator
         poor_bytes = poor_bytes or max(16, chunk_bytes // 2)
         patch.setattr(cuts, "MAX_CHUNK_BYTES", chunk_bytes)
         patch.setattr(cuts, "POOR_CHUNK_BYTES", poor_bytes)
+        patch.setattr(cuts, "MAX_HELD_CHUNK_BYTES", 4 * chunk_bytes)
+        patch.setattr(cuts, "LEAST_BYTES", poor_bytes)
         patch.setattr(grid, "ALIGNED_BYTES", poor_bytes)
         _clear_caches()
         yield
@@ -39,6 +42,7 @@ def _clear_caches() -> None:
     grid.grids.cache_clear()
     cuts._cut.cache_clear()
     cuts._cut_uneven.cache_clear()
+    cuts._cut_closely.cache_clear()
     sharing.kinds.cache_clear()
     sharing.owners.cache_clear()
     plan.plan_rank.cache_clear()
@@ -61,7 +65,7 @@ def meshes(draw: st.DrawFn) -> Mesh:
 def layouts(draw: st.DrawFn) -> Layout:
     mesh = draw(meshes())
     arrays = [draw(array_specs(f"a{index}", mesh)) for index in range(draw(st.integers(1, 4)))]
-    return Layout(mesh=mesh, arrays=tuple(arrays), sharding=draw(SHARDINGS))
+    return Layout(mesh=mesh, arrays=tuple(arrays), sharding=draw(SHARDINGS), chunking=draw(CHUNKINGS))
 
 
 @st.composite
@@ -86,7 +90,7 @@ def reshared(draw: st.DrawFn, layout: Layout) -> Layout:
     """The same logical arrays on another mesh, each shared in another way."""
     mesh = draw(meshes())
     arrays = tuple(draw(shared(array, mesh)) for array in layout.arrays)
-    return Layout(mesh=mesh, arrays=arrays, sharding=draw(SHARDINGS))
+    return Layout(mesh=mesh, arrays=arrays, sharding=draw(SHARDINGS), chunking=draw(CHUNKINGS))
 
 
 @st.composite

@@ -26,7 +26,12 @@ def restored_on(store: ObjectStore, ref: CommitRef, mesh: Mesh) -> tuple[Layout,
     """What every rank of the mesh gets back, and the layout on which it does."""
     commit = open_commit(store, ref)
     layout = on_mesh(commit.layout, mesh)
-    return layout, [_restored(store, commit, layout, Rank(rank)) for rank in range(mesh.num_ranks)]
+    return layout, restored_to(store, commit, layout)
+
+
+def restored_to(store: ObjectStore, commit: Commit, layout: Layout) -> Held:
+    """What every rank of a layout gets back."""
+    return [_restored(store, commit, layout, Rank(rank)) for rank in range(layout.mesh.num_ranks)]
 
 
 def held_on(layout: Layout, arrays: Logical) -> Held:

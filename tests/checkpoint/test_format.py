@@ -22,6 +22,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit import CommitRef
 from behemoth.checkpoint.commit_log import commits, latest, reject
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding, SplitAxes
@@ -35,16 +36,18 @@ from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
 from checkpoint.independent_reader import newest, read_checkpoint, record_of
 
-GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in ("1.0", "1.1", "1.2", "1.3", "1.4")}
+FORMS = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
+GOLDENS = {form: Path(__file__).parent / "golden" / f"format-{form}" for form in FORMS}
 GOLDEN = GOLDENS["1.0"]
 each_golden = pytest.mark.parametrize("form", list(GOLDENS))
 
 
 def golden_layout(form: str = "1.0") -> Layout:
     """Two ranks: a padded chunk, columns, experts, flat ranges, names that are no paths, a record. In 1.1 shards of
-    boxes; in 1.2 a dim that the program pads; in 1.3 eight ranks, flat ranges over two axes; in 1.4 columns, too."""
-    is_padded, has_new = form in ("1.2", "1.3", "1.4"), form in ("1.3", "1.4")
-    columns: SplitAxes = ("dp", "tp") if form == "1.4" else "tp"
+    boxes; in 1.2 a dim that the program pads; in 1.3 eight ranks, flat ranges over two axes; in 1.4 columns, too; in
+    1.5 an array of which a third would be padding, cut closely."""
+    is_padded, has_new = form >= "1.2", form >= "1.3"
+    columns: SplitAxes = ("dp", "tp") if form >= "1.4" else "tp"
     arrays = [
         ArraySpec(
             name="model/uneven", dtype="float32", shape=(7, 3), dims=((0, "tp"),), padded=(0, 10) if is_padded else None
@@ -59,15 +62,17 @@ def golden_layout(form: str = "1.0") -> Layout:
         ArraySpec(name="state/flags", dtype="bool", shape=(3,)),
         run_record_spec(64),
     ]
+    if form >= "1.5":
+        arrays.append(ArraySpec(name="model/third", dtype="uint8", shape=(3, 350_000), dims=((0, "tp"),)))
     mesh = Mesh(tp=2, cp=2, dp=2, ep=2, edp=4) if has_new else Mesh(tp=2, ep=2)
-    return Layout(mesh=mesh, arrays=tuple(arrays), sharding="array" if form == "1.0" else "box")
+    return with_close_chunks(Layout(mesh=mesh, arrays=tuple(arrays), sharding="array" if form == "1.0" else "box"))
 
 
-def golden_arrays() -> dict[str, np.ndarray]:
+def golden_arrays(form: str = "1.0") -> dict[str, np.ndarray]:
     """Bytes that follow from the place alone, so that they need no generator."""
     arrays = {
         spec.name: (np.arange(spec.num_bytes) % 101 + 1).astype(np.uint8).view(DTYPES[spec.dtype]).reshape(spec.shape)
-        for spec in golden_layout().arrays
+        for spec in golden_layout(form).arrays
     }
     arrays["state/flags"] = np.array([True, False, True])
     record = encode_record({"cursor": 12, "seed": [7, b"x", 0.5, None]}, 64)
@@ -80,7 +85,7 @@ def write_golden(root: Path, form: str) -> None:
     with closing(LocalStore(root)) as store:
         take(store, Owner.of_run("0123456789abcdef", name="golden", directory="/runs/golden"), url="golden")
         for step in (120, 121):
-            receipts = write_all_ranks(store, layout, golden_arrays(), step=step)
+            receipts = write_all_ranks(store, layout, golden_arrays(form), step=step)
             receipts = [replace(one, freshness=msgspec.UNSET) for one in receipts]
             commit_receipts(store, layout, receipts, step=step)
         reject(store, CommitRef(step=Step(121), write_id=WriteId("a1-1"), size_bytes=0), "golden")
@@ -115,7 +120,9 @@ def test_the_engine_still_reads_it(form: str) -> None:
         assert ref is not None
         assert commits(store) == [ref]
         commit = open_commit(store, ref)
-        assert same_bits({name: read_array(store, commit, name) for name in commit.layout.positions}, golden_arrays())
+        assert same_bits(
+            {name: read_array(store, commit, name) for name in commit.layout.positions}, golden_arrays(form)
+        )
         assert verify(store, ref, threads=1, deep=True).is_intact
 
 
@@ -144,7 +151,7 @@ def test_the_independent_reader_imports_nothing_but_the_standard_library_and_num
 def test_the_independent_reader_reads_it(form: str) -> None:
     assert newest(GOLDENS[form]) == 120
     found = read_checkpoint(GOLDENS[form], 120)
-    assert same_bits(found, golden_arrays())
+    assert same_bits(found, golden_arrays(form))
     assert record_of(found["state/run"]) == {"cursor": 12, "seed": [7, b"x", 0.5, None]}
 
 
@@ -177,6 +184,17 @@ def test_a_padded_dim_is_saved_without_its_padding_and_said_to_older_releases(
     assert same_bits(read_checkpoint(tmp_path, 120), arrays)
 
 
+def test_a_layout_of_which_some_array_would_be_padded_much_is_cut_closely_and_said_to_older_releases() -> None:
+    layout = golden_layout("1.5")
+    record = json.loads(unframed((GOLDENS["1.5"] / "commits/000000120.json").read_bytes(), name="commit"))
+    assert record["format"] == {"major": 1, "minor": 5}
+    assert record["required_features"] == ["box-shards", "padded-dims", "joint-axes", "joint-dims", "close-chunks"]
+    at = layout.positions["model/third"]
+    close, plain = grids(layout)[at], grids(replace(layout, chunking="plain"))[at]
+    assert (close.chunk_shape, plain.chunk_shape) == ((3, 350_000), (2, 350_000))
+    assert (close.num_chunks * close.payload_bytes, plain.num_chunks * plain.payload_bytes) == (1_050_000, 1_400_000)
+
+
 @each_golden
 def test_the_independent_reader_finds_flips_in_every_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
@@ -187,8 +205,8 @@ def test_the_independent_reader_finds_flips_in_every_file(
     shutil.copytree(GOLDENS[form], root)
     names = [name for name in files_of(root) if name.startswith(("commits/", "steps/"))]
     num_shards = sum(grid.num_shards for grid in grids(golden_layout(form)))
-    num_arrays = len(golden_layout().arrays)
-    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.2": 5, "1.3": 5, "1.4": 4}[form]
+    num_arrays = len(golden_layout(form).arrays)
+    assert num_shards - num_arrays == {"1.0": 0, "1.1": 5, "1.2": 5, "1.3": 5, "1.4": 4, "1.5": 4}[form]
     assert len(names) == 1 + 1 + num_arrays + num_shards + 9  # commit, index, arrays, shards, groups
     for name in names:
         whole = (root / name).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_record import FormatVersion, format_of
 from behemoth.checkpoint.cuts import MAX_CHUNK_BYTES
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import ArraySpec, Chunking, Layout
 from behemoth.checkpoint.names import escaped_paths, groups_of
 from behemoth.spec.mesh import Mesh
 from checkpoint.checkpoint_rig import toy_layout
@@ -115,11 +116,27 @@ def test_a_dim_over_several_axes_survives_in_its_order_and_asks_for_a_reader_tha
     assert format_of(Layout(mesh=mesh, arrays=(alone,))) == (FormatVersion(major=1, minor=0), ())
 
 
+def test_a_layout_of_close_chunks_survives_too_and_no_rules_but_two_are_known() -> None:
+    plain, close = (Layout(mesh=Mesh(), arrays=(PLAIN,), chunking=rules) for rules in get_args(Chunking))
+    again = Layout.decode(close.encode())
+    assert (again, again.chunking) == (close, "close")
+    assert plain.digest != close.digest
+    assert b"chunking" not in plain.encode()
+    with pytest.raises(Invalid, match="expected chunking plain or close, got 'fine'"):
+        Layout(mesh=Mesh(), arrays=(PLAIN,), chunking="fine")  # type: ignore[arg-type]
+
+
 PLAIN = ArraySpec(name="plain", dtype="int8", shape=(8,))
 PADDED = ArraySpec(name="padded", dtype="int8", shape=(7,), dims=((0, "etp"),), padded=(0, 8))
 FLAT_OVER_TWO = ArraySpec(name="flat", dtype="int8", shape=(8,), flat_over=("cp", "dp"))
 DIM_OVER_TWO = ArraySpec(name="dim", dtype="int8", shape=(8,), dims=((0, ("edp", "etp")),))
-FEATURES = {"box-shards": None, "padded-dims": PADDED, "joint-axes": FLAT_OVER_TWO, "joint-dims": DIM_OVER_TWO}
+FEATURES = {
+    "box-shards": None,
+    "padded-dims": PADDED,
+    "joint-axes": FLAT_OVER_TWO,
+    "joint-dims": DIM_OVER_TWO,
+    "close-chunks": None,
+}
 
 
 @pytest.mark.parametrize("used", list(itertools.product([False, True], repeat=len(FEATURES))))
@@ -127,8 +144,12 @@ def test_one_array_that_needs_a_feature_makes_it_required_and_the_newest_of_them
     used: tuple[bool, ...],
 ) -> None:
     names = tuple(name for name, is_used in zip(FEATURES, used, strict=True) if is_used)
-    arrays = (PLAIN, *(array for name in names if (array := FEATURES[name]) is not None))
-    layout = Layout(mesh=Mesh(cp=2, dp=2, etp=2, edp=2), arrays=arrays, sharding="box" if used[0] else "array")
+    layout = Layout(
+        mesh=Mesh(cp=2, dp=2, etp=2, edp=2),
+        arrays=(PLAIN, *(array for name in names if (array := FEATURES[name]) is not None)),
+        sharding="box" if used[0] else "array",
+        chunking="close" if used[-1] else "plain",
+    )
     newest = max((number for number, is_used in enumerate(used, start=1) if is_used), default=0)
     assert format_of(layout) == (FormatVersion(major=1, minor=newest), names)
 

@@ -18,6 +18,7 @@ from behemoth.checkpoint.scale_waves import NODE_KEPT_BYTES
 from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.spec.decode import decode_run
 from behemoth.spec.model import named_inventory
+from behemoth.storage import mounts
 from behemoth_cli import root
 from behemoth_cli.exits import Exit
 from cli.cli_rig import NUMPY_RUN, matches_golden
@@ -169,9 +170,10 @@ def test_a_generator_of_another_recipe_reads_masters_alone_and_converts_them(
 
 
 def test_a_plan_tells_whether_nodes_read_together_and_what_it_costs_when_they_do_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights whole on each of 16 replicas: ranks that read for themselves read them 16 times."""
+    monkeypatch.setattr(mounts, "MOUNTINFO", str(tmp_path / "missing"))
     file, whole = scout_run(tmp_path), ("--restore-recipe", "exp_avg=none,exp_avg_sq=none,shares=whole")
     text = file.read_text()
     for written, is_shared in (
@@ -187,6 +189,27 @@ def test_a_plan_tells_whether_nodes_read_together_and_what_it_costs_when_they_do
         assert 1 <= found["over_read_alone"] <= found["over_read_worst"]  # type: ignore[operator]
         page = told(capsys, str(file), *whole)
         assert ("; this run shares reads" in page, "; this run's ranks do" in page) == (is_shared, not is_shared)
+
+
+def test_a_plan_tells_that_nodes_read_a_directory_together_that_lies_on_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As this machine has it mounted; a run that names no store keeps it below the folder in which it is started."""
+    (tmp_path / "common").mkdir()
+    lines = tmp_path / "mountinfo"
+    lines.write_text(f"1 0 8:1 / / rw - ext4 disk rw\n2 1 0:2 / {tmp_path}/common rw - lustre any rw\n")
+    monkeypatch.setattr(mounts, "MOUNTINFO", str(lines))
+    file = scout_run(tmp_path)
+    text = file.read_text()
+    for written, folder, is_shared in (
+        (f"    store: {tmp_path}/common/run\n", tmp_path, True),
+        ("    store: run\n", tmp_path, False),
+        ("", tmp_path, False),
+        ("", tmp_path / "common", True),
+    ):
+        monkeypatch.chdir(folder)
+        file.write_text(text.replace("  checkpoint:\n", f"  checkpoint:\n{written}"))
+        assert document(capsys, str(file))["reads_shared"] is is_shared
 
 
 def test_a_restore_to_float8_is_counted_with_the_search_for_its_scales(

@@ -24,6 +24,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.base.ids import RunUid
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.pins import pin
 from behemoth.dcp import BehemothReader, BehemothWriter, fill
@@ -56,6 +57,22 @@ def test_a_reader_that_knows_the_document_alone_reads_what_dcp_saved(tmp_path: P
     assert contents["empty"] == {"model.none": {"dtype": "float32", "shape": [0, 4]}}
     assert contents["values"]["optim.betas"] == {"%tuple": [0.9, 0.4]}
     assert contents["paths"]["optim.moments.0"] == ["optim", "moments", 0]
+
+
+def test_a_tensor_of_eleven_large_rows_is_stored_without_padding_as_its_commit_says(tmp_path: Path) -> None:
+    """Two chunks of six rows would hold twelve. What ranks are told of a tensor is what the commit has of it."""
+    state = {
+        "few rows": torch.arange(11 * 996_147).remainder(251).to(torch.uint8).reshape(11, -1),
+        "odd": torch.ones(7),
+    }
+    save(state, storage_writer=BehemothWriter(tmp_path))
+    assert same(loaded(tmp_path, state), state)
+    (ref,) = refs(tmp_path)
+    with closing(LocalStore(tmp_path)) as store:
+        record = open_commit(store, ref).record
+        (size,) = (info.size_bytes for info in store.list("steps") if "few%20rows/c" in info.key)
+    assert (record.format.minor, record.required_features) == (5, ("close-chunks",))
+    assert size < 1.001 * state["few rows"].nbytes
 
 
 def test_a_checkpoint_id_names_store_and_step_for_both_ways(tmp_path: Path) -> None:

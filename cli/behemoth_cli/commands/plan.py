@@ -19,7 +19,7 @@ from behemoth.spec.pipeline import EVEN
 from behemoth.spec.recipe import Recipe, parse_recipe
 from behemoth.spec.run import TrainingRun, require_fit
 from behemoth_cli.commands.candidates import one_of, output_option
-from behemoth_cli.context import Context, chosen_format, read_file, read_run
+from behemoth_cli.context import RUNS, Context, chosen_format, read_file, read_run
 from behemoth_cli.errors import nearest
 from behemoth_cli.out.console import Console
 from behemoth_cli.out.progress import Done, Progress
@@ -215,7 +215,7 @@ def _forecasts(
 def _reads_shared(run: TrainingRun) -> bool:
     from behemoth.app.configure import reads_are_shared
 
-    return reads_are_shared(run, run.checkpoint.store or "")
+    return reads_are_shared(run, run.checkpoint.store or str(RUNS / run.name))
 
 
 def _progress_text(told: Done) -> str:

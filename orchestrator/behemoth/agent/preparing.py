@@ -236,10 +236,12 @@ class Preparing:
         found: Sequence[Origin],
     ) -> Iterator[ObjectStore]:
         """The store as this rank reads it together with others of its node, which have chunks in common: on another
-        layout. On the same one they hardly do, and files are faster read straight into place."""
+        layout. On the same one they hardly do, and a node's own files are faster read straight into place; what comes
+        from servers or other nodes is asked for once."""
         layout, rank = wanted.layout, wanted.plan.rank
         is_alike = intake == AS_SAVED and commit.layout.digest == layout.digest
-        if self._ranks_per_node == 1 or (is_alike and isinstance(self._store(), KeepsFiles)):
+        is_own = isinstance(self._store(), KeepsFiles) and not isinstance(store, SharedReads)
+        if self._ranks_per_node == 1 or (is_alike and is_own):
             yield store
             return
 

@@ -169,14 +169,18 @@ class StoreServices:
         return AskedSnapshot(self._peer_snapshot(slot, plan, write_id, step), self.peers, slot)
 
     def _shared_reads(self) -> SharedReads | None:
-        """The store as nodes read it together; None where they do not, such as on a directory, whose file system
-        caches."""
+        """The store as nodes read it together; None where they do not, such as on a disk or in a cache of their own.
+
+        Each node looks for itself at what it has mounted. One that is alone with what it finds asks nobody, or asks
+        nodes that answer all the same: it costs reads, and no byte.
+        """
         mode, client = self._opening.share_reads, self._client
         if mode == "never" or client is None or self.peers.num_slots < 2:
             return None
-        if mode == "auto" and isinstance(self._opened(), KeepsFiles):
+        store = self._opened()
+        if mode == "auto" and isinstance(store, KeepsFiles) and not store.is_on_network():
             return None
-        return SharedReads(self._opened(), once=self._once, table=self.peers, client=client)
+        return SharedReads(store, once=self._once, table=self.peers, client=client)
 
     def _write(self, order: Write, fd: int, cancelled: Callable[[], bool]) -> Written:
         layout = Layout.decode(order.layout)

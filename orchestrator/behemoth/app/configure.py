@@ -13,7 +13,7 @@ from behemoth.spec.recovery import HangFloor
 from behemoth.spec.run import TrainingRun
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import Cadence, HangFloors, RunConfig
-from behemoth.storage.open import is_s3
+from behemoth.storage.open import is_s3, is_served
 from behemoth.wire.setup import CommandWork, EntrypointWork, LocalDisk, Setup
 
 SETTLE = timedelta(milliseconds=100)
@@ -81,9 +81,10 @@ def failure_domains(run: TrainingRun, nodes: Sequence[NodeId]) -> dict[NodeId, i
 
 
 def reads_are_shared(run: TrainingRun, store_url: str) -> bool:
-    """Whether nodes of the run read a checkpoint together, as each of their store processes decides."""
+    """Whether nodes of the run read a checkpoint together, as each of their store processes decides (`store_services`)
+    if it has a directory mounted as this machine has."""
     mode = _share_reads(run)
-    return run.nodes.count > 1 and (mode == "always" or (mode == "auto" and is_s3(store_url)))
+    return run.nodes.count > 1 and (mode == "always" or (mode == "auto" and is_served(store_url)))
 
 
 def to_us(duration: timedelta) -> int:

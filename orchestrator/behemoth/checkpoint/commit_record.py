@@ -29,7 +29,9 @@ JOINT_AXES = "joint-axes"
 """Feature of format 1.3: an array is shared out over several axes at once (`ArraySpec.flat_over`)."""
 JOINT_DIMS = "joint-dims"
 """Feature of format 1.4: a dim is split over several axes at once (`ArraySpec.dims`)."""
-KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES, JOINT_DIMS})
+CLOSE_CHUNKS = "close-chunks"
+"""Feature of format 1.5: chunks pad hardly anything (`Layout.chunking`)."""
+KNOWN_FEATURES = frozenset({BOX_SHARDS, PADDED_DIMS, JOINT_AXES, JOINT_DIMS, CLOSE_CHUNKS})
 MAX_RECORD_BYTES = 64 << 20
 """Most bytes of a record; readers check the size before they read the first byte."""
 MAX_INDEX_BYTES = 64 << 20
@@ -55,6 +57,7 @@ def format_of(layout: Layout) -> tuple[FormatVersion, tuple[str, ...]]:
         PADDED_DIMS: any(array.padded is not None for array in layout.arrays),
         JOINT_AXES: any(isinstance(array.flat_over, tuple) for array in layout.arrays),
         JOINT_DIMS: any(isinstance(axes, tuple) for array in layout.arrays for _, axes in array.dims),
+        CLOSE_CHUNKS: layout.chunking == "close",
     }
     minor = max((number for number, is_used in enumerate(features.values(), start=1) if is_used), default=0)
     return FormatVersion(major=FORMAT_MAJOR, minor=minor), tuple(name for name, is_used in features.items() if is_used)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from behemoth.checkpoint.boxes import Box, Interval
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c, trailer
 from behemoth.checkpoint.cuts import box_shard_shape, chunk_shape
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 
 PAGE_BYTES = 4096
 ALIGNED_BYTES = 1 << 20
@@ -249,10 +249,7 @@ class Grid:
 @lru_cache(maxsize=16)
 def grids(layout: Layout) -> tuple[Grid, ...]:
     """The grid of every array, in the layout's order."""
-    return tuple(
-        _grid(array, tuple(layout.axis_size(axis) for _, axis in array.dims), layout.sharding)
-        for array in layout.arrays
-    )
+    return tuple(_grid(layout, array) for array in layout.arrays)
 
 
 def cuts_of(starts: Ints, bounds: Ints) -> Ints:
@@ -271,15 +268,15 @@ def group_json() -> bytes:
     return _compact({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def _grid(spec: ArraySpec, sizes: tuple[int, ...], sharding: Sharding) -> Grid:
-    """`sizes`: of the axes of the split dims."""
-    chunk, cut_dim = chunk_shape(spec, sizes)
+def _grid(layout: Layout, spec: ArraySpec) -> Grid:
+    sizes = tuple(layout.axis_size(axis) for _, axis in spec.dims)
+    chunk, cut_dim = chunk_shape(spec, sizes, layout.chunking)
     chunks_per_dim = tuple(-(-full // size) for full, size in zip(spec.shape, chunk, strict=True))
     return Grid(
         spec=spec,
         chunk_shape=chunk,
         chunks_per_dim=chunks_per_dim,
-        shard_shape=box_shard_shape(spec, sizes, chunk) if sharding == "box" else chunks_per_dim,
+        shard_shape=box_shard_shape(spec, sizes, chunk) if layout.sharding == "box" else chunks_per_dim,
         cut_dim=cut_dim,
     )
 

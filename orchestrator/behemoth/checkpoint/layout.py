@@ -32,6 +32,9 @@ Sharding = Literal["array", "box"]
 """What one object holds: a whole array, or a box of it that a rank holds, in which that rank's flat range is contiguous
 (`cuts`)."""
 
+Chunking = Literal["plain", "close"]
+"""By which rules arrays are cut into chunks: those of format 1.0, or such as pad hardly anything (`cuts`)."""
+
 FORMAT_VERSION = 1
 MAX_LAYOUT_BYTES = 256 << 20
 MAX_DIMS = 32  # numpy and zarr stop there or soon after
@@ -219,19 +222,22 @@ class Layout:
     """All arrays of a checkpoint in name order, and the mesh they lie on. Not slotted: derived values are cached.
 
     `sharding` tells how they are put into objects. Where a range of an object can be written, one for each array is
-    enough, so that is the default; object storage takes whole parts, which suit one rank only in boxes.
+    enough, so that is the default; object storage takes whole parts, which suit one rank only in boxes. `chunking` is
+    for `cuts.with_close_chunks` to choose, by which all new layouts go; the default is what older checkpoints have.
     """
 
     mesh: Mesh
     arrays: tuple[ArraySpec, ...]
     sharding: Sharding = "array"
+    chunking: Chunking = "plain"
 
     def __post_init__(self) -> None:
-        if self.sharding not in get_args(Sharding):
-            raise Invalid(
-                f"layout: expected sharding {' or '.join(get_args(Sharding))}, got {self.sharding!r}",
-                code="layout-sharding",
-            )
+        for name, given, known in (
+            ("sharding", self.sharding, get_args(Sharding)),
+            ("chunking", self.chunking, get_args(Chunking)),
+        ):
+            if given not in known:
+                raise Invalid(f"layout: expected {name} {' or '.join(known)}, got {given!r}", code=f"layout-{name}")
         object.__setattr__(self, "arrays", tuple(sorted(self.arrays, key=lambda array: array.name)))
         for first, second in zip(self.arrays, self.arrays[1:], strict=False):
             if first.name == second.name:
@@ -262,6 +268,8 @@ class Layout:
         document: dict[str, object] = {"version": FORMAT_VERSION, "mesh": self.mesh, "arrays": arrays}
         if self.sharding != "array":  # of format 1.1: left out where it says nothing, so that digests stay
             document["sharding"] = self.sharding
+        if self.chunking != "plain":  # of format 1.5, likewise
+            document["chunking"] = self.chunking
         return msgspec.msgpack.encode(document)
 
     @cached_property
@@ -285,7 +293,12 @@ class Layout:
             version = decode_msgpack(data, _Version).version
             if version == FORMAT_VERSION:
                 document = decode_msgpack(data, _Document)
-                return Layout(mesh=document.mesh, arrays=document.arrays, sharding=document.sharding)
+                return Layout(
+                    mesh=document.mesh,
+                    arrays=document.arrays,
+                    sharding=document.sharding,
+                    chunking=document.chunking,
+                )
         except Invalid:
             raise
         except (*UNDECODABLE, ValueError, TypeError) as error:
@@ -321,6 +334,7 @@ class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mesh: Mesh
     arrays: tuple[ArraySpec, ...]
     sharding: Sharding = "array"
+    chunking: Chunking = "plain"
 
 
 def axis_size(mesh: Mesh, axis: SplitAxes) -> int:

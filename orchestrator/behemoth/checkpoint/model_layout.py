@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.conversion import num_blocks
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxes
 from behemoth.spec.fit import misfits, row_dim
 from behemoth.spec.mesh import Axes, Mesh, each_axis
@@ -42,14 +43,12 @@ def model_layout(inventory: Inventory, recipe: Recipe, mesh: Mesh, pipeline: Pip
     num_layers = inventory.num_layers
     for field, reason in pipeline.misfits(num_layers, mesh.pp):
         raise Invalid(f"pipeline.{field}: {reason}", code="pipeline-model")
-    return Layout(
-        mesh=mesh,
-        arrays=tuple(
-            array
-            for tensor in inventory.tensors
-            for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp, pipeline))
-        ),
+    arrays = tuple(
+        array
+        for tensor in inventory.tensors
+        for array in _arrays(tensor, recipe, mesh, stage_of(tensor, num_layers, mesh.pp, pipeline))
     )
+    return with_close_chunks(Layout(mesh=mesh, arrays=arrays))
 
 
 def weights_dtype(tensor: Tensor, recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.records import RANKS_ARRAY
 from behemoth.spec.mesh import Axes, Mesh, each_axis
@@ -37,7 +38,7 @@ def on_mesh(layout: Layout, mesh: Mesh) -> Layout:
         )
         for array, stage in zip(layout.arrays, stages, strict=True)
     )
-    return Layout(mesh=mesh, arrays=tuple(_with_rows(array, mesh) for array in arrays))
+    return with_close_chunks(Layout(mesh=mesh, arrays=tuple(_with_rows(array, mesh) for array in arrays)))
 
 
 def _over_replicas(array: ArraySpec, old: Mesh, new: Mesh) -> Axes | None:

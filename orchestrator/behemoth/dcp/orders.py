@@ -53,7 +53,8 @@ class Orders:
 
     def placed(self) -> dict[str, Placed]:
         """Where each array lies, by name."""
-        layout = Layout(mesh=self.mesh, arrays=self.arrays, sharding=self.sharding)
+        # As `cuts.with_close_chunks` cuts all arrays together, if any of them needs it: the others are the same so.
+        layout = Layout(mesh=self.mesh, arrays=self.arrays, sharding=self.sharding, chunking="close")
         return {
             grid.spec.name: Placed(grid=grid, folder=f"{self.prefix}/{self.folders[grid.spec.name]}")
             for grid in grids(layout)

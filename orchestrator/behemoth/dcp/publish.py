@@ -18,6 +18,7 @@ from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete
 from behemoth.checkpoint.commit_log import publish as publish_record
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.discarding import delete_below
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.owner import read_owner
@@ -87,7 +88,7 @@ def publish(
     _check_complete(state, contents, metadata)
     data = contents.encode()
     spec = ArraySpec(name=CONTENTS_ARRAY, dtype="uint8", shape=(len(data),), may_be_zero=True)
-    layout = Layout(mesh=state.mesh, arrays=(*state.arrays.values(), spec), sharding=state.sharding)
+    layout = with_close_chunks(Layout(mesh=state.mesh, arrays=(*state.arrays.values(), spec), sharding=state.sharding))
     by_rank = [[*rank] for rank in told]
     by_rank[0] += _write_contents(store, state, spec, data)
     if isinstance(store, UploadsParts):

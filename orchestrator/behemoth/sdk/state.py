@@ -15,6 +15,7 @@ import numpy as np
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding, SplitAxes
 from behemoth.checkpoint.plan import Piece, plan_rank
 from behemoth.checkpoint.records import (
@@ -171,7 +172,8 @@ class BoundState:
     def __init__(self, state: State, mesh: Mesh, rank: Rank, *, sharding: Sharding = "array") -> None:
         """`sharding`: as the run's store wants it; nothing is saved outside of a run."""
         self._state = state
-        self.layout = Layout(mesh=mesh, arrays=tuple(_specs(state, mesh)), sharding=sharding)
+        layout = Layout(mesh=mesh, arrays=tuple(_specs(state, mesh)), sharding=sharding)
+        self.layout = with_close_chunks(layout)
         self.plan = plan_rank(self.layout, rank)
         self._held = {piece.name: piece for piece in self.plan.pieces}
         self._lanes = Lanes()

@@ -131,8 +131,9 @@ class Checkpoint:
         str,
         About(
             doc="Whether, at a restore, each part of a checkpoint is read from the store by one node, which passes it "
-            "on to the others. auto: where the store is not a directory. The ranks of a node read together in any "
-            "case.",
+            "on to the others. auto: where all nodes ask the same servers, which is object storage, or a directory "
+            "that a node has mounted from the network (nfs, lustre, gpfs and their like). The ranks of a node read "
+            "together in any case.",
             kind=Choice(names=("auto", "always", "never")),
         ),
     ] = "auto"

@@ -25,6 +25,7 @@ from behemoth.ports import Into, ObjectInfo, Part
 from behemoth.storage.direct import Direct
 from behemoth.storage.folders import empty_folders, make_folders, make_root, remove_empty, sync_folders, unlink, walk
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
+from behemoth.storage.mounts import is_on_network
 from behemoth.storage.open_files import OpenFiles
 from behemoth.storage.os_errors import named_errors
 from behemoth.storage.page_cache import cached_bytes
@@ -135,6 +136,10 @@ class LocalStore:
                     wanted_bytes += num_bytes
                     held_bytes += min(cached_bytes(fd, offset_bytes, num_bytes) or 0, num_bytes)
         return held_bytes / max(wanted_bytes, 1)
+
+    def is_on_network(self) -> bool:
+        """See the port."""
+        return is_on_network(self._root)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See the port. Links and other strange files are told too, so that a check can name them; temporary files are

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from behemoth.base.errors import Invalid
 from behemoth.storage.linked import LinkedFolder
 from behemoth.storage.local import LocalStore
+from behemoth.storage.mounts import is_on_network
 from behemoth.storage.s3_place import parse_s3
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def open_source(url: str) -> LinkedFolder | S3Store:
 def is_s3(url: str) -> bool:
     """Whether a URL names a bucket."""
     return _scheme(url) == "s3"
+
+
+def is_served(url: str) -> bool:
+    """Whether all nodes ask the same servers for what lies there: those of a bucket, or of a network file system as
+    this machine has it mounted. Raises Invalid."""
+    return is_s3(url) or is_on_network(path_of(url))
 
 
 def located(url: str, store: LocalStore | LinkedFolder | S3Store) -> str:

@@ -16,6 +16,7 @@ from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import CommitRecord, commit
 from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
@@ -51,7 +52,7 @@ def import_layout(tensors: Mapping[str, Tensor]) -> Layout:
         specs = [ArraySpec(name=name, dtype=tensor.dtype, shape=tensor.shape) for name, tensor in tensors.items()]
     except Invalid as error:
         raise Invalid(f"import: {error.message}", hint=_HINTS.get(error.code, error.hint), code=error.code) from error
-    return Layout(mesh=Mesh(), arrays=tuple(specs))
+    return with_close_chunks(Layout(mesh=Mesh(), arrays=tuple(specs)))
 
 
 def import_units(layout: Layout, store: SavesTo) -> Units:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake
+from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding
 from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.name_patterns import NamePatterns
@@ -69,7 +70,7 @@ def relayout(
             for array in kept
             if array.name not in convert and _saved_dtype(saved, array.name) not in (array.dtype, None)
         }
-    layout = Layout(mesh=mesh, arrays=tuple(kept), sharding=sharding)
+    layout = with_close_chunks(Layout(mesh=mesh, arrays=tuple(kept), sharding=sharding))
     return Relayout(layout=layout, intake=_intake(saved, layout, convert, step))
 
 
