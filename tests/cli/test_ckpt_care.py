@@ -504,7 +504,7 @@ def test_a_link_among_the_records_is_told_by_every_verb_and_keeps_none_from_the_
     assert code == 0
     assert states.pop(10) == (
         "unreadable",
-        "read commits/000000010.json: expected no link on the way, got a symbolic link",
+        f"{directory.checkpoints}: read commits/000000010.json: expected no link on the way, got a symbolic link",
     )
     assert states == dict.fromkeys(STEPS[1:], ("ok", None))
     code, text, _ = ckpt(capsys, "verify", "run/small", "-o", "json")

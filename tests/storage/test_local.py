@@ -146,13 +146,36 @@ def test_the_systems_errors_become_ours(
 
     monkeypatch.setattr(os, "pwritev", fail)
     for write in (lambda: _write(store, "a/b"), lambda: store.create("a/c", DATA)):
-        with pytest.raises(kind, match=r"(write|create) a/[bc]: ") as caught:
+        with pytest.raises(kind, match=rf"^{store.root}: (write|create) a/[bc]: ") as caught:
             write()
         assert caught.value.code == code
         assert isinstance(caught.value.__cause__, OSError)
         assert caught.value.hint or code == "unavailable"
     assert list(store.leftovers()) == []
     assert not Path(store.root, "a", "c").exists()
+
+
+def test_whatever_goes_wrong_the_store_is_named_once(store: LocalStore, tmp_path: Path) -> None:
+    store.create("a", DATA)
+    os.symlink(tmp_path, Path(store.root, "link"))
+    calls: list[Callable[[], object]] = [
+        lambda: read(store, "b", 1),
+        lambda: read(store, "a", len(DATA) + 1),
+        lambda: read(store, "link/b", 1),
+        lambda: store.seal(["b"]),
+        lambda: store.create("a", b""),
+        lambda: store.create("a/b", b""),
+        lambda: store.create("link/b", b""),
+        lambda: store.replace("a", old=b"other", new=b""),
+        lambda: store.write_parts("a", size_bytes=1, parts=[Part(offset_bytes=0, buffers=[b"x"])]),
+        lambda: store.move("b", "c"),
+        lambda: store.cached_share([("b", 0, 1)]),
+    ]
+    for call in calls:
+        with pytest.raises(BehemothError) as caught:
+            call()
+        assert caught.value.message.startswith(store.root)
+        assert caught.value.message.count(store.root) == 1
 
 
 def test_a_failed_fsync_is_told_by_seal(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
