@@ -193,7 +193,7 @@ def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
     tensors: dict[str, Tensor] = {"a": chunked(np.arange(3, dtype=np.float32))}
     store = MemoryStore()
     first = import_tensors(store, tensors)
-    with pytest.raises(Conflict, match="expected no checkpoint of step 5, got one"):
+    with pytest.raises(Conflict, match="expected no checkpoint of step 5, got write import-1, which something else"):
         import_tensors(store, tensors, write_id="import-2")
     assert latest(store) == first.ref
     assert verify(store, first.ref, threads=1, deep=True).is_intact
