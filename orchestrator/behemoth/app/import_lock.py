@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from behemoth.base.errors import Conflict
+from behemoth.storage.folders import make_root
 from behemoth.storage.os_errors import named_errors
 
 _HELD: set[int] = set()
@@ -34,7 +35,7 @@ def importing(folder: Path) -> Iterator[None]:
     """Hold the lock against gc (`clearing`) during the block; other imports may run. Creates `folder`. Raises Conflict
     while a gc runs there."""
     with named_errors(f"store {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_root(os.path.abspath(folder))
     with _locked(folder, fcntl.LOCK_SH, expected="nobody to clean up there", got="a gc that is under way"):
         yield
 
