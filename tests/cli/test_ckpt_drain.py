@@ -160,6 +160,7 @@ def test_a_run_that_is_alive_gets_nothing(
         (("run/small", "--to", "runs"), 1, "code: drain-folder"),
         (("run/small", "--to", "safe", "--step", "15"), 102, "steps? 10, 20"),
         (("run/small", "--to", "safe", "--rate", "0B"), 2, "code: out-of-range"),
+        (("run/small", "--to", "safe", "--rate", "0"), 2, "without the option there is no limit\ncode: out-of-range"),
         (("run/other", "--to", "safe"), 102, "code: checkpoints-not-found"),
         (("run/small", "--to", "run/other"), 102, "code: checkpoints-not-found"),
         (("runs/small/checkpoints", "--to", "small"), 2, r"write run/small or \./small\ncode: checkpoints-ambig"),

@@ -221,7 +221,8 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
             "expected each of memory, peer, local_disk, disk, store once",
         ),
         (["--bandwidth", "disk=5"], "got '5' without a unit"),
-        (["--bandwidth", "disk=0B"], "disk: expected a rate above 0"),
+        (["--bandwidth", "disk=0B/s"], "disk: expected at least 1B a second, got '0B'"),
+        (["--bandwidth", "disk=0"], "hint: write it as disk=5GB/s; without the option a usual rate is assumed"),
         (["--price", "-1"], "--price"),
     ],
 )

@@ -74,7 +74,7 @@ def drain(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    bytes_per_s = rate_of(rate) if rate else None
+    bytes_per_s = rate_of(rate, without="there is no limit") if rate else None
     place, target_url = find_checkpoints(source), _target_url(to)
     require_apart(place.url, target_url, code="drain-same")
     with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
