@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from behemoth.app.batches.jobs import Work
 from behemoth.app.batches.writing import Writing, finished, new_write, require_written, write_in_batches
 from behemoth.app.import_lock import importing
-from behemoth.app.run_directory import refusal
+from behemoth.app.run_directory import RunDirectory, refusal
 from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
@@ -25,7 +25,7 @@ from behemoth.storage.open import is_nested, is_s3, open_store
 from behemoth.storage.probe_uploads import probe_bucket
 from behemoth_cli.commands.batching import Batching
 from behemoth_cli.commands.interop_options import folder_to_be, watched
-from behemoth_cli.context import PREFIX
+from behemoth_cli.context import PREFIX, RUNS
 
 if TYPE_CHECKING:
     from behemoth.storage.local import LocalStore
@@ -46,15 +46,26 @@ class Made(NamedTuple):
 @contextmanager
 def opened_target(to: str, *, code: str, is_dry: bool) -> Iterator[LocalStore | S3Store]:
     """The store that is written to. A bucket's server is tried out before the first byte. Raises Conflict, with
-    `code`, for a folder of something else."""
-    if to.startswith(PREFIX):
+    `code`, for a run and for a folder of something else, and Invalid for the bare name of a run."""
+    if to.startswith(PREFIX) or ("://" not in to and RunDirectory(Path(to)).identity() is not None):
         raise Conflict(f"option --to {to}: expected {TARGET}, got a run", hint=TARGET_HINT, code=code)
     if not is_s3(to):
+        require_one_meaning(to, hint=f"write ./{to} for the folder; into the store of a run nothing else is written")
         store_to_be(to, expected=TARGET, hint=TARGET_HINT, code=code)
     with closing(open_store(to)) as store:
         if not is_dry:
             probe_bucket(store, url=store.root)
         yield store
+
+
+def require_one_meaning(to: str, *, hint: str) -> None:
+    """Raises Invalid for the bare name of a run under ./runs: everywhere else it means that run, and not a folder."""
+    if Path(to).name == to and RunDirectory(RUNS / to).identity() is not None:
+        raise Invalid(
+            f"option --to {to}: expected one meaning, got run/{to} and the folder ./{to}",
+            hint=hint,
+            code="checkpoints-ambiguous",
+        )
 
 
 def require_apart(source: str, to: str, *, code: str) -> None:
