@@ -157,6 +157,9 @@ def test_a_run_file_gives_its_mesh_the_cuts_of_its_model_and_a_recipe(capsys: py
     weights, scales = scaled(master, (8, 64), "float8_e4m3fn")
     assert arrays["model/w"].tobytes() == weights.tobytes()
     assert arrays["scale/w"].tobytes() == scales.tobytes()
+    Path("run.yaml").write_text(RUN_FILE.replace("master: float32", "master: none"))
+    code, _, err = run(capsys, "reshard", "all", "--to", "made", "-f", "run.yaml", "--recipe", "master=float32")
+    assert (code, "option --recipe: arrays optim/master/*: expected them to be saved" in err) == (Exit.USAGE, True), err
 
 
 @pytest.mark.usefixtures("place")

@@ -234,6 +234,18 @@ def test_an_option_that_cannot_be_is_refused(
     assert expected in message
 
 
+def test_a_recipe_that_takes_two_steps_is_told_with_the_option_and_a_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scout_run(tmp_path)
+    split = "  recipe: {weights: bfloat16, master: split}\n  mesh: {tp: 8"
+    file.write_text(file.read_text().replace("  mesh: {tp: 8", split))
+    code, message = refused(capsys, "plan", "-f", str(file), "--restore-recipe", "weights=float16,master=none")
+    assert code == Exit.USAGE
+    assert message.startswith("error: option --restore-recipe: tensor '")
+    assert "to make float16 from, got a split master\nhint: do it in two steps: to master=float32 first" in message
+
+
 @pytest.mark.parametrize(
     "option",
     [["--restore-mesh", "dp=2"], ["--restore-recipe", "master=none"], ["--bandwidth", "disk=1GB"], ["--price", "0"]],

@@ -165,5 +165,8 @@ class _Wanted:
         recipe, change = run.recipe, None
         if self.recipe:
             recipe = parse_recipe(self.recipe, run.recipe, name="option --recipe")
-            change = recipe_change(inventory, run.recipe, recipe)
+            try:
+                change = recipe_change(inventory, run.recipe, recipe)
+            except Invalid as error:
+                raise error.within("option --recipe") from error
         return make(run.mesh, model=model_layout(inventory, recipe, run.mesh, run.pipeline), recipe=change)

@@ -189,7 +189,10 @@ def _forecasts(
     from behemoth.checkpoint.model_layout import model_layout
     from behemoth.checkpoint.recipe_change import recipe_change
 
-    intake = recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True)
+    try:
+        intake = recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True)
+    except Invalid as error:
+        raise error.within("option --restore-recipe") from error
     saved = model_layout(inventory, run.recipe, run.mesh, run.pipeline)
     ranks_per_node, total = run.nodes.gpus_per_node, NUM_PHASES + len(meshes)
     progress = Progress(console, _progress_text)
