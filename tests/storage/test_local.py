@@ -14,9 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.errors import (
+    BehemothError,
+    Conflict,
+    Corrupt,
+    Denied,
+    Invalid,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
 from behemoth.ports import Part
-from behemoth.storage import direct, local
+from behemoth.storage import direct, local, open_files
 from behemoth.storage.direct import DIRECT_BYTES
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.local import LocalStore
@@ -24,6 +33,8 @@ from behemoth.storage.positional import new_bounce
 from behemoth.testing.store import read
 
 DATA = b"0123456789" * 10
+LIMIT_S = 30.0
+"""Of any wait: it ends a hang and judges no speed."""
 
 
 @pytest.fixture
@@ -632,6 +643,36 @@ def test_what_became_of_a_deleted_file_is_not_told_of_one_that_is_written_there_
         deleting[0].result()
     _write(store, "file-0")
     store.seal(["file-0"])
+
+
+def test_who_waits_for_a_file_that_another_thread_never_closes_is_told(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, hanging, may_go_on = os.fsync, threading.Event(), threading.Event()
+
+    def stuck(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/file-0"):
+            hanging.set()
+            may_go_on.wait(LIMIT_S)
+        sync(fd)
+
+    def write_more() -> None:
+        for number in range(5):
+            _write(store, f"file-{number}")
+
+    monkeypatch.setattr(open_files, "CLOSING_LIMIT_S", 0.05)
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as here:
+        here.setattr(os, "fsync", stuck)
+        writing = pool.submit(write_more)
+        assert hanging.wait(LIMIT_S)
+        try:
+            for wait_for in (store.seal, store.delete):
+                with pytest.raises(Timeout, match=f"^{store.root}/file-0: expected another thread"):
+                    wait_for(["file-0"])
+        finally:
+            may_go_on.set()
+        writing.result(LIMIT_S)
+    store.delete(["file-0"])
 
 
 def test_who_seals_a_file_that_could_not_be_closed_hears_it(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,14 @@ def test_a_node_that_has_no_thread_left_for_a_connection_serves_the_next_one(mon
     assert len(refused) == 1
 
 
+def test_a_server_that_is_closed_accepts_no_more_though_a_child_has_its_sockets_too() -> None:
+    server = PeerServer(listen_for_peers("127.0.0.1"), identity("n0"), {})
+    server.start()
+    with server._woken.dup(), server._wake.dup():  # as a forked child has them
+        server.close()
+    assert not server._accepting.is_alive()
+
+
 def test_more_nodes_than_a_node_has_connections_for_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
     answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
