@@ -72,7 +72,7 @@ def require_apart(source: str, to: str, *, code: str) -> None:
     """Raises Invalid for a target within the source store: its files would be foreign there."""
     if is_nested(source, to):
         raise Invalid(
-            f"option --to {to}: expected a place apart from {source}, got it, or one within the other",
+            f"option --to {to}: expected a place outside {source}, got the same place, or one within the other",
             hint="what lies within a store is lost with it, and its run may clear it away",
             code=code,
         )

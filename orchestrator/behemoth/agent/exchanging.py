@@ -179,7 +179,7 @@ class NodeExchange:
     ) -> A:
         """Until the node answers, or has not for a while. Raises Conflict when cancelled, and what the node told."""
         if self._client is None:
-            raise Unavailable(f"rank {rank}: expected its node to be asked, got no way to other nodes", code="no-peers")
+            raise Unavailable(f"rank {rank}: expected a way to ask its node, got none", code="no-peers")
         slot, lost_s = rank // self._ranks_per_node, None
         limit_s = LOST_LIMIT_S if self._is_needed else self._patience_s(slot)
         ask = partial(self._client.ask, into=into, cancelled=cancelled, is_patient=limit_s > 0)

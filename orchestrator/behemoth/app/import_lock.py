@@ -36,14 +36,14 @@ def importing(folder: Path) -> Iterator[None]:
     while a gc runs there."""
     with named_errors(f"store {folder}"):
         make_root(os.path.abspath(folder))
-    with _locked(folder, fcntl.LOCK_SH, expected="nobody to clean up there", got="a gc that is under way"):
+    with _locked(folder, fcntl.LOCK_SH, expected="no gc to be running there", got="one that is"):
         yield
 
 
 @contextmanager
 def clearing(folder: Path) -> Iterator[None]:
     """Hold the lock against imports into the store in `folder` during the block. Raises Conflict while one runs."""
-    with _locked(folder, fcntl.LOCK_EX, expected="nobody to import there", got="an import that is under way"):
+    with _locked(folder, fcntl.LOCK_EX, expected="no import to be running there", got="one that is"):
         yield
 
 

@@ -64,10 +64,10 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, replaces: bool = Fa
     rejected = rejected_writes(target)
     if (record.step, record.write_id) in rejected:
         raise Conflict(
-            f"checkpoint of step {record.step}: expected a place for write {record.write_id}, got one where it was "
-            "rejected",
-            hint=f"take another checkpoint; {rejected_key(record.step, record.write_id)} there tells why, and is only "
-            "to be removed if that was a copy which was given up",
+            f"checkpoint of step {record.step}: expected a target that takes write {record.write_id}, got one that "
+            "has rejected it",
+            hint=f"take another checkpoint; {rejected_key(record.step, record.write_id)} there tells why; remove it "
+            "only if that was a copy which was given up",
             code=REJECTED,
         )
     standing = at_step(target, record.step)

@@ -115,7 +115,7 @@ class _Tensor:
             form = "a split master" if self.saved.master == "split" else "float8 weights with scales"
             raise Invalid(
                 f"tensor {self.tensor.name!r}: expected a saved float32 master, or weights without scales, to make "
-                f"{wanted} of, got {form}",
+                f"{wanted} from, got {form}",
                 hint="do it in two steps: to master=float32 first, and from what is saved then to this recipe",
                 code="recipe-change",
             )

@@ -193,4 +193,4 @@ def _broken(error: OSError) -> Unavailable:
 
 
 def _late(what: str) -> Timeout:
-    return Timeout(f"peer connection: expected to {what} in time, got nothing done", code=LATE)
+    return Timeout(f"peer connection: expected to {what} in time, got no progress", code=LATE)
