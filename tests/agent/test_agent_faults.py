@@ -149,7 +149,7 @@ def test_a_store_that_is_away_refuses_the_restore_and_damages_no_checkpoint(tmp_
         here.start_gang(2, restore=saved)
         refused = await here.wait_for(RestoreRefused)
         assert (refused.is_corrupt, refused.is_unfit) == (False, False)
-        assert "checkpoints: expected that of a run, got none of its objects" in refused.reason
+        assert "checkpoints: expected the store of a run, got a place without one" in refused.reason
         (tmp_path / "unmounted").rename(tmp_path / "checkpoints")
         here.start_gang(3, restore=saved)
         await here.wait_for(RanksRestored, lambda report: report.attempt == 3)

@@ -34,7 +34,7 @@ from behemoth.checkpoint.proof import prove
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.commands import PeerPlace
-from behemoth.wire.peers import CrcsFound
+from behemoth.wire.peers import MAX_ROWS, CrcsFound
 from checkpoint.checkpoint_rig import arena_of, commit_receipts, logical_arrays, toy_layout, write_all_ranks
 from checkpoint.company_rig import small_parts, staged_world
 
@@ -87,7 +87,12 @@ def nodes() -> Iterator[list[Node]]:
         yield found
 
 
-def test_ranks_of_two_nodes_make_the_same_objects_as_positional_writes() -> None:
+@pytest.mark.parametrize("max_rows", [1, MAX_ROWS])
+def test_ranks_of_two_nodes_make_the_same_objects_as_positional_writes(
+    monkeypatch: pytest.MonkeyPatch, max_rows: int
+) -> None:
+    """However many answers it takes to tell which parts were sent."""
+    monkeypatch.setattr(exchanging, "MAX_ROWS", max_rows)
     files, objects, arrays = MemoryStore(), MemoryBucket(min_part_bytes=LEAST), logical_arrays(LAYOUT, 1)
     commit_receipts(files, LAYOUT, write_all_ranks(files, LAYOUT, arrays, step=1), step=1)
     asked = [one for rank in range(4) for part in plan_parts(LAYOUT, Rank(rank)).parts for one in part.data]
@@ -254,8 +259,8 @@ def test_an_answer_that_is_not_there_yet_is_asked_for_again_until_the_asker_give
     monkeypatch.setattr(exchanging, "PATIENCE_S", 0.05)
     with nodes() as of:
         looks = iter([False] * 3)
-        with pytest.raises(Conflict, match="rank 3: given up while its node was asked"):
-            of[0].exchange().receipts(Rank(3), Rank(0), cancelled=lambda: next(looks, True))
+        with pytest.raises(Conflict, match="given up while"):
+            of[0].exchange().receipts(Rank(3), Rank(0), first=0, cancelled=lambda: next(looks, True))
 
 
 def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:

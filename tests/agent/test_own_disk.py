@@ -157,7 +157,7 @@ def test_a_disk_that_takes_no_copy_is_told_with_the_reason_until_it_does(tmp_pat
         disks = [one.own_disk for _, one in here.heard if isinstance(one, Beat) and one.own_disk is not None]
         reasons = {one.reason for one in disks if one.trouble}
         assert len(reasons) == 1
-        assert "expected a free name, got one that an object and a folder claim" in reasons.pop()
+        assert "expected a free name, got one for both an object and a folder" in reasons.pop()
         in_the_way.unlink()
         later = await here.save(saved.step + 60, "a1-2", 1)
         await on_disk(here, later)

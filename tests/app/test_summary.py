@@ -57,7 +57,7 @@ def test_a_run_that_has_committed_nothing_has_no_digest_and_no_trouble() -> None
 @pytest.mark.parametrize(
     ("store", "trouble"),
     [
-        (MemoryStore(), "expected that of a run, got none of its objects"),
+        (MemoryStore(), "expected the store of a run, got a place without one"),
         (Away(), "no whole answer from the store"),
     ],
 )
@@ -123,7 +123,7 @@ def test_an_ended_run_keeps_its_digest_while_its_newest_checkpoint_is_there() ->
     [
         (lambda store: store.delete([commit_key(KNOWN[-1].step)]), "step 20, got that of step 10 as the newest"),
         (lambda store: store.delete([commit_key(one.step) for one in KNOWN]), "step 20, got none"),
-        (lambda store: store.delete([info.key for info in store.list("")]), "got none of its objects"),
+        (lambda store: store.delete([info.key for info in store.list("")]), "got a place without one"),
     ],
 )
 def test_an_ended_run_says_what_is_wrong_with_its_store_in_place_of_the_digest(

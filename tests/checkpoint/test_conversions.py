@@ -302,7 +302,7 @@ def test_scales_that_do_not_fit_are_refused(conversion: Conversion, text: str) -
 def test_an_array_of_another_type_is_refused_unless_it_is_converted() -> None:
     with pytest.raises(Invalid, match=r"1 differ 'w': saved float32\[4, 6\], this run has bfloat16\[4, 6\]"):
         lone(OLD, WANTED, Intake(extra=("i", "s")))
-    with pytest.raises(Invalid, match="expected to convert to arrays of the layout, got 'v'"):
+    with pytest.raises(Invalid, match="expected conversions into arrays of the layout, got one into 'v'"):
         lone(OLD, WANTED, Intake(convert={"v": Cast(array="w")}, extra=("i", "s")))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from behemoth.base.errors import Unavailable
@@ -10,6 +12,7 @@ from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.signposts import make_due, put_up
 from behemoth.checkpoint.verify import verify
+from behemoth.ports import ObjectInfo
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore, contents
 from checkpoint.late_bucket import Late
@@ -38,6 +41,27 @@ def test_a_save_that_sent_no_commit_leaves_nothing_behind_at_all() -> None:
     store.create("steps/000000020-dcp-1/w/c/0", b"1")
     discard_write(store, *WRITE)
     assert list(store.list("")) == []
+
+
+class Listed(MemoryBucket):
+    """Notes which prefixes are listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefixes: list[str] = []
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.prefixes.append(prefix)
+        return super().list(prefix)
+
+
+def test_the_objects_of_a_write_which_may_be_millions_are_listed_once() -> None:
+    store = Listed()
+    store.create("steps/000000020-dcp-1/w/c/0", b"1")
+    store.create("steps/000000020-dcp-1/index", b"2")
+    discard_write(store, *WRITE)
+    assert store.prefixes.count("steps/000000020-dcp-1") == 1
+    assert list(contents(store)) == ["rejected/000000020-dcp-1.json"]
 
 
 def test_what_a_record_may_name_that_cannot_be_read_stays() -> None:

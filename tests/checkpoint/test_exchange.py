@@ -104,7 +104,7 @@ def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
     open_writes = OpenWrites()
     exchange = LocalExchange(open_writes, WRITE)
     with pytest.raises(Conflict, match="rank 1: given up while waiting for it to begin"):
-        exchange.receipts(Rank(1), Rank(0), cancelled=lambda: True)
+        exchange.receipts(Rank(1), Rank(0), first=0, cancelled=lambda: True)
     with arena_of(PLAN) as arena:
         upload = staged(arena)
         open_writes.enter(WRITE, upload)
@@ -116,7 +116,7 @@ def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
             exchange.upload_ids(Rank(1), [Shard(0, 1)], cancelled=never)
         upload.failed("the disk is on fire")
         with pytest.raises(Conflict, match="rank 1: its write failed: the disk is on fire"):
-            exchange.receipts(Rank(1), Rank(0), cancelled=never)
+            exchange.receipts(Rank(1), Rank(0), first=0, cancelled=never)
 
 
 def test_a_rank_can_be_asked_about_its_last_two_writes_and_one_that_comes_late_takes_no_others_place() -> None:

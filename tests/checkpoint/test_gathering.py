@@ -82,7 +82,7 @@ def test_of_a_place_with_a_damaged_span_all_others_are_taken(damaged: int) -> No
     place = OtherMemory(LARGE, damaged={span.arena_offset + 5})
     next_place = OtherMemory(LARGE, data=place.data)
     with filling(LARGE) as (gathering, arena):
-        told = rf"over 3000 bytes at {span.arena_offset}; damaged in all: 1 of 7 spans"
+        told = rf"over 3000 bytes at {span.arena_offset}; 1 of 7 spans are damaged in all"
         with pytest.raises(Conflict, match=told) as caught:
             gathering.take(place)
         assert f"expected CRC-32C {crc32c(payload(place.data, span)):08x}, got" in caught.value.message
@@ -119,7 +119,7 @@ def test_of_spans_about_which_two_places_disagree_neither_is_believed() -> None:
         asked: list[Span] = []
         with filling(LARGE) as (gathering, arena):
             gathering.take(places[0])
-            with pytest.raises(Conflict, match="got two of 2 from two places"):
+            with pytest.raises(Conflict, match="got two for 2 of them, from two places"):
                 gathering.take(places[1] if len(places) > 1 else OtherMemory(LARGE, data=truth.data))
             assert gathering.missing == [2, 3]
             gathering.take(OtherMemory(LARGE, data=truth.data))  # a third makes no majority

@@ -21,7 +21,7 @@ from checkpoint.checkpoint_rig import toy_layout
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"dtype": "float128"}, "dtype of the list, got 'float128'"),
+        ({"dtype": "float128"}, "known dtype, got 'float128'"),
         ({"shape": (0,)}, r"sizes of 1 .. 2\^46 - 1, got shape \(0,\)"),
         ({"shape": (True,)}, "sizes of 1 "),
         ({"shape": (1 << 40, 1 << 40)}, r"fewer than 2\^62 bytes"),

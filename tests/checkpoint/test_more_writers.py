@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from behemoth.base.errors import Conflict
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint import turns
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -33,7 +34,7 @@ SOON_S = 0.05
 
 
 def joins(more: MoreWriters, *, within_s: float) -> bool:
-    waiter = threading.Thread(target=more.wait, daemon=True)
+    waiter = threading.Thread(target=more.wait, args=(lambda: None,), daemon=True)
     waiter.start()
     waiter.join(within_s)
     is_joined = not waiter.is_alive()
@@ -64,6 +65,14 @@ def test_what_counts_is_all_batches_together() -> None:
     more.wrote(passed_s=0.01, computed_s=0.01, is_whole=False)
     more.wrote(passed_s=0.02, computed_s=0.001, is_whole=False)
     assert not joins(more, within_s=SOON_S)
+
+
+def test_who_waits_to_join_ends_with_the_save_though_no_first_writer_returns() -> None:
+    def given_up() -> None:
+        raise Conflict("rank 0: its save was cancelled")
+
+    with pytest.raises(Conflict, match="cancelled"):
+        MoreWriters().wait(given_up)
 
 
 class CountingWriters(MemoryStore):

@@ -57,7 +57,7 @@ def test_the_run_that_comes_first_has_the_store_and_may_come_back() -> None:
 def test_a_store_that_no_run_has_taken_is_away_for_who_restores_from_it_and_a_damaged_word_of_it_is_there() -> None:
     require_there(owned(), url=URL)
     require_there(rewritten(b"rubbish"), url=URL)
-    with pytest.raises(Unavailable, match=r"/shared/tiny: expected that of a run, got none of its objects") as caught:
+    with pytest.raises(Unavailable, match="/shared/tiny: expected the store of a run, got a place without") as caught:
         require_there(MemoryStore(), url=URL)
     assert (caught.value.code, "mount it" in caught.value.hint) == ("store-away", True)
 
@@ -158,7 +158,7 @@ def test_an_answer_that_nothing_came_of_is_told_and_the_store_is_free() -> None:
 def test_a_store_that_says_nothing_any_more_is_no_longer_the_run_s() -> None:
     require_own(owned(), OURS.run_uid, url=URL)
     with pytest.raises(
-        Conflict, match=r"/shared/tiny: expected it to be this run's, got one that says nothing"
+        Conflict, match=r"/shared/tiny: expected it to be this run's, got one that names no owner"
     ) as gone:
         require_own(MemoryStore(), OURS.run_uid, url=URL)
     assert (gone.value.code, "put it back" in gone.value.hint) == (OWNED, True)

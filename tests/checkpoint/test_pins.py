@@ -279,7 +279,7 @@ def test_a_pin_that_meets_a_mark_of_a_deletion_reports_no_success_but_holds() ->
     store = three_commits()
     mark = "deleting/000000010-a1-10.json"
     racing = Racing(store, "deleting", mark, Marker.of(*WRITE, reason="").encode())
-    with pytest.raises(Conflict, match="got one that is marked as being deleted") as caught:
+    with pytest.raises(Conflict, match="got one that is marked as such") as caught:
         pin(racing, oldest(store), reason="", at_us=0)
     assert mark in caught.value.hint
     execute(store, plan_gc(store, drop=[oldest(store)]))  # the next leader, after that deletion was cut off

@@ -139,7 +139,7 @@ def test_a_file_of_another_step_is_damage_although_each_chunk_has_its_crc(mesh: 
     found = rehearsed(store, commit, on_mesh(commit.layout, mesh))
     assert not found.is_intact
     key = commit.shard_key(commit.layout.positions["model/dense"], 0)
-    expected = "expected the chunks that were committed, got others, each of them whole"
+    expected = "expected the chunks that were committed, got others, each of them intact"
     assert {one.damage for one in found.ranks if one.damage} == {f"array 'model/dense', file {key}: {expected}"}
 
 

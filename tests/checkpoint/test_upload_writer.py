@@ -3,7 +3,7 @@ leaves nothing that clean-up does not remove."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -17,6 +17,7 @@ from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint import upload_writer as upload_writer_module
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commits, latest
+from behemoth.checkpoint.exchange import Given, LocalExchange, SentPart
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -143,6 +144,27 @@ def test_a_record_of_other_payloads_than_the_spans_add_up_to_is_refused() -> Non
                     store, layout, [*receipts[:at], replace(receipt, shards=tuple(wrong)), *receipts[at + 1 :]], step=1
                 )
     commit_receipts(store, layout, receipts, step=1)
+
+
+class Endless(LocalExchange):
+    """A way to ranks that tell the first part that they have sent again and again."""
+
+    num_asked = 0
+
+    def receipts(self, rank: Rank, completer: Rank, *, first: int, cancelled: Given) -> Sequence[SentPart]:  # noqa: ARG002
+        self.num_asked += 1
+        return super().receipts(rank, completer, first=0, cancelled=cancelled)[:1]
+
+
+def test_who_tells_sent_parts_for_ever_is_asked_for_no_more_than_the_plan_has() -> None:
+    layout = toy_layout("box")
+    with staged_world(layout, logical_arrays(layout, 1)) as world:
+        endless = Endless(world.open_writes, world.write_id)
+        world.place = lambda _: (world.open_writes, endless)
+        with pytest.raises(Conflict, match=r"shard .*: expected \d parts of \d+ bytes together, got "):
+            world.write_all(bucket())
+    plans = [plan_parts(layout, Rank(rank)) for rank in range(layout.mesh.num_ranks)]
+    assert 0 < endless.num_asked <= sum(len(by) for plan in plans for by in plan.completes.values())
 
 
 def test_a_rank_that_gives_up_ends_the_uploads_of_all() -> None:

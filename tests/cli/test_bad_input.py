@@ -70,6 +70,21 @@ def test_a_wrong_word_is_answered_with_the_nearest_right_one(
     assert "\ncode: " in told
 
 
+@pytest.mark.parametrize(
+    "command", [("export", "store"), ("drain", "store"), ("reshard", "store", "--mesh", "dp=2")], ids=lambda one: one[0]
+)
+@pytest.mark.parametrize("target", ["/proc/behemoth", "/proc/behemoth/made"])
+def test_a_target_in_a_file_system_without_place_for_folders_is_told_as_such(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], target: str
+) -> None:
+    with closing(LocalStore("store")) as store:
+        save(store, small_layout(), step=10, write_id="a1-10")
+    code, told = refused(capsys, "ckpt", *command, "--to", target)
+    assert code == Exit.DENIED
+    assert "folder /proc/behemoth: expected to make it, got a file system that takes no new folders in /proc\n" in told
+    assert "\nhint: name a folder on a disk\ncode: no-folders\n" in told
+
+
 def test_malformed_yaml_is_told_with_line_and_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.yaml").write_text("apiVersion: behemoth.dev/v1alpha1\nkind: [TrainingRun\nspec: {}\n")
     code, told = refused(capsys, "run", "bad.yaml")

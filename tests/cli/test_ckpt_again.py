@@ -1,4 +1,5 @@
-"""Imports and reshards whose process is killed once the checkpoint is committed: the same command says that it is done.
+"""Imports and reshards whose process is killed once the checkpoint is committed, or that are started twice at once: the
+same command says that it is done.
 
 Another request for the same step of the same store is refused as ever.
 """
@@ -9,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,69 @@ def test_another_source_for_that_step_is_refused(capsys: pytest.CaptureFixture[s
     assert run(capsys, "import", "model.safetensors", "--to", "store", "--step", "4")[0] == 0
     code, _, err = run(capsys, *COMMANDS["reshard"][:3], "other", *COMMANDS["reshard"][4:])
     assert (code, "code: import-taken" in err) == (Exit.FAILED, True)
+
+
+OVERTAKEN = {
+    "before it writes": "behemoth.checkpoint.interop.ingest.ObjectUploads",
+    "before it commits": "behemoth.checkpoint.commit.publish",
+}
+"""Where another call of the same command overtakes one."""
+
+
+def overtaken(monkeypatch: pytest.MonkeyPatch, point: str, *command: str) -> None:
+    """Where the named function is called first, the command runs from begin to end."""
+    where, _, name = point.rpartition(".")
+    passed = getattr(import_module(where), name)
+
+    def overtake(*args: object, **kwargs: object) -> object:
+        monkeypatch.setattr(point, passed)
+        assert root.run(["ckpt", *command]) == 0
+        return passed(*args, **kwargs)
+
+    monkeypatch.setattr(point, overtake)
+
+
+@pytest.mark.parametrize("states", [(), ("--state", "state")], ids=["unrecorded", "recorded"])
+@pytest.mark.parametrize("point", OVERTAKEN.values(), ids=OVERTAKEN)
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_of_two_equal_calls_at_once_both_end_well_and_one_checkpoint_stays(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    point: str,
+    states: tuple[str, ...],
+) -> None:
+    overtaken(monkeypatch, point, *COMMANDS[verb], "-o", "json")
+    code, out, err = run(capsys, *COMMANDS[verb], *states)
+    first, end = json.JSONDecoder().raw_decode(out)
+    made, second = first["writeId"], out[end:].lstrip()
+    assert (code, second.startswith(f"checkpoint/4 was {verb}ed before into {place}/made from ")) == (0, True), err
+    assert f"another call of the same command has {verb}ed checkpoint/4 meanwhile" in err
+    assert [path.name for path in (place / "made/steps").iterdir()] == [f"000000004-{made}"]
+    assert not states or list((place / "state").iterdir()) == []
+    assert run(capsys, "verify", "made")[0] == 0
+
+
+@pytest.mark.parametrize("point", OVERTAKEN.values(), ids=OVERTAKEN)
+@pytest.mark.parametrize(
+    ("verb", "more"), [("import", ("--dtype", "fp32")), ("import", ("--anew",)), ("reshard", ("--only", "w"))]
+)
+def test_who_is_overtaken_by_another_request_is_told_what_has_the_step(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    more: tuple[str, ...],
+    point: str,
+) -> None:
+    overtaken(monkeypatch, point, *COMMANDS[verb], "-o", "json")
+    code, out, err = run(capsys, *COMMANDS[verb], *more)
+    made = json.loads(out)["writeId"]
+    assert code == Exit.FAILED
+    assert f"error: target store: expected no checkpoint of step 4, got write {made}, which something else has" in err
+    assert "hint: name another store" in err
+    assert [path.name for path in (place / "made/steps").iterdir()] == [f"000000004-{made}"]
 
 
 def test_a_finished_result_of_which_an_object_is_gone_is_not_called_done(

@@ -309,7 +309,7 @@ def test_what_a_killed_import_left_goes_when_somebody_says_so_and_no_import_is_u
         assert (code, "code: store-busy" in told) == (1, True)
         with importing(store):  # two imports do not mind each other
             pass
-    with clearing(store), pytest.raises(Conflict, match="expected nobody to clean up there"), importing(store):
+    with clearing(store), pytest.raises(Conflict, match="expected no gc to be running there"), importing(store):
         pass
     code, text, _ = ckpt(capsys, *gc, "--unfinished", "--execute")
     assert code == 0
@@ -337,7 +337,7 @@ def test_a_run_that_takes_the_store_while_gc_looks_around_loses_nothing_of_what_
 
     monkeypatch.setattr(ckpt_gc, "plan_clean", plan_late)
     code, _, told = ckpt(capsys, "gc", str(place), "--keep-last", "2", "--unfinished", "--execute")
-    assert (code, "expected it to stay nobody's, got it taken by run/big meanwhile" in told) == (1, True)
+    assert (code, "expected it to belong to no run, got it taken by run/big meanwhile" in told) == (1, True)
     assert sum(file.is_file() for file in (place / "steps" / "000000004-a1-1").rglob("*")) > 0
     assert len(list((place / "commits").iterdir())) == 3
 
@@ -504,7 +504,7 @@ def test_a_link_among_the_records_is_told_by_every_verb_and_keeps_none_from_the_
     assert code == 0
     assert states.pop(10) == (
         "unreadable",
-        "read commits/000000010.json: expected no link on the way, got a symbolic link",
+        f"{directory.checkpoints}: read commits/000000010.json: expected no link on the way, got a symbolic link",
     )
     assert states == dict.fromkeys(STEPS[1:], ("ok", None))
     code, text, _ = ckpt(capsys, "verify", "run/small", "-o", "json")
@@ -550,5 +550,5 @@ def test_a_store_that_cannot_be_made_is_refused_with_its_name_and_a_way_out(
 ) -> None:
     (tmp_path / "file").touch()
     store = tmp_path / "file" / "store"
-    with pytest.raises(Conflict, match=f"store {store}: .*an object and a folder claim"), importing(store):
+    with pytest.raises(Conflict, match=f"store {store}: .*both an object and a folder"), importing(store):
         pass

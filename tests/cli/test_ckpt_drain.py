@@ -160,6 +160,7 @@ def test_a_run_that_is_alive_gets_nothing(
         (("run/small", "--to", "runs"), 1, "code: drain-folder"),
         (("run/small", "--to", "safe", "--step", "15"), 102, "steps? 10, 20"),
         (("run/small", "--to", "safe", "--rate", "0B"), 2, "code: out-of-range"),
+        (("run/small", "--to", "safe", "--rate", "0"), 2, "without the option there is no limit\ncode: out-of-range"),
         (("run/other", "--to", "safe"), 102, "code: checkpoints-not-found"),
         (("run/small", "--to", "run/other"), 102, "code: checkpoints-not-found"),
         (("runs/small/checkpoints", "--to", "small"), 2, r"write run/small or \./small\ncode: checkpoints-ambig"),
@@ -183,9 +184,21 @@ def test_a_damaged_checkpoint_is_not_copied_and_the_place_is_named(
     file.write_bytes(data)
     code, _, err = drain(capsys, "run/small", "--to", str(tmp_path / "safe"))
     assert code == 3
-    assert "model/w" in err
+    assert err.startswith("error: source: file steps/000000020-a1-20/model/w/c/0/0: ")
     assert "code: drain-damaged" in err
     assert steps_of(tmp_path / "safe") == []
+
+
+@pytest.mark.parametrize("gone", ["model/w/c/0/0", "model/w/zarr.json", "index"])
+def test_of_an_object_that_is_gone_it_says_in_which_of_the_two_stores(
+    gone: str, directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = directory.checkpoints.glob(f"steps/000000020-*/{gone}")
+    file.unlink()
+    code, _, err = drain(capsys, "run/small", "--to", str(tmp_path / "safe"))
+    assert code != 0
+    assert f"{directory.checkpoints}: read steps/000000020-a1-20/{gone}: no such file or directory" in err
+    assert str(tmp_path / "safe") not in err
 
 
 def objects_of(path: Path) -> dict[str, int]:

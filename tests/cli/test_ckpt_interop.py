@@ -300,6 +300,8 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("import", "one.safetensors", "--to", "store", "--step", "1000000000"), 2, "less than or equal to 999999999"),
         (("import", "odd.safetensors", "--to", "store", "--dry-run"), 2, "hint: rename it by a map"),
         (("import", "one.safetensors", "--to", "run/small"), 1, "code: import-folder"),
+        (("import", "one.safetensors", "--to", "small"), 2, "folder ./small\nhint: write ./small for the folder"),
+        (("import", "one.safetensors", "--to", "runs/small"), 1, "empty or not there, got a run\nhint: name a folder"),
         (("import", "one.safetensors", "--to", "runs/small/checkpoints"), 1, "code: import-owned"),
         (("import", "one.safetensors", "--to", "store", "--dtype", "fp8"), 2, "hint: did you mean fp"),
         (("import", "bad.safetensors", "--to", "store"), 3, "code: safetensors-header"),

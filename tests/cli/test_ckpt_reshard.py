@@ -90,9 +90,9 @@ def test_a_reader_that_knows_the_document_alone_reads_what_was_resharded(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(independent_reader, "crc32c", crc32c)  # its own goes bit by bit
-    assert run(capsys, "reshard", "run/small", "--to", "next", "--mesh", "tp=2,dp=3,pp=2")[0] == 0
+    assert run(capsys, "reshard", "run/small", "--to", "other", "--mesh", "tp=2,dp=3,pp=2")[0] == 0
     _, before = newest(place / "runs/small/checkpoints")
-    found = read_checkpoint(place / "next", TRAINED_STEPS)
+    found = read_checkpoint(place / "other", TRAINED_STEPS)
     assert {name: array.tobytes() for name, array in found.items()} == {
         name: array.tobytes() for name, array in before.items()
     }
@@ -157,6 +157,9 @@ def test_a_run_file_gives_its_mesh_the_cuts_of_its_model_and_a_recipe(capsys: py
     weights, scales = scaled(master, (8, 64), "float8_e4m3fn")
     assert arrays["model/w"].tobytes() == weights.tobytes()
     assert arrays["scale/w"].tobytes() == scales.tobytes()
+    Path("run.yaml").write_text(RUN_FILE.replace("master: float32", "master: none"))
+    code, _, err = run(capsys, "reshard", "all", "--to", "made", "-f", "run.yaml", "--recipe", "master=float32")
+    assert (code, "option --recipe: arrays optim/master/*: expected them to be saved" in err) == (Exit.USAGE, True), err
 
 
 @pytest.mark.usefixtures("place")
@@ -168,6 +171,7 @@ def test_a_run_file_gives_its_mesh_the_cuts_of_its_model_and_a_recipe(capsys: py
         (("--to", "runs/small/checkpoints", "--mesh", "dp=2"), Exit.USAGE, "code: reshard-same"),
         (("--to", "runs/small/checkpoints/next", "--mesh", "dp=2"), Exit.USAGE, "code: reshard-same"),
         (("--to", "run/small", "--mesh", "dp=2"), Exit.FAILED, "code: reshard-folder"),
+        (("--to", "small", "--mesh", "dp=2"), Exit.USAGE, "got run/small and the folder ./small\nhint: write"),
         (("--to", "runs", "--mesh", "dp=2"), Exit.USAGE, "code: reshard-same"),
         (("--to", ".", "--mesh", "dp=2"), Exit.FAILED, "code: reshard-folder"),
         (("--to", "x", "--mesh", "dp=2", "--step", "1"), Exit.NOT_FOUND, "expected a checkpoint of step 1, got none"),

@@ -121,6 +121,7 @@ def test_on_a_schedule_rounds_follow_until_one_finds_damage(
     [
         (("--rate", "5"), "option --rate: expected a size"),
         (("--rate", "0B"), "option --rate: expected at least 1B"),
+        (("--rate", "0"), "hint: for example 500MB; without the option it is 200MiB"),
         (("--every", "soon"), "option --every: expected a duration"),
         (("--every", "1ms"), "option --every: expected at least 1s"),
         (("--every", "6h", "--once"), "option --once: expected it without --every"),

@@ -251,7 +251,8 @@ def test_without_tensors_the_numbers_of_a_save_are_null(capsys: pytest.CaptureFi
             "expected each of memory, peer, local_disk, disk, store once",
         ),
         (["--bandwidth", "disk=5"], "got '5' without a unit"),
-        (["--bandwidth", "disk=0B"], "disk: expected a rate above 0"),
+        (["--bandwidth", "disk=0B/s"], "disk: expected at least 1B a second, got '0B'"),
+        (["--bandwidth", "disk=0"], "hint: write it as disk=5GB/s; without the option a usual rate is assumed"),
         (["--price", "-1"], "--price"),
     ],
 )
@@ -261,6 +262,18 @@ def test_an_option_that_cannot_be_is_refused(
     code, message = refused(capsys, "plan", "-f", str(scout_run(tmp_path)), *option)
     assert code == Exit.USAGE
     assert expected in message
+
+
+def test_a_recipe_that_takes_two_steps_is_told_with_the_option_and_a_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scout_run(tmp_path)
+    split = "  recipe: {weights: bfloat16, master: split}\n  mesh: {tp: 8"
+    file.write_text(file.read_text().replace("  mesh: {tp: 8", split))
+    code, message = refused(capsys, "plan", "-f", str(file), "--restore-recipe", "weights=float16,master=none")
+    assert code == Exit.USAGE
+    assert message.startswith("error: option --restore-recipe: tensor '")
+    assert "to make float16 from, got a split master\nhint: do it in two steps: to master=float32 first" in message
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_run_that_succeeded_says_when_its_checkpoints_are_gone(tmp_path: Path,
     assert digest_of(ended) not in again.out
     shutil.rmtree(store)
     gone = behemoth("run", "small.yaml", cwd=tmp_path / "copy")
-    assert f"warning: checkpoint store {store}: expected that of a run, got none of its objects" in gone.err
+    assert f"warning: checkpoint store {store}: expected the store of a run, got a place without one" in gone.err
     assert "not read back" in gone.out
     assert not store.exists()
 

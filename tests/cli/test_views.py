@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 from typing import Any
@@ -24,7 +25,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.state.observation import Observation
 from behemoth.state.status import RunStatus
 from behemoth_cli.out.console import Console
-from behemoth_cli.out.table import one_line
+from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views import figures
 from behemoth_cli.views.events import event_line
 from behemoth_cli.views.fields import field_page
@@ -35,6 +36,29 @@ from behemoth_cli.views.summary import ledger_listing, summary_page
 from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
 from reconcile.player import Player
 
+WIDE = Page(
+    kind="Checkpoint",
+    sections=(
+        Section(pairs=(("run", "small"), ("committed", "2026-11-27 00:57:01 UTC"), ("layout", "sha256:" + "ab" * 32))),
+        Section(
+            title="Arrays",
+            listing=Listing(
+                kind="ArrayList",
+                columns=(
+                    Column(name="name"),
+                    Column(name="dtype"),
+                    Column(name="shape"),
+                    Column(name="bytes", align="right"),
+                    Column(name="shared over"),
+                ),
+                rows=(
+                    ("model/layers.0.feed_forward.w1", "float32", "16x16384", "1073741824", "dim 1: tp, flat: cp x dp"),
+                    ("model/norm", "bfloat16", "4096", "8192", "-"),
+                ),
+            ),
+        ),
+    ),
+)
 OPENED_US = 1_800_000_000_000_000
 NOW_US = OPENED_US + 83_400_000
 
@@ -211,6 +235,39 @@ def names_in(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [*value, *(name for entry in value.values() for name in names_in(entry))]
     return [name for entry in value for name in names_in(entry)] if isinstance(value, list | tuple) else []
+
+
+def on_plain_screen(page: Page, width: int) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", on_screen(page, width))
+
+
+@pytest.mark.parametrize("width", range(26, 130))
+def test_no_terminal_is_too_narrow_for_words_and_none_gets_longer_lines(width: int) -> None:
+    screen = on_plain_screen(WIDE, width)
+    assert max(map(len, screen.splitlines())) <= width
+    found = screen.split()
+    for word in ("committed:", "2026-11-27", "float32", "bfloat16", "16x16384", "1073741824", "8192", "model/norm"):
+        assert word in found
+    assert "sha256:" + "ab" * 32 in "".join(found)  # what is longer is folded, not cut
+
+
+def test_where_a_table_would_break_words_each_row_is_a_block() -> None:
+    lines = [line.rstrip() for line in on_plain_screen(WIDE, 40).splitlines()]
+    first = lines.index("Arrays") + 1
+    assert lines[first:] == [
+        "  name:        model/layers.0.feed_forwa",
+        "               rd.w1",
+        "  dtype:       float32",
+        "  shape:       16x16384",
+        "  bytes:       1073741824",
+        "  shared over: dim 1: tp, flat: cp x dp",
+        "",
+        "  name:        model/norm",
+        "  dtype:       bfloat16",
+        "  shape:       4096",
+        "  bytes:       8192",
+        "  shared over: -",
+    ]
 
 
 def test_the_summary_for_a_pipe_a_terminal_and_a_script() -> None:

@@ -157,7 +157,7 @@ def test_ranks_of_two_nodes_that_declare_different_arrays_are_stopped_before_the
 
 @pytest.mark.parametrize(
     ("entrypoint", "told"),
-    [("saves_ahead", "save: expected step 1, at which steps() is, got 2"), ("joins_twice", "join: expected one call")],
+    [("saves_ahead", "save: expected step 1, where steps() is now, got 2"), ("joins_twice", "join: expected one call")],
 )
 def test_a_program_that_misuses_the_sdk_is_told_how(tmp_path: Path, entrypoint: str, told: str) -> None:
     with unlucky(tmp_path, f"fault.unlucky:{entrypoint}", failures=1) as stage:

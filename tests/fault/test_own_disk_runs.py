@@ -54,7 +54,7 @@ def test_a_disk_that_lies_within_the_store_is_refused(tmp_path: Path, within: st
         stage.start()
         assert stage.wait() == 2
         assert "code: disk-in-store" in stage.told()
-        assert f"expected a place apart from {tmp_path}/run/checkpoints" in stage.told()
+        assert f"expected a place outside {tmp_path}/run/checkpoints" in stage.told()
 
 
 def test_a_program_that_saves_more_than_the_disk_may_take_is_refused_with_the_numbers(tmp_path: Path) -> None:

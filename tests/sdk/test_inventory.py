@@ -102,7 +102,7 @@ def test_names_of_the_llama_4_family_need_no_rules() -> None:
     [
         ({"shard": {"h.*.down.*": "tp0"}}, r"shard: expected patterns of the module's tensors, got \['h.*.down.*"),
         ({"last": ["lm_head"]}, r"last: expected patterns .* got \['lm_head'\]"),
-        ({"layers": "layers.{}"}, "layers: expected what some tensor's name begins with, got 'layers.{}'"),
+        ({"layers": "layers.{}"}, "layers: expected the beginning of some tensor's name, got 'layers.{}'"),
         ({"layers": "h"}, "layers: expected one {} for the number, got 'h'"),
         ({"shard": {"embed.weight": "tp7"}}, "module: embed.weight: expected a shard rule"),
     ],

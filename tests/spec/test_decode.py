@@ -152,7 +152,7 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
         ({"checkpoint": {"store": ""}}, "spec.checkpoint.store", "store-url", "", ""),
         ({"checkpoint": {"peer_copies": 2}}, "spec.checkpoint.peer_copies", "too-few-domains", "2 failure domains", ""),
         ({"checkpoint": {"peer_copies": 9}}, "spec.checkpoint.peer_copies", "out-of-range", "from 0 to 8", ""),
-        ({"checkpoint": {"peer_rate": "0B"}}, "spec.checkpoint.peer_rate", "out-of-range", "got 0", ""),
+        ({"checkpoint": {"peer_rate": "0B"}}, "spec.checkpoint.peer_rate", "out-of-range", "got '0B'", "leave"),
         (
             {"checkpoint": {"local_disk": {"path": "nvme"}}},
             "spec.checkpoint.local_disk.path",
@@ -199,8 +199,8 @@ def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
             {"checkpoint": {"local_disk": {"path": "/nvme", "rate": "0B"}}},
             "spec.checkpoint.local_disk.rate",
             "out-of-range",
-            "got 0",
-            "",
+            "got '0B'",
+            "leave it out for no limit",
         ),
         (
             {"checkpoint": {"local_disk": {"path": "/nvme"}, "durable": "local_disk"}},

@@ -15,7 +15,7 @@ from spec.run_texts import document
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"weights": "none", "master": "none"}, "weights or a master, got none of both"),
+        ({"weights": "none", "master": "none"}, "weights or a master, got neither"),
         ({"weights": "float32", "master": "split"}, "split beside bfloat16 weights, got it beside float32"),
         ({"weights": "int4"}, "recipe.weights: expected one of none, float32"),
         ({"scale_block": 0}, "recipe.scale_block: expected an integer from 1"),

@@ -34,6 +34,8 @@ def test_a_second_store_reads_back_as_it_was_written() -> None:
         ("durable: peer\n    drain: {to: /safe}", "spec.checkpoint.durable", None),
         ("store: /fast\n    drain: {to: /fast/}", "spec.checkpoint.drain.to", "drain-same"),
         ("drain: {to: /safe, rate: 0B}", "spec.checkpoint.drain.rate", "out-of-range"),
+        ("drain: {to: /safe, rate: '0'}", "spec.checkpoint.drain.rate", "out-of-range"),
+        ("drain: {to: /safe, rate: 0}", "spec.checkpoint.drain.rate", "missing-unit"),
         ("drain: {to: /safe, every: 0}", "spec.checkpoint.drain.every", "out-of-range"),
         ("drain: {to: /safe, retention: {keep_last: 1}}", "spec.checkpoint.drain.retention.keep_last", "out-of-range"),
         ("drain: {every: 2}", "spec.checkpoint.drain.to", None),
@@ -51,4 +53,5 @@ def test_what_makes_no_sense_is_refused(text: str, path: str, code: str | None) 
     (problem,) = caught.value.problems
     assert problem.path == path
     assert code is None or problem.code == code
+    assert not path.endswith(".rate") or problem.hint == "leave it out for no limit"
     assert "secret" not in str(caught.value)

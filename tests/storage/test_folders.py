@@ -33,6 +33,21 @@ def test_a_folder_that_another_process_makes_meanwhile_is_as_good(
     assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE((made / "1").stat().st_mode) == 0o700
 
 
+def test_a_folder_above_that_goes_meanwhile_is_no_fault_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, above = os.mkdir, tmp_path / "store"
+
+    def cleared_away(path: str, mode: int = 0o777) -> None:
+        if path != str(above):
+            above.rmdir()
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", cleared_away)
+    with pytest.raises(FileNotFoundError):
+        make_root(str(above / "run"))
+
+
 def test_no_folder_is_made_where_a_file_stands(tmp_path: Path) -> None:
     (tmp_path / "steps").write_bytes(b"")
     with pytest.raises(FileExistsError):

@@ -14,9 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
+from behemoth.base.errors import (
+    BehemothError,
+    Conflict,
+    Corrupt,
+    Denied,
+    Invalid,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
 from behemoth.ports import Part
-from behemoth.storage import direct, local
+from behemoth.storage import direct, local, open_files
 from behemoth.storage.direct import DIRECT_BYTES
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.local import LocalStore
@@ -24,6 +33,8 @@ from behemoth.storage.positional import new_bounce
 from behemoth.testing.store import read
 
 DATA = b"0123456789" * 10
+LIMIT_S = 30.0
+"""Of any wait: it ends a hang and judges no speed."""
 
 
 @pytest.fixture
@@ -146,13 +157,36 @@ def test_the_systems_errors_become_ours(
 
     monkeypatch.setattr(os, "pwritev", fail)
     for write in (lambda: _write(store, "a/b"), lambda: store.create("a/c", DATA)):
-        with pytest.raises(kind, match=r"(write|create) a/[bc]: ") as caught:
+        with pytest.raises(kind, match=rf"^{store.root}: (write|create) a/[bc]: ") as caught:
             write()
         assert caught.value.code == code
         assert isinstance(caught.value.__cause__, OSError)
         assert caught.value.hint or code == "unavailable"
     assert list(store.leftovers()) == []
     assert not Path(store.root, "a", "c").exists()
+
+
+def test_whatever_goes_wrong_the_store_is_named_once(store: LocalStore, tmp_path: Path) -> None:
+    store.create("a", DATA)
+    os.symlink(tmp_path, Path(store.root, "link"))
+    calls: list[Callable[[], object]] = [
+        lambda: read(store, "b", 1),
+        lambda: read(store, "a", len(DATA) + 1),
+        lambda: read(store, "link/b", 1),
+        lambda: store.seal(["b"]),
+        lambda: store.create("a", b""),
+        lambda: store.create("a/b", b""),
+        lambda: store.create("link/b", b""),
+        lambda: store.replace("a", old=b"other", new=b""),
+        lambda: store.write_parts("a", size_bytes=1, parts=[Part(offset_bytes=0, buffers=[b"x"])]),
+        lambda: store.move("b", "c"),
+        lambda: store.cached_share([("b", 0, 1)]),
+    ]
+    for call in calls:
+        with pytest.raises(BehemothError) as caught:
+            call()
+        assert caught.value.message.startswith(store.root)
+        assert caught.value.message.count(store.root) == 1
 
 
 def test_a_failed_fsync_is_told_by_seal(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,6 +664,36 @@ def test_what_became_of_a_deleted_file_is_not_told_of_one_that_is_written_there_
         deleting[0].result()
     _write(store, "file-0")
     store.seal(["file-0"])
+
+
+def test_who_waits_for_a_file_that_another_thread_never_closes_is_told(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, hanging, may_go_on = os.fsync, threading.Event(), threading.Event()
+
+    def stuck(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/file-0"):
+            hanging.set()
+            may_go_on.wait(LIMIT_S)
+        sync(fd)
+
+    def write_more() -> None:
+        for number in range(5):
+            _write(store, f"file-{number}")
+
+    monkeypatch.setattr(open_files, "CLOSING_LIMIT_S", 0.05)
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as here:
+        here.setattr(os, "fsync", stuck)
+        writing = pool.submit(write_more)
+        assert hanging.wait(LIMIT_S)
+        try:
+            for wait_for in (store.seal, store.delete):
+                with pytest.raises(Timeout, match=f"^{store.root}/file-0: expected another thread"):
+                    wait_for(["file-0"])
+        finally:
+            may_go_on.set()
+        writing.result(LIMIT_S)
+    store.delete(["file-0"])
 
 
 def test_who_seals_a_file_that_could_not_be_closed_hears_it(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

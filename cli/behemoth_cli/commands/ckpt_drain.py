@@ -15,7 +15,7 @@ import typer
 from behemoth.app.import_lock import importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import leading
-from behemoth.base.errors import BehemothError, Invalid
+from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.copy_plan import CopyPlan, has_commit, plan_copy
@@ -30,8 +30,8 @@ from behemoth_cli.commands.interop_options import DryRun, watched
 from behemoth_cli.commands.owners import in_the_way
 from behemoth_cli.commands.rates import rate_of, stopped_by_interrupt
 from behemoth_cli.commands.selection import Step, Threads, intact, require_still_there
-from behemoth_cli.commands.writing import require_apart, store_to_be
-from behemoth_cli.context import PREFIX, RUNS, Context, chosen_format, find_checkpoints
+from behemoth_cli.commands.writing import require_apart, require_one_meaning, store_to_be
+from behemoth_cli.context import PREFIX, Context, chosen_format, find_checkpoints
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.care import copy_page, copy_plan_page
 
@@ -74,7 +74,7 @@ def drain(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    bytes_per_s = rate_of(rate) if rate else None
+    bytes_per_s = rate_of(rate, without="there is no limit") if rate else None
     place, target_url = find_checkpoints(source), _target_url(to)
     require_apart(place.url, target_url, code="drain-same")
     with closing(open_store(place.url)) as given, closing(open_store(target_url)) as store:
@@ -103,12 +103,7 @@ def _target_url(text: str) -> str:
         return text
     if text.startswith(PREFIX) or ("://" not in text and RunDirectory(Path(text)).identity() is not None):
         return find_checkpoints(text).url
-    if Path(text).name == text and RunDirectory(RUNS / text).identity() is not None:
-        raise Invalid(  # as SOURCE it is that run
-            f"option --to {text}: expected one meaning, got run/{text} and the folder ./{text}",
-            hint=f"write run/{text} or ./{text}",
-            code="checkpoints-ambiguous",
-        )
+    require_one_meaning(text, hint=f"write run/{text} or ./{text}")
     return str(store_to_be(text, expected=_TARGET, hint=_TARGET_HINT, code="drain-folder"))
 
 

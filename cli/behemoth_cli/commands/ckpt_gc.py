@@ -115,7 +115,8 @@ def _require_nobodys(store: ObjectStore, place: Checkpoints) -> None:
     owner = read_owner(store)
     if owner is not None:
         raise Conflict(
-            f"checkpoint store {place.url}: expected it to stay nobody's, got it taken by run/{owner.name} meanwhile",
+            f"checkpoint store {place.url}: expected it to belong to no run, got it taken by run/{owner.name} "
+            "meanwhile",
             hint=f"nothing was deleted; that run in {owner.directory} cleans up itself",
             code=OWNED,
         )

@@ -17,7 +17,7 @@ from behemoth.app.batches.import_job import files_of, import_writing, opened_her
 from behemoth.app.batches.jobs import ImportJob, encode_job
 from behemoth.app.batches.tensors import inward
 from behemoth.base.errors import Invalid, NotFound
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import Step
 from behemoth.checkpoint.interop.foreign import FILE_SUFFIX, read_model
 from behemoth.checkpoint.interop.ingest import import_layout
 from behemoth.checkpoint.interop.tensors import Tensor
@@ -39,7 +39,7 @@ from behemoth_cli.commands.interop_options import (
     require_matches,
 )
 from behemoth_cli.commands.selection import NewStore, Threads
-from behemoth_cli.commands.writing import done_before, opened_target, write_recorded
+from behemoth_cli.commands.writing import Made, done_before, opened_target, write_recorded
 from behemoth_cli.context import Context, chosen_format
 from behemoth_cli.views.interop import import_page
 
@@ -110,11 +110,17 @@ def import_checkpoint(
             change=change,
             layout_digest=layout.digest,
         )
-        done = done_before(batches, store, verb="import", job=encode_job(job), step=Step(step), is_dry=is_dry)
-        check = partial(require_unchanged, folder, given, job.files)
-        write_id = done if is_dry or done else _import(batches, store, url, tensors, layout, job, given.root, check)
+        made = done_before(batches, store, verb="import", job=encode_job(job), step=Step(step), is_dry=is_dry)
+        if made is None and not is_dry:
+            check = partial(require_unchanged, folder, given, job.files)
+            made = _import(batches, store, url, tensors, layout, job, given.root, check)
         page = import_page(
-            layout, step=step, source=source, url=store.root, write_id=write_id, is_kept=done is not None
+            layout,
+            step=step,
+            source=source,
+            url=store.root,
+            write_id=None if made is None else made.write_id,
+            is_kept=made is not None and made.is_kept,
         )
         context.console.show(page, form)
 
@@ -128,8 +134,8 @@ def _import(
     job: ImportJob,
     root: str,
     check: Callable[[], None],
-) -> WriteId:
-    """The write that was committed. `check`: see `write_recorded`."""
+) -> Made:
+    """`check`: see `write_recorded`."""
     writing = import_writing(layout, store)
     return write_recorded(
         batches,

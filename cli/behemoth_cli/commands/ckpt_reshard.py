@@ -16,7 +16,7 @@ from behemoth.app.batches.jobs import ReshardJob, encode_job
 from behemoth.app.batches.reshard_job import reshard_job, reshard_writing
 from behemoth.app.batches.writing import Writing
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Attempt, WriteId
+from behemoth.base.ids import Attempt
 from behemoth.checkpoint.interop.relayout import Relayout, relayout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.reader import Commit
@@ -31,7 +31,7 @@ from behemoth_cli.commands.candidates import output_option
 from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
 from behemoth_cli.commands.plan import inventory_of
 from behemoth_cli.commands.selection import NewStore, Step, Threads, Where, intact, opened, unless_deleted
-from behemoth_cli.commands.writing import done_before, opened_target, require_apart, write_recorded
+from behemoth_cli.commands.writing import Made, done_before, opened_target, require_apart, write_recorded
 from behemoth_cli.context import Context, chosen_format, find_checkpoints, read_run
 from behemoth_cli.views.interop import reshard_page
 
@@ -84,18 +84,17 @@ def reshard_checkpoint(
         ref = commit.record.ref
         job = reshard_job(located(place.url, given), ref, url, made)
         reshard = reshard_writing(commit, made, store, threads=threads)
-        done = done_before(batches, store, verb="reshard", job=encode_job(job), step=ref.step, is_dry=is_dry)
-        write_id = done
-        if done is None and not is_dry:
-            write_id = _reshard(batches, given, store, url, commit, job, reshard.writing, threads=threads)
+        written = done_before(batches, store, verb="reshard", job=encode_job(job), step=ref.step, is_dry=is_dry)
+        if written is None and not is_dry:
+            written = _reshard(batches, given, store, url, commit, job, reshard.writing, threads=threads)
         page = reshard_page(
             commit,
             made.layout,
             source=given.root,
             url=store.root,
             again_bytes=reshard.again_bytes,
-            write_id=write_id,
-            is_kept=done is not None,
+            write_id=None if written is None else written.write_id,
+            is_kept=written is not None and written.is_kept,
         )
         context.console.show(page, form)
 
@@ -110,8 +109,7 @@ def _reshard(
     writing: Writing,
     *,
     threads: int,
-) -> WriteId:
-    """The write that was committed."""
+) -> Made:
     record = commit.record
     with unless_deleted(given, record.ref):
         require_committed(given, record.ref, threads=threads)
@@ -167,5 +165,8 @@ class _Wanted:
         recipe, change = run.recipe, None
         if self.recipe:
             recipe = parse_recipe(self.recipe, run.recipe, name="option --recipe")
-            change = recipe_change(inventory, run.recipe, recipe)
+            try:
+                change = recipe_change(inventory, run.recipe, recipe)
+            except Invalid as error:
+                raise error.within("option --recipe") from error
         return make(run.mesh, model=model_layout(inventory, recipe, run.mesh, run.pipeline), recipe=change)

@@ -43,7 +43,7 @@ def scrub(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    bytes_per_s = rate_of(rate)
+    bytes_per_s = rate_of(rate, without="it is 200MiB")
     interval = _interval(every, once)
     place = find_checkpoints(where)
     with stopped_by_interrupt() as stop:

@@ -11,7 +11,7 @@ import typer
 
 from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid
-from behemoth.base.units import parse_size
+from behemoth.base.units import parse_rate
 from behemoth.spec.fit import misfits
 from behemoth.spec.mesh import Mesh, parse_mesh
 from behemoth.spec.model import Inventory, ModelFile, NamedModel, named_inventory
@@ -138,10 +138,10 @@ def rates_of(bandwidths: list[str], price: float | None) -> Rates:
                 hint=nearest(tier, _TIERS) or "write it as disk=5GB/s",
                 code="bandwidth",
             )
-        bytes_per_s = parse_size(rate.removesuffix("/s"), name=f"option --bandwidth {tier}")
-        if bytes_per_s == 0:
-            raise Invalid(f"option --bandwidth {tier}: expected a rate above 0, got {rate!r}", code="bandwidth")
-        given[f"{tier}_bytes_per_s"] = bytes_per_s
+        hint = "write it as disk=5GB/s; without the option a usual rate is assumed"
+        given[f"{tier}_bytes_per_s"] = parse_rate(
+            rate.removesuffix("/s"), name=f"option --bandwidth {tier}", hint=hint, code="bandwidth"
+        )
     if price is not None:
         if not math.isfinite(price):
             raise Invalid(f"option --price: expected a number of USD, got {price}", code="out-of-range")
@@ -189,7 +189,10 @@ def _forecasts(
     from behemoth.checkpoint.model_layout import model_layout
     from behemoth.checkpoint.recipe_change import recipe_change
 
-    intake = recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True)
+    try:
+        intake = recipe_change(inventory, run.recipe, recipe, make_master=True, new_moments=True)
+    except Invalid as error:
+        raise error.within("option --restore-recipe") from error
     saved = model_layout(inventory, run.recipe, run.mesh, run.pipeline)
     ranks_per_node, total = run.nodes.gpus_per_node, NUM_PHASES + len(meshes)
     progress = Progress(console, _progress_text)

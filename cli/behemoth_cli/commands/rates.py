@@ -8,18 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from behemoth.base.errors import Invalid
-from behemoth.base.units import parse_size
+from behemoth.base.units import parse_rate
 
 
-def rate_of(text: str) -> int:
-    """Bytes a second, from `--rate`."""
-    bytes_per_s = parse_size(text, name="option --rate")
-    if bytes_per_s < 1:
-        raise Invalid(
-            f"option --rate: expected at least 1B, got {text!r}", hint="for example 200MiB", code="out-of-range"
-        )
-    return bytes_per_s
+def rate_of(text: str, *, without: str) -> int:
+    """Bytes a second, from `--rate`. `without`: what its absence means, which may be what a rate of 0 was to say."""
+    return parse_rate(text, name="option --rate", hint=f"for example 500MB; without the option {without}")
 
 
 @contextmanager

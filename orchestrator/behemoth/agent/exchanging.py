@@ -163,16 +163,11 @@ class NodeExchange:
             found += map(UploadId, _as_many(rank, some, ids))
         return found
 
-    def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
+    def receipts(self, rank: Rank, completer: Rank, *, first: int, cancelled: Given) -> Sequence[SentPart]:
         if self._is_here(rank):
-            return self._local.receipts(rank, completer, cancelled=cancelled)
-        found: list[SentPart] = []
-        while True:
-            asked = AskSentParts(rank=rank, write_id=self._write_id, completer=completer, first=len(found))
-            rows = self._ask(rank, asked, SentPartsFound, cancelled=cancelled).parts
-            found += map(_sent_part, rows)
-            if len(rows) < MAX_ROWS:
-                return found
+            return self._local.receipts(rank, completer, first=first, cancelled=cancelled)
+        asked = AskSentParts(rank=rank, write_id=self._write_id, completer=completer, first=first)
+        return [_sent_part(row) for row in self._ask(rank, asked, SentPartsFound, cancelled=cancelled).parts]
 
     def _is_here(self, rank: Rank) -> bool:
         """Whether the rank is of this node; so is every one while there is no other node."""
@@ -184,7 +179,7 @@ class NodeExchange:
     ) -> A:
         """Until the node answers, or has not for a while. Raises Conflict when cancelled, and what the node told."""
         if self._client is None:
-            raise Unavailable(f"rank {rank}: expected its node to be asked, got no way to other nodes", code="no-peers")
+            raise Unavailable(f"rank {rank}: expected a way to ask its node, got none", code="no-peers")
         slot, lost_s = rank // self._ranks_per_node, None
         limit_s = LOST_LIMIT_S if self._is_needed else self._patience_s(slot)
         ask = partial(self._client.ask, into=into, cancelled=cancelled, is_patient=limit_s > 0)

@@ -6,7 +6,7 @@ keeps runs out meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from behemoth.app.checkpoint_desk import unsure_writes
@@ -14,10 +14,10 @@ from behemoth.app.history import read_history
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.start_run import store_root
 from behemoth.base.ids import WriteId
-from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.commit_log import BadCommit
 from behemoth.checkpoint.gc import GcPlan, plan_gc
 from behemoth.checkpoint.paths import write_of_key
-from behemoth.checkpoint.pins import pinned_writes
+from behemoth.checkpoint.signposts import Write
 from behemoth.policy.retention import Dated, Reason, Retention, verdicts
 from behemoth.ports import ObjectStore
 from behemoth.spec.decode import decode_run
@@ -66,21 +66,26 @@ def plan_clean(
 ) -> CleanPlan:
     """Reads only. `takes_rubbish`, what writes left that were never committed, is for when nobody can write; of them
     those that are `unsure` may still get their commits (`unsure_in`). Raises Corrupt as `pinned_writes` does."""
-    found = commits(store)
-    intact = [one for one in found if isinstance(one, CommitRef)]
-    pinned = pinned_writes(store)
-    dated = [Dated(step=ref.step, committed_us=ref.committed_us) for ref in intact]
-    steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
-    reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
-    drop = [ref for ref in intact if not reasons[ref.step]]
+
+    def judged(found: Sequence[CommitRef | BadCommit], pinned: Collection[Write]) -> list[Judged]:
+        intact = [one for one in found if isinstance(one, CommitRef)]
+        dated = [Dated(step=ref.step, committed_us=ref.committed_us) for ref in intact]
+        steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
+        reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
+        return [Judged(commit=ref, reasons=reasons[ref.step]) for ref in intact]
+
+    def drop(found: Sequence[CommitRef | BadCommit], pinned: Collection[Write]) -> list[CommitRef]:
+        return [one.commit for one in judged(found, pinned) if not one.reasons]
+
     plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None, unsure=unsure)
+    all_judged = judged(plan.found, plan.pinned)
     keys = [*(info.key for info in plan.objects), *(upload.key for upload in plan.uploads)]
-    writes = {write_of_key(key) for key in keys} - {(ref.step, ref.write_id) for ref in drop}
+    dropped = {(one.commit.step, one.commit.write_id) for one in all_judged if not one.reasons}
     return CleanPlan(
         retention=retention,
-        judged=tuple(Judged(commit=ref, reasons=reasons[ref.step]) for ref in intact),
-        unusable=tuple(one for one in found if isinstance(one, BadCommit)),
-        num_unfinished=len(writes),
+        judged=tuple(all_judged),
+        unusable=tuple(one for one in plan.found if isinstance(one, BadCommit)),
+        num_unfinished=len({write_of_key(key) for key in keys} - dropped),
         gc=plan,
     )
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from behemoth.base.errors import Conflict
+from behemoth.storage.folders import make_root
 from behemoth.storage.os_errors import named_errors
 
 _HELD: set[int] = set()
@@ -34,15 +35,15 @@ def importing(folder: Path) -> Iterator[None]:
     """Hold the lock against gc (`clearing`) during the block; other imports may run. Creates `folder`. Raises Conflict
     while a gc runs there."""
     with named_errors(f"store {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, fcntl.LOCK_SH, expected="nobody to clean up there", got="a gc that is under way"):
+        make_root(os.path.abspath(folder))
+    with _locked(folder, fcntl.LOCK_SH, expected="no gc to be running there", got="one that is"):
         yield
 
 
 @contextmanager
 def clearing(folder: Path) -> Iterator[None]:
     """Hold the lock against imports into the store in `folder` during the block. Raises Conflict while one runs."""
-    with _locked(folder, fcntl.LOCK_EX, expected="nobody to import there", got="an import that is under way"):
+    with _locked(folder, fcntl.LOCK_EX, expected="no import to be running there", got="one that is"):
         yield
 
 

@@ -134,7 +134,7 @@ def _require_other(drain: str, store: str) -> None:
     """Two names may lead to one place, and what lies within a store is lost with it. Raises Invalid."""
     if is_nested(drain, store):
         raise Invalid(
-            f"spec.checkpoint.drain.to: expected a place apart from {store}, the run's own store, got {drain}",
+            f"spec.checkpoint.drain.to: expected a place outside {store}, the run's own store, got {drain}",
             hint="name a folder or a prefix on another device",
             code="drain-same",
         )
@@ -145,7 +145,7 @@ def _require_apart(disk: str, stores: Sequence[str]) -> None:
     for store in stores:
         if is_nested(disk, store):
             raise Invalid(
-                f"spec.checkpoint.local_disk.path: expected a place apart from {store}, a store of the run, got {disk}",
+                f"spec.checkpoint.local_disk.path: expected a place outside {store}, a store of the run, got {disk}",
                 hint="name a folder on a disk of each node's own",
                 code="disk-in-store",
             )

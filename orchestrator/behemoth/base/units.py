@@ -111,6 +111,19 @@ def parse_size(text: str, *, name: str = "size") -> int:
     return int(size)
 
 
+def parse_rate(text: str, *, name: str = "rate", hint: str = "for example 200MiB", code: str = "out-of-range") -> int:
+    """Read bytes a second, at least one, as `parse_size` reads a size.
+
+    Raises Invalid as that does, and for 0, with any unit or none, with `hint` and `code`: who is asked for the unit
+    first is refused once more.
+    """
+    is_zero = "0" in text and not text.strip("0.")
+    bytes_per_s = 0 if is_zero else parse_size(text, name=name)
+    if bytes_per_s == 0:
+        raise Invalid(f"{name}: expected at least 1B a second, got {text!r}", hint=hint, code=code)
+    return bytes_per_s
+
+
 def format_size(size_bytes: int) -> str:
     """Write a size exactly, in the unit that gives the smallest whole number: `4GiB`, `100MB`, `513B`.
 

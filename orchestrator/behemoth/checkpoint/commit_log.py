@@ -19,6 +19,8 @@ from behemoth.ports import DeletesListed, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
 _UNREADABLE = WriteId("unreadable")
+COMMIT_TAKEN = "commit-taken"
+"""Code of the error for a step that another write has."""
 BAD_PLACE = "io-error"
 """Code of a store's error for bytes that the disk fails to read."""
 
@@ -232,9 +234,9 @@ def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Con
 
 def _taken(record: CommitRecord, holder: str) -> Conflict:
     return Conflict(
-        f"commit of step {record.step}: expected none, got {holder} before write {record.write_id!r}",
-        hint="reject the commit that stands if it is the wrong one",
-        code="commit-taken",
+        f"commit of step {record.step}: expected none, got {holder} when write {record.write_id!r} was to be committed",
+        hint="something else saves into the same store: give each a store of its own",
+        code=COMMIT_TAKEN,
     )
 
 

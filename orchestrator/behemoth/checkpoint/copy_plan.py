@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from behemoth.base.errors import Conflict
 from behemoth.checkpoint.chunk_check import Shard
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
-from behemoth.checkpoint.commit_log import BadCommit, at_step, read_stored, rejected_writes
+from behemoth.checkpoint.commit_log import COMMIT_TAKEN, BadCommit, at_step, read_stored, rejected_writes
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.opened import read_index
 from behemoth.checkpoint.paths import INDEX, rejected_key
@@ -64,10 +64,10 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, replaces: bool = Fa
     rejected = rejected_writes(target)
     if (record.step, record.write_id) in rejected:
         raise Conflict(
-            f"checkpoint of step {record.step}: expected a place for write {record.write_id}, got one where it was "
-            "rejected",
-            hint=f"take another checkpoint; {rejected_key(record.step, record.write_id)} there tells why, and is only "
-            "to be removed if that was a copy which was given up",
+            f"checkpoint of step {record.step}: expected a target that takes write {record.write_id}, got one that "
+            "has rejected it",
+            hint=f"take another checkpoint; {rejected_key(record.step, record.write_id)} there tells why; remove it "
+            "only if that was a copy which was given up",
             code=REJECTED,
         )
     standing = at_step(target, record.step)
@@ -78,7 +78,7 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, replaces: bool = Fa
             f"checkpoint of step {record.step}: expected no commit at the target, got a record that cannot be read",
             hint=f"{'make it readable' if standing.is_unread else f'remove {standing.key} there'}; "
             f"{standing.error.message}",
-            code="commit-taken",
+            code=COMMIT_TAKEN,
         )
     if standing.write_id == record.write_id:
         return True
@@ -90,8 +90,8 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, replaces: bool = Fa
     raise Conflict(
         f"checkpoint of step {record.step}: expected none at the target, or write {record.write_id}, got write "
         f"{standing.write_id}",
-        hint="two histories of a run do not mix: name another target, or reject the one that is wrong",
-        code="commit-taken",
+        hint="two histories of a run do not mix: name another target",
+        code=COMMIT_TAKEN,
     )
 
 

@@ -6,8 +6,8 @@ writes. Neighbours: `gc`, which cleans up behind all of them, and tells why a co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Step, WriteId
@@ -28,10 +28,11 @@ def discard_write(store: ObjectStore, step: Step, write_id: WriteId) -> None:
     if any(isinstance(one, BadCommit) or one.write_id == write_id for one in standing):
         return
     prefix = step_prefix(step, write_id)
-    if isinstance(store, UploadsParts) and any(info.key == f"{prefix}/{INDEX}" for info in store.list(prefix)):
-        put_up(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
     abort_uploads(store, prefix)
-    delete_below(store, prefix)
+    keys = [info.key for info in store.list(prefix)]
+    if isinstance(store, UploadsParts) and f"{prefix}/{INDEX}" in keys:
+        put_up(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
+    _delete(store, keys)
     forget(store, signposts(store), {(step, write_id)})
 
 
@@ -46,6 +47,9 @@ def abort_uploads(store: ObjectStore, prefix: str) -> None:
 
 def delete_below(store: ObjectStore, prefix: str) -> None:
     """Remove all objects below a prefix, durably on return."""
-    keys = (info.key for info in list(store.list(prefix)))
-    while batch := list(islice(keys, BATCH_KEYS)):
-        store.delete(batch)
+    _delete(store, [info.key for info in store.list(prefix)])
+
+
+def _delete(store: ObjectStore, keys: Sequence[str]) -> None:
+    for begin in range(0, len(keys), BATCH_KEYS):
+        store.delete(keys[begin : begin + BATCH_KEYS])

@@ -10,7 +10,7 @@ where they prove whole, and which `gc` removes otherwise. Whether the target is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, NotFound, Unavailable
 from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
@@ -28,6 +28,7 @@ from behemoth.checkpoint.filling import Filling, Piece, filling_of
 from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.replacing import replace_commit
+from behemoth.checkpoint.small_objects import create_same, holds
 from behemoth.checkpoint.threads import each_result, run_all
 from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectInfo, ObjectStore, SavesTo, UploadsParts
@@ -74,12 +75,15 @@ def copy_checkpoint(
 
     Raises NotFound when the commit is gone, Corrupt (`DAMAGED`, or that of the metadata) naming the place of a byte
     that is not as it was committed, Conflict when the target has another commit of that step that stays or is pinned,
-    or has rejected this one, and the stores' errors. Without a return the target has no new commit.
+    has rejected this one, or has got another object in the place of one of it meanwhile, and the stores' errors.
+    Without a return the target has no new commit.
     """
-    record, data = read_stored(source, ref)
+    with _of_source():
+        record, data = read_stored(source, ref)
     if has_commit(target, record, replaces=replaces):
         return Copied(record=record, num_bytes=0, found_bytes=0)
-    index = read_index(source, record)
+    with _of_source():
+        index = read_index(source, record)
     copying = _Copying(source, target, record, index, threads=threads, progress=progress, pace=pace)
     try:
         copied = copying.run()
@@ -259,10 +263,10 @@ class _Copying:
             )
             foreign = self._foreign(sorted(number for number in reused if self._shards[number].array == array))
             if not foreign:
-                raise Corrupt(told, hint=DAMAGED_HINT, code=DAMAGED)
+                raise Corrupt(f"source: {told}", hint=DAMAGED_HINT, code=DAMAGED)
             self._remove(self._standing[self._shards[shard].key] for shard in foreign)
             raise Unavailable(
-                f"{told}: the target held chunks of something else", hint="they are removed: copy again", code=RUBBISH
+                f"target: {told}: it held chunks of something else", hint="they are removed: copy again", code=RUBBISH
             )
 
     def _foreign(self, shards: Sequence[int]) -> list[int]:
@@ -280,16 +284,13 @@ class _Copying:
         return foreign
 
     def _copy_small(self, one: MetadataObject) -> None:
-        data = read_metadata(self._source, one.key, one.size_bytes, one.crc)
+        with _of_source():
+            data = read_metadata(self._source, one.key, one.size_bytes, one.crc)
         if one.key in self._standing:
-            with suppress(Corrupt):
-                read_metadata(self._target, one.key, one.size_bytes, one.crc)
+            if holds(self._target, one.key, data):
                 return
             self._remove([self._standing[one.key]])
-        try:
-            self._target.create(one.key, data)
-        except Conflict:  # another copy of this write, at the same time, has put it there
-            read_metadata(self._target, one.key, one.size_bytes, one.crc)
+        create_same(self._target, one.key, data)  # another copy of this write may put it there at the same time
 
 
 def _is_free(target: ObjectStore, record: CommitRecord, standing: CommitRecord) -> bool:
@@ -299,6 +300,16 @@ def _is_free(target: ObjectStore, record: CommitRecord, standing: CommitRecord) 
 
 def _damaged(problem: Problem) -> BehemothError:
     """What the store did not give may be had later; what is wrong stays wrong."""
+    where = f"source: file {problem.object_key}"
     if problem.kind == "unreadable":
-        return Unavailable(f"file {problem.object_key}: {problem.message}", code="drain-unreadable")
-    return Corrupt(f"file {problem.object_key}: {problem.message}", hint=DAMAGED_HINT, code=DAMAGED)
+        return Unavailable(f"{where}: {problem.message}", code="drain-unreadable")
+    return Corrupt(f"{where}: {problem.message}", hint=DAMAGED_HINT, code=DAMAGED)
+
+
+@contextmanager
+def _of_source() -> Iterator[None]:
+    """What is wrong with a checkpoint, or gone, is so where it is copied from: the other store is never at fault."""
+    try:
+        yield
+    except (Corrupt, NotFound) as error:
+        raise error.within("source") from error

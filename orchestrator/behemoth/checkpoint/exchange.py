@@ -65,8 +65,9 @@ class Exchange(Protocol):
         """Of shards that the rank completes."""
         ...
 
-    def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
-        """All parts that the rank uploads of shards which `completer` completes, once all of them are sent."""
+    def receipts(self, rank: Rank, completer: Rank, *, first: int, cancelled: Given) -> Sequence[SentPart]:
+        """Parts that the rank uploads of shards which `completer` completes, once all of them are sent: from the
+        `first` on as many as fit into an answer, none behind the last."""
         ...
 
 
@@ -264,8 +265,8 @@ class LocalExchange:
     def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
         return self._of(rank, cancelled).ids_of(shards, cancelled=cancelled)
 
-    def receipts(self, rank: Rank, completer: Rank, *, cancelled: Given) -> Sequence[SentPart]:
-        return self._of(rank, cancelled).sent_to(completer, cancelled=cancelled)
+    def receipts(self, rank: Rank, completer: Rank, *, first: int, cancelled: Given) -> Sequence[SentPart]:
+        return self._of(rank, cancelled).sent_to(completer, cancelled=cancelled)[first:]
 
     def _of(self, rank: Rank, cancelled: Given) -> OpenWrite:
         return self._open_writes.find(self._write_id, rank, cancelled=cancelled)

@@ -186,16 +186,16 @@ class Gathering:
         got = crc32c(data[span.arena_offset : _end(span)])
         return Conflict(
             f"rank {self._plan.rank}, write {self._write_id}, array {self._plan.pieces[span.piece].name!r}: expected "
-            f"CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes at {span.arena_offset}; damaged in all: "
-            f"{len(damaged)} of {len(self._told)} spans",
+            f"CRC-32C {expected:08x}, got {got:08x} over {span.length} bytes at {span.arena_offset}; "
+            f"{len(damaged)} of {len(self._told)} spans are damaged in all",
             hint="the memory that it came from was filled anew, or is damaged",
             code="copy-crc",
         )
 
     def _dispute(self) -> Conflict:
         return Conflict(
-            f"rank {self._plan.rank}, write {self._write_id}: expected one CRC-32C of each span, got two of "
-            f"{len(self._disputed)} from two places",
+            f"rank {self._plan.rank}, write {self._write_id}: expected one CRC-32C for each span, got two for "
+            f"{len(self._disputed)} of them, from two places",
             hint="one of the memories that they came from is damaged: the checkpoint in the store decides",
             code="copy-disputed",
         )

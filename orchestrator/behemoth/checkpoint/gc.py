@@ -35,6 +35,7 @@ from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.signposts import Signpost, Write, forget, signposts, take_down
 from behemoth.policy.retention import MIN_KEPT
 from behemoth.ports import ObjectInfo, ObjectStore, UnfinishedUpload, UploadsParts
+from behemoth.state.effect import CommitRef
 
 BATCH_KEYS = 1000
 """Keys per delete call: the most that one S3 DeleteObjects request takes."""
@@ -52,6 +53,11 @@ class CommitName(Protocol):
 
     @property
     def write_id(self) -> WriteId: ...
+
+
+Found = CommitRef | BadCommit
+Drop = Collection[CommitName] | Callable[[Sequence[Found], Collection[Write]], Collection[CommitName]]
+"""The commits to delete, or a function that says which of those that were found, of which some writes are pinned."""
 
 
 @runtime_checkable
@@ -91,6 +97,10 @@ class GcPlan:
     """Of `spared`, those whose record cannot be read."""
     signposts: tuple[Signpost, ...]
     unposted: frozenset[Write]
+    found: tuple[Found, ...]
+    """The commits of the store, oldest first, from which the plan was made."""
+    pinned: frozenset[Write]
+    """The pins that it was made from."""
 
     def objects_without(self, spared: Collection[Write]) -> Iterator[ObjectInfo]:
         """What goes when these writes were pinned after the plan was made."""
@@ -100,7 +110,7 @@ class GcPlan:
 def plan_gc(
     store: ObjectStore,
     *,
-    drop: Collection[CommitName] = (),
+    drop: Drop = (),
     in_flight: InFlight | None = None,
     unsure: Callable[[WriteId], bool] = lambda _write_id: False,
 ) -> GcPlan:
@@ -127,8 +137,9 @@ def plan_gc(
     intact = {(one.step, one.write_id): info for info, one in found if not isinstance(one, BadCommit)}
     committed = intact.keys()
     unreadable = {one.step for _, one in found if isinstance(one, BadCommit) and one.step is not None}
-    asked = {(name.step, name.write_id) for name in drop}
     pinned = pinned_writes(store)
+    names = drop([one for _, one in found], pinned) if callable(drop) else drop
+    asked = {(name.step, name.write_id) for name in names}
     spared = {write for write in asked if write in pinned or write[0] in unreadable}
     dropped = asked - spared
     _refuse_newest(committed, dropped)
@@ -151,6 +162,8 @@ def plan_gc(
         unread=frozenset(write for write in spared if write[0] in unreadable),
         signposts=tuple(posted),
         unposted=frozenset(write for write in unposted - kept - dropped if write[0] not in unreadable),
+        found=tuple(one for _, one in found),
+        pinned=pinned,
     )
 
 

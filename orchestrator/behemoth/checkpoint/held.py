@@ -153,5 +153,5 @@ def _checked(name: str, memory: Memory, *, is_out: bool) -> Bytes | DeviceMemory
             code="stage-strides",
         )
     if is_out and not array.flags.writeable:
-        raise Invalid(f"array {name!r}: expected a writable buffer", code="stage-size")
+        raise Invalid(f"array {name!r}: expected a writable buffer, got a read-only one", code="stage-size")
     return array.reshape(-1).view(np.uint8)

@@ -86,7 +86,7 @@ class ArraySpec:
         checked_name(self.name)
         if self.dtype not in DTYPES:
             raise Invalid(
-                f"array {self.name!r}: expected a dtype of the list, got {self.dtype!r}",
+                f"array {self.name!r}: expected a known dtype, got {self.dtype!r}",
                 hint=f"known dtypes: {', '.join(DTYPES)}",
                 code="array-dtype",
             )

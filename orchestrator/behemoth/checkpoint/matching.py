@@ -94,7 +94,7 @@ def _check_same_model(saved: Layout, layout: Layout, step: Step, asked: _Asked, 
     ]
     if missing or unknown or changed:
         raise Invalid(
-            f"checkpoint of step {step}: of another model: {len(missing)} arrays are missing {missing[:3]}, "
+            f"checkpoint of step {step}: it is of another model: {len(missing)} arrays are missing {missing[:3]}, "
             f"{len(unknown)} are unknown {unknown[:3]}, {len(changed)} differ {_changes(changed[:3])}".rstrip(),
             hint="restore it with the program that saved it, say what is extra, missing or to be converted, or start "
             "from scratch in another directory",
@@ -112,7 +112,7 @@ def _check_intake(saved: Layout, layout: Layout, step: Step, asked: _Asked) -> N
         position = layout.positions.get(name)
         if position is None:
             raise Invalid(
-                f"checkpoint of step {step}: expected to convert to arrays of the layout, got {name!r}",
+                f"checkpoint of step {step}: expected conversions into arrays of the layout, got one into {name!r}",
                 code="arrays-listed",
             )
         check_conversion(saved, layout.arrays[position], conversion, step=step)

@@ -8,7 +8,10 @@ the program. Which case it is follows from the processor time of the first write
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
+LOOK_S = 0.1
+"""How soon who waits sees that the save was given up."""
 WAITING_SHARE = 4
 """Writers count as waiting when wall time is at least this many times their processor time. Measured on two cores
 beside as many copying threads: about 10 on a disk, at most 2 on tmpfs."""
@@ -32,9 +35,11 @@ class MoreWriters:
         if is_whole or mostly_wait:
             self._may_join.set()
 
-    def wait(self) -> None:
-        """Blocks until it is time to join, or until `end`."""
-        self._may_join.wait()
+    def wait(self, go_on: Callable[[], None]) -> None:
+        """Blocks until it is time to join, or until `end`. Raises what `go_on` does, which is called meanwhile: the
+        first writers may be in a write that does not return."""
+        while not self._may_join.wait(LOOK_S):
+            go_on()
 
     def end(self) -> None:
         """Nobody waits any longer: there is nothing more to write, or a writer has failed."""

@@ -8,7 +8,6 @@ the whole fleet, whose ranks pass it on to each other, and each rank for itself,
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +37,8 @@ class OverRead:
     again where a rank cannot keep values until their scales are computed (`scale_waves`).
     `held_bytes` and `alone_bytes` are sums over the ranks that were asked about: what they hold, and what they read
     when each reads for itself, for scales too. Where arrays are converted, bytes are those of the saved arrays, and of
-    each wanted one by itself: a chunk of which a rank makes two arrays counts twice in these sums.
+    each wanted one by itself: a chunk of which a rank makes two arrays, or that it takes and finds scales in, counts
+    twice in these sums.
     """
 
     needed_bytes: int
@@ -132,17 +132,15 @@ def _of_fleet(
     """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it, but for what is
     read again."""
     whole = {one.position for some in of_arrays for one in some if not one.begin}
-    passes = Counter(whole | looked_through(saved, layout, found))
-    passes.update({position for origin in found for position in _saved_scales(saved, origin)})
+    whole |= looked_through(saved, layout, found)
+    whole |= {position for origin in found for position in _saved_scales(saved, origin)}
     of_saved = grids(saved)
-    needed_bytes = sum(of_saved[position].spec.num_bytes for position in passes)
-    once_bytes = sum(
-        num * of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position, num in passes.items()
-    )
+    needed_bytes = sum(of_saved[position].spec.num_bytes for position in whole)
+    once_bytes = sum(of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position in whole)
     boxes: dict[int, list[Box]] = {}
     for array, some in zip(layout.arrays, of_arrays, strict=True):
         for one in some:
-            if one.begin and one.position not in passes:
+            if one.begin and one.position not in whole:
                 box = tuple((low, low + size) for low, size in zip(one.begin, array.shape, strict=True))
                 boxes.setdefault(one.position, []).append(box)
     for position, of_array in boxes.items():

@@ -73,7 +73,7 @@ def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
     """Raises Conflict unless the store still belongs to this run, which has taken it; asked before a leader writes."""
     if refuse_other(store, run_uid, url=url) is None:
         raise Conflict(
-            f"checkpoint store {url}: expected it to be this run's, got one that says nothing ({OWNER_KEY} is gone)",
+            f"checkpoint store {url}: expected it to be this run's, got one that names no owner ({OWNER_KEY} is gone)",
             hint="it was removed or exchanged while the run was going on: put it back, or stop this run, remove what "
             "is left of the store, and start again",
             code=OWNED,
@@ -85,7 +85,7 @@ def require_there(store: ObjectStore, *, url: str) -> None:
     checkpoints, and none of those must be given up for that. Reads nothing but a listing."""
     if not any(info.key == OWNER_KEY for info in store.list(OWNER)):
         raise Unavailable(
-            f"checkpoint store {url}: expected that of a run, got none of its objects ({OWNER_KEY} is gone)",
+            f"checkpoint store {url}: expected the store of a run, got a place without one ({OWNER_KEY} is gone)",
             hint="mount it, or put it back, and run the same command again",
             code="store-away",
         )
@@ -109,7 +109,8 @@ def _owned_by(owner: Owner, *, url: str) -> Conflict:
     """The refusal, with both ways out."""
     place = url.partition("?")[0].rstrip("/")  # how a bucket is reached stands behind it
     return Conflict(
-        f"checkpoint store {url}: expected nobody's or this run's, got that of run/{owner.name} in {owner.directory}",
+        f"checkpoint store {url}: expected one of no run, or of this one, got that of run/{owner.name} in "
+        f"{owner.directory}",
         hint=f"go on with that run (--dir {owner.directory}), or name another store in the run file; if that run is "
         f"over or its directory is gone, remove {place}/{OWNER_KEY} and this run takes its checkpoints over",
         code=OWNED,

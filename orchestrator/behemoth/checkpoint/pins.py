@@ -82,7 +82,7 @@ def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
         ) from error
     if is_going:
         raise Conflict(
-            f"checkpoint of step {ref.step}: expected one that nobody deletes, got one that is marked as being deleted",
+            f"checkpoint of step {ref.step}: expected one that is not being deleted, got one that is marked as such",
             hint=f"pin it again in a moment; a mark of a deletion that was cut off ({mark}) goes with the next "
             "clean-up, which spares what is pinned",
             code="commit-going",

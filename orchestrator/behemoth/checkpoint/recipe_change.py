@@ -114,9 +114,9 @@ class _Tensor:
         if self.saved.master == "split" or self._is_scaled():
             form = "a split master" if self.saved.master == "split" else "float8 weights with scales"
             raise Invalid(
-                f"recipe: expected a float32 master, or weights without scales, to make {wanted} of "
-                f"{self.tensor.name!r}, got {form}",
-                hint="restore to a float32 master first, save, and restore that",
+                f"tensor {self.tensor.name!r}: expected a saved float32 master, or weights without scales, to make "
+                f"{wanted} from, got {form}",
+                hint="do it in two steps: to master=float32 first, and from what is saved then to this recipe",
                 code="recipe-change",
             )
         return f"{WEIGHTS}/{self.tensor.name}"
@@ -133,15 +133,17 @@ class _Tensor:
 def _check_invented(saved: Recipe, wanted: Recipe, *, make_master: bool, new_moments: bool) -> None:
     if wanted.master != "none" and saved.master == "none" and not make_master:
         raise Invalid(
-            f"recipe.master: expected a saved master for {wanted.master}, got none",
-            hint="ask for make_master to make it of the weights",
+            f"arrays {OPTIMIZER}/master/*: expected them to be saved, for master={wanted.master}, got a recipe without",
+            hint="master=none goes without; a restore with recipe_change(make_master=True) makes them of the weights",
             code="recipe-change",
         )
     for slot in _MOMENTS:
-        if slot_dtypes(saved)[slot] == "none" and slot_dtypes(wanted)[slot] != "none" and not new_moments:
+        dtype = slot_dtypes(wanted)[slot]
+        if slot_dtypes(saved)[slot] == "none" and dtype != "none" and not new_moments:
             raise Invalid(
-                f"recipe.{slot}: expected saved moments for {slot_dtypes(wanted)[slot]}, got none",
-                hint="ask for new_moments to keep those that the program begins with",
+                f"arrays {OPTIMIZER}/{slot}/*: expected them to be saved, for {slot}={dtype}, got a recipe without",
+                hint=f"{slot}=none goes without; a restore with recipe_change(new_moments=True) keeps those that the "
+                "program begins with",
                 code="recipe-change",
             )
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.boxes import Box, enclosing
-from behemoth.checkpoint.changes import Scales, ScaleTable
+from behemoth.checkpoint.changes import Elements, Scales, ScaleTable
 from behemoth.checkpoint.chunk_parts import Bytes, Placed, as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
 from behemoth.checkpoint.computed_scales import ComputedScales
@@ -25,7 +26,7 @@ from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.precision import as_float32
-from behemoth.checkpoint.reshard import ChunkRead, Resharding, ScaleFill, Slab, plan_box
+from behemoth.checkpoint.reshard import ChunkRead, Copy, Resharding, ScaleFill, Slab, plan_boxes
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.scaled_reader import ScaledArray
 from behemoth.checkpoint.seen_chunks import SeenChunks
@@ -94,13 +95,17 @@ def read_slabs(
         of_array[scales.values].append(scales)
     plain: list[ChunkRead] = []
     scaled: dict[int, list[ChunkRead]] = {array: [] for array in of_array}
+    # What slabs take of saved scales as such is read with the scales: they are read once.
+    of_scales: dict[int, list[ChunkRead]] = {one.saved: [] for one in work.scales if one.saved is not None}
     for read in work.reads:
-        scaled.get(read.array, plain).append(read)
+        scaled.get(read.array, of_scales.get(read.array, plain)).append(read)
     fills: defaultdict[Scales, list[ScaleFill]] = defaultdict(list)
     for fill in work.fills:
         fills[fill.scales].append(fill)
 
+    seen = SeenChunks(commit) if seen is None else seen
     readers = ChunkReaders(store, commit, seen=seen)
+    readers_of_scales = readers if scales_store is None else ChunkReaders(scales_store, commit, seen=seen)
     reading = _Reading(
         readers, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered, cancelled=cancelled
     )
@@ -109,7 +114,7 @@ def read_slabs(
     for array, reads in scaled.items():
         computed = {one: work.scales[one] for one in of_array[array] if one.saved is None}
         reading.tables = {
-            one: _saved_table(scales_store or store, commit, one, work.scales[one], threads)
+            one: reading.table(readers_of_scales, one, work.scales[one], of_scales.pop(one.saved, []), threads)
             for one in of_array[array]
             if one.saved is not None
         }
@@ -124,17 +129,6 @@ def read_slabs(
             into[...] = converted.scales(fill.scales, fill.box).reshape(slab.shape)
     readers.require_committed()
     return placed
-
-
-def _saved_table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequence[Box], threads: int) -> ScaleTable:
-    """The saved scales of the box that encloses some boxes of blocks."""
-    assert scales.saved is not None
-    box, grid = enclosing(boxes), grids(commit.layout)[scales.saved]
-    work = plan_box(grid, scales.saved, scales.stored(box, len(grid.spec.shape)))
-    area = np.empty(work.slabs[0].nbytes, dtype=np.uint8)
-    read_slabs(store, commit, work, area, threads=threads)
-    values = as_float32(area.view(DTYPES[grid.spec.dtype])).reshape([high - low for low, high in box])
-    return ScaleTable(scales=scales, box=box, values=values)
 
 
 class _Reading:
@@ -161,10 +155,34 @@ class _Reading:
         self.tables: Mapping[Scales, ScaleTable] = {}
 
     def run(self, reads: Sequence[ChunkRead]) -> list[Placed]:
-        chunks, found = self._readers.mine(), list[Placed]()
+        return self._run(self._readers, self._slabs, reads)
+
+    def table(
+        self, readers: ChunkReaders, scales: Scales, boxes: Sequence[Box], reads: Sequence[ChunkRead], threads: int
+    ) -> ScaleTable:
+        """The saved scales of the box that encloses some boxes of blocks; `reads` are what slabs take of them."""
+        assert scales.saved is not None
+        box, grid = enclosing(boxes), self._grids[scales.saved]
+        stored = scales.stored(box, len(grid.spec.shape))
+        values = np.empty([high - low for low, high in stored], dtype=f"V{grid.spec.itemsize}")
+        slabs = [*self._slabs, values]
+        copies: defaultdict[int, list[Copy]] = defaultdict(list)
+        for read in reads:
+            copies[read.chunk] += read.copies
+        for read in plan_boxes(grid, scales.saved, [stored]):
+            copies[read.chunk] += [copy._replace(slab=len(self._slabs)) for copy in read.copies]
+        merged = [ChunkRead(scales.saved, chunk, some) for chunk, some in sorted(copies.items())]
+        run_all(
+            partial(self._run, readers, slabs), batched(merged, threads=threads), threads=threads, name="ckpt-scales"
+        )
+        known = as_float32(values.view(DTYPES[grid.spec.dtype])).reshape([high - low for low, high in box])
+        return ScaleTable(scales=scales, box=box, values=known)
+
+    def _run(self, readers: ChunkReaders, slabs: Sequence[Elements], reads: Sequence[ChunkRead]) -> list[Placed]:
+        chunks, found = readers.mine(), list[Placed]()
         for read in reads:
             require_wanted(self._cancelled, what="reshard")
-            placed = read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables)
+            placed = read_chunk(chunks, self._grids[read.array], read, slabs, self.tables)
             if placed is not None:
                 found.append(placed)
         return found

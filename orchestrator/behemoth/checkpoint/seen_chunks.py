@@ -60,7 +60,7 @@ class _Seen(NamedTuple):
 def _of_another(commit: Commit, array: int) -> Corrupt:
     return Corrupt(
         f"array {commit.layout.arrays[array].name!r}, {commit.files(array)}: expected the chunks that were committed, "
-        "got others, each of them whole",
+        "got others, each of them intact",
         hint=DAMAGED_HINT,
         code="array-content",
     )

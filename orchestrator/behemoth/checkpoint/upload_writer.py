@@ -9,6 +9,7 @@ each other, `part_bytes`, and `shard_proof`, with which the leader judges.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -151,15 +152,26 @@ class _Job:
 
     def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
         receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
-        uploaders = {rank for shard in shards for rank in self._parts.completes[shard]}
-        for uploader in in_turn(uploaders, self._parts.rank, self._num_ranks):
-            told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._write.cancelled)
-            for one in told:
+        num_parts = Counter(rank for shard in shards for rank in self._parts.completes[shard])
+        for uploader in in_turn(num_parts, self._parts.rank, self._num_ranks):
+            for one in self._sent_by(uploader, num_parts[uploader]):
                 if one.shard in receipts:
                     receipts[one.shard].append(one)
         return run_all(
             lambda shard: self._complete_one(shard, receipts[shard]), shards, threads=REQUEST_THREADS, name="ckpt-end"
         )
+
+    def _sent_by(self, uploader: Rank, num_parts: int) -> list[SentPart]:
+        """What another rank says that it has sent: so many parts by the plan, and it is asked for no more."""
+        found: list[SentPart] = []
+        while len(found) < num_parts:
+            told = self._exchange.receipts(
+                uploader, self._parts.rank, first=len(found), cancelled=self._write.cancelled
+            )
+            if not told:
+                break  # who completes the shard says what is missing
+            found += told
+        return found
 
     def _complete_one(self, shard: Shard, sent: Sequence[SentPart]) -> WrittenShard:
         """Raises Conflict unless the parts are those of the plan, to the byte."""

@@ -88,7 +88,7 @@ def _write(job: _Job, write: RankWrite, sealing: Sealing, unfinished: Collection
     def work(thread: int) -> None:
         try:
             if thread >= threads:
-                more.wait()
+                more.wait(write.go_on)
             while (batch := turns.take()) is not None:
                 job.until_there(batch.spans)
                 passed_s, computed_s = time.monotonic(), time.thread_time()

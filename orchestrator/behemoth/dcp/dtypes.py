@@ -18,7 +18,7 @@ def dtype_name(dtype: torch.dtype, *, key: str) -> str:
     name = _NAMES.get(dtype)
     if name is None:
         raise Invalid(
-            f"tensor {key!r}: expected a dtype of the list, got {dtype}",
+            f"tensor {key!r}: expected a known dtype, got {dtype}",
             hint=f"known dtypes: {', '.join(TORCH_DTYPES)}; save others as a view of integers",
             code="dcp-dtype",
         )

@@ -63,7 +63,7 @@ def read_dcp(store: ObjectStore, *, threads: int, skips_pickles: bool = False) -
     values, pickled = _values(metadata, reader)
     if pickled and not skips_pickles:
         raise Invalid(
-            f"DCP checkpoint: expected values without pickles, got {len(pickled)} with: {', '.join(pickled[:3])}",
+            f"DCP checkpoint: expected no pickled values, got {len(pickled)}: {', '.join(pickled[:3])}",
             hint="--skip-pickled leaves them out",
             code="dcp-value",
         )

@@ -31,7 +31,7 @@ def tensor_item(item: WriteItem) -> TensorItem:
     """Raises Invalid for an item of something else."""
     data = item.tensor_data
     if data is None:
-        raise Invalid(f"item {item.index.fqn!r}: expected a tensor's, got {item.type.name}", code="dcp-item")
+        raise Invalid(f"item {item.index.fqn!r}: expected that of a tensor, got {item.type.name}", code="dcp-item")
     box = box_of(data.chunk.offsets, data.chunk.sizes)
     return TensorItem(item.index.fqn, data.properties.dtype, tuple(data.size), box)
 

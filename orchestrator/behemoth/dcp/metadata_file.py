@@ -94,8 +94,8 @@ def decode_metadata(data: bytes) -> DcpMetadata:
     torch transformed (compressed) on its way into the files, and for a file that stands for a checkpoint of ours."""
     if is_signpost(data):
         raise Invalid(
-            f"{METADATA_FILE} of {len(data)} bytes: expected metadata of torch's own, got the signpost of a checkpoint "
-            "that is in Behemoth's format already",
+            f"{METADATA_FILE} of {len(data)} bytes: expected metadata that torch wrote, got the signpost of a "
+            "checkpoint that is in Behemoth's format already",
             hint="name the store, which is the folder above",
             code="dcp-signpost",
         )
@@ -200,7 +200,7 @@ def _tensor(key: str, told: _Kept, places: Mapping[tuple[str, tuple[int, ...] | 
     dtype = _of_kind(told.field("properties"), "TensorProperties").state[0]
     if dtype not in DTYPES:
         raise Invalid(
-            f"tensor {key!r}: expected a dtype of the list, got {dtype!r:.40}",
+            f"tensor {key!r}: expected a known dtype, got {dtype!r:.40}",
             hint=f"known dtypes: {', '.join(DTYPES)}",
             code="dcp-dtype",
         )

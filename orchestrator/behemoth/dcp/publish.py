@@ -17,6 +17,7 @@ from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete
+from behemoth.checkpoint.commit_log import COMMIT_TAKEN
 from behemoth.checkpoint.commit_log import publish as publish_record
 from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.discarding import delete_below
@@ -107,7 +108,7 @@ def publish(
     try:
         publish_record(store, record)
     except Conflict as error:
-        if not replaces or error.code != "commit-taken":
+        if not replaces or error.code != COMMIT_TAKEN:
             raise
         old = next((one for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)), None)
         if old is None:

@@ -21,8 +21,8 @@ def whole_plans(plans: Sequence[SavePlan], last: Sequence[SavePlan]) -> list[Sav
     known = _cached(last)
     if len(known) != len(plans):
         raise Invalid(
-            "BehemothWriter: expected whole plans, got cached ones, of which neither this writer nor one planner alone "
-            "has the whole",
+            "BehemothWriter: expected whole plans, got cached ones that neither this writer nor any single planner has "
+            "in full",
             hint="keep one BehemothWriter for all saves of a planner, or leave out enable_plan_caching",
             code="dcp-cached-plan",
         )

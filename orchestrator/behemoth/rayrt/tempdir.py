@@ -34,7 +34,7 @@ def make_temp_dir(root: Path | None = None) -> tuple[Path, int]:
         lock_fd = _lock_of(path)
         if lock_fd is not None:
             return path, lock_fd
-    raise Unavailable(f"temporary folder {root}/{PREFIX}*: expected to lock a new one, got {_NUM_TRIES} taken away")
+    raise Unavailable(f"temporary folder {root}/{PREFIX}*: expected to lock a new one, got {_NUM_TRIES} removed")
 
 
 def remove_left_behind(root: Path | None = None) -> list[Path]:

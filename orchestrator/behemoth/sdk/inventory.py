@@ -69,7 +69,7 @@ def module_inventory(
     _check_used("last", last, shapes)
     template = None if layers is None else _Layers(layers)
     if template is not None and not any(template.split(name) for name in shapes):
-        raise Invalid(f"layers: expected what some tensor's name begins with, got {layers!r}", code="arrays-listed")
+        raise Invalid(f"layers: expected the beginning of some tensor's name, got {layers!r}", code="arrays-listed")
     entries = [_entry(name, shape, shard or {}, template, last, dtypes.get(name)) for name, shape in shapes.items()]
     return encode_inventory(list(_gathered(entries)), num_experts=experts, source="module")
 

@@ -43,7 +43,7 @@ class Turn:
         """Raises Conflict for another step than that of the loop: the state would be saved under the wrong step."""
         if self._step is not None and step != self._step:
             raise Conflict(
-                f"{what}: expected step {self._step}, at which steps() is, got {step}",
+                f"{what}: expected step {self._step}, where steps() is now, got {step}",
                 hint="report and save the step that the loop is in; after leaving it, report each step before its save",
                 code="step-mismatch",
             )
@@ -51,7 +51,7 @@ class Turn:
     def _check_return(self, step: int) -> None:
         if self._step != step:
             raise Conflict(
-                f"steps: expected the program to stay out of the loop that it left at step {step}, got its next turn",
+                f"steps: expected no further turn of the loop that was left at step {step}, got one",
                 hint="report one step per turn of the loop; to come back later, begin anew with run.steps(completed)",
                 code="step-mismatch",
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, TypeAlias
 
-from behemoth.spec.field import About, Choice, Integer, OneOf, duration, require_ranges, section, size
+from behemoth.spec.field import About, Choice, Integer, OneOf, duration, rate_limit, require_ranges, section, size
 from behemoth.spec.stores import STORE, Drain, LocalDisk, Retention
 
 
@@ -116,7 +116,7 @@ class Checkpoint:
         About(
             doc="Most bytes a second that a node takes for the copies that it holds; no limit when left out. A restore "
             "is not limited by it.",
-            kind=size(),
+            kind=rate_limit(),
         ),
     ] = None
     local_disk: Annotated[

@@ -103,7 +103,8 @@ class _Decoder:
         if isinstance(text, int | float) and not isinstance(text, bool) and kind.unit in ("time", "bytes"):
             unit = "s" if kind.unit == "time" else "B"
             reason = f"expected {kind.what}, got {shown(text)} without a unit"
-            return self._refuse(path, reason, f"did you mean {text}{unit}?", "missing-unit")
+            hint = kind.zero_hint if not text and kind.zero_hint else f"did you mean {text}{unit}?"
+            return self._refuse(path, reason, hint, "missing-unit")
         if not isinstance(text, str):
             return self._refuse(path, f"expected {kind.what}, got {shown(text)}", "", "wrong-type")
         try:

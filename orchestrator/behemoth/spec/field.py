@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias, assert_never, get_type_hints
 
 from behemoth.base.errors import Invalid
@@ -23,6 +24,7 @@ from behemoth.base.units import (
     format_duration,
     format_size,
     parse_duration,
+    parse_rate,
     parse_size,
 )
 
@@ -43,7 +45,8 @@ class Text:
 class Notation:
     """A value with a spelling of its own. `read(text, name=path)` raises Invalid; `write` gives a text that reads back.
 
-    `write` takes Any because a field's kind and its value meet only at run time.
+    `write` takes Any because a field's kind and its value meet only at run time. `zero_hint`: what to write instead of
+    0, where that is refused.
     """
 
     what: str
@@ -51,6 +54,7 @@ class Notation:
     unit: str
     read: Callable[..., object]
     write: Callable[[Any], str]
+    zero_hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,14 @@ def size() -> Notation:
     """A size in bytes."""
     what = f"a size such as {SIZE_EXAMPLES}"
     return Notation(what=what, pattern=SIZE_PATTERN, unit="bytes", read=parse_size, write=format_size)
+
+
+def rate_limit() -> Notation:
+    """Bytes a second, at least one, where no limit is told by leaving the field out."""
+    hint = "leave it out for no limit"
+    what = f"a size such as {SIZE_EXAMPLES}"
+    read = partial(parse_rate, hint=hint)
+    return Notation(what=what, pattern=SIZE_PATTERN, unit="bytes", read=read, write=format_size, zero_hint=hint)
 
 
 def section(cls: type, *, complete: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None) -> Section:

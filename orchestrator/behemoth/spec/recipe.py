@@ -79,7 +79,7 @@ class Recipe:
         require_ranges(self, name="recipe")
         if {self.weights, self.master} == {"none"}:
             raise Invalid(
-                "recipe.master: expected weights or a master, got none of both",
+                "recipe.master: expected weights or a master, got neither",
                 hint="a checkpoint without them has nothing to train on with",
                 code="recipe-empty",
             )

@@ -187,7 +187,12 @@ def _local_disk_problems(run: TrainingRun) -> Iterator[Problem]:
 
 
 def _no_rate(path: str) -> Problem:
-    return Problem(path=path, reason="expected at least 1 byte a second, got 0", code="out-of-range")
+    return Problem(
+        path=path,
+        reason="expected at least 1 byte a second, got 0",
+        hint="leave it out for no limit",
+        code="out-of-range",
+    )
 
 
 def _mesh_problems(run: TrainingRun) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
 from behemoth.base.errors import Invalid
-from behemoth.spec.field import About, Integer, Notation, duration, require_ranges, section, size
+from behemoth.spec.field import About, Integer, Notation, duration, rate_limit, require_ranges, section, size
 
 
 def _read_store(text: str, *, name: str) -> str:
@@ -120,7 +120,10 @@ class Drain:
     ] = 1
     rate: Annotated[
         int | None,
-        About(doc="Most bytes of checkpoints a second that are read for it; no limit when left out.", kind=size()),
+        About(
+            doc="Most bytes of checkpoints a second that are read for it; no limit when left out.",
+            kind=rate_limit(),
+        ),
     ] = None
     limit: Annotated[
         timedelta,
@@ -158,7 +161,7 @@ class LocalDisk:
         About(
             doc="Most bytes a second that a node writes there; no limit when left out. What has not been written when "
             "the next checkpoint is committed is given up. A restore is not limited by it.",
-            kind=size(),
+            kind=rate_limit(),
         ),
     ] = None
     budget: Annotated[

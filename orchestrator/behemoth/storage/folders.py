@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from behemoth.base.errors import Denied
 from behemoth.ports import ObjectInfo
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.os_errors import named_errors, translated
@@ -23,14 +24,25 @@ def make_root(root: str, *, mode: int = 0o777) -> None:
     """Make the root and those above it; the entry of each new one is durable before anything is put into it.
 
     Folders below are not synced here: `seal` and `create` sync all of them up to the root, once, and one sync for each
-    new folder was a third of a save's time (ext4 commits its journal for each).
+    new folder was a third of a save's time (ext4 commits its journal for each). Raises Denied where a file system has
+    no place for folders, and OSError.
     """
     if os.path.isdir(root):
         return
     above = os.path.dirname(root)
     make_root(above, mode=mode)
-    with suppress(FileExistsError):
+    try:
         os.mkdir(root, mode)
+    except FileExistsError:
+        pass
+    except FileNotFoundError as error:
+        if not os.path.isdir(above):
+            raise
+        raise Denied(  # it is there: so answers /proc, and "no such file" would say nothing
+            f"folder {root}: expected to make it, got a file system that takes no new folders in {above}",
+            hint="name a folder on a disk",
+            code="no-folders",
+        ) from error
     sync_folder(above, missing_ok=True)
 
 

@@ -76,4 +76,6 @@ class LinkedFolder:
         return os.path.join(self.root, *segments_of(key))
 
     def _refuse(self, doing: str) -> NoReturn:
-        raise Denied(f"{doing}: expected only reads of {self.root}, which is somebody's, got a write", code="read-only")
+        raise Denied(
+            f"{doing}: expected only reads of {self.root}, which is another program's, got a write", code="read-only"
+        )

@@ -20,14 +20,14 @@ from operator import itemgetter
 
 from typing_extensions import Buffer
 
-from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.ports import Into, ObjectInfo, Part
 from behemoth.storage.direct import Direct
 from behemoth.storage.folders import empty_folders, make_folders, make_root, remove_empty, sync_folders, unlink, walk
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.mounts import is_on_network
 from behemoth.storage.open_files import OpenFiles
-from behemoth.storage.os_errors import named_errors
+from behemoth.storage.os_errors import translated
 from behemoth.storage.page_cache import cached_bytes
 from behemoth.storage.positional import (
     Run,
@@ -76,7 +76,7 @@ class LocalStore:
         """See the port. Raises Conflict when the object exists with another size, Unavailable `no-space`."""
         path = self._path(segments_of(key))
         runs = runs_of(key, size_bytes, parts)
-        with named_errors(f"write {key}"):
+        with self._named(f"write {key}"):
             self._write_runs(key, path, size_bytes, runs)
 
     def seal(self, keys: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ class LocalStore:
         folders: set[str] = set()
         for key in keys:
             segments = segments_of(key)
-            with named_errors(f"seal {key}"):
+            with self._named(f"seal {key}"):
                 self._files.sync(self._path(segments))
             folders.update(self._folders_above(segments))
         sync_folders(folders)
@@ -94,7 +94,7 @@ class LocalStore:
         taken has lost. A crash leaves at most a temporary file, which `leftovers` tells."""
         segments = segments_of(key)
         view = byte_view(data, f"create {key}")
-        with named_errors(f"create {key}"):
+        with self._named(f"create {key}"):
             path = self._path(segments)
             self._from_temp(f"create {key}", path, lambda temp: _link_durable(key, temp, path, view, self._file_mode))
             sync_folders(self._folders_above(segments))
@@ -105,7 +105,7 @@ class LocalStore:
         segments = segments_of(key)
         before, after = byte_view(old, f"replace {key}"), byte_view(new, f"replace {key}")
         path, doing = self._path(segments), f"replace {key}"
-        with named_errors(doing):
+        with self._named(doing):
             standing = _contents(path, max(before.nbytes, after.nbytes))
             if standing != after:
                 if standing != before:
@@ -117,7 +117,7 @@ class LocalStore:
         """See the port. Raises Corrupt too when something that is no regular file stands there."""
         views = target_views(into, key, offset_bytes)
         path = self._path(segments_of(key))
-        with named_errors(f"read {key}"), _opened(path) as fd:
+        with self._named(f"read {key}"), _opened(path) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Corrupt(f"read {key}: expected a regular file, got one of mode {os.fstat(fd).st_mode:o}")
             done_bytes = self._direct.read(fd, offset_bytes, views)
@@ -131,7 +131,7 @@ class LocalStore:
         """See the port."""
         wanted_bytes = held_bytes = 0
         for key, of_key in groupby(ranges, key=itemgetter(0)):
-            with named_errors(f"ask for {key}"), _opened(self._path(segments_of(key))) as fd:
+            with self._named(f"ask for {key}"), _opened(self._path(segments_of(key))) as fd:
                 for _, offset_bytes, num_bytes in of_key:
                     wanted_bytes += num_bytes
                     held_bytes += min(cached_bytes(fd, offset_bytes, num_bytes) or 0, num_bytes)
@@ -145,14 +145,14 @@ class LocalStore:
         """See the port. Links and other strange files are told too, so that a check can name them; temporary files are
         not. What vanishes meanwhile is left out."""
         segments = segments_of_prefix(prefix)
-        with named_errors(f"list {prefix or self._root}"):
+        with self._named(f"list {prefix or 'all'}"):
             yield from walk(self._path(segments), "".join(f"{segment}/" for segment in segments))
 
     def move(self, source: str, target: str) -> None:
         """See the port. By link(2), which never replaces anything."""
         segments, to_segments = segments_of(source), segments_of(target)
         path, to_path = self._path(segments), self._path(to_segments)
-        with named_errors(f"move {source} to {target}"):
+        with self._named(f"move {source} to {target}"):
             self._link_new(target, path, to_path)
             sync_folders(self._folders_above(to_segments))
             unlink(path)
@@ -167,7 +167,7 @@ class LocalStore:
         for key in keys:
             segments = segments_of(key)
             path = self._path(segments)
-            with named_errors(f"delete {key}"):
+            with self._named(f"delete {key}"):
                 unlink(path)
                 self._files.forget(path)
             folders.update(self._folders_above(segments))
@@ -177,7 +177,7 @@ class LocalStore:
     def leftovers(self) -> Iterator[str]:
         """Temporary files of creations that were cut off, or are under way, as paths relative to the root. Then folders
         that writes made and put nothing into, deepest first, with a `/` at the end."""
-        with named_errors(f"list {self._root}"):
+        with self._named("list leftovers"):
             yield from (info.key for info in walk(self._root, "", temps=True))
             yield from empty_folders(self._root)
 
@@ -196,7 +196,7 @@ class LocalStore:
                     f"delete leftover {name!r}: expected a name that begins with {TEMP_PREFIX!r}, got another"
                 )
             segments = (*segments_of_prefix(folder), last)
-            with named_errors(f"delete leftover {name}"):
+            with self._named(f"delete leftover {name}"):
                 unlink(self._path(segments))
             folders.update(self._folders_above(segments))
         remove_empty(self._root, folders)
@@ -204,6 +204,18 @@ class LocalStore:
     def close(self) -> None:
         """Give back all descriptors. What was written and not sealed is not made durable."""
         self._files.close()
+
+    @contextmanager
+    def _named(self, doing: str) -> Iterator[None]:
+        """Errors inside begin with the path of the store, since a copy has two, and with what was done."""
+        try:
+            yield
+        except BehemothError as error:  # first: our Timeout is an OSError too
+            if self._root in error.message:
+                raise
+            raise error.within(self._root) from error
+        except OSError as error:
+            raise translated(error, f"{self._root}: {doing}") from error
 
     def _path(self, segments: Sequence[str]) -> str:
         """The path, after a look at every folder on the way: none may be a link."""

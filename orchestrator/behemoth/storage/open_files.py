@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from behemoth.base.errors import Timeout
+
+CLOSING_LIMIT_S = 600.0
+"""How long another thread may take to make a file durable and close it. Whoever takes longer hangs in the kernel."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -49,10 +53,11 @@ class OpenFiles:
         self._close_idle(above=self._limit)
 
     def sync(self, path: str) -> None:
-        """Make the file durable and forget it. Raises OSError; a missing file is ENOENT, never created."""
+        """Make the file durable and forget it. Raises OSError; a missing file is ENOENT, never created. Raises Timeout
+        when another thread that closes the file does not come to an end."""
         with self._lock:
             # The kernel reports a failed write-back once: an fsync beside another thread's would succeed wrongly.
-            self._closed.wait_for(lambda: not self._closing[path])
+            self._wait_closed(path)
             failed = self._failed.pop(path, None)
             if failed is not None:
                 raise failed
@@ -66,10 +71,11 @@ class OpenFiles:
             self._give_back(file, forget=True)
 
     def forget(self, path: str) -> None:
-        """The file was deleted: its descriptor is closed when nobody uses it any more."""
+        """The file was deleted: its descriptor is closed when nobody uses it any more. Raises Timeout as `sync`
+        does."""
         with self._lock:
             # What another thread is about to hear is of this file, and not of one that is written there afterwards.
-            self._closed.wait_for(lambda: not self._closing[path])
+            self._wait_closed(path)
             self._failed.pop(path, None)
             file = self._files.pop(path, None)
             if file is not None and file.num_users == 0:
@@ -147,6 +153,14 @@ class OpenFiles:
             del self._files[file.path]
             self._closing[file.path] += 1
             return file
+
+    def _wait_closed(self, path: str) -> None:
+        if not self._closed.wait_for(lambda: not self._closing[path], CLOSING_LIMIT_S):
+            raise Timeout(
+                f"{path}: expected another thread to make it durable within {CLOSING_LIMIT_S:g} s, got no end of it",
+                hint="the disk or the mount does not answer; look into the kernel log (dmesg)",
+                code="disk-stuck",
+            )
 
     def _is_closed(self, path: str, failed: OSError | None) -> None:
         with self._lock:

@@ -38,7 +38,7 @@ def translated(error: OSError, doing: str) -> BehemothError:
             hint = "free space, raise the quota, or keep fewer checkpoints; committed ones are intact"
             return Unavailable(message, code="no-space", hint=hint)
         case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
-            return Conflict(f"{message}: expected a free name, got one that an object and a folder claim")
+            return Conflict(f"{message}: expected a free name, got one for both an object and a folder")
         case errno.ENXIO:
             # No damage: a device may come back, and what is damaged may be deleted.
             return Unavailable(

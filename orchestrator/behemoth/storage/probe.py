@@ -37,7 +37,7 @@ def probe(root: str | os.PathLike[str]) -> None:
         closed = next(_closed_folders(root), None)
         if closed is not None:
             raise Denied(
-                f"checkpoint directory {os.fspath(root)}: expected to write in its folder {closed}, got none allowed",
+                f"checkpoint directory {os.fspath(root)}: expected to write in its folder {closed}, got no permission",
                 hint="check owner and mode of the folder",
                 code="store-denied",
             )

@@ -63,9 +63,9 @@ def error_of_code(code: str, status: int | None, doing: str) -> BehemothError:
         case "PreconditionFailed":
             return Conflict(f"{doing}: expected no such object, got one", code="exists")
         case "InvalidPart" | "InvalidPartOrder":
-            return Conflict(f"{doing}: expected the parts as received, got another or none", code="upload-part")
+            return Conflict(f"{doing}: expected the parts that were received, got others or none", code="upload-part")
         case "ObjectParentIsFile" | "ExistingObjectIsDirectory" | "XMinioParentIsObject":
-            return Conflict(f"{doing}: expected a free name, got one that an object and a folder claim")
+            return Conflict(f"{doing}: expected a free name, got one for both an object and a folder")
         case "BadDigest" | "XAmzContentChecksumMismatch" | "InvalidDigest":
             return Corrupt(f"{doing}: expected bytes of the CRC that was sent with them, got others", code=UPLOAD_CRC)
         case "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "XAdminUserNotFound":

@@ -143,7 +143,7 @@ FRAGMENTS = [Fragment(RANK, 0, 0, 0, 64), Fragment(RANK, 0, 0, 64, 64)]
 QUESTIONS: tuple[Callable[[NodeExchange], object], ...] = (
     lambda exchange: np.array(exchange.crcs(RANK, FRAGMENTS, cancelled=lambda: False), dtype=np.int64),
     lambda exchange: exchange.upload_ids(RANK, [Shard(0, 0), Shard(0, 1)], cancelled=lambda: False),
-    lambda exchange: exchange.receipts(RANK, Rank(1), cancelled=lambda: False),
+    lambda exchange: exchange.receipts(RANK, Rank(1), first=0, cancelled=lambda: False),
 )
 
 

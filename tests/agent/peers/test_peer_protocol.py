@@ -21,12 +21,13 @@ from behemoth.agent.memories import Memories
 from behemoth.agent.peers import client as client_module
 from behemoth.agent.peers import server as server_module
 from behemoth.agent.peers.client import PeerClient
-from behemoth.agent.peers.identity import PeerAddress, PeerIdentity, admit
+from behemoth.agent.peers.identity import SILENT, PeerAddress, PeerIdentity, admit
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import Handler, PeerServer, Reply
-from behemoth.agent.peers.sockets import PeerSocket
+from behemoth.agent.peers.sockets import LATE, PeerSocket
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import NodeId, Rank, WriteId
+from behemoth.checkpoint.exchange import OUT_OF_TIME
 from behemoth.wire.frames import encode_frame
 from behemoth.wire.peers import (
     PEER_BUSY,
@@ -297,6 +298,14 @@ def test_a_node_that_has_no_thread_left_for_a_connection_serves_the_next_one(mon
     assert len(refused) == 1
 
 
+def test_a_server_that_is_closed_accepts_no_more_though_a_child_has_its_sockets_too() -> None:
+    server = PeerServer(listen_for_peers("127.0.0.1"), identity("n0"), {})
+    server.start()
+    with server._woken.dup(), server._wake.dup():  # as a forked child has them
+        server.close()
+    assert not server._accepting.is_alive()
+
+
 def test_more_nodes_than_a_node_has_connections_for_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
     answer = SnapshotFound(sequence=1, step=2, data_bytes=3)
@@ -488,6 +497,64 @@ def test_a_node_that_says_nothing_costs_no_more_than_the_limit() -> None:
                 client.ask(peer, ask_snapshot(), SnapshotFound)
         finally:
             let_go.set()
+
+
+ANSWER = encode_frame(BytesFound(payload_bytes=4096))
+BEGINS = {"a length": ANSWER[:3], "an answer": ANSWER[:-1], "a payload": ANSWER + bytes(9), "all": ANSWER + bytes(4096)}
+
+
+@contextlib.contextmanager
+def stopping_within_an_answer(begin: bytes) -> Iterator[PeerAddress]:
+    let_go = threading.Event()
+
+    def begin_only(sock: socket.socket) -> None:
+        sock.sendall(begin)
+        let_go.wait(LIMIT_S)
+
+    with lying(begin_only) as peer:
+        try:
+            yield peer
+        finally:
+            let_go.set()
+
+
+def asked_of(client: PeerClient, peer: PeerAddress, cancelled: Callable[[], bool] = lambda: False) -> None:
+    into = memoryview(bytearray(4096))
+    client.ask(peer, ask_bytes(1, 0, 4096), BytesFound, into=into, cancelled=cancelled)
+
+
+@pytest.mark.parametrize("begin", BEGINS.values(), ids=BEGINS)
+def test_a_node_that_stops_within_an_answer_is_not_waited_for_as_long_as_the_whole_may_take(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(client_module, "STALL_S", 0.05)
+    with stopping_within_an_answer(begin) as peer, asking(limit_s=3600) as client, pytest.raises(Timeout) as caught:
+        asked_of(client, peer)
+    assert caught.value.code == LATE
+
+
+@pytest.mark.parametrize("begin", BEGINS.values(), ids=BEGINS)
+def test_who_gives_up_waits_no_longer_for_the_rest_of_an_answer(monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
+    monkeypatch.setattr(client_module, "STALL_S", 3600.0)
+    looks = iter([False] * 3)
+    with stopping_within_an_answer(begin) as peer, asking(limit_s=3600) as client:
+        with pytest.raises(Conflict, match="node n0: peer connection: given up"):
+            asked_of(client, peer, lambda: next(looks, True))
+        assert client._idle == []
+
+
+@pytest.mark.parametrize(("silence_s", "code"), [(0.0, SILENT), (3600.0, OUT_OF_TIME)])
+def test_of_who_stopped_long_before_the_askers_time_was_over_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, silence_s: float, code: str
+) -> None:
+    monkeypatch.setattr(client_module, "SILENCE_S", silence_s)
+
+    def no_time() -> bool:
+        raise Timeout("no time left", code=OUT_OF_TIME)
+
+    with stopping_within_an_answer(ANSWER) as peer, asking(limit_s=3600) as client, pytest.raises(Timeout) as caught:
+        asked_of(client, peer, no_time)
+    assert caught.value.code == code
 
 
 def test_an_answer_to_another_question_is_corrupt() -> None:

@@ -78,6 +78,6 @@ def test_a_job_that_begins_anew_on_a_full_disk_knows_its_new_note_alone(tmp_path
 
 def test_two_calls_do_not_do_the_same_job_at_once(tmp_path: Path) -> None:
     second = Call(tmp_path)
-    with Call(tmp_path).record, pytest.raises(Conflict, match="expected nobody else to do the same"), second.record:
+    with Call(tmp_path).record, pytest.raises(Conflict, match="expected to be the only process"), second.record:
         pass
     assert second.told == []

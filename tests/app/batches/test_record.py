@@ -97,7 +97,7 @@ def test_a_record_that_was_cut_or_damaged_anywhere_counts_up_to_there(tmp_path: 
 def test_two_calls_do_not_do_the_same_job_at_once(tmp_path: Path) -> None:
     with recorded(tmp_path, verb="verify", job=JOB):
         with (
-            pytest.raises(Conflict, match="expected nobody else to do the same") as caught,
+            pytest.raises(Conflict, match="expected to be the only process that does this job") as caught,
             recorded(tmp_path, verb="verify", job=JOB),
         ):
             pass

@@ -130,7 +130,7 @@ def test_a_finished_result_is_that_of_its_own_job_alone_and_only_while_it_is_who
     with small_chunks(32), small_parts():
         inner = new()
         resumable(tmp_path, inner, FIRST)
-        with pytest.raises(Conflict, match="expected no checkpoint of step 5, got one") as caught:
+        with pytest.raises(Conflict, match="expected no checkpoint of step 5, got write ") as caught:
             resumable(tmp_path, inner, SECOND, job=b"another")
         assert caught.value.code == "import-taken"
         (one,) = commits(inner)

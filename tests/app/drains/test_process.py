@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from msgspec import structs
 
 from behemoth.app.batches.messages import Failed
 from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Settings, encoded, received, send
-from behemoth.app.drains.process import drain_one, serve_drains
+from behemoth.app.drains.process import drain_one, retain, serve_drains
 from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import RunUid, WriteId
 from behemoth.checkpoint.commit import commits, reject
@@ -23,7 +24,7 @@ from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import Retention
-from behemoth.ports import SavesTo
+from behemoth.ports import ObjectInfo, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
@@ -49,6 +50,27 @@ def saved(store: SavesTo, step: int, write_id: str = "") -> CommitRef:
 
 def steps_of(store: SavesTo) -> list[int]:
     return [int(one.step) for one in commits(store) if isinstance(one, CommitRef)]
+
+
+class Listed(MemoryStore):
+    """Notes which prefixes are listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefixes: list[str] = []
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.prefixes.append(prefix)
+        return super().list(prefix)
+
+
+def test_retention_that_gives_nothing_up_lists_the_commits_and_pins_of_the_tier_once() -> None:
+    above, below = MemoryStore(), Listed()
+    for store in (above, below):
+        saved(store, 1)
+    below.prefixes.clear()
+    retain(above, below, SETTINGS.retention)
+    assert (below.prefixes.count("commits"), below.prefixes.count("pins")) == (1, 1)
 
 
 def test_the_tiers_retention_keeps_its_last_two_and_what_is_pinned_in_either_store() -> None:

@@ -193,7 +193,7 @@ def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
     tensors: dict[str, Tensor] = {"a": chunked(np.arange(3, dtype=np.float32))}
     store = MemoryStore()
     first = import_tensors(store, tensors)
-    with pytest.raises(Conflict, match="expected no checkpoint of step 5, got one"):
+    with pytest.raises(Conflict, match="expected no checkpoint of step 5, got write import-1, which something else"):
         import_tensors(store, tensors, write_id="import-2")
     assert latest(store) == first.ref
     assert verify(store, first.ref, threads=1, deep=True).is_intact
@@ -227,8 +227,8 @@ def write_index(folder: Path, weight_map: object) -> None:
     ("weight_map", "text"),
     [
         ({"a": "one.safetensors", "b": "gone.safetensors"}, "expected the file gone.safetensors beside it"),
-        ({"a": "one.safetensors"}, "tensor 'z': expected in no file, got it in one.safetensors"),
-        ({"a": "one.safetensors", "z": "one.safetensors", "b": "one.safetensors"}, "tensor 'b': expected in one"),
+        ({"a": "one.safetensors"}, "tensor 'z': expected it in no file, got it in one.safetensors"),
+        ({"a": "one.safetensors", "z": "one.safetensors", "b": "one.safetensors"}, "tensor 'b': expected it in one"),
         ({"a": "../one.safetensors"}, "expected a safetensors index"),
         ({"a": 3}, "expected a safetensors index"),
         ({}, "expected a safetensors index"),
@@ -246,7 +246,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         saved(tmp_path, {"a": MODEL["steps"], name: MODEL["flags"]}, f"{name}.safetensors")
     write_index(tmp_path, {"a": "one.safetensors", "one": "one.safetensors", "two": "two.safetensors"})
-    with pytest.raises(Corrupt, match=r"tensor 'a': expected in one file, got it in one.safetensors and two"):
+    with pytest.raises(Corrupt, match=r"tensor 'a': expected it in one file, got it in one.safetensors and two"):
         read_model(LocalStore(tmp_path), threads=1)
 
 

@@ -233,7 +233,7 @@ def test_a_map_may_drop_all_others() -> None:
         (
             EXPERTS,
             numbered(*((f"e.{x}.7.{name}", (2, 3)) for x, name in ((0, "up"), (1, "up"), (0, "gate")))),
-            r"concat: expected as many tensors of each name, got \[1, 2\]",
+            r"concat: expected equally many tensors of each name, got \[1, 2\]",
         ),
         (EXPERTS, numbered(("e.x.7.gate", (2, 3))), "expected a number for 'x'"),
         (EXPERTS, numbered(("e.01.7.gate", (2, 3))), "expected a number for 'x'"),

@@ -35,6 +35,9 @@ SILENCE_S = 1.0
 """A node that has a store process greets within milliseconds. One that has not for so long has none, or it is frozen,
 or something swallows what is sent to it."""
 ANSWER_LIMIT_S = 30.0
+STALL_S = 10.0
+"""Within an answer. A node sends what it has in memory: one that says nothing for so long is frozen or cut off, and a
+payload may take minutes by its size."""
 BUSY_PAUSE_S = 0.2
 """At most, before a node that answers too many others is asked again."""
 MAX_IDLE = 64
@@ -66,7 +69,8 @@ class PeerClient:
         Unavailable, Timeout, Corrupt; Conflict when the payload changed while it was sent. After an error `into` may
         hold anything, and nobody writes to it any more. A node that answers too many others is asked again until
         the limit of an answer is over. `cancelled` ends each wait with Conflict, or with an error of its own; a Timeout
-        has the code SILENT where the node had SILENCE_S to greet and did not. Without `is_patient` it has no longer."""
+        has the code SILENT where the node had SILENCE_S to greet, or to go on with an answer, and did not. Without
+        `is_patient` it has no longer to greet."""
         patience_ends_s = time.monotonic() + self._answer_limit_s
         while _is_busy(answer := self._asked(peer, request, into, cancelled, is_patient)):
             if time.monotonic() >= patience_ends_s:
@@ -127,7 +131,26 @@ class PeerClient:
         deadline = time.monotonic() + payload_limit_s(self._answer_limit_s, wanted)
         link.send(request, deadline=deadline)
         link.until_readable(deadline=deadline, cancelled=cancelled)
-        answer: PeerAnswer = link.receive(PEER_ANSWERS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=deadline)
+        try:
+            return self._received(link, into, wanted, deadline=deadline, cancelled=cancelled)
+        except Timeout as error:
+            if error.code == LATE or time.monotonic() - link.heard_s < SILENCE_S:
+                raise  # who asks had no time left, which says nothing of the node
+            raise Timeout("answer: expected the rest of it, got none in time", code=SILENT) from error
+
+    def _received(
+        self,
+        link: PeerSocket,
+        into: memoryview | None,
+        wanted: int,
+        *,
+        deadline: float,
+        cancelled: Callable[[], bool],
+    ) -> PeerAnswer:
+        limit_bytes, silence_s = MAX_PEER_FRAME_BYTES, STALL_S
+        answer: PeerAnswer = link.receive(
+            PEER_ANSWERS, limit_bytes=limit_bytes, deadline=deadline, silence_s=silence_s, cancelled=cancelled
+        )
         if isinstance(answer, PeerFailed) and answer.payload_bytes == 0:
             return answer
         if answer.payload_bytes != wanted:
@@ -136,8 +159,10 @@ class PeerClient:
                 code="peer-payload",
             )
         if into is not None and wanted:
-            link.receive_into(into.cast("B"), deadline=deadline)
-            end: PayloadEnd = link.receive(PAYLOAD_ENDS, limit_bytes=MAX_PEER_FRAME_BYTES, deadline=deadline)
+            link.receive_into(into.cast("B"), deadline=deadline, silence_s=silence_s, cancelled=cancelled)
+            end: PayloadEnd = link.receive(
+                PAYLOAD_ENDS, limit_bytes=limit_bytes, deadline=deadline, silence_s=silence_s, cancelled=cancelled
+            )
             if not end.is_whole:
                 raise Conflict("answer: what was asked for was replaced while it was sent", code="peer-replaced")
         return answer

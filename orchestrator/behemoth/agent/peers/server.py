@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -89,6 +90,8 @@ class PeerServer:
     def close(self) -> None:
         """Cut every connection and wait for the threads, for a few seconds at most."""
         self._is_closing.set()
+        with suppress(OSError):  # it was closed before
+            self._woken.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while a forked child has the socket too
         self._woken.close()
         if self._accepting.is_alive():
             self._accepting.join(_JOIN_LIMIT_S)

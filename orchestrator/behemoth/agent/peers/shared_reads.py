@@ -96,7 +96,7 @@ class SharedReads(WrapperStore):
 
     def _ask(self, slot: int, unit: Unit, offset_bytes: int, into: memoryview) -> None:
         if slot in self._silent:
-            raise Unavailable(f"slot {slot}: expected an answer, got a failure before, in this restore")
+            raise Unavailable(f"slot {slot}: expected an answer, got a failure earlier in this restore")
         question = AskStored(
             key=unit.key,
             unit_offset_bytes=unit.offset_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -57,10 +58,11 @@ def connect(host: str, port: int, *, limit_s: float, cancelled: Callable[[], boo
 
 
 class PeerSocket:
-    """Owns `sock`, used by one thread. Deadlines are of `time.monotonic`."""
+    """Owns `sock`, used by one thread. Deadlines are of `time.monotonic`. `heard_s`: when bytes last came."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.heard_s = time.monotonic()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -85,14 +87,23 @@ class PeerSocket:
     def send(self, message: object, *, deadline: float) -> None:
         self.send_buffers([encode_frame(message)], deadline=deadline)
 
-    def receive(self, decoder: msgspec.msgpack.Decoder[T], *, limit_bytes: int, deadline: float) -> T:
-        """The next message. Raises Corrupt before anything larger than `limit_bytes` is allocated."""
+    def receive(
+        self,
+        decoder: msgspec.msgpack.Decoder[T],
+        *,
+        limit_bytes: int,
+        deadline: float,
+        silence_s: float = math.inf,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """The next message. Raises Corrupt before anything larger than `limit_bytes` is allocated, and what
+        `receive_into` does."""
         head = bytearray(LENGTH_BYTES)
-        self.receive_into(memoryview(head), deadline=deadline)
+        self.receive_into(memoryview(head), deadline=deadline, silence_s=silence_s, cancelled=cancelled)
         length = int.from_bytes(head, "little")
         check_length(length, limit_bytes)
         body = bytearray(length)
-        self.receive_into(memoryview(body), deadline=deadline)
+        self.receive_into(memoryview(body), deadline=deadline, silence_s=silence_s, cancelled=cancelled)
         return decode_body(decoder, bytes(body))
 
     def until_readable(self, *, deadline: float, cancelled: Callable[[], bool]) -> None:
@@ -113,18 +124,28 @@ class PeerSocket:
         while offset_bytes < end:
             offset_bytes += self._try_send_file(fd, offset_bytes, end - offset_bytes, deadline)
 
-    def receive_into(self, into: memoryview, *, deadline: float) -> None:
-        """Fill `into`. Raises Unavailable when the other end closes before that."""
+    def receive_into(
+        self,
+        into: memoryview,
+        *,
+        deadline: float,
+        silence_s: float = math.inf,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Fill `into`. Raises Unavailable when the other end closes before that, Timeout at the deadline and when
+        nothing comes for `silence_s`, Conflict soon after `cancelled` says so."""
         while into:
             try:
                 received = self._sock.recv_into(into)
             except BlockingIOError:
-                self._wait(select.POLLIN, deadline, "receive")
+                if not self._is_ready(select.POLLIN, min(deadline, time.monotonic() + silence_s), cancelled):
+                    raise _late("receive") from None
                 continue
             except OSError as error:
                 raise _broken(error) from error
             if received == 0:
                 raise Unavailable("peer connection: expected more bytes, got its end", code="peer-closed")
+            self.heard_s = time.monotonic()
             into = into[received:]
 
     def _try_send(self, left: memoryview, deadline: float) -> int:
@@ -172,4 +193,4 @@ def _broken(error: OSError) -> Unavailable:
 
 
 def _late(what: str) -> Timeout:
-    return Timeout(f"peer connection: expected to {what} in time, got nothing done", code=LATE)
+    return Timeout(f"peer connection: expected to {what} in time, got no progress", code=LATE)

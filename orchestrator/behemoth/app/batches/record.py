@@ -207,7 +207,7 @@ def _locked(path: Path, verb: str) -> int:
             os.close(fd)
     except BlockingIOError as error:
         raise Conflict(
-            f"{verb}: expected nobody else to do the same, got another process that does (record {path})",
+            f"{verb}: expected to be the only process that does this job, got another one (record {path})",
             hint="wait for it, or end it; this command goes on where it stopped",
             code="job-busy",
         ) from error

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from behemoth.checkpoint.owner import require_own
 from behemoth.checkpoint.pacing import Pacer
 from behemoth.checkpoint.paths import COMMITS
 from behemoth.checkpoint.pins import pinned_writes
+from behemoth.checkpoint.signposts import Write
 from behemoth.policy.retention import Dated, Retention, expired
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
@@ -123,17 +124,21 @@ def retain(source: ObjectStore, target: ObjectStore, retention: Retention) -> No
     """Delete what retention gives up in the second store, and what cut-off copies left. A pin in either store keeps.
     Raises Corrupt as `pinned_writes` does, and Unavailable where the first store shows no commit at all, though what
     was just drained is held there: one that is not mounted any more looks like one without pins."""
-    intact = [one for one in commits(target) if isinstance(one, CommitRef)]
-    pinned = pinned_writes(source) | pinned_writes(target)
+    pinned_above = pinned_writes(source)
     if not any(True for _ in source.list(COMMITS)):
         raise Unavailable(
             "first store: expected the commit that was drained, got none any more, so nobody can tell what is pinned",
             hint="mount it, or put it back; what the second store need not keep goes after the next copy",
             code="store-away",
         )
-    dated = [Dated(step=one.step, committed_us=one.committed_us) for one in intact]
-    kept = [one.step for one in intact if (one.step, one.write_id) in pinned]
-    gone = set(expired(dated, retention, pinned=kept))
-    drop = [one for one in intact if one.step in gone]
+
+    def drop(found: Sequence[CommitRef | BadCommit], pinned: Collection[Write]) -> list[CommitRef]:
+        intact = [one for one in found if isinstance(one, CommitRef)]
+        dated = [Dated(step=one.step, committed_us=one.committed_us) for one in intact]
+        all_pinned = pinned_above.union(pinned)
+        kept = [one.step for one in intact if (one.step, one.write_id) in all_pinned]
+        gone = set(expired(dated, retention, pinned=kept))
+        return [one for one in intact if one.step in gone]
+
     # Whoever was killed in a copy may have sent its commit. What is rejected here says nothing of the store above.
     execute(target, plan_gc(target, drop=drop, in_flight=(), unsure=lambda _write_id: True))

@@ -63,7 +63,7 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int, sou
             raise Corrupt(f"{indexes[0]}: expected the file {name} beside it, got none", code="safetensors-missing")
         for key, tensor in _read_file(store, name, listed[name], threads, is_whole=expected is not None).items():
             if key in holders:
-                raise Corrupt(f"tensor {key!r}: expected in one file, got it in {holders[key]} and {name}")
+                raise Corrupt(f"tensor {key!r}: expected it in one file, got it in {holders[key]} and {name}")
             tensors[key], holders[key] = tensor, name
     if expected is not None and expected != holders:
         raise _unlike_index(indexes[0], expected, holders)
@@ -114,7 +114,7 @@ def _unlike_index(index: str, expected: Mapping[str, str], got: Mapping[str, str
     name = min(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     told, found = expected.get(name, "no file"), got.get(name, "no file")
     return Corrupt(
-        f"{index}: tensor {name!r}: expected in {told}, got it in {found}",
+        f"{index}: tensor {name!r}: expected it in {told}, got it in {found}",
         hint="files of two exports lie in one folder, or one is missing",
         code="safetensors-index",
     )

@@ -30,6 +30,8 @@ from behemoth.ports import ObjectStore, SavesTo
 from behemoth.spec.mesh import Mesh
 from behemoth.state.effect import CommitRef
 
+TAKEN = "import-taken"
+"""Code of the error for a step that has a checkpoint already."""
 BLOCK_BYTES = 64 << 20
 """Bytes of a tensor that are held at a time. A transposed one is read once for each such block."""
 
@@ -70,10 +72,11 @@ def check_free(store: ObjectStore, step: Step, *, own: str = "") -> CommitRef | 
         return None
     if own and isinstance(standing, CommitRef) and standing.write_id.startswith(own):
         return standing
+    got = f"write {standing.write_id}" if isinstance(standing, CommitRef) else "a record that cannot be read"
     raise Conflict(
-        f"target store: expected no checkpoint of step {step}, got one",
+        f"target store: expected no checkpoint of step {step}, got {got}, which something else has made",
         hint="name another store; an import may have another step",
-        code="import-taken",
+        code=TAKEN,
     )
 
 

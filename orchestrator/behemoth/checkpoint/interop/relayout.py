@@ -110,7 +110,7 @@ def _intake(saved: Layout, layout: Layout, convert: dict[str, Conversion], step:
     found = origins(saved, layout, step=step, intake=intake)
     if nowhere := [layout.arrays[at].name for at in left_out(layout, found)]:
         raise Invalid(
-            f"checkpoint of step {step}: expected something to make each array of, got nothing for {nowhere[:3]}",
+            f"checkpoint of step {step}: expected something to make each array from, got nothing for {nowhere[:3]}",
             code="model-mismatch",
         )
     return intake

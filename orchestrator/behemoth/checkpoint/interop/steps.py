@@ -58,7 +58,7 @@ class Concat:
     def apply(self, rows: Rows, named: Named) -> Rows:
         counts = [len(row) for row in rows]
         if len(set(counts)) > 1:
-            raise Invalid(f"concat: expected as many tensors of each name, got {counts}", code="map-incomplete")
+            raise Invalid(f"concat: expected equally many tensors of each name, got {counts}", code="map-incomplete")
         return [[self._joined(parts, named) for parts in zip(*rows, strict=True)]]
 
     def inverse(self) -> Split:
