@@ -377,6 +377,17 @@ def test_an_unfinished_file_is_in_a_folder_that_no_reader_looks_into(tmp_path: P
     assert not loaded(tmp_path)
 
 
+def test_nothing_that_a_killed_export_left_is_in_the_folder_of_the_one_that_ends(tmp_path: Path) -> None:
+    """Killed behind the last file of its own folder, and while it created the index."""
+    plan, _ = small_plan()
+    (tmp_path / f"{UNFINISHED}dead").mkdir()
+    (tmp_path / ".behemoth-tmp-dead").write_bytes(b"{")
+    (tmp_path / "lost+found").mkdir()
+    export(LocalStore(tmp_path), plan)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert (tmp_path / "lost+found").exists()
+
+
 def test_a_second_call_writes_nothing() -> None:
     plan, _ = small_plan()
     store = MemoryStore()

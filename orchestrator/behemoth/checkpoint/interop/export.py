@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
+from behemoth.checkpoint.gc import KeepsLeftovers
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.checkpoint.layout import DTYPES
@@ -237,9 +238,13 @@ def _cleared_after(store: SavesTo, plan: ExportPlan, folder: str) -> Iterator[No
 
 
 def _clear(store: SavesTo, plan: ExportPlan, unfinished: str) -> None:
-    """Remove what exports that were cut off left: folders whose names begin so, and uploads of the plan's files."""
+    """Remove what exports that were cut off left: folders whose names begin so, an index that was not yet in place, and
+    uploads of the plan's files."""
     if not isinstance(store, UploadsParts):
         store.delete([info.key for info in store.list("") if info.key.startswith(unfinished)])
+        if isinstance(store, KeepsLeftovers):
+            left = [name for name in store.leftovers() if name.startswith(unfinished) or not name.endswith("/")]
+            store.delete_leftovers(left)
         return
     names = {file.name for file in plan.files}
     for upload in list(store.list_uploads("")):
