@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from typing_extensions import Buffer
 
+from behemoth.app import checkpoint_desk
 from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Conflict, Invalid, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
+from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
@@ -65,6 +68,32 @@ def test_the_size_of_a_record_is_known_of_commits_that_were_found_and_of_those_t
         assert isinstance(one, CommitRef)
         assert desk.record_bytes(one) == sizes[commit_key(one.step)] > 0
     assert len(sizes) == 2
+
+
+def test_a_save_is_decoded_and_proven_by_as_many_threads_as_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told, used = MemoryStore(), list[Evidence](), list[int]()
+
+    def noting(work: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*args: Any, threads: int, **options: Any) -> Any:
+            used.append(threads)
+            return work(*args, threads=threads, **options)
+
+        return done
+
+    monkeypatch.setattr(checkpoint_desk, "decoded", noting(checkpoint_desk.decoded))
+    monkeypatch.setattr(commit_module, "prove", noting(commit_module.prove))
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append, threads=3)
+    receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2, write_id="a1-2", attempt=1)
+    desk.commit(
+        step=Step(2),
+        write_id=WriteId("a1-2"),
+        attempt=Attempt(1),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    assert used == [3, 3]
+    assert any(isinstance(one, Committed) for one in told)
 
 
 def test_a_commit_of_a_newer_release_stops_the_run_and_is_left_alone() -> None:

@@ -22,7 +22,7 @@ from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import refuse_other, require_own
 from behemoth.checkpoint.pins import pinned_writes
-from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.receipt import decoded
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
@@ -49,7 +49,8 @@ class Drains(Protocol):
 
 class CheckpointDesk:
     """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance.
-    `unsure` are writes of former terms (`unsure_writes`)."""
+    `unsure` are writes of former terms (`unsure_writes`). Of `threads` a save is proven; the desk's own is enough where
+    few ranks have written."""
 
     def __init__(
         self,
@@ -62,8 +63,10 @@ class CheckpointDesk:
         tell: Callable[[Evidence], None],
         drains: Drains | None = None,
         unsure: Collection[WriteId] = (),
+        threads: int = 1,
     ) -> None:
         self._store = store
+        self._threads = threads
         self._drains = drains
         self._run_name = run_name
         self._run_uid = run_uid
@@ -156,8 +159,9 @@ class CheckpointDesk:
                     committed_us=self._clock.now_us(),
                 ),
                 Layout.decode(layout),
-                [Receipt.decode(receipt) for receipt in receipts],
+                decoded(receipts, threads=self._threads),
                 previous=self._newest(),
+                threads=self._threads,
             )
         except BehemothError as error:
             self._unsure.add(write_id)

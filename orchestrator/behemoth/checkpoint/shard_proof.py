@@ -37,9 +37,10 @@ def check_shards(layout: Layout, proof: Proof, receipts: Sequence[Receipt]) -> N
             if (array, shard) not in found:
                 raise Invalid(f"{_name(grid, shard)}: expected a record of its upload, got none", code="shard-missing")
             rank, record = found[array, shard]
-            _check(f"{_name(grid, shard)}, completed by rank {rank}", whole_crc, record.crc)
-            if record.payload_crc is not None:
-                _check(f"{_name(grid, shard)}, what its chunks have in it", payload_crc, record.payload_crc)
+            if record.crc != whole_crc:
+                raise _differing(f"{_name(grid, shard)}, completed by rank {rank}", whole_crc, record.crc)
+            if record.payload_crc not in (None, payload_crc):
+                raise _differing(f"{_name(grid, shard)}, what its chunks have in it", payload_crc, record.payload_crc)
 
 
 def shard_crc(grid: Grid) -> int:
@@ -81,13 +82,12 @@ def _shard_payload_crcs(grid: Grid, chunk_crcs: Crcs) -> list[int]:
     return found
 
 
-def _check(what: str, expected: int, got: int) -> None:
-    if got != expected:
-        raise Corrupt(
-            f"{what}: expected CRC-32C {expected:08x}, as the spans of the ranks say, got {got:08x}",
-            hint="replicas differ, or bytes were changed on their way to the store",
-            code="shard-crc",
-        )
+def _differing(what: str, expected: int, got: int) -> Corrupt:
+    return Corrupt(
+        f"{what}: expected CRC-32C {expected:08x}, as the spans of the ranks say, got {got:08x}",
+        hint="replicas differ, or bytes were changed on their way to the store",
+        code="shard-crc",
+    )
 
 
 @lru_cache(maxsize=1 << 10)
