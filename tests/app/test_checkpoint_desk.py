@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from typing_extensions import Buffer
 
-from behemoth.app import checkpoint_desk
 from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Conflict, Invalid, Unavailable
@@ -20,6 +19,7 @@ from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
+from behemoth.checkpoint.proof import Proof, prove
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 from behemoth.testing.faults import Fail, FaultyStore, When
@@ -70,18 +70,14 @@ def test_the_size_of_a_record_is_known_of_commits_that_were_found_and_of_those_t
     assert len(sizes) == 2
 
 
-def test_a_save_is_decoded_and_proven_by_as_many_threads_as_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_is_proven_by_as_many_threads_as_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     store, told, used = MemoryStore(), list[Evidence](), list[int]()
 
-    def noting(work: Callable[..., Any]) -> Callable[..., Any]:
-        def done(*args: Any, threads: int, **options: Any) -> Any:
-            used.append(threads)
-            return work(*args, threads=threads, **options)
+    def noting(*receipts: Any, threads: int, **options: Any) -> Proof:
+        used.append(threads)
+        return prove(*receipts, threads=threads, **options)
 
-        return done
-
-    monkeypatch.setattr(checkpoint_desk, "decoded", noting(checkpoint_desk.decoded))
-    monkeypatch.setattr(commit_module, "prove", noting(commit_module.prove))
+    monkeypatch.setattr(commit_module, "prove", noting)
     desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append, threads=3)
     receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2, write_id="a1-2", attempt=1)
     desk.commit(
@@ -92,7 +88,7 @@ def test_a_save_is_decoded_and_proven_by_as_many_threads_as_are_told(monkeypatch
         receipts=[receipt.encode() for receipt in receipts],
     )
     desk.close()
-    assert used == [3, 3]
+    assert used == [3]
     assert any(isinstance(one, Committed) for one in told)
 
 

@@ -25,7 +25,7 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
 from behemoth.checkpoint.proof import prove
-from behemoth.checkpoint.receipt import Receipt, decoded
+from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.span_table import SpanTable
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import Part
@@ -311,18 +311,6 @@ def test_a_flipped_bit_anywhere_in_a_record_is_found() -> None:
 def test_rubbish_is_no_receipt(data: bytes) -> None:
     with pytest.raises(Corrupt):
         Receipt.decode(data)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_of_many_receipts_the_first_that_is_none_is_told_and_all_come_in_their_order(threads: int) -> None:
-    sent = [Receipt(rank=rank, attempt=1, step=7, write_id="a1-1", layout_digest="d", spans=()) for rank in range(1000)]
-    data = [one.encode() for one in sent]
-    assert decoded(data, threads=threads) == sent
-    for at in range(50, 1000, 50):
-        other = msgspec.msgpack.encode({"version": at})
-        rest = [msgspec.msgpack.encode({"version": 5000 + number}) for number in range(at + 1, 1000, 2)]
-        with pytest.raises(Corrupt, match=f"expected version 5, got {at}$"):
-            decoded([*data[:at], other, *rest], threads=threads)
 
 
 @pytest.mark.parametrize("limit", ["MAX_RECEIPT_BYTES", "MAX_TABLE_BYTES"])

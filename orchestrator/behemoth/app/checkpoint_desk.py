@@ -22,7 +22,7 @@ from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import refuse_other, require_own
 from behemoth.checkpoint.pins import pinned_writes
-from behemoth.checkpoint.receipt import decoded
+from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
@@ -159,7 +159,7 @@ class CheckpointDesk:
                     committed_us=self._clock.now_us(),
                 ),
                 Layout.decode(layout),
-                decoded(receipts, threads=self._threads),
+                [Receipt.decode(receipt) for receipt in receipts],
                 previous=self._newest(),
                 threads=self._threads,
             )

@@ -30,7 +30,7 @@ _Counts = npt.NDArray[np.unsignedinteger[Any]]
 _BLOCK_ROWS = 1 << 16
 """Spans that are sorted into stretches at a time: what is computed of them stays in a core's cache."""
 _PART_ROWS = 1 << 17
-"""Spans that are put in order and summed at a time. Each thread takes some 80 bytes for each of them."""
+"""Spans that are put in order and summed at a time. Each thread takes some 120 bytes for each of them."""
 _NUM_STRETCHES = 256
 """Of about equally many chunks, into which the line is cut: a byte numbers them, by which numpy sorts in one pass."""
 

@@ -40,10 +40,10 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sum
 
     Raises Invalid for a receipt that tells of more or fewer ends than its spans have, Corrupt for a wrong one.
     """
-    by_row = _in_order_of_rows(np.flatnonzero(sums.num_spans > 1), sums.last_row, int(first_rows[-1]))
+    rows, by_row = _in_order_of_rows(np.flatnonzero(sums.num_spans > 1), sums.last_row, int(first_rows[-1]))
     is_asked = sums.num_spans.take(by_row) <= MAX_SPANS
     ends, unasked = by_row[is_asked], by_row[~is_asked]
-    bounds = np.searchsorted(sums.last_row.take(ends), first_rows)
+    bounds = np.searchsorted(rows[is_asked], first_rows)
     data_crc = sums.data_crc.take(ends)
     told = np.concatenate([_told(*one) for one in zip(receipts, np.diff(bounds).tolist(), strict=True)])
     if (wrong := np.flatnonzero((told != data_crc) & (told != END_LEFT))).size:
@@ -59,12 +59,14 @@ def ends_left(layout: Layout, receipts: Sequence[Receipt], first_rows: Ints, sum
     return Chunks(sums.last_row[left], *sums.places(left), sums.data_crc[left].astype(np.int64), sums.num_spans[left])
 
 
-def _in_order_of_rows(chunks: Ints, row_of: Ints, num_rows: int) -> Ints:
-    """No two chunks have the same row, so that each is put where its row is: faster than sorting."""
+def _in_order_of_rows(chunks: Ints, row_of: Ints, num_rows: int) -> tuple[Ints, Ints]:
+    """The rows of these chunks, no two the same, in order, and the chunk of each. Each chunk is put where its row is,
+    which is faster than sorting them."""
     is_row, chunk_of = np.zeros(num_rows, dtype=np.bool_), np.empty(num_rows, dtype=np.int64)
     rows = row_of.take(chunks)
     is_row[rows], chunk_of[rows] = True, chunks
-    return chunk_of[is_row]
+    rows = np.flatnonzero(is_row)
+    return rows, chunk_of.take(rows)
 
 
 def _told(receipt: Receipt, num_ends: int) -> Ints:

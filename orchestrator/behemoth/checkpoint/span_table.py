@@ -81,12 +81,13 @@ class SpanTable(Sequence[WrittenSpan]):
     Of arrays there are the steps from one span to the next, which are nearly all alike.
     """
 
-    __slots__ = ("_columns", "_crcs", "_width")
+    __slots__ = ("_columns", "_crcs", "_num_spans", "_width")
 
     def __init__(self, columns: bytes, crcs: bytes, width: bytes) -> None:
         self._columns = columns
         self._crcs = crcs
         self._width = width
+        self._num_spans = len(crcs) // _CRC.itemsize
 
     @staticmethod
     def of(spans: Sequence[WrittenSpan]) -> SpanTable:
@@ -109,7 +110,7 @@ class SpanTable(Sequence[WrittenSpan]):
     def joined(tables: Sequence[SpanTable]) -> SpanColumns:
         """The spans of all tables, one table after the other."""
         width = max((table._width for table in tables), default=_NARROW)
-        views = [(memoryview(table._in(width)), len(table)) for table in tables]
+        views = [(memoryview(table._in(width)), table._num_spans) for table in tables]
         columns: dict[str, npt.NDArray[Any]] = {}
         for name, (kind, at) in _FIELDS[width].items():
             data = b"".join([view[at * num : (at + kind.itemsize) * num] for view, num in views])
@@ -144,7 +145,7 @@ class SpanTable(Sequence[WrittenSpan]):
         return SpanTable(columns, data[1:crcs_end], width)
 
     def __len__(self) -> int:
-        return len(self._crcs) // _CRC.itemsize
+        return self._num_spans
 
     @overload
     def __getitem__(self, at: int) -> WrittenSpan: ...
@@ -173,8 +174,7 @@ class SpanTable(Sequence[WrittenSpan]):
         """The columns with numbers of so many bytes, no fewer than they have."""
         if width == self._width:
             return self._columns
-        num = len(self)
-        fields = _FIELDS[self._width].items()
+        num, fields = self._num_spans, _FIELDS[self._width].items()
         return _packed({name: np.frombuffer(self._columns, kind, num, at * num) for name, (kind, at) in fields}, width)
 
 

@@ -70,6 +70,10 @@ def receipt_of(layout: Layout, rank: int) -> bytes:
     ).encode()
 
 
+def decoded(receipts: Sequence[bytes]) -> list[Receipt]:
+    return [Receipt.decode(receipt) for receipt in receipts]
+
+
 def of_objects(boxes: Layout, receipts: Sequence[Receipt]) -> list[Receipt]:
     """Of a save of the same arrays to object storage; `boxes` is the layout with box shards."""
     bare = [replace(one, layout_digest=boxes.digest, ends=msgspec.UNSET) for one in receipts]

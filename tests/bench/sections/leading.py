@@ -19,18 +19,16 @@ from contenders.resident import peak_growth_bytes
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.proof import prove
-from behemoth.checkpoint.receipt import Receipt, decoded
+from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.shard_proof import check_shards
 
 
 def rows_of(layout: Layout, num_rounds: int) -> list[Row]:
     threads, told = len(os.sched_getaffinity(0)), leader.receipts_of(layout)
     where, store = f"leader, {len(told)} receipts", leader.store_of(layout)
-    peak_bytes = peak_growth_bytes(
-        lambda: leader.committed(store, layout, decoded(told, threads=threads), threads=threads)
-    )
-    decoding = [_spent(lambda: decoded(told, threads=threads)) for _ in range(num_rounds)]
-    receipts = decoded(told, threads=threads)
+    peak_bytes = peak_growth_bytes(lambda: leader.committed(store, layout, leader.decoded(told), threads=threads))
+    decoding = [_spent(lambda: leader.decoded(told)) for _ in range(num_rounds)]
+    receipts = leader.decoded(told)
     committing = [_spent(lambda: leader.committed(store, layout, receipts, threads=threads)) for _ in range(num_rounds)]
     return [
         alone(f"{where}: their bytes", "MB", [sum(map(len, told)) / 1e6]),
