@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from typing_extensions import Buffer
@@ -12,11 +13,13 @@ from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Conflict, Invalid, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
+from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint.commit import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
+from behemoth.checkpoint.proof import Proof, prove
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 from behemoth.testing.faults import Fail, FaultyStore, When
@@ -65,6 +68,28 @@ def test_the_size_of_a_record_is_known_of_commits_that_were_found_and_of_those_t
         assert isinstance(one, CommitRef)
         assert desk.record_bytes(one) == sizes[commit_key(one.step)] > 0
     assert len(sizes) == 2
+
+
+def test_a_save_is_proven_by_as_many_threads_as_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told, used = MemoryStore(), list[Evidence](), list[int]()
+
+    def noting(*receipts: Any, threads: int, **options: Any) -> Proof:
+        used.append(threads)
+        return prove(*receipts, threads=threads, **options)
+
+    monkeypatch.setattr(commit_module, "prove", noting)
+    desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append, threads=3)
+    receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2, write_id="a1-2", attempt=1)
+    desk.commit(
+        step=Step(2),
+        write_id=WriteId("a1-2"),
+        attempt=Attempt(1),
+        layout=LAYOUT.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
+    desk.close()
+    assert used == [3]
+    assert any(isinstance(one, Committed) for one in told)
 
 
 def test_a_commit_of_a_newer_release_stops_the_run_and_is_left_alone() -> None:

@@ -2,8 +2,7 @@
 
 Goals: the plan of one rank, of spans or of parts, in at most 10 ms once the owners are known, metadata of at most
 8 MB, the largest rank at most 1.02 of the mean, at most 4 M requests and 8% of the bytes exchanged on object storage.
-The leader's rows are of its own work once all ranks have written to a directory: the receipts are those of every rank,
-as long as in a run, and a store that answers at once stands in for the real one.
+What the leader does once all ranks have written is measured by `sections.leading`.
 The peer is the global step of torch DCP's planner (`DefaultSavePlanner.create_global_plan`), which runs on one rank for
 all, on a smaller world with the same tensors and the same pieces of them (rows of blocks, as FSDP2 has them). Beside it
 stands what each of our ranks does instead, all at once and without talking: grids, owners, its own plan, nothing kept
@@ -18,7 +17,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -26,8 +25,7 @@ from typing import NamedTuple
 
 import bench_table
 import torch
-from contenders import leader
-from contenders.resident import peak_growth_bytes
+from sections import leading
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
@@ -79,7 +77,7 @@ def main() -> int:
         bench_table.alone("CRCs that one rank asks for, file system: mean", "CRCs", [mean(one.crcs for one in ends)]),
         bench_table.alone("CRCs that one rank asks for, file system: most", "CRCs", [most_crcs]),
         bench_table.alone("behemoth plan -o json, whole command", "s", verb_s),
-        *leaders_rows(layout_of("scout", SMALLEST, Recipe()) if options.quick else layout, num_rounds),
+        *leading.rows_of(layout_of("scout", SMALLEST, Recipe()) if options.quick else layout, num_rounds),
         *figures(of_giant),
         *beside_dcp("scout" if options.quick else "behemoth-ref", SMALLEST if options.quick else SMALLER, num_rounds),
     ]
@@ -134,26 +132,6 @@ def asked_for_ends(layout: Layout, rank: int) -> Asked:
     begin_s = time.perf_counter()
     ends = chunk_ends(layout, plan)
     return Asked((time.perf_counter() - begin_s) * 1e3, int((ends.rank != rank).sum()))
-
-
-def leaders_rows(layout: Layout, num_rounds: int) -> list[bench_table.Row]:
-    """From the receipts of all ranks, as they lie in memory, to the record of their save in a directory."""
-    told = leader.receipts_of(layout)
-    decode_s = [timed(lambda: leader.decoded(told)) for _ in range(num_rounds)]
-    commit_s = timed_commits(layout, told, num_rounds)
-    peak_bytes = peak_growth_bytes(lambda: leader.committed(layout, leader.decoded(told)))
-    where = f"leader, {len(told)} receipts"
-    return [
-        bench_table.alone(f"{where}: their bytes", "MB", [sum(map(len, told)) / 1e6]),
-        bench_table.alone(f"{where}: decoded", "s", decode_s),
-        bench_table.alone(f"{where}: proven, completed, record made", "s", commit_s),
-        bench_table.alone(f"{where}: memory for both", "GB", [peak_bytes / 1e9]),
-    ]
-
-
-def timed_commits(layout: Layout, told: Sequence[bytes], num_rounds: int) -> list[float]:
-    receipts = leader.decoded(told)
-    return [timed(lambda: leader.committed(layout, receipts)) for _ in range(num_rounds)]
 
 
 def run_verb() -> None:

@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.errors import BehemothError, Conflict, Corrupt, Internal, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Attempt, Step, WriteId
+from behemoth.checkpoint import chunk_sums
+from behemoth.checkpoint import proof as proof_module
 from behemoth.checkpoint import receipt as receipt_module
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
@@ -88,7 +90,11 @@ def with_unknown_array(receipt: Receipt) -> Receipt:
     ],
 )
 def test_a_wrong_receipt_is_refused(
-    change: Callable[[Receipt], Receipt], kind: type[BehemothError], code: str, text: str
+    change: Callable[[Receipt], Receipt],
+    kind: type[BehemothError],
+    code: str,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = MemoryStore()
     receipts = edited(write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 1), step=5), 1, change)
@@ -96,6 +102,36 @@ def test_a_wrong_receipt_is_refused(
         commit_receipts(store, LAYOUT, receipts, step=5)
     assert caught.value.code == code
     assert latest(store) is None
+    monkeypatch.setattr(chunk_sums, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(chunk_sums, "_PART_ROWS", 2)
+    candidate = Candidate(run="test", step=Step(5), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    for threads in (1, 3):
+        with pytest.raises(kind) as again:
+            prove(candidate, LAYOUT, receipts, threads=threads)
+        assert (again.value.message, again.value.code) == (caught.value.message, code)
+
+
+def test_several_threads_prove_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    receipts = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)
+    candidate = Candidate(run="test", step=Step(5), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    alone = prove(candidate, LAYOUT, receipts)
+    monkeypatch.setattr(chunk_sums, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(chunk_sums, "_PART_ROWS", 2)
+    together = prove(candidate, LAYOUT, receipts, threads=3)
+    assert len(alone.left.row)
+    for before, after in zip((*alone.left, *alone.chunk_crcs), (*together.left, *together.chunk_crcs), strict=True):
+        assert np.array_equal(before, after)
+    assert (alone.arrays, alone.first_ranks) == (together.arrays, together.first_ranks)
+
+
+def test_spans_that_are_not_proven_are_refused_also_when_nothing_is_found_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof_module, "check_coverage", lambda *_: None)
+    receipts = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)
+    candidate = Candidate(run="test", step=Step(5), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    with pytest.raises(Internal, match="expected to find what its spans do not cover exactly once"):
+        prove(candidate, LAYOUT, edited(receipts, 1, without_first_span))
 
 
 def test_bytes_that_nobody_wrote_are_told_with_the_rank_that_should_have() -> None:
@@ -294,9 +330,9 @@ def test_a_receipt_that_no_peer_would_accept_is_not_sent(limit: str, monkeypatch
 def test_a_receipt_of_another_version_or_of_other_spans_than_it_counts_is_refused() -> None:
     receipt = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)[0]
     document = msgspec.msgpack.decode(receipt.encode())
-    with pytest.raises(Corrupt, match="version 4, got 5"):
-        Receipt.decode(msgspec.msgpack.encode({**document, "version": 5}))
-    with pytest.raises(Corrupt, match=f"for {document['num_spans'] + 1} of them, got others"):
+    with pytest.raises(Corrupt, match="version 5, got 6"):
+        Receipt.decode(msgspec.msgpack.encode({**document, "version": 6}))
+    with pytest.raises(Corrupt, match=f"spans: expected {document['num_spans'] + 1} of them"):
         Receipt.decode(msgspec.msgpack.encode({**document, "num_spans": document["num_spans"] + 1}))
 
 

@@ -6,7 +6,6 @@ import zlib
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,9 @@ from behemoth.checkpoint import span_table
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, GrowingTable, SpanTable, WrittenSpan
 
-COUNTS = st.integers(0, (1 << 63) - 1)
+HEAD = b"\x04" + bytes(8)
+"""Of a table of two spans: what stands before its packed columns."""
+COUNTS = st.integers(0, (1 << 32) - 1) | st.integers(0, (1 << 63) - 1)
 CRCS = st.integers(0, (1 << 32) - 1)
 SPANS = st.lists(
     st.builds(
@@ -73,18 +74,28 @@ def test_other_spans_are_not_equal() -> None:
     [
         b"",
         b"rubbish",
-        zlib.compress(bytes(65)),
-        zlib.compress(bytes(67)),
-        zlib.compress(bytes(66))[:-1],
-        zlib.compress(bytes(66)) + b"x",
-        zlib.compress(bytes(1 << 30)),
+        HEAD,
+        HEAD + zlib.compress(bytes(33)),
+        HEAD + zlib.compress(bytes(35)),
+        HEAD + zlib.compress(bytes(34))[:-1],
+        HEAD + zlib.compress(bytes(34)) + b"x",
+        HEAD + zlib.compress(bytes(1 << 30)),
+        b"\x08" + HEAD[1:] + zlib.compress(bytes(34)),
+        b"\x05" + HEAD[1:] + zlib.compress(bytes(34)),
     ],
-    ids=["nothing", "no zlib", "too short", "too long", "cut", "more behind", "a bomb"],
+    ids=["nothing", "no zlib", "no columns", "short", "long", "cut", "more behind", "a bomb", "other", "no width"],
 )
 def test_what_is_not_exactly_so_many_spans_is_corrupt(packed: bytes) -> None:
     with pytest.raises(Corrupt) as caught:
         SpanTable.decode(packed, num_spans=2)
     assert caught.value.code == "receipt-spans"
+
+
+def test_numbers_have_as_many_bytes_as_the_table_says() -> None:
+    for head, num_bytes in ((HEAD, 34), (b"\x08" + HEAD[1:], 58)):
+        table = SpanTable.decode(head + zlib.compress(bytes(num_bytes)), num_spans=2)
+        assert table == (WrittenSpan(0, 0, 0, 0, 0, False),) * 2
+        assert table == SpanTable.of(list(table))
 
 
 def test_more_spans_than_a_receipt_may_have_are_refused_before_they_are_unpacked() -> None:
@@ -101,16 +112,17 @@ def test_a_receipt_that_no_peer_would_accept_is_not_sent(monkeypatch: pytest.Mon
         replace(receipt, spans=(span, span)).encode()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 6])
 def test_a_receipt_of_another_release_is_refused_by_its_version(version: int) -> None:
     document = msgspec.msgpack.encode({"version": version, "receipt": {"rank": 0, "spans": [[0, 0, 0, 1, 2, False]]}})
-    with pytest.raises(Corrupt, match=f"receipt: expected version 4, got {version}") as caught:
+    with pytest.raises(Corrupt, match=f"receipt: expected version 5, got {version}") as caught:
         Receipt.decode(document)
     assert "one release" in caught.value.hint
 
 
-def test_columns_are_those_of_the_spans() -> None:
-    spans = [WrittenSpan(0, 7, 2, 3, 4, is_zero=True), WrittenSpan(1, 8, 3, 4, 5, is_zero=False)]
-    table = SpanTable.of(spans)
-    assert np.array_equal(table.column("chunk"), [7, 8])
-    assert np.array_equal(table.column("is_zero"), [True, False])
+@given(batches=st.lists(SPANS, max_size=4))
+def test_columns_of_several_tables_are_those_of_all_their_spans(batches: list[list[WrittenSpan]]) -> None:
+    spans = [span for batch in batches for span in batch]
+    columns = SpanTable.joined(list(map(SpanTable.of, batches)))
+    assert columns._fields == WrittenSpan._fields
+    assert [column.tolist() for column in columns] == [[span[at] for span in spans] for at in range(6)]

@@ -49,7 +49,8 @@ class Drains(Protocol):
 
 class CheckpointDesk:
     """Owns its thread until `close`. `tell` is called from that thread; `run_name` goes into commits as provenance.
-    `unsure` are writes of former terms (`unsure_writes`)."""
+    `unsure` are writes of former terms (`unsure_writes`). Of `threads` a save is proven; the desk's own is enough where
+    few ranks have written."""
 
     def __init__(
         self,
@@ -62,8 +63,10 @@ class CheckpointDesk:
         tell: Callable[[Evidence], None],
         drains: Drains | None = None,
         unsure: Collection[WriteId] = (),
+        threads: int = 1,
     ) -> None:
         self._store = store
+        self._threads = threads
         self._drains = drains
         self._run_name = run_name
         self._run_uid = run_uid
@@ -158,6 +161,7 @@ class CheckpointDesk:
                 Layout.decode(layout),
                 [Receipt.decode(receipt) for receipt in receipts],
                 previous=self._newest(),
+                threads=self._threads,
             )
         except BehemothError as error:
             self._unsure.add(write_id)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from behemoth.base.errors import Corrupt
 from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.candidate import Candidate
@@ -41,17 +43,19 @@ def commit(
     receipts: Sequence[Receipt],
     *,
     previous: CommitRecord | None,
+    threads: int = 1,
 ) -> CommitRecord:
     """Prove, complete and publish a write of which every rank has sealed its part. Blocks for a listing of the write,
     a few small objects and, on a file system, the ends of chunks that no rank has written.
 
-    `previous` is the newest commit, against which zeros and stale bytes are judged. Idempotent for one write id: a new
-    leader may repeat it.
+    `previous` is the newest commit, against which zeros and stale bytes are judged. `threads` compute, beside those
+    that wait for the store; the caller's own does where nothing is told. Idempotent for one write id: a new leader may
+    repeat it.
 
     Raises Invalid, Conflict or Corrupt, naming array, rank and reason, before anything is written; later Conflict when
     another write has the step, and the store's errors. Without a return the previous commit stays the newest.
     """
-    return publish(store, complete(store, candidate, layout, receipts, previous=previous))
+    return publish(store, complete(store, candidate, layout, receipts, previous=previous, threads=threads))
 
 
 def complete(
@@ -61,10 +65,11 @@ def complete(
     receipts: Sequence[Receipt],
     *,
     previous: CommitRecord | None,
+    threads: int = 1,
 ) -> CommitRecord:
     """All of `commit` but the publication: the record of a write that is proven, complete and durable. For callers that
     must make room first, before they `publish` it. Raises as `commit` does."""
-    proof = prove(candidate, layout, receipts, are_files=not isinstance(store, UploadsParts))
+    proof = prove(candidate, layout, receipts, are_files=not isinstance(store, UploadsParts), threads=threads)
     if previous is not None:
         check_zeros(layout, proof, previous)
         check_fresh(layout, proof.arrays, receipts, previous)
@@ -112,13 +117,28 @@ def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> byte
 
 def _left_by_file(prefix: str, layout: Layout, left: Chunks) -> dict[str, tuple[int, list[Part]]]:
     """By key, the files in which ends of chunks are missing: the size of each, and the parts to write."""
-    found: dict[str, tuple[int, list[Part]]] = {}
-    for array, chunk, crc in zip(left.array.tolist(), left.chunk.tolist(), left.data_crc.tolist(), strict=True):
-        grid = grids(layout)[array]
-        (shard, slot), data_bytes = grid.place(chunk), grid.data_bytes(chunk)
-        end = Part(offset_bytes=slot * grid.stride_bytes + data_bytes, buffers=[chunk_tail(grid, crc, data_bytes)])
-        found.setdefault(shard_key(prefix, layout, array, shard), (grid.file_bytes, []))[1].append(end)
-    return found
+    found: dict[tuple[int, int], list[Part]] = {}
+    ends = zip(left.array.tolist(), left.data_crc.tolist(), *_places_of_ends(layout, left), strict=True)
+    for array, crc, shard, offset_bytes, data_bytes in ends:
+        part = Part(offset_bytes=offset_bytes, buffers=[chunk_tail(grids(layout)[array], crc, data_bytes)])
+        found.setdefault((array, shard), []).append(part)
+    return {
+        shard_key(prefix, layout, array, shard): (grids(layout)[array].file_bytes, parts)
+        for (array, shard), parts in found.items()
+    }
+
+
+def _places_of_ends(layout: Layout, left: Chunks) -> tuple[list[int], list[int], list[int]]:
+    """Of each chunk: its shard, where in that its data end, and how many bytes they are."""
+    shards, offsets, data_bytes = (np.empty_like(left.chunk) for _ in range(3))
+    order = np.argsort(left.array, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(left.array[order])) + 1):
+        if len(rows):
+            grid, chunks = grids(layout)[int(left.array[rows[0]])], left.chunk[rows]
+            data_bytes[rows] = grid.all_data_bytes()[chunks]
+            shards[rows], slots = grid.place(chunks)
+            offsets[rows] = slots * grid.stride_bytes + data_bytes[rows]
+    return shards.tolist(), offsets.tolist(), data_bytes.tolist()
 
 
 def _write(

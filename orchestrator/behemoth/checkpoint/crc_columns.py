@@ -42,26 +42,27 @@ def followed(crcs: Crcs, num_bytes: Ints) -> Crcs:
 
 
 def _followed(crcs: Crcs, num_bytes: Ints) -> Crcs:
-    """ "clip": no index lies outside, and numpy need not look."""
+    """Places in tables have 16 bits, of which more stay in the cache than of 64. "clip": none lies outside, and numpy
+    need not look."""
     for digit in range(-(-int(num_bytes.max()).bit_length() // 8)):
-        table = _table(digit)
-        rows = (num_bytes >> (8 * digit) & 0xFF) << 10
+        tables = _tables(digit)
+        values = (num_bytes >> (8 * digit)).astype(np.uint8).astype(np.uint16) << 8
         places = crcs.astype("<u4").view(np.uint8).reshape(-1, 4)
-        crcs = table.take(rows | places[:, 0], mode="clip")
+        crcs = tables[0].take(values | places[:, 0], mode="clip")
         for place in range(1, 4):
-            crcs ^= table.take(rows + (place << 8) | places[:, place], mode="clip")
+            crcs ^= tables[place].take(values | places[:, place], mode="clip")
     return crcs
 
 
 @lru_cache(maxsize=8)
-def _table(digit: int) -> Crcs:
-    """Flat [256, 4, 256]: with value * 256 ** digit bytes behind it, what the byte at each of four places of a CRC
-    becomes."""
+def _tables(digit: int) -> Crcs:
+    """[4, 256 * 256]: of each of four places of a CRC, what a byte there becomes with value * 256 ** digit bytes behind
+    it, at place value * 256 + byte."""
     of_bits = np.array(
         [[combine(1 << bit, 0, value << (8 * digit)) for bit in range(32)] for value in range(256)], dtype=np.uint32
     )
-    table = np.zeros((256, 4, 256), dtype=np.uint32)
+    tables = np.zeros((4, 256, 256), dtype=np.uint32)
     for bit in range(32):
-        byte, low = bit // 8, 1 << bit % 8
-        table[:, byte, low : 2 * low] = table[:, byte, :low] ^ of_bits[:, bit, None]
-    return table.reshape(-1)
+        place, low = bit // 8, 1 << bit % 8
+        tables[place, :, low : 2 * low] = tables[place, :, :low] ^ of_bits[:, bit, None]
+    return tables.reshape(4, -1)

@@ -14,17 +14,18 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from behemoth.base.errors import Conflict, Corrupt, Invalid
+from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_sums import ChunkSums, chunk_sums
 from behemoth.checkpoint.chunk_tails import payload_crc
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.crc_columns import Crcs, combined_runs
-from behemoth.checkpoint.end_proof import Chunks, ends_left
+from behemoth.checkpoint.crc_columns import Crcs
+from behemoth.checkpoint.end_proof import NO_ENDS_LEFT, Chunks, ends_left
 from behemoth.checkpoint.freshness import held_prints
-from behemoth.checkpoint.grid import Grid, Ints, grids
+from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
@@ -45,9 +46,12 @@ class Proof:
     held_prints: str | msgspec.UnsetType
 
 
-def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, are_files: bool = True) -> Proof:
+def prove(
+    candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, are_files: bool = True, threads: int = 1
+) -> Proof:
     """One receipt of each rank, all of this write, covering every byte exactly once. Objects that are uploaded have the
-    CRCs behind their chunks in them; only with `are_files` are those of several ranks compared, or left.
+    CRCs behind their chunks in them; only with `are_files` are those of several ranks compared, or left. `threads` are
+    worth their start where there are millions of spans, so the default is the caller's own; the result is the same.
 
     Raises Conflict for another write or attempt, Invalid for another layout or coverage that is not exact, Corrupt for
     a wrong CRC behind a chunk; each names the rank, and the array where there is one.
@@ -55,47 +59,36 @@ def prove(candidate: Candidate, layout: Layout, receipts: Sequence[Receipt], *, 
     by_rank = _one_each(candidate, layout, receipts)
     tables = [SpanTable.of(receipt.spans) for receipt in by_rank]
     rows_of_ranks = np.cumsum([0, *map(len, tables)])
-    extents = Extents(
-        array=_counts(tables, "array"),
-        chunk=_counts(tables, "chunk"),
-        offset=_counts(tables, "offset"),
-        length=_counts(tables, "length"),
-    )
-    fault = check_coverage(layout, extents)
-    if fault is not None:
-        is_told = fault.row >= 0
-        rank = _rank_of(fault.row, rows_of_ranks) if is_told else _owing(layout, by_rank, fault.array, fault.chunk)
-        told = "" if rank is None else f"rank {rank}: "
-        raise Invalid(f"{_named(candidate)}: {told}{fault.message}", code=fault.code)
-    order, num_arrays = extents.order, len(layout.arrays)
-    chunks = _chunks(
-        extents, np.concatenate([table.column("crc") for table in tables], dtype=np.uint32, casting="unsafe")
-    )
-    bounds = np.searchsorted(chunks.array, np.arange(num_arrays + 1)).tolist()
-    chunk_crcs = tuple(
-        _payload_crcs(grid, chunks.data_crc[low:high])
-        for grid, (low, high) in zip(grids(layout), pairwise(bounds), strict=True)
-    )
-    not_zero = ~np.concatenate([table.column("is_zero") for table in tables]).astype(bool)
-    are_zero = np.bincount(extents.array[not_zero], minlength=num_arrays) == 0
-    num_spans = np.bincount(extents.array, minlength=num_arrays)
-    first_rows = order[np.cumsum(num_spans) - num_spans]
-    shared = chunks.where(np.flatnonzero((chunks.num_spans > 1) & are_files))
+    sums = chunk_sums(layout, tables, threads=threads)
+    if sums is None:
+        raise _not_covered(candidate, layout, by_rank, rows_of_ranks)
+    chunk_crcs = _payload_crcs(layout, sums)
+    first_ranks = np.searchsorted(rows_of_ranks, sums.first_row[sums.first_chunk[:-1]], side="right") - 1
     return Proof(
         arrays=tuple(
             ArraySummary(name=spec.name, content_crc=crc32c(crcs.astype("<u4").tobytes()), is_zero=is_zero)
-            for spec, crcs, is_zero in zip(layout.arrays, chunk_crcs, are_zero.tolist(), strict=True)
+            for spec, crcs, is_zero in zip(layout.arrays, chunk_crcs, sums.are_zero.tolist(), strict=True)
         ),
-        left=ends_left(layout, by_rank, rows_of_ranks, shared),
+        left=ends_left(layout, by_rank, rows_of_ranks, sums) if are_files else NO_ENDS_LEFT,
         chunk_crcs=chunk_crcs,
-        first_ranks=tuple(_rank_of(row, rows_of_ranks) for row in first_rows.tolist()),
+        first_ranks=tuple(map(Rank, first_ranks.tolist())),
         held_prints=held_prints(layout, by_rank),
     )
 
 
-def _counts(tables: Sequence[SpanTable], name: str) -> Ints:
-    """One column of all spans, as int64. A u64 beyond that range becomes negative, which `check_coverage` refuses."""
-    return np.concatenate([table.column(name) for table in tables], dtype=np.int64, casting="unsafe")
+def _not_covered(
+    candidate: Candidate, layout: Layout, by_rank: Sequence[Receipt], rows_of_ranks: Ints
+) -> Invalid | Internal:
+    """Says what is wrong with spans that do not cover every byte exactly once."""
+    spans = SpanTable.joined([SpanTable.of(receipt.spans) for receipt in by_rank])
+    array, chunk, offset, length, *_ = (column.astype(np.int64) for column in spans)  # beyond int64: negative, refused
+    fault = check_coverage(layout, Extents(array=array, chunk=chunk, offset=offset, length=length))
+    if fault is None:
+        return Internal(f"{_named(candidate)}: expected to find what its spans do not cover exactly once, got nothing")
+    is_told = fault.row >= 0
+    rank = _rank_of(fault.row, rows_of_ranks) if is_told else _owing(layout, by_rank, fault.array, fault.chunk)
+    told = "" if rank is None else f"rank {rank}: "
+    return Invalid(f"{_named(candidate)}: {told}{fault.message}", code=fault.code)
 
 
 def _rank_of(row: int, rows_of_ranks: Ints) -> Rank:
@@ -170,24 +163,11 @@ def _check_receipt(candidate: Candidate, layout: Layout, receipt: Receipt) -> No
             )
 
 
-def _chunks(extents: Extents, crcs: Crcs) -> Chunks:
-    """Coverage is proven, so the spans in order run through every chunk of every array from its start to its end."""
-    order = extents.order
-    array, chunk = extents.array[order], extents.chunk[order]
-    is_first = (np.diff(array, prepend=-1) != 0) | (np.diff(chunk, prepend=-1) != 0)
-    first = np.append(np.flatnonzero(is_first), len(order))
-    return Chunks(
-        row=order[first[1:] - 1],
-        array=array[first[:-1]],
-        chunk=chunk[first[:-1]],
-        data_crc=combined_runs(crcs[order], extents.length[order], first).astype(np.int64),
-        num_spans=np.diff(first),
-    )
-
-
-def _payload_crcs(grid: Grid, data_crcs: Ints) -> Crcs:
-    """Of each chunk of an array, padding included."""
-    crcs, data_bytes = data_crcs.astype(np.uint32), grid.all_data_bytes()
-    for k in np.flatnonzero(data_bytes < grid.payload_bytes).tolist():
-        crcs[k] = payload_crc(grid, int(crcs[k]), int(data_bytes[k]))
-    return crcs
+def _payload_crcs(layout: Layout, sums: ChunkSums) -> tuple[Crcs, ...]:
+    """For each array, of each chunk, padding included."""
+    crcs, of_arrays = sums.data_crc.copy(), grids(layout)
+    payload_bytes = np.repeat([grid.payload_bytes for grid in of_arrays], np.diff(sums.first_chunk))
+    padded = np.flatnonzero(sums.data_bytes < payload_bytes)
+    for chunk, array in zip(padded.tolist(), sums.places(padded)[0].tolist(), strict=True):
+        crcs[chunk] = payload_crc(of_arrays[array], int(crcs[chunk]), int(sums.data_bytes[chunk]))
+    return tuple(crcs[low:high] for low, high in pairwise(sums.first_chunk.tolist()))

@@ -19,7 +19,7 @@ from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSp
 __all__ = ["Freshness", "Receipt", "WrittenShard", "WrittenSpan"]
 
 MAX_RECEIPT_BYTES = 64 << 20
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 END_LEFT = -1
 """In `Receipt.ends`, of a chunk behind which the rank put no CRC."""
 
@@ -104,7 +104,10 @@ class Receipt:
             raise Corrupt(
                 f"receipt: expected a msgpack document, got: {told(error)}", code="receipt-rubbish"
             ) from error
-        return replace(document.receipt, spans=SpanTable.decode(document.spans, num_spans=document.num_spans))
+        receipt = document.receipt
+        # Nobody has seen it yet, and a second one for each of 32,000 takes as long as all that is decoded of it.
+        object.__setattr__(receipt, "spans", SpanTable.decode(document.spans, num_spans=document.num_spans))
+        return receipt
 
 
 class _Version(msgspec.Struct, kw_only=True):

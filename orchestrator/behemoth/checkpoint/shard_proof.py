@@ -30,16 +30,21 @@ def check_shards(layout: Layout, proof: Proof, receipts: Sequence[Receipt]) -> N
     Raises Invalid for a record that is missing, doubled or of no shard, Corrupt for another CRC; each names the array
     and the shard, and the rank where there is one.
     """
-    found = _records(layout, receipts)
-    for array, (grid, chunk_crcs) in enumerate(zip(grids(layout), proof.chunk_crcs, strict=True)):
-        whole_crc = shard_crc(grid)
-        for shard, payload_crc in enumerate(_shard_payload_crcs(grid, chunk_crcs)):
+    found, payload_crcs = _records(layout, receipts), iter(_payload_crcs(layout, proof.chunk_crcs))
+    whole_crcs: dict[tuple[int, int], int] = {}  # of a few forms, which thousands of arrays have
+    for array, grid in enumerate(grids(layout)):
+        form = grid.num_slots, grid.payload_bytes
+        if form not in whole_crcs:
+            whole_crcs[form] = shard_crc(grid)
+        for shard in range(grid.num_shards):
+            payload_crc = next(payload_crcs)
             if (array, shard) not in found:
                 raise Invalid(f"{_name(grid, shard)}: expected a record of its upload, got none", code="shard-missing")
             rank, record = found[array, shard]
-            _check(f"{_name(grid, shard)}, completed by rank {rank}", whole_crc, record.crc)
-            if record.payload_crc is not None:
-                _check(f"{_name(grid, shard)}, what its chunks have in it", payload_crc, record.payload_crc)
+            if record.crc != whole_crcs[form]:
+                raise _differing(f"{_name(grid, shard)}, completed by rank {rank}", whole_crcs[form], record.crc)
+            if record.payload_crc not in (None, payload_crc):
+                raise _differing(f"{_name(grid, shard)}, what its chunks have in it", payload_crc, record.payload_crc)
 
 
 def shard_crc(grid: Grid) -> int:
@@ -70,24 +75,31 @@ def _records(layout: Layout, receipts: Sequence[Receipt]) -> dict[tuple[int, int
     return found
 
 
-def _shard_payload_crcs(grid: Grid, chunk_crcs: Crcs) -> list[int]:
-    """Of each shard, that of its chunks' payloads one behind the other, in order of the slots."""
-    shard, slot = grid.place(np.arange(grid.num_chunks))
-    order = np.argsort(shard * grid.num_slots + slot)
-    lengths = np.full(grid.num_chunks, grid.payload_bytes)
-    found: list[int] = combined_runs(
-        chunk_crcs[order], lengths, np.arange(grid.num_shards + 1) * grid.num_slots
-    ).tolist()
+def _payload_crcs(layout: Layout, chunk_crcs: Sequence[Crcs]) -> list[int]:
+    """Of each shard of each array, that of its chunks' payloads one behind the other, in order of the slots."""
+    of_arrays = grids(layout)
+    if not of_arrays:
+        return []
+    crcs = np.concatenate([_in_shards(grid, crcs) for grid, crcs in zip(of_arrays, chunk_crcs, strict=True)])
+    lengths = np.repeat([grid.payload_bytes for grid in of_arrays], [grid.num_chunks for grid in of_arrays])
+    num_chunks = np.repeat([grid.num_slots for grid in of_arrays], [grid.num_shards for grid in of_arrays])
+    found: list[int] = combined_runs(crcs, lengths, np.append(0, np.cumsum(num_chunks))).tolist()
     return found
 
 
-def _check(what: str, expected: int, got: int) -> None:
-    if got != expected:
-        raise Corrupt(
-            f"{what}: expected CRC-32C {expected:08x}, as the spans of the ranks say, got {got:08x}",
-            hint="replicas differ, or bytes were changed on their way to the store",
-            code="shard-crc",
-        )
+def _in_shards(grid: Grid, chunk_crcs: Crcs) -> Crcs:
+    """From the order of chunks to that of shards and their slots, all of which count in C order."""
+    num_dims, per_dim = len(grid.shard_shape), zip(grid.shards_per_dim, grid.shard_shape, strict=True)
+    shards, slots = range(0, 2 * num_dims, 2), range(1, 2 * num_dims, 2)
+    return chunk_crcs.reshape([num for pair in per_dim for num in pair]).transpose([*shards, *slots]).reshape(-1)
+
+
+def _differing(what: str, expected: int, got: int) -> Corrupt:
+    return Corrupt(
+        f"{what}: expected CRC-32C {expected:08x}, as the spans of the ranks say, got {got:08x}",
+        hint="replicas differ, or bytes were changed on their way to the store",
+        code="shard-crc",
+    )
 
 
 @lru_cache(maxsize=1 << 10)

@@ -197,6 +197,7 @@ class LocalRun:
                 tell=self._tell,
                 drains=drainer,
                 unsure=unsure_writes(former),
+                threads=request.run.checkpoint.threads,
             )
             stack.push_async_callback(asyncio.to_thread, desk.close)
             nodes = list(former.config.nodes) if former is not None else chosen_nodes(request.run, runtime.nodes())
