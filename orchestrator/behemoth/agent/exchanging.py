@@ -19,6 +19,7 @@ from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import Rank, UploadId, WriteId
+from behemoth.base.slots import slot_of
 from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrites, SentPart
 from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
@@ -176,8 +177,7 @@ class NodeExchange:
 
     def _is_here(self, rank: Rank) -> bool:
         """Whether the rank is of this node; so is every one while there is no other node."""
-        slot = rank // self._ranks_per_node
-        return slot == self._table.slot if self._table.num_slots > 1 else True
+        return self._table.num_slots < 2 or slot_of(rank, self._ranks_per_node) == self._table.slot
 
     def _ask(
         self, rank: Rank, request: PeerRequest, answer: type[A], *, cancelled: Given, into: memoryview | None = None
@@ -185,7 +185,7 @@ class NodeExchange:
         """Until the node answers, or has not for a while. Raises Conflict when cancelled, and what the node told."""
         if self._client is None:
             raise Unavailable(f"rank {rank}: expected its node to be asked, got no way to other nodes", code="no-peers")
-        slot, lost_s = rank // self._ranks_per_node, None
+        slot, lost_s = slot_of(rank, self._ranks_per_node), None
         limit_s = LOST_LIMIT_S if self._is_needed else self._patience_s(slot)
         ask = partial(self._client.ask, into=into, cancelled=cancelled, is_patient=limit_s > 0)
         while True:

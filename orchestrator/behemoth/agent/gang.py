@@ -25,7 +25,8 @@ from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, beat_of, now_us
 from behemoth.agent.ranklog import log_path
 from behemoth.base.errors import BehemothError
-from behemoth.base.ids import Attempt, Rank
+from behemoth.base.ids import Attempt
+from behemoth.base.slots import ranks_of
 from behemoth.wire.commands import StartGang
 from behemoth.wire.reports import Beat, RanksFinished, WorkerEnded
 from behemoth.wire.session import (
@@ -62,9 +63,9 @@ class Gang:
         self._parts = parts
         self._table = table
         self._slot = slot
-        count = parts.setup.ranks_per_node
         self._members = [
-            Member(rank=Rank(slot * count + local), local_rank=local, phase_since_us=now_us()) for local in range(count)
+            Member(rank=rank, local_rank=local_rank, phase_since_us=now_us())
+            for local_rank, rank in enumerate(ranks_of(slot, parts.setup.ranks_per_node))
         ]
         self._tasks: set[asyncio.Task[None]] = set()
         self._reports = AttemptReports(parts.send)

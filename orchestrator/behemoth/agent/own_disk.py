@@ -20,6 +20,7 @@ from behemoth.agent.places import Place
 from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, Source
 from behemoth.base.errors import BehemothError, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.slots import ranks_of, slot_of
 from behemoth.base.units import format_size
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
@@ -107,8 +108,7 @@ class OwnDisk:
 
     def _ranks(self, rank: Rank) -> list[Rank]:
         """Those of the node that has this one."""
-        first = rank - rank % self._num_ranks
-        return [Rank(first + local) for local in range(self._num_ranks)]
+        return ranks_of(slot_of(rank, self._num_ranks), self._num_ranks)
 
     def _drop_others(self, rank: Rank) -> None:
         """Delete files of ranks that are on another node now."""

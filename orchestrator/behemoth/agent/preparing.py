@@ -28,6 +28,7 @@ from behemoth.agent.places import Place, take_from
 from behemoth.agent.storewire import Prepare, Prepared, Source
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
+from behemoth.base.slots import ranks_of, slot_of
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.common_chunks import read_by_several
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
@@ -243,15 +244,15 @@ class Preparing:
             yield store
             return
 
-        first = rank - rank % self._ranks_per_node
+        slot = slot_of(rank, self._ranks_per_node)
 
         def begun() -> NodeReads:
-            ranks = range(first, min(first + self._ranks_per_node, layout.mesh.num_ranks))
-            common = read_by_several(commit, layout, found, [Rank(one) for one in ranks])
+            ranks = [one for one in ranks_of(slot, self._ranks_per_node) if one < layout.mesh.num_ranks]
+            common = read_by_several(commit, layout, found, ranks)
             return NodeReads(common, unit_of=ChunkUnits(commit).unit_of, limit_bytes=NODE_BYTES)
 
         # A node may restore the same for another slot, whose ranks are others, before anything is saved.
-        key = (first, commit.record.step, commit.record.write_id, layout.digest, intake.encode())
+        key = (slot, commit.record.step, commit.record.write_id, layout.digest, intake.encode())
         with self._restore.joined(key, rank, begun).of(rank, store) as reads:
             yield reads
 

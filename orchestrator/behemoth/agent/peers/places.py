@@ -13,6 +13,7 @@ from behemoth.agent.places import Place
 from behemoth.agent.storewire import Source
 from behemoth.base.errors import BehemothError, NotFound, Timeout
 from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.slots import slot_of
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
@@ -39,7 +40,8 @@ class PeerPlaces:
         self._plan = plan
         self._source = source
         self._ranks_per_node = ranks_per_node
-        self._silent: set[int] = {plan.rank // ranks_per_node}  # a node loses the memory of all its ranks at once
+        own_slot = slot_of(plan.rank, ranks_per_node)
+        self._silent: set[int] = {own_slot}  # a node loses the memory of all its ranks at once
         self._num_left = MAX_IN_VAIN
 
     def __iter__(self) -> Iterator[Place]:
@@ -48,7 +50,7 @@ class PeerPlaces:
             yield Place("peer", partial(self._snapshot, holder, self._plan), failed)
         for group in replicated(self._layout, self._plan.rank):
             for other in group.shuffled(self._plan.rank):
-                slot = other // self._ranks_per_node
+                slot = slot_of(other, self._ranks_per_node)
                 if slot in self._silent:
                     continue
                 if self._num_left == 0 or group.arrays.isdisjoint(self._wanted_arrays()):
