@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing
 from behemoth.checkpoint.common_chunks import CommonChunks, SharedObject, read_by_several
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledDown, ScaledUp, ScalesOf, num_blocks
 from behemoth.checkpoint.crc import TRAILER_BYTES

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint import chunk_parts, reshard_reader
-from behemoth.checkpoint.boxes import flat_boxes
+from behemoth.checkpoint.box import flat_boxes
 from behemoth.checkpoint.chunk_reader import ChunkReader
 from behemoth.checkpoint.conversion import AS_SAVED, Cast, Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import changes
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import Intake, ScaledDown
 from behemoth.checkpoint.grid import Grid, grids

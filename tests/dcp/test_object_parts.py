@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.boxes import Box, share_of
+from behemoth.checkpoint.box import Box
+from behemoth.checkpoint.boxes import share_of
 from behemoth.checkpoint.crc import crc32c, trailer
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout

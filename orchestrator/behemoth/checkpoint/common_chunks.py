@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Box, enclosing, flat_boxes
+from behemoth.checkpoint.box import Box, enclosing, flat_boxes, moved
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.crc import TRAILER_BYTES
@@ -23,7 +23,7 @@ from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
-from behemoth.checkpoint.over_read import moved, sources
+from behemoth.checkpoint.over_read import sources
 from behemoth.checkpoint.reshard import blocks_needed, scales_of
 from behemoth.checkpoint.sharing import kinds
 from behemoth.checkpoint.units import Unit

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c, trailer
 from behemoth.checkpoint.cuts import box_shard_shape, chunk_shape
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding

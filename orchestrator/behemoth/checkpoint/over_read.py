@@ -7,7 +7,6 @@ the whole fleet, whose ranks pass it on to each other, and each rank for itself,
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box, piece_bounds
+from behemoth.checkpoint.box import Box, moved, num_elements
+from behemoth.checkpoint.boxes import piece_bounds
 from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, Ints, cuts_of, grids
@@ -147,7 +147,7 @@ def _of_fleet(
                 boxes.setdefault(one.position, []).append(box)
     for position, of_array in boxes.items():
         grid = of_saved[position]
-        needed_bytes += sum(math.prod(high - low for low, high in box) for box in of_array) * grid.spec.itemsize
+        needed_bytes += sum(num_elements(box) for box in of_array) * grid.spec.itemsize
         once_bytes += len(chunks_met(grid.chunk_shape, grid.chunks_per_dim, of_array)) * _chunk_bytes(grid)
     return needed_bytes, once_bytes
 
@@ -194,11 +194,6 @@ def _num_met_of_cell(kind: Kind, grid: Grid, cell: Cell, begin: tuple[int, ...])
     return _per_piece(np.concatenate(met), num)
 
 
-def moved(box: Box, begin: tuple[int, ...]) -> Box:
-    """A box of a part of an array, as a box of the array."""
-    return tuple((low + at, high + at) for (low, high), at in zip(box, begin, strict=True)) if begin else box
-
-
 def _shifted(box: Box, chunk_shape: tuple[int, ...]) -> Box:
     """Towards the origin by whole chunks: boxes that lie alike towards the chunks meet equally many."""
     bases = (low - low % size for (low, _), size in zip(box, chunk_shape, strict=True))
@@ -231,7 +226,7 @@ def _segments(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int,
     cut = max((dim for dim, (first, last) in enumerate(spans) if last - first > 1), default=0)
     starts, chunks = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     for dim, ((low, high), size) in enumerate(zip(box, chunk_shape, strict=True)):
-        row = math.prod(stop - start for start, stop in box[dim + 1 :])
+        row = num_elements(box[dim + 1 :])
         if dim < cut:
             at = np.arange(low, high, dtype=np.int64)
         elif dim == cut:

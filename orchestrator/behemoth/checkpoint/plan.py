@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.sharing import Kind, Part, Share, kinds, owners

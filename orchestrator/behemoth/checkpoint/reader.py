@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
-from behemoth.checkpoint.boxes import Interval
+from behemoth.checkpoint.box import Interval
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.crc import crc32c

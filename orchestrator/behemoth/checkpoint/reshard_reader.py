@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from behemoth.checkpoint.address import address_of
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing, shape_of
 from behemoth.checkpoint.changes import Scales, ScaleTable
 from behemoth.checkpoint.chunk_parts import Bytes, Placed, as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
@@ -133,7 +133,7 @@ def _saved_table(store: ObjectStore, commit: Commit, scales: Scales, boxes: Sequ
     work = plan_box(grid, scales.saved, scales.stored(box, len(grid.spec.shape)))
     area = np.empty(work.slabs[0].nbytes, dtype=np.uint8)
     read_slabs(store, commit, work, area, threads=threads)
-    values = as_float32(area.view(DTYPES[grid.spec.dtype])).reshape([high - low for low, high in box])
+    values = as_float32(area.view(DTYPES[grid.spec.dtype])).reshape(shape_of(box))
     return ScaleTable(scales=scales, box=box, values=values)
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box, enclosing, flat_boxes, piece_bounds
+from behemoth.checkpoint.box import Box, enclosing, flat_boxes
+from behemoth.checkpoint.boxes import piece_bounds
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.crc import TRAILER_BYTES

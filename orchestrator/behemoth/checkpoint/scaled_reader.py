@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing, shape_of, slices_within
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_parts import chunk_elements, part_of, put
 from behemoth.checkpoint.chunk_reader import ChunkReaders
@@ -165,7 +165,7 @@ class _Largest:
         self._scales = scales
         self._what = what
         self._box = enclosing(boxes)
-        self._values: Floats = np.zeros([high - low for low, high in self._box], dtype=np.float32)
+        self._values: Floats = np.zeros(shape_of(self._box), dtype=np.float32)
         self._is_known = np.zeros(self._values.shape, dtype=np.bool_)
         self._lock = threading.Lock()
 
@@ -192,4 +192,4 @@ class _Largest:
         return ScaleTable(scales=self._scales, box=box, values=values)
 
     def _place(self, box: Box) -> tuple[slice, ...]:
-        return tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, self._box, strict=True))
+        return slices_within(box, self._box)

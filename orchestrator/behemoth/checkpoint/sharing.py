@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, shares_of, within
+from behemoth.checkpoint.box import Interval
+from behemoth.checkpoint.boxes import Held, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
 from behemoth.checkpoint.layout import Layout, SplitAxes, axis_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis

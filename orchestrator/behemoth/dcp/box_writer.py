@@ -8,13 +8,12 @@ their boxes, is left to `checkpoint.commit`, as it is for ranks of ours. Neighbo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from typing_extensions import Buffer
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.paths import METADATA
@@ -74,7 +73,7 @@ def write_boxes(
 
 def _num_bytes(one: PlacedBox) -> int:
     """Bytes of a box's elements: other ranks account for what they write into the same object."""
-    return math.prod(stop - start for start, stop in one.box) * one.placed.grid.spec.itemsize
+    return num_elements(one.box) * one.placed.grid.spec.itemsize
 
 
 def _keys_of(one: PlacedBox) -> list[str]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.layout import ArraySpec
 from behemoth.checkpoint.reshard import Part, plan_box

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS

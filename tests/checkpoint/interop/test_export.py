@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint import filling
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids

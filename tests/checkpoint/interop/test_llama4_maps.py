@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.interop.export import export
 from behemoth.checkpoint.interop.export_plan import plan_export
 from behemoth.checkpoint.interop.foreign import read_model

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from behemoth.app.batches.driving import grouped
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf, num_blocks
 from behemoth.checkpoint.grid import grids

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.box import Box, Interval, shape_of
 from behemoth.checkpoint.caching import CachingStore
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.conversion import ScalesOf
@@ -101,7 +101,7 @@ class CheckpointSource:
         )
         for one in wanted:
             data = area[one.arena_offset : one.arena_offset + one.nbytes]
-            yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape([b - a for a, b in one.box])
+            yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape(shape_of(one.box))
 
 
 def batch_bytes(saved: Layout, layout: Layout) -> int:

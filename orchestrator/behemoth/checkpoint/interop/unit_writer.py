@@ -17,7 +17,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.array_keys import metadata_key, shard_key
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.commit import create_same
 from behemoth.checkpoint.crc import crc32c

@@ -8,7 +8,6 @@ Neighbours: `unit_writer`, `grid` (the geometry).
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements
 from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.interop.tensors import blocks_of
 from behemoth.checkpoint.layout import Layout
@@ -179,8 +178,8 @@ def _pieces(grid: Grid, shard: int, block_bytes: int) -> Iterator[Piece]:
             ((begin + start) * size, min((begin + stop) * size, full))
             for begin, (start, stop), size, full in zip(begins, chunks, grid.chunk_shape, grid.spec.shape, strict=True)
         )
-        last = first + math.prod(stop - start for start, stop in chunks)
-        num_bytes = math.prod(stop - start for start, stop in box) * grid.spec.itemsize
+        last = first + num_elements(chunks)
+        num_bytes = num_elements(box) * grid.spec.itemsize
         yield Piece(0, shard, first, last, box, num_bytes)
         first = last
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.interop.tensors import Raw, Tensor
 
 
