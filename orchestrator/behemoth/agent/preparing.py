@@ -33,7 +33,6 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.common_chunks import read_by_several
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.counting import CountingStore
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.gathering import Gathering, HeldSnapshot
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
@@ -308,7 +307,7 @@ def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan)
 
 def _chunk_bytes(layout: Layout, plan: RankPlan) -> int:
     """What a rank reads that reads for itself: whole chunks with their CRCs, one for each span."""
-    return sum(grids(layout)[span.array].payload_bytes + TRAILER_BYTES for span in plan.spans)
+    return sum(grids(layout)[span.array].stored_bytes for span in plan.spans)
 
 
 def _holds(arena: Arena, source: Source, generation: int) -> bool:

@@ -166,16 +166,15 @@ def _check_chunk(shard: Shard, slot: int, chunk: npt.NDArray[np.uint8], crc: int
     grid, number = shard.grid, int(shard.chunks[slot])
     offset_bytes = slot * grid.stride_bytes
     name = f"array {grid.spec.name!r}, chunk {number}"
-    covered_bytes = grid.payload_bytes + TRAILER_BYTES
-    stored = int.from_bytes(chunk[grid.payload_bytes : covered_bytes].tobytes(), "little")
+    stored = int.from_bytes(chunk[grid.payload_bytes : grid.stored_bytes].tobytes(), "little")
     if stored != crc:
-        state = ", all zero" if not chunk[:covered_bytes].any() else ""
+        state = ", all zero" if not chunk[: grid.stored_bytes].any() else ""
         message = f"{name}: stored CRC-32C {stored:08x}, its {grid.payload_bytes} bytes have {crc:08x}{state}"
-        yield problem_at("chunk", shard.key, offset_bytes, covered_bytes, message, grid, number)
-    if chunk[covered_bytes:].any():
+        yield problem_at("chunk", shard.key, offset_bytes, grid.stored_bytes, message, grid, number)
+    if chunk[grid.stored_bytes :].any():
         message = f"{name}: expected zeros in the gap behind it"
-        at = int(np.flatnonzero(chunk[covered_bytes:])[0])
-        yield problem_at("gap", shard.key, offset_bytes + covered_bytes + at, 1, message, grid, number)
+        at = int(np.flatnonzero(chunk[grid.stored_bytes :])[0])
+        yield problem_at("gap", shard.key, offset_bytes + grid.stored_bytes + at, 1, message, grid, number)
 
 
 def _trailers(

@@ -18,7 +18,6 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint.box import Box, enclosing, flat_boxes, moved
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
@@ -111,8 +110,7 @@ def read_by_several(commit: Commit, layout: Layout, found: Sequence[Origin], ran
             return None
         array, shard = objects[key]
         grid = grids(commit.layout)[array]
-        unit_bytes = grid.payload_bytes + TRAILER_BYTES
-        return SharedObject(grid.stride_bytes, unit_bytes, bits[array][:, grid.chunks_of(shard)])
+        return SharedObject(grid.stride_bytes, grid.stored_bytes, bits[array][:, grid.chunks_of(shard)])
 
     return CommonChunks(ranks, find)
 

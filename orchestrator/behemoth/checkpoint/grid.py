@@ -66,15 +66,20 @@ class Grid:
         return math.prod(self.chunk_shape) * self.spec.itemsize
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of a chunk as it is stored: its payload, and the CRC behind that."""
+        return self.payload_bytes + TRAILER_BYTES
+
+    @property
     def stride_bytes(self) -> int:
-        """Distance of two chunks: payload and CRC; large ones rounded up to pages so that reads are aligned."""
-        exact = self.payload_bytes + TRAILER_BYTES
+        """Distance of two chunks; that of large ones is rounded up to pages so that reads are aligned."""
+        exact = self.stored_bytes
         return exact if self.payload_bytes < ALIGNED_BYTES else -(-exact // PAGE_BYTES) * PAGE_BYTES
 
     @property
     def gap_bytes(self) -> int:
         """Zeros between a chunk's CRC and the next chunk."""
-        return self.stride_bytes - self.payload_bytes - TRAILER_BYTES
+        return self.stride_bytes - self.stored_bytes
 
     @property
     def shards_per_dim(self) -> tuple[int, ...]:
@@ -207,7 +212,7 @@ class Grid:
         """A shard's index: (offset, size) of every slot as little-endian u64, then its CRC-32C."""
         entries = np.empty((self.num_slots, 2), dtype="<u8")
         entries[:, 0] = np.arange(self.num_slots, dtype=np.uint64) * np.uint64(self.stride_bytes)
-        entries[:, 1] = self.payload_bytes + TRAILER_BYTES
+        entries[:, 1] = self.stored_bytes
         body = entries.tobytes()
         return body + trailer(crc32c(body))
 

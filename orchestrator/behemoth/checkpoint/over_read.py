@@ -19,7 +19,6 @@ import numpy.typing as npt
 from behemoth.checkpoint.box import Box, moved, num_elements
 from behemoth.checkpoint.boxes import piece_bounds
 from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, Ints, cuts_of, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
@@ -89,7 +88,7 @@ def over_read(
         for grid, source, num_arrays in _saved_grids(kind, of_saved, of_arrays):
             held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
             if not source.is_looked_through:  # `scale_bytes` counts the others
-                alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, source.begin)[pieces[holds]]
+                alone[holds] += num_arrays * grid.stored_bytes * _num_met(kind, grid, source.begin)[pieces[holds]]
     alone += scale_bytes(saved, layout, found, chosen, kept_bytes=kept_bytes)
     needed_bytes, once_bytes = _of_fleet(saved, layout, found, of_arrays)
     once_bytes += again_bytes(saved, layout, found, kept_bytes=kept_bytes)
@@ -137,7 +136,7 @@ def _of_fleet(
     of_saved = grids(saved)
     needed_bytes = sum(of_saved[position].spec.num_bytes for position in passes)
     once_bytes = sum(
-        num * of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position, num in passes.items()
+        num * of_saved[position].num_chunks * of_saved[position].stored_bytes for position, num in passes.items()
     )
     boxes: dict[int, list[Box]] = {}
     for array, some in zip(layout.arrays, of_arrays, strict=True):
@@ -148,7 +147,7 @@ def _of_fleet(
     for position, of_array in boxes.items():
         grid = of_saved[position]
         needed_bytes += sum(num_elements(box) for box in of_array) * grid.spec.itemsize
-        once_bytes += len(chunks_met(grid.chunk_shape, grid.chunks_per_dim, of_array)) * _chunk_bytes(grid)
+        once_bytes += len(chunks_met(grid.chunk_shape, grid.chunks_per_dim, of_array)) * grid.stored_bytes
     return needed_bytes, once_bytes
 
 
@@ -236,10 +235,6 @@ def _segments(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int,
         starts = (starts[:, None] + (at - low) * row).reshape(-1)
         chunks = (chunks[:, None] * chunks_per_dim[dim] + at // size).reshape(-1)
     return starts, chunks
-
-
-def _chunk_bytes(grid: Grid) -> int:
-    return grid.payload_bytes + TRAILER_BYTES
 
 
 def _ratio(read_bytes: int, needed_bytes: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.opened import Commit
 
@@ -37,7 +36,6 @@ class ChunkUnits:
         grid = self._grids.get(key)
         if grid is not None and offset_bytes < grid.index_offset_bytes:
             start = offset_bytes - offset_bytes % grid.stride_bytes
-            size = grid.payload_bytes + TRAILER_BYTES
-            if offset_bytes + length_bytes <= start + size:
-                return Unit(key, start, size)
+            if offset_bytes + length_bytes <= start + grid.stored_bytes:
+                return Unit(key, start, grid.stored_bytes)
         return Unit(key, offset_bytes, length_bytes)
