@@ -16,7 +16,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotF
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint import receipt as receipt_module
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import BadCommit, commits, create_same, latest, read_record, reject
+from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
 from behemoth.checkpoint.commit_log import publish
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.layout import ArraySpec, Layout
@@ -24,6 +24,7 @@ from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
 from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt
+from behemoth.checkpoint.small_objects import create_same
 from behemoth.checkpoint.span_table import SpanTable
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import Part
@@ -175,8 +176,9 @@ def test_a_leader_finds_what_another_one_has_made_and_refuses_what_somebody_else
     store = MemoryStore()
     for _ in range(2):
         create_same(store, "steps/index", b"the index")
-    with pytest.raises(Conflict):
-        create_same(store, "steps/index", b"an index!")
+    for other in (b"an index!", b"the index of another"):
+        with pytest.raises(Conflict):
+            create_same(store, "steps/index", other)
 
 
 def test_a_rejected_commit_is_gone_at_once_whatever_dies_and_its_step_is_free() -> None:

@@ -27,6 +27,7 @@ from behemoth.checkpoint.conversion import (
 )
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.over_read import OverRead, over_read
@@ -34,7 +35,6 @@ from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reader import open_commit, read_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
-from behemoth.checkpoint.wrapper_store import num_bytes
 from behemoth.ports import Into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore

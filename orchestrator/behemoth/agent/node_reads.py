@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.chunk_reader import Lent
 from behemoth.checkpoint.common_chunks import CommonChunks
+from behemoth.checkpoint.into import num_bytes, spread
 from behemoth.checkpoint.own_memory import own_memory
 from behemoth.checkpoint.units import Unit
-from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes, spread
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 
 WAIT_LIMIT_S = 60.0

@@ -8,7 +8,7 @@ Where to find what, in the order of a save and a restore:
     staging            arena, arena_format, arena_memory, staging, held, following
     writing            rank_write, writer (files), upload_writer (object storage), exchange, chunk_ends, end_writer
     commit             receipt, proof, end_proof, shard_proof, coverage, freshness, commit, commit_index, commit_record
-    finding            commit_log, opened, owner, marker, pins, signposts
+    finding            small_objects, commit_log, opened, owner, marker, pins, signposts
     reading            reader, chunk_reader, seen_chunks; on another mesh matching, reshard, reshard_reader
     converting         conversion, fitting, changes, precision, recipe_change; scales: scale_waves, scaled_reader
     nearer sources     gathering, replicas, copying (memory of nodes), snapshot_files (a node's own disk)

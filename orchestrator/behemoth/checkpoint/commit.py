@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from behemoth.base.errors import Conflict, Corrupt
+from behemoth.base.errors import Corrupt
 from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_tails import chunk_tail
@@ -25,6 +25,7 @@ from behemoth.checkpoint.paths import INDEX, METADATA
 from behemoth.checkpoint.proof import Proof, check_zeros, prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.shard_proof import check_shards
+from behemoth.checkpoint.small_objects import create_same
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import SEAL_THREADS, seal_all
 from behemoth.ports import ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
@@ -87,18 +88,6 @@ def complete(
         held_prints=proof.held_prints,
         committed_us=candidate.committed_us,
     )
-
-
-def create_same(store: ObjectStore, key: str, data: bytes) -> None:
-    """Create a small object, or find that it exists with these bytes: a leader may repeat the work of another one.
-    Raises Conflict when it exists with other bytes."""
-    try:
-        store.create(key, data)
-    except Conflict:
-        standing = bytearray(len(data))
-        store.read_into(key, offset_bytes=0, into=standing)
-        if bytes(standing) != data:
-            raise
 
 
 def _complete(store: SavesTo, prefix: str, layout: Layout, proof: Proof) -> bytes:

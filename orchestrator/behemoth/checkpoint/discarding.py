@@ -16,6 +16,7 @@ from behemoth.checkpoint.gc import BATCH_KEYS
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import INDEX, REJECTED, step_prefix
 from behemoth.checkpoint.signposts import forget, signposts
+from behemoth.checkpoint.small_objects import find_listed
 from behemoth.ports import ObjectStore, UploadsParts
 
 
@@ -28,7 +29,7 @@ def discard_write(store: ObjectStore, step: Step, write_id: WriteId) -> None:
     if any(isinstance(one, BadCommit) or one.write_id == write_id for one in standing):
         return
     prefix = step_prefix(step, write_id)
-    if isinstance(store, UploadsParts) and any(info.key == f"{prefix}/{INDEX}" for info in store.list(prefix)):
+    if isinstance(store, UploadsParts) and find_listed(store, prefix, f"{prefix}/{INDEX}"):
         put_up(store, REJECTED, (step, write_id), reason="it failed before its commit was known to be there")
     abort_uploads(store, prefix)
     delete_below(store, prefix)

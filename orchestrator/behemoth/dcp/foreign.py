@@ -24,6 +24,7 @@ from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.box import Box, num_elements, shape_of, slices_of, slices_within
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, raw_dtype
 from behemoth.checkpoint.records import Value
+from behemoth.checkpoint.small_objects import find_listed
 from behemoth.checkpoint.threads import run_all
 from behemoth.dcp.contents import CONTENTS_ARRAY, Contents, Empty
 from behemoth.dcp.dtypes import torch_dtype
@@ -79,16 +80,16 @@ def read_dcp(store: ObjectStore, *, threads: int, skips_pickles: bool = False) -
 
 
 def _read_metadata(store: ObjectStore) -> bytes:
-    size_bytes = next((info.size_bytes for info in store.list("") if info.key == METADATA_FILE), None)
-    if size_bytes is None:
+    info = find_listed(store, "", METADATA_FILE)
+    if info is None:
         raise NotFound(
             f"DCP checkpoint: expected a file {METADATA_FILE}, got none",
             hint="name the folder with .metadata and *.distcp; a save that was cut off has none",
             code="dcp-not-found",
         )
-    if not 0 < size_bytes <= MAX_METADATA_BYTES:
-        raise Corrupt(f"{METADATA_FILE}: expected 1 .. {MAX_METADATA_BYTES} bytes, got {size_bytes}")
-    data = bytearray(size_bytes)
+    if not 0 < info.size_bytes <= MAX_METADATA_BYTES:
+        raise Corrupt(f"{METADATA_FILE}: expected 1 .. {MAX_METADATA_BYTES} bytes, got {info.size_bytes}")
+    data = bytearray(info.size_bytes)
     store.read_into(METADATA_FILE, offset_bytes=0, into=data)
     return bytes(data)
 

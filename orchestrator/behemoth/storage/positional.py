@@ -15,7 +15,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.address import address_of
-from behemoth.checkpoint.wrapper_store import buffers_of
+from behemoth.checkpoint.into import buffers_of
 from behemoth.ports import Into, Part
 
 MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))

@@ -15,8 +15,9 @@ from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, Timeout, Unavailable
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.into import buffers_of
 from behemoth.checkpoint.units import Unit
-from behemoth.checkpoint.wrapper_store import WrapperStore, buffers_of
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 

@@ -19,7 +19,6 @@ from behemoth.base.ids import UploadId
 from behemoth.checkpoint.array_keys import metadata_key, shard_key
 from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.chunk_tails import chunk_tail
-from behemoth.checkpoint.commit import create_same
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
@@ -27,6 +26,7 @@ from behemoth.checkpoint.interop.units import Piece, Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
 from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.small_objects import create_same
 from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import seal_all
