@@ -7,7 +7,7 @@ For one process that has all of an object's bytes at hand; the ranks of a run, e
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -67,6 +67,15 @@ def least_bytes(store: SavesTo, size_bytes: int) -> int:
     """The least size of a part that is not the last one of an object of `size_bytes`; 0 where writes may be of any."""
     filling = filling_of(store)
     return 0 if filling.takes_ranges else filling.piece_bytes(size_bytes)
+
+
+def completed(store: UploadsParts, key: str, upload_id: UploadId, parts: Iterable[PartReceipt]) -> int:
+    """Complete an upload of these parts, in whatever order they come; the CRC-32C of the object. Blocks. Raises as the
+    store does when parts are missing."""
+    ordered = sorted(parts, key=lambda part: part.number)
+    crc = combined((part.crc, part.size_bytes) for part in ordered)
+    store.complete_upload(key, upload_id, parts=ordered, crc=crc)
+    return crc
 
 
 class _Ranges:
@@ -141,8 +150,6 @@ class _Uploaded:
             return self._uploads[key]
 
     def _complete(self, key: str, upload: _Upload) -> None:
-        parts = sorted(upload.receipts, key=lambda part: part.number)
-        crc = combined((part.crc, part.size_bytes) for part in parts)
-        self._store.complete_upload(key, upload.upload_id, parts=parts, crc=crc)
+        completed(self._store, key, upload.upload_id, upload.receipts)
         with self._lock:
             del self._uploads[key]

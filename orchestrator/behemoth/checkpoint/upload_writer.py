@@ -17,6 +17,7 @@ from behemoth.base.errors import BehemothError, Conflict
 from behemoth.base.ids import Rank, UploadId
 from behemoth.checkpoint.crc import combined, crc32c
 from behemoth.checkpoint.exchange import Company, Exchange, OpenWrite, SentPart, in_turn
+from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.part_bytes import PartBytes
 from behemoth.checkpoint.part_plan import PlannedPart, Shard, plan_parts
@@ -175,8 +176,7 @@ class _Job:
                 f"{len(parts)} of {sum(part.size_bytes for part in parts)} bytes",
                 code="upload-parts",
             )
-        crc = combined((part.crc, part.size_bytes) for part in parts)
-        self._store.complete_upload(self._key(shard), self._begun[shard], parts=parts, crc=crc)
+        crc = completed(self._store, self._key(shard), self._begun[shard], parts)
         return WrittenShard(*shard, crc, combined((one.payload_crc, one.payload_bytes) for one in sent))
 
     def _key(self, shard: Shard) -> str:

@@ -16,10 +16,11 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.dcp.boxes import runs_of
-from behemoth.dcp.bucket_writer import by_object, completed
+from behemoth.dcp.bucket_writer import by_object
 from behemoth.dcp.object_parts import ObjectPart, own_parts, part_bytes, parts_of, whole_chunks
 from behemoth.dcp.orders import Placed, SentObject, SentObjects, SentPart, SentPiece, ShardName
 from behemoth.ports import UploadsParts

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.crc import combined, crc32c
-from behemoth.checkpoint.filling import Piece, filling_of
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.filling import Piece, completed, filling_of
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.threads import run_all
@@ -236,11 +236,3 @@ def by_object(sent: Iterable[SentPart]) -> dict[ShardName, list[PartReceipt]]:
     for one in sent:
         found.setdefault((one.array, one.shard), []).append(one.receipt)
     return found
-
-
-def completed(store: UploadsParts, key: str, upload_id: UploadId, parts: Sequence[PartReceipt]) -> int:
-    """Complete an upload; the CRC-32C of the object. Raises as the store does when parts are missing."""
-    ordered = sorted(parts, key=lambda part: part.number)
-    crc = combined((part.crc, part.size_bytes) for part in ordered)
-    store.complete_upload(key, upload_id, parts=ordered, crc=crc)
-    return crc

@@ -11,6 +11,7 @@ from behemoth.base.ids import UploadId
 from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.crc import combined
 from behemoth.checkpoint.discarding import abort_uploads
+from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.interop.unit_writer import Written
 from behemoth.checkpoint.interop.units import Unit
 from behemoth.checkpoint.layout import Layout
@@ -67,11 +68,12 @@ class ObjectUploads:
             return []
 
         def complete(which: tuple[int, int]) -> WrittenShard:
-            parts = [part for _, part in sorted(self._parts[which].items())]
-            crc = combined((part.crc, part.size_bytes) for part in parts)
-            if self._ids[which]:
+            upload_id, parts = self._ids[which], self._parts[which].values()
+            if upload_id:
                 key = shard_key(self._prefix, self._layout, *which)
-                store.complete_upload(key, UploadId(self._ids[which]), parts=parts, crc=crc)
+                crc = completed(store, key, UploadId(upload_id), parts)
+            else:
+                crc = combined((part.crc, part.size_bytes) for part in parts)
             return WrittenShard(array=which[0], shard=which[1], crc=crc)
 
         found = run_all(complete, list(self._parts), threads=COMPLETE_THREADS, name="ckpt-complete")
