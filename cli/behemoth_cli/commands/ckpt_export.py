@@ -91,10 +91,7 @@ def export_checkpoint(
     max_file_bytes = _file_size(max_file_size)
     precision = precision_of(dtype, *PRECISIONS)
     change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
-    if to.startswith(PREFIX):
-        raise Conflict(f"option --to {to}: expected a folder, got a run", hint=_FOLDER_HINT, code="export-folder")
-    if not is_s3(to):
-        folder_to_be(to, expected="a folder", hint=_FOLDER_HINT, code="export-folder")
+    _require_folder(to)
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
     place = find_checkpoints(where)
@@ -126,6 +123,14 @@ def export_checkpoint(
             kept = _export(batches, store, commit, target, plan, job)
         page = export_page(plan, step=commit.record.step, target=target.root, kept=kept, is_done=not is_dry)
         context.console.show(page, form)
+
+
+def _require_folder(to: str) -> None:
+    """Raises Conflict for a run, and for a path at which no folder can be; a bucket is as good as one."""
+    if to.startswith(PREFIX):
+        raise Conflict(f"option --to {to}: expected a folder, got a run", hint=_FOLDER_HINT, code="export-folder")
+    if not is_s3(to):
+        folder_to_be(to, expected="a folder", hint=_FOLDER_HINT, code="export-folder")
 
 
 def _export(

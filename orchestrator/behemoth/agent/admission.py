@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from behemoth.agent.arenas import restored_step
 from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, now_us
@@ -19,7 +18,7 @@ from behemoth.agent.storewire import Failed, Source
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
-from behemoth.wire.commands import StartGang
+from behemoth.wire.commands import RestoreFrom, StartGang
 from behemoth.wire.frames import PROTOCOL_MAJOR
 from behemoth.wire.reports import ProgramRefused, RanksRestored, RanksUp, RestoreRefused
 from behemoth.wire.session import Assigned, Declare, Join, Ready, Refusal
@@ -96,7 +95,7 @@ class Admission:
         member.was_prepared(answer)
         if member.channel is not None:
             ready = Ready(
-                step=restored_step(restore),
+                step=_restored_step(restore),
                 generation=answer.generation,
                 folder=answer.folder,
                 is_cold=answer.is_cold,
@@ -114,7 +113,7 @@ class Admission:
         prepared = [told for _, told in of_ranks]
         report = RanksRestored(
             attempt=self._attempt,
-            step=restored_step(self._table.restore),
+            step=_restored_step(self._table.restore),
             num_from_memory=sum(one.origin == "memory" for one in prepared),
             layout=self._digest,
             num_from_peer=sum(one.origin == "peer" for one in prepared),
@@ -174,3 +173,8 @@ class Admission:
 def wait_limit_us(floors: HangFloors) -> int:
     """How long a rank waits for an answer of its agent, in microseconds."""
     return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)
+
+
+def _restored_step(restore: RestoreFrom | None) -> Step:
+    """Where a rank stands after the restore."""
+    return restore.step if restore is not None else Step(0)

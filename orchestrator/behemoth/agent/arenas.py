@@ -14,7 +14,7 @@ from typing import Literal
 
 from behemoth.agent.storewire import Source
 from behemoth.base.errors import Unavailable
-from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.ids import Rank, WriteId
 from behemoth.wire.commands import RestoreFrom
 from behemoth.wire.session import Declare
 
@@ -172,11 +172,6 @@ class Arenas:
         for memory in self._memories.values():
             memory.close()
         self._memories.clear()
-
-
-def restored_step(restore: RestoreFrom | None) -> Step:
-    """Where a rank stands after the restore."""
-    return restore.step if restore is not None else Step(0)
 
 
 def _anonymous_file(rank: Rank, size_bytes: int) -> int:

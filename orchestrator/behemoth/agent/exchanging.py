@@ -20,7 +20,7 @@ from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import Rank, UploadId, WriteId
 from behemoth.base.slots import slot_of
-from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrites, SentPart
+from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrite, OpenWrites, SentPart
 from behemoth.checkpoint.part_plan import Fragment, Shard
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
@@ -72,27 +72,23 @@ class ExchangeService:
         }
 
     def _fragments(self, asked: AskFragments) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        views = write.views_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        views = write.views_of(_fragments(asked.rank, asked.fragments), cancelled=is_over)
         return Reply(answer=BytesFound(), payload=views, is_whole=write.is_held)
 
     def _crcs(self, asked: AskFragmentCrcs) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        crcs = write.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        crcs = write.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=is_over)
         return Reply(answer=CrcsFound(crcs=tuple(crcs)))
 
     def _upload_ids(self, asked: AskUploadIds) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        ids = write.ids_of([Shard(*row) for row in asked.shards], cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        ids = write.ids_of([Shard(*row) for row in asked.shards], cancelled=is_over)
         return Reply(answer=UploadIdsFound(upload_ids=tuple(ids)))
 
     def _sent_parts(self, asked: AskSentParts) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        sent = write.sent_to(asked.completer, cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        sent = write.sent_to(asked.completer, cancelled=is_over)
         rows = [
             SentPartRow(
                 shard=(one.shard.array, one.shard.number),
@@ -106,6 +102,11 @@ class ExchangeService:
             for one in sent[asked.first : asked.first + MAX_ROWS]
         ]
         return Reply(answer=SentPartsFound(parts=tuple(rows)))
+
+    def _found(self, rank: Rank, write_id: WriteId) -> tuple[OpenWrite, Given]:
+        """The rank's write, once it has begun, and what ends the waits for its answers, this one included."""
+        is_over = _Patience(rank, write_id).is_over
+        return self._open_writes.find(write_id, rank, cancelled=is_over), is_over
 
 
 class NodeExchange:

@@ -1,8 +1,8 @@
 """A node's own disk: what its ranks have committed is copied there, and comes back when the node's memory is lost.
 
 Copies are made in the background, at a bounded rate, and not while a save is written. They reserve nothing that a save
-needs: when the next save needs the memory, the copy is abandoned. Runs in the store process; the
-neighbours are `keeping`, the agent's end, and `checkpoint.snapshot_files`, which does the work.
+needs: when the next save needs the memory, the copy is abandoned. Runs in the store process; the neighbours are
+`keeping`, the agent's end, and `checkpoint.snapshot_files`, which does the work.
 """
 
 from __future__ import annotations

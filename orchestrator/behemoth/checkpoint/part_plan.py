@@ -1,8 +1,8 @@
 """The parts that one rank uploads of a save, byte for byte, and who completes each object. Pure, same on every rank.
 
-A part is data of chunks, in order, and behind the last byte of a chunk its padding, its CRC, a gap. Some
-of the data may lie with other ranks, and of a chunk that began in an earlier part its CRC must be known: both are named
-as fragments, by chunk, so that whoever holds them finds them in its own plan. Neighbours: `uploads` (parts and owners),
+A part is data of chunks, in order, and behind the last byte of a chunk its padding, its CRC, a gap. Some of the data
+may lie with other ranks, and of a chunk that began in an earlier part its CRC must be known: both are named as
+fragments, by chunk, so that whoever holds them finds them in its own plan. Neighbours: `uploads` (parts and owners),
 `upload_writer`, which sends them.
 """
 

@@ -1,8 +1,8 @@
 """Answers this node's peers: one thread accepts, one per connection serves; the number of connections is bounded.
 
 A connection first has to authenticate, within seconds and in small frames; when too many unauthenticated ones are open,
-the oldest is closed. Handlers interpret requests; here an error becomes an answer. The neighbours
-are `client`, the other end, and `memories`, the first handlers.
+the oldest is closed. Handlers interpret requests; here an error becomes an answer. The neighbours are `client`, the
+other end, and `memories`, the first handlers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 A piece is a box of an array: what is read from the source at a time. A unit is one or more pieces: what is written to
 the store at a time. Both are closed forms of the layout, so that a second call, or another machine, has the same ones.
-Pure.
-Neighbours: `unit_writer`, `grid` (the geometry).
+Pure. Neighbours: `unit_writer`, `grid` (the geometry).
 """
 
 from __future__ import annotations
