@@ -30,6 +30,7 @@ def axes_text(mesh: Mesh, axes: Sequence[Axis]) -> str:
 
 
 def rate(bytes_per_s: float | None) -> str:
+    """A dash where nobody has measured it."""
     return f"{size(bytes_per_s)}/s" if bytes_per_s is not None else "-"
 
 
@@ -66,6 +67,7 @@ def since(at_us: int, now_us: int) -> str:
 
 
 def percent(part: float, whole: float) -> str:
+    """A dash where there is no whole."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 

@@ -41,6 +41,7 @@ class Admission:
         self._digest = ""
 
     def joined(self, member: Member, join: Join) -> None:
+        """Tell a worker its place, or refuse one that speaks another protocol."""
         assert member.channel is not None
         if join.major != PROTOCOL_MAJOR:
             reason = f"session: expected protocol {PROTOCOL_MAJOR}, got {join.major}"

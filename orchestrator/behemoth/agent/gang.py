@@ -136,6 +136,7 @@ class Gang:
         self._reports.again()
 
     def beat(self, *, port: int) -> Beat:
+        """How far the node is. `port`: the one that is reserved for the next attempt. Each step time is told once."""
         beat = beat_of(
             self._members,
             self.attempt,

@@ -64,6 +64,7 @@ class Orders:
         self._parts.saves.tell_again()
 
     def obey(self, order: Order) -> None:
+        """Begin what the coordinator wants, or refuse it as stale, and say so. Returns at once."""
         if order.fence.is_stale_against(self._seen):
             self._refuse(order, "its fence is older than what this agent has seen")
             return

@@ -91,6 +91,7 @@ class StoreLink:
         return self._child.pid if self._child is not None else None
 
     def start(self) -> None:
+        """Start a process, and tell it all that its predecessor knew. Raises OSError when the machine has no room."""
         self._restart = None
         self._has_answered = False
         self._child = Child.start("behemoth.wiring.store", environment=self._environment, own_session=False)

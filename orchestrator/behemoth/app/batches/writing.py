@@ -37,6 +37,8 @@ from behemoth.state.effect import CommitRef
 
 
 class Closes(Protocol):
+    """A store that a work has opened itself. Exactly this, since at its end nothing else is done with it."""
+
     def close(self) -> None: ...
 
 
@@ -98,6 +100,9 @@ class Writing:
 
 
 class Writes(Protocol):
+    """Writes the units of a batch: all at once (`UnitWriter`), or in runs (`RunWriter`). Exactly this, since a work
+    hands its batch over as it comes."""
+
     def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int) -> list[Written]:
         """See `UnitWriter`."""
         ...

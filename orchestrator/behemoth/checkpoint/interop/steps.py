@@ -21,6 +21,8 @@ Rows = list[list[Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permute:
+    """Dim i of the result is dim `order[i]`."""
+
     order: tuple[int, ...]
 
     def apply(self, rows: Rows, named: Named) -> Rows:  # noqa: ARG002 (the signature of all)
