@@ -32,13 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 from bench_table import Row, alone, alternate, arguments, beside, show
-from page_states import cache, drop, each_file
-
-sys.path.append(str(Path(__file__).parent / "programs"))
-sys.path.append(str(Path(__file__).parents[1]))  # the fleet is the tests' own
-import tiers_scene as scene
 from contenders.raw_moves import FileRange, RawMoves
+from page_states import cache, drop, each_file
+from programs import tiers_scene as scene
 
+sys.path.append(str(Path(__file__).parents[1]))  # the fleet is the tests' own
 from agent.peers.shared_fleet import MESHES, Saved, fleet, needed_bytes
 from behemoth.agent.memories import Memories
 from behemoth.agent.own_disk import OwnDisk
@@ -61,7 +59,7 @@ from behemoth.wire.setup import LocalDisk
 
 NUM_LAYERS = 8
 THREADS = 2
-PROGRAM = Path(__file__).parent / "programs" / "peer_memory.py"
+HERE = Path(__file__).parent
 OURS = "behemoth"
 
 
@@ -86,8 +84,10 @@ class OtherNode:
     """The process that has a peer's memory."""
 
     def __init__(self, num_layers: int) -> None:
-        command = [sys.executable, str(PROGRAM), str(num_layers)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "programs.peer_memory", str(num_layers)]
+        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+        env = os.environ | {"PYTHONPATH": path}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self._process.stdout is not None
         ports = json.loads(self._process.stdout.readline())
         self.address = PeerAddress(node=scene.ASKED, host="127.0.0.1", port=ports["peer"])
