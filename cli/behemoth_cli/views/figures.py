@@ -87,7 +87,7 @@ def drained_text(step: int | None, last_step: int) -> str:
 def count(value: float) -> str:
     """`950`, `12.3k`, `4.56M`."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor * 0.99995:
+        if value >= factor * 0.9995:  # three digits of less would be 1e+03 of the unit below
             return f"{value / factor:.3g}{unit}"
     return f"{value:.0f}"
 
