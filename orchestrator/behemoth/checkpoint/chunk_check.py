@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import BehemothError
+from behemoth.checkpoint.commit_index import CommitIndex
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
-from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints
+from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints, grids
 from behemoth.checkpoint.problem import Problem, problem_at
 from behemoth.ports import ObjectStore
 
@@ -53,6 +55,18 @@ class Span(NamedTuple):
     first: int
     last: int
     num_bytes: int
+
+
+def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
+    """Every object of every array, whether it is there or not."""
+    arrays = enumerate(zip(index.layout.paths, grids(index.layout), strict=True))
+    return [
+        Shard(
+            key=f"{record.prefix}/{path}/{grid.shard_key(shard)}", array=array, grid=grid, chunks=grid.chunks_of(shard)
+        )
+        for array, (path, grid) in arrays
+        for shard in range(grid.num_shards)
+    ]
 
 
 def spans_of(shards: Sequence[Shard], *, deep: bool) -> list[Span]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
-from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
+from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, shards_of
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
@@ -29,7 +29,6 @@ from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.replacing import replace_commit
 from behemoth.checkpoint.threads import each_result, run_all
-from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectInfo, ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
 

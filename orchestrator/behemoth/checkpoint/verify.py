@@ -15,11 +15,10 @@ from itertools import groupby
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step
-from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, spans_of
+from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, shards_of, spans_of
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, read_record
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
-from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import METADATA_MISSING, read_index, read_metadata
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.checkpoint.problem import Kind, Problem, problem_at
@@ -105,18 +104,6 @@ def require_objects(store: ObjectStore, ref: CommitRef) -> None:
     index = read_index(store, record)
     listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
     _require_none(_check_listing(record, index, listed) + _check_metadata(store, record, index))
-
-
-def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
-    """Every object of every array, whether it is there or not."""
-    arrays = enumerate(zip(index.layout.paths, grids(index.layout), strict=True))
-    return [
-        Shard(
-            key=f"{record.prefix}/{path}/{grid.shard_key(shard)}", array=array, grid=grid, chunks=grid.chunks_of(shard)
-        )
-        for array, (path, grid) in arrays
-        for shard in range(grid.num_shards)
-    ]
 
 
 def _require_none(problems: Sequence[Problem]) -> None:

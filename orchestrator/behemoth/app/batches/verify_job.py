@@ -17,11 +17,10 @@ from behemoth.app.batches.driving import Progress, Sized, decoded_result, groupe
 from behemoth.app.batches.jobs import VerifyJob, encode_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span, shards_of
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.opened import read_index
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
