@@ -25,7 +25,7 @@ from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, beat_of, now_us
 from behemoth.agent.ranklog import log_path
 from behemoth.base.errors import BehemothError
-from behemoth.base.ids import Attempt
+from behemoth.base.ids import Attempt, Slot
 from behemoth.base.slots import ranks_of
 from behemoth.wire.commands import StartGang
 from behemoth.wire.reports import Beat, RanksFinished, WorkerEnded
@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 class Gang:
     """The workers of `table.fence.attempt` on the node that holds `slot`."""
 
-    def __init__(self, parts: Parts, table: StartGang, slot: int) -> None:
+    def __init__(self, parts: Parts, table: StartGang, slot: Slot) -> None:
         self._parts = parts
         self._table = table
         self._slot = slot
