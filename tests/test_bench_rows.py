@@ -23,7 +23,8 @@ def rows_of(name: str, *options: str) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["version"], document["benchmark"], document["quick"]) == (FORMAT_VERSION, name, True)
-    return document["rows"]
+    rows: list[dict[str, Any]] = document["rows"]
+    return rows
 
 
 def check_shape(rows: list[dict[str, Any]]) -> None:

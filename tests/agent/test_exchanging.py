@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -215,15 +216,17 @@ def test_a_port_that_takes_connections_and_says_nothing_is_waited_for_by_one_sav
         assert asked(patience_s=3600.0) == 1
 
 
+def _looked(left: list[bool]) -> bool:
+    return left.pop() if left else out_of_time()
+
+
 def test_a_node_that_is_only_slow_is_asked_by_the_next_save_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanging, "PATIENCE_S", 2.0)
     with nodes() as (asker, _):
         for _ in range(2):
             looks = [False] * 5  # each takes less than a tenth of its patience: it is waited for when time is over
             with pytest.raises(Timeout, match="no time left"):
-                without_need(asker).crcs(
-                    Rank(3), [FRAGMENT], cancelled=lambda left=looks: left.pop() if left else out_of_time()
-                )
+                without_need(asker).crcs(Rank(3), [FRAGMENT], cancelled=partial(_looked, looks))
             assert asker.table.lost_for_s(asker.table.address(1)) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -19,10 +20,14 @@ PLAN = plan_rank(small_layout(), Rank(0))
 NUM = len(PLAN.spans)
 
 
+def _itself(source: SnapshotSource) -> SnapshotSource:
+    return source
+
+
 def taken(*places: tuple[Tier, SnapshotSource], plan: RankPlan = PLAN) -> Taken:
     with arena_of(plan) as arena:
         gathering = Gathering(plan, arena, 0, write_id=WriteId("a1-2"), step=Step(7), threads=1)
-        return take_from([Place(tier, lambda source=source: source) for tier, source in places], gathering)
+        return take_from([Place(tier, partial(_itself, source)) for tier, source in places], gathering)
 
 
 def test_a_state_that_one_kind_of_place_gave_came_from_there_and_one_of_two_kinds_from_several() -> None:

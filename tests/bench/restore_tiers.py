@@ -149,7 +149,7 @@ class ThisNode:
             self._arena,
             self._plan,
             prepared.generation,
-            self._targets,
+            {name: array.data for name, array in self._targets.items()},
             threads=THREADS,
             is_checked=origin != "memory",
         )
@@ -179,7 +179,9 @@ class ThisNode:
     def _save(self) -> None:
         """Only its size counts: the peer's bytes are others, and random as well."""
         rng = np.random.default_rng(2)
-        arrays = {name: rng.integers(0, 2**32, array.size, dtype=np.uint32) for name, array in self._targets.items()}
+        arrays = {
+            name: rng.integers(0, 2**32, array.size, dtype=np.uint32).data for name, array in self._targets.items()
+        }
         stage(self._arena, self._plan, arrays, scene.WRITE_ID, scene.STEP, generation=0)
         receipt = write_rank(
             self._store,

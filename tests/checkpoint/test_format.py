@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit import CommitRef
 from behemoth.checkpoint.commit_log import commits, latest, reject
 from behemoth.checkpoint.crc import crc32c
@@ -78,7 +78,7 @@ def write_golden(root: Path, form: str) -> None:
     """What the engine makes of it, twice: the second time the commit is taken back."""
     layout = golden_layout(form)
     with closing(LocalStore(root)) as store:
-        take(store, Owner.of_run("0123456789abcdef", name="golden", directory="/runs/golden"), url="golden")
+        take(store, Owner.of_run(RunUid("0123456789abcdef"), name="golden", directory="/runs/golden"), url="golden")
         for step in (120, 121):
             receipts = write_all_ranks(store, layout, golden_arrays(), step=step)
             receipts = [replace(one, freshness=msgspec.UNSET) for one in receipts]

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.framing import unframed
 from behemoth.checkpoint.grid import grids
@@ -103,7 +104,7 @@ def test_the_independent_reader_knows_the_numbers_that_numpy_does_not(dtype: str
 
 
 def test_tensorstore_with_nothing_of_ours_reads_it(tmp_path: Path) -> None:
-    layout, folder = more_layout(), MORE / step_prefix(STEP, "a1-1")
+    layout, folder = more_layout(), MORE / step_prefix(Step(STEP), WriteId("a1-1"))
     lines = [f"{folder / path}\t{tmp_path / str(number)}" for number, path in enumerate(layout.paths)]
     command = [sys.executable, "-I", "-c", TENSORSTORE]
     subprocess.run(command, input="\n".join(lines), text=True, check=True, timeout=120)

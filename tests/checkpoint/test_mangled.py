@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -38,7 +39,9 @@ from checkpoint.saved_checkpoint import save, small_layout
 MOST_BYTES = 64 << 20
 """What reading a document of some kB may take, however large the sizes are that it tells."""
 STORE = MemoryStore()
-RECORD = save(STORE, small_layout(), step=7, write_id="a1-1")
+SAVED = save(STORE, small_layout(), step=7, write_id="a1-1")
+assert SAVED is not None
+RECORD: CommitRecord = SAVED
 assert RECORD is not None
 FRAMED = {
     "commit": (RECORD.encode(), CommitRecord.decode),
@@ -145,7 +148,7 @@ def test_a_mangled_index_that_its_commit_agrees_with_is_told(data: st.DataObject
         index = msgspec.msgpack.encode({**document, "layout": data.draw(_packed(layout))})
     else:
         index = data.draw(_packed(document))
-    agreed = {"index_bytes": len(index), "index_crc": crc32c(index)}
+    agreed: dict[str, Any] = {"index_bytes": len(index), "index_crc": crc32c(index)}
     with bounded():
         agreed["layout_digest"] = CommitIndex.decode(index).layout.digest
     _open_and_verify(replace(RECORD, **agreed).encode(), index)

@@ -74,9 +74,10 @@ def test_bytes_of_what_is_converted_are_those_of_the_saved_arrays() -> None:
         Layout(mesh=Mesh(tp=2, dp=3, edp=6), arrays=(high, low)),
         Layout(mesh=Mesh(dp=2, edp=2), arrays=(master,)),
     )
-    halves = {"w": HighBits(array="m"), "l": LowBits(array="m")}
+    halves: dict[str, Conversion] = {"w": HighBits(array="m"), "l": LowBits(array="m")}
+    joined: dict[str, Conversion] = {"m": Joined(high="w", low="l")}
     with small_chunks(64):
-        for old, new, convert in ((split, lone, {"m": Joined(high="w", low="l")}), (lone, split, halves)):
+        for old, new, convert in ((split, lone, joined), (lone, split, halves)):
             found = origins(old, new, step=Step(1), intake=Intake(convert=convert))
             figures = over_read(old, new, found)
             held = alone = 0

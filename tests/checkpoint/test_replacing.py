@@ -144,6 +144,7 @@ def test_a_clean_up_that_was_to_delete_the_old_one_leaves_the_new_one(kind: type
 
 def test_a_clean_up_leaves_the_new_one_also_when_it_comes_behind_its_mark() -> None:
     store, old, new = prepared(MemoryStore)
+    assert isinstance(store, MemoryStore)
     for step in (3, 4):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     meanwhile = Between(store, 0, lambda: replace_commit(store, old, new, new.encode()), is_after=True)

@@ -62,8 +62,8 @@ def test_every_span_is_given_out_once_and_every_array_is_done_once(
 ) -> None:
     spans = spans_of(*sizes)
     turns = Turns(spans)
-    busy: list[Batch] = []
-    batches: dict[int, Batch] = {}
+    busy: list[Batch[Span]] = []
+    batches: dict[int, Batch[Span]] = {}
     done: list[int] = []
     while True:
         batch = turns.take() if len(busy) < num_threads else None

@@ -25,10 +25,12 @@ GONE = NotFound("commit of step 10, write 'a1-10': expected it in the store, got
 def failing(error: BehemothError, before: Callable[[], object] = lambda: None) -> MakeSpread:
     """Workers that cannot open the checkpoint."""
 
+    def found() -> Found:
+        raise error
+
     def spread(_record: CommitRecord, _shards: Sequence[Shard], _spans: Sequence[Span]) -> Iterator[Found]:
         before()
-        raise error
-        yield
+        yield found()
 
     def make(_progress: Callable[[int, int], None]) -> Spread:
         return spread

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.box import Box
+from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.boxes import share_of
 from behemoth.checkpoint.crc import crc32c, trailer
 from behemoth.checkpoint.grid import Grid, grids
@@ -35,7 +35,7 @@ from checkpoint.interop.rewriting import small_parts
 from checkpoint.random_layouts import small_chunks
 from dcp.cuts import partitions
 
-Ranks = list[list[Box]]
+Ranks = Sequence[Sequence[Box]]
 
 
 def placed_of(shape: tuple[int, ...], ranks: Ranks) -> Mapping[str, Placed]:
@@ -52,7 +52,7 @@ def upload(
     bucket: MemoryBucket, placed: Placed, rank: int, boxes: Sequence[Box], begun: Mapping[ShardName, UploadId]
 ) -> SentObjects:
     whole = logical(placed.grid.spec.shape)
-    local = [whole[(*(slice(*part) for part in box), ...)].copy() for box in boxes]  # never a scalar
+    local = [np.array(whole[tuple(slice(*part) for part in box)]) for box in boxes]  # never a scalar
     tensors = Tensors(lambda number: torch.from_numpy(local[number]))
     _, sent = upload_boxes(
         bucket,
@@ -78,7 +78,7 @@ def test_ranks_and_their_coordinator_make_every_object_right_and_once(
     cut: tuple[tuple[int, ...], list[Box]], num_ranks: int, chunk_bytes: int, part_bytes: int, data: st.DataObject
 ) -> None:
     shape, boxes = cut
-    ranks: Ranks = [[] for _ in range(num_ranks)]
+    ranks: list[list[Box]] = [[] for _ in range(num_ranks)]
     for box in boxes:
         ranks[data.draw(st.integers(0, num_ranks - 1))].append(box)
     bucket = MemoryBucket(min_part_bytes=1)
@@ -103,7 +103,7 @@ def test_ranks_and_their_coordinator_make_every_object_right_and_once(
         assert list(bucket.list_uploads("")) == []
 
 
-def rows(size: int, num: int) -> list[tuple[int, int]]:
+def rows(size: int, num: int) -> list[Interval]:
     return [share for share in (share_of(size, num, index) for index in range(num)) if share[0] < share[1]]
 
 

@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Any]:
-    return told_by("resharding_program", str(folder))
+    found: dict[str, Any] = told_by("resharding_program", str(folder))
+    return found
 
 
 def newest(store: LocalStore) -> CommitRef:

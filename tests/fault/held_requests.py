@@ -46,7 +46,12 @@ class HeldRun:
         """The next such request, once somebody has made it."""
         self.proxy.plan(fault)
         kept: list[Held] = []
-        self.stage.until(lambda: kept or kept.extend(self.proxy.held_now()), f"{fault.method} of {fault.part}")
+
+        def has_come() -> bool:
+            kept.extend(self.proxy.held_now())
+            return bool(kept)
+
+        self.stage.until(has_come, f"{fault.method} of {fault.part}")
         return kept[0]
 
     def sender(self, held: Held, role: Role) -> Found:

@@ -4,6 +4,7 @@ meanwhile, and leave no upload behind."""
 from __future__ import annotations
 
 import secrets
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ HERE = str(Path(__file__).parent)
 WIDE = "wide_state:main"
 
 
-def on_s3(folder: Path, s3: S3Server, text: str, prefix: str, *drills: str) -> KillStage:
+def on_s3(folder: Path, s3: S3Server, text: str, prefix: str, *drills: str) -> AbstractContextManager[KillStage]:
     arguments = ["--runtime", "process", *(word for drill in drills for word in ("--drill", drill))]
-    return staged(  # type: ignore[return-value]
+    return staged(
         folder,
         text,
         arguments=arguments,

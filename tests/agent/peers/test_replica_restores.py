@@ -183,8 +183,8 @@ class Fleet:
         arena = Arena.open(fd)
         os.close(fd)
         assert arena.snapshot(0).is_verified
-        expected, data = bytearray(plan.data_bytes), arena.data(0)
-        read_rank_into(self.store, self.commit, self.layout, plan, memoryview(expected), threads=1)
+        expected, data = memoryview(bytearray(plan.data_bytes)), arena.data(0)
+        read_rank_into(self.store, self.commit, self.layout, plan, expected, threads=1)
         assert all(payload(data, span) == payload(expected, span) for span in plan.spans)
         return prepared
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from typing_extensions import Buffer
 
 from agent.lone_node import nobody_has_it
 from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
@@ -25,11 +24,12 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.units import ChunkUnits, Unit
-from behemoth.ports import Part
+from behemoth.ports import Into, Part
 from behemoth.wire.peers import AskStored, StoredFound
 
 
@@ -69,9 +69,9 @@ def test_what_a_store_says_to_the_node_that_reads_is_not_asked_for_again() -> No
     class Away(CountingStore):
         num_asked = 0
 
-        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
             self.num_asked += 1
-            raise Unavailable(f"read {key} from {offset_bytes}, {memoryview(into).nbytes} bytes: no whole answer")
+            raise Unavailable(f"read {key} from {offset_bytes}, {num_bytes(into)} bytes: no whole answer")
 
     away = Away(saved.memory)
     with fleet(away) as nodes:
@@ -152,7 +152,7 @@ def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_read
     saved, reading, failing = Saved(layout_on(dp=4)), threading.Event(), threading.Event()
 
     class FailsOnce(CountingStore):
-        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
             if not failing.is_set():
                 reading.set()
                 failing.wait(LIMIT_S)
@@ -182,7 +182,7 @@ def test_who_waits_for_its_turn_to_read_holds_no_memory(monkeypatch: pytest.Monk
         return bytearray(num_bytes)
 
     class WaitsForTheOthers(CountingStore):
-        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
             all_asked.wait(0.1)  # in vain, if only who reads takes memory
             held.append(len(asked))
             super().read_into(key, offset_bytes=offset_bytes, into=into)

@@ -312,7 +312,7 @@ def test_it_answers_each_order_and_ends_with_its_leader(tmp_path: Path, monkeypa
         assert isinstance(first, Drained)
         assert first.num_bytes > 0
         send(ours, Drain(commit=CommitRef(step=ref.step, write_id=ref.write_id, size_bytes=0)))
-        assert next(answers) == Drained(num_bytes=0, seconds=pytest.approx(0.0, abs=60))
+        assert next(answers) == Drained(num_bytes=0, seconds=pytest.approx(0.0, abs=60))  # type: ignore[arg-type]
         missing = CommitRef(step=ref.step, write_id=type(ref.write_id)("a9-9"), size_bytes=0)
         send(ours, Drain(commit=missing))
         failed = next(answers)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.interop import foreign, ingest
@@ -164,7 +165,7 @@ def test_a_run_that_takes_the_store_in_the_middle_of_an_import_finds_no_half_of_
         inner = MemoryStore()
 
         def begin_a_run(store: ObjectStore = inner) -> None:
-            take(store, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
+            take(store, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url="memory")
             execute(store, plan_gc(store, in_flight=()))
 
         with pytest.raises(BehemothError) as told:
@@ -198,7 +199,7 @@ def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
     assert latest(store) == first.ref
     assert verify(store, first.ref, threads=1, deep=True).is_intact
     owned = MemoryStore()
-    take(owned, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
+    take(owned, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url="memory")
     with pytest.raises(Conflict, match="got that of run/big in /runs/big"):
         import_tensors(owned, tensors)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
@@ -66,7 +67,7 @@ def imported(folder: Path, map_name: str) -> Arrays:
     return {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
 
 
-def random(shape: tuple[int, ...], seed: int, dtype: object) -> np.ndarray:
+def random(shape: tuple[int, ...], seed: int, dtype: npt.DTypeLike) -> np.ndarray:
     return np.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
