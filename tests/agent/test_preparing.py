@@ -24,8 +24,9 @@ from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank_into
+from behemoth.checkpoint.reader import read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from checkpoint.other_memory import OtherMemory, payload

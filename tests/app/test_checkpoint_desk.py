@@ -12,7 +12,7 @@ from behemoth.app.checkpoint_desk import CheckpointDesk, remove_rubbish
 from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Conflict, Invalid, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key

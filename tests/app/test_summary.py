@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from behemoth.app.summary import LedgerTable, Summary, read_back, seen_again
 from behemoth.base.errors import Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import RunUid, Step
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
-from behemoth.checkpoint.reader import digest, open_commit
+from behemoth.checkpoint.reader import digest
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
 from reconcile.player import ref

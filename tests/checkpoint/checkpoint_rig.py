@@ -15,7 +15,8 @@ import numpy.typing as npt
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import CommitRecord, commit
+from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank

@@ -20,8 +20,7 @@ from typing import Generic, TypeVar
 from behemoth.app.drains.messages import Settings
 from behemoth.app.drains.process import drain_one
 from behemoth.base.ids import RunUid, Step, WriteId
-from behemoth.checkpoint.commit import commits, reject
-from behemoth.checkpoint.commit_log import rejected_writes
+from behemoth.checkpoint.commit_log import commits, reject, rejected_writes
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import Owner, take

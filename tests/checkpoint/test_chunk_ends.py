@@ -20,7 +20,7 @@ from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint import chunk_ends as chunk_ends_module
 from behemoth.checkpoint import end_proof, writer
 from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.exchange import Exchange, Given, LocalExchange, OpenWrite, OpenWrites
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import Fragment

@@ -16,8 +16,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotF
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint import receipt as receipt_module
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
-from behemoth.checkpoint.commit_log import publish
+from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.names import groups_of

@@ -14,16 +14,19 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import BadCommit, commits, latest, reject
 from behemoth.checkpoint.commit_log import (
+    BadCommit,
     at_step,
+    commits,
     has_trace,
+    latest,
     publish,
     read_record,
     read_stored,
     read_told,
     record_sizes,
     records,
+    reject,
 )
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed

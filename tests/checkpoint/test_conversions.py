@@ -34,8 +34,9 @@ from behemoth.checkpoint.conversion import (
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.spec.mesh import Mesh

@@ -19,7 +19,7 @@ from behemoth.checkpoint.difference import difference
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, SplitAxes
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.opened import open_commit
 from behemoth.ports import Into, WritesRanges
 from behemoth.spec.mesh import Axes, Mesh
 from behemoth.testing.store import MemoryStore

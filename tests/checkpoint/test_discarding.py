@@ -6,7 +6,7 @@ import pytest
 
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.signposts import make_due, put_up
 from behemoth.checkpoint.verify import verify

@@ -11,7 +11,7 @@ import pytest
 from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint import filling
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import DAMAGED, RUBBISH, copy_checkpoint
 from behemoth.checkpoint.framing import framed, unframed

@@ -19,17 +19,18 @@ import numpy as np
 import pytest
 
 from behemoth.base.ids import RunUid, Step, WriteId
-from behemoth.checkpoint.commit import CommitRef
 from behemoth.checkpoint.commit_log import commits, latest, reject
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding, SplitAxes
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.records import encode_record, run_record_spec
 from behemoth.checkpoint.verify import verify
 from behemoth.spec.mesh import Mesh
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks

@@ -21,8 +21,9 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.framing import unframed
 from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore

@@ -28,9 +28,10 @@ from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner
 from behemoth.checkpoint.paths import INDEX, commit_key
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard, WrittenSpan
+from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard
 from behemoth.checkpoint.records import decode_record, encode_record
 from behemoth.checkpoint.snapshot_format import SnapshotHeader
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.verify import verify
 from behemoth.testing.store import MemoryStore
 from checkpoint.mangled import mangled_bytes, mangled_document

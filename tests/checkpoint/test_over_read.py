@@ -30,9 +30,10 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.ports import Into

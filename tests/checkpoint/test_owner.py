@@ -10,7 +10,7 @@ import pytest
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, Unavailable
 from behemoth.base.ids import RunUid
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import (

@@ -8,7 +8,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, NotFound
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import commit_key

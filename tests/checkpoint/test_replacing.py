@@ -6,7 +6,8 @@ import pytest
 
 from behemoth.base.errors import Conflict, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import CommitRecord, commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin

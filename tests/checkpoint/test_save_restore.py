@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.commit import commits, latest
+from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
+from behemoth.checkpoint.reader import digest, read_array, read_rank
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore, WritesRanges
 from behemoth.spec.mesh import Mesh

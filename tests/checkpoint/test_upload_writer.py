@@ -16,7 +16,7 @@ from behemoth.base.ids import Attempt, Rank, Step, UploadId, WriteId
 from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint import upload_writer as upload_writer_module
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import commits, latest
+from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.errors import Corrupt
-from behemoth.checkpoint.commit import BadCommit, commits
+from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.verify import Report, require_committed, require_objects, verify
 from behemoth.ports import ObjectStore

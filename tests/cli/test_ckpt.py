@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from behemoth.base.ids import Step
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.paths import commit_key, step_prefix
 from behemoth.checkpoint.verify import Report
 from behemoth.checkpoint.verify import verify as verified

@@ -17,7 +17,7 @@ from behemoth.app.import_lock import clearing, importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Conflict, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.gc import execute
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import Owner, take

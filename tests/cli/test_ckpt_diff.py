@@ -15,7 +15,7 @@ from behemoth.checkpoint import diff as comparison
 from behemoth.checkpoint.diff import ArrayDiff, Side, diff
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.opened import open_commit
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore

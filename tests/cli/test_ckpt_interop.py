@@ -19,7 +19,8 @@ import safetensors.numpy
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.interop.export import Exported, export
 from behemoth.checkpoint.interop.export_plan import ExportPlan
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.ports import SavesTo
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root

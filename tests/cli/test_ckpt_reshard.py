@@ -20,8 +20,8 @@ from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.opened import Commit
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth.storage.s3 import S3Store

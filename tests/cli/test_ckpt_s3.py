@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load, load_file, save_file
 
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.storage.s3 import S3Store
 from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root

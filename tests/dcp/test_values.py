@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as np_st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_log import latest
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
 from behemoth.dcp.contents import Contents, Empty
 from behemoth.dcp.plain_load import load_plain

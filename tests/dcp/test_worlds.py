@@ -12,8 +12,9 @@ import tensorstore
 import torch
 
 from behemoth.checkpoint.commit_log import commits, latest
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import write_of_key
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.dcp.contents import Contents
 from behemoth.dcp.foreign import read_dcp

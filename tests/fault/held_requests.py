@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.paths import write_of_key
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import UploadsParts
+from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.leftovers import Found, Role
 from fault.kill_stage import KillStage, spec, staged

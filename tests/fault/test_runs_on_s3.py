@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.commit import CommitRef, commits
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.opened import open_commit
+from behemoth.state.effect import CommitRef
 from fault.kill_stage import KillStage, spec, staged, undisturbed
 from servers.s3_server import BUCKET, S3Server
 

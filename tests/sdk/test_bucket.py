@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.held import Memory
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import prove_coverage
 from behemoth.checkpoint.rank_write import RankWrite
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank

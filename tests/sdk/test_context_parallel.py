@@ -16,8 +16,8 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.held import Memory
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import prove_coverage
-from behemoth.checkpoint.reader import open_commit
 from behemoth.sdk import State
 from behemoth.sdk.bucket import Slot, declare_bucket
 from behemoth.sdk.place import RankMesh

@@ -20,7 +20,7 @@ from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.export import Exported, export, kept_files, unfinished_folder
 from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
-from behemoth.checkpoint.reader import Commit
+from behemoth.checkpoint.opened import Commit
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, located, open_store
 from behemoth.storage.probe_uploads import probe_bucket

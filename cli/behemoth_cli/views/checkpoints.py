@@ -13,8 +13,8 @@ from behemoth_cli.views.figures import moment, since, size
 if TYPE_CHECKING:
     from behemoth.checkpoint.commit_record import CommitRecord
     from behemoth.checkpoint.layout import ArraySpec, SplitAxes
+    from behemoth.checkpoint.opened import Commit
     from behemoth.checkpoint.problem import Problem
-    from behemoth.checkpoint.reader import Commit
     from behemoth.checkpoint.verify import Report
     from behemoth.spec.mesh import Mesh
 

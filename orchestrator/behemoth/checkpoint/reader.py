@@ -25,7 +25,7 @@ from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES, Layout
 from behemoth.checkpoint.matching import Origin, origins
-from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.reshard import plan_box, plan_resharding
 from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
@@ -33,8 +33,6 @@ from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
-
-__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank", "read_rank_into", "read_spans"]
 
 
 def read_rank(

@@ -17,8 +17,8 @@ from behemoth.checkpoint.box import Box, num_elements
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.paths import METADATA
-from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.sealing import Sealing
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import is_zero

@@ -19,7 +19,7 @@ from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.filling import Piece, completed, filling_of
 from behemoth.checkpoint.paths import METADATA
-from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.checkpoint.zeros import is_zero

@@ -14,8 +14,8 @@ from behemoth.base.ids import Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.records import Value
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.ports import PartReceipt
 from behemoth.spec.mesh import Mesh
 

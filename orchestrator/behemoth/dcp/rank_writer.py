@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.box import shape_of
-from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.dcp.box_writer import PlacedBox, write_boxes
 from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.items import TensorItem, tensor_item

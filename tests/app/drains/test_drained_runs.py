@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.ids import Step
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.owner import OWNED
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_store
 from fault.kill_stage import KillStage, spec, staged, undisturbed

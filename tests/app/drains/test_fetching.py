@@ -7,7 +7,7 @@ import pytest
 from behemoth.app.drains.fetching import Fetched, fetch_newest
 from behemoth.base.errors import Corrupt, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.draining import copy_checkpoint
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify

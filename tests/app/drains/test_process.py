@@ -16,7 +16,7 @@ from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Se
 from behemoth.app.drains.process import drain_one, serve_drains
 from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import RunUid, WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import OWNED, Owner, take
 from behemoth.checkpoint.paths import commit_key

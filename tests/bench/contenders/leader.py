@@ -23,7 +23,8 @@ from behemoth.checkpoint.crc_columns import Crcs, Ints, combined_runs
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
+from behemoth.checkpoint.receipt import Freshness, Receipt
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.ports import ObjectInfo, Part
 from behemoth.testing.store import MemoryStore
 

@@ -29,8 +29,8 @@ from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.views import Permuted
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import probe_key
-from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectStore, Part, PartReceipt, SavesTo, WritesRanges
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore

@@ -24,8 +24,9 @@ from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.interop import foreign, ingest
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore

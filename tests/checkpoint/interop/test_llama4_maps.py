@@ -24,7 +24,8 @@ from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.map_file import named_map
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.tensors import Raw, Tensor
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.spec.model import named_inventory
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore

@@ -21,7 +21,8 @@ from behemoth.checkpoint.interop.map_file import named_map
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory

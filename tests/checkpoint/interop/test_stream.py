@@ -19,7 +19,7 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.stream import stream
 from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
-from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.ports import Into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore

@@ -25,8 +25,8 @@ from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.units import Piece, Unit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
-from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.small_objects import create_same
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import seal_all
