@@ -32,7 +32,7 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.staging import Stager, stage, unstage
-from behemoth.checkpoint.windows import Run
+from behemoth.checkpoint.windows import ByteRun
 from behemoth.sdk import State, cold_files, files, saver
 from behemoth.sdk.bucket import Slot, declare_bucket
 from behemoth.sdk.cold_files import read_cold_files
@@ -415,7 +415,7 @@ def test_any_thread_copies_whatever_torch_would_track_of_a_tensor(kind: str, in_
         "of a larger one": torch.zeros(100)[10:34],
         "made in inference mode": untracked,
     }[kind]
-    rows = Run(at=0, begin=4, num_rows=5, row_bytes=8, pitch_bytes=16)
+    rows = ByteRun(at=0, begin=4, num_rows=5, row_bytes=8, pitch_bytes=16)
     with torch.inference_mode(in_inference_mode):
         memory = DeviceBytes("w", cast(Any, tensor), WaitingLane(lambda: None, tensor.device))
         with ThreadPoolExecutor(1) as pool:

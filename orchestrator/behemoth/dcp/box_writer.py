@@ -22,7 +22,7 @@ from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import is_zero
-from behemoth.dcp.boxes import Run, ends_array, runs_of
+from behemoth.dcp.boxes import ChunkRun, ends_array, runs_of
 from behemoth.dcp.orders import Placed
 from behemoth.dcp.tensors import Tensors, bytes_of
 from behemoth.ports import Part, WritesRanges
@@ -89,7 +89,7 @@ def _metadata_key(placed: Placed) -> str:
     return f"{placed.folder}/{METADATA}"
 
 
-def _write(store: WritesRanges, placed: Placed, batch: Sequence[Run], tensors: Tensors) -> list[WrittenSpan]:
+def _write(store: WritesRanges, placed: Placed, batch: Sequence[ChunkRun], tensors: Tensors) -> list[WrittenSpan]:
     grid = placed.grid
     spans: list[WrittenSpan] = []
     parts: list[Part] = []

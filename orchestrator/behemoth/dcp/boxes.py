@@ -21,7 +21,7 @@ from behemoth.checkpoint.reshard import Part, plan_box
 from behemoth.spec.mesh import Mesh
 
 
-class Run(NamedTuple):
+class ChunkRun(NamedTuple):
     """Bytes of one chunk, contiguous there, and the part of the box's own tensor that they hold. `array` is the number
     of the box, `offset` and `length` count bytes: a span, as `checkpoint.turns` knows them."""
 
@@ -49,7 +49,7 @@ def array_spec(name: str, dtype: str, shape: tuple[int, ...], boxes: Sequence[Bo
     return ArraySpec(name=name, dtype=dtype, shape=shape, dims=((last, "tp"),), packed=(last, parts), may_be_zero=True)
 
 
-def runs_of(grid: Grid, box: Box, number: int = 0) -> Iterator[Run]:
+def runs_of(grid: Grid, box: Box, number: int = 0) -> Iterator[ChunkRun]:
     """What box `number`, not empty, fills of each chunk that it meets, in the order of chunks and bytes."""
     itemsize = grid.spec.itemsize
     for read in plan_box(grid, 0, box).reads:
@@ -58,7 +58,7 @@ def runs_of(grid: Grid, box: Box, number: int = 0) -> Iterator[Run]:
             start = sum(part.start * weight for part, weight in zip(source, _weights(grid.chunk_shape), strict=True))
             length = math.prod(part.stop - part.start for part in source)
             part = (*_at(copy.target, outer), *copy.target[len(outer) :])
-            yield Run(number, read.chunk, start * itemsize, length * itemsize, part)
+            yield ChunkRun(number, read.chunk, start * itemsize, length * itemsize, part)
 
 
 def ends_array(grid: Grid, box: Box) -> bool:

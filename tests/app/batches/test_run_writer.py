@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import override
 
 from behemoth.app.batches.run_writer import RunWriter
-from behemoth.app.batches.scaled_units import Run, ScaledUnits
+from behemoth.app.batches.scaled_units import ScaledUnits, UnitRun
 from behemoth.checkpoint.interop.resharded import MAX_BATCH_BYTES
 from behemoth.checkpoint.interop.unit_writer import TensorSource, UnitWriter, Written
 from behemoth.checkpoint.interop.units import Piece, Unit
@@ -43,16 +43,16 @@ class Noting(UnitWriter):
         return [Written(one.array, one.shard, one.number, [], 1, 0, "", "") for one in units]
 
 
-class Gaps(list[Run]):
+class Gaps(list[UnitRun]):
     """Runs of a batch; between two of them `other` may come to its end if nothing keeps it."""
 
-    def __init__(self, runs: Sequence[Run], writer: Noting) -> None:
+    def __init__(self, runs: Sequence[UnitRun], writer: Noting) -> None:
         super().__init__(runs)
         self._writer = writer
         self._wait_s = KEPT_S if any(run.held_bytes > MAX_BATCH_BYTES for run in runs) else LIMIT_S
 
     @override
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[UnitRun]:
         for run in super().__iter__():
             yield run
             other = self._writer.other
@@ -67,8 +67,8 @@ class EachAlone(ScaledUnits):
     held_bytes: int
 
     @override
-    def runs(self, units: Sequence[Unit]) -> list[Run]:
-        return Gaps([Run([one], self.held_bytes) for one in units], self.writer)
+    def runs(self, units: Sequence[Unit]) -> list[UnitRun]:
+        return Gaps([UnitRun([one], self.held_bytes) for one in units], self.writer)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from behemoth.checkpoint.scale_waves import straddled_dims
 _Item = TypeVar("_Item")
 
 
-class Run(NamedTuple):
+class UnitRun(NamedTuple):
     """Units that are read at once, and the memory for that: for the result, and for values that wait for their
     scales."""
 
@@ -88,7 +88,7 @@ class ScaledUnits:
                 found.append(ranges_of(numbers))
         return found
 
-    def runs(self, units: Sequence[Unit]) -> list[Run]:
+    def runs(self, units: Sequence[Unit]) -> list[UnitRun]:
         """A batch, run after run. Scales come last: by then they are known."""
         values = [one for one in units if self._is_converted(one.array)]
         others = [one for one in units if not self._is_converted(one.array)]
@@ -96,8 +96,8 @@ class ScaledUnits:
             run for array, some in groupby(values, lambda one: one.array) for run in self._runs_of(array, list(some))
         ]
         if len(runs) == 1:
-            return [Run(runs[0].units + others, runs[0].held_bytes + _num_bytes(others))]
-        return runs + ([Run(others, _num_bytes(others))] if others else [])
+            return [UnitRun(runs[0].units + others, runs[0].held_bytes + _num_bytes(others))]
+        return runs + ([UnitRun(others, _num_bytes(others))] if others else [])
 
     def again_bytes(self, units: Units) -> int:
         """An upper bound of the saved bytes that are read a second time, because their block is larger than what may be
@@ -133,10 +133,10 @@ class ScaledUnits:
         use = self._uses.get(array)
         return use is not None and not use.holds_them
 
-    def _runs_of(self, array: int, units: Sequence[Unit]) -> Iterator[Run]:
+    def _runs_of(self, array: int, units: Sequence[Unit]) -> Iterator[UnitRun]:
         for some in grouped(self._segments(array, units), _num_bytes, size_bytes=self.run_bytes):
             for part in self._split(array, list(chain.from_iterable(some))):
-                yield Run(part, self._held_bytes(array, part))
+                yield UnitRun(part, self._held_bytes(array, part))
 
     def _segments(self, array: int, units: Sequence[Unit]) -> list[list[Unit]]:
         """Those that share blocks whose values wait for each other."""
