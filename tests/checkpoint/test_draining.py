@@ -286,7 +286,7 @@ def test_an_object_is_filled_in_any_order(target: Made) -> None:
     pieces = filling.filling_of(store)
     for number in (3, 1, 4, 2):
         begin = (number - 1) * LEAST_BYTES
-        piece = filling.Piece(key="a", size_bytes=50, number=number, num_pieces=4, offset_bytes=begin)
+        piece = filling.ObjectPiece(key="a", size_bytes=50, number=number, num_pieces=4, offset_bytes=begin)
         pieces.put(piece, [data[begin : begin + 7], data[begin + 7 : begin + LEAST_BYTES]])
     pieces.seal(["a"])
     pieces.end()

@@ -24,7 +24,7 @@ from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.copy_plan import has_commit, object_sizes, small_objects
-from behemoth.checkpoint.filling import Filling, Piece, filling_of
+from behemoth.checkpoint.filling import Filling, ObjectPiece, filling_of
 from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.replacing import replace_commit
@@ -211,7 +211,7 @@ class _Copying:
         buffers: list[Buffer] = [data.data]
         if unit.number == unit.num_pieces:
             buffers.append(shard.grid.index())
-        piece = Piece(
+        piece = ObjectPiece(
             key=shard.key,
             size_bytes=shard.grid.file_bytes,
             number=unit.number,

@@ -25,7 +25,7 @@ PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class ObjectPiece:
     """Piece `number`, from 1, of the `num_pieces` of an object of `size_bytes`; it begins at `offset_bytes`."""
 
     key: str
@@ -45,7 +45,7 @@ class Filling(Protocol):
         """Least size of a piece of such an object; the last one may be smaller."""
         ...
 
-    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+    def put(self, piece: ObjectPiece, buffers: Sequence[Buffer]) -> None:
         """Write a piece. An object is complete with its last one. Raises the store's errors."""
         ...
 
@@ -89,7 +89,7 @@ class _Ranges:
     def piece_bytes(self, _size_bytes: int) -> int:
         return PIECE_BYTES
 
-    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+    def put(self, piece: ObjectPiece, buffers: Sequence[Buffer]) -> None:
         part = Part(offset_bytes=piece.offset_bytes, buffers=buffers)
         self._store.write_parts(piece.key, size_bytes=piece.size_bytes, parts=[part])
 
@@ -119,7 +119,7 @@ class _Uploaded:
     def piece_bytes(self, size_bytes: int) -> int:
         return max(MIN_PART_BYTES, PIECE_BYTES, -(-size_bytes // MAX_PARTS))
 
-    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+    def put(self, piece: ObjectPiece, buffers: Sequence[Buffer]) -> None:
         if piece.num_pieces == 1:
             self._store.create(piece.key, b"".join(buffers))
             return

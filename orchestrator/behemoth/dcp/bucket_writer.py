@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.filling import Piece, completed, filling_of
+from behemoth.checkpoint.filling import ObjectPiece, completed, filling_of
 from behemoth.checkpoint.paths import METADATA
 from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.threads import run_all
@@ -198,7 +198,7 @@ class _Job:
         gathered = _gathered(loose, filling.piece_bytes(size_bytes))
         try:
             for number, runs in enumerate(gathered, start=1):
-                piece = Piece(
+                piece = ObjectPiece(
                     key=self._pieces_key,
                     size_bytes=size_bytes,
                     number=number,

@@ -12,7 +12,7 @@ from behemoth.app.batches.run_writer import RunWriter
 from behemoth.app.batches.scaled_units import ScaledUnits, UnitRun
 from behemoth.checkpoint.interop.resharded import MAX_BATCH_BYTES
 from behemoth.checkpoint.interop.unit_writer import TensorSource, UnitWriter, Written
-from behemoth.checkpoint.interop.units import Piece, Unit
+from behemoth.checkpoint.interop.units import UnitPiece, WriteUnit
 from behemoth.checkpoint.layout import Layout
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
@@ -22,9 +22,9 @@ KEPT_S, LIMIT_S = 0.1, 30.0
 NO_LAYOUT = Layout(mesh=Mesh(), arrays=())
 
 
-def batch(array: int) -> list[Unit]:
-    pieces = [Piece(array, 0, number, number + 1, ((number, number + 1),), 1) for number in range(2)]
-    return [Unit(array=array, shard=0, number=one.last, num_parts=2, pieces=(one,)) for one in pieces]
+def batch(array: int) -> list[WriteUnit]:
+    pieces = [UnitPiece(array, 0, number, number + 1, ((number, number + 1),), 1) for number in range(2)]
+    return [WriteUnit(array=array, shard=0, number=one.last, num_parts=2, pieces=(one,)) for one in pieces]
 
 
 class Noting(UnitWriter):
@@ -36,7 +36,7 @@ class Noting(UnitWriter):
         self.other: threading.Thread | None = None
 
     @override
-    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
+    def write(self, units: Sequence[WriteUnit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
         self.written += [(one.array, one.number, threads) for one in units]
         if self.other is not None and self.other.ident is None:
             self.other.start()
@@ -67,7 +67,7 @@ class EachAlone(ScaledUnits):
     held_bytes: int
 
     @override
-    def runs(self, units: Sequence[Unit]) -> list[UnitRun]:
+    def runs(self, units: Sequence[WriteUnit]) -> list[UnitRun]:
         return Gaps([UnitRun([one], self.held_bytes) for one in units], self.writer)
 
 

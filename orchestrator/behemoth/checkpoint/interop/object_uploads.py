@@ -13,7 +13,7 @@ from behemoth.checkpoint.crc import combined
 from behemoth.checkpoint.discarding import abort_uploads
 from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.interop.unit_writer import Written
-from behemoth.checkpoint.interop.units import Unit
+from behemoth.checkpoint.interop.units import WriteUnit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import WrittenShard
 from behemoth.checkpoint.span_table import GrowingTable, SpanTable
@@ -36,7 +36,7 @@ class ObjectUploads:
         self._ids: dict[tuple[int, int], str] = {}
         self._listed: dict[str, UploadId] | None = None
 
-    def upload_id(self, unit: Unit) -> str:
+    def upload_id(self, unit: WriteUnit) -> str:
         """The id of the upload that a unit belongs to, which is begun if need be; empty where the unit needs no
         upload."""
         if not isinstance(self._store, UploadsParts) or unit.num_parts == 1:

@@ -21,7 +21,7 @@ from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Raw, raw_dtype
-from behemoth.checkpoint.interop.units import Piece, Units, units_of
+from behemoth.checkpoint.interop.units import UnitPiece, Units, units_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
@@ -76,7 +76,7 @@ class CheckpointSource:
         self._scales = CachingStore(store, limit_bytes=SCALES_BYTES)
         self._computed = ComputedScales(limit_bytes=SCALES_BYTES)
 
-    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
+    def read(self, pieces: Sequence[UnitPiece], *, threads: int) -> Iterator[Raw]:
         """See the protocol. Holds all of them, and what waits for their scales. Raises Corrupt naming array, chunk and
         file."""
         wanted: list[_Wanted] = []
