@@ -19,7 +19,7 @@ from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader
 from behemoth.checkpoint.grid import Grid
-from behemoth.checkpoint.reshard import ChunkRead, Copy, Part
+from behemoth.checkpoint.reshard import ChunkRead, Copy, Slices
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -76,7 +76,7 @@ def as_elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:
     return area[: math.prod(shape) * itemsize].view(f"V{itemsize}").reshape(shape)
 
 
-def part_of(whole: Elements, part: Part) -> Elements:
+def part_of(whole: Elements, part: Slices) -> Elements:
     """A view of the part of `whole`."""
     index: tuple[slice | EllipsisType, ...] = (*part, ...)  # never a scalar, also of an array without dims
     return whole[index]

@@ -23,7 +23,7 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.plan import RankPlan
 
-Part = tuple[slice, ...]
+Slices = tuple[slice, ...]
 """A box within another one, per dim."""
 
 
@@ -44,8 +44,8 @@ class Copy(NamedTuple):
     elements are moved as they are."""
 
     slab: int
-    source: Part
-    target: Part
+    source: Slices
+    target: Slices
     change: Change | None = None
 
 
@@ -245,7 +245,7 @@ class _Meeting(NamedTuple):
     """A slab of a piece, and what it has in common with each chunk that it meets."""
 
     shape: tuple[int, ...]
-    commons: list[tuple[int, Part, Part]]
+    commons: list[tuple[int, Slices, Slices]]
 
 
 def _meetings(grid: Grid, piece: Wanted, known: dict[object, tuple[_Meeting, ...]]) -> tuple[_Meeting, ...]:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from behemoth.checkpoint.box import Box, enclosing, num_elements
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.grid import Grid
-from behemoth.checkpoint.reshard import Part
+from behemoth.checkpoint.reshard import Slices
 
 RANK_KEPT_BYTES = 2 << 30
 """Most bytes of saved values that a rank keeps while they wait for their scales; allocated only as needed. Blocks of
@@ -33,7 +33,7 @@ class Waiting(NamedTuple):
     """A part of a chunk that is converted by scales that are computed."""
 
     scales: Scales
-    part: Part
+    part: Slices
 
 
 class WaveRead(NamedTuple):
@@ -175,6 +175,6 @@ def _last_met(grid: Grid, chunk: int, one: Waiting) -> _Place:
     )
 
 
-def _num_bytes(grid: Grid, part: Part) -> int:
+def _num_bytes(grid: Grid, part: Slices) -> int:
     count: int = math.prod(one.stop - one.start for one in part)
     return grid.spec.itemsize * count

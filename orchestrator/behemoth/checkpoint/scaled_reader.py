@@ -21,7 +21,7 @@ from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import Floats, scales_for
-from behemoth.checkpoint.reshard import ChunkRead, Copy, Part, plan_boxes
+from behemoth.checkpoint.reshard import ChunkRead, Copy, Slices, plan_boxes
 from behemoth.checkpoint.scale_waves import Waiting, WaveRead, outermost, plan_waves
 from behemoth.checkpoint.stopping import Cancelled, require_wanted
 from behemoth.checkpoint.threads import batched, run_all
@@ -55,7 +55,7 @@ class ScaledArray:
         self._remembered = remembered
         self._cancelled = cancelled
         self._copies = {read.chunk: read.copies for read in reads}
-        self._looked: defaultdict[int, list[tuple[Scales, Part]]] = defaultdict(list)
+        self._looked: defaultdict[int, list[tuple[Scales, Slices]]] = defaultdict(list)
         self._largest: dict[Scales, _Largest] = {}
         self._unknown: dict[Scales, list[Box]] = {}
         for scales, boxes in computed.items():

@@ -42,7 +42,7 @@ class Sharing:
         return tuple(int(index) for index in np.unravel_index(piece, self.sizes)) if self.sizes else ()
 
 
-class Part(NamedTuple):
+class SharePart(NamedTuple):
     """The elements `flat` of a box, in the box's own C order, with the chunks that they meet."""
 
     held: Held
@@ -57,7 +57,7 @@ class Share:
     local_shape: tuple[int, ...]
     """Shape of the whole local array, of which the rank holds elements `flat`."""
     flat: Interval
-    parts: tuple[Part, ...]
+    parts: tuple[SharePart, ...]
     """In the order of the boxes; what is empty is left out."""
 
     @property
@@ -91,7 +91,7 @@ class Kind:
         for held in local_boxes(spec, sizes, coordinates):
             common = within(held, shape, flat)
             if common[0] < common[1]:
-                parts.append(Part(held, common, self.grid.meeting(held.box, common)))
+                parts.append(SharePart(held, common, self.grid.meeting(held.box, common)))
         return Share(local_shape=shape, flat=flat, parts=tuple(parts))
 
     @cached_property

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.layout import ArraySpec
-from behemoth.checkpoint.reshard import Part, plan_box
+from behemoth.checkpoint.reshard import Slices, plan_box
 from behemoth.spec.mesh import Mesh
 
 
@@ -29,7 +29,7 @@ class ChunkRun(NamedTuple):
     chunk: int
     offset: int
     length: int
-    part: Part
+    part: Slices
 
 
 def mesh_of(num_ranks: int) -> Mesh:
@@ -66,14 +66,14 @@ def ends_array(grid: Grid, box: Box) -> bool:
     return all(stop == size for (_, stop), size in zip(box, grid.spec.shape, strict=True))
 
 
-def _contiguous(source: Part, chunk_shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Part]]:
+def _contiguous(source: Slices, chunk_shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Slices]]:
     """A part of a chunk as parts that are contiguous there, each with its place along the dims before."""
     last = max((dim for dim, part in enumerate(source) if part.stop - part.start < chunk_shape[dim]), default=0)
     for outer in itertools.product(*(range(part.stop - part.start) for part in source[:last])):
         yield outer, (*_at(source, outer), *source[last:])
 
 
-def _at(part: Part, outer: tuple[int, ...]) -> Part:
+def _at(part: Slices, outer: tuple[int, ...]) -> Slices:
     """The single indexes that are `outer` from where the part begins."""
     places = zip(part, outer, strict=False)
     return tuple(slice(whole.start + index, whole.start + index + 1) for whole, index in places)

@@ -20,7 +20,7 @@ from behemoth.agent import exchanging
 from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.read_once import ReadOnce
-from behemoth.agent.peers.server import FilePart, Handler
+from behemoth.agent.peers.server import FileRange, Handler
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.errors import BehemothError
@@ -96,7 +96,7 @@ def handlers() -> Iterator[Mapping[type, Handler]]:
 def asked(handlers: Mapping[type, Handler], request: Any) -> int:
     """The bytes behind the answer, which are read as a server would send them."""
     reply = handlers[type(request)](request)
-    if isinstance(reply.payload, FilePart):
+    if isinstance(reply.payload, FileRange):
         try:
             return len(os.pread(reply.payload.fd, reply.payload.length_bytes, reply.payload.offset_bytes))
         finally:
