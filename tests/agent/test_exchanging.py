@@ -29,7 +29,7 @@ from behemoth.base.ids import Attempt, NodeId, Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_ends import chunk_ends
 from behemoth.checkpoint.exchange import OUT_OF_TIME, Exchange, LocalExchange, OpenWrite, OpenWrites
-from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
+from behemoth.checkpoint.part_plan import Fragment, ShardId, plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.proof import prove
 from behemoth.testing.bucket import MemoryBucket
@@ -271,11 +271,11 @@ def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:
             with pytest.raises(Invalid, match="node n1: rank 3: expected to hold bytes"):
                 exchange.crcs(Rank(3), [fragment], cancelled=lambda: False)
         with pytest.raises(Invalid, match="node n1: rank 3: expected shards that it completes"):
-            exchange.upload_ids(Rank(3), [Shard(99, 0)], cancelled=lambda: False)
+            exchange.upload_ids(Rank(3), [ShardId(99, 0)], cancelled=lambda: False)
 
 
 def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_takes() -> None:
-    shards = [Shard(0, number) for number in range(1000)]
+    shards = [ShardId(0, number) for number in range(1000)]
     known = {shard: UploadId(f"{shard.number:04d}{'x' * 4000}") for shard in shards}
     plan = plan_rank(LAYOUT, Rank(3))
     with nodes() as of, arena_of(plan) as arena:

@@ -9,7 +9,7 @@ import pytest
 from behemoth.base.errors import Corrupt
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.verify import Report, require_committed, require_objects, verify
+from behemoth.checkpoint.verify import Verification, require_committed, require_objects, verify
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
@@ -24,12 +24,12 @@ def store(tmp_path: Path) -> LocalStore:
     return store
 
 
-def check(store: ObjectStore, *, deep: bool = True, threads: int = 1) -> Report:
+def check(store: ObjectStore, *, deep: bool = True, threads: int = 1) -> Verification:
     (commit,) = commits(store)
     return verify(store, commit, threads=threads, deep=deep)
 
 
-def only(report: Report) -> Problem:
+def only(report: Verification) -> Problem:
     (problem,) = report.problems
     return problem
 

@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 
 from behemoth.base.errors import BehemothError, Corrupt, NotFound
-from behemoth.checkpoint.chunk_check import Found, Shard, Span
+from behemoth.checkpoint.chunk_check import Found, Shard, SlotRange
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.paths import commit_key
@@ -28,7 +28,7 @@ def failing(error: BehemothError, before: Callable[[], object] = lambda: None) -
     def found() -> Found:
         raise error
 
-    def spread(_record: CommitRecord, _shards: Sequence[Shard], _spans: Sequence[Span]) -> Iterator[Found]:
+    def spread(_record: CommitRecord, _shards: Sequence[Shard], _spans: Sequence[SlotRange]) -> Iterator[Found]:
         before()
         yield found()
 

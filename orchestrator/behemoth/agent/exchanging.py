@@ -21,7 +21,7 @@ from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unav
 from behemoth.base.ids import Rank, UploadId, WriteId
 from behemoth.base.slots import slot_of
 from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrite, OpenWrites, SentPart
-from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.checkpoint.part_plan import Fragment, ShardId
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
     MAX_ROWS,
@@ -83,7 +83,7 @@ class ExchangeService:
 
     def _upload_ids(self, asked: AskUploadIds) -> Reply:
         write, is_over = self._found(asked.rank, asked.write_id)
-        ids = write.ids_of([Shard(*row) for row in asked.shards], cancelled=is_over)
+        ids = write.ids_of([ShardId(*row) for row in asked.shards], cancelled=is_over)
         return Reply(answer=UploadIdsFound(upload_ids=tuple(ids)))
 
     def _sent_parts(self, asked: AskSentParts) -> Reply:
@@ -153,7 +153,7 @@ class NodeExchange:
             found += _as_many(rank, some, crcs)
         return found
 
-    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+    def upload_ids(self, rank: Rank, shards: Sequence[ShardId], *, cancelled: Given) -> Sequence[UploadId]:
         if self._is_here(rank):
             return self._local.upload_ids(rank, shards, cancelled=cancelled)
         found: list[UploadId] = []
@@ -273,4 +273,4 @@ def _fragments(rank: Rank, rows: Sequence[FragmentRow]) -> list[Fragment]:
 
 def _sent_part(row: SentPartRow) -> SentPart:
     receipt = PartReceipt(number=row.number, etag=row.etag, crc=row.crc, size_bytes=row.size_bytes)
-    return SentPart(Shard(*row.shard), receipt, row.payload_crc, row.payload_bytes)
+    return SentPart(ShardId(*row.shard), receipt, row.payload_crc, row.payload_bytes)

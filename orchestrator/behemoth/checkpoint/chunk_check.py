@@ -48,7 +48,7 @@ class Found:
     num_bytes: int
 
 
-class Span(NamedTuple):
+class SlotRange(NamedTuple):
     """Slots [first, last) of a shard, counted in a list of shards, and the bytes to read for them."""
 
     shard: int
@@ -69,7 +69,7 @@ def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
     ]
 
 
-def spans_of(shards: Sequence[Shard], *, deep: bool) -> list[Span]:
+def slot_ranges_of(shards: Sequence[Shard], *, deep: bool) -> list[SlotRange]:
     """All slots of the shards, some at a time; the index of a shard goes with its first ones."""
     found = []
     for position, shard in enumerate(shards):
@@ -77,7 +77,7 @@ def spans_of(shards: Sequence[Shard], *, deep: bool) -> list[Span]:
         step = max(1, READ_BYTES // grid.stride_bytes)
         for first in range(0, grid.num_slots, step):
             last = min(first + step, grid.num_slots)
-            found.append(Span(position, first, last, _slot_bytes(grid, first, last, deep)))
+            found.append(SlotRange(position, first, last, _slot_bytes(grid, first, last, deep)))
     return found
 
 
@@ -114,7 +114,7 @@ class ChunkCheck:
         return buffer
 
 
-class Contents:
+class FoundCrcs:
     """The CRCs of all chunks of some shards as they are found out, four bytes each: the largest checkpoints have
     millions of chunks. Used by one thread."""
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Unavailable
-from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, shards_of
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, FoundCrcs, shards_of
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
@@ -126,7 +126,7 @@ class _Copying:
         self._filling: Filling = filling_of(target)
         self._shards = shards_of(record, index)
         self._small = small_objects(record, index)
-        self._contents = Contents(self._shards)
+        self._contents = FoundCrcs(self._shards)
         self._total_bytes = sum(shard.grid.file_bytes for shard in self._shards)
         self._done_bytes = 0
         self._standing: dict[str, ObjectInfo] = {}

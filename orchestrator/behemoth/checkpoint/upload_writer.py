@@ -20,7 +20,7 @@ from behemoth.checkpoint.exchange import Company, Exchange, OpenWrite, SentPart,
 from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.part_bytes import PartBytes
-from behemoth.checkpoint.part_plan import PlannedPart, Shard, plan_parts
+from behemoth.checkpoint.part_plan import PlannedPart, ShardId, plan_parts
 from behemoth.checkpoint.rank_write import RankWrite, payload_of
 from behemoth.checkpoint.receipt import Receipt, WrittenShard
 from behemoth.checkpoint.threads import batched, run_all
@@ -81,7 +81,7 @@ class _Job:
         self._upload = upload
         self._exchange = exchange
         self._bytes = PartBytes(write.layout, self._parts.rank, upload, exchange, cancelled=write.cancelled)
-        self._begun: dict[Shard, UploadId] = {}
+        self._begun: dict[ShardId, UploadId] = {}
         self._num_ranks = write.layout.mesh.num_ranks
 
     def run(self) -> list[WrittenShard]:
@@ -118,23 +118,23 @@ class _Job:
                 name="ckpt-abort",
             )
 
-    def _begin(self, shard: Shard) -> None:
+    def _begin(self, shard: ShardId) -> None:
         self._write.go_on()
         self._begun[shard] = self._store.begin_upload(self._key(shard))
 
-    def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[Shard, UploadId]:
+    def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[ShardId, UploadId]:
         """The upload ids of all shards that this rank has a part of, from the ranks that complete them."""
-        wanted: dict[Rank, dict[Shard, None]] = {}
+        wanted: dict[Rank, dict[ShardId, None]] = {}
         for part in parts:
             wanted.setdefault(part.completer, {})[part.shard] = None
-        found: dict[Shard, UploadId] = {}
+        found: dict[ShardId, UploadId] = {}
         for completer in in_turn(wanted, self._parts.rank, self._num_ranks):
             shards = wanted[completer]
             ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._write.cancelled)
             found.update(zip(shards, ids, strict=True))
         return found
 
-    def _send(self, part: PlannedPart, ids: Mapping[Shard, UploadId]) -> SentPart:
+    def _send(self, part: PlannedPart, ids: Mapping[ShardId, UploadId]) -> SentPart:
         self._write.go_on()
         content = self._bytes.of(part)
         receipt = self._store.upload_part(
@@ -150,8 +150,8 @@ class _Job:
         self._upload.check_held()
         return WrittenShard(*part.shard, content.crc, content.payload_crc)
 
-    def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
-        receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
+    def _complete(self, shards: Sequence[ShardId]) -> list[WrittenShard]:
+        receipts: dict[ShardId, list[SentPart]] = {shard: [] for shard in shards}
         uploaders = {rank for shard in shards for rank in self._parts.completes[shard]}
         for uploader in in_turn(uploaders, self._parts.rank, self._num_ranks):
             told = self._exchange.receipts(uploader, self._parts.rank, cancelled=self._write.cancelled)
@@ -162,7 +162,7 @@ class _Job:
             lambda shard: self._complete_one(shard, receipts[shard]), shards, threads=REQUEST_THREADS, name="ckpt-end"
         )
 
-    def _complete_one(self, shard: Shard, sent: Sequence[SentPart]) -> WrittenShard:
+    def _complete_one(self, shard: ShardId, sent: Sequence[SentPart]) -> WrittenShard:
         """Raises Conflict unless the parts are those of the plan, to the byte."""
         self._write.go_on()
         sent = sorted(sent, key=lambda one: one.receipt.number)
@@ -179,7 +179,7 @@ class _Job:
         crc = completed(self._store, self._key(shard), self._begun[shard], parts)
         return WrittenShard(*shard, crc, combined((one.payload_crc, one.payload_bytes) for one in sent))
 
-    def _key(self, shard: Shard) -> str:
+    def _key(self, shard: ShardId) -> str:
         return self._write.shard_key(*shard)
 
 
