@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.box import Box, Interval
-from behemoth.checkpoint.boxes import share_of
 from behemoth.checkpoint.crc import crc32c, trailer
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.local_boxes import share_of
 from behemoth.dcp import object_parts
 from behemoth.dcp.box_shards import box_spec
 from behemoth.dcp.box_writer import PlacedBox
@@ -26,7 +26,7 @@ from behemoth.dcp.boxes import mesh_of
 from behemoth.dcp.bucket_borders import begin_shared, complete_shared
 from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.object_parts import parts_of
-from behemoth.dcp.orders import Placed, SentObjects, ShardName
+from behemoth.dcp.orders import PlacedArray, SentObjects, ShardName
 from behemoth.dcp.tensors import Tensors
 from behemoth.ports import MAX_PARTS, Into
 from behemoth.testing.bucket import MemoryBucket
@@ -38,10 +38,10 @@ from dcp.cuts import partitions
 Ranks = Sequence[Sequence[Box]]
 
 
-def placed_of(shape: tuple[int, ...], ranks: Ranks) -> Mapping[str, Placed]:
+def placed_of(shape: tuple[int, ...], ranks: Ranks) -> Mapping[str, PlacedArray]:
     spec = box_spec("a", "float32", shape, [box for boxes in ranks for box in boxes], num_ranks=len(ranks))
     (grid,) = grids(Layout(mesh=mesh_of(len(ranks)), arrays=(spec,), sharding="box"))
-    return {"a": Placed(grid=grid, folder="steps/a")}
+    return {"a": PlacedArray(grid=grid, folder="steps/a")}
 
 
 def logical(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -49,7 +49,7 @@ def logical(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def upload(
-    bucket: MemoryBucket, placed: Placed, rank: int, boxes: Sequence[Box], begun: Mapping[ShardName, UploadId]
+    bucket: MemoryBucket, placed: PlacedArray, rank: int, boxes: Sequence[Box], begun: Mapping[ShardName, UploadId]
 ) -> SentObjects:
     whole = logical(placed.grid.spec.shape)
     local = [np.array(whole[tuple(slice(*part) for part in box)]) for box in boxes]  # never a scalar

@@ -1,6 +1,6 @@
 """A box of an array: for each dim where it starts and where it stops. The arithmetic of that, on integers alone.
 
-Must not know what an array is or who holds it. Neighbours: `boxes`, which says what a rank holds, and `grid`, whose
+Must not know what an array is or who holds it. Neighbours: `local_boxes` (what a rank holds), and `grid`, whose
 chunks are boxes too.
 """
 

@@ -3,7 +3,7 @@
 An array is one Zarr v3 `sharding_indexed` object, or several that tile it: the chunk in slot s of a shard at
 s * stride, its CRC-32C behind it, the index at the end. `cuts` says what is a chunk and what a shard: a box that a rank
 holds meets a chunk in one contiguous range. Only the dim that chunks cut may be padded, as the tail of a chunk.
-The module computes and does no I/O. Neighbours: `boxes` (what a rank holds), `plan` (who writes what).
+The module computes and does no I/O. Neighbours: `local_boxes` (what a rank holds), `plan` (who writes what).
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.checkpoint.box import Box, moved, num_elements
-from behemoth.checkpoint.boxes import piece_bounds
 from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.grid import Grid, Ints, cuts_of, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
+from behemoth.checkpoint.local_boxes import piece_bounds
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import chunks_met
 from behemoth.checkpoint.scale_reads import again_bytes, looked_through, scale_bytes

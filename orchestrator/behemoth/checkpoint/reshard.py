@@ -3,8 +3,8 @@
 Both sides are boxes of the same logical array: a chunk is one, and what a rank holds is some, each in its own C order.
 So whatever mesh, cuts, packed dims or flat ranges either side has, they meet in boxes. Pure, for one rank, and in time
 that follows the chunks which that rank meets, not those of the checkpoint; nothing is asked of other ranks.
-Neighbours: `boxes` and `grid` (the geometry), `matching` (which array is which), `changes` (what is computed on the
-way), `reshard_reader` (does it).
+Neighbours: `local_boxes` and `grid` (the geometry), `matching` (which array is which), `changes` (what is computed on
+the way), `reshard_reader` (does it).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.box import Box, enclosing, shape_of
 from behemoth.checkpoint.changes import Scales, ScaleTable
-from behemoth.checkpoint.chunk_parts import Bytes, Placed, as_elements, read_chunk
+from behemoth.checkpoint.chunk_parts import Bytes, PlacedChunk, as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.crc import crc32c
@@ -79,7 +79,7 @@ def read_slabs(
     remembered: ComputedScales | None = None,
     seen: SeenChunks | None = None,
     cancelled: Cancelled = never,
-) -> list[Placed]:
+) -> list[PlacedChunk]:
     """Fill the slabs of `area`, and its blanks with zeros. Returns the chunks that were read straight into place.
 
     `scales_store`: where saved scales are read from, by default `store`. `kept_bytes`: most bytes of values held while
@@ -160,8 +160,8 @@ class _Reading:
         self._cancelled = cancelled
         self.tables: Mapping[Scales, ScaleTable] = {}
 
-    def run(self, reads: Sequence[ChunkRead]) -> list[Placed]:
-        chunks, found = self._readers.mine(), list[Placed]()
+    def run(self, reads: Sequence[ChunkRead]) -> list[PlacedChunk]:
+        chunks, found = self._readers.mine(), list[PlacedChunk]()
         for read in reads:
             require_wanted(self._cancelled, what="reshard")
             placed = read_chunk(chunks, self._grids[read.array], read, self._slabs, self.tables)

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.checkpoint.box import Box, enclosing, flat_boxes
-from behemoth.checkpoint.boxes import piece_bounds
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import cells, num_flat
+from behemoth.checkpoint.local_boxes import piece_bounds
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import blocks_needed, chunks_met, plan_boxes, scales_of
 from behemoth.checkpoint.scale_waves import Waiting, outermost, plan_waves, waiting_bytes

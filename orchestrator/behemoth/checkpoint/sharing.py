@@ -17,9 +17,9 @@ import numpy as np
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.box import Interval
-from behemoth.checkpoint.boxes import Held, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
 from behemoth.checkpoint.layout import Layout, SplitAxes, axis_size
+from behemoth.checkpoint.local_boxes import LocalBox, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -45,7 +45,7 @@ class Sharing:
 class SharePart(NamedTuple):
     """The elements `flat` of a box, in the box's own C order, with the chunks that they meet."""
 
-    held: Held
+    held: LocalBox
     flat: Interval
     meeting: Meeting
 

@@ -23,7 +23,7 @@ from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.dcp.boxes import ChunkRun, ends_array, runs_of
-from behemoth.dcp.orders import Placed
+from behemoth.dcp.orders import PlacedArray
 from behemoth.dcp.tensors import Tensors, bytes_of
 from behemoth.ports import Part, WritesRanges
 
@@ -36,7 +36,7 @@ ITSELF = -1
 class PlacedBox(NamedTuple):
     """A box, not empty, and the array that it is of."""
 
-    placed: Placed
+    placed: PlacedArray
     box: Box
 
 
@@ -81,15 +81,15 @@ def _keys_of(one: PlacedBox) -> list[str]:
     return [_shard_key(one.placed), *([_metadata_key(one.placed)] if ends_array(one.placed.grid, one.box) else [])]
 
 
-def _shard_key(placed: Placed) -> str:
+def _shard_key(placed: PlacedArray) -> str:
     return f"{placed.folder}/{placed.grid.shard_key(_SHARD)}"
 
 
-def _metadata_key(placed: Placed) -> str:
+def _metadata_key(placed: PlacedArray) -> str:
     return f"{placed.folder}/{METADATA}"
 
 
-def _write(store: WritesRanges, placed: Placed, batch: Sequence[ChunkRun], tensors: Tensors) -> list[WrittenSpan]:
+def _write(store: WritesRanges, placed: PlacedArray, batch: Sequence[ChunkRun], tensors: Tensors) -> list[WrittenSpan]:
     grid = placed.grid
     spans: list[WrittenSpan] = []
     parts: list[Part] = []

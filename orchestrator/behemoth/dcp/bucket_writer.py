@@ -26,7 +26,7 @@ from behemoth.checkpoint.zeros import is_zero
 from behemoth.dcp.box_writer import ITSELF, PlacedBox
 from behemoth.dcp.boxes import ChunkRun, ends_array, runs_of
 from behemoth.dcp.object_parts import ObjectPart, own_parts, part_bytes, parts_of, whole_chunks
-from behemoth.dcp.orders import Placed, SentObject, SentObjects, SentPart, SentPiece, ShardName
+from behemoth.dcp.orders import PlacedArray, SentObject, SentObjects, SentPart, SentPiece, ShardName
 from behemoth.dcp.tensors import Tensors, bytes_of
 from behemoth.ports import PartReceipt, UploadsParts
 
@@ -61,7 +61,7 @@ def upload_boxes(
 class _Held:
     """The runs that the rank has of an array, by chunk, in the order of their bytes."""
 
-    placed: Placed
+    placed: PlacedArray
     runs: dict[int, list[ChunkRun]] = field(default_factory=dict)
 
     @property
@@ -213,7 +213,7 @@ class _Job:
         finally:
             filling.end()
 
-    def _create_metadata(self, placed: Placed) -> None:
+    def _create_metadata(self, placed: PlacedArray) -> None:
         self._store.create(f"{placed.folder}/{METADATA}", placed.grid.zarr_json())
 
 

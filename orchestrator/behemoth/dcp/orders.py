@@ -26,7 +26,7 @@ ShardName = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class PlacedArray:
     """An array, and its folder below the write's prefix, which follows from the names of all arrays."""
 
     grid: Grid
@@ -51,11 +51,11 @@ class Orders:
     def prefix(self) -> str:
         return step_prefix(self.step, self.write_id)
 
-    def placed(self) -> dict[str, Placed]:
+    def placed(self) -> dict[str, PlacedArray]:
         """Where each array lies, by name."""
         layout = Layout(mesh=self.mesh, arrays=self.arrays, sharding=self.sharding)
         return {
-            grid.spec.name: Placed(grid=grid, folder=f"{self.prefix}/{self.folders[grid.spec.name]}")
+            grid.spec.name: PlacedArray(grid=grid, folder=f"{self.prefix}/{self.folders[grid.spec.name]}")
             for grid in grids(layout)
         }
 

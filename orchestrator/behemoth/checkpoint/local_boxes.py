@@ -18,7 +18,7 @@ from behemoth.checkpoint.box import Box, Interval, num_elements, shape_of
 from behemoth.checkpoint.layout import ArraySpec
 
 
-class Held(NamedTuple):
+class LocalBox(NamedTuple):
     """A box of the logical array, and where it lies within the local array (both per dim, start and stop)."""
 
     box: Box
@@ -37,7 +37,7 @@ def share_of(size: int, num: int, index: int, *, padded: int | None = None) -> I
     return min(index * share, size), min((index + 1) * share, size)
 
 
-def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[Held, ...]:
+def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[LocalBox, ...]:
     """The boxes at `coordinates` on the axes of `spec.dims`, whose `sizes` are given, parts of a packed dim in order.
 
     Empty boxes are left out.
@@ -47,7 +47,7 @@ def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int
         ranges[dim] = shares_of(spec, dim, num, index)
     places = [_places(intervals) for intervals in ranges]
     held = [
-        Held(tuple(box), tuple(place))
+        LocalBox(tuple(box), tuple(place))
         for box, place in zip(itertools.product(*ranges), itertools.product(*places), strict=True)
     ]
     return tuple(one for one in held if one.num_elements)
@@ -78,12 +78,12 @@ def flat_range(spec: ArraySpec, shape: Sequence[int], num: int, index: int) -> I
     return _flat_range(shape, num, index, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
 
 
-def within(held: Held, shape: Sequence[int], flat: Interval) -> Interval:
+def within(held: LocalBox, shape: Sequence[int], flat: Interval) -> Interval:
     """The elements of a box, in its own C order, that a flat range of its local array of `shape` has."""
     return _num_before(held.place, shape, flat[0]), _num_before(held.place, shape, flat[1])
 
 
-def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) -> tuple[int, ...]:
+def piece_bounds(spec: ArraySpec, held: LocalBox, shape: Sequence[int], num: int) -> tuple[int, ...]:
     """[num + 1]: where `within` cuts a box for `num` holders: the begin of each piece, then the end of the last.
     Elements of the box in its C order."""
     return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
