@@ -44,7 +44,7 @@ from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerAddress
 from behemoth.agent.peers.snapshots import PeerSnapshot
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import DiskService, KeepOnDisk, Prepare, Prepared, Source
+from behemoth.agent.storewire import DiskService, KeepOnDisk, Prepare, Prepared, RestoreSource
 from behemoth.base.ids import Attempt, Rank, RunUid, Slot
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
@@ -130,7 +130,7 @@ class ThisNode:
 
     def restore(self, origin: str) -> tuple[Prepared, float, float]:
         """From this tier; seconds until the bytes are in staging memory, and until the program has them."""
-        source = Source(
+        source = RestoreSource(
             step=scene.STEP,
             write_id=scene.WRITE_ID,
             held_in=0 if origin == "memory" else None,

@@ -14,7 +14,7 @@ import msgspec
 from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.member import Member, now_us
 from behemoth.agent.node_services import NodeServices
-from behemoth.agent.storewire import Failed, Source
+from behemoth.agent.storewire import Failed, RestoreSource
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
@@ -129,7 +129,7 @@ class Admission:
         )
         self._reports.milestone(report, [one.is_standing for one in self._members])
 
-    def _source(self, source: Source, declared: Declare) -> Source:
+    def _source(self, source: RestoreSource, declared: Declare) -> RestoreSource:
         holders, record_bytes = self._services.copies.asked(), self._table.record_bytes
         source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
         return msgspec.structs.replace(source, must_read=declared.must_read)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from behemoth.agent.background_copy import BackgroundCopy
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import Budget, Failed, Pull, Share
+from behemoth.agent.storewire import Budget, Failed, Pull, ShareMemory
 from behemoth.base.ids import Rank, Slot
 from behemoth.base.slots import ranks_of
 from behemoth.policy import peers
@@ -97,9 +97,11 @@ class Copies:
             return ()
         return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._num_copies)
 
-    def shared(self) -> list[tuple[Share, int]]:
+    def shared(self) -> list[tuple[ShareMemory, int]]:
         """The memory that a new store process must know of, with its descriptors."""
-        return [(Share(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held]
+        return [
+            (ShareMemory(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held
+        ]
 
     def close(self) -> None:
         for memory in self._memories.values():

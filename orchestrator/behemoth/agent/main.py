@@ -32,7 +32,7 @@ from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.saves import Saves
 from behemoth.agent.settings import AgentSettings
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import DiskService, OpenStore, PeerService, Share
+from behemoth.agent.storewire import DiskService, OpenStore, PeerService, ShareMemory
 from behemoth.base.errors import Denied, Internal
 from behemoth.base.ids import Attempt
 from behemoth.wire.commands import (
@@ -220,9 +220,11 @@ class Agent:
         folder = f"{setup.run_name}-{run_uid}/{self._settings.node}"
         return DiskService(disk=setup.local_disk, folder=folder, run_uid=run_uid)
 
-    def _shared(self) -> list[tuple[Share, int]]:
+    def _shared(self) -> list[tuple[ShareMemory, int]]:
         """Memory with something in it."""
-        own = [(Share(job=0, rank=one.rank, is_copy=False), one.fd) for one in self._arenas.all() if not one.is_new]
+        own = [
+            (ShareMemory(job=0, rank=one.rank, is_copy=False), one.fd) for one in self._arenas.all() if not one.is_new
+        ]
         return own + (self._services.copies.shared() if self._services is not None else [])
 
     def _helper_pids(self) -> set[int]:

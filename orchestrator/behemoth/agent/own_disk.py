@@ -17,7 +17,7 @@ from behemoth.agent.budget import require_disk_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.pace import Pace, bucket_of
 from behemoth.agent.places import Place
-from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, Source
+from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, RestoreSource
 from behemoth.base.errors import BehemothError, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.base.slots import ranks_of, slot_of
@@ -75,7 +75,7 @@ class OwnDisk:
         """Raises NotFound, which says what is there instead."""
         return self._files(plan).find(write_id, step)
 
-    def place(self, plan: RankPlan, source: Source) -> Place:
+    def place(self, plan: RankPlan, source: RestoreSource) -> Place:
         """Where a restore may find this checkpoint."""
         return Place(
             "disk",

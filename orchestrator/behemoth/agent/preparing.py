@@ -25,7 +25,7 @@ from behemoth.agent.own_disk import OwnDisk, disk_trouble
 from behemoth.agent.peers.places import AskPeer, PeerPlaces
 from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.places import Place, take_from
-from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.agent.storewire import Prepare, Prepared, RestoreSource
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
 from behemoth.base.slots import ranks_of, slot_of
@@ -179,7 +179,7 @@ class Preparing:
         prepared = self._read(wanted, alone, commit, intake)
         return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
 
-    def _open(self, store: ObjectStore, source: Source, *, is_shared: bool) -> Commit:
+    def _open(self, store: ObjectStore, source: RestoreSource, *, is_shared: bool) -> Commit:
         key = OpenedAs(source.step, source.write_id, is_shared)
         ref = CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
         return self._opened.get(key, lambda: open_told(store, ref, record_bytes=source.record_bytes))
@@ -273,7 +273,7 @@ class _Wanted(NamedTuple):
     """One restore of one rank. `source` is that of `order`; `gathering` fills its spare generation of `arena`."""
 
     order: Prepare
-    source: Source
+    source: RestoreSource
     layout: Layout
     plan: RankPlan
     arena: Arena
@@ -310,7 +310,7 @@ def _chunk_bytes(layout: Layout, plan: RankPlan) -> int:
     return sum(grids(layout)[span.array].stored_bytes for span in plan.spans)
 
 
-def _holds(arena: Arena, source: Source, generation: int) -> bool:
+def _holds(arena: Arena, source: RestoreSource, generation: int) -> bool:
     """True when memory holds exactly the wanted snapshot, with its CRCs, which the worker checks as it copies."""
     try:
         snapshot = arena.snapshot(generation)

@@ -101,7 +101,7 @@ def over_read(
     )
 
 
-class Source(NamedTuple):
+class ArraySource(NamedTuple):
     """A saved array whose elements a wanted one takes, where in it the wanted one begins (no index: it is whole), and
     whether it converts them as it looks through them for scales."""
 
@@ -110,23 +110,23 @@ class Source(NamedTuple):
     is_looked_through: bool = False
 
 
-def sources(saved: Layout, origin: Origin) -> tuple[Source, ...]:
+def sources(saved: Layout, origin: Origin) -> tuple[ArraySource, ...]:
     """The saved arrays whose elements an array takes; scales come on top."""
     match origin:
         case None | ScalesOf():
             return ()
         case int():
-            return (Source(origin),)
+            return (ArraySource(origin),)
         case ScaledDown(array=array, scales=None):
-            return (Source(saved.positions[array], is_looked_through=True),)
+            return (ArraySource(saved.positions[array], is_looked_through=True),)
         case Cast(array=array, begin=begin):
-            return (Source(saved.positions[array], begin),)
+            return (ArraySource(saved.positions[array], begin),)
         case _:
-            return tuple(Source(saved.positions[name]) for name in value_names(origin))
+            return tuple(ArraySource(saved.positions[name]) for name in value_names(origin))
 
 
 def _of_fleet(
-    saved: Layout, layout: Layout, found: Sequence[Origin], of_arrays: Sequence[Sequence[Source]]
+    saved: Layout, layout: Layout, found: Sequence[Origin], of_arrays: Sequence[Sequence[ArraySource]]
 ) -> tuple[int, int]:
     """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it, but for what is
     read again."""
@@ -160,11 +160,11 @@ def _saved_scales(saved: Layout, origin: Origin) -> tuple[int, ...]:
 
 
 def _saved_grids(
-    kind: Kind, of_saved: Sequence[Grid], of_arrays: Sequence[Sequence[Source]]
-) -> list[tuple[Grid, Source, int]]:
+    kind: Kind, of_saved: Sequence[Grid], of_arrays: Sequence[Sequence[ArraySource]]
+) -> list[tuple[Grid, ArraySource, int]]:
     """The grids that a kind's arrays have in the checkpoint, but for their names, with one of them and the number of
     arrays that have it."""
-    found: dict[object, list[tuple[Grid, Source]]] = {}
+    found: dict[object, list[tuple[Grid, ArraySource]]] = {}
     for array in kind.positions:
         for one in of_arrays[array]:
             grid = of_saved[one.position]

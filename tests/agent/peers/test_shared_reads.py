@@ -18,7 +18,7 @@ from behemoth.agent.peers import shared_reads as shared_reads_module
 from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, Source
+from behemoth.agent.storewire import Prepare, RestoreSource
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
@@ -263,7 +263,7 @@ def test_damage_that_only_a_peer_saw_is_no_damage() -> None:
             run_name="toy",
         )
         fd = os.memfd_create("prepared", os.MFD_ALLOW_SEALING)
-        source = Source(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0)
+        source = RestoreSource(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0)
         order = Prepare(job=1, rank=Rank(0), layout=saved.layout.encode(), is_new=True, source=source)
         prepared = preparing.prepare(order, fd)
         assert (prepared.origin, prepared.generation) == ("store", 0)

@@ -20,7 +20,7 @@ import numpy as np
 from contenders.state import Arrays, Shapes
 
 from behemoth.agent.child import Child
-from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, Source, Write, Written
+from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, RestoreSource, Write, Written
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
@@ -204,7 +204,7 @@ class Ours:
 
     def restore(self, *, is_remembered: bool) -> Mapping[str, float]:
         """From the node's memory, as after the death of a worker, or from the store, as after that of an agent."""
-        source = Source(
+        source = RestoreSource(
             step=Step(self._step),
             write_id=WriteId(f"a1-{self._step}"),
             held_in=0 if is_remembered else None,

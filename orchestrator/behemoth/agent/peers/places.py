@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeAlias
 
 from behemoth.agent.places import Place
-from behemoth.agent.storewire import Source
+from behemoth.agent.storewire import RestoreSource
 from behemoth.base.errors import BehemothError, NotFound, Timeout
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.base.slots import slot_of
@@ -32,7 +32,14 @@ class PeerPlaces:
     not asked again."""
 
     def __init__(
-        self, ask: AskPeer, gathering: Gathering, layout: Layout, plan: RankPlan, source: Source, *, ranks_per_node: int
+        self,
+        ask: AskPeer,
+        gathering: Gathering,
+        layout: Layout,
+        plan: RankPlan,
+        source: RestoreSource,
+        *,
+        ranks_per_node: int,
     ) -> None:
         self._ask = ask
         self._gathering = gathering
