@@ -12,7 +12,7 @@ import typer
 
 from behemoth.app.batches.export_job import write_in_batches
 from behemoth.app.batches.jobs import ExportJob
-from behemoth.app.batches.tensors import Change, outward
+from behemoth.app.batches.tensors import TensorChange, outward
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.units import parse_size
 from behemoth.checkpoint.interop.casts import FLOAT8
@@ -165,7 +165,7 @@ def _file_size(text: str) -> int:
     return size_bytes
 
 
-def _provenance(commit: Commit, change: Change) -> dict[str, str]:
+def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
     """What goes into every file. Two exports with the same heads are the same export, so all that decides what the
     bytes are is in it; transformers wants `format`."""
     record = commit.record

@@ -16,7 +16,7 @@ from functools import partial
 from behemoth.agent.budget import require_disk_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.pace import Pace, bucket_of
-from behemoth.agent.places import Place
+from behemoth.agent.places import SnapshotPlace
 from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, RestoreSource
 from behemoth.base.errors import BehemothError, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
@@ -75,9 +75,9 @@ class OwnDisk:
         """Raises NotFound, which says what is there instead."""
         return self._files(plan).find(write_id, step)
 
-    def place(self, plan: RankPlan, source: RestoreSource) -> Place:
+    def place(self, plan: RankPlan, source: RestoreSource) -> SnapshotPlace:
         """Where a restore may find this checkpoint."""
-        return Place(
+        return SnapshotPlace(
             "disk",
             partial(self.snapshot, plan, source.write_id, source.step),
             failed=partial(self.distrust, plan, source.write_id),

@@ -24,7 +24,7 @@ from behemoth.agent.opened_once import OpenedAs, OpenedOnce
 from behemoth.agent.own_disk import OwnDisk, disk_trouble
 from behemoth.agent.peers.places import AskPeer, PeerPlaces
 from behemoth.agent.peers.shared_reads import SharedReads
-from behemoth.agent.places import Place, take_from
+from behemoth.agent.places import SnapshotPlace, take_from
 from behemoth.agent.storewire import Prepare, Prepared, RestoreSource
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
@@ -132,12 +132,12 @@ class Preparing:
             disk_trouble=disk_trouble(taken.errors.get("disk")),
         )
 
-    def _places(self, wanted: _Wanted) -> Iterator[Place]:
+    def _places(self, wanted: _Wanted) -> Iterator[SnapshotPlace]:
         """The places before the store, nearest first; each is made only when it is asked."""
         held_in, arena = wanted.source.held_in, wanted.arena
         if held_in is not None and held_in != wanted.source.spare and _holds(arena, wanted.source, held_in):
             # some of it is damaged: the rest is proven here too
-            yield Place("memory", partial(HeldSnapshot, arena, held_in))
+            yield SnapshotPlace("memory", partial(HeldSnapshot, arena, held_in))
         yield from PeerPlaces(
             self._peer,
             wanted.gathering,

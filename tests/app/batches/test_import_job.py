@@ -11,7 +11,7 @@ import safetensors.numpy
 from behemoth.app.batches.import_job import files_of
 from behemoth.app.batches.jobs import ImportJob, encode_job
 from behemoth.app.batches.record import recorded
-from behemoth.app.batches.tensors import Change
+from behemoth.app.batches.tensors import TensorChange
 from behemoth.ports import Batch
 from behemoth.storage.linked import LinkedFolder
 
@@ -25,7 +25,7 @@ def job_of(source: Path) -> bytes:
         skips_pickles=False,
         to=b"there",
         step=0,
-        change=Change(),
+        change=TensorChange(),
         layout_digest="of the shapes, which stay",
     )
     return encode_job(job)
