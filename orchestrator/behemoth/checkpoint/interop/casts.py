@@ -58,7 +58,7 @@ class _Elementwise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cast(_Elementwise):
+class Rounded(_Elementwise):
     """The nearest values of another floating type, ties to even. What exceeds its range becomes infinite, as in torch;
     a NaN stays one."""
 
@@ -233,7 +233,7 @@ def unscaled(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 def cast(tensor: Tensor, dtype: str) -> Tensor:
     """The tensor itself where it has the dtype already."""
-    return tensor if tensor.dtype == dtype else Cast(inner=tensor, dtype=dtype)
+    return tensor if tensor.dtype == dtype else Rounded(inner=tensor, dtype=dtype)
 
 
 def _check_precision(dtype: str, known: Sequence[str]) -> None:

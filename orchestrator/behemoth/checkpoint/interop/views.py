@@ -98,7 +98,7 @@ class Picked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class Concatenated:
     """Parts one behind another along a dim."""
 
     parts: tuple[Tensor, ...]
