@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-BENCH = Path(__file__).parent / "bench"
-sys.path.append(str(BENCH))  # benchmarks are scripts: they import their neighbours by name
-
-from contenders import peer as peer_module  # noqa: E402
-from contenders.peer import load_peers  # noqa: E402
-from contenders.raw import Raw  # noqa: E402
-from contenders.state import new_state, restored  # noqa: E402
+from contenders import peer as peer_module
+from contenders.peer import load_peers
+from contenders.raw import Raw
+from contenders.state import new_state, restored
 
 SHAPES = {"a": (3, 1024), "b": (1024,)}
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
+from contenders.others import write_chunk_ends, zero_filled_crc
 
-BENCH = Path(__file__).parent / "bench"
-sys.path.append(str(BENCH))  # benchmarks are scripts: they import their neighbours by name
-
-from contenders.others import write_chunk_ends, zero_filled_crc  # noqa: E402
-
-from behemoth.base.ids import Rank  # noqa: E402
-from behemoth.checkpoint.crc import crc32c  # noqa: E402
-from behemoth.checkpoint.grid import grids  # noqa: E402
-from behemoth.checkpoint.layout import ArraySpec, Layout  # noqa: E402
-from behemoth.checkpoint.plan import plan_rank  # noqa: E402
-from behemoth.ports import Part  # noqa: E402
-from behemoth.spec.mesh import Mesh  # noqa: E402
-from behemoth.storage.local import LocalStore  # noqa: E402
+from behemoth.base.ids import Rank
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.plan import plan_rank
+from behemoth.ports import Part
+from behemoth.spec.mesh import Mesh
+from behemoth.storage.local import LocalStore
 
 LAYOUT = Layout(mesh=Mesh(dp=3, edp=3), arrays=(ArraySpec(name="w", dtype="uint8", shape=(1000,), flat_over="dp"),))
 

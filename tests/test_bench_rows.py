@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from bench.bench_table import FORMAT_VERSION, Row
+import recover
+from bench_table import FORMAT_VERSION, Row
 
 BENCH = Path(__file__).parent / "bench"
-sys.path.append(str(BENCH))  # benchmarks are scripts: they import their neighbours by name
-
-from bench import recover  # noqa: E402
-
 STRUCK_US = 1_000_000_000
 
 
@@ -27,7 +23,8 @@ def rows_of(name: str, *options: str) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["version"], document["benchmark"], document["quick"]) == (FORMAT_VERSION, name, True)
-    return document["rows"]
+    rows: list[dict[str, Any]] = document["rows"]
+    return rows
 
 
 def check_shape(rows: list[dict[str, Any]]) -> None:
@@ -40,7 +37,7 @@ def check_shape(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_command_lines_benchmark_prints_a_row_per_command() -> None:
-    rows = rows_of("cli")
+    rows = rows_of("command_line")
     check_shape(rows)
     assert rows[0]["metric"].startswith("behemoth --help")
 

@@ -1,8 +1,7 @@
 """The arithmetic of benchmark rows."""
 
 import pytest
-
-from bench.bench_table import MIN_PAIRS, alone, alternate, beside, interval, not_run, with_goal
+from bench_table import MIN_PAIRS, alone, alternate, beside, interval, not_run, with_goal
 
 
 def test_few_samples_give_all_of_them_as_interval() -> None:

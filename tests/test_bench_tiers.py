@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-BENCH = Path(__file__).parent / "bench"
-sys.path.append(str(BENCH))  # benchmarks are scripts: they import their neighbours by name
-
-from restore_tiers import OtherNode, ThisNode  # noqa: E402
+from restore_tiers import OtherNode, ThisNode
 
 
 def test_each_tier_of_the_benchmark_gives_the_whole_state_and_reads_of_the_store_what_it_says(tmp_path: Path) -> None:

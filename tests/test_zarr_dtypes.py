@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
+from zarr.core.array_spec import ArrayConfigParams
 from zarr.dtype import data_type_registry
 
 import behemoth.zarr_dtypes as zarr_dtypes
@@ -23,11 +24,17 @@ def _every_value(name: str) -> np.ndarray:
 
 
 def _write_with_zarr(path: Path, values: np.ndarray) -> None:
-    config = {"write_empty_chunks": True}  # else zarr-python compares with the fill value, and numpy warns of NaNs
+    config: ArrayConfigParams = {
+        "write_empty_chunks": True
+    }  # else zarr-python compares with the fill value, and numpy warns of NaNs
     array = zarr.create_array(
         path, shape=values.shape, chunks=(100,), dtype=values.dtype, compressors=None, config=config
     )
     array[:] = values
+
+
+def _read_with_zarr(path: Path) -> np.ndarray:
+    return np.asarray(zarr.open_array(path, mode="r")[:])
 
 
 def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
@@ -38,7 +45,7 @@ def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
 def test_zarr_python_returns_every_bit_pattern_that_it_wrote(name: str, tmp_path: Path) -> None:
     values = _every_value(name)
     _write_with_zarr(tmp_path / "a", values)
-    assert _same_bytes(zarr.open_array(tmp_path / "a", mode="r")[:], values)
+    assert _same_bytes(_read_with_zarr(tmp_path / "a"), values)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +67,7 @@ def test_zarr_python_reads_what_tensorstore_wrote(name: str, tmp_path: Path) -> 
         "create": True,
     }
     tensorstore.open(spec).result().write(values).result()
-    assert _same_bytes(zarr.open_array(tmp_path / "a", mode="r")[:], values)
+    assert _same_bytes(_read_with_zarr(tmp_path / "a"), values)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,7 +130,7 @@ def test_big_endian_bfloat16_of_another_writer_is_read(tmp_path: Path) -> None:
     kvstore = {"driver": "file", "path": str(tmp_path / "a")}
     spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata, "create": True}
     tensorstore.open(spec).result().write(values).result()
-    assert _same_bytes(zarr.open_array(tmp_path / "a", mode="r")[:].astype(values.dtype), values)
+    assert _same_bytes(_read_with_zarr(tmp_path / "a").astype(values.dtype), values)
 
 
 def test_each_type_loads_as_an_entry_point() -> None:

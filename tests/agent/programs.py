@@ -26,7 +26,7 @@ def train() -> None:
     state = State()
     state.array("weight", weight, shape=(16,))
     state.array("moment", piece, shape=(8,), flat_over="dp")
-    state.record(get=lambda: dict(cursor), set=cursor.update)
+    state.record(get=lambda: dict(cursor), set=lambda value: cursor.update(value))  # type: ignore[arg-type]
     state.rank_record(get=lambda: {"rank": run.rank}, set=lambda value: print("rank record", value, flush=True))
     first = run.restore(state)
     print(f"restored {first} {weight[0]} {piece.sum()} {cursor['at']}", flush=True)
@@ -151,14 +151,14 @@ def train_shares() -> None:
 def train_replicas() -> None:
     """As `train_shares`, beside weights of `mib` MiB which every rank holds whole."""
     run, state = join(), State()
-    weights = np.zeros(run.args["mib"] << 17, dtype=np.float64)
+    weights = np.zeros(int(run.args["mib"]) << 17, dtype=np.float64)
     state.array("weights", weights, shape=weights.shape)
     train_together(run, state, [weights])
 
 
 def train_together(run: Run, state: State, others: list[np.ndarray]) -> None:
     """Train a share of the rank's own, and other arrays of `state` in step with it."""
-    share = np.zeros(run.args["mib"] << 17, dtype=np.float64)
+    share = np.zeros(int(run.args["mib"]) << 17, dtype=np.float64)
     state.array("share", share, shape=(share.size * run.mesh.dp,), flat_over="dp")
     arrays = [*others, share]
     first = run.restore(state)

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from agent.lone_node import lone_preparing
-from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.agent.storewire import Prepare, Prepared, RestoreSource
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
@@ -68,7 +68,7 @@ class Node:
         self._preparing.clear()
 
     def restore(self, rank: Rank, intake: Intake = AS_SAVED) -> Prepared:
-        source = Source(step=STEP, write_id=WRITE_ID, held_in=None, spare=0)
+        source = RestoreSource(step=STEP, write_id=WRITE_ID, held_in=None, spare=0)
         encoded = self._layout.encode()
         order = Prepare(job=1, rank=rank, layout=encoded, is_new=True, source=source, intake=intake.encode())
         return self._preparing.prepare(order, self._fds[rank])

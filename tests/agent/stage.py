@@ -126,7 +126,7 @@ class Stage:
             since = len(self.heard)
             self.cut_lifeline(name)
             self.start_agent(index)
-            await self.wait_for(Hello, lambda hello, name=name: hello.node == name, since=since)
+            await self.wait_for(Hello, _of(name), since=since)
 
     # Talking
 
@@ -348,6 +348,10 @@ def setup_for(
     )
 
 
+def _of(node: NodeId) -> Callable[[Hello], bool]:
+    return lambda hello: hello.node == node
+
+
 @asynccontextmanager
 async def stage(
     folder: Path, setup: Setup | None = None, *, num_agents: int = 1, beat_s: float = 0.05
@@ -358,7 +362,7 @@ async def stage(
     try:
         for index in range(num_agents):
             node = here.start_agent(index)
-            await here.wait_for(Hello, lambda hello, node=node: hello.node == node)
+            await here.wait_for(Hello, _of(node))
         yield here
     finally:
         here.close()

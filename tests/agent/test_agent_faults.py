@@ -12,7 +12,7 @@ import pytest
 
 from agent.scenes import held_in_memory, memory_of, parent_of, play, saved_and_stopped, worker_pids
 from agent.stage import LIMIT_S, Stage, alive, descendants, gone, kill, setup_for, stage
-from behemoth.base.ids import NodeId, Rank, Step, WriteId
+from behemoth.base.ids import Epoch, NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.sdk.saver import MEMORY_WAIT_S
 from behemoth.wire.commands import AbortSave, GoAhead, Leave, SaveAt, StopGang
@@ -78,7 +78,7 @@ def test_a_store_process_that_hangs_costs_saves_but_no_step(tmp_path: Path) -> N
         here.start_gang(1)
         await here.wait_for(Beat, lambda beat: beat.step >= 1)
         saved = await here.save(30, "a1-1", 1)
-        (store,) = [pid for pid in descendants(here.agents["n0"].pid) if b"wiring.store" in command_line(pid)]
+        (store,) = [pid for pid in descendants(here.agents[NodeId("n0")].pid) if b"wiring.store" in command_line(pid)]
         os.kill(store, signal.SIGSTOP)
         hung = await here.announce(saved.step + 60, "a1-2", 1)
         await here.wait_for(SaveReached, lambda told: told.write_id == hung.write_id and told.stage == "staged")
@@ -191,7 +191,7 @@ def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path:
         await here.logged(1, 0, "pids")
         await here.wait_for(RanksUp)
         workers = await worker_pids(here)
-        below = descendants(here.agents["n0"].pid)
+        below = descendants(here.agents[NodeId("n0")].pid)
         server = parent_of(workers[0])
         kill(server)
         await here.wait_for(WorkerEnded, lambda report: report.rank == 0 and report.signal == 9)
@@ -200,7 +200,7 @@ def test_a_killed_fork_server_counts_as_killed_workers_and_is_replaced(tmp_path:
         await gone(bred | {server} | set(workers))
         here.start_gang(2)
         await here.wait_for(RanksUp, lambda report: report.attempt == 2)
-        assert here.agents["n0"].poll() is None
+        assert here.agents[NodeId("n0")].poll() is None
         del below
 
     play(tmp_path, scene, setup_for(tmp_path, "breed"))
@@ -212,17 +212,17 @@ def test_nothing_outlives_the_agent(tmp_path: Path, end: str) -> None:
         here.start_gang(1)
         for rank in range(2):
             await here.logged(1, rank, "pids")
-        below = descendants(here.agents["n0"].pid)
+        below = descendants(here.agents[NodeId("n0")].pid)
         bred = {int(pid) for rank in range(2) for pid in re.findall(r"\d+", here.log(1, rank).splitlines()[0])}
         assert len(alive(bred)) == 6
         if end == "lifeline":
-            here.cut_lifeline("n0")
+            here.cut_lifeline(NodeId("n0"))
         elif end == "agent":
-            kill(here.agents["n0"].pid)
+            kill(here.agents[NodeId("n0")].pid)
         else:
-            for pid in below - bred | {here.agents["n0"].pid}:
+            for pid in below - bred | {here.agents[NodeId("n0")].pid}:
                 os.kill(pid, signal.SIGSTOP)
-            kill(here.agents["n0"].pid)
+            kill(here.agents[NodeId("n0")].pid)
         await gone(below | bred)
 
     play(tmp_path, scene, setup_for(tmp_path, "breed"))
@@ -234,7 +234,7 @@ def test_a_killed_store_process_breaks_the_save_and_training_goes_on(tmp_path: P
         await here.wait_for(Beat, lambda beat: beat.step >= 1)
         store = next(
             pid
-            for pid in descendants(here.agents["n0"].pid)
+            for pid in descendants(here.agents[NodeId("n0")].pid)
             if b"behemoth.wiring.store" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
         os.kill(store, signal.SIGSTOP)
@@ -326,7 +326,7 @@ def test_workers_survive_a_coordinator_that_comes_back_within_its_grace(tmp_path
         await here.go_away()
         await asyncio.sleep(0.3)
         since = len(here.heard)
-        here.epoch += 1
+        here.epoch = Epoch(here.epoch + 1)
         await here.listen()
         hello = await here.wait_for(Hello, since=since)
         assert hello.attempt == 1
@@ -341,10 +341,10 @@ def test_without_grace_the_workers_end_with_the_coordinator(tmp_path: Path) -> N
     async def scene(here: Stage) -> None:
         here.start_gang(1)
         await here.wait_for(RanksUp)
-        below = descendants(here.agents["n0"].pid)
+        below = descendants(here.agents[NodeId("n0")].pid)
         await here.go_away()
         await gone(below)
-        assert here.agents["n0"].wait(LIMIT_S) == 1
+        assert here.agents[NodeId("n0")].wait(LIMIT_S) == 1
 
     play(tmp_path, scene)
 

@@ -14,7 +14,7 @@ from agent.test_agent_peers import store_pid
 from behemoth.agent.exchanging import REST_S
 from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import BadCommit, commits
+from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt

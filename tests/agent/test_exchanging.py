@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -28,7 +29,7 @@ from behemoth.base.ids import Attempt, NodeId, Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_ends import chunk_ends
 from behemoth.checkpoint.exchange import OUT_OF_TIME, Exchange, LocalExchange, OpenWrite, OpenWrites
-from behemoth.checkpoint.part_plan import Fragment, Shard, plan_parts
+from behemoth.checkpoint.part_plan import Fragment, ShardId, plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.proof import prove
 from behemoth.testing.bucket import MemoryBucket
@@ -220,15 +221,17 @@ def test_a_port_that_takes_connections_and_says_nothing_is_waited_for_by_one_sav
         assert asked(patience_s=3600.0) == 1
 
 
+def _looked(left: list[bool]) -> bool:
+    return left.pop() if left else out_of_time()
+
+
 def test_a_node_that_is_only_slow_is_asked_by_the_next_save_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanging, "PATIENCE_S", 2.0)
     with nodes() as (asker, _):
         for _ in range(2):
             looks = [False] * 5  # each takes less than a tenth of its patience: it is waited for when time is over
             with pytest.raises(Timeout, match="no time left"):
-                without_need(asker).crcs(
-                    Rank(3), [FRAGMENT], cancelled=lambda left=looks: left.pop() if left else out_of_time()
-                )
+                without_need(asker).crcs(Rank(3), [FRAGMENT], cancelled=partial(_looked, looks))
             assert asker.table.lost_for_s(asker.table.address(1)) is None
 
 
@@ -273,11 +276,11 @@ def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:
             with pytest.raises(Invalid, match="node n1: rank 3: expected to hold bytes"):
                 exchange.crcs(Rank(3), [fragment], cancelled=lambda: False)
         with pytest.raises(Invalid, match="node n1: rank 3: expected shards that it completes"):
-            exchange.upload_ids(Rank(3), [Shard(99, 0)], cancelled=lambda: False)
+            exchange.upload_ids(Rank(3), [ShardId(99, 0)], cancelled=lambda: False)
 
 
 def test_any_number_of_upload_ids_of_any_length_comes_in_frames_that_a_node_takes() -> None:
-    shards = [Shard(0, number) for number in range(1000)]
+    shards = [ShardId(0, number) for number in range(1000)]
     known = {shard: UploadId(f"{shard.number:04d}{'x' * 4000}") for shard in shards}
     plan = plan_rank(LAYOUT, Rank(3))
     with nodes() as of, arena_of(plan) as arena:

@@ -17,7 +17,7 @@ from behemoth.agent.keeping import Keeping
 from behemoth.agent.storewire import DiskCleared, Failed, KeepOnDisk, KeptOnDisk
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.wire.commands import RestoreFrom
-from behemoth.wire.reports import OwnDisk
+from behemoth.wire.reports import DiskState
 from behemoth.wire.session import Declare
 from behemoth.wire.setup import LocalDisk
 
@@ -203,7 +203,7 @@ def test_a_disk_that_fails_is_told_once_and_once_that_it_works_again(tmp_path: P
         store.answers = ["the disk fails", "", "the disk fails at another place"]
         commit(keeping, arenas, FIRST)
         await store.ordered(2)
-        assert keeping.health.told == OwnDisk(trouble="failed", reason="rank 4, write a1-10: the disk fails")
+        assert keeping.health.told == DiskState(trouble="failed", reason="rank 4, write a1-10: the disk fails")
         keeping.restored(Rank(4))
         await store.ordered(3)
         assert store.troubles == ["failed"]

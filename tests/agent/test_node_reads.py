@@ -31,7 +31,7 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.reading_threads import reading_threads
 from behemoth.checkpoint.scale_waves import Wave, plan_waves
-from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.units import ReadUnit
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from checkpoint.checkpoint_rig import Logical, local_arrays, logical_arrays, raw_bytes
@@ -210,15 +210,15 @@ def test_ranks_do_not_wait_for_one_whose_read_does_not_end(monkeypatch: pytest.M
 def test_a_rank_waits_for_one_of_the_reads_that_another_is_stuck_in_and_not_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units = [Unit("a", at, 10) for at in (0, 10)]
-    reads = NodeReads(wanted_of_a([{0, 1}, {0, 1}]), unit_of=Unit, limit_bytes=20)
+    units = [ReadUnit("a", at, 10) for at in (0, 10)]
+    reads = NodeReads(wanted_of_a([{0, 1}, {0, 1}]), unit_of=ReadUnit, limit_bytes=20)
     begun, freed = threading.Semaphore(0), threading.Event()
 
     def get_stuck(_data: memoryview) -> None:
         begun.release()
         freed.wait(60)
 
-    def read(unit: Unit) -> None:
+    def read(unit: ReadUnit) -> None:
         with reads.lent(unit, Rank(0), get_stuck):
             pass
 
@@ -257,10 +257,10 @@ def test_a_rank_reads_for_itself_where_the_machine_has_no_memory_for_what_others
 
 
 def test_a_chunk_that_no_other_rank_wants_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: Counter[Unit] = Counter()
+    asked: Counter[ReadUnit] = Counter()
     lend = NodeReads.lent
 
-    def counted(self: NodeReads, unit: Unit, *arguments: Any) -> AbstractContextManager[Lent | None]:
+    def counted(self: NodeReads, unit: ReadUnit, *arguments: Any) -> AbstractContextManager[Lent | None]:
         asked[unit] += 1
         return lend(self, unit, *arguments)
 
@@ -367,8 +367,11 @@ def test_ranks_of_the_saved_layout_read_files_straight_into_place(monkeypatch: p
 
 
 def test_what_is_kept_for_ranks_that_do_not_come_makes_room_for_those_that_do(tmp_path: Path) -> None:
-    units = [Unit("a", at, 10) for at in range(0, 40, 10)]
-    reads, into = NodeReads(wanted_of_a([{0, 2}, {0, 2}, {0, 2}, {0, 1}]), unit_of=Unit, limit_bytes=20), bytearray(10)
+    units = [ReadUnit("a", at, 10) for at in range(0, 40, 10)]
+    reads, into = (
+        NodeReads(wanted_of_a([{0, 2}, {0, 2}, {0, 2}, {0, 1}]), unit_of=ReadUnit, limit_bytes=20),
+        bytearray(10),
+    )
     with closing(ReadLog(tmp_path)) as store, reads.of(Rank(0), store) as zero, reads.of(Rank(1), store) as one:
         store.create("a", bytes(range(40)))
         for unit in units:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.peers.staged import LAYOUT, NUM_RANKS, StagedRank, staged_rank
-from behemoth.agent import own_disk, pace
+from behemoth.agent import pace
 from behemoth.agent.budget import OVER_DISK_BUDGET
 from behemoth.agent.memories import Memories
 from behemoth.agent.own_disk import OwnDisk
@@ -86,7 +88,7 @@ def test_a_disk_without_room_is_not_begun_to_be_filled_and_says_so_with_numbers(
     tmp_path: Path, rank: StagedRank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, needed, free = MemoryStore(), file_bytes(rank.plan), {"bytes": 0}
-    monkeypatch.setattr(own_disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=free["bytes"], path=path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free["bytes"], path=path))
     disk = disk_on(store, tmp_path)
     free["bytes"] = needed - 1
     with pytest.raises(Unavailable, match=r"own disk .*/disk: expected .* free for rank 0, got ") as caught:
@@ -118,7 +120,7 @@ def test_a_copy_waits_for_saves_keeps_to_its_rate_and_ends_when_it_is_told_to(
     tmp_path: Path, rank: StagedRank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(pace.time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
     looks = iter([True, True, True, *[False] * 1000])
     store = MemoryStore()
     keep(disk_on(store, tmp_path, rate=rank.plan.data_bytes // 4, is_writing=lambda: next(looks)), rank)

@@ -17,7 +17,7 @@ from agent.peers.staged import StagedRank
 from agent.test_own_disk_bounds import FOLDER, disk_on, keep, rank
 from behemoth.agent.own_disk import disk_trouble
 from behemoth.agent.places import Taken, take_from
-from behemoth.agent.storewire import Source
+from behemoth.agent.storewire import RestoreSource
 from behemoth.base.errors import BehemothError, Corrupt, Denied, NotFound, Timeout, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.arena_format import PAGE_BYTES
@@ -33,7 +33,7 @@ from behemoth.testing.store import MemoryStore, read
 __all__ = ["rank"]  # the fixture
 
 NOBODY = 65534
-SOURCE = Source(step=Step(7), write_id=WriteId("a1-1"), held_in=None, spare=1)
+SOURCE = RestoreSource(step=Step(7), write_id=WriteId("a1-1"), held_in=None, spare=1)
 KEY = f"{FOLDER}/rank-00000.0"
 
 

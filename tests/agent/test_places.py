@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from behemoth.agent.places import Place, Taken, Tier, take_from
+from behemoth.agent.places import SnapshotPlace, Taken, Tier, take_from
 from behemoth.base.errors import Corrupt, NotFound
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
@@ -19,10 +20,14 @@ PLAN = plan_rank(small_layout(), Rank(0))
 NUM = len(PLAN.spans)
 
 
+def _itself(source: SnapshotSource) -> SnapshotSource:
+    return source
+
+
 def taken(*places: tuple[Tier, SnapshotSource], plan: RankPlan = PLAN) -> Taken:
     with arena_of(plan) as arena:
         gathering = Gathering(plan, arena, 0, write_id=WriteId("a1-2"), step=Step(7), threads=1)
-        return take_from([Place(tier, lambda source=source: source) for tier, source in places], gathering)
+        return take_from([SnapshotPlace(tier, partial(_itself, source)) for tier, source in places], gathering)
 
 
 def test_a_state_that_one_kind_of_place_gave_came_from_there_and_one_of_two_kinds_from_several() -> None:
@@ -54,10 +59,10 @@ def test_a_place_without_the_snapshot_is_worth_telling_where_it_should_have_had_
     with arena_of(PLAN) as arena:
         gathering = Gathering(PLAN, arena, 0, write_id=WriteId("a1-2"), step=Step(7), threads=1)
         places = [
-            Place("disk", lost, failed.append, is_promised=is_promised),
-            Place("disk", damaged, failed.append, is_promised=False),
-            Place("peer", lambda: OtherMemory(PLAN)),
-            Place("peer", lost, failed.append),  # not asked any more
+            SnapshotPlace("disk", lost, failed.append, is_promised=is_promised),
+            SnapshotPlace("disk", damaged, failed.append, is_promised=False),
+            SnapshotPlace("peer", lambda: OtherMemory(PLAN)),
+            SnapshotPlace("peer", lost, failed.append),  # not asked any more
         ]
         found = take_from(places, gathering)
         assert gathering.is_whole

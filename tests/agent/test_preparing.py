@@ -15,7 +15,7 @@ from behemoth.agent import preparing
 from behemoth.agent.budget import OVER_BUDGET
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing, RankFiles, files_of
-from behemoth.agent.storewire import Budget, Prepare, Prepared, Source
+from behemoth.agent.storewire import Budget, Prepare, Prepared, RestoreSource
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank, Slot
 from behemoth.checkpoint import gathering
@@ -24,8 +24,9 @@ from behemoth.checkpoint.conversion import Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import RankPlan, plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank_into
+from behemoth.checkpoint.reader import read_rank_into
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from checkpoint.other_memory import OtherMemory, payload
@@ -120,7 +121,7 @@ class OneRank:
         self.plan = plan_rank(self.layout, Rank(0))
         record = save(self.store, Layout(mesh=saved_on or Mesh(), arrays=ARRAYS), step=3, write_id="a1-1")
         assert record is not None
-        self.source = Source(step=record.step, write_id=record.write_id, held_in=None, spare=0)
+        self.source = RestoreSource(step=record.step, write_id=record.write_id, held_in=None, spare=0)
         data = bytearray(self.plan.data_bytes)
         opened = open_commit(self.store, record.ref)
         read_rank_into(self.store, opened, self.layout, self.plan, memoryview(data), threads=1)
@@ -143,7 +144,7 @@ class OneRank:
         sizes = {info.key: info.size_bytes for info in self.store.list("")}
         return sum(size for key, size in sizes.items() if key.startswith("commits/") or key.endswith("/index"))
 
-    def prepared(self, source: Source) -> Prepared:
+    def prepared(self, source: RestoreSource) -> Prepared:
         """Its memory must hold what was saved then."""
         order = Prepare(job=1, rank=Rank(0), layout=self.layout.encode(), is_new=True, source=source)
         prepared = self.preparing.prepare(order, self.fd)
@@ -230,7 +231,7 @@ def test_what_a_program_leaves_out_of_a_checkpoint_comes_back_from_the_run_s_own
             rank=Rank(0),
             layout=layout.encode(),
             is_new=True,
-            source=Source(step=record.step, write_id=record.write_id, held_in=None, spare=0),
+            source=RestoreSource(step=record.step, write_id=record.write_id, held_in=None, spare=0),
             intake=Intake(only=("model/*",)).encode(),
         )
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -50,7 +51,7 @@ def ward() -> Iterator[Ward]:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds of each sleep; none is slept."""
     found: list[float] = []
-    monkeypatch.setattr(pace.time, "sleep", found.append)
+    monkeypatch.setattr(time, "sleep", found.append)
     return found
 
 

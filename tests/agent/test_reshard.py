@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -78,7 +79,7 @@ def test_a_program_of_other_arrays_takes_what_it_says_and_keeps_the_rest_as_it_b
             began = f"restored {saved.step} rows {rows.sum()} moment 7.0 adapter 3"
             for attempt in (2, 3):  # the second finds memory that holds a part only, and must not take it for the whole
                 here.start_gang(attempt, restore=saved)
-                restored = await here.wait_for(RanksRestored, lambda report, at=attempt: report.attempt == at)
+                restored = await here.wait_for(RanksRestored, partial(_is_of, attempt))
                 assert (restored.step, restored.num_from_memory) == (saved.step, 0)
                 for rank in range(2):
                     log = await here.logged(attempt, rank, "restored")
@@ -93,3 +94,7 @@ def test_a_program_of_other_arrays_takes_what_it_says_and_keeps_the_rest_as_it_b
             assert "record 1" in log
 
     asyncio.run(tune(asyncio.run(save())))
+
+
+def _is_of(attempt: int, report: RanksRestored) -> bool:
+    return report.attempt == attempt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -47,7 +47,7 @@ class Desk:
         self.store._channel = self.to_store  # type: ignore[assignment]
         self.told: list[object] = []
         self.saves = Saves(arenas=self.arenas, store=self.store, send=self.told.append)
-        self.member: Any = SimpleNamespace(rank=0, local_rank=0, channel=Wire(), is_standing=True, stall_us=0)
+        self.member = cast(Any, SimpleNamespace)(rank=0, local_rank=0, channel=Wire(), is_standing=True, stall_us=0)
         self.saves.began([self.member])
         fence = Fence(run_uid=RunUid("run"), epoch=Epoch(1), attempt=Attempt(1))
         command = SaveAt(fence=fence, step=Step(5), write_id=FIRST, is_last=False)

@@ -11,6 +11,7 @@ import pytest
 
 from agent.scenes import play
 from agent.stage import LIMIT_S, Stage, descendants, setup_for
+from behemoth.base.ids import NodeId
 from behemoth.wire.commands import StopGang
 from behemoth.wire.reports import Beat, RanksFinished, RanksGone, RanksRestored, RanksUp, WorkerEnded
 
@@ -112,7 +113,7 @@ def test_the_token_reaches_neither_workers_nor_logs(tmp_path: Path) -> None:
     async def scene(here: Stage) -> None:
         here.start_gang(1)
         await here.wait_for(RanksUp)
-        for pid in descendants(here.agents["n0"].pid):
+        for pid in descendants(here.agents[NodeId("n0")].pid):
             assert b"a-token" not in Path(f"/proc/{pid}/environ").read_bytes()
         assert "a-token" not in (tmp_path / "n0.log").read_text()
         assert "s3cr3t" not in (tmp_path / "n0.log").read_text()

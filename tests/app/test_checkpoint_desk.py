@@ -14,12 +14,13 @@ from behemoth.base.clock import ManualClock
 from behemoth.base.errors import Conflict, Invalid, Unavailable
 from behemoth.base.ids import Attempt, RunUid, Step, WriteId
 from behemoth.checkpoint import commit as commit_module
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.proof import Proof, prove
+from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 from behemoth.testing.faults import Fail, FaultyStore, When
@@ -32,7 +33,7 @@ from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
 LAYOUT = toy_layout()
 
 
-def desk_of(store: MemoryStore) -> CheckpointDesk:
+def desk_of(store: SavesTo) -> CheckpointDesk:
     return CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=lambda _: None)
 
 

@@ -10,12 +10,13 @@ from app.test_events import HISTORY, tick
 from behemoth.app.drills import Drills
 from behemoth.base.errors import Corrupt
 from behemoth.base.ids import Attempt, NodeId, RunUid
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import SavesTo
 from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
 from behemoth.spec.drill import Fault, parse_fault
+from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Decided, Evidence, NodeJoined
 from behemoth.state.observation import Observation
 from behemoth.testing.bucket import MemoryBucket

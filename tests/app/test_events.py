@@ -178,8 +178,10 @@ def test_an_event_stands_at_the_step_that_a_commit_proves_though_reports_lag_beh
 def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str, Any], expected: str) -> None:
     config = structs.replace(CONFIG, ranks_per_node=4)
     commit = CommitRef(step=Step(5), write_id=WriteId("a1-1"), size_bytes=1)
-    book, observation, messages = RestoreBook(), None, []
-    for evidence in (
+    book, messages = RestoreBook(), list[str]()
+    observation: Observation | None = None
+    fact: Evidence | Decided | None
+    for fact in (
         RunOpened(config=config),
         TermBegan(epoch=Epoch(1)),
         CommitsFound(commits=(commit,)),
@@ -189,7 +191,6 @@ def test_a_restore_tells_where_the_state_came_from_and_is_booked(told: dict[str,
         GangRestored(attempt=Attempt(1), step=Step(5), **told),
         GangRestored(attempt=Attempt(1), step=Step(5), **told),
     ):
-        fact = evidence
         if fact is None:
             assert observation is not None
             fact = Decided(effects=decide(observation).effects)

@@ -71,7 +71,11 @@ def saved_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
 def experts_apart(num: int, *, layer: int = 0) -> dict[str, tuple[int, ...]]:
     """As Mixtral, DeepSeek and Qwen name them, with a scale beside one matrix."""
     below = f"model.layers.{layer}.mlp.experts"
-    shapes = {"gate_proj.weight": (12, 8), "down_proj.weight": (8, 12), "down_proj.weight_scale_inv": (1, 1)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate_proj.weight": (12, 8),
+        "down_proj.weight": (8, 12),
+        "down_proj.weight_scale_inv": (1, 1),
+    }
     return {f"{below}.{expert}.{name}": shape for expert in range(num) for name, shape in shapes.items()}
 
 
@@ -104,7 +108,8 @@ def test_experts_that_are_a_tensor_each_become_stacks_that_ep_cuts(tmp_path: Pat
 def test_layers_of_other_models_are_spread_over_the_pipeline(tmp_path: Path, layers: str, last: str) -> None:
     """And what their vision towers or encoders number stands on the first stage, as in the Llama 4 family."""
     tower = "model.vision_tower.layers.3.w"
-    shapes = {f"{layers}.{layer}.w": (4,) for layer in range(6)} | {last: (4,), tower: (4,), "first.weight": (4,)}
+    names = [f"{layers}.{layer}.w" for layer in range(6)] + [last, tower, "first.weight"]
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (4,))
     inventory = read_inventory(saved_tensors(tmp_path / "m.safetensors", shapes), read_file)
     stages = {tensor.name: stage_of(tensor, inventory.num_layers, 3) for tensor in inventory.tensors}
     spread = {f"{layers}.{layer}.w": layer // 2 for layer in range(6)}

@@ -8,7 +8,7 @@ from behemoth.app.event_log import EventLog, read_events
 from behemoth.app.own_disk_news import tell_own_disk
 from behemoth.base.clock import ManualClock
 from behemoth.base.ids import NodeId
-from behemoth.wire.reports import OwnDisk
+from behemoth.wire.reports import DiskState
 
 
 def test_a_trouble_names_node_path_reason_meaning_and_hint_and_its_end_is_an_event_too(tmp_path: Path) -> None:
@@ -16,9 +16,9 @@ def test_a_trouble_names_node_path_reason_meaning_and_hint_and_its_end_is_an_eve
     events = EventLog(path, clock=ManualClock(now_us=7), listener=lambda _event: None)
     events.open()
     reason = "write rank-00000.0: no space left on device; free space there"
-    tell_own_disk(events, "/nvme", NodeId("n3"), OwnDisk(trouble="no-space", reason=reason))
-    tell_own_disk(events, "/nvme", NodeId("n3"), OwnDisk())
-    tell_own_disk(events, "/nvme", NodeId("n3"), OwnDisk(trouble="unreadable", reason="read rank-00000.0: i/o error"))
+    tell_own_disk(events, "/nvme", NodeId("n3"), DiskState(trouble="no-space", reason=reason))
+    tell_own_disk(events, "/nvme", NodeId("n3"), DiskState())
+    tell_own_disk(events, "/nvme", NodeId("n3"), DiskState(trouble="unreadable", reason="read rank-00000.0: i/o error"))
     events.close()
     trouble, over, other = read_events(path)
     assert (trouble.reason, trouble.level, trouble.node) == ("OwnDiskTrouble", "warning", "n3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NoReturn
 
 import pytest
 from msgspec.structs import replace
@@ -11,10 +12,10 @@ from msgspec.structs import replace
 from behemoth.app.summary import LedgerTable, Summary, read_back, seen_again
 from behemoth.base.errors import Corrupt, Invalid, NotFound, Unavailable
 from behemoth.base.ids import RunUid, Step
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
-from behemoth.checkpoint.reader import digest, open_commit
-from behemoth.ports import ObjectInfo
+from behemoth.checkpoint.reader import digest
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import save, small_layout
 from reconcile.player import ref
@@ -34,7 +35,7 @@ def stored() -> MemoryStore:
 class Away(MemoryStore):
     """A server that does not answer."""
 
-    def list(self, prefix: str) -> list[ObjectInfo]:  # type: ignore[override]
+    def list(self, prefix: str) -> NoReturn:
         raise Unavailable(f"list {prefix}: no whole answer from the store")
 
 
@@ -140,11 +141,14 @@ def test_an_ended_run_whose_store_does_not_answer_says_so() -> None:
     assert "no whole answer" in seen_again(ENDED, nullcontext(Away()), url=URL).digest_trouble
 
 
+def _opened() -> MemoryStore:
+    raise Invalid("s3://bucket: expected a region, got none")
+
+
 @contextmanager
 def refused() -> Iterator[MemoryStore]:
     """As a bucket of which nobody says the region."""
-    raise Invalid("s3://bucket: expected a region, got none")
-    yield
+    yield _opened()
 
 
 def test_an_ended_run_whose_store_cannot_be_opened_says_so() -> None:

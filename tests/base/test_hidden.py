@@ -13,7 +13,7 @@ from behemoth.agent.storewire import PeerService
 from behemoth.app.batches import messages as batches
 from behemoth.app.body import AgentProgram
 from behemoth.app.machines import StartOrder
-from behemoth.base.ids import Attempt, NodeId, RunUid, Step
+from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Step
 from behemoth.rayrt import frames as ray
 from behemoth.rayrt.kept import KeptSpec
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
@@ -58,7 +58,7 @@ HELLO = Hello(
     ("value", "told"),
     [
         (SETUP, "store_url='s3://bucket/run'"),
-        (Welcome(minor=0, epoch=1, beat_interval_us=1, setup=SETUP), "beat_interval_us=1"),
+        (Welcome(minor=0, epoch=Epoch(1), beat_interval_us=1, setup=SETUP), "beat_interval_us=1"),
         (HELLO, "node='node-7'"),
         (PeerService(run_uid=UID, node=NODE, key="sesame", rate_bytes_per_s=3), "rate_bytes_per_s=3"),
         (Spawn(attempt=Attempt(1), local_rank=2, environment=ENVIRONMENT), "local_rank=2"),

@@ -124,10 +124,12 @@ class Bench:
         self._server = server
         self._store = store
         self._memory = [SharedMemory(create=True, size=num_bytes) for _ in range(2)]
-        self._data, self._into = (np.frombuffer(one.buf, dtype=np.uint8, count=num_bytes) for one in self._memory)
+        self._data, self._into = (
+            np.frombuffer(_bytes_of(one), dtype=np.uint8, count=num_bytes) for one in self._memory
+        )
         self._data[:] = np.random.default_rng(1).integers(0, 256, num_bytes, dtype=np.uint8)
         self._processes = [
-            ProcessPoolExecutor(1, get_context("spawn"), _begin_process, [one.name for one in self._memory])
+            ProcessPoolExecutor(1, get_context("spawn"), _begin_process, tuple(one.name for one in self._memory))
             for _ in range(PROCESSES)
         ]
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="bench")
@@ -135,7 +137,7 @@ class Bench:
         self._tuned = self._client(_UNGUARDED)
         self._crt = _crt_transfers(server)
         self._connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(THREADS)]
-        self._views = [memoryview(self._data[at : at + PART_BYTES]) for at in range(0, num_bytes, PART_BYTES)]
+        self._views = [self._data[at : at + PART_BYTES].data for at in range(0, num_bytes, PART_BYTES)]
         self._puts = [self._presigned("put_object", Key=f"raw/{number}") for number in range(len(self._views))]
         self._get = self._presigned("get_object", Key=KEY)
 
@@ -230,7 +232,7 @@ class Bench:
 
     def _read_raw(self, connection: http.client.HTTPConnection, number: int) -> None:
         begin = number * PART_BYTES
-        view = memoryview(self._into[begin : begin + PART_BYTES])
+        view = self._into[begin : begin + PART_BYTES].data
         connection.request("GET", self._get, headers={"Range": f"bytes={begin}-{begin + view.nbytes - 1}"})
         answer = connection.getresponse()
         _require(answer.status == 206, answer.status)
@@ -240,7 +242,7 @@ class Bench:
         answer.read()
 
     def _file(self, data: np.ndarray[Any, np.dtype[np.uint8]]) -> Memory:
-        return Memory(memoryview(data))
+        return Memory(data.data)
 
     def _client(self, config: Config) -> Any:
         return boto3.session.Session().client(
@@ -256,6 +258,11 @@ class Bench:
         signing = self._client(Config(signature_version="s3v4"))
         url = urlsplit(signing.generate_presigned_url(what, Params={"Bucket": BUCKET, **arguments}, ExpiresIn=3600))
         return f"{url.path}?{url.query}"
+
+
+def _bytes_of(memory: SharedMemory) -> memoryview:
+    assert memory.buf is not None
+    return memory.buf
 
 
 class _OfProcess:
@@ -275,7 +282,7 @@ def _begin_process(*names: str) -> None:
 
 def _send_in_process(upload_id: UploadId, parts: list[int]) -> list[PartReceipt]:
     def send(number: int) -> PartReceipt:
-        view = _OfProcess.memory[0].buf[number * PART_BYTES : (number + 1) * PART_BYTES]
+        view = _bytes_of(_OfProcess.memory[0])[number * PART_BYTES : (number + 1) * PART_BYTES]
         return _OfProcess.store.upload_part(KEY, upload_id, number=number + 1, buffers=[view], crc=crc32c(view))
 
     return list(_OfProcess.pool.map(send, parts))
@@ -284,7 +291,7 @@ def _send_in_process(upload_id: UploadId, parts: list[int]) -> list[PartReceipt]
 def _read_in_process(parts: list[int]) -> None:
     def read(number: int) -> None:
         begin = number * PART_BYTES
-        into = _OfProcess.memory[1].buf[begin : begin + PART_BYTES]
+        into = _bytes_of(_OfProcess.memory[1])[begin : begin + PART_BYTES]
         _OfProcess.store.read_into(KEY, offset_bytes=begin, into=into)
 
     list(_OfProcess.pool.map(read, parts))

@@ -244,7 +244,7 @@ def _start(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    more = [[arena] for arena in arenas] if arenas is not None else world * [[]]
+    more = [[arena] for arena in arenas] if arenas is not None else world * [list[str]()]
     return [
         _program("reshard_rank.py", mode, axis, rank, world, port, num_layers, folder, *more[rank])
         for rank in range(world)

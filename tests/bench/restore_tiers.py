@@ -32,13 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 from bench_table import Row, alone, alternate, arguments, beside, show
-from page_states import cache, drop, each_file
-
-sys.path.append(str(Path(__file__).parent / "programs"))
-sys.path.append(str(Path(__file__).parents[1]))  # the fleet is the tests' own
-import tiers_scene as scene
 from contenders.raw_moves import FileRange, RawMoves
+from page_states import cache, drop, each_file
+from programs import tiers_scene as scene
 
+sys.path.append(str(Path(__file__).parents[1]))  # the fleet is the tests' own
 from agent.peers.shared_fleet import MESHES, Saved, fleet, needed_bytes
 from behemoth.agent.memories import Memories
 from behemoth.agent.own_disk import OwnDisk
@@ -46,7 +44,7 @@ from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.identity import PeerAddress
 from behemoth.agent.peers.snapshots import PeerSnapshot
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import DiskService, KeepOnDisk, Prepare, Prepared, Source
+from behemoth.agent.storewire import DiskService, KeepOnDisk, Prepare, Prepared, RestoreSource
 from behemoth.base.ids import Attempt, Rank, RunUid, Slot
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
@@ -61,7 +59,7 @@ from behemoth.wire.setup import LocalDisk
 
 NUM_LAYERS = 8
 THREADS = 2
-PROGRAM = Path(__file__).parent / "programs" / "peer_memory.py"
+HERE = Path(__file__).parent
 OURS = "behemoth"
 
 
@@ -86,8 +84,10 @@ class OtherNode:
     """The process that has a peer's memory."""
 
     def __init__(self, num_layers: int) -> None:
-        command = [sys.executable, str(PROGRAM), str(num_layers)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "programs.peer_memory", str(num_layers)]
+        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+        env = os.environ | {"PYTHONPATH": path}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self._process.stdout is not None
         ports = json.loads(self._process.stdout.readline())
         self.address = PeerAddress(node=scene.ASKED, host="127.0.0.1", port=ports["peer"])
@@ -130,7 +130,7 @@ class ThisNode:
 
     def restore(self, origin: str) -> tuple[Prepared, float, float]:
         """From this tier; seconds until the bytes are in staging memory, and until the program has them."""
-        source = Source(
+        source = RestoreSource(
             step=scene.STEP,
             write_id=scene.WRITE_ID,
             held_in=0 if origin == "memory" else None,
@@ -149,7 +149,7 @@ class ThisNode:
             self._arena,
             self._plan,
             prepared.generation,
-            self._targets,
+            {name: array.data for name, array in self._targets.items()},
             threads=THREADS,
             is_checked=origin != "memory",
         )
@@ -179,7 +179,9 @@ class ThisNode:
     def _save(self) -> None:
         """Only its size counts: the peer's bytes are others, and random as well."""
         rng = np.random.default_rng(2)
-        arrays = {name: rng.integers(0, 2**32, array.size, dtype=np.uint32) for name, array in self._targets.items()}
+        arrays = {
+            name: rng.integers(0, 2**32, array.size, dtype=np.uint32).data for name, array in self._targets.items()
+        }
         stage(self._arena, self._plan, arrays, scene.WRITE_ID, scene.STEP, generation=0)
         receipt = write_rank(
             self._store,

@@ -81,7 +81,7 @@ def rank_main(rank: int, folder: str, num_ranks: int, num_small: int, size_mib: 
     mesh = init_device_mesh("cpu", (num_ranks,))
     saved, blank = (state(mesh, size_mib, num_small, value) for value in (1.0, 0.0))
     best = partial(dcp.FileSystemWriter, thread_count=CORES)
-    contenders = {
+    contenders: dict[str, tuple[Callable[[str], Any], Callable[[str], Any]]] = {
         OURS: (partial(BehemothWriter, threads=CORES), partial(BehemothReader, threads=CORES)),
         DEFAULT: (dcp.FileSystemWriter, dcp.FileSystemReader),
         BEST: (best, dcp.FileSystemReader),

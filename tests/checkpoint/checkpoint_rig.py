@@ -15,7 +15,8 @@ import numpy.typing as npt
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import CommitRecord, commit
+from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
@@ -23,10 +24,12 @@ from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.staging import stage, unstage
 from behemoth.checkpoint.writer import write_rank
-from behemoth.ports import ObjectStore, UploadsParts, WritesRanges
+from behemoth.ports import UploadsParts, WritesRanges
 from behemoth.spec.mesh import Mesh
 
 Logical = Mapping[str, npt.NDArray[np.generic]]
+Buffers = dict[str, Any]
+"""NumPy arrays by name, which are buffers; their types say so to checkers of Python 3.12 only."""
 
 
 def toy_layout(sharding: Sharding = "array", **flags: bool) -> Layout:
@@ -77,8 +80,9 @@ def held_by(layout: Layout, rank: int, spec: ArraySpec, whole: npt.NDArray[np.ge
             begin, size = spec.flat_bucket
             in_buffer = np.full(size, -1)
             in_buffer[begin : begin + local.size] = np.arange(local.size)
-            mine = _share(in_buffer, num, index, 0)
-            return local[mine[mine >= 0]]
+            mine: Any = _share(in_buffer, num, index, 0)
+            kept: npt.NDArray[np.generic] = local[mine[mine >= 0]]
+            return kept
         local = _share(local, num, index, 0)
     return np.ascontiguousarray(local)
 
@@ -89,7 +93,7 @@ def _share(part: npt.NDArray[np.generic], num: int, index: int, dim: int, padded
     return part.take(range(min(index * share, size), min((index + 1) * share, size)), axis=dim)
 
 
-def local_arrays(layout: Layout, rank: int, arrays: Logical) -> dict[str, npt.NDArray[np.generic]]:
+def local_arrays(layout: Layout, rank: int, arrays: Logical) -> Buffers:
     """What a program on this rank holds of every array that its pipeline stage has."""
     stage = layout.mesh.coordinate(Rank(rank), "pp")
     held = (spec for spec in layout.arrays if spec.stage is None or spec.stage == stage)
@@ -111,7 +115,7 @@ def written_rank(
     store: WritesRanges,
     layout: Layout,
     rank: int,
-    held: Callable[[RankPlan], Mapping[str, npt.NDArray[Any]]],
+    held: Callable[[RankPlan], Mapping[str, Any]],
     *,
     step: int,
     write_id: str,
@@ -142,7 +146,7 @@ def written_rank(
 
 
 def write_all_ranks(
-    store: ObjectStore,
+    store: WritesRanges,
     layout: Layout,
     arrays: Logical,
     *,
@@ -197,7 +201,7 @@ def commit_receipts(
 
 
 def save(
-    store: ObjectStore,
+    store: WritesRanges,
     layout: Layout,
     arrays: Logical,
     *,
@@ -223,7 +227,7 @@ def save(
     return commit_receipts(store, layout, receipts, step=step, write_id=write_id, previous=previous)
 
 
-def out_buffers(plan: RankPlan) -> dict[str, npt.NDArray[np.uint8]]:
+def out_buffers(plan: RankPlan) -> Buffers:
     num_bytes: dict[str, int] = {}
     for piece in plan.pieces:
         num_bytes[piece.name] = num_bytes.get(piece.name, 0) + piece.nbytes

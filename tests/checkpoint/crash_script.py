@@ -20,8 +20,7 @@ from typing import Generic, TypeVar
 from behemoth.app.drains.messages import Settings
 from behemoth.app.drains.process import drain_one
 from behemoth.base.ids import RunUid, Step, WriteId
-from behemoth.checkpoint.commit import commits, reject
-from behemoth.checkpoint.commit_log import rejected_writes
+from behemoth.checkpoint.commit_log import commits, reject, rejected_writes
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import Owner, take
@@ -30,7 +29,7 @@ from behemoth.checkpoint.pins import pin, pinned_writes, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.policy.retention import HOUR_US, Dated, Retention, expired
-from behemoth.ports import SavesTo, UploadsParts
+from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.spec.mesh import Mesh
 from behemoth.state.effect import CommitRef
 from checkpoint.restored import Held, held_on, restored_on
@@ -42,8 +41,8 @@ SETTINGS = Settings(source="upper", target="lower", run_uid=RunUid("run"), threa
 MESHES = (small_layout().mesh, Mesh(), Mesh(dp=3, edp=3))
 """On which checkpoints are restored, by turns of their steps: their own, and smaller and larger ones."""
 Write = tuple[Step, WriteId]
-_Store = TypeVar("_Store")
-_Other = TypeVar("_Other")
+_Store = TypeVar("_Store", bound=ObjectStore, covariant=True)
+_Other = TypeVar("_Other", bound=ObjectStore)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from typing_extensions import Buffer
 
@@ -36,6 +37,8 @@ MAX_MOVES = 1000
 MAX_KILLS_PER_STRIKE = 4
 LONGEST_S = 0.25
 """Of a player's life. A move takes some 10 ms, so that every kind of it is hit."""
+
+_T = TypeVar("_T")
 
 
 class TellingStore(FaultyStore):
@@ -56,9 +59,9 @@ class TellingStore(FaultyStore):
         super().replace(key, old=old, new=new)
         self._is_committing = False
 
-    def _write(self, whole: Callable[[], None], half: Callable[[], None]) -> None:
+    def _write(self, whole: Callable[[], _T], half: Callable[[], object]) -> _T:
         self._tell(self._is_committing)
-        super()._write(whole, half)
+        return super()._write(whole, half)
 
 
 def told(books: Books, move: str) -> bytes:
@@ -84,7 +87,7 @@ def stores(folder: Path) -> Tiers[LocalStore]:
 def main(folder: Path, seed: int, wanted: int) -> None:
     rng = random.Random(seed)
     books, struck = Books(), Counter[str]()
-    _in_a_child(lambda: owned(stores(folder)))
+    _in_a_child(partial(_begin, folder))
     for kill in itertools.count():
         if struck.total() == wanted:
             break
@@ -100,6 +103,10 @@ def main(folder: Path, seed: int, wanted: int) -> None:
         books, _ = heard(lines.read_bytes())
         lines.unlink()
     sys.stdout.write(f"{json.dumps(struck)}\n")
+
+
+def _begin(folder: Path) -> None:
+    owned(stores(folder))
 
 
 def _kill_a_player(folder: Path, lines: Path, *, seed: int, after_s: float) -> None:

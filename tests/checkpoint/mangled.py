@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-EXTREMES = st.sampled_from(
+EXTREMES: st.SearchStrategy[object] = st.sampled_from(
     [
         None, True, -1, 0, 1, 7, 2**31, 2**40, 2**53 + 1, 2**62, 2**63 - 1, -(2**63), 2**64 - 1, 0.5, 1e308,
         "", "a/../b", "\0", "x" * 300, "fp8", "dp", b"", b"\xff" * 9, [], [[]], [0], [2**62] * 3, {}, {"a": 1},
@@ -41,8 +41,7 @@ def mangled_document(draw: st.DrawFn, document: object, *, encode: Callable[[obj
 
 def _mangled(draw: st.DrawFn, value: object) -> object:
     """Walks down at random and changes what it comes to."""
-    is_inner = isinstance(value, dict | list) and len(value) > 0
-    if not is_inner or draw(st.integers(0, 5)) == 0:
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(EXTREMES)
     if isinstance(value, dict):
         key = draw(st.sampled_from(sorted(value)))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from behemoth.checkpoint import chunk_ends, cuts, grid, part_plan, plan, sharing, uploads
-from behemoth.checkpoint.layout import ArraySpec, Chunking, Layout, Sharding, axis_size
+from behemoth.checkpoint.layout import ArraySpec, Chunking, Layout, Sharding, SplitAxes, axis_size
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 AXES = {"dense": DENSE_AXES, "expert": EXPERT_AXES}
@@ -99,17 +99,16 @@ def shared(draw: st.DrawFn, array: ArraySpec, mesh: Mesh) -> ArraySpec:
     shape = array.shape
     kind = draw(st.sampled_from(["dense", "dense", "expert", "expert", "rank"]))
     if kind == "rank":
-        dims = ((draw(st.integers(0, len(shape) - 1)), "rank"),) if shape else ()
-        return ArraySpec(name=array.name, dtype=array.dtype, shape=shape, dims=dims)
+        whole: tuple[tuple[int, SplitAxes], ...] = ((draw(st.integers(0, len(shape) - 1)), "rank"),) if shape else ()
+        return ArraySpec(name=array.name, dtype=array.dtype, shape=shape, dims=whole)
     axes: list[Axis] = list(draw(st.permutations(AXES[kind])))
     flat_rows = draw(st.booleans())
     dims: tuple[tuple[int, Axes], ...] = tuple(
         (dim, draw(_split_axes(axes))) for dim in range(len(shape)) if draw(st.booleans())
     )
     over = draw(st.sets(st.sampled_from(axes))) if axes else set()
-    flat_over: Axes | None = tuple(axis for axis in AXES[kind] if axis in over) or None
-    if flat_over is not None and len(flat_over) == 1:
-        flat_over = flat_over[0]
+    flat_axes = tuple(axis for axis in AXES[kind] if axis in over)
+    flat_over: Axes | None = flat_axes[0] if len(flat_axes) == 1 else flat_axes or None
     has_pp = "pp" in over or any("pp" in each_axis(split) for _, split in dims)
     packed = draw(_packings(shape, [dim for dim, _ in dims if shape[dim] > 1]))
     return ArraySpec(

@@ -10,9 +10,9 @@ import numpy as np
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.on_mesh import on_mesh
-from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
 from behemoth.state.effect import CommitRef

@@ -6,7 +6,8 @@ import numpy as np
 
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import CommitRecord, commit
+from behemoth.checkpoint.commit import commit
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.ports import SavesTo, UploadsParts
 from behemoth.spec.mesh import Mesh

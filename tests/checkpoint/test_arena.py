@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,14 +153,14 @@ def test_large_pieces_are_checked_and_copied_in_blocks(threads: int) -> None:
     plan = plan_rank(layout, Rank(0))
     large = np.random.default_rng(1).integers(0, 256, 20_000_003, dtype=np.uint8)
     with arena_of(plan) as arena:
-        stage(arena, plan, {"large": large}, WriteId("a1-1"), Step(1))
+        stage(arena, plan, {"large": large.data}, WriteId("a1-1"), Step(1))
         arena.record_crcs(0, arena.sequence(0), crcs_of(arena, plan, 0))
         out = np.zeros_like(large)
-        unstage(arena, plan, 0, {"large": out}, threads=threads)
+        unstage(arena, plan, 0, {"large": out.data}, threads=threads)
         assert np.array_equal(out, large)
         arena.data(0)[-70] ^= 1
         with pytest.raises(Corrupt, match=r"array '\S+': expected .* that were staged, got others"):
-            unstage(arena, plan, 0, {"large": out}, threads=threads)
+            unstage(arena, plan, 0, {"large": out.data}, threads=threads)
 
 
 def test_crcs_of_a_snapshot_that_was_replaced_are_not_recorded(fd: int) -> None:
@@ -213,7 +214,7 @@ def test_an_arena_of_another_layout_or_rubbish_is_refused(fd: int) -> None:
     ],
 )
 def test_buffers_that_do_not_fit_are_refused_before_the_arena_is_touched(
-    fd: int, change: dict[str, np.ndarray], text: str
+    fd: int, change: dict[str, Any], text: str
 ) -> None:
     arena = Arena.format(fd, PLAN)
     stage(arena, PLAN, LOCAL, WriteId("a1-1"), Step(1), generation=0)

@@ -16,9 +16,10 @@ from behemoth.checkpoint.forecast import Rates, forecast
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.reader import Commit, open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore

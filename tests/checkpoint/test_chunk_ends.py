@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +20,8 @@ from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.checkpoint import chunk_ends as chunk_ends_module
 from behemoth.checkpoint import end_proof, writer
 from behemoth.checkpoint.chunk_ends import ChunkEnds, chunk_ends
-from behemoth.checkpoint.commit import commits
-from behemoth.checkpoint.exchange import Given, LocalExchange, OpenWrite, OpenWrites
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.exchange import Exchange, Given, LocalExchange, OpenWrite, OpenWrites
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import Fragment
 from behemoth.checkpoint.paths import INDEX
@@ -166,7 +168,7 @@ def test_ranks_in_company_write_what_the_leader_would_and_leave_it_only_chunks_o
 
 def test_each_rank_makes_durable_all_that_it_wrote_and_does_so_once(world: World) -> None:
     store = MemoryStore()
-    ways = {rank: OfOneRank(store) for rank in world.arenas}
+    ways: dict[Rank, Any] = {rank: OfOneRank(store) for rank in world.arenas}
     with ThreadPoolExecutor(len(ways)) as pool:
         receipts = list(pool.map(lambda rank: world.write(ways[rank], rank), ways))
     assert any(receipt.ends for receipt in receipts)
@@ -184,7 +186,7 @@ def test_arrays_that_get_ends_are_made_durable_by_many_calls_at_a_time() -> None
             super().seal(keys)
 
     with staged_world(layout, logical_arrays(layout, 1)) as staged, ThreadPoolExecutor(len(staged.arenas)) as pool:
-        receipts = list(pool.map(lambda rank: staged.write(Counting(store), rank), staged.arenas))
+        receipts = list(pool.map(lambda rank: staged.write(cast(Any, Counting(store)), rank), staged.arenas))
     assert any(receipt.ends for receipt in receipts)
     assert max(sizes) <= KEYS_PER_CALL
 
@@ -224,7 +226,7 @@ def test_ends_that_a_rank_does_not_tell_are_left_to_the_leader_and_no_others(
             raise kind("node n1: expected a connection, got none")
 
     receipts, store = receipts_of(world, asker, refuse)
-    told = np.frombuffer(receipts[asker].ends, dtype="<i8")
+    told = ends_of(receipts[asker])
     of_chunks = rows_of(chunk_ends(LAYOUT, plan_rank(LAYOUT, asker))).values()
     assert [crc < 0 for crc in told.tolist()] == [silent in {row[0] for row in rows} for rows in of_chunks]
     assert 0 < (told < 0).sum() < len(told)
@@ -243,7 +245,7 @@ def test_whoever_takes_much_longer_is_not_waited_for(world: World, monkeypatch: 
             threading.Event().wait(0.01)
 
     receipts, store = receipts_of(world, asker, wait)
-    assert -1 in np.frombuffer(receipts[asker].ends, dtype="<i8")
+    assert -1 in ends_of(receipts[asker])
     assert_whole(store, receipts)
 
 
@@ -272,6 +274,11 @@ def test_what_else_a_rank_answers_ends_the_write(world: World, error: BehemothEr
         receipts_of(world, asker, answer)
 
 
+def ends_of(receipt: Receipt) -> npt.NDArray[np.int64]:
+    assert isinstance(receipt.ends, bytes)
+    return np.frombuffer(receipt.ends, dtype="<i8")
+
+
 def one_of_several(world: World) -> tuple[Rank, Rank]:
     """A rank that asks another one for some of the chunks that it ends, and not for others; and that other one."""
     for asker in world.arenas:
@@ -288,7 +295,12 @@ def receipts_of(
 ) -> tuple[dict[Rank, Receipt], MemoryStore]:
     """The questions of `asker` go through `before`, which decides what becomes of them."""
     local = LocalExchange(world.open_writes, world.write_id)
-    world.place = lambda rank: (world.open_writes, Answering(world, before) if rank == asker else local)
+    theirs: Any = Answering(world, before)
+
+    def place(rank: Rank) -> tuple[OpenWrites, Exchange]:
+        return world.open_writes, theirs if rank == asker else local
+
+    world.place = place
     store = MemoryStore()
     return {Rank(receipt.rank): receipt for receipt in world.write_all(store)}, store
 

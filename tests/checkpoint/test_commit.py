@@ -18,8 +18,7 @@ from behemoth.checkpoint import chunk_sums
 from behemoth.checkpoint import proof as proof_module
 from behemoth.checkpoint import receipt as receipt_module
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import BadCommit, commits, latest, read_record, reject
-from behemoth.checkpoint.commit_log import publish
+from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.names import groups_of
@@ -119,8 +118,9 @@ def test_several_threads_prove_what_one_does(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(chunk_sums, "_PART_ROWS", 2)
     together = prove(candidate, LAYOUT, receipts, threads=3)
     assert len(alone.left.row)
-    for before, after in zip((*alone.left, *alone.chunk_crcs), (*together.left, *together.chunk_crcs), strict=True):
-        assert np.array_equal(before, after)
+    for ours, theirs in ((alone.left, together.left), (alone.chunk_crcs, together.chunk_crcs)):
+        for before, after in zip(ours, theirs, strict=True):
+            assert np.array_equal(before, after)
     assert (alone.arrays, alone.first_ranks) == (together.arrays, together.first_ranks)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,21 +14,24 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import BadCommit, commits, latest, reject
 from behemoth.checkpoint.commit_log import (
+    BadCommit,
     at_step,
+    commits,
     has_trace,
+    latest,
     publish,
     read_record,
     read_stored,
     read_told,
     record_sizes,
     records,
+    reject,
 )
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.paths import commit_key
-from behemoth.ports import Into, ObjectInfo
+from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore
@@ -200,7 +203,7 @@ class ExchangedInBetween(FaultyStore):
 
     def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         if key == self._key and self._new:
-            self._inner.replace(key, old=contents(self._files)[key], new=self._new)  # type: ignore[arg-type]
+            self._inner.replace(key, old=contents(self._files)[key], new=self._new)
             self._new = b""
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 
@@ -210,10 +213,11 @@ def test_a_record_that_is_exchanged_while_somebody_looks_is_the_new_one_and_no_d
     inner, first, _ = two_commits()
     old = read_record(inner, first)
     new = replace(old, write_id=WriteId(write_id))
-    for look in (
+    looks: tuple[Callable[[ObjectStore], object], ...] = (
         lambda store: at_step(store, first.step),
         lambda store: next(iter(records(store))),
         lambda store: read_stored(store, new.ref)[0],
-    ):
+    )
+    for look in looks:
         store = ExchangedInBetween(inner.copy(), commit_key(first.step), new.encode())
         assert look(store) == new

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing
 from behemoth.checkpoint.common_chunks import CommonChunks, SharedObject, read_by_several
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledDown, ScaledUp, ScalesOf, num_blocks
 from behemoth.checkpoint.crc import TRAILER_BYTES
@@ -22,7 +22,7 @@ from behemoth.checkpoint.matching import Origin, origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.reshard import Resharding, chunks_met, plan_resharding
-from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.units import ReadUnit
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import save
@@ -33,7 +33,7 @@ STEP = Step(1)
 
 def one_by_one(
     commit: Commit, layout: Layout, found: Sequence[Origin], ranks: Sequence[Rank]
-) -> dict[Unit, frozenset[Rank]]:
+) -> dict[ReadUnit, frozenset[Rank]]:
     """By the plan of each rank, for every chunk that any of them reads."""
     readers: defaultdict[tuple[int, int], set[Rank]] = defaultdict(set)
     for rank in ranks:
@@ -43,9 +43,9 @@ def one_by_one(
     return {chunk_unit(commit, *chunk): frozenset(some) for chunk, some in readers.items()}
 
 
-def chunk_unit(commit: Commit, array: int, chunk: int) -> Unit:
+def chunk_unit(commit: Commit, array: int, chunk: int) -> ReadUnit:
     grid = grids(commit.layout)[array]
-    return Unit(commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk), grid.payload_bytes + TRAILER_BYTES)
+    return ReadUnit(commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk), grid.payload_bytes + TRAILER_BYTES)
 
 
 def chunks_read(saved: Layout, work: Resharding) -> set[tuple[int, int]]:
@@ -153,7 +153,7 @@ def test_who_has_taken_a_unit_or_has_ended_is_not_waited_for_and_other_ranges_ar
     ranks = [Rank(rank) for rank in range(100, 110)]
     bits = np.packbits(np.array([[True, False]] * 9 + [[True, True]]), axis=0, bitorder="little")
     common = CommonChunks(ranks, lambda key: SharedObject(16, 10, bits.copy()) if key == "a" else None)
-    first, second = Unit("a", 0, 10), Unit("a", 16, 10)
+    first, second = ReadUnit("a", 0, 10), ReadUnit("a", 16, 10)
     assert common.left(first) == set(ranks)
     assert common.left(second) == {109}
     common.took(first, Rank(109))
@@ -162,6 +162,6 @@ def test_who_has_taken_a_unit_or_has_ended_is_not_waited_for_and_other_ranges_ar
     common.ended(Rank(103))
     assert common.left(first) == set(ranks) - {100, 103, 109}
     assert common.left(second) == {109}
-    for other in (Unit("a", 32, 10), Unit("a", 0, 26), Unit("a", 3, 10), Unit("b", 0, 10)):
+    for other in (ReadUnit("a", 32, 10), ReadUnit("a", 0, 26), ReadUnit("a", 3, 10), ReadUnit("b", 0, 10)):
         common.took(other, Rank(101))
         assert not common.left(other)

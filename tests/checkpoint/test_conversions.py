@@ -34,8 +34,9 @@ from behemoth.checkpoint.conversion import (
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.spec.mesh import Mesh
@@ -156,7 +157,10 @@ def test_float8_with_scales_is_that_of_the_whole_array_whoever_holds_which_part(
     master = (numbers(shape, "float64", 4) * 1000).astype(DTYPES[source])
     block = tuple(data.draw(st.sampled_from([1, 2, 5, 128])) for _ in shape)
     weights, scales = scaled(master, block, dtype)
-    down = {"w": ScaledDown(array="w", block=block), "s": ScalesOf(array="w", block=block, dtype=dtype)}
+    down: dict[str, Conversion] = {
+        "w": ScaledDown(array="w", block=block),
+        "s": ScalesOf(array="w", block=block, dtype=dtype),
+    }
     check(data, {"w": master}, {"w": weights, "s": scales}, down)
     by_saved = {"w": ScaledDown(array="w", block=block, scales="s")}
     check(data, {"w": master, "s": scales}, {"w": weights, "s": scales}, by_saved)
@@ -189,7 +193,7 @@ def test_one_scale_for_all_may_have_any_number_of_dims() -> None:
         wanted = {"w": weights, "s": scale.reshape(shape)}
         layout = Layout(mesh=LONE, arrays=tuple(plain(wanted)))
         store, opened = saved({"w": master}, Layout(mesh=LONE, arrays=tuple(plain({"w": master}))))
-        down = {"w": ScaledDown(array="w", block=(9, 9)), "s": ScalesOf(array="w", block=(9, 9))}
+        down: dict[str, Conversion] = {"w": ScaledDown(array="w", block=(9, 9)), "s": ScalesOf(array="w", block=(9, 9))}
         got = restored(store, opened, layout, 0, Intake(convert=down))
         assert got == {name: raw_bytes(array) for name, array in wanted.items()}
         store, opened = saved(wanted, layout)

@@ -23,12 +23,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from behemoth.ports import SavesTo
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore
 from checkpoint.company_rig import small_parts
 from checkpoint.crash_script import MOVES, Books, Tiers, adopt, check, owned, recover
-from checkpoint.crashes import Crashes, Simulated, after_power_loss
+from checkpoint.crashes import Crashes, Simulated
 
 NUM_CRASHES = 10_000
 LEAST_BYTES = 16
@@ -125,7 +126,9 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(move=st.sampled_from(sorted(MOVES)), death=DEATHS, seed=SEEDS)
     def make(self, move: str, death: Die | None, seed: int) -> None:
-        deadly = self.tiers if death is None else self.tiers.each(lambda store: FaultyStore(store, death))
+        deadly: Tiers[SavesTo] = (
+            self.tiers if death is None else self.tiers.each(lambda store: FaultyStore(store, death))
+        )
         try:
             MOVES[move](deadly, self.books, random.Random(seed))
         except Crash:
@@ -136,7 +139,7 @@ class TwoStores(RuleBasedStateMachine):
     @rule(seed=SEEDS)
     def lose_power(self, seed: int) -> None:
         """Between two moves: what has returned is durable."""
-        self.tiers = self.tiers.each(lambda store: after_power_loss(store, seed=seed))
+        self.tiers = self.tiers.each(lambda store: store.after_power_loss(seed=seed))
 
     @rule(drains=st.booleans())
     def lead_anew(self, drains: bool) -> None:

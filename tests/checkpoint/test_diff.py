@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt
 from behemoth.checkpoint import diff as module
 from behemoth.checkpoint.diff import ArrayDiff, Side, diff
 from behemoth.checkpoint.difference import difference
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
-from behemoth.checkpoint.reader import open_commit
-from behemoth.ports import ObjectStore
-from behemoth.spec.mesh import Mesh
+from behemoth.checkpoint.into import num_bytes
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, SplitAxes
+from behemoth.checkpoint.opened import open_commit
+from behemoth.ports import Into, WritesRanges
+from behemoth.spec.mesh import Axes, Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint import saved_checkpoint
 from checkpoint.checkpoint_rig import Logical, logical_arrays, save, toy_layout
@@ -38,14 +38,14 @@ class CountingStore(MemoryStore):
         self.num_bytes = 0
         self._counting = threading.Lock()
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         super().read_into(key, offset_bytes=offset_bytes, into=into)
         if key.startswith("steps/"):
             with self._counting:
-                self.num_bytes += memoryview(into).nbytes
+                self.num_bytes += num_bytes(into)
 
 
-def saved(layout: Layout, arrays: Logical, *, step: int = 1, store: ObjectStore | None = None) -> Side:
+def saved(layout: Layout, arrays: Logical, *, step: int = 1, store: WritesRanges | None = None) -> Side:
     store = store if store is not None else MemoryStore()
     record = save(store, layout, arrays, step=step, write_id=f"a1-{step}")
     return Side(store=store, commit=open_commit(store, record.ref))
@@ -67,7 +67,7 @@ def test_every_array_that_changed_is_told_as_numpy_compares_it() -> None:
     before, after = logical_arrays(LAYOUT, 1), logical_arrays(LAYOUT, 1)
     after["model/dense"] = before["model/dense"].copy()
     after["model/dense"][5, 9] += 1
-    after["optim/odd"] = -before["optim/odd"]
+    after["optim/odd"] = np.negative(before["optim/odd"])
     found = by_name(diff(saved(LAYOUT, before), saved(LAYOUT, after), threads=3))
     assert {name for name, one in found.items() if one.how != "same"} == {"model/dense", "optim/odd"}
     for name in ("model/dense", "optim/odd"):
@@ -162,17 +162,17 @@ def test_arrays_of_one_side_and_arrays_that_became_something_else_are_told() -> 
     assert all(one.difference is None for one in found)
 
 
-SHAPES = st.lists(st.integers(1, 9), min_size=0, max_size=3).map(tuple)
+SHAPES: st.SearchStrategy[tuple[int, ...]] = st.lists(st.integers(1, 9), min_size=0, max_size=3).map(tuple)
 
 
 @st.composite
 def shared(draw: st.DrawFn, shape: tuple[int, ...]) -> Layout:
     """One array of this shape, shared over two or four ranks in some way."""
     mesh = draw(st.sampled_from([Mesh(), Mesh(tp=2, edp=2), Mesh(tp=2, dp=2, edp=4), Mesh(tp=4, edp=4)]))
-    dims: tuple[tuple[int, str], ...] = ()
-    if shape and draw(st.booleans()):
+    dims: tuple[tuple[int, SplitAxes], ...] = ()
+    if len(shape) > 0 and draw(st.booleans()):
         dims = ((draw(st.integers(0, len(shape) - 1)), "tp"),)
-    flat = "dp" if draw(st.booleans()) else None
+    flat: Axes | None = "dp" if draw(st.booleans()) else None
     return Layout(mesh=mesh, arrays=(ArraySpec(name="a", dtype="float32", shape=shape, dims=dims, flat_over=flat),))
 
 

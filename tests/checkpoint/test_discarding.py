@@ -8,11 +8,12 @@ import pytest
 
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.signposts import make_due, put_up
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectInfo
+from behemoth.state.effect import CommitRef
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore, contents
 from checkpoint.late_bucket import Late
@@ -32,7 +33,7 @@ def test_a_commit_that_the_store_carries_out_after_its_save_was_discarded_counts
     store.arrive()
     assert commits(store) == []
     save(store, small_layout(), step=STEP, write_id="dcp-2")
-    assert [one.write_id for one in commits(store)] == ["dcp-2"]
+    assert [one.write_id for one in commits(store) if isinstance(one, CommitRef)] == ["dcp-2"]
     assert all(verify(store, one, threads=1, deep=True).is_intact for one in commits(store))
 
 

@@ -11,7 +11,7 @@ import pytest
 from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint import filling
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import DAMAGED, RUBBISH, copy_checkpoint
 from behemoth.checkpoint.framing import framed, unframed
@@ -286,7 +286,7 @@ def test_an_object_is_filled_in_any_order(target: Made) -> None:
     pieces = filling.filling_of(store)
     for number in (3, 1, 4, 2):
         begin = (number - 1) * LEAST_BYTES
-        piece = filling.Piece(key="a", size_bytes=50, number=number, num_pieces=4, offset_bytes=begin)
+        piece = filling.ObjectPiece(key="a", size_bytes=50, number=number, num_pieces=4, offset_bytes=begin)
         pieces.put(piece, [data[begin : begin + 7], data[begin + 7 : begin + LEAST_BYTES]])
     pieces.seal(["a"])
     pieces.end()

@@ -13,7 +13,7 @@ from behemoth.base.ids import Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.exchange import LocalExchange, OpenWrite, OpenWrites
-from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.checkpoint.part_plan import Fragment, ShardId
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.staging import stage
 from checkpoint.checkpoint_rig import arena_of, local_arrays, logical_arrays, toy_layout
@@ -109,11 +109,11 @@ def test_whoever_waits_hears_of_a_failure_and_of_his_own_end() -> None:
         upload = staged(arena)
         open_writes.enter(WRITE, upload)
         with pytest.raises(Conflict, match="rank 1: given up while waiting for the uploads to begin"):
-            exchange.upload_ids(Rank(1), [Shard(0, 0)], cancelled=lambda: True)
-        upload.begun({Shard(0, 0): UploadId("one")})
-        assert exchange.upload_ids(Rank(1), [Shard(0, 0)], cancelled=never) == ["one"]
+            exchange.upload_ids(Rank(1), [ShardId(0, 0)], cancelled=lambda: True)
+        upload.begun({ShardId(0, 0): UploadId("one")})
+        assert exchange.upload_ids(Rank(1), [ShardId(0, 0)], cancelled=never) == ["one"]
         with pytest.raises(Invalid, match="rank 1: expected shards that it completes"):
-            exchange.upload_ids(Rank(1), [Shard(0, 1)], cancelled=never)
+            exchange.upload_ids(Rank(1), [ShardId(0, 1)], cancelled=never)
         upload.failed("the disk is on fire")
         with pytest.raises(Conflict, match="rank 1: its write failed: the disk is on fire"):
             exchange.receipts(Rank(1), Rank(0), first=0, cancelled=never)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
 import behemoth.zarr_dtypes  # noqa: F401  (registers bfloat16 and float8 with zarr)
+from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.storage.local import LocalStore
@@ -90,7 +92,7 @@ def saved(
     store = LocalStore(str(root))
     save(store, layout, arrays, step=120)
     store.close()
-    return root / step_prefix(120, "a1-1"), layout, arrays
+    return root / step_prefix(Step(120), WriteId("a1-1")), layout, arrays
 
 
 def test_tensorstore_with_nothing_of_ours_reads_every_array(
@@ -136,6 +138,6 @@ def test_zarr_python_with_nothing_of_ours_reads_every_core_dtype_and_refuses_the
 
 def test_zarr_python_walks_the_groups(saved: tuple[Path, Layout, dict[str, np.ndarray]]) -> None:
     root, layout, _ = saved
-    group = zarr.open_group(root, mode="r")
+    group: Any = zarr.open_group(root, mode="r")
     found = {array.attrs["behemoth"]["name"] for _, array in group["dtype"].arrays()}
     assert found == {spec.name for spec in layout.arrays if spec.name.startswith("dtype/")}

@@ -18,19 +18,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import CommitRef
+from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit_log import commits, latest, reject
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding, SplitAxes
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.records import encode_record, run_record_spec
 from behemoth.checkpoint.verify import verify
 from behemoth.spec.mesh import Mesh
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from checkpoint import independent_reader
 from checkpoint.checkpoint_rig import commit_receipts, logical_arrays, raw_bytes, save, write_all_ranks
@@ -83,7 +84,7 @@ def write_golden(root: Path, form: str) -> None:
     """What the engine makes of it, twice: the second time the commit is taken back."""
     layout = golden_layout(form)
     with closing(LocalStore(root)) as store:
-        take(store, Owner.of_run("0123456789abcdef", name="golden", directory="/runs/golden"), url="golden")
+        take(store, Owner.of_run(RunUid("0123456789abcdef"), name="golden", directory="/runs/golden"), url="golden")
         for step in (120, 121):
             receipts = write_all_ranks(store, layout, golden_arrays(form), step=step)
             receipts = [replace(one, freshness=msgspec.UNSET) for one in receipts]

@@ -12,7 +12,7 @@ import torch
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.commit import latest
+from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.layout import ArraySpec, Layout

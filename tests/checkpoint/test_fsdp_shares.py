@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.layout import ArraySpec, Layout, SplitAxes
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.spec.mesh import Mesh
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 
 @settings(max_examples=100, deadline=None)
@@ -25,7 +30,7 @@ torch = pytest.importorskip("torch")
 def test_a_piece_is_the_chunk_of_a_chunk(shape: list[int], tp: int, dp: int, tp_dim: int | None) -> None:
     """`fully_shard` on a parameter that tensor parallelism has sharded before cuts dim 0 of the local shard, so that
     along dim 0 the shards of FSDP lie strided in the whole (DTensor's _StridedShard)."""
-    dims = () if tp_dim is None or tp_dim >= len(shape) else ((tp_dim, "tp"),)
+    dims: tuple[tuple[int, SplitAxes], ...] = () if tp_dim is None or tp_dim >= len(shape) else ((tp_dim, "tp"),)
     spec = ArraySpec(name="w", dtype="int64", shape=tuple(shape), dims=dims, flat_over="dp", flat_rows=True)
     layout = Layout(mesh=Mesh(tp=tp, dp=dp, edp=tp * dp), arrays=(spec,))
     whole = torch.arange(int(np.prod(shape))).reshape(shape)
@@ -54,7 +59,7 @@ def test_rows_of_the_second_dim_are_cut_behind_what_cuts_it_already(
     ep, etp, mesh = 2, 2, Mesh(dp=4 * edp, ep=2, etp=2, edp=edp)
     shape = [ep * sizes[0], edp * sizes[1], sizes[2]]
     shape[etp_dim] *= etp
-    dims = {1: "edp", etp_dim: "etp" if etp_dim == 2 else ("edp", "etp")}
+    dims: dict[int, SplitAxes] = {1: "edp", etp_dim: "etp" if etp_dim == 2 else ("edp", "etp")}
     spec = ArraySpec(name="w", dtype="int64", shape=tuple(shape), dims=((0, "ep"), *sorted(dims.items())))
     whole = torch.arange(int(np.prod(shape))).reshape(shape)
     for rank in map(Rank, range(mesh.num_ranks)):

@@ -142,18 +142,18 @@ def test_a_place_is_not_asked_for_a_span_that_it_lacks_between_two_others(monkey
 def test_it_is_settled_as_soon_as_no_place_could_give_more() -> None:
     truth = OtherMemory(LARGE)
     with filling(LARGE) as (gathering, _):
-        assert not gathering.is_settled
-        gathering.take(OtherMemory(LARGE, data=truth.data, lacks=[4]))
-        assert not gathering.is_settled
-        gathering.take(truth)
-        assert gathering.is_settled
-        assert gathering.is_whole
+        settled = [gathering.is_settled]
+        for place in (OtherMemory(LARGE, data=truth.data, lacks=[4]), truth):
+            gathering.take(place)
+            settled.append(gathering.is_settled)
+        assert settled == [False, False, True]
+        was_whole = gathering.is_whole
         with pytest.raises(Conflict):
             gathering.take(OtherMemory(LARGE, data=truth.data, lies_about=[1]))
         assert gathering.is_settled
-        assert not gathering.is_whole
-    with filling(replace(LARGE, spans=())) as (gathering, _):
-        assert not gathering.is_settled
+        assert (was_whole, gathering.is_whole) == (True, False)
+    with filling(replace(LARGE, spans=())) as (empty, _):
+        assert not empty.is_settled
 
 
 def test_a_place_that_lies_about_all_crcs_gives_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from behemoth.base.errors import BehemothError, Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import BadCommit, commits, reject
+from behemoth.checkpoint.commit_log import BadCommit, commits, reject
 from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify

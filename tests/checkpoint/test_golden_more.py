@@ -17,11 +17,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.framing import unframed
 from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
@@ -103,7 +105,7 @@ def test_the_independent_reader_knows_the_numbers_that_numpy_does_not(dtype: str
 
 
 def test_tensorstore_with_nothing_of_ours_reads_it(tmp_path: Path) -> None:
-    layout, folder = more_layout(), MORE / step_prefix(STEP, "a1-1")
+    layout, folder = more_layout(), MORE / step_prefix(Step(STEP), WriteId("a1-1"))
     lines = [f"{folder / path}\t{tmp_path / str(number)}" for number, path in enumerate(layout.paths)]
     command = [sys.executable, "-I", "-c", TENSORSTORE]
     subprocess.run(command, input="\n".join(lines), text=True, check=True, timeout=120)

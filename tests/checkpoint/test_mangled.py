@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,9 +28,10 @@ from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner
 from behemoth.checkpoint.paths import INDEX, commit_key
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard, WrittenSpan
+from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard
 from behemoth.checkpoint.records import decode_record, encode_record
 from behemoth.checkpoint.snapshot_format import SnapshotHeader
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.verify import verify
 from behemoth.testing.store import MemoryStore
 from checkpoint.mangled import mangled_bytes, mangled_document
@@ -38,7 +40,9 @@ from checkpoint.saved_checkpoint import save, small_layout
 MOST_BYTES = 64 << 20
 """What reading a document of some kB may take, however large the sizes are that it tells."""
 STORE = MemoryStore()
-RECORD = save(STORE, small_layout(), step=7, write_id="a1-1")
+SAVED = save(STORE, small_layout(), step=7, write_id="a1-1")
+assert SAVED is not None
+RECORD: CommitRecord = SAVED
 assert RECORD is not None
 FRAMED = {
     "commit": (RECORD.encode(), CommitRecord.decode),
@@ -145,7 +149,7 @@ def test_a_mangled_index_that_its_commit_agrees_with_is_told(data: st.DataObject
         index = msgspec.msgpack.encode({**document, "layout": data.draw(_packed(layout))})
     else:
         index = data.draw(_packed(document))
-    agreed = {"index_bytes": len(index), "index_crc": crc32c(index)}
+    agreed: dict[str, Any] = {"index_bytes": len(index), "index_crc": crc32c(index)}
     with bounded():
         agreed["layout_digest"] = CommitIndex.decode(index).layout.digest
     _open_and_verify(replace(RECORD, **agreed).encode(), index)

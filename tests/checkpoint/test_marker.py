@@ -6,7 +6,7 @@ import pytest
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.framing import framed
 from behemoth.checkpoint.marker import MAX_MARKER_BYTES, Marker, read_marker
 from behemoth.checkpoint.verify_store import verify_store

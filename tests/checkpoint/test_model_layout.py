@@ -16,7 +16,7 @@ from behemoth.checkpoint.plan import plan_rank, prove_coverage
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import decode_inventory, named_inventory, rank_bytes
 from behemoth.spec.pipeline import Pipeline
-from behemoth.spec.recipe import Recipe
+from behemoth.spec.recipe import Recipe, Shares
 
 MESH = Mesh(tp=2, dp=4, pp=2, ep=2, etp=2, edp=2)
 TOY = decode_inventory(
@@ -124,7 +124,8 @@ def test_a_scalar_has_no_rows_and_each_replica_holds_it() -> None:
     scalar = decode_inventory(
         b'{"format": 1, "experts": 0, "tensors": [{"name": "t", "shape": [], "shard": "rep"}]}', source="toy"
     )
-    for shares, over in (("rows", None), ("flat", "dp"), ("whole", None)):
+    cases: tuple[tuple[Shares, str | None], ...] = (("rows", None), ("flat", "dp"), ("whole", None))
+    for shares, over in cases:
         layout = model_layout(scalar, Recipe(weights="bfloat16", shares=shares), Mesh(dp=4, edp=4))
         assert [array.flat_over for array in layout.arrays] == [None, over, over, over]
         prove_coverage(layout)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from behemoth.checkpoint.box import enclosing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank, Step
-from behemoth.checkpoint.boxes import enclosing
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,
@@ -28,14 +28,15 @@ from behemoth.checkpoint.conversion import (
 )
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
+from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.over_read import OverRead, over_read
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.reshard import chunks_met, plan_resharding
 from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
-from behemoth.checkpoint.wrapper_store import num_bytes
 from behemoth.ports import Into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
@@ -75,9 +76,10 @@ def test_bytes_of_what_is_converted_are_those_of_the_saved_arrays() -> None:
         Layout(mesh=Mesh(tp=2, dp=3, edp=6), arrays=(high, low)),
         Layout(mesh=Mesh(dp=2, edp=2), arrays=(master,)),
     )
-    halves = {"w": HighBits(array="m"), "l": LowBits(array="m")}
+    halves: dict[str, Conversion] = {"w": HighBits(array="m"), "l": LowBits(array="m")}
+    joined: dict[str, Conversion] = {"m": Joined(high="w", low="l")}
     with small_chunks(64):
-        for old, new, convert in ((split, lone, {"m": Joined(high="w", low="l")}), (lone, split, halves)):
+        for old, new, convert in ((split, lone, joined), (lone, split, halves)):
             found = origins(old, new, step=Step(1), intake=Intake(convert=convert))
             figures = over_read(old, new, found)
             held = alone = 0

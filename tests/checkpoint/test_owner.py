@@ -1,14 +1,16 @@
 """One store, one run: who is first has it, everybody else is told whose it is and what to do."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from behemoth.base.errors import Conflict, Corrupt, Invalid, Unavailable
 from behemoth.base.ids import RunUid
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import (
@@ -24,7 +26,7 @@ from behemoth.checkpoint.owner import (
 from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
-from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, Die, Fail, FaultyStore, When, every_death, lost_answer
 from behemoth.testing.store import MemoryStore
@@ -65,7 +67,11 @@ def test_a_store_that_no_run_has_taken_is_away_for_who_restores_from_it_and_a_da
 def test_another_run_is_refused_with_the_directory_that_owns_it_and_the_object_to_remove_and_changes_nothing() -> None:
     store = owned()
     before = list(store.list(""))
-    for attempt in (lambda: take(store, THEIRS, url=URL), lambda: refuse_other(store, THEIRS.run_uid, url=URL)):
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: take(store, THEIRS, url=URL),
+        lambda: refuse_other(store, THEIRS.run_uid, url=URL),
+    )
+    for attempt in attempts:
         with pytest.raises(Conflict, match=r"/shared/tiny: expected .*, got that of run/tiny in /home/ann") as caught:
             attempt()
         assert caught.value.code == "store-owned"
@@ -189,9 +195,13 @@ def test_every_flipped_bit_and_every_cut_is_refused_and_named() -> None:
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         broken.append(bytes(data))
-    for data in broken:
-        store = rewritten(data)
-        for attempt in (lambda s=store: take(s, OURS, url=URL), lambda s=store: refuse_other(s, None, url=URL)):
+    for damaged in broken:
+        store = rewritten(damaged)
+        attempts: tuple[Callable[[], object], ...] = (
+            partial(take, store, OURS, url=URL),
+            partial(refuse_other, store, None, url=URL),
+        )
+        for attempt in attempts:
             with pytest.raises(Corrupt, match=OWNER_KEY) as caught:
                 attempt()
             assert OWNER_KEY in caught.value.hint
@@ -217,11 +227,13 @@ def test_what_lies_beside_the_owner_is_named() -> None:
 
 @pytest.mark.parametrize("deep", [True, False])
 def test_neither_gc_nor_a_check_of_a_checkpoint_takes_it_for_rubbish(deep: bool) -> None:
-    store: ObjectStore = owned()
+    store = owned()
     for step in (5, 10, 20):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     save(store, small_layout(), step=30, write_id="a1-30", publish=False)
-    plan = plan_gc(store, drop=[commits(store)[0]], in_flight=())
+    oldest = commits(store)[0]
+    assert isinstance(oldest, CommitRef)
+    plan = plan_gc(store, drop=[oldest], in_flight=())
     keys = [*(info.key for info in plan.objects), *plan.leftovers, *plan.stale_marks]
     assert not [key for key in keys if key.startswith("owner")]
     execute(store, plan)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.pacing import BURST_S, PacedStore, Pacer
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore

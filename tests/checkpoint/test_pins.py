@@ -8,14 +8,14 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, NotFound
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import lost_pins, pin, pinned_writes, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.checkpoint.verify_store import verify_store
-from behemoth.ports import ObjectInfo, ObjectStore
+from behemoth.ports import ObjectInfo, ObjectStore, WritesRanges
 from behemoth.state.effect import CommitRef
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore, read
@@ -265,11 +265,11 @@ def test_a_deletion_that_read_the_pins_before_this_one_was_there_is_seen_by_whoe
 class Racing(FaultyStore):
     """Has somebody else create something before the first listing of a folder."""
 
-    def __init__(self, inner: ObjectStore, folder: str, key: str, data: Buffer) -> None:
+    def __init__(self, inner: WritesRanges, folder: str, key: str, data: Buffer) -> None:
         super().__init__(inner)
         self._folder, self._key, self._data = folder, key, data
 
-    def list(self, prefix: str):  # type: ignore[no-untyped-def]
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         if prefix == self._folder and not list(self._inner.list(self._key.split("/")[0])):
             self._inner.create(self._key, self._data)
         return super().list(prefix)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.errors import NotFound
-from behemoth.checkpoint.commit import latest
+from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.reading_threads import NUM_PROBES, THREADS_PER_READER, reading_threads

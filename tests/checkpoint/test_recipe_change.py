@@ -18,8 +18,9 @@ from behemoth.checkpoint.conversion import AS_SAVED
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank
+from behemoth.checkpoint.reader import read_rank
 from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import decode_inventory

@@ -44,7 +44,7 @@ class Colour(enum.IntEnum):
 )
 def test_what_would_not_come_back_as_itself_is_refused_by_path(value: object) -> None:
     with pytest.raises(Invalid, match=r"record\.a\[1\]: expected"):
-        encode_record({"a": [0, value]}, 4096)  # type: ignore[dict-item]
+        encode_record({"a": [0, value]}, 4096)  # type: ignore[list-item]
 
 
 def test_a_record_has_a_fixed_size_and_a_limit() -> None:

@@ -13,9 +13,10 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.on_mesh import on_mesh
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.over_read import over_read
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_rank_into
+from behemoth.checkpoint.reader import read_rank_into
 from behemoth.checkpoint.rehearsal import Rehearsal, rehearse
 from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import ObjectStore, Part

@@ -6,7 +6,8 @@ import pytest
 
 from behemoth.base.errors import Conflict, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import CommitRecord, commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin
@@ -144,6 +145,7 @@ def test_a_clean_up_that_was_to_delete_the_old_one_leaves_the_new_one(kind: type
 
 def test_a_clean_up_leaves_the_new_one_also_when_it_comes_behind_its_mark() -> None:
     store, old, new = prepared(MemoryStore)
+    assert isinstance(store, MemoryStore)
     for step in (3, 4):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     meanwhile = Between(store, 0, lambda: replace_commit(store, old, new, new.encode()), is_after=True)

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint import chunk_parts, reshard_reader
-from behemoth.checkpoint.boxes import flat_boxes
+from behemoth.checkpoint.box import flat_boxes
 from behemoth.checkpoint.chunk_reader import ChunkReader
 from behemoth.checkpoint.conversion import AS_SAVED, Cast, Intake
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import Commit, open_commit, read_box, read_rank
+from behemoth.checkpoint.reader import read_box, read_rank
 from behemoth.checkpoint.records import rank_records_spec
 from behemoth.checkpoint.reshard import plan_resharding
 from behemoth.ports import ObjectStore

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.commit import commits, latest
+from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, Sharding
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import digest, open_commit, read_array, read_rank
+from behemoth.checkpoint.reader import digest, read_array, read_rank
 from behemoth.checkpoint.verify import verify
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectStore, WritesRanges
 from behemoth.spec.mesh import Mesh
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, FaultyStore, every_death, lost_answer
 from behemoth.testing.store import MemoryStore
@@ -40,7 +42,7 @@ from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
 
 
 @pytest.fixture(params=["memory", "local"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WritesRanges]:
     if request.param == "memory":
         yield MemoryStore()
         return
@@ -64,14 +66,14 @@ def local_bytes(layout: Layout, rank: int, seed: int) -> dict[str, bytes]:
     return {name: raw_bytes(array) for name, array in local.items()}
 
 
-def test_every_rank_gets_back_what_it_saved(store: ObjectStore) -> None:
+def test_every_rank_gets_back_what_it_saved(store: WritesRanges) -> None:
     layout = toy_layout()
     save(store, layout, logical_arrays(layout, 1), step=3)
     for rank in range(4):
         assert restored(store, layout, rank, threads=2) == local_bytes(layout, rank, 1)
 
 
-def test_logical_arrays_and_their_digest_are_independent_of_the_order_of_writes(store: ObjectStore) -> None:
+def test_logical_arrays_and_their_digest_are_independent_of_the_order_of_writes(store: WritesRanges) -> None:
     layout = toy_layout()
     arrays = logical_arrays(layout, 1)
     digests = set()
@@ -126,7 +128,7 @@ def test_a_crash_at_any_write_leaves_a_whole_checkpoint_the_newest(sharding: Sha
     layout = toy_layout(sharding)
     first, second = logical_arrays(layout, 1), logical_arrays(layout, 2)
 
-    def attempt(store: ObjectStore) -> None:
+    def attempt(store: WritesRanges) -> None:
         save(store, layout, second, step=2, write_id="a1-2")
 
     before, counted = MemoryStore(), FaultyStore(MemoryStore())
@@ -184,7 +186,7 @@ def flip(store: MemoryStore, key: str, bit: int) -> None:
 def damage_is_found(store: ObjectStore) -> bool:
     """By who restores, or, in what only other readers need, by `verify`."""
     found = commits(store)
-    if len(found) != 1 or not hasattr(found[0], "write_id"):
+    if len(found) != 1 or not isinstance(found[0], CommitRef):
         return True
     try:
         digest(store, open_commit(store, found[0]))
@@ -275,7 +277,7 @@ def test_another_model_is_refused_before_the_arena_is_touched() -> None:
             assert arena.held() == ()
 
 
-def test_receipts_may_be_written_and_committed_by_several_threads(store: ObjectStore) -> None:
+def test_receipts_may_be_written_and_committed_by_several_threads(store: WritesRanges) -> None:
     layout = Layout(
         mesh=Mesh(dp=2, edp=2), arrays=(ArraySpec(name="w", dtype="uint8", shape=(25_000_003,), flat_over="dp"),)
     )

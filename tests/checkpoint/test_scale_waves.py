@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import changes
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import Intake, ScaledDown
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.reader import open_commit, read_rank_into
+from behemoth.checkpoint.reader import read_rank_into
 from behemoth.checkpoint.reshard import plan_boxes
 from behemoth.checkpoint.scale_waves import (
     NODE_KEPT_BYTES,

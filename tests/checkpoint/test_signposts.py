@@ -11,7 +11,7 @@ from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.signposts import make_due, put_up, require_free, signposts, stands
 from behemoth.checkpoint.verify_store import verify_store
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectStore, SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
@@ -26,7 +26,7 @@ def saved(*steps: int) -> MemoryStore:
     return store
 
 
-def post(store: ObjectStore, step: int, *, write_id: str | None = None) -> None:
+def post(store: SavesTo, step: int, *, write_id: str | None = None) -> None:
     name = write_id or f"a1-{step}"
     due = make_due(store, Step(step), WriteId(name), f"step-{step}")
     save(store, small_layout(), step=step, write_id=name)

@@ -294,7 +294,7 @@ def test_it_tells_which_writes_it_holds() -> None:
 
 def test_each_block_waits_its_turn_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_files, "BLOCK_BYTES", 6 << 20)
-    store, arena, asked = MemoryStore(), formatted(BIG), []
+    store, arena, asked = MemoryStore(), formatted(BIG), list[int]()
     content = stage_bytes(arena, BIG, "a1-1", 1)
     keep(store, arena, BIG, pace=asked.append)
     assert sum(asked) == BIG.data_bytes

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.plan import Span, plan_rank
-from behemoth.checkpoint.turns import BATCH_BYTES, BATCH_SPANS, Batch, Turns
+from behemoth.checkpoint.turns import BATCH_BYTES, BATCH_SPANS, SpanBatch, Turns
 from behemoth.spec.mesh import Mesh
 
 MIB = 1 << 20
@@ -22,7 +22,7 @@ def spans_of(*arrays_mib: int) -> tuple[Span, ...]:
     return plan_rank(Layout(mesh=Mesh(), arrays=specs), Rank(0)).spans
 
 
-def taken(turns: Turns[Span]) -> Batch[Span]:
+def taken(turns: Turns[Span]) -> SpanBatch[Span]:
     batch = turns.take()
     assert batch is not None
     return batch
@@ -62,8 +62,8 @@ def test_every_span_is_given_out_once_and_every_array_is_done_once(
 ) -> None:
     spans = spans_of(*sizes)
     turns = Turns(spans)
-    busy: list[Batch] = []
-    batches: dict[int, Batch] = {}
+    busy: list[SpanBatch[Span]] = []
+    batches: dict[int, SpanBatch[Span]] = {}
     done: list[int] = []
     while True:
         batch = turns.take() if len(busy) < num_threads else None

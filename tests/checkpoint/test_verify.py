@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.errors import BehemothError, Corrupt, Timeout, Unavailable
-from behemoth.checkpoint.commit import BadCommit, commits
+from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.pins import pin
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.verify import Report, require_committed, require_objects, verify
+from behemoth.checkpoint.verify import Verification, require_committed, require_objects, verify
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.storage.local import LocalStore
@@ -29,12 +29,12 @@ def store(tmp_path: Path) -> LocalStore:
     return store
 
 
-def check(store: ObjectStore, *, deep: bool = True, threads: int = 1) -> Report:
+def check(store: ObjectStore, *, deep: bool = True, threads: int = 1) -> Verification:
     (commit,) = commits(store)
     return verify(store, commit, threads=threads, deep=deep)
 
 
-def only(report: Report) -> Problem:
+def only(report: Verification) -> Problem:
     (problem,) = report.problems
     return problem
 

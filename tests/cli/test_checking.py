@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 
 from behemoth.base.errors import BehemothError, Corrupt, NotFound
-from behemoth.checkpoint.chunk_check import Found, Shard, Span
+from behemoth.checkpoint.chunk_check import Found, Shard, SlotRange
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.paths import commit_key
@@ -25,10 +25,12 @@ GONE = NotFound("commit of step 10, write 'a1-10': expected it in the store, got
 def failing(error: BehemothError, before: Callable[[], object] = lambda: None) -> MakeSpread:
     """Workers that cannot open the checkpoint."""
 
-    def spread(_record: CommitRecord, _shards: Sequence[Shard], _spans: Sequence[Span]) -> Iterator[Found]:
-        before()
+    def found() -> Found:
         raise error
-        yield
+
+    def spread(_record: CommitRecord, _shards: Sequence[Shard], _spans: Sequence[SlotRange]) -> Iterator[Found]:
+        before()
+        yield found()
 
     def make(_progress: Callable[[int, int], None]) -> Spread:
         return spread

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from behemoth.base.ids import Step
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.paths import commit_key, step_prefix
-from behemoth.checkpoint.verify import Report
+from behemoth.checkpoint.verify import Verification
+from behemoth.checkpoint.verify import verify as verified
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
@@ -264,9 +265,9 @@ def test_a_terminal_gets_the_same_rows(trained: Path) -> None:
 def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_left_out(
     place: Path, older: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = checking.verify
+    whole = verified
 
-    def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
+    def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Verification:
         if commit.step == older:
             store.delete([commit_key(commit.step)])
             store.delete([info.key for info in store.list(step_prefix(commit.step, commit.write_id))])

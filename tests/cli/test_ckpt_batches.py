@@ -17,7 +17,8 @@ import safetensors.numpy
 from app.batches.full_disk import full_disk
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.commit_log import latest
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root

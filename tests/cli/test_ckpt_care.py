@@ -17,13 +17,14 @@ from behemoth.app.import_lock import clearing, importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Conflict, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.gc import execute
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import HOUR_US, Retention
-from behemoth.ports import ObjectStore
+from behemoth.ports import SavesTo
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import to_document
 from behemoth.storage.local import LocalStore
@@ -250,7 +251,7 @@ def test_while_gc_deletes_no_run_can_begin(
     from behemoth_cli.commands import ckpt_gc
 
     locked: list[int] = []
-    whole = ckpt_gc.execute
+    whole = execute
 
     def watched(*plan: Any) -> Any:
         locked.append(root.run(["run", str(NUMPY_RUN), "--dir", str(directory.path), "--runtime", "process"]))
@@ -329,7 +330,7 @@ def test_a_run_that_takes_the_store_while_gc_looks_around_loses_nothing_of_what_
             save(store, small_layout(), step=step, write_id=f"import-{step}")
 
     def plan_late(
-        store: ObjectStore, retention: Retention, *, takes_rubbish: bool, unsure: Callable[[WriteId], bool]
+        store: SavesTo, retention: Retention, *, takes_rubbish: bool, unsure: Callable[[WriteId], bool]
     ) -> CleanPlan:
         take(store, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url=str(place))
         save(store, small_layout(), step=4, write_id="a1-1", publish=False)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from behemoth.checkpoint import diff as comparison
 from behemoth.checkpoint.diff import ArrayDiff, Side, diff
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.opened import open_commit
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
@@ -90,14 +91,14 @@ def test_a_step_that_is_not_there_is_not_found_and_damage_is_unhealthy(
 
 def figures() -> tuple[ArrayDiff, ...]:
     """One array of each kind of difference, found by the engine itself."""
-    before = {
+    before: dict[str, npt.NDArray[Any]] = {
         "a/gone": np.ones(3, np.float32),
         "b/same": np.ones(3, np.float32),
         "c/changed": np.array([1, 2, np.nan, 4], np.float32),
         "d/infinite": np.array([1, 2], np.float64),
         "e/retyped": np.ones(2, np.float32),
     }
-    after = {
+    after: dict[str, npt.NDArray[Any]] = {
         "b/same": before["b/same"],
         "c/changed": np.array([1, 2.5, 3, 5], np.float32),
         "d/infinite": np.array([1, np.inf], np.float64),

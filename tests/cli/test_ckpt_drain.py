@@ -14,11 +14,12 @@ import yaml
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import RunUid
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.owner import Owner, read_owner, take
 from behemoth.checkpoint.verify import verify
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import to_document
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_store
 from behemoth_cli import root

@@ -20,8 +20,9 @@ from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.interop.export import Exported, export
 from behemoth.checkpoint.interop.export_plan import ExportPlan
 from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written
-from behemoth.checkpoint.reader import open_commit, read_array
-from behemoth.ports import ObjectStore
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
+from behemoth.ports import SavesTo
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.commands import ckpt_export
@@ -343,9 +344,10 @@ def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_not_called_dama
     shutil.copytree(trained / "runs", place / "runs")
     checkpoints = place / "runs/small/checkpoints"
 
-    def export_late(folder: ObjectStore, plan: ExportPlan, **how: Any) -> Exported:
+    def export_late(folder: SavesTo, plan: ExportPlan, **how: Any) -> Exported:
         (checkpoints / f"commits/{NEWEST:09d}.json").unlink()
-        shutil.rmtree(*(checkpoints / "steps").glob(f"{NEWEST:09d}-*"))
+        (newest,) = (checkpoints / "steps").glob(f"{NEWEST:09d}-*")
+        shutil.rmtree(newest)
         return export(folder, plan, **how)
 
     monkeypatch.setattr(ckpt_export, "export", export_late)

@@ -21,7 +21,7 @@ import safetensors.numpy
 from behemoth.app.batches.writing import Writing
 from behemoth.checkpoint.framing import unframed
 from behemoth.checkpoint.interop.ingest import import_units
-from behemoth.ports import ObjectStore, Runtime
+from behemoth.ports import Runtime
 from behemoth.storage.open import open_store
 from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root
@@ -114,7 +114,7 @@ class Targets:
 
 def written(url: str) -> dict[str, str]:
     """Digests of all that the one write of a store left, without the name of the write."""
-    store: ObjectStore = open_store(url)
+    store = open_store(url)
     try:
         infos = list(store.list("steps"))
         assert len({info.key.split("/")[1] for info in infos}) == 1

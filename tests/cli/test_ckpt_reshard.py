@@ -9,8 +9,10 @@ import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.numpy
 
@@ -18,8 +20,8 @@ from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.commit_log import latest
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.opened import Commit
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth.storage.s3 import S3Store
@@ -133,7 +135,7 @@ def test_a_run_file_gives_its_mesh_the_cuts_of_its_model_and_a_recipe(capsys: py
     Path("run.yaml").write_text(RUN_FILE)
     Path("model.json").write_text(json.dumps(INVENTORY))
     master = np.random.default_rng(2).normal(size=(8, 64)).astype(np.float32)
-    halves = {"model/w": master.astype(np.float16), "optim/master/w": master}
+    halves: dict[str, npt.NDArray[Any]] = {"model/w": master.astype(np.float16), "optim/master/w": master}
     moments = {f"optim/{slot}/w": master * 2 for slot in ("exp_avg", "exp_avg_sq")}
     safetensors.numpy.save_file({**halves, **moments, "state/run": np.arange(9, dtype=np.uint8)}, "x.safetensors")
     assert run(capsys, "import", "x.safetensors", "--to", "all", "--step", "4")[0] == 0

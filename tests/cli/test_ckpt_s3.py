@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load, load_file, save_file
 
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.storage.s3 import S3Store
 from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root
@@ -83,7 +85,10 @@ def test_a_checkpoint_in_a_bucket_is_exported_to_a_folder(
 def test_a_checkpoint_is_exported_into_a_bucket_in_parts_and_the_library_reads_what_is_downloaded(
     store: S3Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors = {"w": np.random.default_rng(6).random((5, 1 << 20), np.float32), "b": np.arange(7, dtype=np.int64)}
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "w": np.random.default_rng(6).random((5, 1 << 20), np.float32),
+        "b": np.arange(7, dtype=np.int64),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     told(capsys, "import", str(tmp_path), "--to", str(tmp_path / "store"))
     to = f"{store.root}/exported"
@@ -108,7 +113,10 @@ def test_a_checkpoint_is_exported_into_a_bucket_in_parts_and_the_library_reads_w
 def test_safetensors_are_imported_into_a_bucket_in_parts_and_come_back_bit_for_bit(
     store: S3Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors = {"w": np.random.default_rng(5).random((30, 1 << 20), np.float32), "b": np.arange(7, dtype=np.int64)}
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "w": np.random.default_rng(5).random((30, 1 << 20), np.float32),
+        "b": np.arange(7, dtype=np.int64),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     to = f"{store.root}/imported"
     assert "would" in told(capsys, "import", str(tmp_path), "--to", to, "--dry-run")

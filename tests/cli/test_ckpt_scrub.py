@@ -14,7 +14,7 @@ import pytest
 
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.gc import execute, plan_gc
-from behemoth.checkpoint.verify import Report, verify
+from behemoth.checkpoint.verify import Verification, verify
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
@@ -70,7 +70,7 @@ def test_what_retention_deletes_before_its_turn_is_left_out_with_a_note(
     with closing(LocalStore(place)) as store:
         save(store, small_layout(), step=30, write_id="a1-30")
 
-    def verify_slowly(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
+    def verify_slowly(store: ObjectStore, commit: CommitRef, **how: Any) -> Verification:
         if commit.step == 30:
             oldest = [one for one in commits(store) if one.step == 10 and isinstance(one, CommitRef)]
             execute(store, plan_gc(store, drop=oldest))
@@ -86,7 +86,7 @@ def test_what_retention_deletes_before_its_turn_is_left_out_with_a_note(
 def test_a_record_that_is_damaged_while_checkpoints_are_read_is_damage(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Report:
+    def verify_late(store: ObjectStore, commit: CommitRef, **how: Any) -> Verification:
         (place / "commits" / "000000010.json").write_bytes(b"rubbish")
         return verify(store, commit, **how)
 

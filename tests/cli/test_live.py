@@ -80,8 +80,8 @@ def test_the_cursor_is_given_back_and_the_last_frame_stays() -> None:
     terminal = FakeTerminal(columns=20)
     painter = painter_on(terminal)
     painter.frame(frame_of(1, 20))
-    assert terminal.is_cursor_hidden
+    was_hidden = terminal.is_cursor_hidden
     painter.end()
-    assert not terminal.is_cursor_hidden
+    assert (was_hidden, terminal.is_cursor_hidden) == (True, False)
     terminal.write("$ ")
     assert terminal.screen == [*lines_of(frame_of(1, 20)), "$ "]

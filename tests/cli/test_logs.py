@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import NotFound
 from behemoth_cli import root
-from behemoth_cli.commands import logs as logs_command
 from behemoth_cli.commands.logs import LogStream
 from behemoth_cli.commands.rank_list import parse_ranks
 from behemoth_cli.views.logs import WINDOW, label_width, log_lines, merged
@@ -115,7 +115,7 @@ def test_following_a_live_run_waits_for_its_first_line(
     run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = iter([lambda: write(run, 1, 0, "first\nsecond"), run.close])
-    monkeypatch.setattr(logs_command.time, "sleep", lambda _: next(turns, lambda: None)())
+    monkeypatch.setattr(time, "sleep", lambda _: next(turns, lambda: None)())
     run.open()
     assert root.run(["logs", str(run.path), "-f"]) == 0
     told = capsys.readouterr()
@@ -129,7 +129,7 @@ def test_following_a_live_run_waits_for_its_first_line(
 def test_following_ends_with_a_run_that_never_prints(
     run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs_command.time, "sleep", lambda _: run.close())
+    monkeypatch.setattr(time, "sleep", lambda _: run.close())
     run.open()
     assert root.run(["logs", str(run.path), "-f"]) == 0
     told = capsys.readouterr()
@@ -139,7 +139,7 @@ def test_following_ends_with_a_run_that_never_prints(
 def test_following_does_not_wait_where_nothing_can_come(
     run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs_command.time, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     assert root.run(["logs", str(run.path), "-f"]) == 102
     assert "code: no-logs" in capsys.readouterr().err
     run.open()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_on_a_terminal_heads_are_bold_and_lines_are_folded(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changes", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_colour_is_left_out_where_it_is_not_wanted(tmp_path: Path, changes: dict[str, str]) -> None:
+def test_colour_is_left_out_where_it_is_not_wanted(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert "\x1b[" not in on_terminal("help", "exit-codes", cwd=tmp_path, **changes).out
 
 

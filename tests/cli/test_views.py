@@ -31,7 +31,7 @@ from behemoth_cli.views.events import event_line
 from behemoth_cli.views.fields import field_page
 from behemoth_cli.views.live import Pace, live_frame, paced
 from behemoth_cli.views.plan import plan_page
-from behemoth_cli.views.status import Look, run_listing, state_of, status_page
+from behemoth_cli.views.status import Look, node_listing, run_listing, state_of, status_page
 from behemoth_cli.views.summary import ledger_listing, summary_page
 from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
 from reconcile.player import Player
@@ -212,6 +212,7 @@ def look(*, holder_pid: int | None) -> Look:
         holder_pid=holder_pid,
         snapshot=look_of(is_led=holder_pid is not None),
         num_ranks=4,
+        ranks_per_node=2,
         spent=None,
         saves=(),
         events=EVENTS,
@@ -305,6 +306,16 @@ def test_the_live_frame_names_few_nodes_and_draws_many() -> None:
     matches_golden(live_frame(look_of(), Pace(tokens_per_s=12_345.0), EVENTS, width=100).text + "\n", "live.few.txt")
     drawn = live_frame(look_of(300, phase="recovering"), Pace(), EVENTS, width=60).text
     matches_golden(drawn + "\n", "live.many.txt")
+
+
+def test_a_node_has_the_same_ranks_while_another_one_is_lost() -> None:
+    whole = look(holder_pid=1)
+    assert whole.snapshot is not None
+    first, second, *rest = whole.snapshot.nodes
+    left = (first, replace(second, slot=None, condition="lost"), *rest)
+    hurt = replace(whole, snapshot=replace(whole.snapshot, nodes=left))
+    assert [row[4] for row in node_listing(whole).rows] == ["0..1", "2..3", "-"]
+    assert [row[4] for row in node_listing(hurt).rows] == ["0..1", "-", "-"]
 
 
 def test_the_nodes_of_a_run_that_has_ended_are_released() -> None:
@@ -421,6 +432,8 @@ def test_a_field_is_explained_with_what_lies_below_it() -> None:
         (figures.moment(0), "-"),
         (figures.count(999), "999"),
         (figures.count(12_345), "12.3k"),
+        (figures.count(999_499), "999k"),
+        (figures.count(999_600), "1M"),
         (figures.percent(1, 0), "-"),
         (figures.ranks([7, 0, 1, 2, 3, 3]), "0-3,7"),
         (figures.ranks([]), ""),

@@ -1,4 +1,4 @@
-"""`python bucket_program.py URL FOLDER STATE ..`: four ranks save states into a bucket, three load them. With `fsdp`
+"""`dcp.bucket_program URL FOLDER STATE ..`: four ranks save states into a bucket, three load them. With `fsdp`
 also: an async_save; a save in which a rank is killed, and one after it; a checkpoint that is replaced. Torch's own DCP
 goes to FOLDER beside it.
 
@@ -11,22 +11,23 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from resharding_program import OTHER, SAVED, KilledHalfway, compared
-from states import dtypes, fsdp, leaves, placements, tensor_parallel_fsdp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from world import run_world
 
 import behemoth.storage.s3  # noqa: F401  takes a second, here once for all ranks
 from behemoth.dcp import BehemothReader, BehemothWriter
+from dcp.resharding_program import OTHER, SAVED, KilledHalfway, compared
+from dcp.states import dtypes, fsdp, leaves, placements, tensor_parallel_fsdp
+from dcp.world import run_world
 
 
 def large(seed: int) -> dict[str, Any]:
@@ -50,7 +51,9 @@ def save(url: str, folder: Path, names: Sequence[str]) -> dict[str, Any]:
         dcp.save(state, storage_writer=FileSystemWriter(folder / name))
         dcp.save(state, storage_writer=BehemothWriter(f"{url}/{name}"), checkpoint_id=f"{url}/{name}/step-7")
     if "fsdp" in names:
-        dcp.async_save(fsdp(SAVED), storage_writer=BehemothWriter(f"{url}/async")).result()
+        saving = dcp.async_save(fsdp(SAVED), storage_writer=BehemothWriter(f"{url}/async"))
+        assert isinstance(saving, Future)
+        saving.result()
     return {}
 
 

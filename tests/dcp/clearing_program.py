@@ -1,4 +1,4 @@
-"""`python clearing_program.py STORE`: another process clears what unfinished saves left in a store, and saves there.
+"""`dcp.clearing_program STORE`: another process clears what unfinished saves left in a store, and saves there.
 
 Prints one JSON document: what the clean-up answered, and the steps that the store has then.
 """

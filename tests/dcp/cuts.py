@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""`python failing_program.py HOW STORE`: two ranks save twice; in the second save one of them fails, or is killed.
+"""`dcp.failing_program HOW STORE`: two ranks save twice; in the second save one of them fails, or is killed.
 
 HOW is `raises` or `raises-async`: rank 1 raises while it writes; `killed-N`: rank N is killed while it writes. Rank 0,
 where it lives on, then waits until the store is free of its lock, and clears what unfinished saves left there. Prints
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import warnings
+from concurrent.futures import Future
 from contextlib import closing, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -22,10 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from states import fsdp
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
-from world import run_world
 
 from behemoth.app.import_lock import clearing
 from behemoth.base.errors import Conflict
@@ -33,6 +32,8 @@ from behemoth.checkpoint.commit_log import commits
 from behemoth.dcp import BehemothReader, BehemothWriter, save_lock
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
+from dcp.states import fsdp
+from dcp.world import run_world
 
 PATIENCE_S = 60.0
 
@@ -59,7 +60,9 @@ def life(how: str, store: str, rank: int) -> dict[str, Any]:
     planner = Ending(how) if is_last else None
     try:
         if how == "raises-async":
-            dcp.async_save(fsdp(2), storage_writer=writer, planner=planner).result()
+            saving = dcp.async_save(fsdp(2), storage_writer=writer, planner=planner)
+            assert isinstance(saving, Future)
+            saving.result()
         else:
             dcp.save(fsdp(2), storage_writer=writer, planner=planner)
     except (CheckpointException, RuntimeError) as error:  # RuntimeError: of gloo, where a rank is gone

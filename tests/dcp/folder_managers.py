@@ -58,7 +58,7 @@ class FolderManager:
 
     def __init__(self, folder: str, mode: str, parts: dict[str, Any]) -> None:
         self._folder, self._mode, self._parts = folder, mode, parts
-        self._group = dist.new_group(backend="gloo") if mode != "disabled" else None
+        self._group: Any = dist.new_group(backend="gloo") if mode != "disabled" else None
         self._stager = _stager() if mode == "async_with_pinned_mem" else None
         self._saving: Any = None
         self._staging: Any = None
@@ -81,7 +81,7 @@ class FolderManager:
         elif self._mode == "async":
             self._saving = dcp.async_save(self._parts, storage_writer=writer, process_group=self._group)
         else:
-            done = dcp.async_save(
+            done: Any = dcp.async_save(
                 self._parts,
                 storage_writer=writer,
                 process_group=self._group,

@@ -1,4 +1,4 @@
-"""`python groups_program.py URL`: four ranks save and load as programs do that use more of DCP than its defaults.
+"""`dcp.groups_program URL`: four ranks save and load as programs do that use more of DCP than its defaults.
 
 URL is a folder or a prefix in a bucket. Prints one JSON document: of each rank, by name, what came of each case: true
 where what was loaded is what was saved.
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from states import leaves
 from torch import nn
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
@@ -28,11 +27,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import SGD, AdamW, Optimizer
-from world import run_world
 
 from behemoth.checkpoint.commit_log import commits
 from behemoth.dcp import BehemothReader, BehemothWriter
 from behemoth.storage.open import open_store
+from dcp.states import leaves
+from dcp.world import run_world
 
 WIDTH = 13
 """No world divides it."""
@@ -135,7 +135,7 @@ def full_state_of_rank_0(url: str) -> bool:
     dcp.save({"model": model, "optim": optim}, storage_writer=BehemothWriter(url))
     other = trained(AdamW, 2)
     model, optim = get_state_dict(*other)
-    loaded = {"model": model, "optim": optim}
+    loaded: dict[str, Any] = {"model": model, "optim": optim}
     dcp.load(loaded, storage_reader=BehemothReader(url))
     set_state_dict(*other, model_state_dict=loaded["model"], optim_state_dict=loaded["optim"])
     return leaves(other[0].state_dict()) == leaves(saved.state_dict())
@@ -143,7 +143,7 @@ def full_state_of_rank_0(url: str) -> bool:
 
 def some_ranks(url: str, *ranks: int, planner: DefaultSavePlanner | None = None) -> bool:
     """A group without rank 0. The others do nothing meanwhile."""
-    group = dist.new_group([*ranks])
+    group: Any = dist.new_group([*ranks])
     if dist.get_rank() not in ranks:
         return True
     mesh = DeviceMesh.from_group(group, "cpu", mesh=torch.tensor(ranks))

@@ -1,4 +1,4 @@
-"""`python process_program.py STORE`: two ranks save twice with async_save, by a process of each rank.
+"""`dcp.process_program STORE`: two ranks save twice with async_save, by a process of each rank.
 
 Prints one JSON document: of each rank, whether what it loads is what it saved last, as it was when it was staged.
 """
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from states import leaves, placements
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
-from world import run_world
 
 from behemoth.dcp import BehemothReader, BehemothWriter
+from dcp.states import leaves, placements
+from dcp.world import run_world
 
 
 def save(url: str) -> dict[str, Any]:

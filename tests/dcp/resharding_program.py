@@ -1,4 +1,4 @@
-"""`python resharding_program.py FOLDER`: four ranks save, two and three ranks load, with torch's own DCP beside ours;
+"""`dcp.resharding_program FOLDER`: four ranks save, two and three ranks load, with torch's own DCP beside ours;
 and a save in which a rank is killed.
 
 Prints one JSON document: for each world that loaded, of each rank and state, the leaves on which the two differ and
@@ -12,16 +12,17 @@ import os
 import signal
 import sys
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from states import STATES, leaves
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
-from world import run_world
 
 from behemoth.dcp import BehemothReader, BehemothWriter
+from dcp.states import STATES, leaves
+from dcp.world import run_world
 
 SAVED, OTHER = 1, 2
 """Seeds of what is saved, and of what a load must replace."""
@@ -33,6 +34,7 @@ def save(folder: Path) -> dict[str, Any]:
         dcp.save(state, storage_writer=FileSystemWriter(folder / "torch" / name))
         dcp.save(state, storage_writer=BehemothWriter(folder / name), checkpoint_id=f"{folder}/{name}/step-7")
     future = dcp.async_save(STATES["fsdp"](SAVED), storage_writer=BehemothWriter(folder / "async"))
+    assert isinstance(future, Future)
     return {"async": type(future.result()).__name__}
 
 

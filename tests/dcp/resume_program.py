@@ -1,4 +1,4 @@
-"""`python resume_program.py MANAGER MODE STORE`: two ranks train and save each step, are ended, and go on.
+"""`dcp.resume_program MANAGER MODE STORE`: two ranks train and save each step, are ended, and go on.
 
 MANAGER and MODE as in `folder_managers`. Prints one JSON document: of each life, what rank 0 found to go on from, the
 steps whose folders stood at its end and those that the store has, and whether parameters and counters came back.
@@ -13,19 +13,20 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from folder_managers import manager_of
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import IterableDataset
-from world import run_world
 
 from behemoth.checkpoint.commit_log import commits
 from behemoth.storage.open import open_store
+from dcp.folder_managers import manager_of
+from dcp.world import run_world
 
 STEPS = 5
 
@@ -106,7 +107,7 @@ def look(parts: dict[str, Any]) -> dict[str, Any]:
     return {"step": progress.step, "losses": [float(loss) for loss in progress.losses], "sums": sums}
 
 
-def life(manager: str, mode: str, store: str, *, last: int) -> dict[str, Any]:
+def live(manager: str, mode: str, store: str, last: int, _rank: int) -> dict[str, Any]:
     """Go on from what is found, up to step `last`."""
     parts = parts_of(manager)
     saving = manager_of(manager, store, mode, parts)
@@ -131,5 +132,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable()
     manager, mode, store = sys.argv[1:]
-    lives = [run_world(2, lambda _, last=last: life(manager, mode, store, last=last)) for last in (STEPS, STEPS + 2)]
+    lives = [run_world(2, partial(live, manager, mode, store, last)) for last in (STEPS, STEPS + 2)]
     sys.stdout.write(json.dumps(lives))

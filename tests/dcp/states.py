@@ -6,7 +6,7 @@ logical tensors on any world.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -52,10 +52,10 @@ def _width(model: nn.Module) -> int:
     return ODD if getattr(model, "is_odd", False) else EVEN
 
 
-def _model(seed: int, width: int) -> nn.Module:
+def _model(seed: int, width: int) -> nn.Sequential:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.LayerNorm(width))
-    model.is_odd = width == ODD
+    setattr(model, "is_odd", width == ODD)  # noqa: B010 - a module takes tensors and modules alone for attributes
     return model
 
 
@@ -134,7 +134,7 @@ def leaves(state: Any, path: str = "") -> dict[str, Any]:
     if isinstance(state, Stateful):
         return leaves(state.state_dict(), path)
     if isinstance(state, Mapping):
-        items = state.items()
+        items: Iterable[tuple[Any, Any]] = state.items()
     elif isinstance(state, list) and any(isinstance(one, torch.Tensor | Mapping) for one in state):
         items = enumerate(state)
     else:

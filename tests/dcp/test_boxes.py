@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import given
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout

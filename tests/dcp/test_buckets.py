@@ -11,8 +11,8 @@ import pytest
 
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import write_of_key
-from behemoth.checkpoint.reader import open_commit
 from behemoth.checkpoint.verify import verify
 from behemoth.dcp.object_parts import PART_BYTES
 from behemoth.dcp.orders import PIECES

@@ -19,14 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
-from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import NodeId
 from behemoth.checkpoint.interop.tensors import read_box
+from behemoth.checkpoint.into import num_bytes
 from behemoth.dcp import BehemothReader, BehemothWriter
 from behemoth.dcp.foreign import read_dcp
 from behemoth.dcp.metadata_file import METADATA_FILE, decode_metadata
+from behemoth.ports import Into
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore, contents
@@ -154,8 +155,8 @@ class Counting(LocalStore):
 
     num_bytes = 0
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
-        self.num_bytes += memoryview(into).nbytes
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        self.num_bytes += num_bytes(into)
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 
 
@@ -256,7 +257,7 @@ def test_damaged_items_are_refused_or_read_and_never_a_raw_error(old: Path, data
         damaged.create(name, data.draw(mangled_bytes(body)) if name == file else body)
     with suppress(Corrupt, Denied, Invalid, NotFound):
         for tensor in read_dcp(damaged, threads=1, skips_pickles=True).tensors.values():
-            read_box(tensor, [(0, size) for size in tensor.shape])
+            read_box(tensor, tuple((0, size) for size in tensor.shape))
 
 
 def test_a_file_that_is_cut_off_or_not_torchs_is_named_with_the_tensor(store: LocalStore, old: Path) -> None:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.boxes import Box, share_of
+from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.crc import crc32c, trailer
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.local_boxes import share_of
 from behemoth.dcp import object_parts
 from behemoth.dcp.box_shards import box_spec
 from behemoth.dcp.box_writer import PlacedBox
@@ -25,7 +26,7 @@ from behemoth.dcp.boxes import mesh_of
 from behemoth.dcp.bucket_borders import begin_shared, complete_shared
 from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.object_parts import parts_of
-from behemoth.dcp.orders import Placed, SentObjects, ShardName
+from behemoth.dcp.orders import PlacedArray, SentObjects, ShardName
 from behemoth.dcp.tensors import Tensors
 from behemoth.ports import MAX_PARTS, Into
 from behemoth.testing.bucket import MemoryBucket
@@ -34,13 +35,13 @@ from checkpoint.interop.rewriting import small_parts
 from checkpoint.random_layouts import small_chunks
 from dcp.cuts import partitions
 
-Ranks = list[list[Box]]
+Ranks = Sequence[Sequence[Box]]
 
 
-def placed_of(shape: tuple[int, ...], ranks: Ranks) -> Mapping[str, Placed]:
+def placed_of(shape: tuple[int, ...], ranks: Ranks) -> Mapping[str, PlacedArray]:
     spec = box_spec("a", "float32", shape, [box for boxes in ranks for box in boxes], num_ranks=len(ranks))
     (grid,) = grids(Layout(mesh=mesh_of(len(ranks)), arrays=(spec,), sharding="box"))
-    return {"a": Placed(grid=grid, folder="steps/a")}
+    return {"a": PlacedArray(grid=grid, folder="steps/a")}
 
 
 def logical(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -48,10 +49,10 @@ def logical(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def upload(
-    bucket: MemoryBucket, placed: Placed, rank: int, boxes: Sequence[Box], begun: Mapping[ShardName, UploadId]
+    bucket: MemoryBucket, placed: PlacedArray, rank: int, boxes: Sequence[Box], begun: Mapping[ShardName, UploadId]
 ) -> SentObjects:
     whole = logical(placed.grid.spec.shape)
-    local = [whole[(*(slice(*part) for part in box), ...)].copy() for box in boxes]  # never a scalar
+    local = [np.array(whole[tuple(slice(*part) for part in box)]) for box in boxes]  # never a scalar
     tensors = Tensors(lambda number: torch.from_numpy(local[number]))
     _, sent = upload_boxes(
         bucket,
@@ -77,7 +78,7 @@ def test_ranks_and_their_coordinator_make_every_object_right_and_once(
     cut: tuple[tuple[int, ...], list[Box]], num_ranks: int, chunk_bytes: int, part_bytes: int, data: st.DataObject
 ) -> None:
     shape, boxes = cut
-    ranks: Ranks = [[] for _ in range(num_ranks)]
+    ranks: list[list[Box]] = [[] for _ in range(num_ranks)]
     for box in boxes:
         ranks[data.draw(st.integers(0, num_ranks - 1))].append(box)
     bucket = MemoryBucket(min_part_bytes=1)
@@ -118,7 +119,7 @@ def test_a_piece_that_is_not_what_its_rank_has_sent_makes_no_object(bit: int) ->
     assert list(bucket.list("steps/a/c")) == []
 
 
-def rows(size: int, num: int) -> list[tuple[int, int]]:
+def rows(size: int, num: int) -> list[Interval]:
     return [share for share in (share_of(size, num, index) for index in range(num)) if share[0] < share[1]]
 
 

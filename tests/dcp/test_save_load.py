@@ -167,7 +167,7 @@ def test_tensors_whose_memory_is_not_what_they_show_are_filled_as_copy_does(tmp_
     negated = torch.zeros(1, dtype=torch.complex64).conj().imag
     assert negated.is_neg()
     assert negated.is_contiguous()
-    into = {"parts": TwoTensor(torch.zeros(2, 3), torch.zeros(2, 3)), "imag": negated}
+    into: dict[str, Any] = {"parts": TwoTensor(torch.zeros(2, 3), torch.zeros(2, 3)), "imag": negated}
     load(into, storage_reader=BehemothReader(tmp_path))
     assert torch.equal(into["imag"], imaginary)
     assert torch.equal(into["parts"].a, parts)
@@ -208,7 +208,7 @@ def test_values_of_numpy_are_kept_without_pickle_and_hinder_no_verb(
 
 
 def test_pickles_need_the_flag_on_both_ways(tmp_path: Path) -> None:
-    state = {"w": torch.ones(3), "n": timedelta(2)}
+    state: dict[str, Any] = {"w": torch.ones(3), "n": timedelta(2)}
     save(state, storage_writer=BehemothWriter(tmp_path, allow_pickle=True))
     with pytest.raises(CheckpointException) as caught:
         loaded(tmp_path, state)

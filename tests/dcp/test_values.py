@@ -23,7 +23,8 @@ from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.commit_log import latest
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.records import Value, decode_record, encode_record, record_size_bytes
 from behemoth.dcp.contents import Contents, Empty
 from behemoth.dcp.plain_load import load_plain
@@ -104,6 +105,7 @@ def test_scalars_of_numpy_come_back_as_what_they_are(array: npt.NDArray[Any]) ->
         back = from_record(through_a_record(to_record(scalar, "key")), "key")
         assert type(back) is type(scalar)
         assert isinstance(back, np.generic)
+        assert isinstance(scalar, np.generic)
         assert (back.dtype, back.tobytes()) == (scalar.dtype, scalar.tobytes())
 
 
@@ -139,7 +141,7 @@ def test_text_and_bytes_scalars_keep_their_ends(text: str) -> None:
         np.zeros(2, dtype=[("x", "i4")]),
         np.zeros(2, dtype="V3"),
         np.zeros(2, dtype=np.longdouble),
-        np.ma.masked_array([1, 2], mask=[0, 1]),
+        np.ma.masked_array([1, 2], mask=[False, True]),
         np.rec.array([(1,)], dtype=[("x", "i4")]),
         np.zeros(2, dtype=ml_dtypes.bfloat16),
         np.longdouble(1),
@@ -310,7 +312,7 @@ def test_the_values_of_the_golden_checkpoint_still_read() -> None:
     with closing(LocalStore(MORE)) as store:
         ref = latest(store)
         assert ref is not None
-        contents = Contents.decode(read_array(store, open_commit(store, ref), "state/dcp"))
+        contents = Contents.decode(read_array(store, open_commit(store, ref), "state/dcp").data)
     found = {key: from_record(value, key) for key, value in contents.values.items()}
     array, scalar = found.pop("array"), found.pop("scalar")
     assert isinstance(array, np.ndarray)

@@ -12,8 +12,9 @@ import tensorstore
 import torch
 
 from behemoth.checkpoint.commit_log import commits, latest
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import write_of_key
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.dcp.contents import Contents
 from behemoth.dcp.foreign import read_dcp
@@ -33,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Any]:
-    return told_by("resharding_program", str(folder))
+    found: dict[str, Any] = told_by("resharding_program", str(folder))
+    return found
 
 
 def newest(store: LocalStore) -> CommitRef:

@@ -47,7 +47,7 @@ def same(one: Any, other: Any) -> bool:
         case torch.Tensor():
             return one.dtype == other.dtype and one.shape == other.shape and _bits(one) == _bits(other)
         case np.ndarray() | np.generic():
-            return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+            return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
         case io.BytesIO():
             return bool(one.getvalue() == other.getvalue())
         case _:

@@ -91,7 +91,7 @@ def attack(
             _harass(stage, dice, strike, num_kills=min(num_left, KILLS_PER_RUN))
             stage.finish()
             expect(stage)
-            for restore in stage.summary()["restores"]:  # type: ignore[attr-defined]
+            for restore in stage.summary()["restores"]:
                 ranks_from.update({source: restore[f"num_from_{source}"] for source in SOURCES})
             num_left -= len(stage.kills)
     assert shared_memory() <= shared_before

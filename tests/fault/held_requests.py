@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.paths import write_of_key
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import UploadsParts
+from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.leftovers import Found, Role
 from fault.kill_stage import KillStage, spec, staged
@@ -46,7 +47,12 @@ class HeldRun:
         """The next such request, once somebody has made it."""
         self.proxy.plan(fault)
         kept: list[Held] = []
-        self.stage.until(lambda: kept or kept.extend(self.proxy.held_now()), f"{fault.method} of {fault.part}")
+
+        def has_come() -> bool:
+            kept.extend(self.proxy.held_now())
+            return bool(kept)
+
+        self.stage.until(has_come, f"{fault.method} of {fault.part}")
         return kept[0]
 
     def sender(self, held: Held, role: Role) -> Found:

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from behemoth.app.history import read_history
 from behemoth.checkpoint.commit_log import BadCommit, commits
@@ -89,7 +90,7 @@ class KillStage:
     folder: Path
     text: str
     arguments: Sequence[str] = ("--runtime", "process")
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     place: Path | None = None
     """Where the run directory's parent is, when not in `folder`."""
@@ -136,7 +137,7 @@ class KillStage:
         assert self.process is not None
         return self.process.wait(END_LIMIT_S)
 
-    def finish(self) -> dict[str, object]:
+    def finish(self) -> dict[str, Any]:
         """Until the command has ended by itself with 0; resumes it whenever it was killed. The summary."""
         while (code := self.wait()) == -signal.SIGKILL:
             self.resume()
@@ -149,8 +150,8 @@ class KillStage:
         self.expect_no_process()
         self.start()
 
-    def summary(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.directory / "summary.json").read_text())
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / "summary.json").read_text())
         return found
 
     def living(self, *roles: Role) -> list[Found]:

@@ -6,6 +6,7 @@ import gzip
 import re
 import signal
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ RUN_FAILED = 100
 INTERRUPTED = 130
 
 
-def unlucky(folder: Path, entrypoint: str, **more: object) -> KillStage:
+def unlucky(folder: Path, entrypoint: str, **more: object) -> AbstractContextManager[KillStage]:
     settings = {"steps": 20, "failures": 3, **more}
     text = spec(entrypoint=entrypoint, step_ms=None, every=5, **settings)  # type: ignore[arg-type]
-    return staged(folder, text, environment={"PYTHONPATH": TESTS})  # type: ignore[return-value]
+    return staged(folder, text, environment={"PYTHONPATH": TESTS})
 
 
 def failed(stage: KillStage) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> object:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), spec(steps=STEPS))
 
 
-def drilled(folder: Path, *drills: str, **more: object) -> KillStage:
+def drilled(folder: Path, *drills: str, **more: object) -> AbstractContextManager[KillStage]:
     arguments = ["--runtime", "process", *(word for drill in drills for word in ("--drill", drill))]
     text = spec(steps=STEPS, step_ms=20, **more)  # type: ignore[arg-type]
-    return staged(folder, text, arguments=arguments)  # type: ignore[return-value]
+    return staged(folder, text, arguments=arguments)
 
 
 def test_a_frozen_node_is_told_by_its_missing_beats_alone(tmp_path: Path, digest: object) -> None:

@@ -47,7 +47,7 @@ def test_a_lost_nodes_state_comes_from_a_peer_and_the_run_ends_the_same(tmp_path
         lose_a_node(stage)
         summary = stage.finish()
         stage.expect_sound(digest)
-    (restore,) = summary["restores"]  # type: ignore[misc]
+    (restore,) = summary["restores"]
     assert (restore["num_from_memory"], restore["num_from_peer"], restore["num_from_store"]) == (3, 1, 0)
     assert (restore["store_bytes"], restore["missed"]) == (0, "")
     assert restore["peer_bytes"] > 0

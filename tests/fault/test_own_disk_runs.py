@@ -35,7 +35,7 @@ def test_a_run_that_lost_all_its_memory_goes_on_from_the_disks_of_its_nodes_and_
         lose_power(stage, disk)
         summary = stage.finish()
         stage.expect_sound(digest)
-    (restore,) = summary["restores"]  # type: ignore[misc]
+    (restore,) = summary["restores"]
     # The rank that is restored last may find what both hold alike in the other's memory already.
     assert (restore["num_from_memory"], restore["num_from_peer"], restore["num_from_store"]) == (0, 0, 0)
     assert restore["num_from_disk"] >= 1

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.paths import write_of_key
+from behemoth.state.effect import CommitRef
 from fault.attack import also_aimed, attack, kill_the_run_behind_a_commit
 from fault.kill_stage import KillStage, spec, staged
 from fault.two_parts import expected_digest

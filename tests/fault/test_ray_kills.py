@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,9 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> object:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), spec(steps=STEPS))
 
 
-def on_ray(folder: Path) -> KillStage:
+def on_ray(folder: Path) -> AbstractContextManager[KillStage]:
     text = spec(steps=STEPS, step_ms=30)
-    return staged(folder, text, arguments=())  # type: ignore[return-value]
+    return staged(folder, text, arguments=())
 
 
 def folders() -> set[Path]:

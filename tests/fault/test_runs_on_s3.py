@@ -4,12 +4,14 @@ meanwhile, and leave no upload behind."""
 from __future__ import annotations
 
 import secrets
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from behemoth.checkpoint.commit import CommitRef, commits
-from behemoth.checkpoint.reader import open_commit
+from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.opened import open_commit
+from behemoth.state.effect import CommitRef
 from fault.kill_stage import KillStage, spec, staged, undisturbed
 from servers.s3_server import BUCKET, S3Server
 
@@ -17,9 +19,9 @@ HERE = str(Path(__file__).parent)
 WIDE = "wide_state:main"
 
 
-def on_s3(folder: Path, s3: S3Server, text: str, prefix: str, *drills: str) -> KillStage:
+def on_s3(folder: Path, s3: S3Server, text: str, prefix: str, *drills: str) -> AbstractContextManager[KillStage]:
     arguments = ["--runtime", "process", *(word for drill in drills for word in ("--drill", drill))]
-    return staged(  # type: ignore[return-value]
+    return staged(
         folder,
         text,
         arguments=arguments,

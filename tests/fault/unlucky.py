@@ -62,12 +62,12 @@ def declares_that_its_array_is_frozen() -> None:
     changes_little(lambda run, _: run.fence(), update_at=None, frozen=True)
 
 
-def changes_little(fence: Callable[[Run, int], None], *, update_at: int | None = 12, **declared: bool) -> None:
+def changes_little(fence: Callable[[Run, int], None], *, update_at: int | None = 12, frozen: bool = False) -> None:
     """Slow enough for saves in passing to be called ahead of its steps."""
     run = join()
     weight = np.ones(4096, np.float32)
     state = State()
-    state.array("weight", weight, shape=weight.shape, **declared)
+    state.array("weight", weight, shape=weight.shape, frozen=frozen)
     for step in run.steps(run.restore(state)):
         time.sleep(0.1)
         fence(run, step)
@@ -98,7 +98,12 @@ KEPT: list[Chatty] = []
 def raises_among_chatty_libraries() -> None:
     KEPT.append(Chatty())
     atexit.register(Path(os.environ["UNLUCKY_FOLDER"], "handler-ran").touch)
-    thread = threading.Thread(target=lambda: (time.sleep(0.3), Path(os.environ["UNLUCKY_FOLDER"], "joined").touch()))
+
+    def touch_late() -> None:
+        time.sleep(0.3)
+        Path(os.environ["UNLUCKY_FOLDER"], "joined").touch()
+
+    thread = threading.Thread(target=touch_late)
     thread.start()
     raise RuntimeError("the dataset is missing")
 

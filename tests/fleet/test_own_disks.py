@@ -6,10 +6,10 @@ import msgspec
 
 from behemoth.base.ids import Attempt, NodeId, Step
 from behemoth.fleet.own_disks import OwnDisks
-from behemoth.wire.reports import Beat, OwnDisk, Report
+from behemoth.wire.reports import Beat, DiskState, Report
 
 A, B = NodeId("a"), NodeId("b")
-FULL, WORKS = OwnDisk(trouble="no-space", reason="it is full"), OwnDisk()
+FULL, WORKS = DiskState(trouble="no-space", reason="it is full"), DiskState()
 BEAT = Beat(
     attempt=Attempt(1),
     step=Step(2),
@@ -22,8 +22,8 @@ BEAT = Beat(
 )
 
 
-def heard(*said: tuple[NodeId, OwnDisk | None]) -> list[tuple[NodeId, OwnDisk]]:
-    told: list[tuple[NodeId, OwnDisk]] = []
+def heard(*said: tuple[NodeId, DiskState | None]) -> list[tuple[NodeId, DiskState]]:
+    told: list[tuple[NodeId, DiskState]] = []
     disks = OwnDisks(lambda node, one: told.append((node, one)))
     for node, one in said:
         disks.hear(node, one)
@@ -39,8 +39,8 @@ def test_a_disk_that_has_always_worked_is_no_news() -> None:
 
 
 def test_other_words_for_the_same_trouble_are_no_news_and_another_trouble_is() -> None:
-    fuller = OwnDisk(trouble="no-space", reason="less is free by now")
-    failed = OwnDisk(trouble="failed", reason="it fails")
+    fuller = DiskState(trouble="no-space", reason="less is free by now")
+    failed = DiskState(trouble="failed", reason="it fails")
     assert heard((A, FULL), (A, fuller), (A, failed)) == [(A, FULL), (A, failed)]
 
 
@@ -80,4 +80,4 @@ def test_a_kind_of_trouble_that_a_newer_agent_knows_is_told_too() -> None:
     }
     told = msgspec.msgpack.Decoder(Report).decode(msgspec.msgpack.encode(newer))
     assert isinstance(told, Beat)
-    assert heard((A, told.own_disk)) == [(A, OwnDisk(trouble="too-hot", reason="90 C"))]
+    assert heard((A, told.own_disk)) == [(A, DiskState(trouble="too-hot", reason="90 C"))]

@@ -57,7 +57,8 @@ class FakeAgent:
     async def hear(self) -> Command:
         async with asyncio.timeout(WAIT_S):
             body = await frames.read_frame(self.reader)
-        return msgspec.msgpack.Decoder(Command).decode(body)
+        command: Command = msgspec.msgpack.Decoder(Command).decode(body)
+        return command
 
 
 @dataclass
@@ -232,6 +233,7 @@ def test_an_agent_that_does_not_read_is_cut_off_and_costs_nobody_else_a_word(mon
 
     async def work(scene: Scene) -> None:
         deaf, listener = await join(scene, A), await join(scene, B)
+        assert isinstance(deaf.writer.transport, asyncio.Transport)
         deaf.writer.transport.pause_reading()
         num_told = 0
         while A in scene.fleet.connected() and num_told < 200:

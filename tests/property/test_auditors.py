@@ -14,6 +14,7 @@ from behemoth.reconcile.decide import decide
 from behemoth.reconcile.fold import fold
 from behemoth.reconcile.journal import audit as audit_journal
 from behemoth.reconcile.journal import decode_lines
+from behemoth.reconcile.ledger import book
 from behemoth.simulation.body import Brain
 from behemoth.simulation.channel import Loss
 from behemoth.simulation.history import Crash, Strike, Wait
@@ -185,8 +186,8 @@ def test_a_brain_that_believes_what_is_told_of_an_attempt_that_is_over_is_found(
 
 
 def test_a_ledger_that_loses_a_microsecond_does_not_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    book = audit.book
-    monkeypatch.setattr(audit, "book", lambda *told: msgspec.structs.replace(book(*told), mark_us=told[3].now_us + 1))
+    whole = book
+    monkeypatch.setattr(audit, "book", lambda *told: msgspec.structs.replace(whole(*told), mark_us=told[3].now_us + 1))
     with pytest.raises(AssertionError):
         play(EXAMPLE, LedgerCloses())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -13,8 +14,8 @@ OBJECT_STORE_BYTES = 100 << 20
 
 
 def main() -> None:
-    options = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
+    cluster: Any = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     nodes = [cluster.head_node, *(cluster.add_node(**options) for _ in range(2))]
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
     told = {"address": cluster.address, "raylets": raylets, "session": cluster.head_node.get_session_dir_path()}

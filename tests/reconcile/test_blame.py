@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from behemoth.base.ids import Attempt, NodeId
+from behemoth.base.ids import Attempt, NodeId, Slot
 from behemoth.reconcile.incidents import open_incident, plain_incident
 from behemoth.state.effect import Close, Evict, Replace, Start
 from behemoth.state.evidence import GangFinished, NodeJoined
@@ -80,7 +80,7 @@ def test_failures_with_progress_between_them_never_end_the_run() -> None:
     player = training()
     for step in range(1, 9):
         player.reach(step)
-        player.fail(player.obs.holders[step % 2], signal=6, lines=f"{step}")
+        player.fail(player.obs.holders[Slot(step % 2)], signal=6, lines=f"{step}")
         assert player.one(Start)
         player.train()
 
@@ -88,7 +88,7 @@ def test_failures_with_progress_between_them_never_end_the_run() -> None:
 def test_lost_nodes_never_count_as_failures_of_the_program() -> None:
     player = training()
     for _ in range(6):
-        player.lose(player.obs.holders[0])
+        player.lose(player.obs.holders[Slot(0)])
         assert player.one(Start)
         lost = next(name for name, node in player.obs.nodes.items() if node.state == "coming")
         player.tell(NodeJoined(node=lost, incarnation=player.obs.nodes[lost].incarnation, attempt=Attempt(0)))
@@ -99,7 +99,7 @@ def test_independent_failures_before_the_lost_steps_are_regained_are_not_one_fai
     player = training()
     for rank, step in enumerate((8, 6, 4, 2)):
         player.reach(step)
-        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
+        player.fail(player.obs.holders[Slot(rank % 2)], rank=rank, signal=9)
         assert player.has(Start)
         player.train()
     assert (player.obs.tally.num_same, player.obs.tally.num_any) == (1, 4)
@@ -110,7 +110,7 @@ def test_even_different_failures_end_a_run_that_never_gets_further() -> None:
     for rank in range(9):
         assert not player.has(Close)
         player.reach(20 - rank)
-        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
+        player.fail(player.obs.holders[Slot(rank % 2)], rank=rank, signal=9)
         player.train()
     assert player.phase[0] == "failed"
 
@@ -121,7 +121,7 @@ def test_a_program_that_completes_no_step_fails_the_same_way_whichever_rank_dies
     for rank in range(3):
         assert not player.has(Close)
         player.train()
-        player.fail(player.obs.holders[rank % 2], rank=rank, signal=9)
+        player.fail(player.obs.holders[Slot(rank % 2)], rank=rank, signal=9)
     assert "3 failures without progress beyond step 8" in player.one(Close).reason
 
 

@@ -166,10 +166,10 @@ def is_mapped(address: int) -> bool:
 class OnDevice(torch.Tensor):
     """A tensor of the stand-in. Shares the elements of `inner`, a CPU tensor."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # type: ignore[assignment]  # torch has a method of this name
     seen: ClassVar[Counter[str]]
     """Operations so far."""
-    cuda: FakeCuda
+    cuda: FakeCuda  # type: ignore[assignment]  # here it is the device
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, device: str = DEVICE) -> OnDevice:
@@ -179,7 +179,7 @@ class OnDevice(torch.Tensor):
             strides=inner.stride(),
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
-            device=device,
+            device=torch.device(device),
         )
         made.inner = inner
         return made
@@ -194,7 +194,7 @@ class OnDevice(torch.Tensor):
         return self.inner.is_neg()
 
     # torch's own of what follows asks for a driver.
-    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> OnDevice:  # type: ignore[override]
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> OnDevice:
         self.cuda.copy(self.inner, _inner(source), blocks=not non_blocking)
         return self
 
@@ -205,7 +205,7 @@ class OnDevice(torch.Tensor):
         self.inner[elements] = value
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         cls.seen[func.overloadpacket.__name__] += 1
         if func is aten.copy_.default:
             target, source, *non_blocking = args

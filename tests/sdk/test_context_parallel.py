@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
+from behemoth.checkpoint.held import Memory
 from behemoth.checkpoint.model_layout import model_layout
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import prove_coverage
-from behemoth.checkpoint.reader import open_commit
 from behemoth.sdk import State
 from behemoth.sdk.bucket import Slot, declare_bucket
 from behemoth.sdk.place import RankMesh
@@ -105,7 +106,7 @@ def test_what_one_mesh_saved_another_restores_as_a_program_of_that_mesh_holds_it
 def test_saved_by_the_programs_own_pieces_cp_may_double_halve_come_and_go(old: Mesh, new: Mesh) -> None:
     before, after = declared(old, 0).layout, declared(new, 0).layout
     for rank in range(old.num_ranks):  # what the rig cuts from the whole arrays is what the program has
-        sources = {name: bytes(memory) for name, memory in declared(old, rank).sources().items()}
+        sources = {name: raw_of(memory) for name, memory in declared(old, rank).sources().items()}
         assert sources == {name: held.tobytes() for name, held in shares(old, rank).items()}
     store, whole = MemoryStore(), logical_arrays(before, 3)
     opened = open_commit(store, save(store, before, whole, step=5).ref)
@@ -145,7 +146,13 @@ def test_a_bucket_is_shared_over_cp_and_dp_too() -> None:
         state, mine = State(), buffer[3 * rank : 3 * rank + 3].copy()
         slot = Slot(name="m", shape=(10,), begin=2)
         declare_bucket(state, RankMesh(sizes=mesh, rank=Rank(rank)), mine, [slot], size=12, flat_over=REPLICAS)
-        sources[rank] = np.frombuffer(BoundState(state, mesh, Rank(rank)).sources()["m"], np.float32).tolist()
+        sources[rank] = np.frombuffer(raw_of(BoundState(state, mesh, Rank(rank)).sources()["m"]), np.float32).tolist()
     assert sources == {0: [2], 1: [3, 4, 5], 2: [6, 7, 8], 3: [9, 10, 11]}
     with pytest.raises(Invalid, match="bucket: expected an axis, or a tuple"):
         declare_bucket(State(), RankMesh(sizes=mesh, rank=Rank(0)), None, [], size=1, flat_over=("dp", "cp"))
+
+
+def raw_of(memory: Memory) -> bytes:
+    """Of an array in host memory."""
+    assert isinstance(memory, memoryview)
+    return bytes(memory)

@@ -14,7 +14,7 @@ import tracemalloc
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import RankPlan, plan_rank
 from behemoth.checkpoint.staging import Stager, stage, unstage
-from behemoth.checkpoint.windows import Run
+from behemoth.checkpoint.windows import ByteRun
 from behemoth.sdk import State, cold_files, files, saver
 from behemoth.sdk.bucket import Slot, declare_bucket
 from behemoth.sdk.cold_files import read_cold_files
@@ -68,14 +68,14 @@ class Held:
     def filled(self, with_: bytes | None = None) -> dict[str, Memory | OnDevice]:
         raw = self.raw if with_ is None else {name: with_ * len(value) for name, value in self.raw.items()}
         return {
-            name: np.frombuffer(bytearray(value), np.uint8) if number % self._every else on_device(value)
+            name: memoryview(bytearray(value)) if number % self._every else on_device(value)
             for number, (name, value) in enumerate(raw.items())
         }
 
     def memories(self, arrays: Mapping[str, Memory | OnDevice]) -> dict[str, Memory]:
         lane = self._lanes.to(torch.device(DEVICE))
         return {
-            name: DeviceBytes(name, array, lane) if isinstance(array, OnDevice) else array
+            name: DeviceBytes(name, cast(Any, array), lane) if isinstance(array, OnDevice) else array
             for name, array in arrays.items()
         }
 
@@ -415,9 +415,9 @@ def test_any_thread_copies_whatever_torch_would_track_of_a_tensor(kind: str, in_
         "of a larger one": torch.zeros(100)[10:34],
         "made in inference mode": untracked,
     }[kind]
-    rows = Run(at=0, begin=4, num_rows=5, row_bytes=8, pitch_bytes=16)
+    rows = ByteRun(at=0, begin=4, num_rows=5, row_bytes=8, pitch_bytes=16)
     with torch.inference_mode(in_inference_mode):
-        memory = DeviceBytes("w", tensor, WaitingLane(lambda: None, tensor.device))
+        memory = DeviceBytes("w", cast(Any, tensor), WaitingLane(lambda: None, tensor.device))
         with ThreadPoolExecutor(1) as pool:
             pool.submit(memory.write, rows, np.full(rows.nbytes, 7, np.uint8)).result()
             found = np.zeros(rows.nbytes, np.uint8)
@@ -557,7 +557,7 @@ def test_what_files_have_for_a_device_goes_through_bounded_memory(
     layout = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="uint8", shape=(64, 1 << 20)),))
     plan = plan_rank(layout, Rank(0))
     host = np.empty(64 << 20, np.uint8)
-    device = DeviceBytes("w", OnDevice(torch.from_numpy(host)), Lanes().to(torch.device(DEVICE)))
+    device = DeviceBytes("w", cast(Any, OnDevice(torch.from_numpy(host))), Lanes().to(torch.device(DEVICE)))
     for memory in (device, host):
         read("/nowhere", layout, plan, {"w": memory}, threads=100)
     assert numbers[0] * room_bytes <= files.BOUNCE_BYTES < (numbers[0] + 1) * room_bytes

@@ -220,7 +220,7 @@ def test_whole_chunks_go_past_the_page_cache_whatever_the_disk_gives_at_once(
 
     monkeypatch.setattr(os, "preadv", asked)
     monkeypatch.setattr(cold_files, "BLOCK_BYTES", 1 << 20)
-    read_cold_files(os.path.join(store.root, PREFIX), layout, plan_rank(layout, Rank(0)), {"a": into}, threads=2)
+    read_cold_files(os.path.join(store.root, PREFIX), layout, plan_rank(layout, Rank(0)), {"a": into.data}, threads=2)
     assert into.tobytes() == arrays["a"].tobytes()
     assert len(direct) == len(plan_rank(layout, Rank(0)).spans)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,7 +20,10 @@ from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import Cut, Inventory, decode_inventory, named_inventory, rank_bytes
 from behemoth.spec.recipe import Recipe
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 
 class Block(torch.nn.Module):

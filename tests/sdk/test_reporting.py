@@ -9,6 +9,7 @@ import pytest
 
 from behemoth.base.ids import Step
 from behemoth.sdk.reporting import Reporter
+from behemoth.state.config import WorkPhase
 from behemoth.wire.ends import Peer
 from behemoth.wire.session import FROM_WORKER, TO_WORKER, FromWorker, InPhase, Report
 
@@ -88,7 +89,7 @@ def test_a_step_that_is_reported_within_a_block_leaves_the_next_one_its_own_time
 
 
 @pytest.mark.parametrize("phase", ["restore", "first_step", "step"])
-def test_after_a_block_the_rank_does_again_what_it_did_before(desk: Desk, phase: str) -> None:
+def test_after_a_block_the_rank_does_again_what_it_did_before(desk: Desk, phase: WorkPhase) -> None:
     desk.reporter.enter(phase)
     with desk.reporter.within("eval"), desk.reporter.within("save"):
         pass

@@ -12,6 +12,7 @@ import pytest
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledUp
+from behemoth.checkpoint.held import Memory
 from behemoth.sdk import Run, State, join
 from behemoth.sdk.place import lone_place
 from behemoth.sdk.reporting import real, whole
@@ -177,7 +178,7 @@ def test_a_part_may_begin_at_integers_of_numpy() -> None:
 def test_a_tensor_that_stands_for_others_is_refused_and_never_read_at_its_address() -> None:
     torch = pytest.importorskip("torch")
 
-    class Wrapper(torch.Tensor):  # as DTensor is one
+    class Wrapper(torch.Tensor):  # type: ignore[name-defined, misc]  # as DTensor is one
         @staticmethod
         def __new__(cls, inner: Any) -> Any:
             return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
@@ -207,7 +208,7 @@ def test_a_tensor_whose_memory_holds_other_values_is_refused() -> None:
     state = State()
     state.array("w", lazy.resolve_conj(), shape=(2,))
     assert (
-        bytes(BoundState(state, Mesh(), Rank(0)).sources()["w"]) == np.array([1 - 2j, 3 + 4j], np.complex64).tobytes()
+        raw_of(BoundState(state, Mesh(), Rank(0)).sources()["w"]) == np.array([1 - 2j, 3 + 4j], np.complex64).tobytes()
     )
 
 
@@ -275,11 +276,12 @@ def test_torch_tensors_are_taken_in_place_whatever_their_dtype() -> None:
             flat_over="dp" if name == "empty" else None,
         )
     bound = BoundState(state, TWO, Rank(1))
-    saved = {name: bytes(view) for name, view in bound.sources().items()}
+    saved = {name: raw_of(view) for name, view in bound.sources().items()}
     for tensor in tensors.values():
         with torch.no_grad():
             tensor.zero_()
     for name, view in bound.targets().items():
+        assert isinstance(view, memoryview)
         np.frombuffer(view, dtype=np.uint8)[:] = np.frombuffer(saved[name], dtype=np.uint8)
     assert tensors["bf16"].flatten().tolist() == [0, 1, 2, 3, 4, 5]
     assert tensors["fp8"].float().tolist() == [0, 1, 2, 3, 4, 5]
@@ -307,7 +309,7 @@ def test_a_strided_tensor_is_refused() -> None:
 
 
 def test_records_come_back_typed() -> None:
-    state, got = State(), []
+    state, got = State(), list[Any]()
     state.record(get=lambda: {"at": 3, "seed": b"\x00\xff"}, set=got.append)
     bound = BoundState(state, Mesh(), Rank(0))
     bound.write_records()
@@ -347,3 +349,9 @@ def test_parts_of_a_packed_dim_and_rows_of_a_block_are_declared_as_the_program_h
         State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, padded={0: 8, 1: 8})
     with pytest.raises(Invalid, match="one packed dim"):
         State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, packed={0: (2, 2), 1: (2, 2)})
+
+
+def raw_of(memory: Memory) -> bytes:
+    """Of an array in host memory."""
+    assert isinstance(memory, memoryview)
+    return bytes(memory)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from behemoth.base.errors import BehemothError, Invalid
+from behemoth.base.ids import Step
 from behemoth.spec.checkpoint import EveryInterval, EverySteps
 from behemoth.spec.decode import decode_document, decode_run
 from behemoth.spec.mesh import Mesh
@@ -41,7 +42,7 @@ def test_a_run_with_nothing_but_what_is_required_gets_the_told_defaults() -> Non
 def test_both_forms_of_a_workload_are_told_apart_by_their_first_field() -> None:
     assert isinstance(decode_document(document()).workload, PythonWorkload)
     run = decode_document(document(workload={"command": ["sh", "-c", "true"], "steps": 3}))
-    assert run.workload == CommandWorkload(command=("sh", "-c", "true"), steps=3)
+    assert run.workload == CommandWorkload(command=("sh", "-c", "true"), steps=Step(3))
 
 
 @pytest.mark.parametrize(
@@ -308,10 +309,11 @@ def test_a_single_problem_is_one_sentence_with_its_place() -> None:
 
 
 def test_a_refusal_is_invalid_and_survives_pickling() -> None:
-    with pytest.raises(Invalid) as error:
+    with pytest.raises(InvalidRun) as error:
         decode_run(json.dumps(document(mesh={"dp": 3})), source="tiny.json")
     again = pickle.loads(pickle.dumps(error.value))  # noqa: S301 - our own bytes, made on this line
     assert isinstance(again, InvalidRun)
+    assert isinstance(again, Invalid)
     assert (again.message, again.hint, again.code) == (error.value.message, error.value.hint, error.value.code)
     assert again.problems == error.value.problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 
 import pytest
@@ -59,7 +60,7 @@ VISION = {"hidden_size": 1408, "image_size": 336, "vision_output_dim": 4096}
 """Of all published models; the rest are the defaults of transformers."""
 
 
-def multimodal(text: dict[str, object], **fields: object) -> bytes:
+def multimodal(text: Mapping[str, object], **fields: object) -> bytes:
     config = {"model_type": "llama4", "text_config": text, "vision_config": VISION, **fields}
     return json.dumps(config).encode()
 

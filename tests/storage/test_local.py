@@ -7,12 +7,14 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typing_extensions import Buffer
 
 from behemoth.base.errors import (
     BehemothError,
@@ -92,7 +94,7 @@ def test_create_links_only_what_is_durable_and_syncs_the_folder_after(
     happened: list[str] = []
     link, fsync = os.link, os.fsync
 
-    def watched_link(*args: object, **kwargs: object) -> None:
+    def watched_link(*args: Any, **kwargs: Any) -> None:
         happened.append("link")
         link(*args, **kwargs)
 
@@ -156,7 +158,8 @@ def test_the_systems_errors_become_ours(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwritev", fail)
-    for write in (lambda: _write(store, "a/b"), lambda: store.create("a/c", DATA)):
+    writes: tuple[Callable[[], object], ...] = (lambda: _write(store, "a/b"), lambda: store.create("a/c", DATA))
+    for write in writes:
         with pytest.raises(kind, match=rf"^{store.root}: (write|create) a/[bc]: ") as caught:
             write()
         assert caught.value.code == code
@@ -555,8 +558,13 @@ def test_what_follows_a_large_buffer_within_a_page_is_read_with_it(
     monkeypatch.setattr(direct, "cached_bytes", lambda *_: 0)
     calls: list[int] = []
     preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, views, at: calls.append(at) or preadv(fd, views, at))
-    into = (new_bounce()[:DIRECT_BYTES], *(bytearray(size) for size in behind))
+
+    def counted(fd: int, views: Sequence[Buffer], at: int) -> int:
+        calls.append(at)
+        return preadv(fd, views, at)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    into: tuple[Buffer, ...] = (new_bounce()[:DIRECT_BYTES], *(bytearray(size) for size in behind))
     store.read_into("a", offset_bytes=4096, into=into)
     assert b"".join(into) == data[4096 : 4096 + DIRECT_BYTES + sum(behind)]
     assert len(calls) == num_calls

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from behemoth.storage.positional import PAGE_BYTES, Run, new_bounce, page_runs, write_all, write_pages
+from behemoth.storage.positional import PAGE_BYTES, BufferRun, new_bounce, page_runs, write_all, write_pages
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def fd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 _LENGTHS = st.one_of(st.integers(1, 3 * PAGE_BYTES), st.sampled_from([PAGE_BYTES, 4 * PAGE_BYTES]))
 
 
-def _run(offset_bytes: int, lengths: list[int], askew: list[int]) -> Run:
+def _run(offset_bytes: int, lengths: list[int], askew: list[int]) -> BufferRun:
     """Views of memory that begins `askew` bytes behind a page."""
     views = []
     for length, skew in zip(lengths, askew, strict=False):

@@ -297,7 +297,7 @@ def test_a_read_that_is_cut_goes_on_where_it_was(store: S3Store, proxy: FaultPro
     store.create("a", data)
     proxy.plan(Fault(How.CUT_ANSWER, "GET", times=5), Fault(How.STORM, "GET", times=2))
     into = np.zeros(len(data), np.uint8)
-    store.read_into("a", offset_bytes=0, into=into)
+    store.read_into("a", offset_bytes=0, into=into.data)
     assert into.tobytes() == data
     assert len(proxy.struck) == 7
 

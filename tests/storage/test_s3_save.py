@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import MIN_PART_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from behemoth.base.errors import Unavailable
-from behemoth.checkpoint.commit import commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.verify import verify
 from behemoth.storage import s3_client

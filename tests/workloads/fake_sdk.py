@@ -88,7 +88,7 @@ class FakeRun:
         header: dict[str, Any] = {"step": step}
         for kind, (get, _) in state.records.items():
             header[kind] = get()
-        arrays = {name: raw_bytes(local) for name, local in state.arrays.items()}
+        arrays: dict[str, Any] = {name: raw_bytes(local) for name, local in state.arrays.items()}
         np.savez(
             self.folder / f"rank{self.rank}.npz",
             header=np.frombuffer(msgspec.msgpack.encode(header), np.uint8),

@@ -59,7 +59,7 @@ def play(module: str, *gangs: list[dict[str, Any]]) -> list[list[list[float]]]:
 
 def saved(folder: Path) -> dict[str, bytes]:
     """Every array of every rank, and every record, as bytes."""
-    content = {}
+    content: dict[str, bytes] = {}
     for path in sorted(folder.glob("rank*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
             content |= {f"{path.stem}/{name}": arrays[name].tobytes() for name in arrays.files}

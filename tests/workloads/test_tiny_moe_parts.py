@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_an_update_is_adamw_of_torch() -> None:
     bucket = Bucket([(w, w.shape) for w in weights], share(1, 0), CPU)
     bucket.start_from(blocks)
     theirs = {name: block.clone().requires_grad_() for name, block in blocks.items()}
-    options = {"lr": config.learning_rate, "betas": (0.9, 0.95), "eps": 1e-8}
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.95), "eps": 1e-8}
     optimizer = torch.optim.AdamW(
         [
             {"params": [theirs[w.name] for w in weights if w.decays], "weight_decay": config.weight_decay},

@@ -10,7 +10,7 @@ from behemoth.base.errors import Corrupt, NotFound
 from behemoth.checkpoint.commit_log import BadCommit
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.problem import Problem, problem_at
-from behemoth.checkpoint.verify import Report, Spread, verify
+from behemoth.checkpoint.verify import Spread, Verification, verify
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth_cli.commands.selection import found_of, still_there
@@ -21,7 +21,7 @@ from behemoth_cli.out.progress import Progress
 from behemoth_cli.views.checkpoints import Found, verify_page
 from behemoth_cli.views.figures import work
 
-Checked = Sequence[tuple[Found, Report]]
+Checked = Sequence[tuple[Found, Verification]]
 MakeSpread = Callable[[Callable[[int, int], None]], Spread]
 """From a progress bar to what checks the chunks of a checkpoint."""
 
@@ -61,7 +61,7 @@ def _verified(
     threads: int,
     deep: bool,
     spread: MakeSpread | None,
-) -> Report:
+) -> Verification:
     progress = Progress(console, partial(work, f"verifying checkpoint/{commit.step}"))
     of_commit = None if spread is None else spread(progress.update)
     try:
@@ -80,7 +80,7 @@ def _verified_here(
     threads: int,
     deep: bool,
     failed: Corrupt | NotFound,
-) -> Report:
+) -> Verification:
     """Verify in this process, after a worker could not open the checkpoint. It may have been deleted by retention; if
     not, the worker sees another store than this process, which is printed, and its damage is reported."""
     if still_there(store, found_of(commit)):

@@ -12,7 +12,7 @@ import typer
 
 from behemoth.app.batches.export_job import write_in_batches
 from behemoth.app.batches.jobs import ExportJob
-from behemoth.app.batches.tensors import Change, outward
+from behemoth.app.batches.tensors import TensorChange, outward
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.units import parse_size
 from behemoth.checkpoint.interop.casts import FLOAT8
@@ -20,7 +20,7 @@ from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.export import Exported, export, kept_files, unfinished_folder
 from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
-from behemoth.checkpoint.reader import Commit
+from behemoth.checkpoint.opened import Commit
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.storage.open import is_s3, located, open_store
 from behemoth.storage.probe_uploads import probe_bucket
@@ -91,10 +91,7 @@ def export_checkpoint(
     max_file_bytes = _file_size(max_file_size)
     precision = precision_of(dtype, *PRECISIONS)
     change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
-    if to.startswith(PREFIX):
-        raise Conflict(f"option --to {to}: expected a folder, got a run", hint=_FOLDER_HINT, code="export-folder")
-    if not is_s3(to):
-        folder_to_be(to, expected="a folder", hint=_FOLDER_HINT, code="export-folder")
+    _require_folder(to)
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
     place = find_checkpoints(where)
@@ -126,6 +123,14 @@ def export_checkpoint(
             kept = _export(batches, store, commit, target, plan, job)
         page = export_page(plan, step=commit.record.step, target=target.root, kept=kept, is_done=not is_dry)
         context.console.show(page, form)
+
+
+def _require_folder(to: str) -> None:
+    """Raises Conflict for a run, and for a path at which no folder can be; a bucket is as good as one."""
+    if to.startswith(PREFIX):
+        raise Conflict(f"option --to {to}: expected a folder, got a run", hint=_FOLDER_HINT, code="export-folder")
+    if not is_s3(to):
+        folder_to_be(to, expected="a folder", hint=_FOLDER_HINT, code="export-folder")
 
 
 def _export(
@@ -160,7 +165,7 @@ def _file_size(text: str) -> int:
     return size_bytes
 
 
-def _provenance(commit: Commit, change: Change) -> dict[str, str]:
+def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
     """What goes into every file. Two exports with the same heads are the same export, so all that decides what the
     bytes are is in it; transformers wants `format`."""
     record = commit.record

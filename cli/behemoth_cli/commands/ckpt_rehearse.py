@@ -12,7 +12,7 @@ import typer
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.on_mesh import on_mesh
-from behemoth.checkpoint.reader import Commit
+from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.rehearsal import Rehearsal, rehearse
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh, parse_mesh

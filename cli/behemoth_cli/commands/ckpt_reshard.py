@@ -19,7 +19,7 @@ from behemoth.base.errors import Invalid
 from behemoth.base.ids import Attempt
 from behemoth.checkpoint.interop.relayout import Relayout, relayout
 from behemoth.checkpoint.model_layout import model_layout
-from behemoth.checkpoint.reader import Commit
+from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.checkpoint.verify import require_committed
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts

@@ -18,7 +18,7 @@ from behemoth_cli.commands.selection import Step, Threads, Where, chosen
 from behemoth_cli.context import Context, chosen_format, find_checkpoints
 
 if TYPE_CHECKING:
-    from behemoth.checkpoint.chunk_check import Found, Shard, Span
+    from behemoth.checkpoint.chunk_check import Found, Shard, SlotRange
     from behemoth.checkpoint.commit_record import CommitRecord
     from behemoth.checkpoint.verify import Spread
 
@@ -58,7 +58,7 @@ def verify_checkpoints(
 def _spread(batches: Batching, url: str, deep: bool, progress: Callable[[int, int], None]) -> Spread:
     """Checks the chunks of a checkpoint in batches; `url` leads there from every node."""
 
-    def spread(record: CommitRecord, shards: Sequence[Shard], spans: Sequence[Span]) -> Iterator[Found]:
+    def spread(record: CommitRecord, shards: Sequence[Shard], spans: Sequence[SlotRange]) -> Iterator[Found]:
         from behemoth.app.batches.jobs import encode_job
         from behemoth.app.batches.verify_job import check_in_batches, verify_job
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from behemoth.app.batches.tensors import Change, MapDocument
+from behemoth.app.batches.tensors import MapDocument, TensorChange
 from behemoth.app.run_directory import refusal
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.interop.casts import FLOAT8
@@ -67,13 +67,13 @@ def change_of(
     sizes: Sequence[str] | None,
     precision: str,
     scaling: str = SCALINGS[0],
-) -> Change:
+) -> TensorChange:
     """What `--select`, `--map`, `--size`, a precision and a scaling ask for. Raises Invalid for a map that says
     nothing."""
     names = _map_of(name_map, dict(_size(one) for one in sizes or ()))
     if names is not None:
         names.names()  # what is wrong with it is told before anything is read
-    return Change(patterns=tuple(patterns or ()), names=names, precision=precision, scaling=scaling)
+    return TensorChange(patterns=tuple(patterns or ()), names=names, precision=precision, scaling=scaling)
 
 
 def _map_of(text: str, sizes: dict[str, int]) -> MapDocument | None:

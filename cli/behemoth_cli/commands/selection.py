@@ -12,9 +12,9 @@ from behemoth.base.errors import BehemothError, Corrupt, NotFound
 from behemoth.checkpoint.commit_log import BadCommit, commits, records
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import Marker, read_marker
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
 from behemoth.checkpoint.pins import lost_pins
-from behemoth.checkpoint.reader import Commit, open_commit
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth_cli.commands.candidates import run_names

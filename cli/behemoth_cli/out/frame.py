@@ -11,6 +11,8 @@ Style = Literal["", "bold", "dim", "good", "warn", "bad", "spare"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
+    """Text of one style, within a line."""
+
     text: str
     style: Style = ""
 

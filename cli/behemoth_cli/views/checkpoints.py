@@ -13,9 +13,9 @@ from behemoth_cli.views.figures import moment, since, size
 if TYPE_CHECKING:
     from behemoth.checkpoint.commit_record import CommitRecord
     from behemoth.checkpoint.layout import ArraySpec, SplitAxes
+    from behemoth.checkpoint.opened import Commit
     from behemoth.checkpoint.problem import Problem
-    from behemoth.checkpoint.reader import Commit
-    from behemoth.checkpoint.verify import Report
+    from behemoth.checkpoint.verify import Verification
     from behemoth.spec.mesh import Mesh
 
 State = Literal["ok", "damaged", "unreadable", "rejected", "newer", "foreign", "gone"]
@@ -97,7 +97,7 @@ def checkpoint_page(commit: Commit, digest: str | None, *, pin: str | None) -> P
     )
 
 
-def verify_page(reports: Sequence[tuple[Found, Report]], of_store: Sequence[Problem]) -> Page:
+def verify_page(reports: Sequence[tuple[Found, Verification]], of_store: Sequence[Problem]) -> Page:
     """One line a checkpoint, then one row for each damaged place; files that are no part of a checkpoint apart from
     those. `of_store` is damage beside the checkpoints."""
     problems: list[tuple[int | None, Problem]] = [(None, problem) for problem in of_store]
@@ -214,7 +214,7 @@ def _array_items(commit: Commit) -> list[dict[str, object]]:
     ]
 
 
-def _verdict(one: Found, report: Report) -> str:
+def _verdict(one: Found, report: Verification) -> str:
     if one.state == "foreign":
         return f"{one.key} foreign: no part of a checkpoint"
     name = f"checkpoint/{one.step}"
@@ -271,7 +271,7 @@ def _foreign_listing(foreign: Sequence[Found]) -> Listing:
     )
 
 
-def _report_item(one: Found, report: Report) -> dict[str, object]:
+def _report_item(one: Found, report: Verification) -> dict[str, object]:
     return {
         "step": one.step,
         "writeId": one.write_id or None,

@@ -30,6 +30,7 @@ def axes_text(mesh: Mesh, axes: Sequence[Axis]) -> str:
 
 
 def rate(bytes_per_s: float | None) -> str:
+    """A dash where nobody has measured it."""
     return f"{size(bytes_per_s)}/s" if bytes_per_s is not None else "-"
 
 
@@ -66,6 +67,7 @@ def since(at_us: int, now_us: int) -> str:
 
 
 def percent(part: float, whole: float) -> str:
+    """A dash where there is no whole."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
@@ -85,7 +87,7 @@ def drained_text(step: int | None, last_step: int) -> str:
 def count(value: float) -> str:
     """`950`, `12.3k`, `4.56M`."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor * 0.99995:
+        if value >= factor * 0.9995:  # three digits of less would be 1e+03 of the unit below
             return f"{value / factor:.3g}{unit}"
     return f"{value:.0f}"
 

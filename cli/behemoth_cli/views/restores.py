@@ -67,6 +67,7 @@ def restore_figures(restore: Restore) -> dict[str, object]:
 
 
 def restore_documents(restores: Sequence[Restore]) -> list[dict[str, object]]:
+    """One object each, with its mesh."""
     return [{"mesh": {axis: one.mesh.size(axis) for axis in ALL_AXES}, **restore_figures(one)} for one in restores]
 
 

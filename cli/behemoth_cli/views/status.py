@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from behemoth.base.slots import ranks_of
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
 from behemoth_cli.views.events import event_item, event_listing
 from behemoth_cli.views.figures import age, drained_text, moment, percent, seconds, since, size
+from behemoth_cli.views.ledger import BUCKETS, spent_listing
 
 if TYPE_CHECKING:
     from behemoth.app.events import Event
@@ -41,6 +43,7 @@ class Look:
     """The process that runs it now; None when nobody does, 0 when somebody does whose number is not known."""
     snapshot: Snapshot | None
     num_ranks: int
+    ranks_per_node: int
     spent: Buckets | None
     """Rank-microseconds up to the last line of the journal."""
     saves: Sequence[SaveRow]
@@ -135,12 +138,10 @@ def node_listing(look: Look) -> Listing:
 
 
 def _ranks(look: Look, node: NodeView) -> str:
-    """Ranks fill the slots in order, each slot as many."""
-    num_slots = sum(other.slot is not None for other in look.snapshot.nodes) if look.snapshot is not None else 0
-    if node.slot is None or num_slots == 0:
+    if node.slot is None:
         return "-"
-    each = look.num_ranks // num_slots
-    return f"{node.slot * each}..{(node.slot + 1) * each - 1}"
+    held = ranks_of(node.slot, look.ranks_per_node)
+    return f"{held[0]}..{held[-1]}"
 
 
 def _facts(look: Look, now_us: int) -> tuple[tuple[str, str], ...]:
@@ -180,20 +181,9 @@ def _drained(drain: DrainState | None, last_step: int, now_us: int) -> list[tupl
 
 
 def _spent_listing(spent: Buckets | None) -> Listing:
-    names = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recomputed", "idle")
-    values = [(name, getattr(spent, name)) for name in names] if spent is not None else []
-    return Listing(
-        kind="Ledger",
-        columns=(
-            Column(name="spent on"),
-            Column(name="rank-seconds", align="right"),
-            Column(name="share", align="right"),
-        ),
-        rows=tuple(
-            (name.replace("_", " "), f"{value / 1e6:.3f}", percent(value, spent.total if spent is not None else 0))
-            for name, value in values
-        ),
-    )
+    if spent is None:
+        return spent_listing((), total_s=0)
+    return spent_listing([(name, getattr(spent, name) / 1e6) for name in BUCKETS], total_s=spent.total / 1e6)
 
 
 def _save_listing(saves: Sequence[SaveRow], now_us: int) -> Listing:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from behemoth_cli.out.table import Column, Listing, Page, Section, one_line
-from behemoth_cli.views.figures import drained_text, percent, rate, seconds, size
+from behemoth_cli.views.figures import drained_text, rate, seconds, size
+from behemoth_cli.views.ledger import BUCKETS, spent_listing
 
 if TYPE_CHECKING:
     from behemoth.app.restore_book import RestoreRow
     from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
-
-_BUCKETS = ("useful", "checkpoint_stall", "detect", "restart", "restore", "recomputed", "idle")
 
 
 def summary_page(summary: Summary) -> Page:
@@ -53,18 +52,9 @@ def _renamed(value: object) -> object:
 
 def ledger_listing(ledger: LedgerTable) -> Listing:
     """Rank-seconds by what they were spent on; the last row is the sum, wall time x ranks."""
-    total = ledger.wall_s * ledger.num_ranks
-    spent = [(name.replace("_", " "), float(getattr(ledger, f"{name}_s"))) for name in _BUCKETS]
-    rows = [*spent, (f"total ({seconds(ledger.wall_s)} x {ledger.num_ranks} ranks)", sum(each for _, each in spent))]
-    return Listing(
-        kind="Ledger",
-        columns=(
-            Column(name="spent on"),
-            Column(name="rank-seconds", align="right"),
-            Column(name="share", align="right"),
-        ),
-        rows=tuple((name, f"{each:.3f}", percent(each, total)) for name, each in rows),
-    )
+    spent = [(name, float(getattr(ledger, f"{name}_s"))) for name in BUCKETS]
+    total = (f"total ({seconds(ledger.wall_s)} x {ledger.num_ranks} ranks)", sum(each for _, each in spent))
+    return spent_listing([*spent, total], total_s=ledger.wall_s * ledger.num_ranks)
 
 
 def _facts(summary: Summary) -> tuple[tuple[str, str], ...]:

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from behemoth.agent.arenas import restored_step
 from behemoth.agent.attempt_reports import AttemptReports
-from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, now_us
-from behemoth.agent.storewire import Failed, Source
+from behemoth.agent.node_services import NodeServices
+from behemoth.agent.storewire import Failed, RestoreSource
 from behemoth.base.errors import BehemothError, Invalid
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
-from behemoth.wire.commands import StartGang
+from behemoth.wire.commands import RestoreFrom, StartGang
 from behemoth.wire.frames import PROTOCOL_MAJOR
 from behemoth.wire.reports import ProgramRefused, RanksRestored, RanksUp, RestoreRefused
 from behemoth.wire.session import Assigned, Declare, Join, Ready, Refusal
@@ -33,8 +32,10 @@ _log = logging.getLogger(__name__)
 class Admission:
     """Admits `members`, the workers of the attempt of `table` on this node."""
 
-    def __init__(self, parts: Parts, table: StartGang, members: Sequence[Member], reports: AttemptReports) -> None:
-        self._parts = parts
+    def __init__(
+        self, services: NodeServices, table: StartGang, members: Sequence[Member], reports: AttemptReports
+    ) -> None:
+        self._services = services
         self._table = table
         self._members = members
         self._reports = reports
@@ -42,12 +43,13 @@ class Admission:
         self._digest = ""
 
     def joined(self, member: Member, join: Join) -> None:
+        """Tell a worker its place, or refuse one that speaks another protocol."""
         assert member.channel is not None
         if join.major != PROTOCOL_MAJOR:
             reason = f"session: expected protocol {PROTOCOL_MAJOR}, got {join.major}"
             member.channel.send(Refusal(reason=reason, hint="install the agent's release of behemoth for the program"))
             return
-        setup = self._parts.setup
+        setup = self._services.setup
         member.channel.send(
             Assigned(
                 rank=member.rank,
@@ -67,10 +69,10 @@ class Admission:
 
     async def prepare(self, member: Member, declared: Declare) -> None:
         """Give the worker its staging memory, with the checkpoint to restore in it."""
-        parts, restore = self._parts, self._table.restore
+        services, restore = self._services, self._table.restore
         try:
             self._check_layout(declared)
-            memory = parts.arenas.declare(member.local_rank, member.rank, declared)
+            memory = services.arenas.declare(member.local_rank, member.rank, declared)
         except Invalid as error:
             self._refuse_program(f"rank {member.rank}, declaring its arrays: {error.message}; {error.hint}")
             return
@@ -79,33 +81,33 @@ class Admission:
                 reason = f"rank {member.rank}, declaring its arrays: {error.message}"
                 member.channel.send(Refusal(reason=reason, hint=error.hint))
             return
-        parts.copies.declared(declared)
+        services.copies.declared(declared)
         source = self._source(memory.source(restore), declared) if restore is not None else None
-        budget = parts.copies.budget([one.rank for one in self._members])
-        answer = await parts.store.prepare(memory, source, budget=budget)
+        budget = services.copies.budget([one.rank for one in self._members])
+        answer = await services.store.prepare(memory, source, budget=budget)
         if isinstance(answer, Failed):
             self._restore_refused(member, answer)
             return
         memory.is_new = False
         if answer.disk_trouble:
-            parts.keeping.health.unreadable(f"rank {member.rank}, restoring: {answer.disk_trouble}")
+            services.keeping.health.unreadable(f"rank {member.rank}, restoring: {answer.disk_trouble}")
         if restore is not None:
             if answer.generation is not None:
                 memory.restored(answer.generation, None if answer.left_out else restore.write_id)
-            parts.keeping.restored(memory.rank)
+            services.keeping.restored(memory.rank)
         member.was_prepared(answer)
         if member.channel is not None:
             ready = Ready(
-                step=restored_step(restore),
+                step=_restored_step(restore),
                 generation=answer.generation,
                 folder=answer.folder,
                 is_cold=answer.is_cold,
                 is_checked=answer.origin in ("peer", "disk", "several", "store"),
-                threads=max(1, parts.setup.io_threads // parts.setup.ranks_per_node),
+                threads=max(1, services.setup.io_threads // services.setup.ranks_per_node),
                 left_out=answer.left_out,
             )
             member.channel.send(ready, (memory.fd,))
-        parts.saves.grant()
+        services.saves.grant()
 
     def standing(self, member: Member, step: Step) -> None:
         """The worker has restored its state and stands at `step`."""
@@ -114,7 +116,7 @@ class Admission:
         prepared = [told for _, told in of_ranks]
         report = RanksRestored(
             attempt=self._attempt,
-            step=restored_step(self._table.restore),
+            step=_restored_step(self._table.restore),
             num_from_memory=sum(one.origin == "memory" for one in prepared),
             layout=self._digest,
             num_from_peer=sum(one.origin == "peer" for one in prepared),
@@ -127,8 +129,8 @@ class Admission:
         )
         self._reports.milestone(report, [one.is_standing for one in self._members])
 
-    def _source(self, source: Source, declared: Declare) -> Source:
-        holders, record_bytes = self._parts.copies.asked(), self._table.record_bytes
+    def _source(self, source: RestoreSource, declared: Declare) -> RestoreSource:
+        holders, record_bytes = self._services.copies.asked(), self._table.record_bytes
         source = msgspec.structs.replace(source, holders=holders, record_bytes=record_bytes)
         return msgspec.structs.replace(source, must_read=declared.must_read)
 
@@ -174,3 +176,8 @@ class Admission:
 def wait_limit_us(floors: HangFloors) -> int:
     """How long a rank waits for an answer of its agent, in microseconds."""
     return _WAIT_FLOORS * max(floors.start_us, floors.restore_us, floors.save_us, floors.step_us)
+
+
+def _restored_step(restore: RestoreFrom | None) -> Step:
+    """Where a rank stands after the restore."""
+    return restore.step if restore is not None else Step(0)

@@ -12,9 +12,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from behemoth.agent.storewire import Source
+from behemoth.agent.storewire import RestoreSource
 from behemoth.base.errors import Unavailable
-from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.ids import Rank, WriteId
 from behemoth.wire.commands import RestoreFrom
 from behemoth.wire.session import Declare
 
@@ -104,14 +104,14 @@ class RankMemory:
             if generation.state == "granted" and not generation.is_read:
                 generation.free()
 
-    def source(self, restore: RestoreFrom) -> Source:
+    def source(self, restore: RestoreFrom) -> RestoreSource:
         """Where this rank's part of a committed checkpoint may be, and which generation may take it from the store. It
         may be the one before the newest: that one may have been committed while this restore was decided."""
         held = None
         for index, generation in enumerate(self.generations):
             if generation.write_id == restore.write_id and generation.state in ("staged", "committed", "free"):
                 held = index
-        return Source(step=restore.step, write_id=restore.write_id, held_in=held, spare=self._spare())
+        return RestoreSource(step=restore.step, write_id=restore.write_id, held_in=held, spare=self._spare())
 
     def restored(self, generation: int, write_id: WriteId | None) -> None:
         """`generation` now holds this committed checkpoint, or just a part of one (None), which no later restore may
@@ -172,11 +172,6 @@ class Arenas:
         for memory in self._memories.values():
             memory.close()
         self._memories.clear()
-
-
-def restored_step(restore: RestoreFrom | None) -> Step:
-    """Where a rank stands after the restore."""
-    return restore.step if restore is not None else Step(0)
 
 
 def _anonymous_file(rank: Rank, size_bytes: int) -> int:

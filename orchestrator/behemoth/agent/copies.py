@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from behemoth.agent.background_copy import BackgroundCopy
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import Budget, Failed, Pull, Share
+from behemoth.agent.storewire import Budget, Failed, Pull, ShareMemory
 from behemoth.base.ids import Rank, Slot
+from behemoth.base.slots import ranks_of
 from behemoth.policy import peers
 from behemoth.wire.commands import RestoreFrom, StartGang
 from behemoth.wire.session import Declare
@@ -75,7 +76,7 @@ class Copies:
     def committed(self, write: RestoreFrom) -> None:
         """A newer write is committed: pull that, and free the copies of ranks that are no wards any more. Until now a
         restore might have asked for them."""
-        wanted = {rank for ward in self._wards for rank in self._ranks(ward)}
+        wanted = {rank for _, rank in self._of_wards()}
         unwanted = self._memories.keys() - wanted
         for rank in unwanted:
             os.close(self._memories.pop(rank).fd)
@@ -87,7 +88,7 @@ class Copies:
         """The memory that this node may use, and the ranks for which; None where it is not bounded."""
         if self._budget_bytes is None:
             return None
-        copies = tuple(rank for ward in self._wards for rank in self._ranks(ward))
+        copies = tuple(rank for _, rank in self._of_wards())
         return Budget(limit_bytes=self._budget_bytes, own=tuple(own), copies=copies)
 
     def asked(self) -> tuple[Slot, ...]:
@@ -96,9 +97,11 @@ class Copies:
             return ()
         return peers.asked(self._slot, self._domains, stride=self._stride, copies=self._num_copies)
 
-    def shared(self) -> list[tuple[Share, int]]:
+    def shared(self) -> list[tuple[ShareMemory, int]]:
         """The memory that a new store process must know of, with its descriptors."""
-        return [(Share(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held]
+        return [
+            (ShareMemory(job=0, rank=one.rank, is_copy=True), one.fd) for one in self._memories.values() if one.held
+        ]
 
     def close(self) -> None:
         for memory in self._memories.values():
@@ -154,7 +157,11 @@ class Copies:
             return []
         layout = self._declared.digest
         held = {rank for rank, one in self._memories.items() if (one.held, one.layout) == (wanted, layout)}
-        return [(ward, rank) for ward in self._wards for rank in self._ranks(ward) if rank not in held]
+        return [(ward, rank) for ward, rank in self._of_wards() if rank not in held]
+
+    def _of_wards(self) -> Iterator[tuple[Slot, Rank]]:
+        """Whose memory is copied here: each ward with each of its ranks."""
+        return ((ward, rank) for ward in self._wards for rank in ranks_of(ward, self._ranks_per_node))
 
     def _memory(self, rank: Rank, declared: Declare) -> CopyMemory:
         memory = self._memories.get(rank)
@@ -172,6 +179,3 @@ class Copies:
                 await self._background.news.wait()
         except TimeoutError:
             return
-
-    def _ranks(self, slot: Slot) -> list[Rank]:
-        return [Rank(slot * self._ranks_per_node + local) for local in range(self._ranks_per_node)]

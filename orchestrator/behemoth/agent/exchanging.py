@@ -19,8 +19,9 @@ from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import Rank, UploadId, WriteId
-from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrites, SentPart
-from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.base.slots import slot_of
+from behemoth.checkpoint.exchange import OUT_OF_TIME, Given, LocalExchange, OpenWrite, OpenWrites, SentPart
+from behemoth.checkpoint.part_plan import Fragment, ShardId
 from behemoth.ports import PartReceipt
 from behemoth.wire.peers import (
     MAX_ROWS,
@@ -71,27 +72,23 @@ class ExchangeService:
         }
 
     def _fragments(self, asked: AskFragments) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        views = write.views_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        views = write.views_of(_fragments(asked.rank, asked.fragments), cancelled=is_over)
         return Reply(answer=BytesFound(), payload=views, is_whole=write.is_held)
 
     def _crcs(self, asked: AskFragmentCrcs) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        crcs = write.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        crcs = write.crcs_of(_fragments(asked.rank, asked.fragments), cancelled=is_over)
         return Reply(answer=CrcsFound(crcs=tuple(crcs)))
 
     def _upload_ids(self, asked: AskUploadIds) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        ids = write.ids_of([Shard(*row) for row in asked.shards], cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        ids = write.ids_of([ShardId(*row) for row in asked.shards], cancelled=is_over)
         return Reply(answer=UploadIdsFound(upload_ids=tuple(ids)))
 
     def _sent_parts(self, asked: AskSentParts) -> Reply:
-        patience = _Patience(asked.rank, asked.write_id)
-        write = self._open_writes.find(asked.write_id, asked.rank, cancelled=patience.is_over)
-        sent = write.sent_to(asked.completer, cancelled=patience.is_over)
+        write, is_over = self._found(asked.rank, asked.write_id)
+        sent = write.sent_to(asked.completer, cancelled=is_over)
         rows = [
             SentPartRow(
                 shard=(one.shard.array, one.shard.number),
@@ -105,6 +102,11 @@ class ExchangeService:
             for one in sent[asked.first : asked.first + MAX_ROWS]
         ]
         return Reply(answer=SentPartsFound(parts=tuple(rows)))
+
+    def _found(self, rank: Rank, write_id: WriteId) -> tuple[OpenWrite, Given]:
+        """The rank's write, once it has begun, and what ends the waits for its answers, this one included."""
+        is_over = _Patience(rank, write_id).is_over
+        return self._open_writes.find(write_id, rank, cancelled=is_over), is_over
 
 
 class NodeExchange:
@@ -151,7 +153,7 @@ class NodeExchange:
             found += _as_many(rank, some, crcs)
         return found
 
-    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+    def upload_ids(self, rank: Rank, shards: Sequence[ShardId], *, cancelled: Given) -> Sequence[UploadId]:
         if self._is_here(rank):
             return self._local.upload_ids(rank, shards, cancelled=cancelled)
         found: list[UploadId] = []
@@ -171,8 +173,7 @@ class NodeExchange:
 
     def _is_here(self, rank: Rank) -> bool:
         """Whether the rank is of this node; so is every one while there is no other node."""
-        slot = rank // self._ranks_per_node
-        return slot == self._table.slot if self._table.num_slots > 1 else True
+        return self._table.num_slots < 2 or slot_of(rank, self._ranks_per_node) == self._table.slot
 
     def _ask(
         self, rank: Rank, request: PeerRequest, answer: type[A], *, cancelled: Given, into: memoryview | None = None
@@ -180,7 +181,7 @@ class NodeExchange:
         """Until the node answers, or has not for a while. Raises Conflict when cancelled, and what the node told."""
         if self._client is None:
             raise Unavailable(f"rank {rank}: expected a way to ask its node, got none", code="no-peers")
-        slot, lost_s = rank // self._ranks_per_node, None
+        slot, lost_s = slot_of(rank, self._ranks_per_node), None
         limit_s = LOST_LIMIT_S if self._is_needed else self._patience_s(slot)
         ask = partial(self._client.ask, into=into, cancelled=cancelled, is_patient=limit_s > 0)
         while True:
@@ -267,4 +268,4 @@ def _fragments(rank: Rank, rows: Sequence[FragmentRow]) -> list[Fragment]:
 
 def _sent_part(row: SentPartRow) -> SentPart:
     receipt = PartReceipt(number=row.number, etag=row.etag, crc=row.crc, size_bytes=row.size_bytes)
-    return SentPart(Shard(*row.shard), receipt, row.payload_crc, row.payload_bytes)
+    return SentPart(ShardId(*row.shard), receipt, row.payload_crc, row.payload_bytes)

@@ -21,11 +21,12 @@ from behemoth.agent.admission import Admission, wait_limit_us
 from behemoth.agent.attempt_reports import AttemptReports
 from behemoth.agent.channel import Channel
 from behemoth.agent.forkwire import Exited, Spawn
-from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import Member, beat_of, now_us
+from behemoth.agent.node_services import NodeServices
 from behemoth.agent.ranklog import log_path
 from behemoth.base.errors import BehemothError
-from behemoth.base.ids import Attempt, Rank
+from behemoth.base.ids import Attempt, Slot
+from behemoth.base.slots import ranks_of
 from behemoth.wire.commands import StartGang
 from behemoth.wire.reports import Beat, RanksFinished, WorkerEnded
 from behemoth.wire.session import (
@@ -58,17 +59,17 @@ _log = logging.getLogger(__name__)
 class Gang:
     """The workers of `table.fence.attempt` on the node that holds `slot`."""
 
-    def __init__(self, parts: Parts, table: StartGang, slot: int) -> None:
-        self._parts = parts
+    def __init__(self, services: NodeServices, table: StartGang, slot: Slot) -> None:
+        self._services = services
         self._table = table
         self._slot = slot
-        count = parts.setup.ranks_per_node
         self._members = [
-            Member(rank=Rank(slot * count + local), local_rank=local, phase_since_us=now_us()) for local in range(count)
+            Member(rank=rank, local_rank=local_rank, phase_since_us=now_us())
+            for local_rank, rank in enumerate(ranks_of(slot, services.setup.ranks_per_node))
         ]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reports = AttemptReports(parts.send)
-        self._admission = Admission(parts, table, self._members, self._reports)
+        self._reports = AttemptReports(services.send)
+        self._admission = Admission(services, table, self._members, self._reports)
         self._last_slowest_us = 0
         self._is_ending = False
 
@@ -86,9 +87,9 @@ class Gang:
 
     async def start(self) -> None:
         """Fork all workers of the node. A failure is reported as the end of the worker that it concerns."""
-        self._parts.saves.began(self._members)
+        self._services.saves.began(self._members)
         try:
-            await self._parts.forks.ready(timeout_s=wait_limit_us(self._parts.setup.hang_floors) / 1e6)
+            await self._services.forks.ready(timeout_s=wait_limit_us(self._services.setup.hang_floors) / 1e6)
         except (BehemothError, TimeoutError) as error:
             for member in self._members:
                 self._failed(member, exit_code=1, signum=None, last_lines=f"{error}" or "its imports took too long")
@@ -100,9 +101,9 @@ class Gang:
         one."""
         self._is_ending = True
         if dump_stacks:
-            await self._parts.forks.replace_stuck()
+            await self._services.forks.replace_stuck()
             await self._dump()
-        await self._parts.forks.kill_all()
+        await self._services.forks.kill_all()
         self.close()
 
     def close(self) -> None:
@@ -112,7 +113,7 @@ class Gang:
             task.cancel()
         for member in self._members:
             self._release(member)
-        self._parts.saves.ended()
+        self._services.saves.ended()
 
     def exited(self, report: Exited) -> None:
         """A worker's end, as the fork server tells it."""
@@ -135,10 +136,11 @@ class Gang:
         self._reports.again()
 
     def beat(self, *, port: int) -> Beat:
+        """How far the node is. `port`: the one that is reserved for the next attempt. Each step time is told once."""
         beat = beat_of(
             self._members,
             self.attempt,
-            floors=self._parts.setup.hang_floors,
+            floors=self._services.setup.hang_floors,
             port=port,
             last_slowest_us=self._last_slowest_us,
             now_us=now_us(),
@@ -152,10 +154,10 @@ class Gang:
     # Workers
 
     async def _spawn(self, member: Member) -> None:
-        setup, attempt = self._parts.setup, self.attempt
+        setup, attempt = self._services.setup, self.attempt
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         path = log_path(setup.log_dir, attempt, member.rank)
-        member.pipe, writing = self._parts.output.open(path, max_bytes=setup.max_log_bytes)
+        member.pipe, writing = self._services.output.open(path, max_bytes=setup.max_log_bytes)
         member.channel = Channel(
             ours, FROM_WORKER, on_message=partial(self._take, member), on_end=partial(self._hung_up, member)
         )
@@ -173,14 +175,14 @@ class Gang:
         )
         try:
             with theirs:
-                member.pid = await self._parts.forks.spawn(order, output=writing, session=theirs.fileno())
+                member.pid = await self._services.forks.spawn(order, output=writing, session=theirs.fileno())
         except (BehemothError, TimeoutError) as error:
             self._failed(member, exit_code=1, signum=None, last_lines=f"{error}" or "the fork server did not answer")
         finally:
             os.close(writing)
 
     async def _report_end(self, member: Member, report: Exited) -> None:
-        last_lines = await self._parts.output.last_lines(member.pipe) if member.pipe is not None else ""
+        last_lines = await self._services.output.last_lines(member.pipe) if member.pipe is not None else ""
         self._release(member)
         self._failed(member, exit_code=report.exit_code, signum=report.signal, last_lines=last_lines)
 
@@ -196,21 +198,21 @@ class Gang:
             last_lines=last_lines,
         )
         _log.warning("attempt %d rank %d ended: exit %s signal %s", self.attempt, member.rank, exit_code, signum)
-        self._parts.beat()  # how far the node came goes first: the attempt is over with what follows
+        self._services.beat()  # how far the node came goes first: the attempt is over with what follows
         self._reports.ended(member, ended)
 
     def _release(self, member: Member) -> None:
         if member.channel is not None:
             member.channel.close()
         if member.pipe is not None:
-            self._parts.output.release(member.pipe)
+            self._services.output.release(member.pipe)
         member.channel, member.pipe = None, None
 
     async def _dump(self) -> None:
         """Let hung workers write their stacks: wait until the log of each has grown and all are quiet again."""
         pipes = [member.pipe for member in self._members if member.pipe is not None]
         before = [pipe.num_bytes for pipe in pipes]
-        self._parts.forks.signal_all(DUMP_SIGNAL)
+        self._services.forks.signal_all(DUMP_SIGNAL)
         deadline = time.monotonic() + DUMP_LIMIT_S
         seen, quiet_since = before, time.monotonic()
         while time.monotonic() < deadline:
@@ -236,7 +238,7 @@ class Gang:
             case InPhase():
                 member.enter(message.phase, now_us())
             case Armed() | Missed() | Staging() | Staged() | StagingFailed():
-                self._parts.saves.take(member, message)
+                self._services.saves.take(member, message)
             case Stalled():
                 member.stall_us += message.stall_us
             case StepsEnded():
@@ -255,9 +257,9 @@ class Gang:
         was_first = all(one.num_steps for one in self._members)
         member.completed(report, now_us())
         is_first = not was_first and all(one.num_steps for one in self._members)
-        total_steps = self._parts.setup.total_steps
+        total_steps = self._services.setup.total_steps
         if is_first or (report.step == total_steps and all(one.step >= total_steps for one in self._members)):
-            self._parts.beat()
+            self._services.beat()
 
     def _run(self, work: Coroutine[None, None, None], member: Member, what: str) -> None:
         task = asyncio.create_task(work, name=f"{what}-rank-{member.rank}")

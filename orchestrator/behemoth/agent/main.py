@@ -21,9 +21,9 @@ from behemoth.agent.arenas import Arenas
 from behemoth.agent.copies import Copies
 from behemoth.agent.forkclient import ForkClient
 from behemoth.agent.forkwire import Exited
-from behemoth.agent.gang_parts import Parts
 from behemoth.agent.keeping import Keeping
 from behemoth.agent.link import Introduction, Link, jitter
+from behemoth.agent.node_services import NodeServices
 from behemoth.agent.orders import Orders
 from behemoth.agent.output import Output
 from behemoth.agent.peers.listener import listen_for_peers
@@ -32,7 +32,7 @@ from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.saves import Saves
 from behemoth.agent.settings import AgentSettings
 from behemoth.agent.storelink import StoreLink
-from behemoth.agent.storewire import DiskService, OpenStore, PeerService, Share
+from behemoth.agent.storewire import DiskService, OpenStore, PeerService, ShareMemory
 from behemoth.base.errors import Denied, Internal
 from behemoth.base.ids import Attempt
 from behemoth.wire.commands import (
@@ -75,7 +75,7 @@ class Agent:
         self._arenas = Arenas()
         self._reservation: Reservation | None = None
         self._for_peers: socket.socket | None = None
-        self._parts: Parts | None = None
+        self._services: NodeServices | None = None
         self._orders: Orders | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
@@ -143,7 +143,7 @@ class Agent:
 
     def parted(self, reason: str) -> None:
         """See `link.Listener`."""
-        grace_us = self._parts.setup.coordinator_grace_us if self._parts is not None else 0
+        grace_us = self._services.setup.coordinator_grace_us if self._services is not None else 0
         _log.warning("coordinator lost: %s; workers go on for %s us", reason, grace_us)
         if grace_us is not None:
             loop = asyncio.get_running_loop()
@@ -176,7 +176,7 @@ class Agent:
         copies = Copies(store=store, setup=setup)
         keeping = Keeping(store=store, arenas=self._arenas, setup=setup, changed=self._beat)
         saves = Saves(arenas=self._arenas, store=store, send=self._link.send)
-        self._parts = Parts(
+        self._services = NodeServices(
             setup=setup,
             forks=forks,
             store=store,
@@ -192,7 +192,7 @@ class Agent:
         self._orders = Orders(
             self._settings.node,
             self._settings.run_uid,
-            parts=self._parts,
+            services=self._services,
             reservation=self._reservation,
             run=self._run,
         )
@@ -220,14 +220,16 @@ class Agent:
         folder = f"{setup.run_name}-{run_uid}/{self._settings.node}"
         return DiskService(disk=setup.local_disk, folder=folder, run_uid=run_uid)
 
-    def _shared(self) -> list[tuple[Share, int]]:
+    def _shared(self) -> list[tuple[ShareMemory, int]]:
         """Memory with something in it."""
-        own = [(Share(job=0, rank=one.rank, is_copy=False), one.fd) for one in self._arenas.all() if not one.is_new]
-        return own + (self._parts.copies.shared() if self._parts is not None else [])
+        own = [
+            (ShareMemory(job=0, rank=one.rank, is_copy=False), one.fd) for one in self._arenas.all() if not one.is_new
+        ]
+        return own + (self._services.copies.shared() if self._services is not None else [])
 
     def _helper_pids(self) -> set[int]:
-        assert self._parts is not None
-        return {pid for pid in (self._parts.store.pid, self._parts.forks.pid) if pid is not None}
+        assert self._services is not None
+        return {pid for pid in (self._services.store.pid, self._services.forks.pid) if pid is not None}
 
     def _exited(self, report: Exited) -> None:
         if self._orders is not None:
@@ -242,8 +244,8 @@ class Agent:
 
     def _beat(self) -> None:
         if self._orders is not None:
-            assert self._parts is not None
-            own_disk = self._parts.keeping.health.told
+            assert self._services is not None
+            own_disk = self._services.keeping.health.told
             self._link.send(structs.replace(self._orders.beat(), own_disk=own_disk))
 
     def _watch_lifeline(self, fd: int) -> None:
@@ -284,22 +286,22 @@ class Agent:
         if self._orders is not None:
             await self._orders.stopped(timeout_s=_LAST_STOP_LIMIT_S)
         await self._link.flush(timeout_s=_LAST_WORDS_LIMIT_S)
-        parts = self._parts
-        if parts is not None and self._is_run_over:
-            await parts.keeping.clear()
+        services = self._services
+        if services is not None and self._is_run_over:
+            await services.keeping.clear()
         for task in list(self._tasks):
             task.cancel()
-        if parts is not None:
+        if services is not None:
             try:
                 async with asyncio.timeout(_END_LIMIT_S):
-                    await parts.forks.close()
+                    await services.forks.close()
             except (TimeoutError, Internal) as error:
                 _log.error("workers are left: %s", error)
             if self._orders is not None:
                 self._orders.close()
-            parts.store.close()
-            await parts.saves.close()
-            parts.copies.close()
+            services.store.close()
+            await services.saves.close()
+            services.copies.close()
         self._arenas.close()
         self._output.stop()
         if self._reservation is not None:

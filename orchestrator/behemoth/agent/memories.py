@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from behemoth.agent.peers.server import FilePart, Handler, Reply
+from behemoth.agent.peers.server import FileRange, Handler, Reply
 from behemoth.base.errors import BehemothError, Invalid, NotFound
 from behemoth.base.ids import Rank, WriteId
 from behemoth.checkpoint.arena import Arena
@@ -122,7 +122,7 @@ class Memories:
         offset_bytes = arena.data_offset_bytes(snapshot.generation) + asked.offset_bytes
         return Reply(
             answer=BytesFound(),
-            payload=FilePart(fd=fd, offset_bytes=offset_bytes, length_bytes=asked.length_bytes),
+            payload=FileRange(fd=fd, offset_bytes=offset_bytes, length_bytes=asked.length_bytes),
             is_whole=partial(_is_held, arena, snapshot.generation, snapshot.sequence),
         )
 

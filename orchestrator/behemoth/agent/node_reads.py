@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.chunk_reader import Lent
 from behemoth.checkpoint.common_chunks import CommonChunks
+from behemoth.checkpoint.into import num_bytes, spread
 from behemoth.checkpoint.own_memory import own_memory
-from behemoth.checkpoint.units import Unit
-from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes, spread
+from behemoth.checkpoint.units import ReadUnit
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 
 WAIT_LIMIT_S = 60.0
@@ -43,12 +44,12 @@ class NodeReads:
     which those that were taken are removed.
     `unit_of` says of which unit a range is a part. At most `limit_bytes` are held."""
 
-    def __init__(self, wanted: CommonChunks, *, unit_of: Callable[[str, int, int], Unit], limit_bytes: int) -> None:
+    def __init__(self, wanted: CommonChunks, *, unit_of: Callable[[str, int, int], ReadUnit], limit_bytes: int) -> None:
         self.unit_of = unit_of
         self._wanted = wanted
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._held: dict[Unit, _Held] = {}  # the longest there first
+        self._held: dict[ReadUnit, _Held] = {}  # the longest there first
         self._free: defaultdict[int, list[memoryview]] = defaultdict(list)  # by size: pages that need not be made anew
         self._taken_bytes = 0
         """By what is held, and what is free."""
@@ -74,7 +75,7 @@ class NodeReads:
                 self._end(rank)
 
     @contextmanager
-    def lent(self, unit: Unit, rank: Rank, fill: Callable[[memoryview], None]) -> Iterator[Lent | None]:
+    def lent(self, unit: ReadUnit, rank: Rank, fill: Callable[[memoryview], None]) -> Iterator[Lent | None]:
         """The unit's bytes for as long as this lasts, filled by this rank if nobody else has; None: the rank reads them
         for itself. Raises what `fill` raises; others then read for themselves."""
         with self._lock:
@@ -102,7 +103,7 @@ class NodeReads:
                 self._stuck.add(held.reader)
         return held.is_whole
 
-    def _find(self, unit: Unit, rank: Rank) -> tuple[_Held | None, bool]:
+    def _find(self, unit: ReadUnit, rank: Rank) -> tuple[_Held | None, bool]:
         """What is held of the unit, or will be if this rank reads it, and whether that is so."""
         held = self._held.get(unit)
         is_new = held is None and not self._wanted.left(unit) <= {rank}
@@ -136,7 +137,7 @@ class NodeReads:
         self._taken_bytes += num_bytes
         return memory
 
-    def _took(self, unit: Unit, rank: Rank) -> None:
+    def _took(self, unit: ReadUnit, rank: Rank) -> None:
         """The rank has the unit, or wants it no more. It is kept if it is whole, and somebody else wants it."""
         self._wanted.took(unit, rank)
         held = self._held.get(unit)

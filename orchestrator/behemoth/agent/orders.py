@@ -13,8 +13,8 @@ from typing import TypeAlias, assert_never
 
 from behemoth.agent.forkwire import Exited
 from behemoth.agent.gang import Gang
-from behemoth.agent.gang_parts import Parts
 from behemoth.agent.member import idle_beat
+from behemoth.agent.node_services import NodeServices
 from behemoth.agent.rendezvous import Reservation
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.ids import Attempt, Epoch, NodeId, RunUid, Slot
@@ -35,12 +35,12 @@ class Orders:
         node: NodeId,
         run_uid: RunUid,
         *,
-        parts: Parts,
+        services: NodeServices,
         reservation: Reservation,
         run: Callable[[Coroutine[None, None, None], str], asyncio.Task[None]],
     ) -> None:
         self._node = node
-        self._parts = parts
+        self._services = services
         self._reservation = reservation
         self._run = run
         self._seen = Fence(run_uid=run_uid, epoch=Epoch(0), attempt=Attempt(0))
@@ -61,13 +61,14 @@ class Orders:
         """Send all reports again, to a coordinator that has just taken over."""
         if self._gang is not None:
             self._gang.tell_again()
-        self._parts.saves.tell_again()
+        self._services.saves.tell_again()
 
     def obey(self, order: Order) -> None:
+        """Begin what the coordinator wants, or refuse it as stale, and say so. Returns at once."""
         if order.fence.is_stale_against(self._seen):
             self._refuse(order, "its fence is older than what this agent has seen")
             return
-        saves = self._parts.saves
+        saves = self._services.saves
         match order:
             case StartGang():
                 self._start(order)
@@ -80,8 +81,8 @@ class Orders:
             case CommitSeen():
                 saves.committed(order.write_id)
                 write = RestoreFrom(step=order.step, write_id=order.write_id)
-                self._parts.copies.committed(write)
-                self._parts.keeping.committed(write)
+                self._services.copies.committed(write)
+                self._services.keeping.committed(write)
             case AbortSave():
                 saves.abort(order.write_id, order.reason)
             case _:
@@ -126,11 +127,11 @@ class Orders:
         if gang is None or gang.attempt != order.fence.attempt:
             self._refuse(order, "no workers of that attempt run here")
             return
-        self._parts.saves.announce(order, attempt=gang.attempt, is_slot_zero=gang.is_slot_zero)
+        self._services.saves.announce(order, attempt=gang.attempt, is_slot_zero=gang.is_slot_zero)
 
     def _refuse(self, order: Order, reason: str) -> None:
         _log.info("refused %s: %s", type(order).__name__, reason)
-        self._parts.send(Refused(command=type(order).__name__, fence=self._seen, reason=reason))
+        self._services.send(Refused(command=type(order).__name__, fence=self._seen, reason=reason))
 
     def _change_to(self, work: Coroutine[None, None, None], name: str) -> None:
         """A newer command about the gang replaces the work on an older one: ending workers is safe to repeat."""
@@ -139,19 +140,19 @@ class Orders:
         self._change = self._run(work, name)
 
     async def _replace_gang(self, order: StartGang) -> None:
-        former, parts = self._gang, self._parts
+        former, services = self._gang, self._services
         if former is not None:
             await self._end_gang(former.attempt, order.dump_stacks)
-        parts.keeping.began(order.restore)
+        services.keeping.began(order.restore)
         if self._node not in order.nodes:
-            parts.copies.began(order, None)
+            services.copies.began(order, None)
             return
         slot = Slot(order.nodes.index(self._node))
-        parts.store.see_peers(SeePeers(job=0, slot=slot, nodes=order.nodes, places=order.peers))
-        parts.copies.began(order, slot)
+        services.store.see_peers(SeePeers(job=0, slot=slot, nodes=order.nodes, places=order.peers))
+        services.copies.began(order, slot)
         if slot == 0:
             self._reservation.renew()  # lets go of the announced port, which rank 0 binds now
-        self._gang = Gang(parts, order, slot)
+        self._gang = Gang(services, order, slot)
         await self._gang.start()
 
     async def _end_gang(self, attempt: Attempt, dump_stacks: bool) -> None:
@@ -159,4 +160,4 @@ class Orders:
         if gang is not None:
             await gang.end(dump_stacks=dump_stacks)
             self._gang = None
-        self._parts.send(RanksGone(attempt=attempt))
+        self._services.send(RanksGone(attempt=attempt))

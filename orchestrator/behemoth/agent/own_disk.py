@@ -1,8 +1,8 @@
 """A node's own disk: what its ranks have committed is copied there, and comes back when the node's memory is lost.
 
 Copies are made in the background, at a bounded rate, and not while a save is written. They reserve nothing that a save
-needs: when the next save needs the memory, the copy is abandoned. Runs in the store process; the
-neighbours are `keeping`, the agent's end, and `checkpoint.snapshot_files`, which does the work.
+needs: when the next save needs the memory, the copy is abandoned. Runs in the store process; the neighbours are
+`keeping`, the agent's end, and `checkpoint.snapshot_files`, which does the work.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from functools import partial
 from behemoth.agent.budget import require_disk_budget
 from behemoth.agent.memories import Memories
 from behemoth.agent.pace import Pace, bucket_of
-from behemoth.agent.places import Place
-from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, Source
+from behemoth.agent.places import SnapshotPlace
+from behemoth.agent.storewire import DiskService, KeepOnDisk, KeptOnDisk, RestoreSource
 from behemoth.base.errors import BehemothError, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.slots import ranks_of, slot_of
 from behemoth.base.units import format_size
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
@@ -74,9 +75,9 @@ class OwnDisk:
         """Raises NotFound, which says what is there instead."""
         return self._files(plan).find(write_id, step)
 
-    def place(self, plan: RankPlan, source: Source) -> Place:
+    def place(self, plan: RankPlan, source: RestoreSource) -> SnapshotPlace:
         """Where a restore may find this checkpoint."""
-        return Place(
+        return SnapshotPlace(
             "disk",
             partial(self.snapshot, plan, source.write_id, source.step),
             failed=partial(self.distrust, plan, source.write_id),
@@ -107,8 +108,7 @@ class OwnDisk:
 
     def _ranks(self, rank: Rank) -> list[Rank]:
         """Those of the node that has this one."""
-        first = rank - rank % self._num_ranks
-        return [Rank(first + local) for local in range(self._num_ranks)]
+        return ranks_of(slot_of(rank, self._num_ranks), self._num_ranks)
 
     def _drop_others(self, rank: Rank) -> None:
         """Delete files of ranks that are on another node now."""

@@ -22,7 +22,7 @@ Tier: TypeAlias = Literal["memory", "peer", "disk"]
 _log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class SnapshotPlace(NamedTuple):
     """`open` may raise Behemoth's errors, as what it returns may; `failed` is told them. `is_promised`: that a snapshot
     should be there, so that it is worth telling when none is."""
 
@@ -52,7 +52,7 @@ class Taken:
         return "several" if others else last
 
 
-def take_from(places: Iterable[Place], gathering: Gathering) -> Taken:
+def take_from(places: Iterable[SnapshotPlace], gathering: Gathering) -> Taken:
     """Ask one place after the other, until nothing is missing that any could give."""
     taken = Taken()
     for place in places:

@@ -24,15 +24,15 @@ from behemoth.agent.opened_once import OpenedAs, OpenedOnce
 from behemoth.agent.own_disk import OwnDisk, disk_trouble
 from behemoth.agent.peers.places import AskPeer, PeerPlaces
 from behemoth.agent.peers.shared_reads import SharedReads
-from behemoth.agent.places import Place, take_from
-from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.agent.places import SnapshotPlace, take_from
+from behemoth.agent.storewire import Prepare, Prepared, RestoreSource
 from behemoth.base.errors import Corrupt, Invalid, NotFound
 from behemoth.base.ids import Rank
+from behemoth.base.slots import ranks_of, slot_of
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.common_chunks import read_by_several
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.counting import CountingStore
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.gathering import Gathering, HeldSnapshot
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
@@ -132,12 +132,12 @@ class Preparing:
             disk_trouble=disk_trouble(taken.errors.get("disk")),
         )
 
-    def _places(self, wanted: _Wanted) -> Iterator[Place]:
+    def _places(self, wanted: _Wanted) -> Iterator[SnapshotPlace]:
         """The places before the store, nearest first; each is made only when it is asked."""
         held_in, arena = wanted.source.held_in, wanted.arena
         if held_in is not None and held_in != wanted.source.spare and _holds(arena, wanted.source, held_in):
             # some of it is damaged: the rest is proven here too
-            yield Place("memory", partial(HeldSnapshot, arena, held_in))
+            yield SnapshotPlace("memory", partial(HeldSnapshot, arena, held_in))
         yield from PeerPlaces(
             self._peer,
             wanted.gathering,
@@ -179,7 +179,7 @@ class Preparing:
         prepared = self._read(wanted, alone, commit, intake)
         return replace(prepared, store_bytes=prepared.store_bytes + in_vain)
 
-    def _open(self, store: ObjectStore, source: Source, *, is_shared: bool) -> Commit:
+    def _open(self, store: ObjectStore, source: RestoreSource, *, is_shared: bool) -> Commit:
         key = OpenedAs(source.step, source.write_id, is_shared)
         ref = CommitRef(step=source.step, write_id=source.write_id, size_bytes=0)
         return self._opened.get(key, lambda: open_told(store, ref, record_bytes=source.record_bytes))
@@ -245,15 +245,15 @@ class Preparing:
             yield store
             return
 
-        first = rank - rank % self._ranks_per_node
+        slot = slot_of(rank, self._ranks_per_node)
 
         def begun() -> NodeReads:
-            ranks = range(first, min(first + self._ranks_per_node, layout.mesh.num_ranks))
-            common = read_by_several(commit, layout, found, [Rank(one) for one in ranks])
+            ranks = [one for one in ranks_of(slot, self._ranks_per_node) if one < layout.mesh.num_ranks]
+            common = read_by_several(commit, layout, found, ranks)
             return NodeReads(common, unit_of=ChunkUnits(commit).unit_of, limit_bytes=NODE_BYTES)
 
         # A node may restore the same for another slot, whose ranks are others, before anything is saved.
-        key = (first, commit.record.step, commit.record.write_id, layout.digest, intake.encode())
+        key = (slot, commit.record.step, commit.record.write_id, layout.digest, intake.encode())
         with self._restore.joined(key, rank, begun).of(rank, store) as reads:
             yield reads
 
@@ -275,7 +275,7 @@ class _Wanted(NamedTuple):
     """One restore of one rank. `source` is that of `order`; `gathering` fills its spare generation of `arena`."""
 
     order: Prepare
-    source: Source
+    source: RestoreSource
     layout: Layout
     plan: RankPlan
     arena: Arena
@@ -309,10 +309,10 @@ def files_of(store: ObjectStore, commit: Commit, layout: Layout, plan: RankPlan)
 
 def _chunk_bytes(layout: Layout, plan: RankPlan) -> int:
     """What a rank reads that reads for itself: whole chunks with their CRCs, one for each span."""
-    return sum(grids(layout)[span.array].payload_bytes + TRAILER_BYTES for span in plan.spans)
+    return sum(grids(layout)[span.array].stored_bytes for span in plan.spans)
 
 
-def _holds(arena: Arena, source: Source, generation: int) -> bool:
+def _holds(arena: Arena, source: RestoreSource, generation: int) -> bool:
     """True when memory holds exactly the wanted snapshot, with its CRCs, which the worker checks as it copies."""
     try:
         snapshot = arena.snapshot(generation)

@@ -37,9 +37,9 @@ from behemoth.agent.storewire import (
     Prepared,
     Pull,
     Pulled,
+    RestoreSource,
     SeePeers,
-    Share,
-    Source,
+    ShareMemory,
     StoreReport,
     Write,
     Written,
@@ -67,7 +67,7 @@ class StoreLink:
         environment: Mapping[str, str],
         opening: OpenStore,
         for_peers: socket.socket | None = None,
-        shared: Callable[[], Iterable[tuple[Share, int]]] = lambda: (),
+        shared: Callable[[], Iterable[tuple[ShareMemory, int]]] = lambda: (),
         answer_limit_s: float = ANSWER_LIMIT_S,
     ) -> None:
         """`for_peers` is the listening socket that goes with `opening.peers`; the caller closes it. `shared` is the
@@ -91,6 +91,7 @@ class StoreLink:
         return self._child.pid if self._child is not None else None
 
     def start(self) -> None:
+        """Start a process, and tell it all that its predecessor knew. Raises OSError when the machine has no room."""
         self._restart = None
         self._has_answered = False
         self._child = Child.start("behemoth.wiring.store", environment=self._environment, own_session=False)
@@ -120,7 +121,7 @@ class StoreLink:
         self._channel, self._child = None, None
 
     async def prepare(
-        self, memory: RankMemory, source: Source | None, *, budget: Budget | None = None
+        self, memory: RankMemory, source: RestoreSource | None, *, budget: Budget | None = None
     ) -> Prepared | Failed:
         """Waits for as long as the store needs; the caller is cancelled when its attempt ends."""
         answer: Prepared | Failed = Failed(job=0, reason=_LOST, is_corrupt=False)

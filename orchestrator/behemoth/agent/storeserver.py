@@ -29,7 +29,7 @@ from behemoth.agent.storewire import (
     Prepare,
     Pull,
     SeePeers,
-    Share,
+    ShareMemory,
     StoreOrder,
     StoreReport,
     Write,
@@ -80,7 +80,7 @@ class _StoreServer:
         self._disk_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-disk")
 
     def obey(
-        self, order: SeePeers | Share | KeepCopies | Pull | KeepOnDisk | ClearDisk | Prepare | Write | Cancel
+        self, order: SeePeers | ShareMemory | KeepCopies | Pull | KeepOnDisk | ClearDisk | Prepare | Write | Cancel
     ) -> None:
         match order:
             case SeePeers():
@@ -93,7 +93,7 @@ class _StoreServer:
                 self._begin(self._disk_pool, order)
             case ClearDisk(job=job):
                 self._disk_pool.submit(self._answer, job, partial(self._services.clear_disk, job))
-            case Share():
+            case ShareMemory():
                 self._pool.submit(self._share, order, self._peer.take_descriptor())
             case Prepare() | Write():
                 self._begin(self._pool, order)
@@ -108,7 +108,7 @@ class _StoreServer:
         stop = self._stops[order.job] = threading.Event()
         pool.submit(self._work, order, self._peer.take_descriptor(), stop.is_set)
 
-    def _share(self, order: Share, fd: int) -> None:
+    def _share(self, order: ShareMemory, fd: int) -> None:
         try:
             self._services.memories.share(order.rank, fd, is_copy=order.is_copy)
         except BehemothError as error:

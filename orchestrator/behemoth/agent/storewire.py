@@ -21,7 +21,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
     """Pairs an answer with its job."""
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class RestoreSource(msgspec.Struct, frozen=True, kw_only=True):
     """The committed checkpoint that a rank shall get back. `held_in`: the generation that should hold it still;
     `spare`: the generation to fill when it does not. `must_read`: fill it in any case, and check every byte, since what
     the rank was pointed at before was damaged."""
@@ -81,7 +81,7 @@ class SeePeers(_Message, frozen=True, kw_only=True):
     """By slot, as `nodes`."""
 
 
-class Share(_Message, frozen=True, kw_only=True):
+class ShareMemory(_Message, frozen=True, kw_only=True):
     """Memory of a rank that a store process before this one knew, so that peers find what is in it; not answered.
     Carries its descriptor. `is_copy`: of another node's rank."""
 
@@ -136,7 +136,7 @@ class Prepare(_Message, frozen=True, kw_only=True):
     rank: Rank
     layout: bytes
     is_new: bool
-    source: Source | None
+    source: RestoreSource | None
     intake: bytes = b""
     budget: Budget | None = None
 
@@ -162,7 +162,7 @@ class Cancel(_Message, frozen=True, kw_only=True):
 
 
 StoreOrder: TypeAlias = (
-    OpenStore | SeePeers | Share | KeepCopies | Pull | KeepOnDisk | ClearDisk | Prepare | Write | Cancel
+    OpenStore | SeePeers | ShareMemory | KeepCopies | Pull | KeepOnDisk | ClearDisk | Prepare | Write | Cancel
 )
 
 

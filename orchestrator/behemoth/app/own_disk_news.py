@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from behemoth.app.event_log import EventLog
 from behemoth.base.ids import NodeId
-from behemoth.wire.reports import OwnDisk
+from behemoth.wire.reports import DiskState
 
 _MEANING = (
     "restores of this node's ranks come from memory, peers and the store meanwhile; saves go on, and the copy is tried "
@@ -17,7 +17,7 @@ _HINTS = {
 """What to do, by kind of trouble, where the agent's reason does not say it."""
 
 
-def tell_own_disk(events: EventLog, path: str, node: NodeId, told: OwnDisk) -> None:
+def tell_own_disk(events: EventLog, path: str, node: NodeId, told: DiskState) -> None:
     """One event; `path` as the run names it."""
     disk = f"node {node}: own disk {path}"
     if told.trouble:

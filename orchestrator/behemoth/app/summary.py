@@ -18,9 +18,10 @@ from behemoth.app.restore_book import RestoreRow
 from behemoth.app.save_book import SaveRow
 from behemoth.base.errors import BehemothError, Corrupt, Denied, Internal, NotFound, Timeout, Unavailable
 from behemoth.base.ids import NodeId, Rank, Step, WriteId
-from behemoth.checkpoint.commit import latest
+from behemoth.checkpoint.commit_log import latest
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import require_there
-from behemoth.checkpoint.reader import digest, open_commit
+from behemoth.checkpoint.reader import digest
 from behemoth.ports import ObjectStore
 from behemoth.reconcile.ledger import FaultRow, books
 from behemoth.state.effect import CommitRef, Outcome

@@ -1,1 +1,1 @@
-"""Errors, ids, units, clock. Knows nothing else of Behemoth."""
+"""Errors, ids, slots, units, clock. Knows nothing else of Behemoth."""

@@ -3,13 +3,12 @@
 Where to find what, in the order of a save and a restore:
 
     what is saved      layout, model_layout, on_mesh, records, names; paths and array_keys spell the keys
-    geometry           boxes (what a rank holds), cuts (chunks and shards), grid (each byte's place), windows
+    geometry           box, boxes (what a rank holds), cuts (chunks, shards), grid (each byte's place), windows
     who writes what    sharing (owners), plan (one rank's view); for object storage uploads, part_cuts, part_plan
     staging            arena, arena_format, arena_memory, staging, held, following
     writing            rank_write, writer (files), upload_writer (object storage), exchange, chunk_ends, end_writer
-    commit             receipt, proof, end_proof, shard_proof, coverage, freshness, commit, commit_index, commit_record,
-                       small_objects
-    finding            commit_log, opened, owner, marker, pins, signposts
+    commit             receipt, proof, end_proof, shard_proof, coverage, freshness, commit, commit_index, commit_record
+    finding            small_objects, commit_log, opened, owner, marker, pins, signposts
     reading            reader, chunk_reader, seen_chunks; on another mesh matching, reshard, reshard_reader
     converting         conversion, fitting, changes, precision, recipe_change; scales: scale_waves, scaled_reader
     nearer sources     gathering, replicas, copying (memory of nodes), snapshot_files (a node's own disk)

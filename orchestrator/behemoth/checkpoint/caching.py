@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from behemoth.checkpoint.wrapper_store import WrapperStore, buffers_of, num_bytes, spread
+from behemoth.checkpoint.into import buffers_of, num_bytes, spread
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.conversion import Conversion, HighBits, Joined, LowBits, ScaledDown, ScaledUp
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import Floats, Values, as_float32, round_into, scale_down

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import BehemothError
+from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import is_away
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
-from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints
+from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints, grids
 from behemoth.checkpoint.problem import Problem, problem_at
 from behemoth.ports import ObjectStore
 
@@ -47,7 +49,7 @@ class Found:
     num_bytes: int
 
 
-class Span(NamedTuple):
+class SlotRange(NamedTuple):
     """Slots [first, last) of a shard, counted in a list of shards, and the bytes to read for them."""
 
     shard: int
@@ -56,7 +58,19 @@ class Span(NamedTuple):
     num_bytes: int
 
 
-def spans_of(shards: Sequence[Shard], *, deep: bool) -> list[Span]:
+def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
+    """Every object of every array, whether it is there or not."""
+    arrays = enumerate(zip(index.layout.paths, grids(index.layout), strict=True))
+    return [
+        Shard(
+            key=f"{record.prefix}/{path}/{grid.shard_key(shard)}", array=array, grid=grid, chunks=grid.chunks_of(shard)
+        )
+        for array, (path, grid) in arrays
+        for shard in range(grid.num_shards)
+    ]
+
+
+def slot_ranges_of(shards: Sequence[Shard], *, deep: bool) -> list[SlotRange]:
     """All slots of the shards, some at a time; the index of a shard goes with its first ones."""
     found = []
     for position, shard in enumerate(shards):
@@ -64,7 +78,7 @@ def spans_of(shards: Sequence[Shard], *, deep: bool) -> list[Span]:
         step = max(1, READ_BYTES // grid.stride_bytes)
         for first in range(0, grid.num_slots, step):
             last = min(first + step, grid.num_slots)
-            found.append(Span(position, first, last, _slot_bytes(grid, first, last, deep)))
+            found.append(SlotRange(position, first, last, _slot_bytes(grid, first, last, deep)))
     return found
 
 
@@ -101,7 +115,7 @@ class ChunkCheck:
         return buffer
 
 
-class Contents:
+class FoundCrcs:
     """The CRCs of all chunks of some shards as they are found out, four bytes each: the largest checkpoints have
     millions of chunks. Used by one thread."""
 
@@ -171,16 +185,15 @@ def _check_chunk(shard: Shard, slot: int, chunk: npt.NDArray[np.uint8], crc: int
     grid, number = shard.grid, int(shard.chunks[slot])
     offset_bytes = slot * grid.stride_bytes
     name = f"array {grid.spec.name!r}, chunk {number}"
-    covered_bytes = grid.payload_bytes + TRAILER_BYTES
-    stored = int.from_bytes(chunk[grid.payload_bytes : covered_bytes].tobytes(), "little")
+    stored = int.from_bytes(chunk[grid.payload_bytes : grid.stored_bytes].tobytes(), "little")
     if stored != crc:
-        state = ", all zero" if not chunk[:covered_bytes].any() else ""
+        state = ", all zero" if not chunk[: grid.stored_bytes].any() else ""
         message = f"{name}: stored CRC-32C {stored:08x}, its {grid.payload_bytes} bytes have {crc:08x}{state}"
-        yield problem_at("chunk", shard.key, offset_bytes, covered_bytes, message, grid, number)
-    if chunk[covered_bytes:].any():
+        yield problem_at("chunk", shard.key, offset_bytes, grid.stored_bytes, message, grid, number)
+    if chunk[grid.stored_bytes :].any():
         message = f"{name}: expected zeros in the gap behind it"
-        at = int(np.flatnonzero(chunk[covered_bytes:])[0])
-        yield problem_at("gap", shard.key, offset_bytes + covered_bytes + at, 1, message, grid, number)
+        at = int(np.flatnonzero(chunk[grid.stored_bytes :])[0])
+        yield problem_at("gap", shard.key, offset_bytes + grid.stored_bytes + at, 1, message, grid, number)
 
 
 def _trailers(

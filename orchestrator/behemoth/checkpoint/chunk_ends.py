@@ -2,8 +2,8 @@
 
 Where ranks have flat shares nearly every chunk is of several. Whoever writes a chunk's last byte writes its end: each
 rank a hundred, where one process for all would have millions. Only chunks of very many spans, those of small arrays,
-are left to the leader. Neighbours: `sharing` (the owners), `segments` (whose bytes
-a chunk consists of), `end_writer`, which asks and writes.
+are left to the leader. Neighbours: `sharing` (the owners), `segments` (whose bytes a chunk consists of), `end_writer`,
+which asks and writes.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader
 from behemoth.checkpoint.grid import Grid
-from behemoth.checkpoint.reshard import ChunkRead, Copy, Part
+from behemoth.checkpoint.reshard import ChunkRead, Copy, Slices
 
 Bytes = npt.NDArray[np.uint8]
 
 
-class Placed(NamedTuple):
+class PlacedChunk(NamedTuple):
     """A chunk's payload that was read straight into its place (address and size), and its CRC-32C."""
 
     address: int
@@ -38,7 +38,7 @@ def read_chunk(
     read: ChunkRead,
     slabs: Sequence[Elements],
     tables: Mapping[Scales, ScaleTable],
-) -> Placed | None:
+) -> PlacedChunk | None:
     """Read a chunk, check it, and put into the slabs what they take of it; `tables` has the scales of those that change
     it. Tells where it went if it went straight into place. Raises Corrupt naming array, chunk and file."""
     only = read.copies[0]
@@ -47,7 +47,7 @@ def read_chunk(
         is_whole = target.nbytes == grid.payload_bytes and target.flags.c_contiguous
         if is_whole and target.nbytes >= DIRECT_BYTES:
             place = target.reshape(-1).view(np.uint8).data
-            return Placed(address_of(place), place.nbytes, chunks.payload_into(read.array, read.chunk, place))
+            return PlacedChunk(address_of(place), place.nbytes, chunks.payload_into(read.array, read.chunk, place))
     with chunk_elements(chunks, grid, read.array, read.chunk) as chunk:
         for copy in read.copies:
             put(copy, part_of(chunk, copy.source), slabs, tables)
@@ -76,7 +76,7 @@ def as_elements(area: Bytes, shape: tuple[int, ...], itemsize: int) -> Elements:
     return area[: math.prod(shape) * itemsize].view(f"V{itemsize}").reshape(shape)
 
 
-def part_of(whole: Elements, part: Part) -> Elements:
+def part_of(whole: Elements, part: Slices) -> Elements:
     """A view of the part of `whole`."""
     index: tuple[slice | EllipsisType, ...] = (*part, ...)  # never a scalar, also of an array without dims
     return whole[index]

@@ -101,7 +101,7 @@ class ChunkReader:
         end = grid.payload_bytes
         key, offset_bytes = self._commit.shard_of(array, chunk), grid.chunk_offset_bytes(chunk)
         with ExitStack() as stack:
-            lent = self._lender.lent(key, offset_bytes=offset_bytes, length_bytes=end + TRAILER_BYTES, room=self._room)
+            lent = self._lender.lent(key, offset_bytes=offset_bytes, length_bytes=grid.stored_bytes, room=self._room)
             with _damage_named(partial(self._where, array, chunk)):
                 found = stack.enter_context(lent)
             crc = found.checked(partial(self._crc, array, chunk, found.data[:end], found.data[end:]))
@@ -111,7 +111,7 @@ class ChunkReader:
     def payload(self, array: int, chunk: int) -> tuple[memoryview, int]:
         """A chunk's payload, padding included, and its CRC. Valid until the next call."""
         grid = grids(self._commit.layout)[array]
-        raw = self._room(grid.payload_bytes + TRAILER_BYTES)
+        raw = self._room(grid.stored_bytes)
         self._read(array, chunk, grid.chunk_offset_bytes(chunk), raw)
         return raw[: grid.payload_bytes], self._checked(
             array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes :]
@@ -129,11 +129,10 @@ class ChunkReader:
         grid = grids(self._commit.layout)[array]
         raw = self._room(grid.stride_bytes)
         self._read(array, chunk, grid.chunk_offset_bytes(chunk), raw)
-        end = grid.payload_bytes + TRAILER_BYTES
-        crc = self._checked(array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes : end])
+        crc = self._checked(array, chunk, raw[: grid.payload_bytes], raw[grid.payload_bytes : grid.stored_bytes])
         for what, start, stop in (
             ("padding", grid.data_bytes(chunk), grid.payload_bytes),
-            ("gap", end, grid.stride_bytes),
+            ("gap", grid.stored_bytes, grid.stride_bytes),
         ):
             if np.frombuffer(raw[start:stop], dtype=np.uint8).any():
                 raise Corrupt(

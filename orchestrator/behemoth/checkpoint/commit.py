@@ -15,7 +15,7 @@ from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.commit_index import CommitIndex, described, metadata_objects
-from behemoth.checkpoint.commit_log import BadCommit, commits, latest, publish, read_record, reject
+from behemoth.checkpoint.commit_log import publish
 from behemoth.checkpoint.commit_record import CommitRecord, format_of
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.end_proof import Chunks
@@ -31,9 +31,6 @@ from behemoth.checkpoint.small_objects import create_same
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import SEAL_THREADS, seal_all
 from behemoth.ports import ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
-from behemoth.state.effect import CommitRef
-
-__all__ = ["BadCommit", "CommitRecord", "CommitRef", "commit", "commits", "latest", "read_record", "reject"]
 
 
 def commit(

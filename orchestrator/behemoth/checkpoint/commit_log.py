@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
-from behemoth.checkpoint.framing import read_listed
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit, write_of_marker
+from behemoth.checkpoint.small_objects import find_listed, read_listed
 from behemoth.ports import DeletesListed, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -144,7 +144,7 @@ def record_sizes(store: ObjectStore) -> dict[Step, int]:
 
 def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes]:
     """As `read_record`, with the bytes that lie there: those of a later minor version say more than the record."""
-    info = _listed(store, commit_key(ref.step))
+    info = find_listed(store, COMMITS, commit_key(ref.step))
     found = None if info is None else _stored(store, info, ref.step)
     is_taken_back = rejected_key(ref.step, ref.write_id) in _rejected(store)
     if found is None or found[0].write_id != ref.write_id or is_taken_back:
@@ -154,7 +154,7 @@ def read_stored(store: ObjectStore, ref: CommitRef) -> tuple[CommitRecord, bytes
 
 def at_step(store: ObjectStore, step: Step) -> CommitRecord | BadCommit | None:
     """The record at the key of this step's commit, rejected or not; None when there is none."""
-    info = _listed(store, commit_key(step))
+    info = find_listed(store, COMMITS, commit_key(step))
     return None if info is None else _look(store, info)
 
 
@@ -194,7 +194,7 @@ def reject(store: ObjectStore, commit: CommitRef | BadCommit, reason: str) -> No
         raise Invalid(f"reject: expected a commit of a step, got {commit.key!r}", code="reject-key")
     write_id = commit.write_id if isinstance(commit, CommitRef) else _UNREADABLE
     put_up(store, REJECTED, (commit.step, write_id), reason=reason)  # it stands where a crash was between the two steps
-    info = _listed(store, commit_key(commit.step))
+    info = find_listed(store, COMMITS, commit_key(commit.step))
     standing = None if info is None else _look(store, info)
     if isinstance(standing, BadCommit):
         is_it = standing.is_damaged
@@ -218,7 +218,7 @@ def remove(store: ObjectStore, listed: Iterable[ObjectInfo]) -> None:
 def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Conflict) -> CommitRecord:
     """The step is taken: by this very write, by a commit that was rejected, or by another write."""
     key = commit_key(record.step)
-    info = _listed(store, key)
+    info = find_listed(store, COMMITS, key)
     other = None if info is None else _look(store, info)
     if isinstance(other, BadCommit):
         raise _taken(record, "a record that is not readable") from other.error
@@ -248,12 +248,8 @@ def _gone(ref: CommitRef) -> NotFound:
 
 
 def _standing(store: ObjectStore, key: str) -> bytes | None:
-    info = _listed(store, key)
+    info = find_listed(store, COMMITS, key)
     return None if info is None else _read(store, info)
-
-
-def _listed(store: ObjectStore, key: str) -> ObjectInfo | None:
-    return next((info for info in store.list(COMMITS) if info.key == key), None)
 
 
 def _look(store: ObjectStore, info: ObjectInfo) -> CommitRecord | BadCommit | None:
@@ -276,7 +272,7 @@ def _stored(store: ObjectStore, info: ObjectInfo, step: Step) -> tuple[CommitRec
         data = _read(store, info)
         return None if data is None else (_decoded(info.key, step, data), data)
     except Corrupt:
-        now = _listed(store, info.key)
+        now = find_listed(store, COMMITS, info.key)
         if now is not None and now.size_bytes == info.size_bytes:
             raise
     data = None if now is None else _read(store, now)

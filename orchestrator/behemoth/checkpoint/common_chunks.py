@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Box, enclosing, flat_boxes
+from behemoth.checkpoint.box import Box, enclosing, flat_boxes, moved
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
-from behemoth.checkpoint.over_read import moved, sources
+from behemoth.checkpoint.over_read import sources
 from behemoth.checkpoint.reshard import blocks_needed, scales_of
 from behemoth.checkpoint.sharing import kinds
-from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.units import ReadUnit
 
 Bits = npt.NDArray[np.uint8]
 """[bytes, chunks or slots]: bit r of a column, the lowest of the first byte first, is the r-th rank."""
@@ -55,7 +54,7 @@ class CommonChunks:
         self._ended = 0
         """Bits of ranks that take nothing more."""
 
-    def left(self, unit: Unit) -> frozenset[Rank]:
+    def left(self, unit: ReadUnit) -> frozenset[Rank]:
         """The ranks that have not taken a unit yet; empty where only one rank reads it."""
         found = self._place(unit)
         if found is None:
@@ -64,7 +63,7 @@ class CommonChunks:
         bits = int.from_bytes(shared.readers[:, slot].tobytes(), "little") & ~self._ended
         return _ranks_of(tuple(self._ranks), bits)
 
-    def took(self, unit: Unit, rank: Rank) -> None:
+    def took(self, unit: ReadUnit, rank: Rank) -> None:
         """The rank has taken the unit, or does not need it any more."""
         found = self._place(unit)
         if found is not None:
@@ -75,7 +74,7 @@ class CommonChunks:
         """The rank needs no unit any more."""
         self._ended |= self._bits[rank]
 
-    def _place(self, unit: Unit) -> tuple[SharedObject, int] | None:
+    def _place(self, unit: ReadUnit) -> tuple[SharedObject, int] | None:
         if unit.key not in self._objects:
             self._objects[unit.key] = self._find(unit.key)
         shared = self._objects[unit.key]
@@ -111,8 +110,7 @@ def read_by_several(commit: Commit, layout: Layout, found: Sequence[Origin], ran
             return None
         array, shard = objects[key]
         grid = grids(commit.layout)[array]
-        unit_bytes = grid.payload_bytes + TRAILER_BYTES
-        return SharedObject(grid.stride_bytes, unit_bytes, bits[array][:, grid.chunks_of(shard)])
+        return SharedObject(grid.stride_bytes, grid.stored_bytes, bits[array][:, grid.chunks_of(shard)])
 
     return CommonChunks(ranks, find)
 

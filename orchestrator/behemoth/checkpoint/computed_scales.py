@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, slices_of
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import num_blocks
 from behemoth.checkpoint.precision import Floats
@@ -38,7 +38,7 @@ class ComputedScales:
             if known is None:
                 return None
             self._known.move_to_end(scales)
-            found = known[_slices(box)].copy()
+            found = known[slices_of(box)].copy()
         return None if (found == _UNKNOWN).any() else found
 
     def learn(self, scales: Scales, shape: tuple[int, ...], box: Box, largest: Floats) -> None:
@@ -51,11 +51,7 @@ class ComputedScales:
                     return
                 self._known[scales] = np.full(grid, _UNKNOWN, dtype=np.float32)
                 self._held_bytes += num_bytes
-            self._known[scales][_slices(box)] = largest
+            self._known[scales][slices_of(box)] = largest
             self._known.move_to_end(scales)
             while self._held_bytes > self._limit_bytes:
                 self._held_bytes -= self._known.popitem(last=False)[1].nbytes
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(low, high) for low, high in box)

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.chunk_check import Shard
+from behemoth.checkpoint.chunk_check import Shard, shards_of
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import COMMIT_TAKEN, BadCommit, at_step, read_stored, rejected_writes
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.opened import read_index
 from behemoth.checkpoint.paths import INDEX, rejected_key
 from behemoth.checkpoint.replacing import require_unpinned
-from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 

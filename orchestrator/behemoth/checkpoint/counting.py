@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 
-from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes
+from behemoth.checkpoint.into import num_bytes
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 
 

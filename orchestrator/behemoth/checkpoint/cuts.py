@@ -17,8 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import shares_of
 from behemoth.checkpoint.layout import ArraySpec, Chunking, Layout
+from behemoth.checkpoint.local_boxes import shares_of
 
 MAX_CHUNK_BYTES = 8 << 20
 """Payload of a chunk where the divisors of a block allow it."""

@@ -2,8 +2,7 @@
 
 An array whose chunks have the same CRCs in both is equal: the index has a CRC for the whole array, and each chunk its
 own. What remains is read a chunk at a time on several threads, so that memory does not grow with the checkpoint. Damage
-raises, since what cannot be read cannot be compared. Neighbours: `difference` counts, `chunk_reader`
-reads.
+raises, since what cannot be read cannot be compared. Neighbours: `difference` counts, `chunk_reader` reads.
 """
 
 from __future__ import annotations

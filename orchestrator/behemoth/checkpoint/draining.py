@@ -19,18 +19,17 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Corrupt, NotFound, Unavailable
-from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, FoundCrcs, shards_of
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.copy_plan import has_commit, object_sizes, small_objects
-from behemoth.checkpoint.filling import Filling, Piece, filling_of
+from behemoth.checkpoint.filling import Filling, ObjectPiece, filling_of
 from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.problem import Problem
 from behemoth.checkpoint.replacing import replace_commit
 from behemoth.checkpoint.small_objects import create_same, holds
 from behemoth.checkpoint.threads import each_result, run_all
-from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import ObjectInfo, ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
 
@@ -131,7 +130,7 @@ class _Copying:
         self._filling: Filling = filling_of(target)
         self._shards = shards_of(record, index)
         self._small = small_objects(record, index)
-        self._contents = Contents(self._shards)
+        self._contents = FoundCrcs(self._shards)
         self._total_bytes = sum(shard.grid.file_bytes for shard in self._shards)
         self._done_bytes = 0
         self._standing: dict[str, ObjectInfo] = {}
@@ -216,7 +215,7 @@ class _Copying:
         buffers: list[Buffer] = [data.data]
         if unit.number == unit.num_pieces:
             buffers.append(shard.grid.index())
-        piece = Piece(
+        piece = ObjectPiece(
             key=shard.key,
             size_bytes=shard.grid.file_bytes,
             number=unit.number,

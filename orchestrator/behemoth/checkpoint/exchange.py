@@ -21,7 +21,7 @@ from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank, UploadId, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.crc import crc_of
-from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.checkpoint.part_plan import Fragment, ShardId
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.ports import PartReceipt
 
@@ -39,7 +39,7 @@ Given = Callable[[], bool]
 class SentPart(NamedTuple):
     """A part that was uploaded. The store tells the `receipt`, its sender the CRC of what chunks have in it."""
 
-    shard: Shard
+    shard: ShardId
     receipt: PartReceipt
     payload_crc: int
     payload_bytes: int
@@ -61,7 +61,7 @@ class Exchange(Protocol):
         """The CRC-32C of each fragment."""
         ...
 
-    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+    def upload_ids(self, rank: Rank, shards: Sequence[ShardId], *, cancelled: Given) -> Sequence[UploadId]:
         """Of shards that the rank completes."""
         ...
 
@@ -83,7 +83,7 @@ class OpenWrite:
         self._sequence = sequence
         self._plan = plan
         self._changed = threading.Condition()
-        self._upload_ids: Mapping[Shard, UploadId] | None = None
+        self._upload_ids: Mapping[ShardId, UploadId] | None = None
         self._sent: Mapping[Rank, Sequence[SentPart]] | None = None
         self._crcs: Mapping[tuple[int, int, int, int], int] = {}
         self._failure: str | None = None
@@ -92,7 +92,7 @@ class OpenWrite:
     def _spans(self) -> dict[tuple[int, int], list[Span]]:
         return _by_chunk(self._plan.spans)
 
-    def begun(self, upload_ids: Mapping[Shard, UploadId]) -> None:
+    def begun(self, upload_ids: Mapping[ShardId, UploadId]) -> None:
         """All uploads that this rank completes have begun."""
         with self._changed:
             self._upload_ids = upload_ids
@@ -158,7 +158,7 @@ class OpenWrite:
         self.check_held()
         return found
 
-    def ids_of(self, shards: Sequence[Shard], *, cancelled: Given) -> list[UploadId]:
+    def ids_of(self, shards: Sequence[ShardId], *, cancelled: Given) -> list[UploadId]:
         """Raises Invalid for a shard that this rank does not complete."""
         known = self._wait(lambda: self._upload_ids, "the uploads to begin", cancelled)
         if unknown := [shard for shard in shards if shard not in known]:
@@ -262,7 +262,7 @@ class LocalExchange:
     def crcs(self, rank: Rank, fragments: Sequence[Fragment], *, cancelled: Given) -> Sequence[int]:
         return self._of(rank, cancelled).crcs_of(fragments, cancelled=cancelled)
 
-    def upload_ids(self, rank: Rank, shards: Sequence[Shard], *, cancelled: Given) -> Sequence[UploadId]:
+    def upload_ids(self, rank: Rank, shards: Sequence[ShardId], *, cancelled: Given) -> Sequence[UploadId]:
         return self._of(rank, cancelled).ids_of(shards, cancelled=cancelled)
 
     def receipts(self, rank: Rank, completer: Rank, *, first: int, cancelled: Given) -> Sequence[SentPart]:

@@ -7,7 +7,7 @@ For one process that has all of an object's bytes at hand; the ranks of a run, e
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,7 +25,7 @@ PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class ObjectPiece:
     """Piece `number`, from 1, of the `num_pieces` of an object of `size_bytes`; it begins at `offset_bytes`."""
 
     key: str
@@ -45,7 +45,7 @@ class Filling(Protocol):
         """Least size of a piece of such an object; the last one may be smaller."""
         ...
 
-    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+    def put(self, piece: ObjectPiece, buffers: Sequence[Buffer]) -> None:
         """Write a piece. An object is complete with its last one. Raises the store's errors."""
         ...
 
@@ -69,6 +69,15 @@ def least_bytes(store: SavesTo, size_bytes: int) -> int:
     return 0 if filling.takes_ranges else filling.piece_bytes(size_bytes)
 
 
+def completed(store: UploadsParts, key: str, upload_id: UploadId, parts: Iterable[PartReceipt]) -> int:
+    """Complete an upload of these parts, in whatever order they come; the CRC-32C of the object. Blocks. Raises as the
+    store does when parts are missing."""
+    ordered = sorted(parts, key=lambda part: part.number)
+    crc = combined((part.crc, part.size_bytes) for part in ordered)
+    store.complete_upload(key, upload_id, parts=ordered, crc=crc)
+    return crc
+
+
 class _Ranges:
     """Filling of files, whose ranges can be written."""
 
@@ -80,7 +89,7 @@ class _Ranges:
     def piece_bytes(self, _size_bytes: int) -> int:
         return PIECE_BYTES
 
-    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+    def put(self, piece: ObjectPiece, buffers: Sequence[Buffer]) -> None:
         part = Part(offset_bytes=piece.offset_bytes, buffers=buffers)
         self._store.write_parts(piece.key, size_bytes=piece.size_bytes, parts=[part])
 
@@ -110,7 +119,7 @@ class _Uploaded:
     def piece_bytes(self, size_bytes: int) -> int:
         return max(MIN_PART_BYTES, PIECE_BYTES, -(-size_bytes // MAX_PARTS))
 
-    def put(self, piece: Piece, buffers: Sequence[Buffer]) -> None:
+    def put(self, piece: ObjectPiece, buffers: Sequence[Buffer]) -> None:
         if piece.num_pieces == 1:
             self._store.create(piece.key, b"".join(buffers))
             return
@@ -141,8 +150,6 @@ class _Uploaded:
             return self._uploads[key]
 
     def _complete(self, key: str, upload: _Upload) -> None:
-        parts = sorted(upload.receipts, key=lambda part: part.number)
-        crc = combined((part.crc, part.size_bytes) for part in parts)
-        self._store.complete_upload(key, upload.upload_id, parts=parts, crc=crc)
+        completed(self._store, key, upload.upload_id, upload.receipts)
         with self._lock:
             del self._uploads[key]

@@ -9,9 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from behemoth.base.decoding import UNDECODABLE, decode_json, told
-from behemoth.base.errors import Corrupt, NotFound
+from behemoth.base.errors import Corrupt
 from behemoth.checkpoint.crc import crc32c
-from behemoth.ports import ObjectInfo, ObjectStore
 
 
 def framed(body: bytes) -> bytes:
@@ -30,19 +29,6 @@ def unframed(data: bytes, *, name: str) -> bytes:
     if data != framed(body):
         raise Corrupt(f"{what}: expected the CRC of its bytes, got another", code=f"{name}-crc")
     return body
-
-
-def read_listed(store: ObjectStore, info: ObjectInfo) -> bytes | None:
-    """A whole small object as long as its listing says; the caller has bounded that. None when it went after it was
-    listed."""
-    if info.size_bytes == 0:
-        return b""
-    data = bytearray(info.size_bytes)
-    try:
-        store.read_into(info.key, offset_bytes=0, into=data)
-    except NotFound:
-        return None
-    return bytes(data)
 
 
 class _Frame(msgspec.Struct, kw_only=True):

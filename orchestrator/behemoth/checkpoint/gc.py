@@ -125,8 +125,8 @@ def plan_gc(
 
     What is pinned is kept, its data even where its commit was taken back. Data of a step whose commit record cannot be
     read is kept, also where it is to be dropped: a newer release may have written it, or it is whole and becomes
-    readable again. Raises Invalid for an attempt to drop one of the newest two
-    intact commits, and Corrupt as `pinned_writes` does.
+    readable again. Raises Invalid for an attempt to drop one of the newest two intact commits, and Corrupt as
+    `pinned_writes` does.
     """
     listed = list(store.list(STEPS)) if in_flight is not None else []
     posted = signposts(store)

@@ -3,7 +3,7 @@
 An array is one Zarr v3 `sharding_indexed` object, or several that tile it: the chunk in slot s of a shard at
 s * stride, its CRC-32C behind it, the index at the end. `cuts` says what is a chunk and what a shard: a box that a rank
 holds meets a chunk in one contiguous range. Only the dim that chunks cut may be padded, as the tail of a chunk.
-The module computes and does no I/O. Neighbours: `boxes` (what a rank holds), `plan` (who writes what).
+The module computes and does no I/O. Neighbours: `local_boxes` (what a rank holds), `plan` (who writes what).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c, trailer
 from behemoth.checkpoint.cuts import box_shard_shape, chunk_shape
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
@@ -66,15 +66,20 @@ class Grid:
         return math.prod(self.chunk_shape) * self.spec.itemsize
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of a chunk as it is stored: its payload, and the CRC behind that."""
+        return self.payload_bytes + TRAILER_BYTES
+
+    @property
     def stride_bytes(self) -> int:
-        """Distance of two chunks: payload and CRC; large ones rounded up to pages so that reads are aligned."""
-        exact = self.payload_bytes + TRAILER_BYTES
+        """Distance of two chunks; that of large ones is rounded up to pages so that reads are aligned."""
+        exact = self.stored_bytes
         return exact if self.payload_bytes < ALIGNED_BYTES else -(-exact // PAGE_BYTES) * PAGE_BYTES
 
     @property
     def gap_bytes(self) -> int:
         """Zeros between a chunk's CRC and the next chunk."""
-        return self.stride_bytes - self.payload_bytes - TRAILER_BYTES
+        return self.stride_bytes - self.stored_bytes
 
     @property
     def shards_per_dim(self) -> tuple[int, ...]:
@@ -207,7 +212,7 @@ class Grid:
         """A shard's index: (offset, size) of every slot as little-endian u64, then its CRC-32C."""
         entries = np.empty((self.num_slots, 2), dtype="<u8")
         entries[:, 0] = np.arange(self.num_slots, dtype=np.uint64) * np.uint64(self.stride_bytes)
-        entries[:, 1] = self.payload_bytes + TRAILER_BYTES
+        entries[:, 1] = self.stored_bytes
         body = entries.tobytes()
         return body + trailer(crc32c(body))
 

@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.plan import Piece, RankPlan
-from behemoth.checkpoint.windows import Run
+from behemoth.checkpoint.windows import ByteRun
 
 Bytes = npt.NDArray[np.uint8]
 _BUFFERS = (np.ndarray, memoryview)
@@ -41,11 +41,11 @@ class DeviceMemory(Protocol):
     @property
     def lane(self) -> Lane: ...
 
-    def read(self, run: Run, into: Bytes) -> None:
+    def read(self, run: ByteRun, into: Bytes) -> None:
         """Begin to copy the run's bytes, row by row, to host memory."""
         ...
 
-    def write(self, run: Run, data: Bytes) -> None:
+    def write(self, run: ByteRun, data: Bytes) -> None:
         """Begin to overwrite the run's bytes."""
         ...
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.checkpoint.arena_format import arena_size_bytes
-from behemoth.checkpoint.boxes import Held, local_boxes, local_shape, piece_bounds
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
+from behemoth.checkpoint.local_boxes import LocalBox, local_boxes, local_shape, piece_bounds
 from behemoth.checkpoint.plan import ALIGNMENT_BYTES, PAGE_BYTES, PAGED_BYTES
 from behemoth.checkpoint.sharing import Kind, bytes_of_pieces, kinds, owners
 from behemoth.checkpoint.snapshot_format import snapshot_size_bytes
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
 
     shape: tuple[int, ...]
     """Shape of the local array."""
-    parts: tuple[Held, ...]
+    parts: tuple[LocalBox, ...]
 
 
 def loads(layout: Layout) -> Loads:

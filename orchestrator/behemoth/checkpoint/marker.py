@@ -17,8 +17,9 @@ from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Conflict, Corrupt, Invalid
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
-from behemoth.checkpoint.framing import framed, read_listed
+from behemoth.checkpoint.framing import framed
 from behemoth.checkpoint.paths import marker_key, write_of_marker
+from behemoth.checkpoint.small_objects import read_listed
 from behemoth.checkpoint.versioned import decode_versioned
 from behemoth.ports import ObjectInfo, ObjectStore
 

@@ -7,7 +7,6 @@ the whole fleet, whose ranks pass it on to each other, and each rank for itself,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box, piece_bounds
+from behemoth.checkpoint.box import Box, moved, num_elements
 from behemoth.checkpoint.conversion import Cast, ScaledDown, ScaledUp, ScalesOf, value_names
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, Ints, cuts_of, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import Cell, cells, num_flat
+from behemoth.checkpoint.local_boxes import piece_bounds
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import chunks_met
 from behemoth.checkpoint.scale_reads import again_bytes, looked_through, scale_bytes
@@ -89,7 +88,7 @@ def over_read(
         for grid, source, num_arrays in _saved_grids(kind, of_saved, of_arrays):
             held[holds] += num_arrays * grid.spec.itemsize * elements[pieces[holds]]
             if not source.is_looked_through:  # `scale_bytes` counts the others
-                alone[holds] += num_arrays * _chunk_bytes(grid) * _num_met(kind, grid, source.begin)[pieces[holds]]
+                alone[holds] += num_arrays * grid.stored_bytes * _num_met(kind, grid, source.begin)[pieces[holds]]
     alone += scale_bytes(saved, layout, found, chosen, kept_bytes=kept_bytes)
     needed_bytes, once_bytes = _of_fleet(saved, layout, found, of_arrays)
     once_bytes += again_bytes(saved, layout, found, kept_bytes=kept_bytes)
@@ -102,7 +101,7 @@ def over_read(
     )
 
 
-class Source(NamedTuple):
+class ArraySource(NamedTuple):
     """A saved array whose elements a wanted one takes, where in it the wanted one begins (no index: it is whole), and
     whether it converts them as it looks through them for scales."""
 
@@ -111,23 +110,23 @@ class Source(NamedTuple):
     is_looked_through: bool = False
 
 
-def sources(saved: Layout, origin: Origin) -> tuple[Source, ...]:
+def sources(saved: Layout, origin: Origin) -> tuple[ArraySource, ...]:
     """The saved arrays whose elements an array takes; scales come on top."""
     match origin:
         case None | ScalesOf():
             return ()
         case int():
-            return (Source(origin),)
+            return (ArraySource(origin),)
         case ScaledDown(array=array, scales=None):
-            return (Source(saved.positions[array], is_looked_through=True),)
+            return (ArraySource(saved.positions[array], is_looked_through=True),)
         case Cast(array=array, begin=begin):
-            return (Source(saved.positions[array], begin),)
+            return (ArraySource(saved.positions[array], begin),)
         case _:
-            return tuple(Source(saved.positions[name]) for name in value_names(origin))
+            return tuple(ArraySource(saved.positions[name]) for name in value_names(origin))
 
 
 def _of_fleet(
-    saved: Layout, layout: Layout, found: Sequence[Origin], of_arrays: Sequence[Sequence[Source]]
+    saved: Layout, layout: Layout, found: Sequence[Origin], of_arrays: Sequence[Sequence[ArraySource]]
 ) -> tuple[int, int]:
     """Bytes that are needed, and that the fleet reads when those who read a chunk at a time share it, but for what is
     read again."""
@@ -136,7 +135,7 @@ def _of_fleet(
     whole |= {position for origin in found for position in _saved_scales(saved, origin)}
     of_saved = grids(saved)
     needed_bytes = sum(of_saved[position].spec.num_bytes for position in whole)
-    once_bytes = sum(of_saved[position].num_chunks * _chunk_bytes(of_saved[position]) for position in whole)
+    once_bytes = sum(of_saved[position].num_chunks * of_saved[position].stored_bytes for position in whole)
     boxes: dict[int, list[Box]] = {}
     for array, some in zip(layout.arrays, of_arrays, strict=True):
         for one in some:
@@ -145,8 +144,8 @@ def _of_fleet(
                 boxes.setdefault(one.position, []).append(box)
     for position, of_array in boxes.items():
         grid = of_saved[position]
-        needed_bytes += sum(math.prod(high - low for low, high in box) for box in of_array) * grid.spec.itemsize
-        once_bytes += len(chunks_met(grid.chunk_shape, grid.chunks_per_dim, of_array)) * _chunk_bytes(grid)
+        needed_bytes += sum(num_elements(box) for box in of_array) * grid.spec.itemsize
+        once_bytes += len(chunks_met(grid.chunk_shape, grid.chunks_per_dim, of_array)) * grid.stored_bytes
     return needed_bytes, once_bytes
 
 
@@ -159,11 +158,11 @@ def _saved_scales(saved: Layout, origin: Origin) -> tuple[int, ...]:
 
 
 def _saved_grids(
-    kind: Kind, of_saved: Sequence[Grid], of_arrays: Sequence[Sequence[Source]]
-) -> list[tuple[Grid, Source, int]]:
+    kind: Kind, of_saved: Sequence[Grid], of_arrays: Sequence[Sequence[ArraySource]]
+) -> list[tuple[Grid, ArraySource, int]]:
     """The grids that a kind's arrays have in the checkpoint, but for their names, with one of them and the number of
     arrays that have it."""
-    found: dict[object, list[tuple[Grid, Source]]] = {}
+    found: dict[object, list[tuple[Grid, ArraySource]]] = {}
     for array in kind.positions:
         for one in of_arrays[array]:
             grid = of_saved[one.position]
@@ -190,11 +189,6 @@ def _num_met_of_cell(kind: Kind, grid: Grid, cell: Cell, begin: tuple[int, ...])
         for part, of_part in zip(cell.parts, bounds, strict=True)
     ]
     return _per_piece(np.concatenate(met), num)
-
-
-def moved(box: Box, begin: tuple[int, ...]) -> Box:
-    """A box of a part of an array, as a box of the array."""
-    return tuple((low + at, high + at) for (low, high), at in zip(box, begin, strict=True)) if begin else box
 
 
 def _shifted(box: Box, chunk_shape: tuple[int, ...]) -> Box:
@@ -229,7 +223,7 @@ def _segments(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int,
     cut = max((dim for dim, (first, last) in enumerate(spans) if last - first > 1), default=0)
     starts, chunks = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     for dim, ((low, high), size) in enumerate(zip(box, chunk_shape, strict=True)):
-        row = math.prod(stop - start for start, stop in box[dim + 1 :])
+        row = num_elements(box[dim + 1 :])
         if dim < cut:
             at = np.arange(low, high, dtype=np.int64)
         elif dim == cut:
@@ -239,10 +233,6 @@ def _segments(box: Box, chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int,
         starts = (starts[:, None] + (at - low) * row).reshape(-1)
         chunks = (chunks[:, None] * chunks_per_dim[dim] + at // size).reshape(-1)
     return starts, chunks
-
-
-def _chunk_bytes(grid: Grid) -> int:
-    return grid.payload_bytes + TRAILER_BYTES
 
 
 def _ratio(read_bytes: int, needed_bytes: int) -> float:

@@ -15,8 +15,9 @@ import msgspec
 from behemoth.base.errors import Conflict, Corrupt, Timeout, Unavailable
 from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit_record import FormatVersion
-from behemoth.checkpoint.framing import framed, read_listed
+from behemoth.checkpoint.framing import framed
 from behemoth.checkpoint.paths import OWNER, OWNER_KEY
+from behemoth.checkpoint.small_objects import find_listed, read_listed
 from behemoth.checkpoint.versioned import decode_versioned
 from behemoth.ports import ObjectInfo, ObjectStore
 
@@ -83,7 +84,7 @@ def require_own(store: ObjectStore, run_uid: RunUid, *, url: str) -> None:
 def require_there(store: ObjectStore, *, url: str) -> None:
     """Raises Unavailable unless a run has taken the store. A file system that is not mounted looks like a store without
     checkpoints, and none of those must be given up for that. Reads nothing but a listing."""
-    if not any(info.key == OWNER_KEY for info in store.list(OWNER)):
+    if find_listed(store, OWNER, OWNER_KEY) is None:
         raise Unavailable(
             f"checkpoint store {url}: expected the store of a run, got a place without one ({OWNER_KEY} is gone)",
             hint="mount it, or put it back, and run the same command again",
@@ -130,7 +131,7 @@ def _create(store: ObjectStore, owner: Owner) -> Owner:
 
 
 def _stored(store: ObjectStore) -> bytes | None:
-    info = next((info for info in store.list(OWNER) if info.key == OWNER_KEY), None)
+    info = find_listed(store, OWNER, OWNER_KEY)
     return None if info is None else _read(store, info)
 
 

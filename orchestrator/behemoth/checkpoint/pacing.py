@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from behemoth.base.bucket import TokenBucket
 from behemoth.base.errors import Conflict
-from behemoth.checkpoint.wrapper_store import WrapperStore, num_bytes
+from behemoth.checkpoint.into import num_bytes
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 
 BURST_S = 0.1

@@ -30,7 +30,7 @@ of three pieces, the holder of the middle one uploads nothing: with three offset
 turn."""
 
 
-class Run(NamedTuple):
+class PartCut(NamedTuple):
     """A part: data [begin, end) of its shard, of segments first .. last. `turn`: parts of a shard that have the same
     one share no segment, or are of one segment whose holders take turns."""
 
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def cut_parts(bounds: tuple[int, ...], num_holders: int, offset: int = 0) -> tuple[Run, ...]:
+def cut_parts(bounds: tuple[int, ...], num_holders: int, offset: int = 0) -> tuple[PartCut, ...]:
     """The parts of a shard whose segments lie between `bounds`, in bytes of data from 0 on; each has `num_holders`
     holders.
 
@@ -75,35 +75,35 @@ def _least(bounds: tuple[int, ...]) -> int:
     return max(MIN_PART_BYTES, -(-bounds[-1] // (MAX_PARTS - 1)))
 
 
-def _cut_large(bounds: tuple[int, ...], least: int, num_holders: int) -> Iterator[Run]:
+def _cut_large(bounds: tuple[int, ...], least: int, num_holders: int) -> Iterator[PartCut]:
     begin, first = 0, -1
     for segment, (start, end) in enumerate(itertools.pairwise(bounds)):
         if start == end:
             continue
         first = segment if first < 0 else first
         if begin < start and end - begin >= 2 * least:
-            yield Run(begin, begin + least, first, segment, -1)
+            yield PartCut(begin, begin + least, first, segment, -1)
             begin, first = begin + least, segment
         if end - begin >= least or end == bounds[-1]:
             yield from _split(begin, end, first, segment, least, num_holders)
             begin, first = end, -1
 
 
-def _split(begin: int, end: int, first: int, last: int, least: int, num_holders: int) -> Iterator[Run]:
+def _split(begin: int, end: int, first: int, last: int, least: int, num_holders: int) -> Iterator[PartCut]:
     size = end - begin
     num = max(-(-size // MAX_DATA_BYTES), min(size // least, num_holders if first == last else 1), 1)
     for turn in range(num):
-        yield Run(begin + size * turn // num, begin + size * (turn + 1) // num, first, last, turn)
+        yield PartCut(begin + size * turn // num, begin + size * (turn + 1) // num, first, last, turn)
 
 
-def _cut_small(bounds: tuple[int, ...], least: int, offset: int) -> Iterator[Run]:
+def _cut_small(bounds: tuple[int, ...], least: int, offset: int) -> Iterator[PartCut]:
     edges = _edges(bounds)
     cuts = _joined(edges, least, _group_size(edges, least), offset)
     firsts = np.searchsorted(bounds, cuts[:-1], side="right") - 1
     lasts = np.searchsorted(bounds, cuts[1:], side="left") - 1
     for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
         # A part is longer than any segment, so that only neighbours have one in common.
-        yield Run(begin, end, int(firsts[number]), int(lasts[number]), number % 2)
+        yield PartCut(begin, end, int(firsts[number]), int(lasts[number]), number % 2)
 
 
 def _edges(bounds: Sequence[int]) -> tuple[int, ...]:

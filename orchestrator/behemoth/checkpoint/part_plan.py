@@ -1,8 +1,8 @@
 """The parts that one rank uploads of a save, byte for byte, and who completes each object. Pure, same on every rank.
 
-A part is data of chunks, in order, and behind the last byte of a chunk its padding, its CRC, a gap. Some
-of the data may lie with other ranks, and of a chunk that began in an earlier part its CRC must be known: both are named
-as fragments, by chunk, so that whoever holds them finds them in its own plan. Neighbours: `uploads` (parts and owners),
+A part is data of chunks, in order, and behind the last byte of a chunk its padding, its CRC, a gap. Some of the data
+may lie with other ranks, and of a chunk that began in an earlier part its CRC must be known: both are named as
+fragments, by chunk, so that whoever holds them finds them in its own plan. Neighbours: `uploads` (parts and owners),
 `upload_writer`, which sends them.
 """
 
@@ -22,7 +22,7 @@ from behemoth.checkpoint.segments import Segments, data_starts
 from behemoth.checkpoint.uploads import Uploads, plan_uploads
 
 
-class Shard(NamedTuple):
+class ShardId(NamedTuple):
     """An object of an array: the array's position in the layout, and the shard in C order of the array's grid."""
 
     array: int
@@ -42,7 +42,7 @@ class Fragment(NamedTuple):
 class PlannedPart(NamedTuple):
     """A part of a shard, which it alone makes up when `num_parts` is 1. Parts count from 1."""
 
-    shard: Shard
+    shard: ShardId
     number: int
     num_parts: int
     size_bytes: int
@@ -65,14 +65,14 @@ class RankParts:
 
     rank: Rank
     parts: tuple[PlannedPart, ...]
-    completes: dict[Shard, tuple[Rank, ...]]
+    completes: dict[ShardId, tuple[Rank, ...]]
 
 
 @lru_cache(maxsize=64)
 def plan_parts(layout: Layout, rank: Rank) -> RankParts:
     """O(parts of all kinds) in columns, and O(what the rank uploads and completes). Raises what `plan_uploads` does."""
     parts: list[PlannedPart] = []
-    completes: dict[Shard, tuple[Rank, ...]] = {}
+    completes: dict[ShardId, tuple[Rank, ...]] = {}
     for uploads in plan_uploads(layout).uploads:
         view = _KindView(uploads, rank)
         parts += view.parts()
@@ -106,7 +106,7 @@ class _KindView:
             array, low = self._positions[row], bisect_right(self._starts, begin) - 1
             ends_chunk = self._starts[low] < begin and self._starts[low + 1] <= stop
             yield PlannedPart(
-                shard=Shard(array, shard),
+                shard=ShardId(array, shard),
                 number=part - first + 1,
                 num_parts=end - first,
                 size_bytes=int(np.diff(self._uploads.range[part])[0]),
@@ -115,13 +115,13 @@ class _KindView:
                 data=tuple(self._fragments(array, shard, begin, stop)),
             )
 
-    def completes(self) -> Iterator[tuple[Shard, tuple[Rank, ...]]]:
+    def completes(self) -> Iterator[tuple[ShardId, tuple[Rank, ...]]]:
         rows, shards = np.nonzero(self._uploads.completer == self._rank)
         for row, shard in zip(rows.tolist(), shards.tolist(), strict=True):
             first, end = self._uploads.first_part[shard : shard + 2].tolist()
             if end - first > 1:
                 owners = self._uploads.owner[row, first:end].tolist()
-                yield Shard(self._positions[row], shard), tuple(Rank(owner) for owner in owners)
+                yield ShardId(self._positions[row], shard), tuple(Rank(owner) for owner in owners)
 
     def _fragments(self, array: int, shard: int, begin: int, stop: int) -> Iterator[Fragment]:
         """Data [begin, stop) of a shard, cut where chunks and where pieces end."""

@@ -17,6 +17,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits, read_record, rejected_writes
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.paths import DELETING, PINS, marker_key, step_prefix, write_of_marker
+from behemoth.checkpoint.small_objects import find_listed
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -69,7 +70,7 @@ def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
     except Conflict:
         is_new = False
     mark = marker_key(DELETING, ref.step, ref.write_id)
-    is_going = any(info.key == mark for info in store.list(DELETING))  # before the commit, which goes before its mark
+    is_going = find_listed(store, DELETING, mark) is not None  # before the commit, which goes before its mark
     try:
         read_record(store, ref)
     except NotFound as error:

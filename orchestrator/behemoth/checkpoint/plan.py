@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from behemoth.base.errors import Internal, Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.coverage import Extents, check_coverage
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.sharing import Kind, Part, Share, kinds, owners
+from behemoth.checkpoint.sharing import Kind, Share, SharePart, kinds, owners
 from behemoth.checkpoint.windows import Window
 
 ALIGNMENT_BYTES = 64  # a cache line, and more than any element
@@ -163,7 +163,7 @@ def _parts(kind: Kind, index: int) -> tuple[_Part, ...]:
     return tuple(_part(kind, share, part) for part in share.parts)
 
 
-def _part(kind: Kind, share: Share, part: Part) -> _Part:
+def _part(kind: Kind, share: Share, part: SharePart) -> _Part:
     itemsize, stride = kind.grid.spec.itemsize, kind.grid.stride_bytes
     start, stop = part.flat
     nbytes = (stop - start) * itemsize
@@ -202,7 +202,7 @@ def _empty_part(kind: Kind, share: Share) -> _Part:
     )
 
 
-def _window(kind: Kind, share: Share, part: Part) -> Window:
+def _window(kind: Kind, share: Share, part: SharePart) -> Window:
     """The buffer holds the flat range of the local array; of a packed dim, the box has some columns of each row."""
     spec, itemsize = kind.grid.spec, kind.grid.spec.itemsize
     if spec.packed is None:

@@ -20,7 +20,8 @@ from behemoth.checkpoint.following import Follower
 from behemoth.checkpoint.freshness import held_crc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, Span
-from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenSpan
+from behemoth.checkpoint.receipt import Freshness, Receipt
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.zeros import is_zero
 
 

@@ -18,14 +18,14 @@ from typing_extensions import Buffer
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import Snapshot
-from behemoth.checkpoint.boxes import Interval
+from behemoth.checkpoint.box import Interval
 from behemoth.checkpoint.chunk_reader import DIRECT_BYTES, ChunkReader, ChunkReaders
 from behemoth.checkpoint.conversion import AS_SAVED, Intake
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import DTYPES, Layout
 from behemoth.checkpoint.matching import Origin, origins
-from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.plan import RankPlan, Span
 from behemoth.checkpoint.reshard import plan_box, plan_resharding
 from behemoth.checkpoint.reshard_reader import read_resharded, read_slabs
@@ -33,8 +33,6 @@ from behemoth.checkpoint.scale_waves import RANK_KEPT_BYTES
 from behemoth.checkpoint.seen_chunks import SeenChunks
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.ports import ObjectStore
-
-__all__ = ["Commit", "digest", "open_commit", "read_array", "read_box", "read_rank", "read_rank_into", "read_spans"]
 
 
 def read_rank(

@@ -16,8 +16,6 @@ from behemoth.base.decoding import UNDECODABLE, decode_msgpack, told
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.span_table import MAX_TABLE_BYTES, SpanTable, WrittenSpan
 
-__all__ = ["Freshness", "Receipt", "WrittenShard", "WrittenSpan"]
-
 MAX_RECEIPT_BYTES = 64 << 20
 FORMAT_VERSION = 5
 END_LEFT = -1

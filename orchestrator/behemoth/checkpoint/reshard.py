@@ -3,8 +3,8 @@
 Both sides are boxes of the same logical array: a chunk is one, and what a rank holds is some, each in its own C order.
 So whatever mesh, cuts, packed dims or flat ranges either side has, they meet in boxes. Pure, for one rank, and in time
 that follows the chunks which that rank meets, not those of the checkpoint; nothing is asked of other ranks.
-Neighbours: `boxes` and `grid` (the geometry), `matching` (which array is which), `changes` (what is computed on the
-way), `reshard_reader` (does it).
+Neighbours: `local_boxes` and `grid` (the geometry), `matching` (which array is which), `changes` (what is computed on
+the way), `reshard_reader` (does it).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple, Protocol
 
-from behemoth.checkpoint.boxes import Box, Interval, flat_boxes
+from behemoth.checkpoint.box import Box, Interval, flat_boxes, moved, shape_of
 from behemoth.checkpoint.changes import Change, Scales
 from behemoth.checkpoint.conversion import Cast, Conversion, ScaledDown, ScaledUp, ScalesOf, value_names
 from behemoth.checkpoint.grid import Grid, grids
@@ -23,7 +23,7 @@ from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.plan import RankPlan
 
-Part = tuple[slice, ...]
+Slices = tuple[slice, ...]
 """A box within another one, per dim."""
 
 
@@ -44,8 +44,8 @@ class Copy(NamedTuple):
     elements are moved as they are."""
 
     slab: int
-    source: Part
-    target: Part
+    source: Slices
+    target: Slices
     change: Change | None = None
 
 
@@ -121,7 +121,7 @@ def plan_pieces(saved: Layout, layout: Layout, pieces: Iterable[Wanted], found: 
 
 def plan_box(grid: Grid, array: int, box: Box) -> Resharding:
     """The plan for one box of the saved array at position `array`, as the only slab, from byte 0 of the area on."""
-    slab = Slab(tuple(high - low for low, high in box), grid.spec.itemsize, 0)
+    slab = Slab(shape_of(box), grid.spec.itemsize, 0)
     return Resharding(slabs=(slab,), reads=tuple(plan_boxes(grid, array, [box])))
 
 
@@ -198,7 +198,7 @@ class _Draft:
     def convert(self, piece: Wanted, wanted: ArraySpec, conversion: Conversion) -> None:
         arena_offset = piece.arena_offset
         for box in flat_boxes(piece.box, piece.flat):
-            slab = self._new_slab(tuple(high - low for low, high in box), wanted.itemsize, arena_offset)
+            slab = self._new_slab(shape_of(box), wanted.itemsize, arena_offset)
             arena_offset += self._slabs[slab].nbytes
             scales = scales_of(self._saved, wanted, conversion)
             if scales is not None:
@@ -209,7 +209,7 @@ class _Draft:
                     continue
             for position in (self._saved.positions[name] for name in value_names(conversion)):
                 change = _change(conversion, self._saved.arrays[position], wanted, box, scales)
-                self._take(position, slab, _meeting(self._grids[position], _shifted(box, conversion)), change)
+                self._take(position, slab, _meeting(self._grids[position], _saved_box(box, conversion)), change)
 
     def _new_slab(self, shape: tuple[int, ...], itemsize: int, arena_offset: int) -> int:
         self._slabs.append(Slab(shape, itemsize, arena_offset))
@@ -236,18 +236,16 @@ def _change(
     )
 
 
-def _shifted(box: Box, conversion: Conversion) -> Box:
+def _saved_box(box: Box, conversion: Conversion) -> Box:
     """Where a box of the wanted array lies in the saved one."""
-    if not isinstance(conversion, Cast) or not conversion.begin:
-        return box
-    return tuple((low + begin, high + begin) for (low, high), begin in zip(box, conversion.begin, strict=True))
+    return moved(box, conversion.begin) if isinstance(conversion, Cast) else box
 
 
 class _Meeting(NamedTuple):
     """A slab of a piece, and what it has in common with each chunk that it meets."""
 
     shape: tuple[int, ...]
-    commons: list[tuple[int, Part, Part]]
+    commons: list[tuple[int, Slices, Slices]]
 
 
 def _meetings(grid: Grid, piece: Wanted, known: dict[object, tuple[_Meeting, ...]]) -> tuple[_Meeting, ...]:
@@ -267,7 +265,7 @@ def _meeting(grid: Grid, box: Box) -> _Meeting:
     commons = list(
         zip(_chunks(grid.chunk_shape, grid.chunks_per_dim, box), product(*sources), product(*targets), strict=True)
     )
-    return _Meeting(tuple(high - low for low, high in box), commons)
+    return _Meeting(shape_of(box), commons)
 
 
 def _chunks(chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], box: Box) -> list[int]:

@@ -15,9 +15,9 @@ from functools import partial
 import numpy as np
 
 from behemoth.checkpoint.address import address_of
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing, shape_of
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable
-from behemoth.checkpoint.chunk_parts import Bytes, Placed, as_elements, read_chunk
+from behemoth.checkpoint.chunk_parts import Bytes, PlacedChunk, as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.crc import crc32c
@@ -80,7 +80,7 @@ def read_slabs(
     remembered: ComputedScales | None = None,
     seen: SeenChunks | None = None,
     cancelled: Cancelled = never,
-) -> list[Placed]:
+) -> list[PlacedChunk]:
     """Fill the slabs of `area`, and its blanks with zeros. Returns the chunks that were read straight into place.
 
     `scales_store`: where saved scales are read from, by default `store`. `kept_bytes`: most bytes of values held while
@@ -154,7 +154,7 @@ class _Reading:
         self._cancelled = cancelled
         self.tables: Mapping[Scales, ScaleTable] = {}
 
-    def run(self, reads: Sequence[ChunkRead]) -> list[Placed]:
+    def run(self, reads: Sequence[ChunkRead]) -> list[PlacedChunk]:
         return self._run(self._readers, self._slabs, reads)
 
     def table(
@@ -164,7 +164,7 @@ class _Reading:
         assert scales.saved is not None
         box, grid = enclosing(boxes), self._grids[scales.saved]
         stored = scales.stored(box, len(grid.spec.shape))
-        values = np.empty([high - low for low, high in stored], dtype=f"V{grid.spec.itemsize}")
+        values = np.empty(shape_of(stored), dtype=f"V{grid.spec.itemsize}")
         slabs = [*self._slabs, values]
         copies: defaultdict[int, list[Copy]] = defaultdict(list)
         for read in reads:
@@ -175,11 +175,11 @@ class _Reading:
         run_all(
             partial(self._run, readers, slabs), batched(merged, threads=threads), threads=threads, name="ckpt-scales"
         )
-        known = as_float32(values.view(DTYPES[grid.spec.dtype])).reshape([high - low for low, high in box])
+        known = as_float32(values.view(DTYPES[grid.spec.dtype])).reshape(shape_of(box))
         return ScaleTable(scales=scales, box=box, values=known)
 
-    def _run(self, readers: ChunkReaders, slabs: Sequence[Elements], reads: Sequence[ChunkRead]) -> list[Placed]:
-        chunks, found = readers.mine(), list[Placed]()
+    def _run(self, readers: ChunkReaders, slabs: Sequence[Elements], reads: Sequence[ChunkRead]) -> list[PlacedChunk]:
+        chunks, found = readers.mine(), list[PlacedChunk]()
         for read in reads:
             require_wanted(self._cancelled, what="reshard")
             placed = read_chunk(chunks, self._grids[read.array], read, slabs, self.tables)

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box, enclosing, flat_boxes, piece_bounds
+from behemoth.checkpoint.box import Box, enclosing, flat_boxes
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import cells, num_flat
+from behemoth.checkpoint.local_boxes import piece_bounds
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import blocks_needed, chunks_met, plan_boxes, scales_of
 from behemoth.checkpoint.scale_waves import Waiting, outermost, plan_waves, waiting_bytes
@@ -56,7 +56,7 @@ def scale_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], ranks: I
     for group in _groups(saved, layout, found):
         alike, which = held.pieces(group, ranks)
         grid = grids(saved)[group.array]
-        read_bytes = [_num_read(grid, group, held, pieces) * _chunk_bytes(grid) for pieces in alike]
+        read_bytes = [_num_read(grid, group, held, pieces) * grid.stored_bytes for pieces in alike]
         total += group.num_arrays * np.array(read_bytes, dtype=np.int64)[which]
     return total
 
@@ -70,7 +70,7 @@ def again_bytes(saved: Layout, layout: Layout, found: Sequence[Origin], *, kept_
             grid = grids(saved)[group.array]
             alike, _ = held.pieces(group, np.arange(layout.mesh.num_ranks))
             again = {chunk for pieces in alike for chunk in _again(grid, group, held, pieces)}
-            total += group.num_arrays * len(again) * _chunk_bytes(grid)
+            total += group.num_arrays * len(again) * grid.stored_bytes
     return total
 
 
@@ -213,7 +213,3 @@ def _chunks_of_alike(
     chunk_shape: tuple[int, ...], chunks_per_dim: tuple[int, ...], boxes: frozenset[Box]
 ) -> frozenset[int]:
     return frozenset(chunks_met(chunk_shape, chunks_per_dim, boxes))
-
-
-def _chunk_bytes(grid: Grid) -> int:
-    return grid.payload_bytes + TRAILER_BYTES

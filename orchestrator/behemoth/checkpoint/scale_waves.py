@@ -13,10 +13,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing, num_elements
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.grid import Grid
-from behemoth.checkpoint.reshard import Part
+from behemoth.checkpoint.reshard import Slices
 
 RANK_KEPT_BYTES = 2 << 30
 """Most bytes of saved values that a rank keeps while they wait for their scales; allocated only as needed. Blocks of
@@ -33,7 +33,7 @@ class Waiting(NamedTuple):
     """A part of a chunk that is converted by scales that are computed."""
 
     scales: Scales
-    part: Part
+    part: Slices
 
 
 class WaveRead(NamedTuple):
@@ -84,7 +84,7 @@ def waiting_bytes(grid: Grid, values: Sequence[tuple[Scales, Box]]) -> int:
     without waves. Who may keep as much reads nothing again."""
     if not straddled_dims(grid, {scales for scales, _ in values}):
         return 0
-    return sum(grid.spec.itemsize * math.prod(high - low for low, high in box) for _, box in values)
+    return sum(grid.spec.itemsize * num_elements(box) for _, box in values)
 
 
 def outermost(boxes: Iterable[Box]) -> list[Box]:
@@ -175,6 +175,6 @@ def _last_met(grid: Grid, chunk: int, one: Waiting) -> _Place:
     )
 
 
-def _num_bytes(grid: Grid, part: Part) -> int:
-    num_elements: int = math.prod(one.stop - one.start for one in part)
-    return grid.spec.itemsize * num_elements
+def _num_bytes(grid: Grid, part: Slices) -> int:
+    count: int = math.prod(one.stop - one.start for one in part)
+    return grid.spec.itemsize * count

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing, shape_of, slices_within
 from behemoth.checkpoint.changes import Elements, Scales, ScaleTable, largest_of_blocks
 from behemoth.checkpoint.chunk_parts import chunk_elements, part_of, put
 from behemoth.checkpoint.chunk_reader import ChunkReaders
@@ -21,7 +21,7 @@ from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.precision import Floats, scales_for
-from behemoth.checkpoint.reshard import ChunkRead, Copy, Part, plan_boxes
+from behemoth.checkpoint.reshard import ChunkRead, Copy, Slices, plan_boxes
 from behemoth.checkpoint.scale_waves import Waiting, WaveRead, outermost, plan_waves
 from behemoth.checkpoint.stopping import Cancelled, require_wanted
 from behemoth.checkpoint.threads import batched, run_all
@@ -55,7 +55,7 @@ class ScaledArray:
         self._remembered = remembered
         self._cancelled = cancelled
         self._copies = {read.chunk: read.copies for read in reads}
-        self._looked: defaultdict[int, list[tuple[Scales, Part]]] = defaultdict(list)
+        self._looked: defaultdict[int, list[tuple[Scales, Slices]]] = defaultdict(list)
         self._largest: dict[Scales, _Largest] = {}
         self._unknown: dict[Scales, list[Box]] = {}
         for scales, boxes in computed.items():
@@ -165,7 +165,7 @@ class _Largest:
         self._scales = scales
         self._what = what
         self._box = enclosing(boxes)
-        self._values: Floats = np.zeros([high - low for low, high in self._box], dtype=np.float32)
+        self._values: Floats = np.zeros(shape_of(self._box), dtype=np.float32)
         self._is_known = np.zeros(self._values.shape, dtype=np.bool_)
         self._lock = threading.Lock()
 
@@ -192,4 +192,4 @@ class _Largest:
         return ScaleTable(scales=self._scales, box=box, values=values)
 
     def _place(self, box: Box) -> tuple[slice, ...]:
-        return tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, self._box, strict=True))
+        return slices_within(box, self._box)

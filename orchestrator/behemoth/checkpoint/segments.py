@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import piece_bounds
 from behemoth.checkpoint.grid import Grid, Ints, cuts_of
 from behemoth.checkpoint.loads import Cell, cells, num_flat
+from behemoth.checkpoint.local_boxes import piece_bounds
 from behemoth.checkpoint.sharing import Kind
 
 

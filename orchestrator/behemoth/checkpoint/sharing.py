@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.boxes import Held, Interval, flat_range, local_boxes, local_shape, shares_of, within
+from behemoth.checkpoint.box import Interval
 from behemoth.checkpoint.grid import Grid, Ints, Meeting, grids
 from behemoth.checkpoint.layout import Layout, SplitAxes, axis_size
+from behemoth.checkpoint.local_boxes import LocalBox, flat_range, local_boxes, local_shape, shares_of, within
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES, Axes, Axis, Mesh, each_axis
 
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -41,10 +42,10 @@ class Sharing:
         return tuple(int(index) for index in np.unravel_index(piece, self.sizes)) if self.sizes else ()
 
 
-class Part(NamedTuple):
+class SharePart(NamedTuple):
     """The elements `flat` of a box, in the box's own C order, with the chunks that they meet."""
 
-    held: Held
+    held: LocalBox
     flat: Interval
     meeting: Meeting
 
@@ -56,7 +57,7 @@ class Share:
     local_shape: tuple[int, ...]
     """Shape of the whole local array, of which the rank holds elements `flat`."""
     flat: Interval
-    parts: tuple[Part, ...]
+    parts: tuple[SharePart, ...]
     """In the order of the boxes; what is empty is left out."""
 
     @property
@@ -90,7 +91,7 @@ class Kind:
         for held in local_boxes(spec, sizes, coordinates):
             common = within(held, shape, flat)
             if common[0] < common[1]:
-                parts.append(Part(held, common, self.grid.meeting(held.box, common)))
+                parts.append(SharePart(held, common, self.grid.meeting(held.box, common)))
         return Share(local_shape=shape, flat=flat, parts=tuple(parts))
 
     @cached_property

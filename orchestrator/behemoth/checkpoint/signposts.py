@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 from behemoth.base.errors import Conflict
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.framing import read_listed
 from behemoth.checkpoint.paths import SIGNPOSTS, SignpostState, signpost_file, signpost_key, signpost_of_key
+from behemoth.checkpoint.small_objects import find_listed, read_listed
 from behemoth.ports import ObjectInfo, ObjectStore
 
 _BEGIN = b'{"behemoth":'
@@ -112,7 +112,7 @@ def is_signpost(data: bytes) -> bool:
 def require_free(store: ObjectStore, folder: str) -> None:
     """Raises Conflict for a folder with a file of that name that is none of ours: a checkpoint of torch's own, over
     which a program would take the one for the other. An empty file, as somebody makes by hand, is nobody's."""
-    info = _find(store, folder)
+    info = find_listed(store, folder, signpost_file(folder))
     if info is None or not info.size_bytes or (info.size_bytes <= MAX_FILE_BYTES and _is_ours(store, info)):
         return
     raise Conflict(
@@ -143,11 +143,6 @@ def forget(store: ObjectStore, found: Iterable[Signpost], writes: Collection[Wri
 def _create(store: ObjectStore, key: str) -> None:
     with suppress(Conflict):
         store.create(key, b"")
-
-
-def _find(store: ObjectStore, folder: str) -> ObjectInfo | None:
-    key = signpost_file(folder)
-    return next((info for info in store.list(folder) if info.key == key), None)
 
 
 def _is_ours(store: ObjectStore, info: ObjectInfo) -> bool:

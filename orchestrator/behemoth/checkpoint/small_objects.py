@@ -1,15 +1,34 @@
-"""Creates small objects of a write that several may create at once, all with the same bytes: a leader and its
-successor, two workers of a job, two copies to one store.
+"""Small objects of a store, taken whole: found by a listing, read as they were listed, created once by several.
 
-A name below a write's folder belongs to that write, so whoever finds the object there has nothing to do, unless it
-holds something else. That is nobody's damage, but somebody else's object in the way. Must not remove it: who may, knows
-what was listed. Neighbours: `commit`, `draining` and `interop.unit_writer`, which call this.
+What several may create at once, all with the same bytes, are objects of a write: a leader and its successor, two
+workers of a job, two copies to one store. A name below a write's folder belongs to that write, so whoever finds the
+object there has nothing to do, unless it holds something else. That is nobody's damage, but somebody else's object in
+the way. Must not know what an object says, nor remove it; its owner does. Neighbours: `framing` (one line with its
+CRC), and the modules whose objects these are: `commit_log`, `owner`, `marker`, `signposts`, `commit`, `draining`.
 """
 
 from __future__ import annotations
 
 from behemoth.base.errors import Conflict, Corrupt, NotFound
-from behemoth.ports import ObjectStore
+from behemoth.ports import ObjectInfo, ObjectStore
+
+
+def find_listed(store: ObjectStore, folder: str, key: str) -> ObjectInfo | None:
+    """What the listing of its folder says of an object; None where it is not there. Blocks for the listing."""
+    return next((info for info in store.list(folder) if info.key == key), None)
+
+
+def read_listed(store: ObjectStore, info: ObjectInfo) -> bytes | None:
+    """A whole object as long as its listing says; the caller has bounded that. None when it went after it was listed.
+    Raises Corrupt for one that is shorter by now, and the store's errors."""
+    if info.size_bytes == 0:
+        return b""
+    data = bytearray(info.size_bytes)
+    try:
+        store.read_into(info.key, offset_bytes=0, into=data)
+    except NotFound:
+        return None
+    return bytes(data)
 
 
 def create_same(store: ObjectStore, key: str, data: bytes) -> None:

@@ -20,6 +20,7 @@ from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.arena_format import CRC_BYTES, PAGE_BYTES, Snapshot
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.plan import RankPlan
+from behemoth.checkpoint.small_objects import find_listed
 from behemoth.checkpoint.snapshot_format import (
     NO_HEADER,
     NUM_FILES,
@@ -191,8 +192,8 @@ class SnapshotFiles:
         self._store.seal([key])
 
     def _size(self, key: str) -> int | None:
-        folder = key.rpartition("/")[0]
-        return next((one.size_bytes for one in self._store.list(folder) if one.key == key), None)
+        info = find_listed(self._store, key.rpartition("/")[0], key)
+        return None if info is None else info.size_bytes
 
     def _put(self, key: str, offset_bytes: int, data: bytes | memoryview) -> None:
         part = Part(offset_bytes=offset_bytes, buffers=(data,))

@@ -31,7 +31,7 @@ class Spanlike(Protocol):
 _Span = TypeVar("_Span", bound=Spanlike)
 
 
-class Batch(NamedTuple, Generic[_Span]):
+class SpanBatch(NamedTuple, Generic[_Span]):
     """Consecutive spans of one array, and their place among all batches."""
 
     number: int
@@ -47,14 +47,14 @@ class Turns(Generic[_Span]):
 
     def __init__(self, spans: Sequence[_Span]) -> None:
         self._lock = threading.Lock()
-        self._left: dict[int, deque[Batch[_Span]]] = {}
+        self._left: dict[int, deque[SpanBatch[_Span]]] = {}
         self._busy: dict[int, int] = {}
         self.num_batches = 0
         for number, batch in enumerate(_batches(spans)):
-            self._left.setdefault(batch[0].array, deque()).append(Batch(number, batch))
+            self._left.setdefault(batch[0].array, deque()).append(SpanBatch(number, batch))
             self.num_batches += 1
 
-    def take(self) -> Batch[_Span] | None:
+    def take(self) -> SpanBatch[_Span] | None:
         """The next batch to write; None when all are given out. The caller ends each by `done`."""
         with self._lock:
             array = next((one for one in self._left if one not in self._busy), next(iter(self._left), None))
@@ -66,7 +66,7 @@ class Turns(Generic[_Span]):
             self._busy[array] = self._busy.get(array, 0) + 1
             return batch
 
-    def done(self, batch: Batch[_Span]) -> bool:
+    def done(self, batch: SpanBatch[_Span]) -> bool:
         """True when that was the last of its array."""
         with self._lock:
             self._busy[batch.array] -= 1

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.opened import Commit
 
 
-class Unit(NamedTuple):
+class ReadUnit(NamedTuple):
     """Bytes [offset_bytes, offset_bytes + length_bytes) of the object `key`, which are read together."""
 
     key: str
@@ -31,13 +30,12 @@ class ChunkUnits:
             key: grid for array, grid in enumerate(grids(layout)) for key in commit.shard_keys(array)
         }
 
-    def unit_of(self, key: str, offset_bytes: int, length_bytes: int) -> Unit:
+    def unit_of(self, key: str, offset_bytes: int, length_bytes: int) -> ReadUnit:
         """The chunk, CRC included, in which this range of the object `key` lies; the range itself when it is no part
         of a chunk (the commit, the index, a shard's index)."""
         grid = self._grids.get(key)
         if grid is not None and offset_bytes < grid.index_offset_bytes:
             start = offset_bytes - offset_bytes % grid.stride_bytes
-            size = grid.payload_bytes + TRAILER_BYTES
-            if offset_bytes + length_bytes <= start + size:
-                return Unit(key, start, size)
-        return Unit(key, offset_bytes, length_bytes)
+            if offset_bytes + length_bytes <= start + grid.stored_bytes:
+                return ReadUnit(key, start, grid.stored_bytes)
+        return ReadUnit(key, offset_bytes, length_bytes)

@@ -18,9 +18,10 @@ from behemoth.base.errors import BehemothError, Conflict
 from behemoth.base.ids import Rank, UploadId
 from behemoth.checkpoint.crc import combined, crc32c
 from behemoth.checkpoint.exchange import Company, Exchange, OpenWrite, SentPart, in_turn
+from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.part_bytes import PartBytes
-from behemoth.checkpoint.part_plan import PlannedPart, Shard, plan_parts
+from behemoth.checkpoint.part_plan import PlannedPart, ShardId, plan_parts
 from behemoth.checkpoint.rank_write import RankWrite, payload_of
 from behemoth.checkpoint.receipt import Receipt, WrittenShard
 from behemoth.checkpoint.threads import batched, run_all
@@ -81,7 +82,7 @@ class _Job:
         self._upload = upload
         self._exchange = exchange
         self._bytes = PartBytes(write.layout, self._parts.rank, upload, exchange, cancelled=write.cancelled)
-        self._begun: dict[Shard, UploadId] = {}
+        self._begun: dict[ShardId, UploadId] = {}
         self._num_ranks = write.layout.mesh.num_ranks
 
     def run(self) -> list[WrittenShard]:
@@ -118,23 +119,23 @@ class _Job:
                 name="ckpt-abort",
             )
 
-    def _begin(self, shard: Shard) -> None:
+    def _begin(self, shard: ShardId) -> None:
         self._write.go_on()
         self._begun[shard] = self._store.begin_upload(self._key(shard))
 
-    def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[Shard, UploadId]:
+    def _upload_ids(self, parts: Sequence[PlannedPart]) -> Mapping[ShardId, UploadId]:
         """The upload ids of all shards that this rank has a part of, from the ranks that complete them."""
-        wanted: dict[Rank, dict[Shard, None]] = {}
+        wanted: dict[Rank, dict[ShardId, None]] = {}
         for part in parts:
             wanted.setdefault(part.completer, {})[part.shard] = None
-        found: dict[Shard, UploadId] = {}
+        found: dict[ShardId, UploadId] = {}
         for completer in in_turn(wanted, self._parts.rank, self._num_ranks):
             shards = wanted[completer]
             ids = self._exchange.upload_ids(completer, list(shards), cancelled=self._write.cancelled)
             found.update(zip(shards, ids, strict=True))
         return found
 
-    def _send(self, part: PlannedPart, ids: Mapping[Shard, UploadId]) -> SentPart:
+    def _send(self, part: PlannedPart, ids: Mapping[ShardId, UploadId]) -> SentPart:
         self._write.go_on()
         content = self._bytes.of(part)
         receipt = self._store.upload_part(
@@ -150,8 +151,8 @@ class _Job:
         self._upload.check_held()
         return WrittenShard(*part.shard, content.crc, content.payload_crc)
 
-    def _complete(self, shards: Sequence[Shard]) -> list[WrittenShard]:
-        receipts: dict[Shard, list[SentPart]] = {shard: [] for shard in shards}
+    def _complete(self, shards: Sequence[ShardId]) -> list[WrittenShard]:
+        receipts: dict[ShardId, list[SentPart]] = {shard: [] for shard in shards}
         num_parts = Counter(rank for shard in shards for rank in self._parts.completes[shard])
         for uploader in in_turn(num_parts, self._parts.rank, self._num_ranks):
             for one in self._sent_by(uploader, num_parts[uploader]):
@@ -173,7 +174,7 @@ class _Job:
             found += told
         return found
 
-    def _complete_one(self, shard: Shard, sent: Sequence[SentPart]) -> WrittenShard:
+    def _complete_one(self, shard: ShardId, sent: Sequence[SentPart]) -> WrittenShard:
         """Raises Conflict unless the parts are those of the plan, to the byte."""
         self._write.go_on()
         sent = sorted(sent, key=lambda one: one.receipt.number)
@@ -187,11 +188,10 @@ class _Job:
                 f"{len(parts)} of {sum(part.size_bytes for part in parts)} bytes",
                 code="upload-parts",
             )
-        crc = combined((part.crc, part.size_bytes) for part in parts)
-        self._store.complete_upload(self._key(shard), self._begun[shard], parts=parts, crc=crc)
+        crc = completed(self._store, self._key(shard), self._begun[shard], parts)
         return WrittenShard(*shard, crc, combined((one.payload_crc, one.payload_bytes) for one in sent))
 
-    def _key(self, shard: Shard) -> str:
+    def _key(self, shard: ShardId) -> str:
         return self._write.shard_key(*shard)
 
 

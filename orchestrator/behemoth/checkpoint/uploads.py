@@ -22,7 +22,7 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.grid import Ints
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.loads import num_flat
-from behemoth.checkpoint.part_cuts import Run, cut_parts, num_offsets
+from behemoth.checkpoint.part_cuts import PartCut, cut_parts, num_offsets
 from behemoth.checkpoint.segments import Segments, in_shard, segments_of
 from behemoth.checkpoint.sharing import Kind, kinds
 from behemoth.ports import MAX_PART_BYTES, MAX_PARTS
@@ -156,7 +156,7 @@ class _Draft:
             self.waves.setdefault(wave.candidates.shape[1], []).append(wave)
         self._exchanged_bytes = 0
 
-    def _holder(self, part: int, segments: Segments, run: Run, waves: _WaveNumbers, number: int) -> int:
+    def _holder(self, part: int, segments: Segments, run: PartCut, waves: _WaveNumbers, number: int) -> int:
         """The only one, or -1: then the part is noted down in its wave, with all of them."""
         holders = self.kind.sharing.holders
         if run.first == run.last and holders.shape[1] == 1:  # of most parts: the rest of this costs ten times as much
@@ -229,9 +229,9 @@ class _WaveNumbers:
         return first == last and len(set(segments.pieces)) == len(segments.pieces)
 
 
-def _runs(kind: Kind, segments: Segments, offset: int) -> tuple[Run, ...]:
+def _runs(kind: Kind, segments: Segments, offset: int) -> tuple[PartCut, ...]:
     if kind.grid.file_bytes < SINGLE_BYTES:
-        return (Run(0, segments.bounds[-1], 0, len(segments.pieces) - 1, 0),)
+        return (PartCut(0, segments.bounds[-1], 0, len(segments.pieces) - 1, 0),)
     runs = cut_parts(segments.bounds, kind.sharing.holders.shape[1], offset)
     if len(runs) > MAX_PARTS:
         raise Invalid(
@@ -252,7 +252,7 @@ def _check_sizes(kind: Kind, sizes: Ints) -> None:
         )
 
 
-def _pieces_of(segments: Segments, run: Run) -> tuple[Ints, Ints]:
+def _pieces_of(segments: Segments, run: PartCut) -> tuple[Ints, Ints]:
     """The pieces of a part, and how many of its bytes each has. Most parts have few, for which lists are faster."""
     held: dict[int, int] = {}
     bounds = segments.bounds[run.first : run.last + 2]

@@ -15,11 +15,10 @@ from itertools import groupby
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step
-from behemoth.checkpoint.chunk_check import ChunkCheck, Contents, Found, Shard, Span, spans_of
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, FoundCrcs, Shard, SlotRange, shards_of, slot_ranges_of
 from behemoth.checkpoint.commit_index import CommitIndex
 from behemoth.checkpoint.commit_log import BadCommit, is_away, read_record
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
-from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import METADATA_MISSING, read_index, read_metadata
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.checkpoint.problem import Kind, Problem, problem_at
@@ -29,12 +28,12 @@ from behemoth.state.effect import CommitRef
 
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do, from the thread that called `verify`."""
-Spread = Callable[[CommitRecord, Sequence[Shard], Sequence[Span]], Iterable[Found]]
+Spread = Callable[[CommitRecord, Sequence[Shard], Sequence[SlotRange]], Iterable[Found]]
 """Checks spans on other threads or machines; returns the results in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Verification:
     """What verification found, in the order of the objects. `num_bytes` were read; a check that is not `deep` did not
     read the payloads."""
 
@@ -59,7 +58,7 @@ def verify(
     deep: bool,
     progress: Progress | None = None,
     spread: Spread | None = None,
-) -> Report:
+) -> Verification:
     """Check one checkpoint. Blocks: deep for about 0.2 s per GiB and thread from memory, else for a small read a chunk.
     Chunks are checked on `threads` of this process, unless `spread` does that (and tells its own progress).
 
@@ -88,7 +87,7 @@ def verify(
     problems += _check_listing(record, index, listed)
     problems += _check_metadata(store, record, index)
     shards = [shard for shard in shards_of(record, index) if listed.get(shard.key) == shard.grid.file_bytes]
-    spans = spans_of(shards, deep=deep)
+    spans = slot_ranges_of(shards, deep=deep)
     tally = _Tally(shards)
     for found in (
         _check_here(store, shards, spans, deep, threads, progress) if spread is None else spread(record, shards, spans)
@@ -115,18 +114,6 @@ def require_objects(store: ObjectStore, ref: CommitRef) -> None:
     _require_none(_check_listing(record, index, listed) + _check_metadata(store, record, index))
 
 
-def shards_of(record: CommitRecord, index: CommitIndex) -> list[Shard]:
-    """Every object of every array, whether it is there or not."""
-    arrays = enumerate(zip(index.layout.paths, grids(index.layout), strict=True))
-    return [
-        Shard(
-            key=f"{record.prefix}/{path}/{grid.shard_key(shard)}", array=array, grid=grid, chunks=grid.chunks_of(shard)
-        )
-        for array, (path, grid) in arrays
-        for shard in range(grid.num_shards)
-    ]
-
-
 def _require_none(problems: Sequence[Problem]) -> None:
     if problems:
         first, num_more = problems[0], len(problems) - 1
@@ -138,14 +125,14 @@ def _require_none(problems: Sequence[Problem]) -> None:
 def _check_here(
     store: ObjectStore,
     shards: Sequence[Shard],
-    spans: Sequence[Span],
+    spans: Sequence[SlotRange],
     deep: bool,
     threads: int,
     progress: Progress | None,
 ) -> Iterator[Found]:
     check = ChunkCheck(store, shards, deep=deep)
 
-    def of_span(span: Span) -> Found:
+    def of_span(span: SlotRange) -> Found:
         return check.check(span.shard, span.first, span.last)
 
     done_bytes, total_bytes = 0, sum(span.num_bytes for span in spans)
@@ -161,7 +148,7 @@ class _Tally:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
-        self.contents = Contents(shards)
+        self.contents = FoundCrcs(shards)
         self.problems: list[Problem] = []
         self.num_chunks: Counter[int] = Counter()
         """By array, as the layout counts them."""
@@ -181,8 +168,8 @@ class _Tally:
 
 def _report(
     step: Step | None, deep: bool, problems: Sequence[Problem], tally: _Tally | None = None, *, num_objects: int = 1
-) -> Report:
-    return Report(
+) -> Verification:
+    return Verification(
         step=step,
         deep=deep,
         num_objects=num_objects,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 
-class Run(NamedTuple):
+class ByteRun(NamedTuple):
     """Rows of `row_bytes` in a buffer, each `pitch_bytes` behind the one before, the first at byte `begin`; one row is
     a plain run of bytes. `at`: the piece's byte that it begins with."""
 
@@ -51,25 +51,25 @@ class Window(NamedTuple):
     start_bytes: int
     skip_bytes: int
 
-    def runs(self, start: int, stop: int) -> list[Run]:
+    def runs(self, start: int, stop: int) -> list[ByteRun]:
         """Bytes [start, stop) of the piece in its buffer, at most three runs."""
         if self.row_bytes == self.pitch_bytes:
-            return [Run(start, self.start_bytes + self.skip_bytes + start, 1, stop - start, stop - start)]
-        found: list[Run] = []
+            return [ByteRun(start, self.start_bytes + self.skip_bytes + start, 1, stop - start, stop - start)]
+        found: list[ByteRun] = []
         at = start
         while at < stop:
             row, column = divmod(self.skip_bytes + at, self.row_bytes)
             begin = self.start_bytes + row * self.pitch_bytes + column
             num_rows = (stop - at) // self.row_bytes if column == 0 else 0
             length = self.row_bytes if num_rows > 1 else min(self.row_bytes - column, stop - at)
-            found.append(Run(at, begin, max(num_rows, 1), length, self.pitch_bytes))
+            found.append(ByteRun(at, begin, max(num_rows, 1), length, self.pitch_bytes))
             at += found[-1].nbytes
         return found
 
     def views(self, buffer: Bytes, start: int, stop: int) -> list[tuple[int, Bytes]]:
         """Bytes [start, stop) of the piece as one- or two-dimensional views of the buffer, at most three, each with the
         piece's byte that it begins with."""
-        if self.row_bytes == self.pitch_bytes:  # most are, and often small: no Run is made for these
+        if self.row_bytes == self.pitch_bytes:  # most are, and often small: no ByteRun is made for these
             begin = self.start_bytes + self.skip_bytes
             return [(start, buffer[begin + start : begin + stop])]
         return [(run.at, run.view(buffer)) for run in self.runs(start, stop)]

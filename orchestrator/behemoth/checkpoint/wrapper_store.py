@@ -1,6 +1,6 @@
 """A store that forwards every call to another store: the base of stores that change one thing about reading.
 
-Beside it the arithmetic of `Into`, which all of them need. Neighbours: `counting`, `pacing`, `caching`.
+Neighbours: `counting`, `pacing` and `caching`, which are such stores, and `into` (the buffers of a read).
 """
 
 from __future__ import annotations
@@ -10,26 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing_extensions import Buffer
 
 from behemoth.ports import Into, ObjectInfo, ObjectStore
-
-
-def buffers_of(into: Into) -> tuple[Buffer, ...]:
-    """The buffers that a read fills, in order."""
-    return into if isinstance(into, tuple) else (into,)
-
-
-def num_bytes(into: Into) -> int:
-    """How many bytes a read into `into` asks for."""
-    return sum(memoryview(one).nbytes for one in buffers_of(into))
-
-
-def spread(data: memoryview, into: Into) -> None:
-    """Copy the first bytes of `data` into the buffers of a read; `data` has at least as many."""
-    start = 0
-    for one in buffers_of(into):
-        target = memoryview(one)
-        if target.nbytes:
-            target.cast("B")[:] = data[start : start + target.nbytes]
-        start += target.nbytes
 
 
 class WrapperStore:

@@ -8,23 +8,22 @@ their boxes, is left to `checkpoint.commit`, as it is for ranks of ours. Neighbo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from typing_extensions import Buffer
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.paths import METADATA
-from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.sealing import Sealing
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.turns import Turns
 from behemoth.checkpoint.zeros import is_zero
-from behemoth.dcp.boxes import Run, ends_array, runs_of
-from behemoth.dcp.orders import Placed
+from behemoth.dcp.boxes import ChunkRun, ends_array, runs_of
+from behemoth.dcp.orders import PlacedArray
 from behemoth.dcp.tensors import Tensors, bytes_of
 from behemoth.ports import Part, WritesRanges
 
@@ -37,7 +36,7 @@ ITSELF = -1
 class PlacedBox(NamedTuple):
     """A box, not empty, and the array that it is of."""
 
-    placed: Placed
+    placed: PlacedArray
     box: Box
 
 
@@ -74,7 +73,7 @@ def write_boxes(
 
 def _num_bytes(one: PlacedBox) -> int:
     """Bytes of a box's elements: other ranks account for what they write into the same object."""
-    return math.prod(stop - start for start, stop in one.box) * one.placed.grid.spec.itemsize
+    return num_elements(one.box) * one.placed.grid.spec.itemsize
 
 
 def _keys_of(one: PlacedBox) -> list[str]:
@@ -82,15 +81,15 @@ def _keys_of(one: PlacedBox) -> list[str]:
     return [_shard_key(one.placed), *([_metadata_key(one.placed)] if ends_array(one.placed.grid, one.box) else [])]
 
 
-def _shard_key(placed: Placed) -> str:
+def _shard_key(placed: PlacedArray) -> str:
     return f"{placed.folder}/{placed.grid.shard_key(_SHARD)}"
 
 
-def _metadata_key(placed: Placed) -> str:
+def _metadata_key(placed: PlacedArray) -> str:
     return f"{placed.folder}/{METADATA}"
 
 
-def _write(store: WritesRanges, placed: Placed, batch: Sequence[Run], tensors: Tensors) -> list[WrittenSpan]:
+def _write(store: WritesRanges, placed: PlacedArray, batch: Sequence[ChunkRun], tensors: Tensors) -> list[WrittenSpan]:
     grid = placed.grid
     spans: list[WrittenSpan] = []
     parts: list[Part] = []

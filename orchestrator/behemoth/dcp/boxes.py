@@ -14,14 +14,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.layout import ArraySpec
-from behemoth.checkpoint.reshard import Part, plan_box
+from behemoth.checkpoint.reshard import Slices, plan_box
 from behemoth.spec.mesh import Mesh
 
 
-class Run(NamedTuple):
+class ChunkRun(NamedTuple):
     """Bytes of one chunk, contiguous there, and the part of the box's own tensor that they hold. `array` is the number
     of the box, `offset` and `length` count bytes: a span, as `checkpoint.turns` knows them."""
 
@@ -29,7 +29,7 @@ class Run(NamedTuple):
     chunk: int
     offset: int
     length: int
-    part: Part
+    part: Slices
 
 
 def mesh_of(num_ranks: int) -> Mesh:
@@ -49,7 +49,7 @@ def array_spec(name: str, dtype: str, shape: tuple[int, ...], boxes: Sequence[Bo
     return ArraySpec(name=name, dtype=dtype, shape=shape, dims=((last, "tp"),), packed=(last, parts), may_be_zero=True)
 
 
-def runs_of(grid: Grid, box: Box, number: int = 0) -> Iterator[Run]:
+def runs_of(grid: Grid, box: Box, number: int = 0) -> Iterator[ChunkRun]:
     """What box `number`, not empty, fills of each chunk that it meets, in the order of chunks and bytes."""
     itemsize = grid.spec.itemsize
     for read in plan_box(grid, 0, box).reads:
@@ -58,7 +58,7 @@ def runs_of(grid: Grid, box: Box, number: int = 0) -> Iterator[Run]:
             start = sum(part.start * weight for part, weight in zip(source, _weights(grid.chunk_shape), strict=True))
             length = math.prod(part.stop - part.start for part in source)
             part = (*_at(copy.target, outer), *copy.target[len(outer) :])
-            yield Run(number, read.chunk, start * itemsize, length * itemsize, part)
+            yield ChunkRun(number, read.chunk, start * itemsize, length * itemsize, part)
 
 
 def ends_array(grid: Grid, box: Box) -> bool:
@@ -66,14 +66,14 @@ def ends_array(grid: Grid, box: Box) -> bool:
     return all(stop == size for (_, stop), size in zip(box, grid.spec.shape, strict=True))
 
 
-def _contiguous(source: Part, chunk_shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Part]]:
+def _contiguous(source: Slices, chunk_shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Slices]]:
     """A part of a chunk as parts that are contiguous there, each with its place along the dims before."""
     last = max((dim for dim, part in enumerate(source) if part.stop - part.start < chunk_shape[dim]), default=0)
     for outer in itertools.product(*(range(part.stop - part.start) for part in source[:last])):
         yield outer, (*_at(source, outer), *source[last:])
 
 
-def _at(part: Part, outer: tuple[int, ...]) -> Part:
+def _at(part: Slices, outer: tuple[int, ...]) -> Slices:
     """The single indexes that are `outer` from where the part begins."""
     places = zip(part, outer, strict=False)
     return tuple(slice(whole.start + index, whole.start + index + 1) for whole, index in places)

@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.dcp.boxes import runs_of
-from behemoth.dcp.bucket_writer import by_object, completed
+from behemoth.dcp.bucket_writer import by_object
 from behemoth.dcp.object_parts import ObjectPart, own_parts, part_bytes, parts_of, whole_chunks
-from behemoth.dcp.orders import Placed, SentObject, SentObjects, SentPart, SentPiece, ShardName
+from behemoth.dcp.orders import PlacedArray, SentObject, SentObjects, SentPart, SentPiece, ShardName
 from behemoth.ports import UploadsParts
 
 RankBoxes = Mapping[str, Sequence[Box]]
@@ -29,7 +30,7 @@ RankBoxes = Mapping[str, Sequence[Box]]
 
 
 def begin_shared(
-    store: UploadsParts, placed: Mapping[str, Placed], ranks: Sequence[RankBoxes]
+    store: UploadsParts, placed: Mapping[str, PlacedArray], ranks: Sequence[RankBoxes]
 ) -> dict[ShardName, UploadId]:
     """Begin an upload for each object of several parts that no rank holds whole."""
     several = [one for one in _shared(placed, ranks) if len(parts_of(placed[one[0]].grid, one[1])) > 1]
@@ -41,7 +42,7 @@ def begin_shared(
 
 def complete_shared(
     store: UploadsParts,
-    placed: Mapping[str, Placed],
+    placed: Mapping[str, PlacedArray],
     begun: Mapping[ShardName, UploadId],
     sent: Sequence[SentObjects],
     *,
@@ -55,7 +56,7 @@ def complete_shared(
     return objects
 
 
-def _shared(placed: Mapping[str, Placed], ranks: Sequence[RankBoxes]) -> Iterator[ShardName]:
+def _shared(placed: Mapping[str, PlacedArray], ranks: Sequence[RankBoxes]) -> Iterator[ShardName]:
     """The objects that no rank uploads alone, by the rule of `bucket_writer`."""
     for name, one in placed.items():
         grid = one.grid
@@ -67,7 +68,7 @@ def _shared(placed: Mapping[str, Placed], ranks: Sequence[RankBoxes]) -> Iterato
         yield from ((name, shard) for shard in sorted(left))
 
 
-def _key(placed: Mapping[str, Placed], name: str, shard: int) -> str:
+def _key(placed: Mapping[str, PlacedArray], name: str, shard: int) -> str:
     return f"{placed[name].folder}/{placed[name].grid.shard_key(shard)}"
 
 
@@ -87,7 +88,7 @@ class _Borders:
     def __init__(
         self,
         store: UploadsParts,
-        placed: Mapping[str, Placed],
+        placed: Mapping[str, PlacedArray],
         begun: Mapping[ShardName, UploadId],
         sent: Sequence[SentObjects],
     ) -> None:

@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import UploadId
-from behemoth.checkpoint.crc import combined, crc32c
-from behemoth.checkpoint.filling import Piece, filling_of
+from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.filling import ObjectPiece, completed, filling_of
 from behemoth.checkpoint.paths import METADATA
-from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.checkpoint.zeros import is_zero
 from behemoth.dcp.box_writer import ITSELF, PlacedBox
-from behemoth.dcp.boxes import Run, ends_array, runs_of
+from behemoth.dcp.boxes import ChunkRun, ends_array, runs_of
 from behemoth.dcp.object_parts import ObjectPart, own_parts, part_bytes, parts_of, whole_chunks
-from behemoth.dcp.orders import Placed, SentObject, SentObjects, SentPart, SentPiece, ShardName
+from behemoth.dcp.orders import PlacedArray, SentObject, SentObjects, SentPart, SentPiece, ShardName
 from behemoth.dcp.tensors import Tensors, bytes_of
 from behemoth.ports import PartReceipt, UploadsParts
 
@@ -61,8 +61,8 @@ def upload_boxes(
 class _Held:
     """The runs that the rank has of an array, by chunk, in the order of their bytes."""
 
-    placed: Placed
-    runs: dict[int, list[Run]] = field(default_factory=dict)
+    placed: PlacedArray
+    runs: dict[int, list[ChunkRun]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class _Work:
 
     whole: list[tuple[_Held, int]] = field(default_factory=list)
     parts: list[tuple[_Held, ObjectPart]] = field(default_factory=list)
-    loose: list[tuple[_Held, Run]] = field(default_factory=list)
+    loose: list[tuple[_Held, ChunkRun]] = field(default_factory=list)
 
 
 class _Job:
@@ -170,7 +170,7 @@ class _Job:
         self._done(run for chunk in part.chunks for run in held.runs[chunk])
         return answer
 
-    def _data(self, runs: list[Run]) -> Iterator[tuple[memoryview, int]]:
+    def _data(self, runs: list[ChunkRun]) -> Iterator[tuple[memoryview, int]]:
         for run in sorted(runs, key=lambda run: run.offset):
             data = bytes_of(self._tensors.of(run.array), run.part)
             crc = crc32c(data)
@@ -179,7 +179,7 @@ class _Job:
                 self.spans.setdefault(run.array, []).append(span)
             yield data, crc
 
-    def _done(self, runs: Iterable[Run]) -> None:
+    def _done(self, runs: Iterable[ChunkRun]) -> None:
         """Release tensors all of whose runs have been sent."""
         with self._lock:
             for run in runs:
@@ -191,14 +191,14 @@ class _Job:
         which = held.name, shard
         return SentObject(*which, completed(self._store, *self._own[which], parts[which]))
 
-    def _send_pieces(self, loose: Sequence[tuple[_Held, Run]]) -> Iterator[SentPiece]:
+    def _send_pieces(self, loose: Sequence[tuple[_Held, ChunkRun]]) -> Iterator[SentPiece]:
         """Send the remaining runs, concatenated, as one object."""
         size_bytes, at = sum(run.length for _, run in loose), 0
         filling = filling_of(self._store)
         gathered = _gathered(loose, filling.piece_bytes(size_bytes))
         try:
             for number, runs in enumerate(gathered, start=1):
-                piece = Piece(
+                piece = ObjectPiece(
                     key=self._pieces_key,
                     size_bytes=size_bytes,
                     number=number,
@@ -214,13 +214,13 @@ class _Job:
         finally:
             filling.end()
 
-    def _create_metadata(self, placed: Placed) -> None:
+    def _create_metadata(self, placed: PlacedArray) -> None:
         self._store.create(f"{placed.folder}/{METADATA}", placed.grid.zarr_json())
 
 
-def _gathered(loose: Sequence[tuple[_Held, Run]], least_bytes: int) -> list[list[tuple[_Held, Run]]]:
+def _gathered(loose: Sequence[tuple[_Held, ChunkRun]], least_bytes: int) -> list[list[tuple[_Held, ChunkRun]]]:
     """The runs in order, in groups of at least `least_bytes`, except for the last group."""
-    found: list[list[tuple[_Held, Run]]] = [[]]
+    found: list[list[tuple[_Held, ChunkRun]]] = [[]]
     num_bytes = 0
     for one in loose:
         if num_bytes >= least_bytes:
@@ -237,11 +237,3 @@ def by_object(sent: Iterable[SentPart]) -> dict[ShardName, list[PartReceipt]]:
     for one in sent:
         found.setdefault((one.array, one.shard), []).append(one.receipt)
     return found
-
-
-def completed(store: UploadsParts, key: str, upload_id: UploadId, parts: Sequence[PartReceipt]) -> int:
-    """Complete an upload; the CRC-32C of the object. Raises as the store does when parts are missing."""
-    ordered = sorted(parts, key=lambda part: part.number)
-    crc = combined((part.crc, part.size_bytes) for part in ordered)
-    store.complete_upload(key, upload_id, parts=ordered, crc=crc)
-    return crc

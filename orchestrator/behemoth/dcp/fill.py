@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, shape_of
 from behemoth.checkpoint.changes import Elements
 from behemoth.checkpoint.chunk_parts import as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
@@ -112,7 +112,7 @@ def _read(
     slabs: list[Elements] = []
     taken: dict[tuple[int, int], list[Copy]] = {}
     for target, memory in zip(targets, memories, strict=True):
-        shape = tuple(stop - start for start, stop in target.box)
+        shape = shape_of(target.box)
         assert memory.nbytes == math.prod(shape) * of[target.array].spec.itemsize
         for read in plan_box(of[target.array], target.array, target.box).reads:
             copies = [copy._replace(slab=len(slabs)) for copy in read.copies]

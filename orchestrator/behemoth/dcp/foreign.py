@@ -9,10 +9,9 @@ the tensors.
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,9 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements, shape_of, slices_of, slices_within
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, raw_dtype
 from behemoth.checkpoint.records import Value
+from behemoth.checkpoint.small_objects import find_listed
 from behemoth.checkpoint.threads import run_all
 from behemoth.dcp.contents import CONTENTS_ARRAY, Contents, Empty
 from behemoth.dcp.dtypes import torch_dtype
@@ -80,16 +80,16 @@ def read_dcp(store: ObjectStore, *, threads: int, skips_pickles: bool = False) -
 
 
 def _read_metadata(store: ObjectStore) -> bytes:
-    size_bytes = next((info.size_bytes for info in store.list("") if info.key == METADATA_FILE), None)
-    if size_bytes is None:
+    info = find_listed(store, "", METADATA_FILE)
+    if info is None:
         raise NotFound(
             f"DCP checkpoint: expected a file {METADATA_FILE}, got none",
             hint="name the folder with .metadata and *.distcp; a save that was cut off has none",
             code="dcp-not-found",
         )
-    if not 0 < size_bytes <= MAX_METADATA_BYTES:
-        raise Corrupt(f"{METADATA_FILE}: expected 1 .. {MAX_METADATA_BYTES} bytes, got {size_bytes}")
-    data = bytearray(size_bytes)
+    if not 0 < info.size_bytes <= MAX_METADATA_BYTES:
+        raise Corrupt(f"{METADATA_FILE}: expected 1 .. {MAX_METADATA_BYTES} bytes, got {info.size_bytes}")
+    data = bytearray(info.size_bytes)
     store.read_into(METADATA_FILE, offset_bytes=0, into=data)
     return bytes(data)
 
@@ -237,17 +237,16 @@ class _Boxes:
             for number, one in enumerate(self.stored.boxes)
             if (common := _common(one.box, box)) is not None
         ]
-        covered = sum(_num_elements(common) for _, common in meetings)
-        if covered != _num_elements(box):
+        covered = sum(num_elements(common) for _, common in meetings)
+        if covered != num_elements(box):
             raise Corrupt(
-                f"tensor {self.name!r}, box {box}: expected {_num_elements(box)} elements in its files, got {covered}",
+                f"tensor {self.name!r}, box {box}: expected {num_elements(box)} elements in its files, got {covered}",
                 code="dcp-boxes",
             )
 
         def copy(meeting: tuple[int, Box]) -> None:
             number, common = meeting
-            place = tuple(slice(low - start, high - start) for (low, high), (start, _) in zip(common, box, strict=True))
-            out[place] = self._read(number, common)
+            out[slices_within(common, box)] = self._read(number, common)
 
         run_all(copy, meetings, threads=min(self.threads, len(meetings)), name="dcp-import")
 
@@ -256,7 +255,7 @@ class _Boxes:
         own, extent = self.stored.boxes[number]
         storage = self._storage(number)
         dtype = raw_dtype(self.dtype)
-        sizes = [high - low for low, high in common]
+        sizes = shape_of(common)
         begins = [low - start for (low, _), (start, _) in zip(common, own, strict=True)]
         first = sum(begin * stride for begin, stride in zip(begins, storage.strides, strict=True))
         last = sum((size - 1) * stride for size, stride in zip(sizes, storage.strides, strict=True))
@@ -271,7 +270,7 @@ class _Boxes:
         if found is None:
             own, extent = self.stored.boxes[number]
             found = self.items.storage(self.name, extent, self.dtype)
-            expected = tuple(stop - start for start, stop in own)
+            expected = shape_of(own)
             if found.shape != expected:
                 raise _no_tensor(self.name, extent, f"one of shape {found.shape} instead of {expected}")
             with self._lock:
@@ -297,14 +296,10 @@ class _Held:
         return 1
 
     def read_into(self, box: Box, out: Raw) -> None:
-        out[...] = self.data[tuple(slice(*part) for part in box)]
+        out[...] = self.data[slices_of(box)]
 
 
 def _common(one: Box, other: Box) -> Box | None:
     """The intersection of two boxes, None when it is empty."""
     both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
     return both if all(low < high for low, high in both) else None
-
-
-def _num_elements(box: Sequence[tuple[int, int]]) -> int:
-    return math.prod(stop - start for start, stop in box)

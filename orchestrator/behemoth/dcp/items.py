@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch.distributed.checkpoint.planner import WriteItem
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements
 
 
 class TensorItem(NamedTuple):
@@ -24,7 +23,7 @@ class TensorItem(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Bytes of the box; 0 for an empty one."""
-        return math.prod(stop - start for start, stop in self.box) * self.dtype.itemsize
+        return num_elements(self.box) * self.dtype.itemsize
 
 
 def tensor_item(item: WriteItem) -> TensorItem:

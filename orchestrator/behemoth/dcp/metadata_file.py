@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from behemoth.base.errors import Corrupt, Denied, Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements
 from behemoth.checkpoint.layout import DTYPES, MAX_DIMS
 from behemoth.checkpoint.signposts import is_signpost
 from behemoth.dcp.contents import paths_of
@@ -213,7 +213,7 @@ def _tensor(key: str, told: _Kept, places: Mapping[tuple[str, tuple[int, ...] | 
         if math.prod(sizes):
             box = tuple(zip(offsets, ends, strict=True))
             boxes.append(StoredBox(box, _place(places, key, offsets)))
-    covered = sum(math.prod(stop - start for start, stop in one.box) for one in boxes)
+    covered = sum(num_elements(one.box) for one in boxes)
     if covered != math.prod(shape):
         raise Corrupt(
             f"tensor {key!r}: expected boxes of {math.prod(shape)} elements in all, got {covered}", code="dcp-boxes"

@@ -18,7 +18,7 @@ from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import combine
 from behemoth.checkpoint.grid import Grid
 from behemoth.checkpoint.part_bytes import Summed
-from behemoth.dcp.boxes import Run
+from behemoth.dcp.boxes import ChunkRun
 from behemoth.ports import MAX_PARTS
 
 PART_BYTES = 8 << 20
@@ -48,7 +48,7 @@ def parts_of(grid: Grid, shard: int) -> list[ObjectPart]:
     return [ObjectPart(shard, number, len(groups), group) for number, group in enumerate(groups, 1)]
 
 
-def whole_chunks(grid: Grid, runs: Iterable[Run]) -> frozenset[int]:
+def whole_chunks(grid: Grid, runs: Iterable[ChunkRun]) -> frozenset[int]:
     """The chunks all of whose data are in these runs."""
     held_bytes: Counter[int] = Counter()
     for run in runs:

@@ -14,8 +14,8 @@ from behemoth.base.ids import Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import ArraySpec, Layout, Sharding
 from behemoth.checkpoint.paths import step_prefix
-from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.records import Value
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.ports import PartReceipt
 from behemoth.spec.mesh import Mesh
 
@@ -26,7 +26,7 @@ ShardName = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class PlacedArray:
     """An array, and its folder below the write's prefix, which follows from the names of all arrays."""
 
     grid: Grid
@@ -51,12 +51,12 @@ class Orders:
     def prefix(self) -> str:
         return step_prefix(self.step, self.write_id)
 
-    def placed(self) -> dict[str, Placed]:
+    def placed(self) -> dict[str, PlacedArray]:
         """Where each array lies, by name."""
         # As `cuts.with_close_chunks` cuts all arrays together, if any of them needs it: the others are the same so.
         layout = Layout(mesh=self.mesh, arrays=self.arrays, sharding=self.sharding, chunking="close")
         return {
-            grid.spec.name: Placed(grid=grid, folder=f"{self.prefix}/{self.folders[grid.spec.name]}")
+            grid.spec.name: PlacedArray(grid=grid, folder=f"{self.prefix}/{self.folders[grid.spec.name]}")
             for grid in grids(layout)
         }
 

@@ -16,18 +16,20 @@ from torch.distributed.checkpoint.metadata import Metadata
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import BadCommit, CommitRecord, CommitRef, commits, complete
-from behemoth.checkpoint.commit_log import COMMIT_TAKEN
+from behemoth.checkpoint.commit import complete
+from behemoth.checkpoint.commit_log import COMMIT_TAKEN, BadCommit, commits
 from behemoth.checkpoint.commit_log import publish as publish_record
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.discarding import delete_below
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.owner import read_owner
 from behemoth.checkpoint.paths import DELETING, MAX_STEP, marker_key, step_prefix
 from behemoth.checkpoint.pins import pinned_writes
-from behemoth.checkpoint.receipt import Receipt, WrittenShard, WrittenSpan
+from behemoth.checkpoint.receipt import Receipt, WrittenShard
 from behemoth.checkpoint.replacing import replace_commit
 from behemoth.checkpoint.signposts import forget, make_due, require_free, signposts, take_down
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.dcp.address import Address
 from behemoth.dcp.box_writer import PlacedBox, write_boxes
 from behemoth.dcp.bucket_borders import complete_shared
@@ -37,6 +39,7 @@ from behemoth.dcp.orders import KeptPickle, KeptValue, SentObjects, Told, Writte
 from behemoth.dcp.save_plan import SavedState, orders_of
 from behemoth.dcp.tensors import Tensors
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
+from behemoth.state.effect import CommitRef
 
 RUN = "torch.distributed.checkpoint"
 """The run name in commits by DCP."""

@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteIt
 from torch.distributed.checkpoint.storage import WriteResult
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.receipt import WrittenSpan
+from behemoth.checkpoint.box import shape_of
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.dcp.box_writer import PlacedBox, write_boxes
 from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.items import TensorItem, tensor_item
@@ -75,7 +76,7 @@ class RankWriter:
     def _tensor(self, item: WriteItem, head: TensorItem) -> torch.Tensor:
         """The tensor that the planner resolves an item to. Raises Invalid when it is not what it planned."""
         tensor = self._planner.resolve_data(item)
-        expected = tuple(stop - start for start, stop in head.box)
+        expected = shape_of(head.box)
         if not isinstance(tensor, torch.Tensor):
             raise _unlike_plan(head, expected, type(tensor).__name__)
         if tuple(tensor.shape) != expected or tensor.dtype != head.dtype:

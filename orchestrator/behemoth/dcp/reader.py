@@ -31,7 +31,7 @@ from torch.futures import Future
 
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.base.ids import Step
-from behemoth.checkpoint.commit import BadCommit, CommitRef, commits, latest
+from behemoth.checkpoint.commit_log import BadCommit, commits, latest
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.reader import read_array
 from behemoth.dcp.address import Address, parse_address
@@ -42,6 +42,7 @@ from behemoth.dcp.fill import Target, fill
 from behemoth.dcp.items import box_of
 from behemoth.dcp.values import from_record
 from behemoth.ports import ObjectStore
+from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 
 

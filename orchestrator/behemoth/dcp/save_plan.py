@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank, Step, UploadId, WriteId
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.layout import ArraySpec, Sharding
 from behemoth.checkpoint.names import escaped_paths
 from behemoth.checkpoint.paths import step_prefix

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from behemoth.checkpoint.reshard import Part
+from behemoth.checkpoint.reshard import Slices
 
 
 class Tensors:
@@ -43,7 +43,7 @@ def holds_elements(tensor: torch.Tensor) -> bool:
     return dispatch is torch.Tensor.__torch_dispatch__ and tensor.layout == torch.strided and not tensor.is_meta
 
 
-def bytes_of(tensor: torch.Tensor, part: Part) -> memoryview:
+def bytes_of(tensor: torch.Tensor, part: Slices) -> memoryview:
     """The elements of a part in C order; the tensor's own memory where they are contiguous on the CPU."""
     elements = tensor[part].detach().cpu().resolve_conj().resolve_neg().contiguous()
     raw: memoryview = elements.reshape(-1).view(torch.uint8).numpy().data

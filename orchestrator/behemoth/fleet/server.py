@@ -37,8 +37,8 @@ from behemoth.wire.commands import (
 )
 from behemoth.wire.reports import (
     Beat,
+    DiskState,
     Hello,
-    OwnDisk,
     ProgramRefused,
     RanksFinished,
     RanksGone,
@@ -71,7 +71,7 @@ class Fleet:
         tokens: Tokens,
         clock: Clock,
         sink: Callable[[Evidence], None],
-        on_disk: Callable[[NodeId, OwnDisk], None] = lambda _node, _told: None,
+        on_disk: Callable[[NodeId, DiskState], None] = lambda _node, _told: None,
     ) -> None:
         """`sink` hears what the brain must know, `on_disk` of nodes' own disks, which is for people alone."""
         self._settings = settings

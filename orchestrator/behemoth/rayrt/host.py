@@ -118,7 +118,7 @@ class Host:
     def _learn_nodes(self) -> list[str]:
         """What is alive now, by name."""
         if not self._is_embedded:
-            entries: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+            entries: list[dict[str, Any]] = ray.nodes()
             alive = {entry["NodeID"]: entry["NodeManagerHostname"] for entry in entries if entry["Alive"]}
             self._ray_ids = named_nodes(alive, self._ray_ids)
         return list(self._ray_ids)

@@ -15,8 +15,8 @@ from typing import Protocol, cast
 import numpy as np
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import local_shape, share_of
 from behemoth.checkpoint.layout import ArraySpec, SplitAxes, axis_size
+from behemoth.checkpoint.local_boxes import local_shape, share_of
 from behemoth.sdk.declared import packed_of, padded_of
 from behemoth.sdk.place import RankMesh
 from behemoth.sdk.state import State

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from behemoth.base.errors import Invalid, Unavailable
 from behemoth.checkpoint.address import address_of
 from behemoth.checkpoint.arena_memory import before_unmapping
-from behemoth.checkpoint.windows import Run
+from behemoth.checkpoint.windows import ByteRun
 from behemoth.sdk.tensors import Device, Tensor
 
 _log = logging.getLogger(__name__)
@@ -171,20 +171,20 @@ class DeviceBytes:
     def lane(self) -> Lane:
         return self._lane
 
-    def read(self, run: Run, into: npt.NDArray[np.uint8]) -> None:
+    def read(self, run: ByteRun, into: npt.NDArray[np.uint8]) -> None:
         """Begin to copy the bytes of `run` from the device into `into`; complete after `lane.settle`. Raises
         Unavailable when the device refuses, for example for want of memory."""
         if run.nbytes:
             with _told(f"array {self._name!r}: copy from its device"):
                 self._lane.copy(_host(run, into), self._part(run))
 
-    def write(self, run: Run, data: npt.NDArray[np.uint8]) -> None:
+    def write(self, run: ByteRun, data: npt.NDArray[np.uint8]) -> None:
         """Begin to copy `data` to the bytes of `run` on the device. Blocks and raises as `read`."""
         if run.nbytes:
             with _told(f"array {self._name!r}: copy to its device"):
                 self._lane.copy(self._part(run), _host(run, data))
 
-    def _part(self, run: Run) -> Tensor:
+    def _part(self, run: ByteRun) -> Tensor:
         extent = self._bytes.narrow(0, run.begin, run.extent_bytes)
         return extent.as_strided((run.num_rows, run.row_bytes), (run.pitch_bytes, 1)) if run.num_rows > 1 else extent
 
@@ -198,7 +198,7 @@ def _told(what: str) -> Iterator[None]:
         raise Unavailable(f"{what}: {error}", code="device-copy") from error
 
 
-def _host(run: Run, memory: npt.NDArray[np.uint8]) -> Tensor:
+def _host(run: ByteRun, memory: npt.NDArray[np.uint8]) -> Tensor:
     tensor = cast(Tensor, sys.modules["torch"].from_numpy(memory))
     return tensor.view((run.num_rows, run.row_bytes)) if run.num_rows > 1 else tensor
 

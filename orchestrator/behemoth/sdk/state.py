@@ -110,9 +110,7 @@ class State:
 
         Raises Invalid.
         """
-        self._check_open(name)
-        if name in self._arrays or name in (RUN_ARRAY, RANKS_ARRAY):
-            raise Invalid(f"array {name!r}: expected each name once, got it twice", code="array-duplicate")
+        self._check_new(name)
         local = LocalArray(name, value) if value is not None else None
         if local is None and dtype is None:
             raise Invalid(
@@ -160,6 +158,11 @@ class State:
         if name in self._records:
             raise Invalid(f"{name}: expected one such record, got a second", hint="put both values into one dict")
         self._records[name] = _Record(get=get, set=set_value, memory=np.zeros(capacity_bytes, dtype=np.uint8))
+
+    def _check_new(self, name: str) -> None:
+        self._check_open(name)
+        if name in self._arrays or name in (RUN_ARRAY, RANKS_ARRAY):
+            raise Invalid(f"array {name!r}: expected each name once, got it twice", code="array-duplicate")
 
     def _check_open(self, name: str) -> None:
         if self._layout is not None:

@@ -13,6 +13,7 @@ from typing import assert_never
 
 from behemoth.base.errors import Internal
 from behemoth.base.ids import Attempt, Epoch, NodeId, Rank, Slot
+from behemoth.base.slots import ranks_of
 from behemoth.simulation.agenda import Agenda
 from behemoth.simulation.facts import Facts
 from behemoth.simulation.gang import SaveTry
@@ -209,7 +210,7 @@ class Cluster:
     def rank_on(self, node: NodeId) -> Rank | None:
         """A rank of that node; None when it holds no slot."""
         slot = self._slot_of.get(node)
-        return None if slot is None else Rank(slot * self.config.ranks_per_node)
+        return None if slot is None else ranks_of(slot, self.config.ranks_per_node)[0]
 
     def _attempt_on(self, node: NodeId) -> Attempt:
         gang = self.training.gang

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from behemoth.base.ids import NodeId, Rank, RunUid, Slot, Step
+from behemoth.base.slots import slot_of
 
 WorkPhase = Literal["start", "restore", "first_step", "step", "eval", "save"]
 """What a rank says it is doing; each has its own hang limit."""
@@ -65,4 +66,4 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def slot_of(self, rank: Rank) -> Slot:
         """Ranks fill the slots in order."""
-        return Slot(rank // self.ranks_per_node)
+        return slot_of(rank, self.ranks_per_node)

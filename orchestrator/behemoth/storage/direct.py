@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from behemoth.storage.page_cache import cached_bytes
-from behemoth.storage.positional import Run, new_bounce, page_bytes, page_runs, read_pages, write_all, write_pages
+from behemoth.storage.positional import BufferRun, new_bounce, page_bytes, page_runs, read_pages, write_all, write_pages
 
 DIRECT_BYTES = 1 << 20
 """Least size of a direct transfer; the page cache merges smaller ones better."""
@@ -26,7 +26,7 @@ class Direct:
         self._min_write_bytes = DIRECT_BYTES if writes else sys.maxsize
         self._own = threading.local()
 
-    def write(self, fd: int, run: Run) -> None:
+    def write(self, fd: int, run: BufferRun) -> None:
         """Write the run; its whole pages to the disk itself, its edges through the page cache."""
         pages, edges = page_runs(run, min_bytes=self._min_write_bytes)
         if pages is not None and not self._is_written(fd, pages):
@@ -55,7 +55,7 @@ class Direct:
         finally:
             os.close(direct)
 
-    def _is_written(self, fd: int, pages: Run) -> bool:
+    def _is_written(self, fd: int, pages: BufferRun) -> bool:
         """Write whole pages directly. False when the file system refuses that; the caller then writes the run again."""
         direct = _opened_direct(fd, os.O_WRONLY)
         if direct is None:

@@ -30,7 +30,7 @@ from behemoth.storage.open_files import OpenFiles
 from behemoth.storage.os_errors import translated
 from behemoth.storage.page_cache import cached_bytes
 from behemoth.storage.positional import (
-    Run,
+    BufferRun,
     byte_view,
     read_all,
     runs_of,
@@ -233,7 +233,7 @@ class LocalStore:
     def _folders_above(self, segments: Sequence[str]) -> Iterable[str]:
         return ["/".join((self._root, *segments[:depth])) for depth in range(len(segments))]
 
-    def _write_runs(self, key: str, path: str, size_bytes: int, runs: Sequence[Run]) -> None:
+    def _write_runs(self, key: str, path: str, size_bytes: int, runs: Sequence[BufferRun]) -> None:
         for _ in range(_NUM_TRIES):
             try:
                 with self._files.writing(path) as fd:

@@ -15,7 +15,7 @@ from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.address import address_of
-from behemoth.checkpoint.wrapper_store import buffers_of
+from behemoth.checkpoint.into import buffers_of
 from behemoth.ports import Into, Part
 
 MAX_BUFFERS_PER_CALL = min(1024, os.sysconf("SC_IOV_MAX"))
@@ -25,7 +25,7 @@ PAGE_BYTES = 4096
 BOUNCE_BYTES = 4 << 20
 """Size of the buffer for unaligned memory: large enough to keep a disk busy, small enough for a core's cache."""
 
-Run = tuple[int, list[memoryview]]
+BufferRun = tuple[int, list[memoryview]]
 """An offset in bytes, and what lands there one after another."""
 
 
@@ -65,9 +65,9 @@ def cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
     return found
 
 
-def runs_of(key: str, size_bytes: int, parts: Sequence[Part]) -> list[Run]:
+def runs_of(key: str, size_bytes: int, parts: Sequence[Part]) -> list[BufferRun]:
     """Parts as runs, those that follow one another joined. Raises Invalid for bytes outside of the object."""
-    runs: list[Run] = []
+    runs: list[BufferRun] = []
     next_offset_bytes = -1
     for part in parts:
         views = [view for view in (byte_view(buffer, f"write {key}") for buffer in part.buffers) if view.nbytes]
@@ -83,7 +83,7 @@ def runs_of(key: str, size_bytes: int, parts: Sequence[Part]) -> list[Run]:
     return runs
 
 
-def write_all(fd: int, run: Run) -> None:
+def write_all(fd: int, run: BufferRun) -> None:
     """Write the whole run. Raises OSError; the run may then be there in part."""
     offset_bytes, views = run
     first = 0
@@ -104,7 +104,7 @@ def new_bounce() -> memoryview:
     return memoryview(mmap.mmap(-1, BOUNCE_BYTES))
 
 
-def page_runs(run: Run, *, min_bytes: int) -> tuple[Run | None, list[Run]]:
+def page_runs(run: BufferRun, *, min_bytes: int) -> tuple[BufferRun | None, list[BufferRun]]:
     """The middle of a run that fills whole pages of the file, and what is left; None when it is below `min_bytes`."""
     offset_bytes, views = run
     end_bytes = offset_bytes + total_bytes(views)
@@ -116,7 +116,7 @@ def page_runs(run: Run, *, min_bytes: int) -> tuple[Run | None, list[Run]]:
     return (first, cut(views, first - offset_bytes, last - offset_bytes)), [edge for edge in edges if edge[1]]
 
 
-def write_pages(fd: int, run: Run, bounce: memoryview) -> None:
+def write_pages(fd: int, run: BufferRun, bounce: memoryview) -> None:
     """Write whole pages to a descriptor opened with O_DIRECT. Raises OSError as `write_all` does; EINVAL says that the
     file system wants something else, and nothing is lost by writing the run again another way."""
     offset_bytes, views = run

@@ -39,7 +39,7 @@ class Hello(Message, frozen=True, kw_only=True):
         return repr_without(self, "token")
 
 
-class OwnDisk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DiskState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a node's own disk is. `trouble`: no-space, failed, slow, unreadable, or a kind that a newer agent knows;
     empty: it holds whole copies of the newest checkpoint."""
 
@@ -64,7 +64,7 @@ class Beat(Message, frozen=True, kw_only=True):
     loss: float | None = None
     tokens: int = 0
     """Tokens this node's ranks have reported during the attempt."""
-    own_disk: OwnDisk | None = None
+    own_disk: DiskState | None = None
     """None: the run uses none, or nothing was copied there yet."""
 
 

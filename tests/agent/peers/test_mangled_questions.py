@@ -20,13 +20,13 @@ from behemoth.agent import exchanging
 from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.read_once import ReadOnce
-from behemoth.agent.peers.server import FilePart, Handler
+from behemoth.agent.peers.server import FileRange, Handler
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import NodeId, Rank, UploadId, WriteId
 from behemoth.checkpoint.exchange import LocalExchange, OpenWrite, OpenWrites, SentPart
-from behemoth.checkpoint.part_plan import Fragment, Shard
+from behemoth.checkpoint.part_plan import Fragment, ShardId
 from behemoth.ports import PartReceipt
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.commands import PeerPlace
@@ -79,8 +79,8 @@ def handlers() -> Iterator[Mapping[type, Handler]]:
     staged = staged_rank(memories)
     staged.save(0, WRITE, 7)
     write = OpenWrite(staged.plan, staged.arena, 0, staged.arena.sequence(0))
-    write.begun({Shard(0, 0): UploadId("u")})
-    write.sent({Rank(1): [SentPart(Shard(0, 0), SENT, 5, 60)]})
+    write.begun({ShardId(0, 0): UploadId("u")})
+    write.sent({Rank(1): [SentPart(ShardId(0, 0), SENT, 5, 60)]})
     open_writes.enter(WRITE, write)
     store.create("steps/a/b", bytes(range(256)))
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def handlers() -> Iterator[Mapping[type, Handler]]:
 def asked(handlers: Mapping[type, Handler], request: Any) -> int:
     """The bytes behind the answer, which are read as a server would send them."""
     reply = handlers[type(request)](request)
-    if isinstance(reply.payload, FilePart):
+    if isinstance(reply.payload, FileRange):
         try:
             return len(os.pread(reply.payload.fd, reply.payload.length_bytes, reply.payload.offset_bytes))
         finally:
@@ -142,7 +142,7 @@ def exchange_with(client: Any) -> NodeExchange:
 FRAGMENTS = [Fragment(RANK, 0, 0, 0, 64), Fragment(RANK, 0, 0, 64, 64)]
 QUESTIONS: tuple[Callable[[NodeExchange], object], ...] = (
     lambda exchange: np.array(exchange.crcs(RANK, FRAGMENTS, cancelled=lambda: False), dtype=np.int64),
-    lambda exchange: exchange.upload_ids(RANK, [Shard(0, 0), Shard(0, 1)], cancelled=lambda: False),
+    lambda exchange: exchange.upload_ids(RANK, [ShardId(0, 0), ShardId(0, 1)], cancelled=lambda: False),
     lambda exchange: exchange.receipts(RANK, Rank(1), first=0, cancelled=lambda: False),
 )
 
@@ -163,4 +163,4 @@ def test_each_answer_is_understood() -> None:
         for question, answer in zip(QUESTIONS, ANSWERS, strict=False)
     )
     assert (list(crcs), ids) == ([1, 2], ["u", "v"])  # type: ignore[call-overload]
-    assert parts == [SentPart(Shard(0, 0), SENT, 5, 60)]
+    assert parts == [SentPart(ShardId(0, 0), SENT, 5, 60)]

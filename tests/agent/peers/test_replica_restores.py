@@ -23,7 +23,7 @@ from behemoth.agent.peers.shared_reads import SharedReads
 from behemoth.agent.peers.snapshots import AskedSnapshot, PeerSnapshot
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, Prepared, SeePeers, Source
+from behemoth.agent.storewire import Prepare, Prepared, RestoreSource, SeePeers
 from behemoth.base.errors import Unavailable
 from behemoth.base.ids import NodeId, Rank, Slot, Step, WriteId
 from behemoth.checkpoint import gathering
@@ -133,7 +133,7 @@ class Fleet:
     @contextmanager
     def listening(
         self, *, is_shared: bool = False, mute: Collection[int] = ()
-    ) -> Iterator[Callable[[int, Source], list[Prepared]]]:
+    ) -> Iterator[Callable[[int, RestoreSource], list[Prepared]]]:
         """How the ranks of a node get back what they lost, one after the other; each must have its own bytes. Nodes
         that are `mute` take connections and say nothing."""
         with ExitStack() as stack:
@@ -151,7 +151,7 @@ class Fleet:
                 node.table.see(SeePeers(job=0, slot=slot, nodes=names, places=tuple(places)))
             yield partial(self._restored, is_shared)
 
-    def _restored(self, is_shared: bool, slot: int, source: Source) -> list[Prepared]:
+    def _restored(self, is_shared: bool, slot: int, source: RestoreSource) -> list[Prepared]:
         client, node = PeerClient(identity(f"n{slot}")), self.nodes[slot]
 
         def peer(other: int, plan: RankPlan, write_id: WriteId, step: Step) -> AskedSnapshot:
@@ -175,7 +175,7 @@ class Fleet:
         finally:
             client.close()
 
-    def _prepared(self, preparing: Preparing, rank: Rank, source: Source) -> Prepared:
+    def _prepared(self, preparing: Preparing, rank: Rank, source: RestoreSource) -> Prepared:
         plan = plan_rank(self.layout, rank)
         fd = os.memfd_create(f"restored-{rank}", os.MFD_ALLOW_SEALING)
         order = Prepare(job=1, rank=rank, layout=self.layout.encode(), is_new=True, source=source)
@@ -183,14 +183,14 @@ class Fleet:
         arena = Arena.open(fd)
         os.close(fd)
         assert arena.snapshot(0).is_verified
-        expected, data = bytearray(plan.data_bytes), arena.data(0)
-        read_rank_into(self.store, self.commit, self.layout, plan, memoryview(expected), threads=1)
+        expected, data = memoryview(bytearray(plan.data_bytes)), arena.data(0)
+        read_rank_into(self.store, self.commit, self.layout, plan, expected, threads=1)
         assert all(payload(data, span) == payload(expected, span) for span in plan.spans)
         return prepared
 
 
-def source_of(*holders: int) -> Source:
-    return Source(step=STEP, write_id=WRITE, held_in=None, spare=0, holders=tuple(Slot(one) for one in holders))
+def source_of(*holders: int) -> RestoreSource:
+    return RestoreSource(step=STEP, write_id=WRITE, held_in=None, spare=0, holders=tuple(Slot(one) for one in holders))
 
 
 def chunk_bytes(fleet: Fleet) -> int:

@@ -14,7 +14,7 @@ from agent.lone_node import nobody_has_it
 from agent.peers.shared_fleet import LIMIT_S, NODES, Node, Saved, fleet, layout_on
 from behemoth.agent.memories import Memories
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.agent.storewire import Prepare, Prepared, RestoreSource
 from behemoth.base.errors import NotFound
 from behemoth.base.ids import Rank, WriteId
 from behemoth.checkpoint.arena import Arena
@@ -62,7 +62,7 @@ def preparing_on(node: Node, store: ObjectStore, *, is_shared: bool) -> Preparin
     )
 
 
-def prepare(preparing: Preparing, rank: int, source: Source) -> tuple[Prepared, bytes]:
+def prepare(preparing: Preparing, rank: int, source: RestoreSource) -> tuple[Prepared, bytes]:
     """What became of it, and all that the rank's memory holds then."""
     fd = os.memfd_create("prepared", os.MFD_ALLOW_SEALING)
     order = Prepare(job=1, rank=Rank(rank), layout=LAYOUT.encode(), is_new=True, source=source)
@@ -75,14 +75,16 @@ def prepare(preparing: Preparing, rank: int, source: Source) -> tuple[Prepared, 
         os.close(fd)
 
 
-def told(saved: Saved, *, record_bytes: int | None = None) -> Source:
+def told(saved: Saved, *, record_bytes: int | None = None) -> RestoreSource:
     """As a coordinator tells it, unless another size is given."""
     if record_bytes is None:
         record_bytes = saved.size_of(commit_key(saved.ref.step))
-    return Source(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0, record_bytes=record_bytes)
+    return RestoreSource(
+        step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0, record_bytes=record_bytes
+    )
 
 
-def restored_by_all(saved: Saved, source: Source, *, is_shared: bool) -> Asked:
+def restored_by_all(saved: Saved, source: RestoreSource, *, is_shared: bool) -> Asked:
     """Every rank of every node at the same time; each must have its bytes."""
     asked = Asked(saved.memory)
     num_ranks = LAYOUT.mesh.num_ranks
@@ -157,7 +159,7 @@ def test_a_commit_that_could_not_be_opened_is_asked_for_again_by_the_next_rank()
     with fleet(asked) as nodes:
         preparing = preparing_on(nodes[0], asked, is_shared=False)
         with pytest.raises(NotFound):
-            prepare(preparing, 0, Source(step=source.step, write_id=WriteId("gone"), held_in=None, spare=0))
+            prepare(preparing, 0, RestoreSource(step=source.step, write_id=WriteId("gone"), held_in=None, spare=0))
         assert prepare(preparing, 1, source)[0].generation == 0
         assert prepare(preparing, 2, source)[0].generation == 0
         assert asked.reads[commit_key(saved.ref.step)] == 2

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from typing_extensions import Buffer
 
 from agent.lone_node import nobody_has_it
 from agent.peers.shared_fleet import LIMIT_S, MESHES, MIB, NODES, Saved, fleet, layout_on, needed_bytes
@@ -19,17 +18,18 @@ from behemoth.agent.peers import shared_reads as shared_reads_module
 from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.server import Handler, Reply
 from behemoth.agent.preparing import Preparing
-from behemoth.agent.storewire import Prepare, Source
+from behemoth.agent.storewire import Prepare, RestoreSource
 from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import crc32c
+from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.units import ChunkUnits, Unit
-from behemoth.ports import Part
+from behemoth.checkpoint.units import ChunkUnits, ReadUnit
+from behemoth.ports import Into, Part
 from behemoth.wire.peers import AskStored, StoredFound
 
 
@@ -69,9 +69,9 @@ def test_what_a_store_says_to_the_node_that_reads_is_not_asked_for_again() -> No
     class Away(CountingStore):
         num_asked = 0
 
-        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
             self.num_asked += 1
-            raise Unavailable(f"read {key} from {offset_bytes}, {memoryview(into).nbytes} bytes: no whole answer")
+            raise Unavailable(f"read {key} from {offset_bytes}, {num_bytes(into)} bytes: no whole answer")
 
     away = Away(saved.memory)
     with fleet(away) as nodes:
@@ -113,7 +113,7 @@ def test_memory_for_what_was_read_is_bounded_and_what_is_gone_is_read_again() ->
     saved = Saved(layout_on(dp=4))
     once = ReadOnce(lambda: saved.store, limit_bytes=3000)
     key = next(one.key for one in saved.memory.list("") if one.size_bytes > MIB)
-    units = [Unit(key, start, 1000) for start in range(0, 5000, 1000)]
+    units = [ReadUnit(key, start, 1000) for start in range(0, 5000, 1000)]
     assert [once.get(unit)[1] for unit in (*units, *units[2:])] == [1000] * 5 + [0] * 3
     assert once.get(units[0])[1] == 1000
     once.clear()
@@ -134,10 +134,10 @@ def test_memory_is_counted_right_when_it_is_given_back_while_a_read_ends(monkeyp
     clearing = threading.Thread(target=once.clear)
     key = next(one.key for one in saved.memory.list("") if one.size_bytes > MIB)
     monkeypatch.setattr(read_once._Read, "__init__", _begun_with(ClearedAtTheEnd))
-    assert once.get(Unit(key, 0, 1000))[1] == 1000
+    assert once.get(ReadUnit(key, 0, 1000))[1] == 1000
     clearing.join(LIMIT_S)
     monkeypatch.undo()
-    later = [Unit(key, start, 1000) for start in (1000, 2000, 3000)]
+    later = [ReadUnit(key, start, 1000) for start in (1000, 2000, 3000)]
     assert [once.get(unit)[1] for unit in (*later, later[1])] == [1000] * 4
 
 
@@ -152,7 +152,7 @@ def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_read
     saved, reading, failing = Saved(layout_on(dp=4)), threading.Event(), threading.Event()
 
     class FailsOnce(CountingStore):
-        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
             if not failing.is_set():
                 reading.set()
                 failing.wait(LIMIT_S)
@@ -161,7 +161,7 @@ def test_those_who_wait_for_a_read_that_fails_are_told_why_and_the_next_one_read
 
     store = FailsOnce(saved.memory)
     once = ReadOnce(lambda: store, limit_bytes=MIB)
-    unit = Unit(next(iter(saved.memory.list(""))).key, 0, 10)
+    unit = ReadUnit(next(iter(saved.memory.list(""))).key, 0, 10)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(once.get, unit)
         assert reading.wait(LIMIT_S)
@@ -182,7 +182,7 @@ def test_who_waits_for_its_turn_to_read_holds_no_memory(monkeypatch: pytest.Monk
         return bytearray(num_bytes)
 
     class WaitsForTheOthers(CountingStore):
-        def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
             all_asked.wait(0.1)  # in vain, if only who reads takes memory
             held.append(len(asked))
             super().read_into(key, offset_bytes=offset_bytes, into=into)
@@ -194,14 +194,14 @@ def test_who_waits_for_its_turn_to_read_holds_no_memory(monkeypatch: pytest.Monk
     once = ReadOnce(lambda: store, limit_bytes=MIB)
     key = next(iter(saved.memory.list(""))).key
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(once.get, [Unit(key, start, 10) for start in range(3)]))
+        list(pool.map(once.get, [ReadUnit(key, start, 10) for start in range(3)]))
     assert held == [1, 2, 3]
 
 
 def test_a_read_for_which_there_is_no_memory_is_no_read_that_others_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Saved(layout_on(dp=4))
     once = ReadOnce(lambda: saved.store, limit_bytes=MIB)
-    unit = Unit(next(iter(saved.memory.list(""))).key, 0, 10)
+    unit = ReadUnit(next(iter(saved.memory.list(""))).key, 0, 10)
 
     def none_left(num_bytes: int) -> bytearray:
         raise MemoryError(num_bytes)
@@ -222,7 +222,7 @@ def test_a_part_that_is_not_of_its_unit_or_a_unit_too_large_is_refused(monkeypat
             once.answer(asked)
     monkeypatch.setattr(read_once, "MAX_UNIT_BYTES", 5)
     with pytest.raises(Invalid, match="at most 5 bytes at once, got 10"):
-        once.get(Unit("a", 0, 10))
+        once.get(ReadUnit("a", 0, 10))
     assert saved.store.read_bytes == 0
 
 
@@ -263,7 +263,7 @@ def test_damage_that_only_a_peer_saw_is_no_damage() -> None:
             run_name="toy",
         )
         fd = os.memfd_create("prepared", os.MFD_ALLOW_SEALING)
-        source = Source(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0)
+        source = RestoreSource(step=saved.ref.step, write_id=saved.ref.write_id, held_in=None, spare=0)
         order = Prepare(job=1, rank=Rank(0), layout=saved.layout.encode(), is_new=True, source=source)
         prepared = preparing.prepare(order, fd)
         assert (prepared.origin, prepared.generation) == ("store", 0)

@@ -12,7 +12,7 @@ import safetensors.numpy
 from behemoth.app.batches.import_job import files_of, require_unchanged
 from behemoth.app.batches.jobs import ImportJob, encode_job
 from behemoth.app.batches.record import recorded
-from behemoth.app.batches.tensors import Change
+from behemoth.app.batches.tensors import TensorChange
 from behemoth.base.errors import Conflict
 from behemoth.ports import Batch
 from behemoth.storage.linked import LinkedFolder
@@ -27,7 +27,7 @@ def job_of(source: Path) -> bytes:
         skips_pickles=False,
         to=b"there",
         step=0,
-        change=Change(),
+        change=TensorChange(),
         layout_digest="of the shapes, which stay",
     )
     return encode_job(job)

@@ -20,7 +20,7 @@ from behemoth.app.batches.verify_job import check_in_batches, verify_job
 from behemoth.app.batches.writing import require_written
 from behemoth.base.errors import BehemothError, Corrupt
 from behemoth.checkpoint.paths import commit_key
-from behemoth.checkpoint.verify import Report, verify
+from behemoth.checkpoint.verify import Verification, verify
 from behemoth.ports import Batch
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
@@ -74,7 +74,7 @@ class Verified:
         assert self.report(kept).is_intact
         self.results = kept.results
 
-    def report(self, record: Kept) -> Report:
+    def report(self, record: Kept) -> Verification:
         executor = ThreadExecutor(threads=1, open_work=open_work)
         with closing(executor):
             return verify(

@@ -9,10 +9,10 @@ import pytest
 from typing_extensions import override
 
 from behemoth.app.batches.run_writer import RunWriter
-from behemoth.app.batches.scaled_units import Run, ScaledUnits
+from behemoth.app.batches.scaled_units import ScaledUnits, UnitRun
 from behemoth.checkpoint.interop.resharded import MAX_BATCH_BYTES
 from behemoth.checkpoint.interop.unit_writer import TensorSource, UnitWriter, Written
-from behemoth.checkpoint.interop.units import Piece, Unit
+from behemoth.checkpoint.interop.units import UnitPiece, WriteUnit
 from behemoth.checkpoint.layout import Layout
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
@@ -22,9 +22,9 @@ KEPT_S, LIMIT_S = 0.1, 30.0
 NO_LAYOUT = Layout(mesh=Mesh(), arrays=())
 
 
-def batch(array: int) -> list[Unit]:
-    pieces = [Piece(array, 0, number, number + 1, ((number, number + 1),), 1) for number in range(2)]
-    return [Unit(array=array, shard=0, number=one.last, num_parts=2, pieces=(one,)) for one in pieces]
+def batch(array: int) -> list[WriteUnit]:
+    pieces = [UnitPiece(array, 0, number, number + 1, ((number, number + 1),), 1) for number in range(2)]
+    return [WriteUnit(array=array, shard=0, number=one.last, num_parts=2, pieces=(one,)) for one in pieces]
 
 
 class Noting(UnitWriter):
@@ -36,23 +36,23 @@ class Noting(UnitWriter):
         self.other: threading.Thread | None = None
 
     @override
-    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
+    def write(self, units: Sequence[WriteUnit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
         self.written += [(one.array, one.number, threads) for one in units]
         if self.other is not None and self.other.ident is None:
             self.other.start()
         return [Written(one.array, one.shard, one.number, [], 1, 0, "", "") for one in units]
 
 
-class Gaps(list[Run]):
+class Gaps(list[UnitRun]):
     """Runs of a batch; between two of them `other` may come to its end if nothing keeps it."""
 
-    def __init__(self, runs: Sequence[Run], writer: Noting) -> None:
+    def __init__(self, runs: Sequence[UnitRun], writer: Noting) -> None:
         super().__init__(runs)
         self._writer = writer
         self._wait_s = KEPT_S if any(run.held_bytes > MAX_BATCH_BYTES for run in runs) else LIMIT_S
 
     @override
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[UnitRun]:
         for run in super().__iter__():
             yield run
             other = self._writer.other
@@ -67,8 +67,8 @@ class EachAlone(ScaledUnits):
     held_bytes: int
 
     @override
-    def runs(self, units: Sequence[Unit]) -> list[Run]:
-        return Gaps([Run([one], self.held_bytes) for one in units], self.writer)
+    def runs(self, units: Sequence[WriteUnit]) -> list[UnitRun]:
+        return Gaps([UnitRun([one], self.held_bytes) for one in units], self.writer)
 
 
 @pytest.mark.parametrize(

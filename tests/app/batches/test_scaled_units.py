@@ -33,7 +33,7 @@ from behemoth.checkpoint.interop import resharded
 from behemoth.checkpoint.interop.ingest import write_checkpoint
 from behemoth.checkpoint.interop.relayout import Relayout
 from behemoth.checkpoint.interop.resharded import reshard_units
-from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
+from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout, SplitAxes
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import METADATA
@@ -41,6 +41,7 @@ from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import Into, ObjectStore, Part, SavesTo
 from behemoth.spec.mesh import Mesh
+from behemoth.state.effect import CommitRef
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When
 from behemoth.testing.store import MemoryStore
@@ -101,7 +102,7 @@ def to_float8(commit: Commit, mesh: Mesh, block: tuple[int, ...], *, is_bucket: 
     specs, convert = list[ArraySpec](), dict[str, ScaledDown | ScalesOf]()
     for spec in commit.layout.arrays:
         scale = spec.name.replace("model", "scale")
-        whole = ((0, "ep"),) if spec.dims else ()
+        whole: tuple[tuple[int, SplitAxes], ...] = ((0, "ep"),) if spec.dims else ()
         specs += [
             replace(spec, dtype=FLOAT8),
             ArraySpec(name=scale, dtype="float32", shape=num_blocks(spec.shape, block), dims=whole),
@@ -157,6 +158,7 @@ def _tell_of_stop(work: WriteWork, told: threading.Event) -> None:
 def assert_scaled(target: SavesTo, values: dict[str, Values], block: tuple[int, ...]) -> None:
     """As numpy scales the whole array; and proven."""
     (ref,) = commits(target)
+    assert isinstance(ref, CommitRef)
     assert verify(target, ref, threads=1, deep=True).is_intact
     commit = open_commit(target, ref)
     for name, one in values.items():
@@ -254,7 +256,7 @@ def test_killed_at_any_write_it_goes_on_behind_the_batches_that_are_done(
 
     with small_chunks(2 << 10), small_parts():
         store, commit = saved(values, SPREAD)
-        faulty = FaultyBucket if is_bucket else FaultyStore
+        faulty: Any = FaultyBucket if is_bucket else FaultyStore
         counted = faulty(new_target(is_bucket=is_bucket))
         _, whole_bytes = go(tmp_path / "counted", counted)
         most_done = 0

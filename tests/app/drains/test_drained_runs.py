@@ -5,16 +5,17 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
 from behemoth.base.ids import Step
-from behemoth.checkpoint.commit import CommitRef, commits
+from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.owner import OWNED
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify
+from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_store
 from fault.kill_stage import KillStage, spec, staged, undisturbed
@@ -36,8 +37,8 @@ def drained(folder: Path, *, more: str = "", durable: str = "store") -> str:
     return spec(steps=STEPS, step_ms=60, checkpoint=f"store: {folder / 'fast'}, {drain}, durable: {durable}")
 
 
-def stage_of(folder: Path, text: str) -> dict[str, object]:
-    return {"folder": folder, "text": text, "store_url": str(folder / "fast" / "kills")}
+def stage_of(folder: Path, text: str) -> AbstractContextManager[KillStage]:
+    return staged(folder, text, store_url=str(folder / "fast" / "kills"))
 
 
 def steps_of(place: Path) -> list[int]:
@@ -57,7 +58,7 @@ def test_the_last_checkpoint_is_in_both_stores_and_the_tiers_own_retention_holds
     tmp_path: Path, digest: object
 ) -> None:
     text = drained(tmp_path, more=", retention: {keep_last: 3}", durable="drain")
-    with staged(**stage_of(tmp_path, text)) as stage:
+    with stage_of(tmp_path, text) as stage:
         stage.start()
         stage.finish()
         stage.expect_sound(digest)
@@ -75,7 +76,7 @@ def test_the_last_checkpoint_is_in_both_stores_and_the_tiers_own_retention_holds
 def test_a_lost_first_store_is_filled_from_the_second_and_the_run_ends_as_if_nothing_had_been(
     tmp_path: Path, digest: object
 ) -> None:
-    with staged(**stage_of(tmp_path, drained(tmp_path))) as stage:
+    with stage_of(tmp_path, drained(tmp_path)) as stage:
         stage.start()
         stage.until_event("Drained", 2)
         assert stage.process is not None
@@ -100,7 +101,7 @@ def test_a_second_store_that_takes_nothing_leaves_the_run_unfinished_where_only_
     tmp_path: Path, digest: object
 ) -> None:
     safe = tmp_path / "safe" / "kills"
-    with staged(**stage_of(tmp_path, drained(tmp_path, more=", limit: 2s", durable="drain"))) as stage:
+    with stage_of(tmp_path, drained(tmp_path, more=", limit: 2s", durable="drain")) as stage:
         stage.start()
         stage.until_event("Placed")
         stage.until(lambda: (safe / "owner" / "run.json").exists(), "the second store")
@@ -132,7 +133,7 @@ def test_a_run_that_was_killed_in_its_last_drain_goes_on_from_an_older_checkpoin
     tmp_path: Path, digest: object
 ) -> None:
     """What the kill leaves: a journal that calls the run succeeded, no summary, and an older checkpoint below."""
-    with staged(**stage_of(tmp_path, drained(tmp_path))) as stage:
+    with stage_of(tmp_path, drained(tmp_path)) as stage:
         stage.start()
         stage.finish()
         (stage.directory / "summary.json").unlink()
@@ -148,7 +149,7 @@ def test_a_run_that_was_killed_in_its_last_drain_goes_on_from_an_older_checkpoin
 
 
 def test_two_runs_do_not_drain_into_one_place(tmp_path: Path) -> None:
-    with staged(**stage_of(tmp_path / "one", drained(tmp_path))) as stage:
+    with stage_of(tmp_path / "one", drained(tmp_path)) as stage:
         stage.start()
         stage.finish()
     other = drained(tmp_path).replace(str(tmp_path / "fast"), str(tmp_path / "other"))
@@ -177,7 +178,7 @@ def test_a_run_drains_to_a_real_server_though_its_process_is_killed_and_comes_ba
     let_in(monkeypatch, s3)
     url = f"s3://{BUCKET}/{secrets.token_hex(6)}"
     text = drained(tmp_path).replace(str(tmp_path / "safe"), url)
-    with staged(**stage_of(tmp_path, text)) as stage:
+    with stage_of(tmp_path, text) as stage:
         stage.start()
         stage.until(lambda: stage.living("drain"), "a drain process")
         stage.kill(stage.living("drain")[0])
@@ -198,7 +199,7 @@ def test_a_run_drains_to_a_real_server_though_its_process_is_killed_and_comes_ba
 
 
 def test_two_interrupts_end_a_run_that_waits_for_its_last_drain(tmp_path: Path) -> None:
-    with staged(**stage_of(tmp_path, drained(tmp_path, more=", rate: 1B"))) as stage:
+    with stage_of(tmp_path, drained(tmp_path, more=", rate: 1B")) as stage:
         stage.start()
         stage.until(lambda: "draining the checkpoint" in stage.told(), "the last drain")
         assert stage.process is not None

@@ -6,8 +6,8 @@ import pytest
 
 from behemoth.app.drains.fetching import Fetched, fetch_newest
 from behemoth.base.errors import Corrupt, Unavailable
-from behemoth.base.ids import WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.draining import copy_checkpoint
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify
@@ -78,7 +78,7 @@ def test_what_did_not_restore_does_not_come_back() -> None:
     below, store = MemoryStore(), MemoryStore()
     for step in (10, 20, 30):
         saved(below, step)
-    reject(store, CommitRef(step=commits(below)[1].step, write_id=WriteId("a1-20"), size_bytes=1), "it did not restore")
+    reject(store, CommitRef(step=Step(20), write_id=WriteId("a1-20"), size_bytes=1), "it did not restore")
     found = fetch(below, store, "a1-30")
     assert found.commit is not None
     assert steps_of(store) == [10]

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import cast
 
 import pytest
-from typing_extensions import Buffer
 
 from app.drains.test_drainer import FakeLink, draining
 from app.drains.test_process import SETTINGS, own, saved, steps_of
@@ -19,6 +18,7 @@ from behemoth.app.drains.link import ProcessLink
 from behemoth.app.drains.messages import TO_DRAIN, Drain, Drained, GiveWay, received, send
 from behemoth.app.drains.process import drain_one
 from behemoth.base.errors import Unavailable
+from behemoth.ports import Into
 from behemoth.state.evidence import SaveFailed, Tick
 from behemoth.testing.store import MemoryStore
 from reconcile.player import training
@@ -41,7 +41,7 @@ class Watched(GivingWay):
 class Counted(MemoryStore):
     num_reads = 0
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         self.num_reads += "/c" in key
         super().read_into(key, offset_bytes=offset_bytes, into=into)
 

@@ -17,7 +17,7 @@ from behemoth.app.drains.messages import FROM_DRAIN, Drain, Drained, GiveWay, Se
 from behemoth.app.drains.process import drain_one, retain, serve_drains
 from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
 from behemoth.base.ids import RunUid, WriteId
-from behemoth.checkpoint.commit import commits, reject
+from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.owner import OWNED, Owner, take
 from behemoth.checkpoint.paths import commit_key
@@ -334,7 +334,7 @@ def test_it_answers_each_order_and_ends_with_its_leader(tmp_path: Path, monkeypa
         assert isinstance(first, Drained)
         assert first.num_bytes > 0
         send(ours, Drain(commit=CommitRef(step=ref.step, write_id=ref.write_id, size_bytes=0)))
-        assert next(answers) == Drained(num_bytes=0, seconds=pytest.approx(0.0, abs=60))
+        assert next(answers) == Drained(num_bytes=0, seconds=pytest.approx(0.0, abs=60))  # type: ignore[arg-type]
         missing = CommitRef(step=ref.step, write_id=type(ref.write_id)("a9-9"), size_bytes=0)
         send(ours, Drain(commit=missing))
         failed = next(answers)

@@ -151,13 +151,13 @@ class GiantRanks:
         return CommitIndex(layout=self._layout, metadata=(), content_crcs=())
 
 
-def _arrays(memory: Memory, pool: np.ndarray) -> dict[str, np.ndarray]:
+def _arrays(memory: Memory, pool: np.ndarray) -> dict[str, memoryview]:
     """A buffer for each array that the rank holds, one after another in the pool."""
     sizes: dict[str, int] = {}
     for piece in memory.plan.pieces:
         sizes[piece.name] = sizes.get(piece.name, 0) + piece.nbytes
     ends = np.cumsum(list(sizes.values()))
-    return {name: pool[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
+    return {name: pool[end - size : end].data for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def _chunk_bytes(memory: Memory, layout: Layout) -> int:

@@ -30,8 +30,9 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.proof import prove
-from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard, WrittenSpan
+from behemoth.checkpoint.receipt import Freshness, Receipt, WrittenShard
 from behemoth.checkpoint.shard_proof import shard_crc
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.uploads import plan_uploads
 from behemoth.ports import ObjectInfo, Part, SavesTo
 from behemoth.testing.bucket import MemoryBucket

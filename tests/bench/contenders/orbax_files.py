@@ -35,6 +35,7 @@ def _peer(name: str, new_handler: Callable[[], orbax.PyTreeCheckpointHandler]) -
     def restore(arrays: Arrays, source: Path) -> Arrays:
         del arrays
         with orbax.Checkpointer(new_handler()) as checkpointer:
-            return checkpointer.restore(source)
+            restored: Arrays = checkpointer.restore(source)
+        return restored
 
     return Peer(name=name, save=save, restore=restore)

@@ -20,7 +20,7 @@ import numpy as np
 from contenders.state import Arrays, Shapes
 
 from behemoth.agent.child import Child
-from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, Source, Write, Written
+from behemoth.agent.storewire import STORE_REPORTS, OpenStore, Prepare, Prepared, RestoreSource, Write, Written
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
 from behemoth.checkpoint.candidate import Candidate
@@ -106,7 +106,7 @@ class Ours:
     is all that the machine has to give."""
 
     def __init__(self, shapes: Shapes, folder: Path, *, num_threads: int) -> None:
-        self._arrays: Arrays = {}
+        self._arrays: dict[str, memoryview] = {}
         self._folder = folder
         self._threads = num_threads
         self._layout = Layout(
@@ -133,7 +133,7 @@ class Ours:
 
     def bind(self, arrays: Arrays) -> None:
         """What to save from and restore into."""
-        self._arrays = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
+        self._arrays = {name: array.reshape(-1).view(np.uint8).data for name, array in arrays.items()}
 
     def copy(self) -> float:
         """Seconds of a plain copy of every array into the staging memory, where a save would put it."""
@@ -182,7 +182,7 @@ class Ours:
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(
                 write_rank,
-                Nowhere(),
+                Nowhere(),  # type: ignore[arg-type]  # a rank that writes alone asks no more of it
                 RankWrite(
                     prefix="nowhere",
                     layout=layout,
@@ -204,7 +204,7 @@ class Ours:
 
     def restore(self, *, is_remembered: bool) -> Mapping[str, float]:
         """From the node's memory, as after the death of a worker, or from the store, as after that of an agent."""
-        source = Source(
+        source = RestoreSource(
             step=Step(self._step),
             write_id=WriteId(f"a1-{self._step}"),
             held_in=0 if is_remembered else None,

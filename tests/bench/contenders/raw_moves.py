@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from peer_memory import RANGE
-from tiers_scene import BLOCK_BYTES
+from programs.peer_memory import RANGE
+from programs.tiers_scene import BLOCK_BYTES
 
 from behemoth.checkpoint.threads import run_all
 
@@ -49,7 +49,7 @@ class RawMoves:
         def work(number: int) -> None:
             link = self._links[number]
             for start in shares[number]:
-                view = memoryview(self._staged[start : start + BLOCK_BYTES])
+                view = self._staged[start : start + BLOCK_BYTES].data
                 link.sendall(RANGE.pack(start, len(view)))
                 while view:
                     view = view[link.recv_into(view) :]
@@ -67,7 +67,7 @@ class RawMoves:
                 view, at = view[got:], at + got
 
         with ExitStack() as stack:
-            blocks, left = [], memoryview(self._staged)
+            blocks, left = [], self._staged.data
             for path, offset, num_bytes in ranges:
                 fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if is_direct else 0))
                 stack.callback(os.close, fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -26,7 +27,7 @@ def peers(num_threads: int) -> tuple[Peer, ...]:
 def rows_per_chunk(array: np.ndarray) -> int:
     """Whole rows of about 8 MiB."""
     row_bytes = array.nbytes // array.shape[0]
-    return min(array.shape[0], max(1, CHUNK_BYTES // row_bytes))
+    return int(min(array.shape[0], max(1, CHUNK_BYTES // row_bytes)))
 
 
 def _peer(name: str, pipeline: str, num_threads: int) -> Peer:
@@ -61,4 +62,6 @@ def _save(arrays: Arrays, to: Path) -> None:
 def _restore(arrays: Arrays, source: Path) -> None:
     group = zarr.open_group(source, mode="r")
     for name, array in arrays.items():
-        group[name].get_basic_selection(Ellipsis, out=NDBuffer(array))
+        stored = group[name]
+        assert isinstance(stored, zarr.Array)
+        stored.get_basic_selection(Ellipsis, out=NDBuffer(cast(Any, array)))

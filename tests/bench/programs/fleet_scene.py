@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 from behemoth.base.ids import NodeId, RunUid, Step
 from behemoth.fleet.tokens import Tokens
@@ -71,7 +72,7 @@ def tell(event: str, **values: object) -> None:
     print(json.dumps({"event": event, "at_s": now_s(), **values}), flush=True)
 
 
-def settings() -> dict[str, object]:
+def settings() -> dict[str, Any]:
     """What the harness passes as the only argument."""
-    found: dict[str, object] = json.loads(sys.argv[1])
+    found: dict[str, Any] = json.loads(sys.argv[1])
     return found

@@ -1,6 +1,6 @@
 """The other node of `restore_tiers`: a rank's staged memory, served by our protocol and by bare sendfile.
 
-    peer_memory.py NUM_LAYERS
+    python -m programs.peer_memory NUM_LAYERS
 
 Prints one line of JSON with both ports, and ends when its standard input does.
 """
@@ -15,7 +15,7 @@ import sys
 import threading
 
 import numpy as np
-from tiers_scene import ASKED, STEP, WRITE_ID, identity, plan
+from programs.tiers_scene import ASKED, STEP, WRITE_ID, identity, plan
 
 from behemoth.agent.memories import Memories
 from behemoth.agent.peers.listener import listen_for_peers

@@ -18,7 +18,7 @@ from programs import reshard_scene as scene
 from programs.told import read_bytes, tell
 
 from agent.lone_node import lone_preparing
-from behemoth.agent.storewire import Prepare, Prepared, Source
+from behemoth.agent.storewire import Prepare, Prepared, RestoreSource
 from behemoth.base.ids import Rank, Step, WriteId
 from behemoth.storage.local import LocalStore
 
@@ -35,7 +35,7 @@ class Node:
         self._prepare_all(None)
         self.format_s = time.perf_counter() - begin
 
-    def restore(self, source: Source) -> float:
+    def restore(self, source: RestoreSource) -> float:
         """Seconds until the last rank has it. Nothing is known from the time before."""
         self._preparing.clear()
         begin = time.perf_counter()
@@ -43,7 +43,7 @@ class Node:
         assert origins == len(self.fds) * ["store"], origins
         return time.perf_counter() - begin
 
-    def _prepare_all(self, source: Source | None) -> list[Prepared]:
+    def _prepare_all(self, source: RestoreSource | None) -> list[Prepared]:
         def prepare(rank: int) -> Prepared:
             order = Prepare(job=rank, rank=Rank(rank), layout=self._layout, is_new=source is None, source=source)
             return self._preparing.prepare(order, self.fds[rank])
@@ -56,7 +56,7 @@ def main() -> None:
     axis, world, num_layers, folder = sys.argv[1:]
     node = Node(axis, int(world), int(num_layers), Path(folder))
     tell({"format": node.format_s, "arenas": [f"/proc/{os.getpid()}/fd/{fd}" for fd in node.fds]})
-    source = Source(step=Step(1), write_id=WriteId("a1-1"), held_in=None, spare=0)
+    source = RestoreSource(step=Step(1), write_id=WriteId("a1-1"), held_in=None, spare=0)
     for _ in sys.stdin:
         before = read_bytes()
         seconds = node.restore(source)

@@ -40,7 +40,7 @@ class Ours:
 
     def __init__(self, axis: str, rank: int, world: int, num_layers: int, path: str, arrays: scene.Arrays) -> None:
         self._plan = plan_rank(scene.layout(axis, world, num_layers), Rank(rank))
-        self._targets = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
+        self._targets = {name: array.reshape(-1).view(np.uint8).data for name, array in arrays.items()}
         with open(path, "r+b") as memory:
             self._arena = Arena.open(memory.fileno())
 
@@ -74,7 +74,7 @@ class Raw:
 
     def __init__(self, folder: Path, rank: int, arrays: scene.Arrays) -> None:
         self._path = folder / "raw" / f"rank-{rank}"
-        self._targets = [memoryview(array.reshape(-1).view(np.uint8)) for array in arrays.values()]
+        self._targets = [array.reshape(-1).view(np.uint8).data for array in arrays.values()]
         self._path.parent.mkdir(exist_ok=True)
         with self._path.open("wb") as file:
             file.writelines(self._targets)
@@ -107,7 +107,8 @@ def main() -> None:
         if mode == "save":
             peer.save()
         else:
-            ours = Ours(axis, int(rank), int(world), int(num_layers), *arena, arrays)
+            (path,) = arena
+            ours = Ours(axis, int(rank), int(world), int(num_layers), path, arrays)
             raw = Raw(Path(folder), int(rank), arrays)
             obey({"behemoth": ours.load, "torch-dcp": peer.load, "raw": raw.load}, arrays)
     finally:

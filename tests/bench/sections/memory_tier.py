@@ -9,6 +9,7 @@ every CRC checked, beside preadv(2) out of those files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from bench_table import Row, alternate, beside, with_goal
 from contenders.ours import Ours
@@ -32,7 +33,7 @@ def run(scene: Scene) -> list[Row]:
                 is_direct=False,
                 is_shared=is_shared,
             )
-            contenders[name] = lambda raw=raw: _raw_round(raw, state)
+            contenders[name] = partial(_raw_round, raw, state)
         samples = alternate(contenders, num_rounds=scene.num_rounds)  # the first round is not counted: it makes pages
     rows = []
     for metric, goal in (("save", SAVE_GOAL), ("load", LOAD_GOAL)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench_table import Row, alone, alternate, beside, with_goal
@@ -46,7 +47,7 @@ def _files(scene: Scene, place: str, raws: Sequence[str]) -> list[Row]:
                 is_direct=name in (DIRECT, DIRECT_COPIED),
                 staging=ours.staging if name in (COPIED, DIRECT_COPIED) else None,
             )
-            contenders[name] = lambda raw=raw: _raw_round(raw, state, root / "raw")
+            contenders[name] = partial(_raw_round, raw, state, root / "raw")
         samples = alternate(contenders, num_rounds=scene.num_rounds)
     mine = samples["behemoth"]
     rows = []

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from behemoth.base.ids import Attempt, Step, WriteId
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import CommitRecord
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.interop.ingest import import_layout, import_units, write_checkpoint
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
 from behemoth.checkpoint.interop.tensors import Tensor

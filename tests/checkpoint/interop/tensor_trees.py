@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype, read_box, whole
-from behemoth.checkpoint.interop.views import Joined, Permuted, Sliced, Stacked, unstack
+from behemoth.checkpoint.interop.views import Concatenated, Permuted, Sliced, Stacked, unstack
 from behemoth.checkpoint.layout import DTYPES
 
 
@@ -94,7 +94,7 @@ def grown(draw: st.DrawFn, tensor: Tensor, array: np.ndarray) -> tuple[Tensor, n
         case "join":
             wide = (*array.shape[:dim], draw(st.integers(1, 4)), *array.shape[dim + 1 :])
             other, other_array = draw(leaves(wide))
-            return Joined(parts=(tensor, other), dim=dim), np.concatenate([array, other_array], axis=dim)
+            return Concatenated(parts=(tensor, other), dim=dim), np.concatenate([array, other_array], axis=dim)
         case _:
             other, other_array = draw(leaves(array.shape))
             at = draw(st.integers(0, array.ndim))

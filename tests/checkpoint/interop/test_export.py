@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint import filling
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
@@ -29,9 +29,9 @@ from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 from behemoth.checkpoint.interop.views import Permuted
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import probe_key
-from behemoth.checkpoint.reader import Commit, open_commit
-from behemoth.ports import ObjectStore, Part, PartReceipt, SavesTo
+from behemoth.ports import ObjectStore, Part, PartReceipt, SavesTo, WritesRanges
 from behemoth.spec.mesh import Mesh
 from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
@@ -52,7 +52,7 @@ def layout_of_dtypes() -> Layout:
     return Layout(mesh=toy.mesh, arrays=(*toy.arrays, *extra))
 
 
-def opened(store: ObjectStore, layout: Layout, arrays: Mapping[str, np.ndarray]) -> Commit:
+def opened(store: WritesRanges, layout: Layout, arrays: Mapping[str, np.ndarray]) -> Commit:
     return open_commit(store, save(store, layout, arrays, step=1).ref)
 
 
@@ -129,7 +129,7 @@ def test_a_tensor_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     longest = 0
 
     class Watched(LocalStore):
-        def write_parts(self, key: str, *, size_bytes: int, parts: list[Part]) -> None:
+        def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
             nonlocal longest
             longest = max(longest, *(len(bytes(buffer)) for part in parts for buffer in part.buffers))
             super().write_parts(key, size_bytes=size_bytes, parts=parts)
@@ -435,7 +435,7 @@ def test_two_exports_into_one_folder_never_publish_holes() -> None:
     store = MemoryStore()
 
     class Meddled(MemoryStore):
-        def write_parts(self, key: str, *, size_bytes: int, parts: list[Part]) -> None:
+        def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
             if parts[0].offset_bytes:
                 store.delete([name for name in names(store) if name.startswith(UNFINISHED)])
             super().write_parts(key, size_bytes=size_bytes, parts=parts)

@@ -18,13 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound, Unavailable
+from behemoth.base.ids import RunUid
 from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.interop import foreign, ingest
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.owner import Owner, take
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
 from behemoth.storage.local import LocalStore
@@ -164,7 +166,7 @@ def test_a_run_that_takes_the_store_in_the_middle_of_an_import_finds_no_half_of_
         inner = MemoryStore()
 
         def begin_a_run(store: ObjectStore = inner) -> None:
-            take(store, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
+            take(store, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url="memory")
             execute(store, plan_gc(store, in_flight=()))
 
         with pytest.raises(BehemothError) as told:
@@ -198,7 +200,7 @@ def test_a_step_that_is_there_and_a_store_of_a_run_are_refused() -> None:
     assert latest(store) == first.ref
     assert verify(store, first.ref, threads=1, deep=True).is_intact
     owned = MemoryStore()
-    take(owned, Owner.of_run("u1", name="big", directory="/runs/big"), url="memory")
+    take(owned, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url="memory")
     with pytest.raises(Conflict, match="got that of run/big in /runs/big"):
         import_tensors(owned, tensors)
 

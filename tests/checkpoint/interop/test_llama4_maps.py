@@ -17,14 +17,15 @@ import safetensors.torch
 import torch
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.interop.export import export
 from behemoth.checkpoint.interop.export_plan import plan_export
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.map_file import named_map
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.tensors import Raw, Tensor
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.spec.model import named_inventory
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore

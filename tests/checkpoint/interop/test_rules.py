@@ -124,7 +124,7 @@ def test_random_reshapes_come_back_and_are_what_numpy_gives(data: st.DataObject)
     before, behind = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
     shape = (*range(2, 2 + before), int(np.prod(sizes)), *range(3, 3 + behind))
     ours = numbered(("a", shape), ("b", shape))
-    told = [*sizes]
+    told: list[int | str] = [*sizes]
     told[data.draw(st.integers(0, len(sizes) - 1))] = data.draw(st.sampled_from(["rest", "named"]))
     named = next((size for size, text in zip(sizes, told, strict=True) if text == "named"), 1)
     names = the_map(

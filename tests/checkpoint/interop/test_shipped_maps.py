@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +21,8 @@ from behemoth.checkpoint.interop.map_file import named_map
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Tensor
 from behemoth.checkpoint.layout import ArraySpec, Layout
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.ports import ObjectStore
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import named_inventory
@@ -66,7 +68,7 @@ def imported(folder: Path, map_name: str) -> Arrays:
     return {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
 
 
-def random(shape: tuple[int, ...], seed: int, dtype: object) -> np.ndarray:
+def random(shape: tuple[int, ...], seed: int, dtype: npt.DTypeLike) -> np.ndarray:
     return np.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 

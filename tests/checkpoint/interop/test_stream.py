@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typing_extensions import Buffer
 
 from behemoth.base.errors import Corrupt, Invalid
 from behemoth.checkpoint.chunk_reader import ChunkReader
@@ -18,8 +17,10 @@ from behemoth.checkpoint.counting import CountingStore
 from behemoth.checkpoint.crc import TRAILER_BYTES
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.stream import stream
+from behemoth.checkpoint.into import num_bytes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec, Layout
-from behemoth.checkpoint.reader import Commit, open_commit
+from behemoth.checkpoint.opened import Commit, open_commit
+from behemoth.ports import Into
 from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, raw_bytes, save, toy_layout
@@ -106,9 +107,9 @@ class InPairs(MemoryStore):
         self._objects = inner._objects
         self._both = threading.Barrier(2, timeout=60)
 
-    def read_into(self, key: str, *, offset_bytes: int, into: Buffer) -> None:
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
         super().read_into(key, offset_bytes=offset_bytes, into=into)
-        if memoryview(into).nbytes == TRAILER_BYTES:
+        if num_bytes(into) == TRAILER_BYTES:
             self._both.wait()
 
 

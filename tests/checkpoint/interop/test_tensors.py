@@ -11,7 +11,7 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.export_plan import Tile
 from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
 from behemoth.checkpoint.interop.tensors import Tensor, blocks, blocks_of, read_box, tiles, whole
-from behemoth.checkpoint.interop.views import Joined, Permuted, Stacked, unstack
+from behemoth.checkpoint.interop.views import Concatenated, Permuted, Stacked, unstack
 from checkpoint.interop.tensor_trees import chunked, counted, trees
 
 
@@ -106,9 +106,9 @@ def test_views_that_do_not_fit_are_refused() -> None:
     taller = chunked(np.zeros((3, 3), np.uint16))
     for make, text in (
         (lambda: Permuted(inner=small, order=(0, 0)), r"permute \[0, 0\]: expected each dim of shape \(2, 3\) once"),
-        (lambda: Joined(parts=(small, other), dim=0), r"expected parts like uint16\[2, 3\], got float32\[2, 3\]"),
-        (lambda: Joined(parts=(small, taller), dim=1), r"expected parts like uint16\[2, 3\], got uint16\[3, 3\]"),
-        (lambda: Joined(parts=(small, small), dim=2), "concat: expected a dim below 2, got 2"),
+        (lambda: Concatenated(parts=(small, other), dim=0), r"expected parts like uint16\[2, 3\], got float32\[2, 3\]"),
+        (lambda: Concatenated(parts=(small, taller), dim=1), r"expected parts like uint16\[2, 3\], got uint16\[3, 3\]"),
+        (lambda: Concatenated(parts=(small, small), dim=2), "concat: expected a dim below 2, got 2"),
         (lambda: Stacked(parts=(small, taller), dim=0), r"got uint16\[3, 3\]"),
         (lambda: unstack(small, 2), "unstack: expected a dim below 2, got 2"),
         (

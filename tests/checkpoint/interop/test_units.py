@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.interop.units import Piece, Unit, units_of
+from behemoth.checkpoint.interop.units import UnitPiece, WriteUnit, units_of
 from behemoth.checkpoint.layout import Layout
 from checkpoint.random_layouts import CHUNK_BYTES, layouts, small_chunks
 
@@ -35,7 +35,7 @@ def test_units_hold_every_slot_once_and_no_more_than_a_part_needs(
             check_object(of[array], of_object, block_bytes, least_bytes)
 
 
-def check_object(grid: Grid, units: list[Unit], block_bytes: int, least_bytes: int) -> None:
+def check_object(grid: Grid, units: list[WriteUnit], block_bytes: int, least_bytes: int) -> None:
     assert [(unit.number, unit.num_parts) for unit in units] == [(at, len(units)) for at in range(1, len(units) + 1)]
     pieces = [piece for unit in units for piece in unit.pieces]
     assert (pieces[0].first, pieces[-1].last) == (0, grid.num_slots)
@@ -53,6 +53,6 @@ def check_object(grid: Grid, units: list[Unit], block_bytes: int, least_bytes: i
         assert len(unit.pieces) == 1 or stored_bytes - last_bytes < least_bytes
 
 
-def chunks_of(grid: Grid, piece: Piece) -> list[int]:
+def chunks_of(grid: Grid, piece: UnitPiece) -> list[int]:
     found: list[int] = grid.chunks_of(piece.shard)[piece.first : piece.last].tolist()
     return found

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-flag = os.environ.get("BEHEMOTH_HANG")
+flag = os.environ.get("BEHEMOTH_HANG", "")
 if flag and "/behemoth run " in " ".join(sys.orig_argv):
     real = os.link
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
 
-from behemoth.agent.places import Place
-from behemoth.agent.storewire import Source
+from behemoth.agent.places import SnapshotPlace
+from behemoth.agent.storewire import RestoreSource
 from behemoth.base.errors import BehemothError, NotFound, Timeout
 from behemoth.base.ids import Rank, Step, WriteId
+from behemoth.base.slots import slot_of
 from behemoth.checkpoint.gathering import Gathering, SnapshotSource
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import RankPlan, plan_rank
@@ -31,7 +32,14 @@ class PeerPlaces:
     not asked again."""
 
     def __init__(
-        self, ask: AskPeer, gathering: Gathering, layout: Layout, plan: RankPlan, source: Source, *, ranks_per_node: int
+        self,
+        ask: AskPeer,
+        gathering: Gathering,
+        layout: Layout,
+        plan: RankPlan,
+        source: RestoreSource,
+        *,
+        ranks_per_node: int,
     ) -> None:
         self._ask = ask
         self._gathering = gathering
@@ -39,22 +47,23 @@ class PeerPlaces:
         self._plan = plan
         self._source = source
         self._ranks_per_node = ranks_per_node
-        self._silent: set[int] = {plan.rank // ranks_per_node}  # a node loses the memory of all its ranks at once
+        own_slot = slot_of(plan.rank, ranks_per_node)
+        self._silent: set[int] = {own_slot}  # a node loses the memory of all its ranks at once
         self._num_left = MAX_IN_VAIN
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[SnapshotPlace]:
         for holder in self._source.holders:
             failed = partial(self._holder_failed, holder)
-            yield Place("peer", partial(self._snapshot, holder, self._plan), failed)
+            yield SnapshotPlace("peer", partial(self._snapshot, holder, self._plan), failed)
         for group in replicated(self._layout, self._plan.rank):
             for other in group.shuffled(self._plan.rank):
-                slot = other // self._ranks_per_node
+                slot = slot_of(other, self._ranks_per_node)
                 if slot in self._silent:
                     continue
                 if self._num_left == 0 or group.arrays.isdisjoint(self._wanted_arrays()):
                     break
                 failed = partial(self._replica_failed, slot)
-                yield Place("peer", partial(self._replica, slot, other), failed, is_promised=False)
+                yield SnapshotPlace("peer", partial(self._replica, slot, other), failed, is_promised=False)
 
     def _wanted_arrays(self) -> Iterator[int]:
         return (self._plan.spans[number].array for number in self._gathering.wanted)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from behemoth.agent.peers.server import Reply
 from behemoth.base.errors import BehemothError, Internal, Invalid, Timeout
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.units import Unit
+from behemoth.checkpoint.units import ReadUnit
 from behemoth.ports import ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 
@@ -41,11 +41,11 @@ class ReadOnce:
         self._store = store
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._reads: OrderedDict[Unit, _Read] = OrderedDict()  # the longest not asked for first
+        self._reads: OrderedDict[ReadUnit, _Read] = OrderedDict()  # the longest not asked for first
         self._held_bytes = 0
         self._room = threading.BoundedSemaphore(MAX_READS)
 
-    def get(self, unit: Unit) -> tuple[memoryview, int]:
+    def get(self, unit: ReadUnit) -> tuple[memoryview, int]:
         """The unit's bytes, and how many were read from the store because of this call: all of them or none. Raises
         the store's errors."""
         if unit.length_bytes > MAX_UNIT_BYTES:
@@ -69,7 +69,7 @@ class ReadOnce:
 
     def answer(self, asked: AskStored) -> Reply:
         """The handler of another node's question."""
-        unit = Unit(asked.key, asked.unit_offset_bytes, asked.unit_length_bytes)
+        unit = ReadUnit(asked.key, asked.unit_offset_bytes, asked.unit_length_bytes)
         start = asked.offset_bytes - unit.offset_bytes
         if not 0 <= start <= start + asked.length_bytes <= unit.length_bytes:
             raise Invalid(
@@ -87,7 +87,7 @@ class ReadOnce:
             self._reads = OrderedDict((unit, read) for unit, read in self._reads.items() if not read.done.is_set())
             self._held_bytes = 0
 
-    def _fill(self, unit: Unit, read: _Read) -> None:
+    def _fill(self, unit: ReadUnit, read: _Read) -> None:
         try:
             with self._room:  # memory is taken only by threads that may read, not by those that wait
                 data = memoryview(bytearray(unit.length_bytes))
@@ -102,7 +102,7 @@ class ReadOnce:
         finally:
             self._end(unit, read)
 
-    def _end(self, unit: Unit, read: _Read) -> None:
+    def _end(self, unit: ReadUnit, read: _Read) -> None:
         """Set `done` and count the bytes under one lock, since `clear` keeps reads that are not done and counts 0 for
         them."""
         with self._lock:

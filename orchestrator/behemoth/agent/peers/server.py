@@ -1,8 +1,8 @@
 """Answers this node's peers: one thread accepts, one per connection serves; the number of connections is bounded.
 
 A connection first has to authenticate, within seconds and in small frames; when too many unauthenticated ones are open,
-the oldest is closed. Handlers interpret requests; here an error becomes an answer. The neighbours
-are `client`, the other end, and `memories`, the first handlers.
+the oldest is closed. Handlers interpret requests; here an error becomes an answer. The neighbours are `client`, the
+other end, and `memories`, the first handlers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilePart:
+class FileRange:
     """Bytes of an open file. Whoever sends them owns the descriptor, and closes it."""
 
     fd: int
@@ -56,10 +56,10 @@ class FilePart:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """An answer and what follows it. `is_whole` is asked once the payload has left. The server fills in
-    `payload_bytes`, and closes the descriptor of a FilePart."""
+    `payload_bytes`, and closes the descriptor of a FileRange."""
 
     answer: PeerAnswer
-    payload: FilePart | Sequence[Buffer] = ()
+    payload: FileRange | Sequence[Buffer] = ()
     is_whole: Callable[[], bool] = lambda: True
 
 
@@ -201,18 +201,18 @@ class PeerServer:
         reply = self._reply(request, node)
         part = reply.payload
         try:
-            sizes = [part.length_bytes] if isinstance(part, FilePart) else [memoryview(one).nbytes for one in part]
+            sizes = [part.length_bytes] if isinstance(part, FileRange) else [memoryview(one).nbytes for one in part]
             answer = msgspec.structs.replace(reply.answer, payload_bytes=sum(sizes))
             deadline = time.monotonic() + payload_limit_s(ANSWER_LIMIT_S, sum(sizes))
             link.send(answer, deadline=deadline)
-            if isinstance(part, FilePart):
+            if isinstance(part, FileRange):
                 link.send_file(part.fd, part.offset_bytes, part.length_bytes, deadline=deadline)
             else:
                 link.send_buffers(part, deadline=deadline)
             if sum(sizes):
                 link.send(PayloadEnd(is_whole=reply.is_whole()), deadline=deadline)
         finally:
-            if isinstance(part, FilePart):
+            if isinstance(part, FileRange):
                 os.close(part.fd)
 
     def _reply(self, request: object, node: str) -> Reply:

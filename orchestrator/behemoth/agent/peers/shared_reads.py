@@ -15,8 +15,9 @@ from behemoth.agent.peers.read_once import ReadOnce
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, Timeout, Unavailable
 from behemoth.checkpoint.crc import crc32c
-from behemoth.checkpoint.units import Unit
-from behemoth.checkpoint.wrapper_store import WrapperStore, buffers_of
+from behemoth.checkpoint.into import buffers_of
+from behemoth.checkpoint.units import ReadUnit
+from behemoth.checkpoint.wrapper_store import WrapperStore
 from behemoth.ports import Into, ObjectStore
 from behemoth.wire.peers import AskStored, StoredFound
 
@@ -37,7 +38,7 @@ class SharedReads(WrapperStore):
         client: PeerClient,
     ) -> None:
         super().__init__(inner)
-        self.unit_of: Callable[[str, int, int], Unit] | None = None
+        self.unit_of: Callable[[str, int, int], ReadUnit] | None = None
         self._once = once
         self._table = table
         self._client = client
@@ -64,7 +65,7 @@ class SharedReads(WrapperStore):
 
     def _read(self, key: str, offset_bytes: int, target: memoryview) -> None:
         whole = (key, offset_bytes, target.nbytes)
-        unit = Unit(*whole) if self.unit_of is None else self.unit_of(*whole)
+        unit = ReadUnit(*whole) if self.unit_of is None else self.unit_of(*whole)
         is_here = False
         try:
             slot = self._reader_of(unit)
@@ -79,7 +80,7 @@ class SharedReads(WrapperStore):
             super().read_into(key, offset_bytes=offset_bytes, into=target)
             self._count(read_bytes=target.nbytes)
 
-    def _reader_of(self, unit: Unit) -> int:
+    def _reader_of(self, unit: ReadUnit) -> int:
         """The slot of the node that reads it: the same for all nodes, or, of what all of them want, for a group."""
         num = max(1, self._table.num_slots)
         number = zlib.crc32(f"{unit.key} {unit.offset_bytes}".encode())
@@ -88,13 +89,13 @@ class SharedReads(WrapperStore):
             number += self._table.slot * num_groups // num * (num // num_groups)
         return number % num
 
-    def _read_here(self, unit: Unit, offset_bytes: int, into: memoryview) -> None:
+    def _read_here(self, unit: ReadUnit, offset_bytes: int, into: memoryview) -> None:
         data, read_bytes = self._once.get(unit)
         start = offset_bytes - unit.offset_bytes
         into[:] = data[start : start + into.nbytes]
         self._count(read_bytes=read_bytes)
 
-    def _ask(self, slot: int, unit: Unit, offset_bytes: int, into: memoryview) -> None:
+    def _ask(self, slot: int, unit: ReadUnit, offset_bytes: int, into: memoryview) -> None:
         if slot in self._silent:
             raise Unavailable(f"slot {slot}: expected an answer, got a failure earlier in this restore")
         question = AskStored(

@@ -12,11 +12,10 @@ from behemoth.agent.peers.identity import PeerAddress
 from behemoth.agent.peers.table import PeerTable
 from behemoth.base.errors import Conflict
 from behemoth.base.ids import Step, WriteId
+from behemoth.checkpoint.arena_format import CRC_BYTES
 from behemoth.checkpoint.gathering import SnapshotSource
 from behemoth.checkpoint.plan import RankPlan
 from behemoth.wire.peers import AskBytes, AskSnapshot, BytesFound, SnapshotFound
-
-_CRC_BYTES = 4
 
 
 class PeerSnapshot:
@@ -32,7 +31,7 @@ class PeerSnapshot:
 
     def crcs(self) -> Sequence[int]:
         """Raises NotFound when the node does not have the snapshot."""
-        table = bytearray(_CRC_BYTES * len(self._plan.spans))
+        table = bytearray(CRC_BYTES * len(self._plan.spans))
         question = AskSnapshot(rank=self._plan.rank, write_id=self._write_id, layout_digest=self._plan.layout_digest)
         found = self._client.ask(self._peer, question, SnapshotFound, into=memoryview(table))
         if (found.step, found.data_bytes) != (self._step, self._plan.data_bytes):

@@ -112,6 +112,7 @@ class PeerSocket:
             raise _late("receive")
 
     def send_buffers(self, buffers: Sequence[Buffer], *, deadline: float) -> None:
+        """The bytes of the buffers, one behind the other, without a copy. Blocks until the kernel has them all."""
         for buffer in buffers:
             left = memoryview(buffer)
             left = left.cast("B") if left.nbytes else left

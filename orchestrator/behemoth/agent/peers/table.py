@@ -33,6 +33,7 @@ class PeerTable:
         self._gang = _Gang(None, (), set(), {})
 
     def see(self, told: SeePeers) -> None:
+        """From now on this gang is asked; what was learnt of an earlier one is forgotten."""
         places = zip(told.nodes, told.places, strict=False)  # an older coordinator tells no places
         addresses = tuple(
             PeerAddress(node=node, host=place.host, port=place.port) if place.port else None for node, place in places

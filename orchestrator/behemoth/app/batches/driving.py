@@ -61,6 +61,7 @@ def decoded_result(decoder: msgspec.msgpack.Decoder[_Result], data: bytes, *, wh
 
 
 def no_result(what: str, got: str) -> Corrupt:
+    """For a result that is not what a batch of `what` could have given."""
     return Corrupt(
         f"result of a batch of {what}: expected one of this job, got: {got}",
         hint="the record of an earlier call is not this job's: --anew does its batches again",

@@ -32,6 +32,7 @@ Read: TypeAlias = Callable[[ObjectStore, ImportJob], Mapping[str, Tensor]]
 
 
 def read_safetensors(store: ObjectStore, job: ImportJob) -> Mapping[str, Tensor]:
+    """The `Read` of safetensors. Raises Invalid for a job of another kind, and as `read_model` does."""
     if job.kind != "safetensors":
         raise Invalid(f"import: expected a source of safetensors, got {job.kind}", code="import-kind")
     return read_model(store, file=os.fsdecode(job.file) or None, threads=1).tensors

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, assert_never
 
 import msgspec
 
-from behemoth.app.batches.tensors import Change
+from behemoth.app.batches.tensors import TensorChange
 from behemoth.base.decoding import UNDECODABLE, told
 from behemoth.base.errors import Invalid
 
@@ -49,7 +49,7 @@ class ExportJob(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
     size_bytes: int
     to: bytes
     unfinished: str
-    change: Change
+    change: TensorChange
     max_file_bytes: int
     metadata: list[tuple[str, str]]
     threads: int
@@ -67,7 +67,7 @@ class ImportJob(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     skips_pickles: bool
     to: bytes
     step: int
-    change: Change
+    change: TensorChange
     layout_digest: str
     write_id: str = ""
 

@@ -29,7 +29,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
     threads: int
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
+class RunBatch(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     """Do this batch of the open job."""
 
     number: int
@@ -78,7 +78,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
         return (kind if is_ours else Internal)(self.message, hint=self.hint, code=self.code)
 
 
-ToWorker = Open | Run | Stop
+ToWorker = Open | RunBatch | Stop
 FromWorker = Hello | Finished | Failed | Stopped
 
 to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)

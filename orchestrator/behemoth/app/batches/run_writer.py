@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from behemoth.app.batches.scaled_units import ScaledUnits
 from behemoth.checkpoint.interop.resharded import MAX_BATCH_BYTES
 from behemoth.checkpoint.interop.unit_writer import UnitWriter, Written
-from behemoth.checkpoint.interop.units import Unit
+from behemoth.checkpoint.interop.units import WriteUnit
 
 
 class RunWriter:
@@ -25,7 +25,7 @@ class RunWriter:
         self._scaled = scaled
         self._large = threading.Lock()
 
-    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int) -> list[Written]:
+    def write(self, units: Sequence[WriteUnit], upload_ids: Sequence[str], *, threads: int) -> list[Written]:
         """See `UnitWriter`."""
         ids = {(unit.array, unit.shard, unit.number): id_ for unit, id_ in zip(units, upload_ids, strict=True)}
         found: list[Written] = []

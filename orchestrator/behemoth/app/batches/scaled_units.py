@@ -18,11 +18,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from behemoth.app.batches.driving import grouped
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.changes import Scales
 from behemoth.checkpoint.conversion import ScalesOf, num_blocks
 from behemoth.checkpoint.grid import grids
-from behemoth.checkpoint.interop.units import Unit, Units, ranges_of
+from behemoth.checkpoint.interop.units import Units, WriteUnit, ranges_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.reshard import blocks_needed, scales_of
@@ -31,11 +31,11 @@ from behemoth.checkpoint.scale_waves import straddled_dims
 _Item = TypeVar("_Item")
 
 
-class Run(NamedTuple):
+class UnitRun(NamedTuple):
     """Units that are read at once, and the memory for that: for the result, and for values that wait for their
     scales."""
 
-    units: list[Unit]
+    units: list[WriteUnit]
     held_bytes: int
 
 
@@ -54,7 +54,7 @@ class _Use(NamedTuple):
         """The same for arrays that differ by name only."""
         return self.scales.block, *self[1:]
 
-    def span(self, unit: Unit) -> tuple[int, int]:
+    def span(self, unit: WriteUnit) -> tuple[int, int]:
         """The first and the last block that a unit needs, in their C order."""
         boxes = [blocks_needed(self.scales, piece.box, holds_them=self.holds_them) for piece in unit.pieces]
         return min(self._at(box, 0) for box in boxes), max(self._at(box, 1) for box in boxes)
@@ -88,7 +88,7 @@ class ScaledUnits:
                 found.append(ranges_of(numbers))
         return found
 
-    def runs(self, units: Sequence[Unit]) -> list[Run]:
+    def runs(self, units: Sequence[WriteUnit]) -> list[UnitRun]:
         """A batch, run after run. Scales come last: by then they are known."""
         values = [one for one in units if self._is_converted(one.array)]
         others = [one for one in units if not self._is_converted(one.array)]
@@ -96,8 +96,8 @@ class ScaledUnits:
             run for array, some in groupby(values, lambda one: one.array) for run in self._runs_of(array, list(some))
         ]
         if len(runs) == 1:
-            return [Run(runs[0].units + others, runs[0].held_bytes + _num_bytes(others))]
-        return runs + ([Run(others, _num_bytes(others))] if others else [])
+            return [UnitRun(runs[0].units + others, runs[0].held_bytes + _num_bytes(others))]
+        return runs + ([UnitRun(others, _num_bytes(others))] if others else [])
 
     def again_bytes(self, units: Units) -> int:
         """An upper bound of the saved bytes that are read a second time, because their block is larger than what may be
@@ -111,7 +111,7 @@ class ScaledUnits:
             total += known[form]
         return int(total)
 
-    def _again_of(self, array: int, units: Sequence[Unit]) -> float:
+    def _again_of(self, array: int, units: Sequence[WriteUnit]) -> float:
         if not self._is_converted(array):
             return 0.0
         split = (self._split(array, segment)[1:] for segment in self._segments(array, units))
@@ -133,23 +133,23 @@ class ScaledUnits:
         use = self._uses.get(array)
         return use is not None and not use.holds_them
 
-    def _runs_of(self, array: int, units: Sequence[Unit]) -> Iterator[Run]:
+    def _runs_of(self, array: int, units: Sequence[WriteUnit]) -> Iterator[UnitRun]:
         for some in grouped(self._segments(array, units), _num_bytes, size_bytes=self.run_bytes):
             for part in self._split(array, list(chain.from_iterable(some))):
-                yield Run(part, self._held_bytes(array, part))
+                yield UnitRun(part, self._held_bytes(array, part))
 
-    def _segments(self, array: int, units: Sequence[Unit]) -> list[list[Unit]]:
+    def _segments(self, array: int, units: Sequence[WriteUnit]) -> list[list[WriteUnit]]:
         """Those that share blocks whose values wait for each other."""
         use = self._uses[array]
         if not use.waiting:
             return [[one] for one in units]
         return _overlapping((use.span(one), one) for one in units)
 
-    def _split(self, array: int, units: list[Unit]) -> list[list[Unit]]:
+    def _split(self, array: int, units: list[WriteUnit]) -> list[list[WriteUnit]]:
         """Split units into parts that fit into memory."""
         return list(grouped(units, lambda one: self._held_bytes(array, [one]), size_bytes=self.limit_bytes))
 
-    def _held_bytes(self, array: int, units: Iterable[Unit]) -> int:
+    def _held_bytes(self, array: int, units: Iterable[WriteUnit]) -> int:
         return int((1 + self._uses[array].waiting) * _num_bytes(units))
 
     @cached_property
@@ -189,5 +189,5 @@ def _overlapping(spans: Iterable[tuple[tuple[int, int], _Item]]) -> list[list[_I
     return found
 
 
-def _num_bytes(units: Iterable[Unit]) -> int:
+def _num_bytes(units: Iterable[WriteUnit]) -> int:
     return sum(unit.num_bytes for unit in units)

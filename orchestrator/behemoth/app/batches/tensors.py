@@ -30,7 +30,7 @@ class MapDocument(msgspec.Struct, frozen=True, kw_only=True):
         return decode_map(self.data, source=self.source, sizes=self.sizes)
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class TensorChange(msgspec.Struct, frozen=True, kw_only=True):
     """Which tensors are taken (shell patterns; all without any), under which names, in which precision ("": as they
     are)."""
 
@@ -41,7 +41,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """How float8 is scaled: one of `cells.SCALINGS`."""
 
 
-def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+def outward(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Tensor]:
     """What an export writes. Raises Invalid as maps and casts do."""
     names = None if change.names is None else change.names.names()
     made = dict(_taken(tensors, change.patterns))
@@ -57,7 +57,7 @@ def outward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
     return made
 
 
-def inward(tensors: Mapping[str, Tensor], change: Change) -> dict[str, Tensor]:
+def inward(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Tensor]:
     """What an import writes: the map is applied backwards. Raises Invalid as maps and casts do."""
     made = dict(_taken(tensors, change.patterns))
     if change.precision:

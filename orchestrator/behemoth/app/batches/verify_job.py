@@ -17,11 +17,10 @@ from behemoth.app.batches.driving import Progress, Sized, decoded_result, groupe
 from behemoth.app.batches.jobs import VerifyJob, encode_job
 from behemoth.app.batches.record import Record
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, Span
+from behemoth.checkpoint.chunk_check import ChunkCheck, Found, Shard, SlotRange, shards_of
 from behemoth.checkpoint.commit_log import read_record
 from behemoth.checkpoint.opened import read_index
 from behemoth.checkpoint.problem import Problem
-from behemoth.checkpoint.verify import shards_of
 from behemoth.ports import Batch, Executor
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
@@ -91,7 +90,7 @@ def check_in_batches(
     executor: Executor,
     job: VerifyJob,
     shards: Sequence[Shard],
-    spans: Sequence[Span],
+    spans: Sequence[SlotRange],
     record: Record,
     *,
     progress: Progress,
@@ -122,7 +121,7 @@ def _parts_of(checked: Sequence[_Checked]) -> bytes:
     return msgspec.msgpack.encode(parts)
 
 
-def batches_of(shards: Sequence[Shard], spans: Sequence[Span]) -> list[Sized]:
+def batches_of(shards: Sequence[Shard], spans: Sequence[SlotRange]) -> list[Sized]:
     """Spans in order, grouped into batches."""
     batches = []
     for number, group in enumerate(grouped(spans, lambda span: span.num_bytes)):

@@ -18,7 +18,7 @@ from behemoth.app.batches.messages import (
     FromWorker,
     Hello,
     Open,
-    Run,
+    RunBatch,
     Stop,
     Stopped,
     ToWorker,
@@ -102,7 +102,7 @@ class _Worker:
                     self.send(Failed.of(_ours(error, "opening the job"), turn=turn))
                     return
                 self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="batch")
-            case Run(number=number, data=data):
+            case RunBatch(number=number, data=data):
                 if self._pool is not None:
                     self._pool.submit(self._run, number, data)
             case Stop(turn=turn):

@@ -22,7 +22,7 @@ from behemoth.app.batches.messages import (
     Finished,
     Hello,
     Open,
-    Run,
+    RunBatch,
     Stop,
     Stopped,
     ToWorker,
@@ -212,7 +212,7 @@ class WorkerExecutor:
                 if not node.under_way:
                     node.heard_s = time.monotonic()
                 node.under_way[batch.number] = batch
-                self._send(node, Run(number=batch.number, data=batch.data))
+                self._send(node, RunBatch(number=batch.number, data=batch.data))
 
     def _send(self, node: _Node, message: ToWorker) -> None:
         """A connection that fails, or blocks for SEND_LIMIT_S, is closed; the worker then counts as lost."""

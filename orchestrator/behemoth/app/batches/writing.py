@@ -28,7 +28,7 @@ from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.ingest import Spread, check_free
 from behemoth.checkpoint.interop.object_uploads import ObjectUploads
 from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata
-from behemoth.checkpoint.interop.units import Unit, Units, ranges_of
+from behemoth.checkpoint.interop.units import Units, WriteUnit, ranges_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.verify import require_objects
@@ -37,6 +37,8 @@ from behemoth.state.effect import CommitRef
 
 
 class Closes(Protocol):
+    """A store that a work has opened itself. Exactly this, since at its end nothing else is done with it."""
+
     def close(self) -> None: ...
 
 
@@ -48,7 +50,7 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     threads: int
     uploads: list[str] = []
 
-    def of(self, units: Sequence[Unit]) -> list[Unit]:
+    def of(self, units: Sequence[WriteUnit]) -> list[WriteUnit]:
         return [unit for first, last in self.spans for unit in units[first:last]]
 
 
@@ -98,7 +100,10 @@ class Writing:
 
 
 class Writes(Protocol):
-    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int) -> list[Written]:
+    """Writes the units of a batch: all at once (`UnitWriter`), or in runs (`RunWriter`). Exactly this, since a work
+    hands its batch over as it comes."""
+
+    def write(self, units: Sequence[WriteUnit], upload_ids: Sequence[str], *, threads: int) -> list[Written]:
         """See `UnitWriter`."""
         ...
 
@@ -107,7 +112,7 @@ class WriteWork:
     """A `Work` that writes units, and closes the `opened` stores at its end. `stop` sets `stopped`, which the writer
     checks."""
 
-    def __init__(self, units: Sequence[Unit], writer: Writes, stopped: threading.Event, *opened: Closes) -> None:
+    def __init__(self, units: Sequence[WriteUnit], writer: Writes, stopped: threading.Event, *opened: Closes) -> None:
         self._units = units
         self._writer = writer
         self._stopped = stopped

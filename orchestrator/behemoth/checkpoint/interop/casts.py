@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box, enclosing
+from behemoth.checkpoint.box import Box, enclosing, num_elements, slices_of, slices_within
 from behemoth.checkpoint.interop.cells import (
     BLOCK,
     SUFFIXES,
@@ -58,7 +58,7 @@ class _Elementwise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cast(_Elementwise):
+class Rounded(_Elementwise):
     """The nearest values of another floating type, ties to even. What exceeds its range becomes infinite, as in torch;
     a NaN stays one."""
 
@@ -93,7 +93,7 @@ class Scale:
     def read_into(self, box: Box, out: Raw) -> None:
         self._look_everywhere()
         scales = self._of(tuple(slice(0, size) for size in self._largest.shape)).reshape(self.shape)
-        np.copyto(out, scales[_slices(box)].view(raw_dtype(self.dtype)))
+        np.copyto(out, scales[slices_of(box)].view(raw_dtype(self.dtype)))
 
     def beside(self, box: Box) -> tuple[Floats, Floats]:
         """The tensor's values in a box, and the scale of each, or size 1 along dims that a cell spans.
@@ -103,21 +103,20 @@ class Scale:
         hold."""
         cells = grid_box(box, self._cells)
         wide = self._with_unknown(box, cells)
-        if _num_elements(wide) > _MOST_GROWN * _num_elements(box):
+        if num_elements(wide) > _MOST_GROWN * num_elements(box):
             self._look_everywhere()
             wide = box
         values = _as_float32(self._inner, wide)
-        if not self._is_known[_slices(cells)].all():
+        if not self._is_known[slices_of(cells)].all():
             self._learn(wide, values)
-        inside = tuple(slice(low - begin, high - begin) for (low, high), (begin, _) in zip(box, wide, strict=True))
-        return values[inside], spread(self._of(_slices(cells)), box, self._cells)
+        return values[slices_within(box, wide)], spread(self._of(slices_of(cells)), box, self._cells)
 
     def _of(self, cells: tuple[slice, ...]) -> Floats:
         return scales_for(self._largest[cells], FLOAT8, what=f"tensor {self.name!r}")
 
     def _with_unknown(self, box: Box, cells: Box) -> Box:
         """The box, grown by all of its cells that are not known."""
-        unknown = np.argwhere(~self._is_known[_slices(cells)])
+        unknown = np.argwhere(~self._is_known[slices_of(cells)])
         if not len(unknown):
             return box
         spans = zip(unknown.min(axis=0).tolist(), unknown.max(axis=0).tolist(), strict=True)
@@ -137,13 +136,13 @@ class Scale:
             for (low, high), (_, last), cell, size in ends
         )
         with self._lock:
-            self._largest[_slices(cells)] = np.maximum(self._largest[_slices(cells)], largest)
+            self._largest[slices_of(cells)] = np.maximum(self._largest[slices_of(cells)], largest)
             self._is_known[within] = True
 
     def _look_everywhere(self) -> None:
         with self._looking:
             for box in tiles(self._inner, limit_bytes=_BLOCK_BYTES):
-                if not self._is_known[_slices(grid_box(box, self._cells))].all():
+                if not self._is_known[slices_of(grid_box(box, self._cells))].all():
                     self._learn(box, _as_float32(self._inner, box))
             self._is_known[...] = True
 
@@ -234,7 +233,7 @@ def unscaled(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 def cast(tensor: Tensor, dtype: str) -> Tensor:
     """The tensor itself where it has the dtype already."""
-    return tensor if tensor.dtype == dtype else Cast(inner=tensor, dtype=dtype)
+    return tensor if tensor.dtype == dtype else Rounded(inner=tensor, dtype=dtype)
 
 
 def _check_precision(dtype: str, known: Sequence[str]) -> None:
@@ -259,14 +258,6 @@ def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Cells]:
             code="float8-scale",
         )
     return scale, cells
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in box)
-
-
-def _num_elements(box: Box) -> int:
-    return math.prod(stop - start for start, stop in box)
 
 
 def _as_float32(tensor: Tensor, box: Box) -> Floats:

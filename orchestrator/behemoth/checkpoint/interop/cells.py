@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.precision import Floats
 
 Scaling = Literal["tensor", "channel", "block"]

@@ -17,7 +17,7 @@ import numpy as np
 from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Invalid, NotFound
-from behemoth.checkpoint.filling import Piece, filling_of, least_bytes
+from behemoth.checkpoint.filling import ObjectPiece, filling_of, least_bytes
 from behemoth.checkpoint.gc import KeepsLeftovers
 from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePlan
 from behemoth.checkpoint.interop.tensors import read_box
@@ -159,7 +159,7 @@ def _write(store: SavesTo, key: str, file: FilePlan) -> Iterator[int]:
 
     def put(numbered: tuple[int, FilePart]) -> None:
         number, part = numbered
-        piece = Piece(
+        piece = ObjectPiece(
             key=key,
             size_bytes=file.size_bytes,
             number=number,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements, shape_of
 from behemoth.checkpoint.interop.header import HeadTensor, encode_header
 from behemoth.checkpoint.interop.tensors import Tensor, blocks, grain_bytes, num_bytes, tiles
 from behemoth.checkpoint.layout import DTYPES
@@ -43,7 +43,7 @@ class Tile(NamedTuple):
 
     def runs(self) -> tuple[list[int], int]:
         """Where the contiguous pieces of the box begin in the file, in C order, and the bytes of each."""
-        shape, sizes = self.tensor.shape, [stop - start for start, stop in self.box]
+        shape, sizes = self.tensor.shape, shape_of(self.box)
         pitches = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
         first = len(shape)  # dims from here on are whole, or make one piece with those that are
         while first > 0 and (first == len(shape) or sizes[first] == shape[first]):
@@ -84,7 +84,7 @@ class FilePlan:
                     yield FilePart(begin, end - begin, head, tuple(taken))
                     begin, head, taken = end, b"", []
                 taken.append(Block(tensor, box))
-                end += math.prod(stop - start for start, stop in box) * DTYPES[tensor.dtype].itemsize
+                end += num_elements(box) * DTYPES[tensor.dtype].itemsize
         yield FilePart(begin, end - begin, head, tuple(taken))
 
     def tiles(self) -> Iterator[Tile]:

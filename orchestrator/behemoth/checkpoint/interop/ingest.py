@@ -14,8 +14,9 @@ from functools import partial
 from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.candidate import Candidate
-from behemoth.checkpoint.commit import CommitRecord, commit
+from behemoth.checkpoint.commit import commit
 from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.filling import least_bytes

@@ -17,7 +17,7 @@ from behemoth.base.decoding import decode_builtins, told
 from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.patterns import Pattern
 from behemoth.checkpoint.interop.rules import NameMap, Rule, rule_text
-from behemoth.checkpoint.interop.sizes import NamedSize, Place, is_size_name
+from behemoth.checkpoint.interop.sizes import NamedSize, SizePlace, is_size_name
 from behemoth.checkpoint.interop.steps import Concat, Flatten, Permute, Split, Stack, Step, Unflatten, Unstack
 from behemoth.spec.text import read_document
 
@@ -161,8 +161,8 @@ def _size(name: str, entry: int | _Measured) -> NamedSize:
     return NamedSize(name=name, source=_place(entry.ours), target=_place(entry.theirs))
 
 
-def _place(entry: _Place) -> Place:
-    return Place(pattern=Pattern(text=entry.name), dim=entry.dim)
+def _place(entry: _Place) -> SizePlace:
+    return SizePlace(pattern=Pattern(text=entry.name), dim=entry.dim)
 
 
 def _digest(data: bytes, sizes: Mapping[str, int]) -> str:

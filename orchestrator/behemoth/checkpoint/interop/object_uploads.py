@@ -11,8 +11,9 @@ from behemoth.base.ids import UploadId
 from behemoth.checkpoint.array_keys import shard_key
 from behemoth.checkpoint.crc import combined
 from behemoth.checkpoint.discarding import abort_uploads
+from behemoth.checkpoint.filling import completed
 from behemoth.checkpoint.interop.unit_writer import Written
-from behemoth.checkpoint.interop.units import Unit
+from behemoth.checkpoint.interop.units import WriteUnit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.receipt import WrittenShard
 from behemoth.checkpoint.span_table import GrowingTable, SpanTable
@@ -35,7 +36,7 @@ class ObjectUploads:
         self._ids: dict[tuple[int, int], str] = {}
         self._listed: dict[str, UploadId] | None = None
 
-    def upload_id(self, unit: Unit) -> str:
+    def upload_id(self, unit: WriteUnit) -> str:
         """The id of the upload that a unit belongs to, which is begun if need be; empty where the unit needs no
         upload."""
         if not isinstance(self._store, UploadsParts) or unit.num_parts == 1:
@@ -67,11 +68,12 @@ class ObjectUploads:
             return []
 
         def complete(which: tuple[int, int]) -> WrittenShard:
-            parts = [part for _, part in sorted(self._parts[which].items())]
-            crc = combined((part.crc, part.size_bytes) for part in parts)
-            if self._ids[which]:
+            upload_id, parts = self._ids[which], self._parts[which].values()
+            if upload_id:
                 key = shard_key(self._prefix, self._layout, *which)
-                store.complete_upload(key, UploadId(self._ids[which]), parts=parts, crc=crc)
+                crc = completed(store, key, UploadId(upload_id), parts)
+            else:
+                crc = combined((part.crc, part.size_bytes) for part in parts)
             return WrittenShard(array=which[0], shard=which[1], crc=crc)
 
         found = run_all(complete, list(self._parts), threads=COMPLETE_THREADS, name="ckpt-complete")

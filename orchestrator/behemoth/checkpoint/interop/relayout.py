@@ -1,9 +1,8 @@
 """The layout of a checkpoint that is to be made from another one, and how each of its arrays is made. Pure.
 
 The result may have another mesh, only some arrays, another floating type, or another recipe where the model's tensors
-are known.
-Neighbours: `checkpoint.on_mesh`, `checkpoint.model_layout` and `checkpoint.recipe_change`, which know the parts of it,
-and `resharded`, which reads by the result.
+are known. Neighbours: `checkpoint.on_mesh`, `checkpoint.model_layout` and `checkpoint.recipe_change`, which know the
+parts of it, and `resharded`, which reads by the result.
 """
 
 from __future__ import annotations

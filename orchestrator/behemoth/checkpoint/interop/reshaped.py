@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box, Interval, flat_boxes
+from behemoth.checkpoint.box import Box, Interval, flat_boxes, shape_of
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
 
 
@@ -57,7 +57,7 @@ class Flattened:
         whole = tuple((0, size) for size in self._group)
         place = 0
         for part in flat_boxes(whole, box[self.dim]):
-            sizes = [stop - start for start, stop in part]
+            sizes = shape_of(part)
             target = out[(slice(None),) * self.dim + (slice(place, place + math.prod(sizes)),)]
             inner = (*box[: self.dim], *part, *box[self.dim + 1 :])
             _read_reshaped(self.inner, inner, target)
@@ -128,7 +128,7 @@ def _runs(group: Sequence[Interval], sizes: Sequence[int]) -> Iterator[tuple[tup
 
 def _read_reshaped(inner: Tensor, box: Box, out: Raw) -> None:
     """Elements of a box into an array of as many in another shape: straight, where the strides of `out` allow it."""
-    sizes = [stop - start for start, stop in box]
+    sizes = shape_of(box)
     try:
         target = out.reshape(sizes, copy=False)
     except ValueError:

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box, Interval
+from behemoth.checkpoint.box import Box, Interval, shape_of
 from behemoth.checkpoint.caching import CachingStore
 from behemoth.checkpoint.computed_scales import ComputedScales
 from behemoth.checkpoint.conversion import ScalesOf
 from behemoth.checkpoint.filling import least_bytes
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Raw, raw_dtype
-from behemoth.checkpoint.interop.units import Piece, Units, units_of
+from behemoth.checkpoint.interop.units import UnitPiece, Units, units_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.matching import Origin
 from behemoth.checkpoint.opened import Commit
@@ -76,7 +76,7 @@ class CheckpointSource:
         self._scales = CachingStore(store, limit_bytes=SCALES_BYTES)
         self._computed = ComputedScales(limit_bytes=SCALES_BYTES)
 
-    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
+    def read(self, pieces: Sequence[UnitPiece], *, threads: int) -> Iterator[Raw]:
         """See the protocol. Holds all of them, and what waits for their scales. Raises Corrupt naming array, chunk and
         file."""
         wanted: list[_Wanted] = []
@@ -101,7 +101,7 @@ class CheckpointSource:
         )
         for one in wanted:
             data = area[one.arena_offset : one.arena_offset + one.nbytes]
-            yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape([b - a for a, b in one.box])
+            yield data.view(raw_dtype(self._layout.arrays[one.array].dtype)).reshape(shape_of(one.box))
 
 
 def batch_bytes(saved: Layout, layout: Layout) -> int:

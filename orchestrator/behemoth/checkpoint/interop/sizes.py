@@ -29,7 +29,7 @@ REST = "rest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class SizePlace:
     """A dim of all tensors of a pattern, which must agree."""
 
     pattern: Pattern
@@ -62,8 +62,8 @@ class NamedSize:
 
     name: str
     value: int | None = None
-    source: Place | None = None
-    target: Place | None = None
+    source: SizePlace | None = None
+    target: SizePlace | None = None
 
     def inverse(self) -> NamedSize:
         return NamedSize(name=self.name, value=self.value, source=self.target, target=self.source)

@@ -14,13 +14,15 @@ from behemoth.base.errors import Invalid
 from behemoth.checkpoint.interop.reshaped import Flattened, Unflattened
 from behemoth.checkpoint.interop.sizes import Named, Size, factor_sizes, part_sizes
 from behemoth.checkpoint.interop.tensors import Tensor
-from behemoth.checkpoint.interop.views import Joined, Permuted, Stacked, inverse_order, split, unstack
+from behemoth.checkpoint.interop.views import Concatenated, Permuted, Stacked, inverse_order, split, unstack
 
 Rows = list[list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permute:
+    """Dim i of the result is dim `order[i]`."""
+
     order: tuple[int, ...]
 
     def apply(self, rows: Rows, named: Named) -> Rows:  # noqa: ARG002 (the signature of all)
@@ -65,7 +67,7 @@ class Concat:
         return Split(dim=self.dim, sizes=self.sizes)
 
     def _joined(self, parts: Sequence[Tensor], named: Named) -> Tensor:
-        joined = Joined(parts=tuple(parts), dim=self.dim)
+        joined = Concatenated(parts=tuple(parts), dim=self.dim)
         expected = part_sizes(joined.shape, self.dim, self.sizes, named, what="concat")
         got = [part.shape[self.dim] for part in parts]
         if got != expected:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from behemoth.base.errors import Corrupt
 from behemoth.checkpoint.chunk_reader import ChunkReaders
+from behemoth.checkpoint.commit_record import DAMAGED_HINT
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.interop.tensors import Chunked, Raw, Tensor, raw_dtype
@@ -81,6 +82,6 @@ class _Array:
         name, files = self.commit.layout.arrays[self.position].name, self.commit.files(self.position)
         return Corrupt(
             f"array {name!r}, the CRCs beside its chunks, {files}: expected those that were committed, got others",
-            hint="`behemoth ckpt verify` names all damage; go back to an older checkpoint",
+            hint=DAMAGED_HINT,
             code="array-content",
         )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, shape_of
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.threads import run_all
 
@@ -67,7 +67,7 @@ def whole(tensor: Tensor) -> Box:
 
 def read_box(tensor: Tensor, box: Box) -> Raw:
     """The elements of a box, raw, in a new C-contiguous array."""
-    out = np.empty([stop - start for start, stop in box], raw_dtype(tensor.dtype))
+    out = np.empty(shape_of(box), raw_dtype(tensor.dtype))
     tensor.read_into(box, out)
     return out
 

@@ -17,16 +17,16 @@ from typing_extensions import Buffer
 
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.array_keys import metadata_key, shard_key
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.chunk_tails import chunk_tail
 from behemoth.checkpoint.crc import crc32c
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
-from behemoth.checkpoint.interop.units import Piece, Unit
+from behemoth.checkpoint.interop.units import UnitPiece, WriteUnit
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.part_bytes import Summed
-from behemoth.checkpoint.receipt import WrittenSpan
 from behemoth.checkpoint.small_objects import create_same
+from behemoth.checkpoint.span_table import WrittenSpan
 from behemoth.checkpoint.stopping import Cancelled, never, require_wanted
 from behemoth.checkpoint.threads import run_all
 from behemoth.checkpoint.writer import seal_all
@@ -38,7 +38,7 @@ class Source(Protocol):
     """The source of the elements of a checkpoint that is to be written. Exactly one method, for several pieces at a
     time, because pieces that are needed together may come from the same bytes. Thread-safe."""
 
-    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:
+    def read(self, pieces: Sequence[UnitPiece], *, threads: int) -> Iterator[Raw]:
         """The elements of each piece's box, in order: raw (`tensors.Raw`), in the shape of the box, owned by the
         caller. Blocks. Uses at most `threads` threads."""
         ...
@@ -64,13 +64,13 @@ class TensorSource:
     def __init__(self, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = [tensors[array.name] for array in layout.arrays]
 
-    def read(self, pieces: Sequence[Piece], *, threads: int) -> Iterator[Raw]:  # noqa: ARG002 (one reads in order)
+    def read(self, pieces: Sequence[UnitPiece], *, threads: int) -> Iterator[Raw]:  # noqa: ARG002 (one reads in order)
         """See the protocol. Holds one piece at a time."""
         for piece in pieces:
             yield read_box(self._tensors[piece.array], piece.box)
 
 
-def brings_metadata(one: Unit | Written) -> bool:
+def brings_metadata(one: WriteUnit | Written) -> bool:
     """Whether the array's zarr.json is written with this unit."""
     return (one.shard, one.number) == (0, 1)
 
@@ -93,7 +93,7 @@ class UnitWriter:
         self._source = source
         self._cancelled = cancelled
 
-    def write(self, units: Sequence[Unit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
+    def write(self, units: Sequence[WriteUnit], upload_ids: Sequence[str], *, threads: int = 1) -> list[Written]:
         """Write units, and with the first one of an array its zarr.json. Idempotent; several processes may do so at
         once. `upload_ids`: of those units that are parts of an upload, empty for others. With several threads all of
         the units are held. Raises Conflict when it is cancelled."""
@@ -110,7 +110,7 @@ class UnitWriter:
             seal_all(self._store, list(keys))
         return found
 
-    def _write(self, of_unit: tuple[Unit, Sequence[Raw], str]) -> Written:
+    def _write(self, of_unit: tuple[WriteUnit, Sequence[Raw], str]) -> Written:
         unit, data, upload_id = of_unit
         key = shard_key(self._prefix, self._layout, unit.array, unit.shard)
         require_wanted(self._cancelled, what=f"write {key}")
@@ -145,7 +145,7 @@ class UnitWriter:
         return key
 
 
-def _upload(store: UploadsParts, key: str, unit: Unit, buffers: Sequence[Buffer], crc: int, upload_id: str) -> str:
+def _upload(store: UploadsParts, key: str, unit: WriteUnit, buffers: Sequence[Buffer], crc: int, upload_id: str) -> str:
     """The etag of a part; empty for what goes in one request."""
     if unit.num_parts == 1:
         create_same(store, key, b"".join(buffers))
@@ -153,7 +153,7 @@ def _upload(store: UploadsParts, key: str, unit: Unit, buffers: Sequence[Buffer]
     return store.upload_part(key, UploadId(upload_id), number=unit.number, buffers=buffers, crc=crc).etag
 
 
-def _chunks(grid: Grid, piece: Piece, data: Raw) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def _chunks(grid: Grid, piece: UnitPiece, data: Raw) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Numbers and bytes of a piece's chunks."""
     for number in grid.chunks_of(piece.shard)[piece.first : piece.last].tolist():
         chunk = data[_within(grid.chunk_box(number), piece.box)]

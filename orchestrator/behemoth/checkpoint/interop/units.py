@@ -2,13 +2,11 @@
 
 A piece is a box of an array: what is read from the source at a time. A unit is one or more pieces: what is written to
 the store at a time. Both are closed forms of the layout, so that a second call, or another machine, has the same ones.
-Pure.
-Neighbours: `unit_writer`, `grid` (the geometry).
+Pure. Neighbours: `unit_writer`, `grid` (the geometry).
 """
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -17,13 +15,13 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box, num_elements
 from behemoth.checkpoint.grid import Grid, Ints, grids
 from behemoth.checkpoint.interop.tensors import blocks_of
 from behemoth.checkpoint.layout import Layout
 
 
-class Piece(NamedTuple):
+class UnitPiece(NamedTuple):
     """Slots [first, last) of a shard of an array, which counts in the layout's order: what is read at a time. `box` is
     what they hold, and `num_bytes` its size."""
 
@@ -36,7 +34,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
+class WriteUnit:
     """Pieces that follow one another in a shard: what is written at a time. It is part `number`, from 1, of the
     `num_parts` of its object."""
 
@@ -44,7 +42,7 @@ class Unit:
     shard: int
     number: int
     num_parts: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[UnitPiece, ...]
 
     @property
     def first(self) -> int:
@@ -59,13 +57,13 @@ class Unit:
 class _Kind(NamedTuple):
     """Units that all arrays of one geometry have, but for the array's number, which is 0 here."""
 
-    units: list[Unit]
+    units: list[WriteUnit]
     sizes: Ints
     num_parts: dict[int, int]
     """By shard, the number of its units."""
 
 
-class Units(Sequence[Unit]):
+class Units(Sequence[WriteUnit]):
     """Immutable; a unit is made when it is asked for. A model has thousands of arrays of some dozens of geometries, and
     a checkpoint of 24 TB millions of units, which as objects take gigabytes."""
 
@@ -89,7 +87,7 @@ class Units(Sequence[Unit]):
         """The number of an array's first unit."""
         return int(self._firsts[position])
 
-    def of_geometry(self, position: int) -> Sequence[Unit]:
+    def of_geometry(self, position: int) -> Sequence[WriteUnit]:
         """The units of the array at `position`, but with array number 0: one list shared by all arrays of its
         geometry."""
         return self._kinds[position].units
@@ -97,16 +95,16 @@ class Units(Sequence[Unit]):
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
-    def __iter__(self) -> Iterator[Unit]:
+    def __iter__(self) -> Iterator[WriteUnit]:
         for position, kind in enumerate(self._kinds):
             for unit in kind.units:
                 yield _of_array(unit, position)
 
     @overload
-    def __getitem__(self, at: int) -> Unit: ...
+    def __getitem__(self, at: int) -> WriteUnit: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Unit]: ...
-    def __getitem__(self, at: int | slice) -> Unit | Sequence[Unit]:
+    def __getitem__(self, at: slice) -> Sequence[WriteUnit]: ...
+    def __getitem__(self, at: int | slice) -> WriteUnit | Sequence[WriteUnit]:
         if isinstance(at, slice):
             return [self[number] for number in range(*at.indices(len(self)))]
         number = range(len(self))[at]
@@ -150,12 +148,12 @@ def _kind(grid: Grid, block_bytes: int, least_bytes: int) -> _Kind:
     return _Kind(units, sizes, {shard: len(units) for shard, units in enumerate(of_shards)})
 
 
-def _of_array(unit: Unit, position: int) -> Unit:
+def _of_array(unit: WriteUnit, position: int) -> WriteUnit:
     return replace(unit, array=position, pieces=tuple(piece._replace(array=position) for piece in unit.pieces))
 
 
-def _units(grid: Grid, shard: int, block_bytes: int, least_bytes: int) -> list[Unit]:
-    groups: list[list[Piece]] = []
+def _units(grid: Grid, shard: int, block_bytes: int, least_bytes: int) -> list[WriteUnit]:
+    groups: list[list[UnitPiece]] = []
     filled_bytes = least_bytes
     for piece in _pieces(grid, shard, block_bytes):
         if not groups or filled_bytes >= least_bytes:
@@ -164,12 +162,12 @@ def _units(grid: Grid, shard: int, block_bytes: int, least_bytes: int) -> list[U
         groups[-1].append(piece)
         filled_bytes += (piece.last - piece.first) * grid.stride_bytes
     return [
-        Unit(array=0, shard=shard, number=number, num_parts=len(groups), pieces=tuple(pieces))
+        WriteUnit(array=0, shard=shard, number=number, num_parts=len(groups), pieces=tuple(pieces))
         for number, pieces in enumerate(groups, start=1)
     ]
 
 
-def _pieces(grid: Grid, shard: int, block_bytes: int) -> Iterator[Piece]:
+def _pieces(grid: Grid, shard: int, block_bytes: int) -> Iterator[UnitPiece]:
     """Boxes of the shard's chunks that follow one another in their C order."""
     at = np.unravel_index(shard, grid.shards_per_dim) if grid.shards_per_dim else ()
     begins = [int(index) * width for index, width in zip(at, grid.shard_shape, strict=True)]
@@ -179,13 +177,13 @@ def _pieces(grid: Grid, shard: int, block_bytes: int) -> Iterator[Piece]:
             ((begin + start) * size, min((begin + stop) * size, full))
             for begin, (start, stop), size, full in zip(begins, chunks, grid.chunk_shape, grid.spec.shape, strict=True)
         )
-        last = first + math.prod(stop - start for start, stop in chunks)
-        num_bytes = math.prod(stop - start for start, stop in box) * grid.spec.itemsize
-        yield Piece(0, shard, first, last, box, num_bytes)
+        last = first + num_elements(chunks)
+        num_bytes = num_elements(box) * grid.spec.itemsize
+        yield UnitPiece(0, shard, first, last, box, num_bytes)
         first = last
 
 
-def _place(grid: Grid, unit: Unit) -> int:
+def _place(grid: Grid, unit: WriteUnit) -> int:
     """The position of the unit's first element in C order of the array."""
     place = 0
     for (start, _), size in zip(unit.pieces[0].box, grid.spec.shape, strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from behemoth.base.errors import Invalid
-from behemoth.checkpoint.boxes import Box
+from behemoth.checkpoint.box import Box
 from behemoth.checkpoint.interop.tensors import Raw, Tensor
 
 
@@ -98,7 +98,7 @@ class Picked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class Concatenated:
     """Parts one behind another along a dim."""
 
     parts: tuple[Tensor, ...]

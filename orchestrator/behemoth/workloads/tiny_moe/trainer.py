@@ -75,7 +75,7 @@ class Trainer:
         batch = self.cursor.batch(step, first_slot=self._placement.rank * slots, num_slots=slots)
         tokens = torch.from_numpy(batch).to(self._groups.device)
         loss_sum = self._decoder.loss_sum(tokens[:, :-1], tokens[:, 1:])
-        (loss_sum / self.tokens_per_step).backward()  # type: ignore[no-untyped-call]
+        (loss_sum / self.tokens_per_step).backward()
         return loss_sum.detach()
 
     @property

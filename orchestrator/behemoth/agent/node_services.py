@@ -20,7 +20,7 @@ from behemoth.wire.setup import Setup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class NodeServices:
     """The services of one node. `setup`: the run as the first coordinator described it."""
 
     setup: Setup

@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from behemoth.checkpoint.box import Box, Interval, num_elements, shape_of
 from behemoth.checkpoint.layout import ArraySpec
 
-Interval = tuple[int, int]
-Box = tuple[Interval, ...]
 
-
-class Held(NamedTuple):
+class LocalBox(NamedTuple):
     """A box of the logical array, and where it lies within the local array (both per dim, start and stop)."""
 
     box: Box
@@ -28,7 +26,7 @@ class Held(NamedTuple):
 
     @property
     def num_elements(self) -> int:
-        return math.prod(stop - start for start, stop in self.box)
+        return num_elements(self.box)
 
 
 def share_of(size: int, num: int, index: int, *, padded: int | None = None) -> Interval:
@@ -39,7 +37,7 @@ def share_of(size: int, num: int, index: int, *, padded: int | None = None) -> I
     return min(index * share, size), min((index + 1) * share, size)
 
 
-def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[Held, ...]:
+def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int]) -> tuple[LocalBox, ...]:
     """The boxes at `coordinates` on the axes of `spec.dims`, whose `sizes` are given, parts of a packed dim in order.
 
     Empty boxes are left out.
@@ -49,7 +47,7 @@ def local_boxes(spec: ArraySpec, sizes: Sequence[int], coordinates: Sequence[int
         ranges[dim] = shares_of(spec, dim, num, index)
     places = [_places(intervals) for intervals in ranges]
     held = [
-        Held(tuple(box), tuple(place))
+        LocalBox(tuple(box), tuple(place))
         for box, place in zip(itertools.product(*ranges), itertools.product(*places), strict=True)
     ]
     return tuple(one for one in held if one.num_elements)
@@ -80,40 +78,12 @@ def flat_range(spec: ArraySpec, shape: Sequence[int], num: int, index: int) -> I
     return _flat_range(shape, num, index, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
 
 
-def within(held: Held, shape: Sequence[int], flat: Interval) -> Interval:
+def within(held: LocalBox, shape: Sequence[int], flat: Interval) -> Interval:
     """The elements of a box, in its own C order, that a flat range of its local array of `shape` has."""
     return _num_before(held.place, shape, flat[0]), _num_before(held.place, shape, flat[1])
 
 
-def flat_boxes(box: Box, flat: Interval) -> list[Box]:
-    """Elements [start, stop) of a box, in its C order, as boxes one behind the other, each whole in its C order. At
-    most 2 n - 1 for n dims."""
-    start, stop = flat
-    if start >= stop:
-        return []
-    if not box:
-        return [()]
-    (low, _), inner = box[0], box[1:]
-    per_index = math.prod(high - begin for begin, high in inner)
-    first, skip = divmod(start, per_index)
-    last, rest = divmod(stop, per_index)
-    if first == last:
-        return [((low + first, low + first + 1), *part) for part in flat_boxes(inner, (skip, rest))]
-    head = flat_boxes(inner, (skip, per_index)) if skip else []
-    whole = first + bool(skip)
-    found = [((low + first, low + first + 1), *part) for part in head]
-    if whole < last:
-        found.append(((low + whole, low + last), *inner))
-    tail = flat_boxes(inner, (0, rest))
-    return found + [((low + last, low + last + 1), *part) for part in tail]
-
-
-def enclosing(boxes: Sequence[Box]) -> Box:
-    """The smallest box that has all of these in it."""
-    return tuple((min(low for low, _ in dim), max(high for _, high in dim)) for dim in zip(*boxes, strict=True))
-
-
-def piece_bounds(spec: ArraySpec, held: Held, shape: Sequence[int], num: int) -> tuple[int, ...]:
+def piece_bounds(spec: ArraySpec, held: LocalBox, shape: Sequence[int], num: int) -> tuple[int, ...]:
     """[num + 1]: where `within` cuts a box for `num` holders: the begin of each piece, then the end of the last.
     Elements of the box in its C order."""
     return _piece_bounds(held.place, tuple(shape), num, is_rows=spec.flat_rows, bucket=spec.flat_bucket)
@@ -145,7 +115,7 @@ def _flat_range(
 
 def _num_before(place: Box, shape: Sequence[int], flat: int) -> int:
     """Elements of the box at `place` that come before element `flat` of the local array."""
-    sizes = [stop - start for start, stop in place]
+    sizes = shape_of(place)
     count, inner, inner_of_box = 0, math.prod(shape), math.prod(sizes)
     if flat >= inner:
         return inner_of_box
