@@ -179,8 +179,6 @@ class Figures(NamedTuple):
     """Bytes of all shards / bytes of the arrays."""
     worst: float
     """The same of the array that is worst."""
-    spread: float
-    """Most bytes that a rank writes / the mean."""
     num_chunks: int
     mean_chunk: float
     """Of the data."""
@@ -201,15 +199,19 @@ def stored_bytes(grid: Grid) -> int:
 def figures(layout: Layout) -> Figures:
     of_all = grids(layout)
     large = [grid for grid in of_all if grid.spec.num_bytes >= LEAST_BYTES]
-    written = loads(layout).written_bytes
     return Figures(
         stored=sum(map(stored_bytes, of_all)) / sum(grid.spec.num_bytes for grid in of_all),
         worst=max(stored_bytes(grid) / grid.spec.num_bytes for grid in large),
-        spread=float(np.max(written) / np.mean(written)),
         num_chunks=sum(grid.num_chunks for grid in large),
         mean_chunk=sum(grid.spec.num_bytes for grid in large) / sum(grid.num_chunks for grid in large),
         largest_chunk=max(grid.payload_bytes for grid in large),
     )
+
+
+def spread(layout: Layout) -> float:
+    """Most bytes that a rank writes / the mean."""
+    written = loads(layout).written_bytes
+    return float(np.max(written) / np.mean(written))
 
 
 def _arrays(number: str, tensors: Tensors) -> Iterator[ArraySpec]:
@@ -234,8 +236,9 @@ def main() -> None:
             for layout in {plain.chunking: plain, rules: with_close_chunks(plain)}.values():
                 found = figures(layout)
                 sys.stdout.write(
-                    f"{model:17} {name:19} {layout.chunking:6} {found.stored:.5f} {found.worst:.4f} {found.spread:.3f} "
-                    f"{found.num_chunks:8} {found.mean_chunk / 2**20:6.2f} {found.largest_chunk / 2**20:6.2f}\n"
+                    f"{model:17} {name:15} {layout.chunking:6} {found.stored:.5f} {found.worst:.4f} "
+                    f"{spread(layout):.3f} {found.num_chunks:8} "
+                    f"{found.mean_chunk / 2**20:6.2f} {found.largest_chunk / 2**20:6.2f}\n"
                 )
                 sys.stdout.flush()
 

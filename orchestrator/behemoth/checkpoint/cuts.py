@@ -138,7 +138,7 @@ def _cut_closely(size: int, step: int, behind_bytes: int, *, plain: int) -> int:
         return plain
     most = max(1, MAX_CHUNK_BYTES // behind_bytes)
     held = max((count for count in _divisors(step) if count <= most and -size % count <= padded), default=0)
-    if held * behind_bytes >= min(POOR_CHUNK_BYTES, size * behind_bytes // 2):
+    if held * behind_bytes >= POOR_CHUNK_BYTES:
         return held
     equal = -(-size // -(-size // most))
     return next(count for count in range(equal, 0, -1) if -size % count <= padded)
