@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from behemoth.checkpoint.interop.relayout import relayout
 from behemoth.checkpoint.layout import ArraySpec, Chunking, Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.on_mesh import on_mesh
-from behemoth.checkpoint.reader import open_commit, read_array
+from behemoth.checkpoint.opened import open_commit
+from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.sdk.state import BoundState, State
 from behemoth.spec.mesh import Mesh
@@ -58,7 +60,9 @@ def awkward_arrays(draw: st.DrawFn) -> Layout:
     axes = dict(zip(("tp", "dp", "cp"), draw(st.permutations(range(3))), strict=True))
     tp, dp, cp = draw(st.tuples(*[st.integers(1, 16)] * 3))
     mesh = Mesh(tp=tp, dp=dp, cp=cp, edp=tp * dp * cp)
-    dims = tuple(sorted((dim, axis) for axis, dim in axes.items() if dim < len(shape) and draw(st.booleans())))
+    split = sorted((dim, axis) for axis, dim in axes.items() if dim < len(shape))
+    are_split: list[bool] = draw(st.lists(st.booleans(), min_size=len(split), max_size=len(split)))
+    dims = tuple(compress(split, are_split))
     padded = None
     if dims and draw(st.booleans()):
         dim = draw(st.sampled_from([dim for dim, _ in dims]))

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from behemoth.checkpoint.box import enclosing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behemoth.base.ids import Rank, Step
+from behemoth.checkpoint.box import enclosing
 from behemoth.checkpoint.conversion import (
     Cast,
     Conversion,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -21,12 +21,12 @@ from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import PeerServer
 from behemoth.agent.store_services import StoreServices
-from behemoth.agent.storewire import OpenStore, PeerService, Prepare, Prepared, SeePeers, Source
+from behemoth.agent.storewire import OpenStore, PeerService, Prepare, Prepared, RestoreSource, SeePeers
 from behemoth.base.ids import NodeId, Rank, Step, WriteId
 from behemoth.checkpoint.arena import Arena
+from behemoth.checkpoint.into import buffers_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.plan import plan_rank
-from behemoth.checkpoint.wrapper_store import buffers_of
 from behemoth.ports import Into
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
@@ -55,6 +55,10 @@ class Mounted(LocalStore):
             self.read_bytes += sum(memoryview(one).nbytes for one in buffers_of(into))
 
 
+def opens(store: Mounted) -> Callable[[str], Mounted]:
+    return lambda _url: store
+
+
 class Fleet:
     """Services of nodes with the stores that they have opened."""
 
@@ -81,7 +85,7 @@ class Fleet:
             opening = OpenStore(
                 job=0, url="any", threads=2, num_ranks=ranks_per_node, peers=peers, share_reads=share_reads
             )
-            services = StoreServices(opening, lambda _url, store=store: store, lambda _path: MemoryStore())
+            services = StoreServices(opening, opens(store), lambda _path: MemoryStore())
             services.open_to_peers(peers, listener)
             services.peers.see(SeePeers(job=0, slot=slot, nodes=names, places=places))
             self.services.append(services)
@@ -94,7 +98,7 @@ class Fleet:
 
         def work(rank: int) -> Prepared:
             fd = os.memfd_create(f"restoring-{rank}", os.MFD_ALLOW_SEALING)
-            source = Source(step=STEP, write_id=WRITE, held_in=None, spare=0)
+            source = RestoreSource(step=STEP, write_id=WRITE, held_in=None, spare=0)
             order = Prepare(job=rank, rank=Rank(rank), layout=layout.encode(), is_new=True, source=source)
             try:
                 start.wait(LIMIT_S)
