@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +59,9 @@ def awkward_arrays(draw: st.DrawFn) -> Layout:
     axes = dict(zip(("tp", "dp", "cp"), draw(st.permutations(range(3))), strict=True))
     tp, dp, cp = draw(st.tuples(*[st.integers(1, 16)] * 3))
     mesh = Mesh(tp=tp, dp=dp, cp=cp, edp=tp * dp * cp)
-    split = sorted((dim, axis) for axis, dim in axes.items() if dim < len(shape))
-    are_split: list[bool] = draw(st.lists(st.booleans(), min_size=len(split), max_size=len(split)))
-    dims = tuple(compress(split, are_split))
+    dims = tuple(sorted((dim, axis) for axis, dim in axes.items() if dim < len(shape) and draw(st.booleans())))
     padded = None
-    if dims and draw(st.booleans()):
+    if draw(st.booleans()) and dims:
         dim = draw(st.sampled_from([dim for dim, _ in dims]))
         padded = dim, shape[dim] + draw(st.integers(0, 2000))
     spec = ArraySpec(name="w", dtype=dtype, shape=shape, dims=dims, padded=padded)  # type: ignore[arg-type]
