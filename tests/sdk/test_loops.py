@@ -170,9 +170,9 @@ def test_within_the_loop_another_step_than_its_own_is_refused(
     turns, _ = hold(alone.steps(4, 9))
     step = next(turns)
     for wrong in (step - 1, step + 1):
-        with pytest.raises(Conflict, match=f"report: expected step 5, at which steps\\(\\) is, got {wrong}"):
+        with pytest.raises(Conflict, match=f"report: expected step 5, where steps\\(\\) is now, got {wrong}"):
             alone.report(wrong)
-        with pytest.raises(Conflict, match=f"save: expected step 5, at which steps\\(\\) is, got {wrong}"):
+        with pytest.raises(Conflict, match=f"save: expected step 5, where steps\\(\\) is now, got {wrong}"):
             alone.save(wrong, state)
     alone.report(step)
     with pytest.raises(Conflict, match="save: expected step 5") as caught:
@@ -185,7 +185,7 @@ def test_a_program_that_counts_two_steps_per_turn_is_refused_the_next_turn(alone
     step = next(turns)
     alone.report(step)
     alone.report(step + 1)
-    with pytest.raises(Conflict, match="the loop that it left at step 1") as caught:
+    with pytest.raises(Conflict, match="the loop that was left at step 1") as caught:
         next(turns)
     assert "one step per turn" in caught.value.hint
 

@@ -298,11 +298,14 @@ def test_a_node_that_has_no_thread_left_for_a_connection_serves_the_next_one(mon
     assert len(refused) == 1
 
 
-def test_a_server_that_is_closed_accepts_no_more_though_a_child_has_its_sockets_too() -> None:
+def test_a_server_is_closed_without_a_wait_though_a_forked_child_has_its_sockets_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_JOIN_LIMIT_S", 3600.0)
     server = PeerServer(listen_for_peers("127.0.0.1"), identity("n0"), {})
     server.start()
-    with server._woken.dup(), server._wake.dup():  # as a forked child has them
-        server.close()
+    with ThreadPoolExecutor(1) as pool, server._woken.dup(), server._wake.dup():
+        pool.submit(server.close).result(LIMIT_S)
     assert not server._accepting.is_alive()
 
 
