@@ -11,6 +11,7 @@ import pytest
 
 from behemoth.agent import saves as saves_module
 from behemoth.agent.arenas import Arenas, RankMemory
+from behemoth.agent.member import Member
 from behemoth.agent.saves import Saves
 from behemoth.agent.storelink import StoreLink
 from behemoth.agent.storewire import Cancel, Failed, OpenStore, Write, Written
@@ -47,7 +48,8 @@ class Desk:
         self.store._channel = self.to_store  # type: ignore[assignment]
         self.told: list[object] = []
         self.saves = Saves(arenas=self.arenas, store=self.store, send=self.told.append)
-        self.member = cast(Any, SimpleNamespace)(rank=0, local_rank=0, channel=Wire(), is_standing=True, stall_us=0)
+        member = SimpleNamespace(rank=0, local_rank=0, channel=Wire(), is_standing=True, stall_us=0)
+        self.member = cast(Member, member)
         self.saves.began([self.member])
         fence = Fence(run_uid=RunUid("run"), epoch=Epoch(1), attempt=Attempt(1))
         command = SaveAt(fence=fence, step=Step(5), write_id=FIRST, is_last=False)

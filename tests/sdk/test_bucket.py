@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Attempt, Rank, Step, WriteId
-from behemoth.checkpoint.held import Memory
 from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.paths import step_prefix
 from behemoth.checkpoint.plan import prove_coverage
@@ -31,6 +30,7 @@ from behemoth.spec.mesh import Mesh
 from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import arena_of, commit_receipts
 from checkpoint.random_layouts import small_chunks
+from sdk.host_memory import raw_of
 
 Buffer = npt.NDArray[np.float32]
 ALIGNMENTS = st.sampled_from([1, 4, 16])
@@ -219,9 +219,3 @@ def test_other_stages_declare_a_bucket_without_its_memory() -> None:
         declare_bucket(state, here, value, slots, size=8, stage=1, dtype="float32")
         layouts.append(BoundState(state, mesh, Rank(rank)).layout)
     assert layouts[0].digest == layouts[1].digest
-
-
-def raw_of(memory: Memory) -> bytes:
-    """Of an array in host memory."""
-    assert isinstance(memory, memoryview)
-    return bytes(memory)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
-from behemoth.checkpoint.held import Memory
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.plan import prove_coverage
@@ -29,6 +28,7 @@ from behemoth.testing.store import MemoryStore
 from checkpoint.checkpoint_rig import logical_arrays, save
 from checkpoint.random_layouts import CHUNK_BYTES, small_chunks
 from checkpoint.test_reshard import restored
+from sdk.host_memory import raw_of
 
 REPLICAS: Axes = ("cp", "dp")
 WEIGHT, EXPERTS = (7, 12), (4, 3, 5)
@@ -150,9 +150,3 @@ def test_a_bucket_is_shared_over_cp_and_dp_too() -> None:
     assert sources == {0: [2], 1: [3, 4, 5], 2: [6, 7, 8], 3: [9, 10, 11]}
     with pytest.raises(Invalid, match="bucket: expected an axis, or a tuple"):
         declare_bucket(State(), RankMesh(sizes=mesh, rank=Rank(0)), None, [], size=1, flat_over=("dp", "cp"))
-
-
-def raw_of(memory: Memory) -> bytes:
-    """Of an array in host memory."""
-    assert isinstance(memory, memoryview)
-    return bytes(memory)

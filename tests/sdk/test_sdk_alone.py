@@ -12,12 +12,12 @@ import pytest
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.conversion import Cast, Conversion, Intake, ScaledUp
-from behemoth.checkpoint.held import Memory
 from behemoth.sdk import Run, State, join
 from behemoth.sdk.place import lone_place
 from behemoth.sdk.reporting import real, whole
 from behemoth.sdk.state import BoundState
 from behemoth.spec.mesh import Mesh
+from sdk.host_memory import raw_of
 
 TWO = Mesh(dp=2, ep=2, edp=1)
 
@@ -349,9 +349,3 @@ def test_parts_of_a_packed_dim_and_rows_of_a_block_are_declared_as_the_program_h
         State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, padded={0: 8, 1: 8})
     with pytest.raises(Invalid, match="one packed dim"):
         State().array("w", np.zeros((2, 2)), shape=(4, 4), dims={0: "tp", 1: "dp"}, packed={0: (2, 2), 1: (2, 2)})
-
-
-def raw_of(memory: Memory) -> bytes:
-    """Of an array in host memory."""
-    assert isinstance(memory, memoryview)
-    return bytes(memory)
