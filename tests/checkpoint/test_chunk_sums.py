@@ -141,7 +141,9 @@ def test_they_add_up_exactly_where_no_fault_is_found(
 def test_a_span_of_nothing_or_outside_is_refused_beside_a_whole_checkpoint(outside: tuple[int, int, int, int]) -> None:
     spans = exact_spans(LAYOUT, random.Random(1))
     assert chunk_sums(LAYOUT, [SpanTable.of(spans)], threads=1) is not None
-    assert chunk_sums(LAYOUT, [SpanTable.of([*spans, WrittenSpan(*outside, 0, True)])], threads=1) is None
+    more = SpanTable.of([WrittenSpan(*outside, 0, True)])
+    assert chunk_sums(LAYOUT, [SpanTable.of(spans), more], threads=1) is None
+    assert chunk_sums(LAYOUT, [more, SpanTable.of(spans)], threads=1) is None
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 256), (7, 5, 3), (1 << 16, 1 << 17, 256)], ids=str)
