@@ -125,6 +125,39 @@ def test_they_add_up_exactly_where_no_fault_is_found(
         assert_sums(LAYOUT, spans, sums)
 
 
+@pytest.mark.parametrize(
+    "outside",
+    [
+        (len(LAYOUT.arrays), 0, 0, 1),
+        (2**32 - 1, 0, 0, 1),
+        (0, grids(LAYOUT)[0].num_chunks, 0, 1),
+        (0, 2**64 - 1, 0, 1),
+        (0, 0, 0, 0),
+        (0, 0, 7, 0),
+        (0, 0, 2**64 - 1, 1),
+        (0, 0, 1, 2**64 - 1),
+    ],
+)
+def test_a_span_of_nothing_or_outside_is_refused_beside_a_whole_checkpoint(outside: tuple[int, int, int, int]) -> None:
+    spans = exact_spans(LAYOUT, random.Random(1))
+    assert chunk_sums(LAYOUT, [SpanTable.of(spans)], threads=1) is not None
+    more = SpanTable.of([WrittenSpan(*outside, 0, True)])
+    assert chunk_sums(LAYOUT, [SpanTable.of(spans), more], threads=1) is None
+    assert chunk_sums(LAYOUT, [more, SpanTable.of(spans)], threads=1) is None
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 256), (7, 5, 3), (1 << 16, 1 << 17, 256)], ids=str)
+def test_each_span_is_needed_where_it_is_and_only_once(sizes: tuple[int, int, int]) -> None:
+    spans = exact_spans(LAYOUT, random.Random(2))
+    with sizes_of(*sizes):
+        assert chunk_sums(LAYOUT, [SpanTable.of(spans)], threads=1) is not None
+        for at, span in enumerate(spans):
+            longer, moved = span._replace(length=span.length + 1), span._replace(offset=span.offset + 1)
+            for other in ([], [span, span], [longer], [moved], [span._replace(length=span.length - 1)]):
+                changed = [*spans[:at], *other, *spans[at + 1 :]]
+                assert chunk_sums(LAYOUT, [SpanTable.of(changed)], threads=1) is None
+
+
 def test_a_span_that_reaches_into_the_next_chunk_is_none_of_this_one() -> None:
     """As a line of bytes it would fit: what is missing there is what it has too much."""
     layout = Layout(mesh=Mesh(), arrays=(ArraySpec(name="w", dtype="uint8", shape=(64,)),))
