@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from behemoth.base.errors import Conflict, Corrupt, NotFound, Unavailable
-from behemoth.base.ids import Step, WriteId
+from behemoth.base.ids import Step, UploadId, WriteId
 from behemoth.checkpoint import filling
 from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.commit_record import CommitRecord
@@ -291,6 +291,27 @@ def test_an_object_is_filled_in_any_order(target: Made) -> None:
     pieces.seal(["a"])
     pieces.end()
     assert contents(store) == {"a": data}
+
+
+class NeverAborting(MemoryBucket):
+    """Away when uploads are to be ended."""
+
+    num_tries = 0
+
+    def abort_upload(self, key: str, upload_id: UploadId) -> None:
+        self.num_tries += 1
+        raise Unavailable(f"abort {upload_id} of {key}: the store is away")
+
+
+def test_of_a_store_that_is_away_nobody_waits_for_the_end_of_each_upload() -> None:
+    store = NeverAborting(min_part_bytes=4)
+    pieces = filling.filling_of(store)
+    for key in ("steps/1/a", "steps/1/b", "steps/1/c"):
+        piece = filling.ObjectPiece(key=key, size_bytes=8, number=1, num_pieces=2, offset_bytes=0)
+        pieces.put(piece, [b"data"])
+    pieces.end()
+    assert store.num_tries == 1
+    assert len(list(store.list_uploads(""))) == 3
 
 
 def test_an_object_that_is_too_large_for_so_many_parts_gets_larger_ones() -> None:

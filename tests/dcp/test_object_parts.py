@@ -12,14 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from behemoth.base.errors import Corrupt, Invalid
+from behemoth.base.errors import Corrupt, Invalid, Unavailable
 from behemoth.base.ids import UploadId
 from behemoth.checkpoint.box import Box, Interval
 from behemoth.checkpoint.crc import crc32c, trailer
 from behemoth.checkpoint.grid import Grid, grids
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.local_boxes import share_of
-from behemoth.dcp import object_parts
+from behemoth.dcp import bucket_writer, object_parts
 from behemoth.dcp.box_shards import box_spec
 from behemoth.dcp.box_writer import PlacedBox
 from behemoth.dcp.boxes import mesh_of
@@ -28,7 +28,7 @@ from behemoth.dcp.bucket_writer import upload_boxes
 from behemoth.dcp.object_parts import parts_of
 from behemoth.dcp.orders import PlacedArray, SentObjects, ShardName
 from behemoth.dcp.tensors import Tensors
-from behemoth.ports import MAX_PARTS, Into
+from behemoth.ports import MAX_PARTS, Into, PartReceipt
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import read
 from checkpoint.interop.rewriting import small_parts
@@ -117,6 +117,28 @@ def test_a_piece_that_is_not_what_its_rank_has_sent_makes_no_object(bit: int) ->
     with pytest.raises(Corrupt, match="array 'a', chunk 0, object pieces/1: expected CRC-32C"):
         complete_shared(bucket, placed, begun, sent, threads=1)
     assert list(bucket.list("steps/a/c")) == []
+
+
+def test_of_a_store_that_is_away_no_rank_waits_for_the_end_of_each_of_its_uploads() -> None:
+    ended: list[str] = []
+
+    class Away(MemoryBucket):
+        def upload_part(self, key: str, *_: object, **__: object) -> PartReceipt:
+            raise Unavailable(f"upload a part of {key}: the store is away")
+
+        def abort_upload(self, key: str, upload_id: UploadId) -> None:
+            ended.append(key)
+            raise Unavailable(f"abort {upload_id}: the store is away")
+
+    ranks: Ranks = [[(row, (0, 48))] for row in rows(64, 4)]
+    bucket = Away(min_part_bytes=1)
+    with small_chunks(64), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(object_parts, "PART_BYTES", 200)
+        patch.setattr(bucket_writer, "REQUEST_THREADS", 1)
+        placed = placed_of((64, 48), ranks)
+        with pytest.raises(Unavailable, match="upload a part"):
+            upload(bucket, placed["a"], 0, [box for boxes in ranks for box in boxes], {})
+    assert (len(ended), len(list(bucket.list_uploads("")))) == (1, 4)
 
 
 def rows(size: int, num: int) -> list[Interval]:

@@ -137,11 +137,13 @@ class _Uploaded:
         """Nothing to do: a completed upload is durable."""
 
     def end(self) -> None:
-        """An upload that cannot be aborted now is found by `gc`, which lists them."""
-        while self._uploads:
-            key, upload = self._uploads.popitem()
-            with suppress(BehemothError):
+        """An upload that cannot be aborted now is found by `gc`, which lists them, and so are the others then: a store
+        that is away would take its full patience for each."""
+        with suppress(BehemothError):
+            while self._uploads:
+                key, upload = self._uploads.popitem()
                 self._store.abort_upload(key, upload.upload_id)
+        self._uploads.clear()
 
     def _begun(self, key: str) -> _Upload:
         with self._lock:  # the others of this object need the answer anyway

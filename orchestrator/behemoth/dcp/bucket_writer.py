@@ -123,13 +123,15 @@ class _Job:
         return SentObjects(objects=tuple(objects), parts=shared, pieces=pieces, pieces_key=self._pieces_key)
 
     def abort(self) -> None:
-        """Abort the uploads that were begun here. Errors of the store are ignored: gc removes what is left."""
-
-        def end(one: tuple[str, UploadId]) -> None:
-            with suppress(BehemothError):
-                self._store.abort_upload(*one)
-
-        run_all(end, list(self._own.values()), threads=REQUEST_THREADS, name="dcp-abort")
+        """Abort the uploads that were begun here. After the first that fails the rest is left to gc: a store that is
+        away would take its full patience for each."""
+        with suppress(BehemothError):
+            run_all(
+                lambda one: self._store.abort_upload(*one),
+                list(self._own.values()),
+                threads=REQUEST_THREADS,
+                name="dcp-abort",
+            )
 
     def _divided(self) -> _Work:
         arrays: dict[str, _Held] = {}

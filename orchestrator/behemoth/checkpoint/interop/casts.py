@@ -252,7 +252,7 @@ def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Cells]:
         got = " and ".join(f"{one!r} {tensors[one].dtype}{list(tensors[one].shape)}" for one in names) or "none"
         wanted = " or ".join(repr(name + suffix) for suffix in dict.fromkeys(SUFFIXES.values()))
         raise Invalid(
-            f"tensor {name!r} {list(tensors[name].shape)}: expected floating scales {wanted}: one in all, one "
+            f"tensor {name!r} {list(tensors[name].shape)}: expected floating scales {wanted}, one in all, one "
             f"per channel or one per block of {BLOCK} x {BLOCK}, got {got}",
             hint="import it as it is, without --dtype",
             code="float8-scale",
