@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHES := command_line simulate coordinator checkpoint_local checkpoint_s3 reshard restore_tiers plan recover torch_dcp
+BENCHES := cli simulate coordinator checkpoint_local checkpoint_s3 reshard restore_tiers plan recover torch_dcp
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 

@@ -37,7 +37,7 @@ def check_shape(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_command_lines_benchmark_prints_a_row_per_command() -> None:
-    rows = rows_of("command_line")
+    rows = rows_of("cli")
     check_shape(rows)
     assert rows[0]["metric"].startswith("behemoth --help")
 

@@ -2,7 +2,7 @@
 
 Beside `python -c pass`, the least that any Python program takes, in turns. Wall time of the whole process, from its
 start until it has ended, and its CPU time, which says more on a machine that others use too.
-Run as `.venv/bin/python tests/bench/command_line.py`.
+Run as `.venv/bin/python tests/bench/cli.py`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,7 @@ def main() -> int:
         for metric, of in (("wall_s", "wall"), ("cpu_s", "CPU"))
         for name in COMMANDS
     ]
-    show(
-        "command_line",
-        rows,
-        options,
-        notes=[f"goal: behemoth --help in at most {GOAL_S:.3f} s, median of {NUM_ROUNDS}"],
-    )
+    show("cli", rows, options, notes=[f"goal: behemoth --help in at most {GOAL_S:.3f} s, median of {NUM_ROUNDS}"])
     return 0 if options.quick or rows[0].ours <= GOAL_S else 1
 
 

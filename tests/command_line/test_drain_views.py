@@ -18,8 +18,8 @@ from behemoth_cli.exits import Exit
 from behemoth_cli.out.console import Console
 from behemoth_cli.views.status import status_page
 from behemoth_cli.views.summary import summary_page
-from cli.cli_rig import piped
-from cli.test_views import NOW_US, SUMMARY, look
+from command_line.cli_rig import piped
+from command_line.test_views import NOW_US, SUMMARY, look
 
 URL = "s3://bucket/safe/tiny-moe"
 

@@ -26,8 +26,8 @@ from behemoth.ports import SavesTo
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.commands import ckpt_export
-from cli.cli_rig import PROGRAM, behemoth, environment
-from cli.cli_rig import TRAINED_STEPS as NEWEST
+from command_line.cli_rig import PROGRAM, behemoth, environment
+from command_line.cli_rig import TRAINED_STEPS as NEWEST
 
 
 @pytest.fixture

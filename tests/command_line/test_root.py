@@ -13,7 +13,7 @@ import pytest
 
 from behemoth_cli import root
 from behemoth_cli.exits import MEANINGS, Exit
-from cli.cli_rig import PROGRAM, behemoth, environment, matches_golden, on_terminal
+from command_line.cli_rig import PROGRAM, behemoth, environment, matches_golden, on_terminal
 
 HEAVY = {"ray", "zarr", "kubernetes", "boto3", "botocore", "numpy", "torch", "rich", "yaml", "msgspec", "asyncio"}
 

@@ -17,7 +17,7 @@ from behemoth_cli.context import read_file
 from behemoth_cli.errors import failure_of, lines_of
 from behemoth_cli.exits import Exit
 from checkpoint.saved_checkpoint import save, small_layout
-from cli.cli_rig import small_run
+from command_line.cli_rig import small_run
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from behemoth_cli import root
 from behemoth_cli.commands.logs import LogStream
 from behemoth_cli.commands.rank_list import parse_ranks
 from behemoth_cli.views.logs import WINDOW, label_width, log_lines, merged
-from cli.cli_rig import NUMPY_RUN
+from command_line.cli_rig import NUMPY_RUN
 
 LINES = st.lists(st.sampled_from(["a", "b", "c", "step", ""]), max_size=12)
 

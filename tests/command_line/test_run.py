@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.cli_rig import LIMIT_S, PROGRAM, Ended, behemoth, environment, on_terminal, small_run, wait_for
+from command_line.cli_rig import LIMIT_S, PROGRAM, Ended, behemoth, environment, on_terminal, small_run, wait_for
 
 STEPS = 120
 DRILL = "kill rank 1 at step 35"

@@ -21,8 +21,8 @@ from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.commands import checking
 from behemoth_cli.exits import Exit
-from cli.cli_rig import TRAINED_STEPS as NEWEST
-from cli.cli_rig import on_terminal
+from command_line.cli_rig import TRAINED_STEPS as NEWEST
+from command_line.cli_rig import on_terminal
 
 
 @pytest.fixture

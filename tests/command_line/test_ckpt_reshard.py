@@ -30,7 +30,7 @@ from behemoth_cli.exits import Exit
 from checkpoint import independent_reader
 from checkpoint.independent_reader import read_checkpoint, record_of
 from checkpoint.plain_scales import scaled
-from cli.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment, small_run
+from command_line.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment, small_run
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened
 

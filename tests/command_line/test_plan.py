@@ -21,8 +21,8 @@ from behemoth.spec.model import named_inventory
 from behemoth.storage import mounts
 from behemoth_cli import root
 from behemoth_cli.exits import Exit
-from cli.cli_rig import NUMPY_RUN, matches_golden
-from cli.test_bad_input import refused
+from command_line.cli_rig import NUMPY_RUN, matches_golden
+from command_line.test_bad_input import refused
 
 BEHEMOTH_RUN = NUMPY_RUN.with_name("behemoth.yaml")
 NAMES = ("bytes_per_rank", "objects", "parts", "requests", "metadata_bytes", "staging_bytes", "seconds", "over_read")

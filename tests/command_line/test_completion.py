@@ -13,7 +13,7 @@ import pytest
 
 from behemoth_cli import root
 from behemoth_cli.commands.completion import straightened
-from cli.cli_rig import PROGRAM, behemoth, environment
+from command_line.cli_rig import PROGRAM, behemoth, environment
 
 PATH = f"{Path(PROGRAM).parent}:{os.environ['PATH']}"
 CASES: list[tuple[str, set[str]]] = [

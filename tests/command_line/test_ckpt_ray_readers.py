@@ -20,10 +20,10 @@ from behemoth.base.ids import NodeId
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.wiring import batch
 from behemoth_cli import root
-from cli.cli_rig import behemoth, environment, wait_for
-from cli.counted_command import COUNTED
-from cli.counted_worker import BEGUN_BEFORE_HELD, DIES, FOLDER_ENV, VICTIMS, begun, counted_folder
-from cli.test_ckpt_ray import COMMAND, LIMIT_S, held, python_path, recorded
+from command_line.cli_rig import behemoth, environment, wait_for
+from command_line.counted_command import COUNTED
+from command_line.counted_worker import BEGUN_BEFORE_HELD, DIES, FOLDER_ENV, VICTIMS, begun, counted_folder
+from command_line.test_ckpt_ray import COMMAND, LIMIT_S, held, python_path, recorded
 from rayrt.joined_ray import JoinedRay, joined_ray
 
 EXPORT = ("--max-file-size", "8MB", "--to", "out")

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from behemoth_cli import root
 from behemoth_cli.exits import Exit
-from cli.cli_rig import environment
+from command_line.cli_rig import environment
 
 KILLED = """
 import os, signal, sys

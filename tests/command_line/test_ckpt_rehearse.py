@@ -15,7 +15,7 @@ from behemoth.testing.store import MemoryStore
 from behemoth_cli import root
 from behemoth_cli.views.rehearsal import rehearsal_page
 from checkpoint.saved_checkpoint import save, small_layout
-from cli.cli_rig import TRAINED_STEPS, matches_golden, on_screen, piped
+from command_line.cli_rig import TRAINED_STEPS, matches_golden, on_screen, piped
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.cli_rig import TRAINED_STEPS, behemoth, small_run
+from command_line.cli_rig import TRAINED_STEPS, behemoth, small_run
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_store
 from behemoth_cli import root
 from checkpoint.saved_checkpoint import save, small_layout
-from cli.cli_rig import NUMPY_RUN
+from command_line.cli_rig import NUMPY_RUN
 from servers.s3_server import BUCKET, S3Server
 from storage.s3_stores import let_in
 

@@ -33,7 +33,7 @@ from behemoth_cli.views.live import Pace, live_frame, paced
 from behemoth_cli.views.plan import plan_page
 from behemoth_cli.views.status import Look, node_listing, run_listing, state_of, status_page
 from behemoth_cli.views.summary import ledger_listing, summary_page
-from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
+from command_line.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
 from reconcile.player import Player
 
 WIDE = Page(

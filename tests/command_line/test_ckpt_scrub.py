@@ -21,7 +21,7 @@ from behemoth.storage.local import LocalStore
 from behemoth_cli import root
 from behemoth_cli.commands import checking, ckpt_scrub
 from checkpoint.saved_checkpoint import save, small_layout
-from cli.cli_rig import LIMIT_S, PROGRAM, environment
+from command_line.cli_rig import LIMIT_S, PROGRAM, environment
 
 
 @pytest.fixture

@@ -26,15 +26,24 @@ from behemoth.storage.open import open_store
 from behemoth.testing.store import MemoryStore, read
 from behemoth_cli import root
 from checkpoint.saved_checkpoint import small_layout
-from cli.cli_rig import behemoth, environment, wait_for
-from cli.counted_worker import BEGUN_BEFORE_HELD, DIES, FOLDER_ENV, HELD, VICTIMS, begun, counted_folder, first_unit
+from command_line.cli_rig import behemoth, environment, wait_for
+from command_line.counted_worker import (
+    BEGUN_BEFORE_HELD,
+    DIES,
+    FOLDER_ENV,
+    HELD,
+    VICTIMS,
+    begun,
+    counted_folder,
+    first_unit,
+)
 from rayrt.borrowed import Borrowed
 from rayrt.joined_ray import JoinedRay, joined_ray
 from servers.s3_server import S3Server
 from storage.s3_stores import let_in, new_place, opened
 
 TESTS = Path(__file__).parents[1]
-COMMAND = (sys.executable, "-m", "cli.counted_command", "ckpt")
+COMMAND = (sys.executable, "-m", "command_line.counted_command", "ckpt")
 LIMIT_S = 900.0
 JOBS = {
     "reshard": ("reshard", "store", "--mesh", "dp=2"),

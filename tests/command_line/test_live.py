@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from behemoth_cli.out.frame import Frame, Span
 from behemoth_cli.out.live import LivePainter
-from cli.fake_terminal import FakeTerminal
+from command_line.fake_terminal import FakeTerminal
 
 WIDTHS = st.lists(st.integers(8, 90), min_size=2, max_size=6)
 

@@ -22,7 +22,7 @@ from behemoth.checkpoint.reader import read_array
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
-from cli.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment
+from command_line.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment
 
 
 @pytest.fixture

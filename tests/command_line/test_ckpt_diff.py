@@ -24,7 +24,7 @@ from behemoth_cli.out.table import Page
 from behemoth_cli.views.difference import diff_page
 from checkpoint import checkpoint_rig
 from checkpoint.saved_checkpoint import save, small_layout
-from cli.cli_rig import matches_golden, on_screen, piped
+from command_line.cli_rig import matches_golden, on_screen, piped
 
 
 @pytest.fixture

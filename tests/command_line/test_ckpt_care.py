@@ -35,7 +35,7 @@ from behemoth_cli.exits import Exit
 from behemoth_cli.views.care import clean_page
 from checkpoint.late_bucket import Late
 from checkpoint.saved_checkpoint import save, small_layout
-from cli.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
+from command_line.cli_rig import NUMPY_RUN, matches_golden, on_screen, piped
 from reconcile.player import training
 
 STEPS = (10, 20, 30, 40, 50)

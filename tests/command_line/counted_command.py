@@ -7,7 +7,7 @@ from behemoth.wiring import batch
 from behemoth_cli.commands import ckpt_import
 from behemoth_cli.root import main
 
-COUNTED = "cli.counted_worker"
+COUNTED = "command_line.counted_worker"
 SMALL_BYTES = 8 << 20
 """Of a batch: some for each worker, of the little that a test reshards."""
 
