@@ -27,7 +27,7 @@ def verify_checkpoints(
     ctx: typer.Context,
     where: Where,
     step: Step = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Check metadata and sizes; do not read the arrays.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Check metadata and sizes alone; read nothing of the arrays.")] = False,
     on: On = "threads",
     address: Address = "",
     threads: Threads = 4,
@@ -50,19 +50,19 @@ def verify_checkpoints(
             # Damage is told even where nothing was committed.
             wanted = chosen(store, place, step, may_be_none=bool(of_store) and step is None)
             url = located(place.url, store)
-            spread = partial(_spread, batches, url, not fast)
+            spread = partial(_spread, batches, url)
             reports = checked(store, wanted, context.console, threads=threads, deep=not fast, spread=spread)
     return told(reports, of_store, context.console, place, form)
 
 
-def _spread(batches: Batching, url: str, deep: bool, progress: Callable[[int, int], None]) -> Spread:
+def _spread(batches: Batching, url: str, progress: Callable[[int, int], None]) -> Spread:
     """Checks the chunks of a checkpoint in batches; `url` leads there from every node."""
 
     def spread(record: CommitRecord, shards: Sequence[Shard], spans: Sequence[SlotRange]) -> Iterator[Found]:
         from behemoth.app.batches.jobs import encode_job
         from behemoth.app.batches.verify_job import check_in_batches, verify_job
 
-        job = verify_job(url, record.ref, deep=deep)
+        job = verify_job(url, record.ref)
         num_bytes = sum(span.num_bytes for span in spans)
         with batches.record("verify", encode_job(job), num_bytes=num_bytes) as kept:
             yield from check_in_batches(batches.executor(), job, shards, spans, kept, progress=progress)

@@ -218,8 +218,8 @@ def _verdict(one: Found, report: Verification) -> str:
     if one.state == "foreign":
         return f"{one.key} foreign: no part of a checkpoint"
     name = f"checkpoint/{one.step}"
-    how = f"{report.num_objects} files, {report.num_chunks} chunks, {size(report.num_bytes)} read"
-    how += "" if report.deep else ", payloads not read"
+    read = f"{report.num_chunks} chunks, {size(report.num_bytes)} read" if report.deep else "arrays not read"
+    how = f"{report.num_objects} files, {read}"
     if report.is_intact:
         return f"{name} ok ({how})"
     return f"{name} damaged: {_places(len(report.problems))} ({how})"

@@ -16,13 +16,13 @@ from itertools import groupby
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.base.ids import Step
 from behemoth.checkpoint.chunk_check import ChunkCheck, Found, FoundCrcs, Shard, SlotRange, shards_of, slot_ranges_of
-from behemoth.checkpoint.commit_index import CommitIndex
+from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import BadCommit, is_away, read_record
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
 from behemoth.checkpoint.opened import METADATA_MISSING, read_index, read_metadata
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
 from behemoth.checkpoint.problem import Kind, Problem, problem_at
-from behemoth.checkpoint.threads import each_result
+from behemoth.checkpoint.threads import each_result, run_all
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -34,8 +34,8 @@ Spread = Callable[[CommitRecord, Sequence[Shard], Sequence[SlotRange]], Iterable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What verification found, in the order of the objects. `num_bytes` were read; a check that is not `deep` did not
-    read the payloads."""
+    """What verification found, in the order of the objects. `num_bytes` of arrays were read, none by a check that is
+    not `deep`."""
 
     step: Step | None
     deep: bool
@@ -59,12 +59,13 @@ def verify(
     progress: Progress | None = None,
     spread: Spread | None = None,
 ) -> Verification:
-    """Check one checkpoint. Blocks: deep for about 0.2 s per GiB and thread from memory, else for a small read a chunk.
-    Chunks are checked on `threads` of this process, unless `spread` does that (and tells its own progress).
+    """Check one checkpoint. Blocks for a listing and a small read for each array, and, deep, for about 0.2 s per GiB
+    and thread from memory. Chunks are checked on `threads` of this process, unless `spread` does that (and tells its
+    own progress).
 
     Damage never raises, it is reported; what the store refuses or cannot read of single objects are problems of kind
-    `unreadable`. Raises what says that the store is away (`is_away`). Not deep, payloads and gaps are not read: sizes,
-    metadata, shard indexes and the CRCs beside the chunks are.
+    `unreadable`. Raises what says that the store is away (`is_away`). Not deep, sizes and metadata are checked, and no
+    array is read: in a bucket even the CRCs beside the chunks would be a request each, millions for a giant checkpoint.
     """
     if isinstance(commit, BadCommit):
         return _report(commit.step, deep, [_of_record(commit.key, commit.error)])
@@ -85,9 +86,11 @@ def verify(
     if index is None:
         return _report(commit.step, deep, problems, num_objects=len(listed) + 1)
     problems += _check_listing(record, index, listed)
-    problems += _check_metadata(store, record, index)
+    problems += _check_metadata(store, record, index, threads)
+    if not deep:
+        return _report(commit.step, deep, problems, num_objects=len(listed) + 1)
     shards = [shard for shard in shards_of(record, index) if listed.get(shard.key) == shard.grid.file_bytes]
-    spans = slot_ranges_of(shards, deep=deep)
+    spans = slot_ranges_of(shards, deep=True)
     tally = _Tally(shards)
     for found in (
         _check_here(store, shards, spans, deep, threads, progress) if spread is None else spread(record, shards, spans)
@@ -100,23 +103,33 @@ def verify(
 
 def require_committed(store: ObjectStore, ref: CommitRef, *, threads: int) -> None:
     """Raises Corrupt, naming the first damage, unless every object exists in full size and the CRCs beside the chunks
-    are the committed ones: whoever then checks each chunk against its CRC reads what was committed. Blocks for a small
-    read per chunk."""
-    _require_none(verify(store, ref, threads=threads, deep=False).problems)
+    are the committed ones: whoever then checks each chunk against its CRC reads what was committed. NotFound when the
+    commit is gone. Blocks for a small read per chunk."""
+    record, index = _whole_objects(store, ref, threads)
+    shards = shards_of(record, index)
+    tally = _Tally(shards)
+    for found in _check_here(store, shards, slot_ranges_of(shards, deep=False), False, threads, None):
+        tally.note(found)
+    _require_none([*tally.problems, *_check_contents(record, index, shards, tally)])
 
 
-def require_objects(store: ObjectStore, ref: CommitRef) -> None:
+def require_objects(store: ObjectStore, ref: CommitRef, *, threads: int) -> None:
     """Raises Corrupt, naming the first damage, unless every object of a checkpoint exists in full size and the metadata
     are as written; NotFound when the commit is gone. Reads no array."""
+    _whole_objects(store, ref, threads)
+
+
+def _whole_objects(store: ObjectStore, ref: CommitRef, threads: int) -> tuple[CommitRecord, CommitIndex]:
     record = read_record(store, ref)
     index = read_index(store, record)
     listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
-    _require_none(_check_listing(record, index, listed) + _check_metadata(store, record, index))
+    _require_none(_check_listing(record, index, listed) + _check_metadata(store, record, index, threads))
+    return record, index
 
 
 def _require_none(problems: Sequence[Problem]) -> None:
     if problems:
-        first, num_more = problems[0], len(problems) - 1
+        first, num_more = _in_order(problems)[0], len(problems) - 1
         more = f" (and {num_more} more)" if num_more else ""
         named = "" if first.object_key in first.message else f"file {first.object_key}: "
         raise Corrupt(f"{named}{first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
@@ -175,8 +188,12 @@ def _report(
         num_objects=num_objects,
         num_chunks=0 if tally is None else tally.num_chunks.total(),
         num_bytes=0 if tally is None else tally.num_bytes,
-        problems=tuple(sorted(problems, key=lambda problem: (problem.object_key, problem.offset_bytes))),
+        problems=tuple(_in_order(problems)),
     )
+
+
+def _in_order(problems: Iterable[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda problem: (problem.object_key, problem.offset_bytes))
 
 
 def _of_record(key: str, error: BehemothError) -> Problem:
@@ -239,15 +256,16 @@ def _of_size(key: str, expected_bytes: int, got_bytes: int, shard: Shard | None)
     return problem_at("size", key, low, high - low, message, grid, chunk)
 
 
-def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex) -> list[Problem]:
+def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex, threads: int) -> list[Problem]:
     arrays = zip(index.layout.paths, index.layout.arrays, strict=True)
     names = {f"{path}/{METADATA}": array.name for path, array in arrays}
-    problems = []
-    for one in index.metadata:
-        problem = _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
-        if problem is not None:
-            problems.append(replace(problem, array=names.get(one.key)))
-    return problems
+
+    def of_object(one: MetadataObject) -> Problem | None:
+        return _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
+
+    found = run_all(of_object, index.metadata, threads=threads, name="ckpt-metadata")
+    told = zip(index.metadata, found, strict=True)
+    return [replace(problem, array=names.get(one.key)) for one, problem in told if problem is not None]
 
 
 def _check_contents(

@@ -69,7 +69,7 @@ class Verified:
         record = save(self._store, small_layout(), step=7, write_id="a1-1")
         assert record is not None
         self._ref: CommitRef = record.ref
-        self._job = verify_job(str(folder), record.ref, deep=True)
+        self._job = verify_job(str(folder), record.ref)
         kept = Kept()
         assert self.report(kept).is_intact
         self.results = kept.results

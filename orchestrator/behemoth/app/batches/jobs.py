@@ -31,13 +31,12 @@ class Work(Protocol):
 
 
 class VerifyJob(msgspec.Struct, frozen=True, kw_only=True, tag="verify"):
-    """Check chunks of one checkpoint against their CRCs, or, not deep, read the CRCs alone."""
+    """Check chunks of one checkpoint against their CRCs."""
 
     url: bytes
     step: int
     write_id: str
     size_bytes: int
-    deep: bool
 
 
 class ExportJob(msgspec.Struct, frozen=True, kw_only=True, tag="export"):

@@ -59,7 +59,7 @@ class VerifyWork:
         record = read_record(self._store, ref)
         shards = shards_of(record, read_index(self._store, record))
         self._positions = {shard.key: position for position, shard in enumerate(shards)}
-        self._check = ChunkCheck(self._store, shards, deep=job.deep)
+        self._check = ChunkCheck(self._store, shards, deep=True)
 
     def run(self, data: bytes) -> bytes:
         return msgspec.msgpack.encode([self._checked(part) for part in _parts_decoder.decode(data)])
@@ -81,9 +81,9 @@ class VerifyWork:
         )
 
 
-def verify_job(url: str, ref: CommitRef, *, deep: bool) -> VerifyJob:
+def verify_job(url: str, ref: CommitRef) -> VerifyJob:
     """The job of checking one checkpoint. `url` is a path that every worker has, or a URL."""
-    return VerifyJob(url=os.fsencode(url), step=ref.step, write_id=ref.write_id, size_bytes=ref.size_bytes, deep=deep)
+    return VerifyJob(url=os.fsencode(url), step=ref.step, write_id=ref.write_id, size_bytes=ref.size_bytes)
 
 
 def check_in_batches(

@@ -31,6 +31,7 @@ from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata
 from behemoth.checkpoint.interop.units import Units, WriteUnit, ranges_of
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.checkpoint.verify import require_objects
 from behemoth.ports import Batch, Executor, ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
@@ -158,7 +159,7 @@ def finished(store: ObjectStore, step: Step, *, verb: str, job: bytes) -> Commit
     does, and Corrupt when objects of the checkpoint are gone."""
     standing = check_free(store, step, own=_own(verb, job))
     if standing is not None:
-        require_objects(store, standing)
+        require_objects(store, standing, threads=REQUEST_THREADS)
     return standing
 
 
