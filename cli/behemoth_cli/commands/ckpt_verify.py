@@ -27,7 +27,7 @@ def verify_checkpoints(
     ctx: typer.Context,
     where: Where,
     step: Step = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Check metadata and sizes alone; read nothing of the arrays.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Check metadata and sizes; read nothing of the arrays.")] = False,
     on: On = "threads",
     address: Address = "",
     threads: Threads = 4,
