@@ -211,7 +211,7 @@ def test_a_leader_finds_what_another_one_has_made_and_refuses_what_somebody_else
     store = MemoryStore()
     for _ in range(2):
         create_same(store, "steps/index", b"the index")
-    for other in (b"an index!", b"an index of more bytes than that"):
+    for other in (b"an index!", b"an index of more bytes than that", b"the ind"):
         with pytest.raises(Conflict, match=f"object steps/index: expected none, or one with the {len(other)} bytes"):
             create_same(store, "steps/index", other)
 

@@ -37,7 +37,7 @@ def create_same(store: ObjectStore, key: str, data: bytes) -> None:
     try:
         store.create(key, data)
     except Conflict as error:
-        if not holds(store, key, data):
+        if not holds(store, key, data) or _goes_on(store, key, len(data)):
             raise Conflict(
                 f"object {key}: expected none, or one with the {len(data)} bytes of this write, got another",
                 hint="something else writes below the folder of this write: stop it, and try again",
@@ -53,3 +53,12 @@ def holds(store: ObjectStore, key: str, data: bytes) -> bool:
     except (Corrupt, NotFound):  # a shorter one, or none any more
         return False
     return bytes(standing) == data
+
+
+def _goes_on(store: ObjectStore, key: str, num_bytes: int) -> bool:
+    """Whether an object is longer than so many bytes."""
+    try:
+        store.read_into(key, offset_bytes=num_bytes, into=bytearray(1))
+    except (Corrupt, NotFound):
+        return False
+    return True
