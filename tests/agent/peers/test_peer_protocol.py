@@ -546,6 +546,28 @@ def test_who_gives_up_waits_no_longer_for_the_rest_of_an_answer(monkeypatch: pyt
         assert client._idle == []
 
 
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_a_payload_that_comes_byte_by_byte_is_waited_for_no_longer_than_any(is_given_up: bool) -> None:
+    is_over = threading.Event()
+
+    def trickle(sock: socket.socket) -> None:
+        sock.sendall(ANSWER)
+        with contextlib.suppress(OSError):
+            for _ in range(4000):
+                sock.sendall(b"x")
+                if is_over.wait(0.005):
+                    return
+
+    ends_s = time.monotonic() + 0.3
+    limit_s, error = (3600.0, Conflict) if is_given_up else (0.3, Timeout)
+    with lying(trickle) as peer, asking(limit_s=limit_s) as client:
+        try:
+            with pytest.raises(error):
+                asked_of(client, peer, lambda: is_given_up and time.monotonic() > ends_s)
+        finally:
+            is_over.set()
+
+
 @pytest.mark.parametrize(("silence_s", "code"), [(0.0, SILENT), (3600.0, OUT_OF_TIME)])
 def test_of_who_stopped_long_before_the_askers_time_was_over_it_is_told(
     monkeypatch: pytest.MonkeyPatch, silence_s: float, code: str

@@ -139,6 +139,9 @@ class PeerSocket:
             try:
                 received = self._sock.recv_into(into)
             except BlockingIOError:
+                # Asked here too: where a little comes again and again, no wait is long enough to be over.
+                if _is_over(deadline, cancelled):
+                    raise _late("receive") from None
                 if not self._is_ready(select.POLLIN, min(deadline, time.monotonic() + silence_s), cancelled):
                     raise _late("receive") from None
                 continue
@@ -175,9 +178,7 @@ class PeerSocket:
         poller = select.poll()
         poller.register(self._sock, events)
         while not poller.poll(_LOOK_S * 1000):
-            if cancelled():
-                raise Conflict("peer connection: given up while it said nothing", code="cancelled")
-            if time.monotonic() > deadline:
+            if _is_over(deadline, cancelled):
                 return False
         return True
 
@@ -187,6 +188,12 @@ class PeerSocket:
         poller.register(self._sock, events)
         if left_s <= 0 or not poller.poll(left_s * 1000):
             raise _late(what)
+
+
+def _is_over(deadline: float, cancelled: Callable[[], bool]) -> bool:
+    if cancelled():
+        raise Conflict("peer connection: given up before all was there", code="cancelled")
+    return time.monotonic() > deadline
 
 
 def _broken(error: OSError) -> Unavailable:
