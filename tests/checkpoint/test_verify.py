@@ -294,3 +294,21 @@ def test_a_folder_that_cannot_be_listed_is_a_problem_of_its_checkpoint(error: Be
     store.is_whole = False
     problem = only(check(store))
     assert (problem.kind, problem.object_key, problem.message) == ("unreadable", SMALL, error.message)
+
+
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=["denied", "bad place"])
+@pytest.mark.parametrize("name", ["index", "model/w/zarr.json"])
+def test_metadata_that_the_store_does_not_give_are_unreadable_and_not_damaged(name: str, error: BehemothError) -> None:
+    class Unread(MemoryStore):
+        is_whole = True
+
+        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+            if key == f"{SMALL}/{name}" and not self.is_whole:
+                raise error
+            super().read_into(key, offset_bytes=offset_bytes, into=into)
+
+    store = Unread()
+    save(store, small_layout(), step=10, write_id="a1-1")
+    store.is_whole = False
+    problem = only(check(store, deep=False))
+    assert (problem.kind, problem.object_key, problem.message) == ("unreadable", f"{SMALL}/{name}", error.message)

@@ -197,8 +197,7 @@ def _in_order(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def _of_record(key: str, error: BehemothError) -> Problem:
-    kind: Kind = "commit-record" if isinstance(error, Corrupt | Invalid) else "unreadable"
-    return problem_at("missing" if isinstance(error, NotFound) else kind, key, 0, 0, error.message)
+    return problem_at(_kind_of(error, "commit-record"), key, 0, 0, error.message)
 
 
 def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem]) -> CommitIndex | None:
@@ -208,8 +207,8 @@ def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem
     except BehemothError as error:
         if is_away(error):
             raise
-        kind: Kind = "missing" if error.code == METADATA_MISSING else "index"
-        problems.append(problem_at(kind, f"{record.prefix}/{INDEX}", 0, record.index_bytes, error.message))
+        key = f"{record.prefix}/{INDEX}"
+        problems.append(problem_at(_kind_of(error, "index"), key, 0, record.index_bytes, error.message))
     return None
 
 
@@ -220,9 +219,15 @@ def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int) -> Pro
     except BehemothError as error:
         if is_away(error):
             raise
-        kind: Kind = "missing" if error.code == METADATA_MISSING else "metadata"
-        return problem_at(kind, key, 0, size_bytes, error.message)
+        return problem_at(_kind_of(error, "metadata"), key, 0, size_bytes, error.message)
     return None
+
+
+def _kind_of(error: BehemothError, damaged: Kind) -> Kind:
+    """Of what reading an object raised."""
+    if error.code == METADATA_MISSING or isinstance(error, NotFound):
+        return "missing"
+    return damaged if isinstance(error, Corrupt | Invalid) else "unreadable"
 
 
 def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str, int]) -> list[Problem]:
