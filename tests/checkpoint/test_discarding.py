@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from behemoth.base.errors import Unavailable
@@ -12,11 +10,11 @@ from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.discarding import discard_write
 from behemoth.checkpoint.signposts import make_due, put_up
 from behemoth.checkpoint.verify import verify
-from behemoth.ports import ObjectInfo
 from behemoth.state.effect import CommitRef
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.store import MemoryStore, contents
 from checkpoint.late_bucket import Late
+from checkpoint.listed_store import ListedBucket
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import DENIED, Unread
 
@@ -44,20 +42,8 @@ def test_a_save_that_sent_no_commit_leaves_nothing_behind_at_all() -> None:
     assert list(store.list("")) == []
 
 
-class Listed(MemoryBucket):
-    """Notes which prefixes are listed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prefixes: list[str] = []
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        self.prefixes.append(prefix)
-        return super().list(prefix)
-
-
 def test_the_objects_of_a_write_which_may_be_millions_are_listed_once() -> None:
-    store = Listed()
+    store = ListedBucket()
     store.create("steps/000000020-dcp-1/w/c/0", b"1")
     store.create("steps/000000020-dcp-1/index", b"2")
     discard_write(store, *WRITE)

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
+import safetensors.numpy
+
 from behemoth_cli.out.console import Console, Format
 from behemoth_cli.out.table import Listing, Page
 from behemoth_cli.out.terminal import print_rich
@@ -58,6 +61,14 @@ def behemoth(*arguments: str, cwd: Path, **changes: str) -> Ended:
         check=False,
     )
     return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def import_large(folder: Path) -> None:
+    """Make `folder / "store"`, a store of 96 MiB in 24 arrays, of a file beside it."""
+    arrays = {f"w{number}": np.random.default_rng(number).normal(size=(512, 1024)) for number in range(24)}
+    safetensors.numpy.save_file(arrays, folder / "large.safetensors")
+    ended = behemoth("ckpt", "import", "large.safetensors", "--to", "store", cwd=folder)
+    assert ended.code == 0, ended.err
 
 
 def on_terminal(*arguments: str, cwd: Path, columns: int = 100, rows: int = 40, **changes: str) -> Ended:

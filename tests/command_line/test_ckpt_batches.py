@@ -10,7 +10,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -22,7 +21,7 @@ from behemoth.checkpoint.reader import read_array
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.storage.local import LocalStore
 from behemoth_cli import root
-from command_line.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment
+from command_line.cli_rig import PROGRAM, TRAINED_STEPS, behemoth, environment, import_large
 
 
 @pytest.fixture
@@ -36,10 +35,7 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store of 96 MiB in 24 arrays."""
     folder = tmp_path_factory.mktemp("large")
-    arrays = {f"w{number}": np.random.default_rng(number).normal(size=(512, 1024)) for number in range(24)}
-    safetensors.numpy.save_file(arrays, folder / "large.safetensors")
-    ended = behemoth("ckpt", "import", "large.safetensors", "--to", "store", cwd=folder)
-    assert ended.code == 0, ended.err
+    import_large(folder)
     return folder
 
 

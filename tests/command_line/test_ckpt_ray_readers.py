@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.numpy
 
 from behemoth.base.ids import NodeId
 from behemoth.rayrt.processes import SubprocessRuntime
 from behemoth.wiring import batch
 from behemoth_cli import root
-from command_line.cli_rig import behemoth, environment, wait_for
+from command_line.cli_rig import environment, import_large, wait_for
 from command_line.counted_command import COUNTED
 from command_line.counted_worker import BEGUN_BEFORE_HELD, DIES, FOLDER_ENV, VICTIMS, begun, counted_folder
 from command_line.test_ckpt_ray import COMMAND, LIMIT_S, held, python_path, recorded
@@ -34,10 +32,7 @@ VERB = pytest.mark.parametrize("verb", ["verify", "export"])
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 96 MiB in 24 arrays."""
     folder = tmp_path_factory.mktemp("large")
-    arrays = {f"w{number}": np.random.default_rng(number).normal(size=(512, 1024)) for number in range(24)}
-    safetensors.numpy.save_file(arrays, folder / "large.safetensors")
-    ended = behemoth("ckpt", "import", "large.safetensors", "--to", "store", cwd=folder)
-    assert ended.code == 0, ended.err
+    import_large(folder)
     return folder / "store"
 
 

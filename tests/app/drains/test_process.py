@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -24,13 +23,14 @@ from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.verify import verify
 from behemoth.policy.retention import Retention
-from behemoth.ports import ObjectInfo, SavesTo
+from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.storage.open import open_store
 from behemoth.testing.faults import Crash, Die, FaultyStore, When
 from behemoth.testing.store import MemoryStore, read
 from checkpoint.between import Between
 from checkpoint.late_bucket import Late
+from checkpoint.listed_store import ListedStore
 from checkpoint.saved_checkpoint import save, small_layout
 
 SETTINGS = Settings(
@@ -52,20 +52,8 @@ def steps_of(store: SavesTo) -> list[int]:
     return [int(one.step) for one in commits(store) if isinstance(one, CommitRef)]
 
 
-class Listed(MemoryStore):
-    """Notes which prefixes are listed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prefixes: list[str] = []
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        self.prefixes.append(prefix)
-        return super().list(prefix)
-
-
 def test_retention_that_gives_nothing_up_lists_the_commits_and_pins_of_the_tier_once() -> None:
-    above, below = MemoryStore(), Listed()
+    above, below = MemoryStore(), ListedStore()
     for store in (above, below):
         saved(store, 1)
     below.prefixes.clear()
