@@ -143,13 +143,20 @@ class Ours:
             np.copyto(data[piece.arena_offset : piece.arena_offset + piece.nbytes], self._arrays[piece.name])
         return time.perf_counter() - begin
 
-    def save(self) -> Mapping[str, float]:
-        """What worker, store process and coordinator do, one after another as far as they do not overlap."""
+    def save(self, *, is_staged_before: bool = False) -> Mapping[str, float]:
+        """What worker, store process and coordinator do, one after another as far as they do not overlap.
+
+        With `is_staged_before` the store process is told only when all is staged, and the save is counted from there:
+        what goes on while training does.
+        """
         self._step += 1
         step, write_id = Step(self._step), WriteId(f"a1-{self._step}")
-        begin = time.perf_counter()
         stager = self._stager(step, write_id)
+        begin = time.perf_counter()
         stager.begin(generation=0)
+        if is_staged_before:
+            stager.seal()
+            begin = time.perf_counter()
         order = Write(
             job=self._step,
             rank=Rank(0),
@@ -161,7 +168,8 @@ class Ours:
             following=stager.sequence,
         )
         self._store.order(order, self._memory.fd)
-        stager.seal()
+        if not is_staged_before:
+            stager.seal()
         staged = time.perf_counter()
         written = self._store.answer(Written)
         received = time.perf_counter()

@@ -26,6 +26,7 @@ GOALS = {"tmpfs": 0.85, "disk": 0.95}
 COPIED = "raw, copied first"
 DIRECT = "raw, direct"
 DIRECT_COPIED = "raw, direct, copied first"
+STAGED = "behemoth, staged before"
 
 
 def tmpfs(scene: Scene) -> list[Row]:
@@ -38,7 +39,10 @@ def disk(scene: Scene) -> list[Row]:
 
 def _files(scene: Scene, place: str, raws: Sequence[str]) -> list[Row]:
     with scene.folder(place) as root, scene.ours_in(root / "behemoth") as (ours, state):
-        contenders = {"behemoth": lambda: _our_round(ours, state, root / "behemoth")}
+        contenders = {
+            "behemoth": lambda: _our_round(ours, state, root / "behemoth"),
+            STAGED: lambda: _staged_round(ours, root / "behemoth"),
+        }
         for name in raws:
             raw = Raw(
                 state.memory,
@@ -59,6 +63,11 @@ def _files(scene: Scene, place: str, raws: Sequence[str]) -> list[Row]:
             ours_gbs, raw_gbs = values
             row = beside(f"{metric}, {_page_state(place, metric)}", "GB/s", ours_gbs, name, raw_gbs)
             rows.append(with_goal(row, GOALS[place]))
+    staged = rates(samples[STAGED]["save"], state.num_bytes)
+    for name in raws:
+        if name not in (COPIED, DIRECT_COPIED):
+            theirs = rates(samples[name]["save"], state.num_bytes)
+            rows.append(beside(f"save behind the copy, {_page_state(place, 'save')}", "GB/s", staged, name, theirs))
     phases = ("stage", "write", "commit", "read", "unstage")
     return rows + [alone(f"  of which {phase}", "s", mine[phase]) for phase in phases]
 
@@ -76,6 +85,13 @@ def _our_round(ours: Ours, state: State, folder: Path) -> Mapping[str, float]:
     samples["load"] = restored(state.arrays, lambda: phases.update(ours.restore(is_remembered=False)))
     shutil.rmtree(folder)
     return samples | phases
+
+
+def _staged_round(ours: Ours, folder: Path) -> Mapping[str, float]:
+    saved = ours.save(is_staged_before=True)["save"]
+    each_file(folder, drop)
+    shutil.rmtree(folder)
+    return {"save": saved}
 
 
 def _raw_round(raw: Raw, state: State, folder: Path) -> Mapping[str, float]:
