@@ -21,6 +21,7 @@ from behemoth.checkpoint.chunk_parts import as_elements, read_chunk
 from behemoth.checkpoint.chunk_reader import ChunkReaders
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.reading_threads import reading_threads
 from behemoth.checkpoint.reshard import ChunkRead, Copy, plan_box
 from behemoth.checkpoint.threads import batched, run_all
 from behemoth.dcp.dtypes import torch_dtype
@@ -40,8 +41,10 @@ class Target(NamedTuple):
 
 
 def fill(store: ObjectStore, commit: Commit, targets: Sequence[Target], *, threads: int) -> None:
-    """Blocks until all tensors are filled. A tensor of another dtype than the saved one is converted as torch's copy_
-    does. Raises Corrupt naming array, chunk and file; tensors may be filled in part then."""
+    """Blocks until all tensors are filled: by `threads` out of the page cache, by more where reads wait for a disk or a
+    network. A tensor of another dtype than the saved one is converted as torch's copy_ does. Raises Corrupt naming
+    array, chunk and file; tensors may be filled in part then."""
+    threads = reading_threads(store, commit, threads=threads)
     direct = [target for target in targets if _is_direct(commit, target)]
     _read(store, commit, direct, [_memory(target.tensor) for target in direct], threads=threads)
     staged = [part for target in targets if not _is_direct(commit, target) for part in _parts(commit, target)]

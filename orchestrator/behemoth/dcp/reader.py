@@ -58,7 +58,7 @@ class BehemothReader(Addressed, StorageReader):
     `path` is a path or URL. One that ends in a step (`out/step-100`) names that checkpoint of the store `out`; any
     other names a store, of which the checkpoint of `step` is read, or, without one, the newest. A `checkpoint_id` given
     to `dcp.load` takes the place of `path`. `allow_pickle` also loads values that were kept as pickles, which may run
-    any code. `threads` read at once on each rank.
+    any code. `threads` read at once on each rank, four times as many where files are cold or far away.
 
     Every chunk that is needed is read whole and checked; damage raises, wrapped by DCP into a CheckpointException, with
     array, chunk and file.
