@@ -17,6 +17,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import (
     BadCommit,
     at_step,
+    commit_of,
     commits,
     has_trace,
     latest,
@@ -30,11 +31,12 @@ from behemoth.checkpoint.commit_log import (
 )
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed
-from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.marker import put_up
+from behemoth.checkpoint.paths import REJECTED, commit_key
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
-from behemoth.testing.faults import FaultyStore
+from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore, contents, read
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
@@ -133,6 +135,32 @@ def test_a_commit_takes_a_step_that_somebody_had_for_a_moment() -> None:
     assert latest(store) == later.ref
 
 
+@pytest.mark.parametrize("is_step_taken", [False, True], ids=["a free step", "the step of a rejected commit"])
+def test_an_answer_that_was_lost_is_read_back(is_step_taken: bool) -> None:
+    store, first, _ = two_commits()
+    record, _ = read_stored(store, first)
+    again = replace(record, write_id=WriteId("a2-1"))
+    create = 0
+    if is_step_taken:
+        put_up(store, REJECTED, (first.step, first.write_id), reason="a loss that rose")
+        create = 2  # after one that finds the step taken, and the removal of what was rejected
+    else:
+        reject(store, first, reason="a loss that rose")
+    faulty = FaultyStore(store, Fail(write=create, when=When.AFTER, error=Unavailable("no answer")))
+    assert publish(faulty, again) == again
+    assert faulty.num_writes == create + 1
+    assert read_record(store, again.ref) == again
+
+
+def test_a_record_on_a_disk_that_fails_is_not_told_as_committed() -> None:
+    """It can be read back from memory, as after a folder that could not be synced."""
+    store, first, _ = two_commits()
+    record, _ = read_stored(store, first)
+    faulty = FaultyStore(store, Fail(write=0, when=When.AFTER, error=BAD_PLACE))
+    with pytest.raises(Unavailable, match="input/output error"):
+        publish(faulty, replace(record, step=Step(30)))
+
+
 @pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=str)
 def test_a_record_that_cannot_be_read_is_one_bad_commit_and_the_newest_other_one_is_the_latest(
     error: BehemothError,
@@ -149,13 +177,32 @@ def test_a_record_that_cannot_be_read_is_one_bad_commit_and_the_newest_other_one
         save(store, small_layout(), step=20, write_id="a2-1")
 
 
+def test_the_commit_of_a_step_is_what_all_commits_have_of_it() -> None:
+    store, first, second = two_commits()
+    store.create(commit_key(Step(30)), b"rubbish")
+    put_up(store, REJECTED, (second.step, second.write_id), reason="a loss that rose")
+    for step in (0, 10, 20, 30):
+        (expected,) = [one for one in commits(store) if one.step == step] or [None]
+        found = commit_of(store, Step(step))
+        assert type(found) is type(expected)
+        assert isinstance(found, BadCommit) or found == expected
+    assert commit_of(store, first.step) == first
+
+
+def test_the_commit_of_a_step_is_found_without_a_read_of_others() -> None:
+    """There may be a thousand, of megabytes each, and every rank of a load may ask."""
+    inner, first, second = two_commits()
+    store = Unread(inner, {commit_key(second.step): Unavailable("no answer")})
+    assert commit_of(store, first.step) == first
+
+
 @pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=str)
 def test_where_no_record_can_be_read_nobody_begins_anew(error: BehemothError) -> None:
     inner, first, second = two_commits()
     store = Unread(inner, {commit_key(one.step): error for one in (first, second)})
     with pytest.raises(type(error)):
         latest(store)
-    assert all(isinstance(one, BadCommit) for one in commits(store))
+    assert [type(one) for one in commits(store)] == [BadCommit, BadCommit]
 
 
 def test_of_a_store_that_is_away_no_record_is_bad() -> None:

@@ -56,7 +56,8 @@ def test_what_a_record_may_name_that_cannot_be_read_stays() -> None:
     save(inner, small_layout(), step=STEP, write_id="dcp-1")
     store = Unread(inner, {"commits/000000020.json": DENIED})
     discard_write(store, *WRITE)
-    assert all(verify(inner, one, threads=1, deep=True).is_intact for one in commits(inner))
+    (left,) = commits(inner)
+    assert verify(inner, left, threads=1, deep=True).is_intact
 
 
 def test_neither_uploads_nor_the_records_of_a_signpost_are_left_and_nothing_of_others_goes() -> None:
@@ -70,3 +71,11 @@ def test_neither_uploads_nor_the_records_of_a_signpost_are_left_and_nothing_of_o
     discard_write(store, *WRITE)
     assert contents(store) == before
     assert list(store.list_uploads("")) == uploads
+
+
+def test_of_other_steps_no_record_is_read() -> None:
+    inner = MemoryStore()
+    save(inner, small_layout(), step=STEP + 1, write_id="dcp-2")
+    inner.create("steps/000000020-dcp-1/index", b"1")
+    discard_write(Unread(inner, {"commits/000000021.json": Unavailable("no answer")}), *WRITE)
+    assert list(inner.list("steps/000000020-dcp-1")) == []

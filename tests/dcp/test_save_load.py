@@ -313,6 +313,20 @@ def test_a_flipped_bit_is_named_with_array_and_file(tmp_path: Path) -> None:
     assert "array 'model.weight', chunk 0" in str(refusal(caught.value))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["in place", "by way of a buffer"])
+def test_intact_chunks_of_another_checkpoint_are_not_loaded(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As when files of one step were copied over another's: each chunk by itself is as it was written."""
+    for seed in (1, 2):
+        save(state_of(seed), storage_writer=BehemothWriter(tmp_path))
+    others, files = sorted(tmp_path.glob("steps/*/model.weight/c/0/0"))
+    assert others.read_bytes() != files.read_bytes()
+    files.write_bytes(others.read_bytes())
+    with pytest.raises(CheckpointException) as caught:
+        load({"model": {"weight": torch.zeros(33, 17, dtype=dtype)}}, storage_reader=BehemothReader(tmp_path))
+    assert refusal(caught.value).code == "array-content"
+    assert "array 'model.weight'" in str(refusal(caught.value))
+
+
 def test_a_checkpoint_of_a_run_is_loaded_by_the_names_of_its_arrays(tmp_path: Path) -> None:
     layout = toy_layout()
     expected = logical_arrays(layout, 3)

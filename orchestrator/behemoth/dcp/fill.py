@@ -43,18 +43,21 @@ class Target(NamedTuple):
 def fill(store: ObjectStore, commit: Commit, targets: Sequence[Target], *, threads: int) -> None:
     """Blocks until all tensors are filled: by `threads` out of the page cache, by more where reads wait for a disk or a
     network. A tensor of another dtype than the saved one is converted as torch's copy_ does. Raises Corrupt naming
-    array, chunk and file; tensors may be filled in part then."""
+    array, chunk and file, also where all chunks of an array were read and some are of another checkpoint; tensors may
+    be filled in part then, or whole with what was found."""
     threads = reading_threads(store, commit, threads=threads)
+    readers = ChunkReaders(store, commit)
     direct = [target for target in targets if _is_direct(commit, target)]
-    _read(store, commit, direct, [_memory(target.tensor) for target in direct], threads=threads)
+    _read(readers, commit, direct, [_memory(target.tensor) for target in direct], threads=threads)
     staged = [part for target in targets if not _is_direct(commit, target) for part in _parts(commit, target)]
     for group in _groups(commit, staged):
         buffers = [np.empty(_num_bytes(commit, target), dtype=np.uint8) for target in group]
-        _read(store, commit, group, buffers, threads=threads)
+        _read(readers, commit, group, buffers, threads=threads)
         for target, buffer in zip(group, buffers, strict=True):
             spec = commit.layout.arrays[target.array]
             read = torch.from_numpy(buffer).view(torch_dtype(spec.dtype, key=spec.name))
             target.tensor.copy_(read.reshape(target.tensor.shape))
+    readers.require_committed()
 
 
 def _is_direct(commit: Commit, target: Target) -> bool:
@@ -104,7 +107,7 @@ def _groups(commit: Commit, targets: Sequence[Target]) -> Iterator[list[Target]]
 
 
 def _read(
-    store: ObjectStore,
+    readers: ChunkReaders,
     commit: Commit,
     targets: Sequence[Target],
     memories: Sequence[npt.NDArray[np.uint8]],
@@ -122,7 +125,6 @@ def _read(
             taken.setdefault((read.array, read.chunk), []).extend(copies)
         slabs.append(as_elements(memory, shape, of[target.array].spec.itemsize))
     reads = [ChunkRead(array, chunk, copies) for (array, chunk), copies in sorted(taken.items())]
-    readers = ChunkReaders(store, commit)
 
     def work(batch: Sequence[ChunkRead]) -> None:
         chunks = readers.mine()
