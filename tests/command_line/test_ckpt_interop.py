@@ -291,7 +291,12 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("export", "run/small", "--to", "out", "--dtype", "bf61"), 2, "hint: did you mean bf16?"),
         (("export", "run/small", "--to", "out", "--fp8-scale", "block"), 2, "expected it with --dtype fp8"),
         (("export", "run/small", "--to", "out", "--dtype", "fp8", "--fp8-scale", "row"), 2, "option --fp8-scale: "),
-        (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got 0B"),
+        (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got '0B'"),
+        (
+            ("export", "run/small", "--to", "out", "--max-file-size", "0"),
+            2,
+            "expected at least 1B, got '0'\nhint: for example 5GB, which it is without the option\ncode: file-size",
+        ),
         (("export", "run/small", "--to", "out", "--max-file-size", "5"), 2, "option --max-file-size: expected a size"),
         (("export", "run/small", "--to", "out", "--step", "3"), 102, "code: checkpoint-not-found"),
         (("import", "nothing", "--to", "store"), 102, "code: safetensors-not-found"),

@@ -14,7 +14,7 @@ from behemoth.app.batches.export_job import write_in_batches
 from behemoth.app.batches.jobs import ExportJob
 from behemoth.app.batches.tensors import TensorChange, outward
 from behemoth.base.errors import Conflict, Invalid
-from behemoth.base.units import parse_size
+from behemoth.base.units import parse_some_size
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.export import Exported, export, kept_files, unfinished_folder
@@ -88,7 +88,8 @@ def export_checkpoint(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    max_file_bytes = _file_size(max_file_size)
+    hint = "for example 5GB, which it is without the option"
+    max_file_bytes = parse_some_size(max_file_size, name="option --max-file-size", hint=hint, code="file-size")
     precision = precision_of(dtype, *PRECISIONS)
     change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
     _require_folder(to)
@@ -156,13 +157,6 @@ def _scaling(text: str, precision: str) -> str:
     if precision != FLOAT8:
         raise Invalid("option --fp8-scale: expected it with --dtype fp8", code="option-without-effect")
     return choose(text, SCALINGS, name="option --fp8-scale")
-
-
-def _file_size(text: str) -> int:
-    size_bytes = parse_size(text, name="option --max-file-size")
-    if size_bytes < 1:
-        raise Invalid(f"option --max-file-size: expected at least 1B, got {text}", code="file-size")
-    return size_bytes
 
 
 def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
