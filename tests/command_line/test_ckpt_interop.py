@@ -329,17 +329,30 @@ def test_what_is_wrong_is_told_with_its_code_and_leaves_nothing(
     assert not (place / "store").exists()
 
 
-def test_a_damaged_checkpoint_is_not_exported(trained: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_not_exported_and_leaves_no_folder(
+    trained: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "runs").unlink()
     shutil.copytree(trained / "runs", place / "runs")
     (shard,) = (place / "runs/small/checkpoints/steps").glob(f"{NEWEST:09d}-*/model/table/c/0/0")
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(data)
-    code, _, err = run(capsys, "export", "run/small", "--to", "out")
-    assert code == 3
-    assert "array 'model/table', chunk 0, file steps/" in err
-    assert not list((place / "out").iterdir())
+    (place / "mine").mkdir()
+    for to in ("deep/out", "mine/out", "mine"):
+        code, _, err = run(capsys, "export", "run/small", "--to", to)
+        assert code == 3
+        assert "array 'model/table', chunk 0, file steps/" in err
+    assert sorted(path.name for path in place.iterdir()) == ["mine", "runs"]
+    assert not list((place / "mine").iterdir())
+
+
+def test_an_import_of_damaged_data_leaves_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    safetensors.numpy.save_file({"a": np.array([True])}, "one.safetensors")
+    Path("one.safetensors").write_bytes(Path("one.safetensors").read_bytes()[:-1] + b"\2")
+    code, _, err = run(capsys, "import", "one.safetensors", "--to", "deep/store")
+    assert (code, "code: safetensors-bool" in err) == (3, True)
+    assert sorted(path.name for path in place.iterdir()) == ["one.safetensors", "runs"]
 
 
 def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_not_called_damaged(

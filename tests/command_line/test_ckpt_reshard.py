@@ -61,6 +61,20 @@ def newest(folder: Path) -> tuple[Commit, dict[str, np.ndarray]]:
         return commit, {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
 
 
+def test_a_reshard_that_finds_damage_leaves_no_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    (shard,) = (tmp_path / "runs/small/checkpoints/steps").glob(f"{TRAINED_STEPS:09d}-*/model/table/c/0/0")
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    code, _, err = run(capsys, "reshard", "run/small", "--to", "deep/st", "--mesh", "dp=3")
+    assert (code, "array 'model/table', chunk 0, file steps/" in err) == (3, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
 def test_a_run_goes_on_from_its_checkpoint_that_was_resharded_for_more_ranks(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Annotated
 
 import typer
@@ -22,6 +22,7 @@ from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.opened import Commit
 from behemoth.ports import ObjectStore, SavesTo
+from behemoth.storage.folders import removed_after_error
 from behemoth.storage.open import is_s3, located, open_store
 from behemoth.storage.probe_uploads import probe_bucket
 from behemoth_cli.commands.batching import Address, Batching, On, batching
@@ -145,8 +146,9 @@ def _export(
         spread = write_in_batches(batches.executor(), job, plan, progress=progress)
         return export(target, plan, unfinished=job.unfinished, spread=spread)
 
-    probe_bucket(target, url=os.fsdecode(job.to))
-    with unless_deleted(store, commit.record.ref):
+    to = os.fsdecode(job.to)
+    probe_bucket(target, url=to)
+    with nullcontext() if is_s3(to) else removed_after_error(to), unless_deleted(store, commit.record.ref):
         return watched(batches.console, f"exporting checkpoint/{job.step}", do).kept
 
 
