@@ -62,7 +62,7 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int, sou
     for name in files:
         if name not in listed:
             raise Corrupt(
-                f"{indexes[0]}: expected the file {name!r} beside it, or in a folder there, got none",
+                f"{indexes[0]}: expected the file {name!r:.300} beside it, or in a folder there, got none",
                 hint="only files below the folder of the index are read, by the paths that it names",
                 code="safetensors-missing",
             )
