@@ -130,6 +130,27 @@ def test_what_is_asked_for_is_taken_and_converted_and_nothing_else(
     assert (code, "got ['modle/*']" in err, (place / "none").exists()) == (Exit.USAGE, True, False)
 
 
+def test_experts_by_number_are_taken_of_all_arrays_that_match(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stacks = {
+        name: np.random.default_rng(1).normal(size=(16, 4, 6)) for name in ("model/0.experts.w", "optim/0.experts.w")
+    }
+    safetensors.numpy.save_file({**stacks, "model/0.norm": np.arange(4.0)}, "x.safetensors")
+    assert run(capsys, "import", "x.safetensors", "--to", "all")[0] == 0
+    command = ("reshard", "all", "--mesh", "dp=2", "--rows", "*.experts.*=3-5")
+    assert run(capsys, *command, "--only", "model/*", "--to", "some")[0] == 0
+    assert run(capsys, "verify", "some")[0] == 0
+    _, after = newest(place / "some")
+    assert after.keys() == {"model/0.experts.w", "model/0.norm"}
+    assert after["model/0.experts.w"].tobytes() == stacks["model/0.experts.w"][3:6].tobytes()
+    assert run(capsys, *command[:-1], "*.experts.*=3", "--dtype", "fp16", "--to", "one")[0] == 0
+    _, after = newest(place / "one")
+    for name, stack in stacks.items():
+        assert after[name].tobytes() == stack[3:4].astype(np.float16).tobytes()
+    code, _, err = run(capsys, *command[:-1], "*.experts.*=3-16", "--to", "none")
+    assert (code, "expected arrays of 17 rows or more, got 'model/0.experts.w' with 16" in err) == (Exit.USAGE, True)
+    assert not (place / "none").exists()
+
+
 RUN_FILE = """
 apiVersion: behemoth.dev/v1alpha1
 kind: TrainingRun

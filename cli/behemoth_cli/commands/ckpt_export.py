@@ -31,6 +31,7 @@ from behemoth_cli.commands.interop_options import (
     PRECISIONS,
     DryRun,
     MapOption,
+    Rows,
     Select,
     SizeOption,
     change_of,
@@ -38,6 +39,7 @@ from behemoth_cli.commands.interop_options import (
     folder_to_be,
     precision_of,
     require_matches,
+    row_ranges,
     watched,
 )
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, opened, unless_deleted
@@ -47,6 +49,7 @@ from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
 
 _FOLDER_HINT = "name a new or empty folder"
+_SIZE_HINT = "for example 5GB, which it is without the option"
 _DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
 _To = Annotated[
     str, typer.Option("--to", metavar="WHERE", help="A new or empty folder, or s3:// prefix.", show_default=False)
@@ -76,6 +79,7 @@ def export_checkpoint(
     fp8_scale: _Scaling = "",
     max_file_size: _FileSize = "5GB",
     select: Select = None,
+    rows: Rows = None,
     on: On = "threads",
     address: Address = "",
     threads: Threads = 4,
@@ -89,10 +93,9 @@ def export_checkpoint(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    hint = "for example 5GB, which it is without the option"
-    max_file_bytes = parse_some_size(max_file_size, name="option --max-file-size", hint=hint, code="file-size")
+    max_file_bytes = parse_some_size(max_file_size, name="option --max-file-size", hint=_SIZE_HINT, code="file-size")
     precision = precision_of(dtype, *PRECISIONS)
-    change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
+    change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision), row_ranges(rows))
     _require_folder(to)
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
@@ -165,7 +168,7 @@ def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
     """What goes into every file. Two exports with the same heads are the same export, so all that decides what the
     bytes are is in it; transformers wants `format`."""
     record = commit.record
-    made = {
+    made: dict[str, object] = {
         "run": record.run,
         "step": record.step,
         "write": record.write_id,
@@ -174,4 +177,6 @@ def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
         "dtype": change.precision,
         "scale": change.scaling,
     }
+    if change.rows:
+        made["rows"] = [[one.pattern, one.start, one.stop] for one in change.rows]
     return {"format": "pt", "behemoth": json.dumps(made, separators=(",", ":"))}
