@@ -16,10 +16,12 @@ from behemoth.base.ids import Attempt, RunUid, Step, WriteId
 from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import FormatVersion
+from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.proof import Proof, prove
+from behemoth.checkpoint.receipt import Receipt
 from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
@@ -35,6 +37,18 @@ LAYOUT = toy_layout()
 
 def desk_of(store: SavesTo) -> CheckpointDesk:
     return CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=lambda _: None)
+
+
+def ask_commit(desk: CheckpointDesk, receipts: Sequence[Receipt], layout: Layout = LAYOUT) -> None:
+    """Of the write that all ranks have made."""
+    one = receipts[0]
+    desk.commit(
+        step=Step(one.step),
+        write_id=WriteId(one.write_id),
+        attempt=Attempt(one.attempt),
+        layout=layout.encode(),
+        receipts=[receipt.encode() for receipt in receipts],
+    )
 
 
 def test_a_cut_off_commit_is_told_and_its_step_can_be_committed_again() -> None:
@@ -56,13 +70,7 @@ def test_the_size_of_a_record_is_known_of_commits_that_were_found_and_of_those_t
     assert desk.record_bytes(found.ref) == 0
     desk.survey()
     receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2, write_id="a1-2", attempt=1)
-    desk.commit(
-        step=Step(2),
-        write_id=WriteId("a1-2"),
-        attempt=Attempt(1),
-        layout=LAYOUT.encode(),
-        receipts=[receipt.encode() for receipt in receipts],
-    )
+    ask_commit(desk, receipts)
     desk.close()
     sizes = {info.key: info.size_bytes for info in store.list("commits")}
     for one in commits(store):
@@ -81,13 +89,7 @@ def test_a_save_is_proven_by_as_many_threads_as_are_told(monkeypatch: pytest.Mon
     monkeypatch.setattr(commit_module, "prove", noting)
     desk = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append, threads=3)
     receipts = write_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 2), step=2, write_id="a1-2", attempt=1)
-    desk.commit(
-        step=Step(2),
-        write_id=WriteId("a1-2"),
-        attempt=Attempt(1),
-        layout=LAYOUT.encode(),
-        receipts=[receipt.encode() for receipt in receipts],
-    )
+    ask_commit(desk, receipts)
     desk.close()
     assert used == [3]
     assert any(isinstance(one, Committed) for one in told)
@@ -142,13 +144,7 @@ def test_a_rejection_that_the_store_did_not_take_is_made_up_for_before_the_step_
     desk.commit(step=Step(9), write_id=WriteId("a1-9"), attempt=Attempt(1), layout=None, receipts=())
     receipts = write_all_ranks(inner, LAYOUT, logical_arrays(LAYOUT, 2), step=1, write_id="a2-2", attempt=2)
     store.allow_after(desk)
-    desk.commit(
-        step=Step(1),
-        write_id=WriteId("a2-2"),
-        attempt=Attempt(2),
-        layout=LAYOUT.encode(),
-        receipts=[receipt.encode() for receipt in receipts],
-    )
+    ask_commit(desk, receipts)
     desk.close()
     committed = [one.commit.write_id for one in told if isinstance(one, Committed)]
     assert committed == ["a2-2"]
@@ -165,13 +161,7 @@ def test_after_a_rejection_a_commit_is_held_against_the_one_before_it() -> None:
     arrays = logical_arrays(LAYOUT, 3)
     arrays["model/dense"][:] = 0
     receipts = write_all_ranks(store, LAYOUT, arrays, step=3, write_id="a2-3", attempt=2)
-    desk.commit(
-        step=Step(3),
-        write_id=WriteId("a2-3"),
-        attempt=Attempt(2),
-        layout=LAYOUT.encode(),
-        receipts=[receipt.encode() for receipt in receipts],
-    )
+    ask_commit(desk, receipts)
     desk.close()
     (failed,) = (one for one in told if isinstance(one, SaveFailed))
     assert failed.reason.startswith("commit: ")
@@ -249,13 +239,7 @@ def test_a_deletion_that_failed_is_done_after_the_next_commit() -> None:
     desk.survey()
     desk.delete(refs[:2])
     receipts = write_all_ranks(inner, LAYOUT, logical_arrays(LAYOUT, 9), step=9, write_id="a2-9", attempt=2)
-    desk.commit(
-        step=Step(9),
-        write_id=WriteId("a2-9"),
-        attempt=Attempt(2),
-        layout=LAYOUT.encode(),
-        receipts=[receipt.encode() for receipt in receipts],
-    )
+    ask_commit(desk, receipts)
     desk.close()
     assert [type(one).__name__ for one in told if not isinstance(one, Pinned)] == ["Committed", "Deleted"]
     assert [one.step for one in commits(inner)] == [2, 3, 9]
@@ -271,13 +255,7 @@ def test_a_pin_that_was_taken_away_is_told_with_the_next_commit() -> None:
     for step in (2, 3):
         arrays = logical_arrays(LAYOUT, step)
         receipts = write_all_ranks(store, LAYOUT, arrays, step=step, write_id=f"a1-{step}")
-        desk.commit(
-            step=Step(step),
-            write_id=WriteId(f"a1-{step}"),
-            attempt=Attempt(1),
-            layout=LAYOUT.encode(),
-            receipts=[receipt.encode() for receipt in receipts],
-        )
+        ask_commit(desk, receipts)
     desk.close()
     assert pins_told(told) == [("a1-1",), ()]
 
@@ -308,13 +286,7 @@ def test_a_store_that_was_exchanged_during_the_run_is_neither_committed_to_nor_c
         store, run_name="run", run_uid=RunUid("mine"), url="/x", clock=ManualClock(now_us=1), tell=told.append
     )
     desk.clean(tuple)
-    desk.commit(
-        step=Step(1),
-        write_id=WriteId("a1-1"),
-        attempt=Attempt(1),
-        layout=LAYOUT.encode(),
-        receipts=[receipt.encode() for receipt in receipts],
-    )
+    ask_commit(desk, receipts)
     desk.close()
     (failed,) = told
     assert isinstance(failed, SaveFailed)
@@ -365,9 +337,7 @@ def test_a_commit_that_the_store_carries_out_after_its_save_was_given_up_is_none
     former = CheckpointDesk(store, run_name="run", clock=ManualClock(now_us=1), tell=told.append)
     for number in (1, 2):
         receipts = upload_all_ranks(store, layout, logical_arrays(layout, 1), step=1, write_id=f"a1-{number}")
-        order = {"step": Step(1), "write_id": WriteId(f"a1-{number}"), "attempt": Attempt(1)}
-        encoded = [receipt.encode() for receipt in receipts]
-        former.commit(**order, layout=layout.encode(), receipts=encoded)  # type: ignore[arg-type]
+        ask_commit(former, receipts, layout)
         if number == 1:
             former.clean(lambda: [WriteId("a1-2")])
     former.close()

@@ -201,6 +201,44 @@ def test_however_the_two_were_cut_the_difference_is_that_of_the_logical_arrays(
         assert found.difference.l2 == pytest.approx(expected.l2)
 
 
+@pytest.mark.parametrize("num_shares", [(8, 1), (1, 8), (8, 4)], ids=["finer first", "coarser first", "both split"])
+def test_of_arrays_that_are_cut_otherwise_each_byte_of_either_side_is_read_once(num_shares: tuple[int, int]) -> None:
+    spec = ArraySpec(name="a", dtype="float32", shape=(48, 64), dims=((1, "tp"),))
+    before = logical_arrays(Layout(mesh=Mesh(), arrays=(spec,)), 1)
+    after = {"a": before["a"] + np.float32(1)}
+    with small_chunks(4096):
+        layouts = [Layout(mesh=Mesh(tp=num, etp=num), arrays=(spec,)) for num in num_shares]
+        assert grids(layouts[0])[0].chunk_shape != grids(layouts[1])[0].chunk_shape
+        stores = CountingStore(), CountingStore()
+        first, second = (
+            saved(layout, state, store=store)
+            for layout, state, store in zip(layouts, (before, after), stores, strict=True)
+        )
+        for store in stores:
+            store.num_bytes = 0
+        (one,) = diff(first, second, threads=2)
+        assert one.difference == difference(before["a"], after["a"])
+        for store, layout in zip(stores, layouts, strict=True):
+            (grid,) = grids(layout)
+            assert grid.num_chunks > 1
+            assert store.num_bytes == grid.num_chunks * grid.stored_bytes
+
+
+def test_chunks_of_another_checkpoint_are_damage_also_where_the_two_are_cut_otherwise() -> None:
+    spec = ArraySpec(name="a", dtype="float32", shape=(8, 8), dims=((1, "tp"),))
+    whole, split = (Layout(mesh=Mesh(tp=num, etp=num), arrays=(spec,)) for num in (1, 4))
+    store = MemoryStore()
+    first, other = (saved(whole, logical_arrays(whole, step), step=step, store=store) for step in (1, 2))
+    keys = [side.commit.shard_key(0, 0) for side in (first, other)]
+    (info,) = [info for info in store.list("steps") if info.key == keys[1]]
+    data = bytearray(info.size_bytes)
+    store.read_into(keys[1], offset_bytes=0, into=data)
+    store.delete([keys[0]])
+    store.create(keys[0], data)
+    with pytest.raises(Corrupt, match=r"array 'a', file .*: expected the chunks that were committed, got others"):
+        diff(first, saved(split, logical_arrays(split, 1)), threads=1)
+
+
 def flip(side: Side, offset_bytes: int) -> None:
     """One bit in the shard of the first array."""
     key = side.commit.shard_key(0, 0)

@@ -146,6 +146,18 @@ def test_a_record_of_other_payloads_than_the_spans_add_up_to_is_refused() -> Non
     commit_receipts(store, layout, receipts, step=1)
 
 
+def test_a_receipt_of_another_node_that_does_not_say_what_was_sent_is_refused() -> None:
+    """Only who tells the spans of what it sends itself may leave it out: such a receipt crosses no network."""
+    layout = toy_layout("box")
+    receipts = upload_all_ranks(bucket(), layout, logical_arrays(layout, 1))
+    receipt = next(one for one in receipts if one.shards)
+    assert Receipt.decode(receipt.encode()).shards == receipt.shards
+    shards = receipt.shards or ()
+    silent = replace(receipt, shards=(*shards[1:], shards[0]._replace(payload_crc=None)))
+    with pytest.raises(Corrupt, match=rf"receipt of rank {receipt.rank}: .* shard \d+ of array \d+, got none"):
+        Receipt.decode(silent.encode())
+
+
 class Endless(LocalExchange):
     """A way to ranks that tell the first part that they have sent again and again."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from behemoth.base.errors import BehemothError, Corrupt, Timeout, Unavailable
+from behemoth.base.errors import BehemothError, Corrupt, NotFound, Timeout, Unavailable
 from behemoth.checkpoint.commit_log import BadCommit, commits
 from behemoth.checkpoint.pins import pin
 from behemoth.checkpoint.problem import Problem
@@ -17,7 +17,7 @@ from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
-from checkpoint.unread_store import BAD_PLACE, DENIED
+from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
 
 SMALL = "steps/000000010-a1-1"
 
@@ -296,19 +296,58 @@ def test_a_folder_that_cannot_be_listed_is_a_problem_of_its_checkpoint(error: Be
     assert (problem.kind, problem.object_key, problem.message) == ("unreadable", SMALL, error.message)
 
 
-@pytest.mark.parametrize("error", [DENIED, BAD_PLACE], ids=["denied", "bad place"])
+def unread_at(name: str, error: BehemothError) -> tuple[Unread, CommitRef]:
+    """A whole checkpoint of which one object cannot be read."""
+    inner = MemoryStore()
+    record = save(inner, small_layout(), step=10, write_id="a1-1")
+    assert record is not None
+    return Unread(inner, {f"{SMALL}/{name}": error}), record.ref
+
+
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=["denied", "bad place", "refused"])
 @pytest.mark.parametrize("name", ["index", "model/w/zarr.json"])
 def test_metadata_that_the_store_does_not_give_are_unreadable_and_not_damaged(name: str, error: BehemothError) -> None:
-    class Unread(MemoryStore):
-        is_whole = True
-
-        def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-            if key == f"{SMALL}/{name}" and not self.is_whole:
-                raise error
-            super().read_into(key, offset_bytes=offset_bytes, into=into)
-
-    store = Unread()
-    save(store, small_layout(), step=10, write_id="a1-1")
-    store.is_whole = False
+    store, _ = unread_at(name, error)
     problem = only(check(store, deep=False))
     assert (problem.kind, problem.object_key, problem.message) == ("unreadable", f"{SMALL}/{name}", error.message)
+
+
+@pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=["denied", "bad place", "refused"])
+def test_whoever_requires_a_whole_checkpoint_is_told_what_could_not_be_read_and_that_it_may_be_whole(
+    error: BehemothError,
+) -> None:
+    for name, requires in (
+        ("model/w/zarr.json", (require_objects, require_committed)),
+        ("model/w/c/0/0", (require_committed,)),
+    ):
+        store, ref = unread_at(name, error)
+        for require in requires:
+            with pytest.raises(Unavailable, match=f"^file {SMALL}/{name}: {error.message}") as caught:
+                require(store, ref, threads=1)
+            assert caught.value.code == "checkpoint-unreadable"
+    store, ref = unread_at("index", error)
+    with pytest.raises(type(error), match=f"^{error.message}$"):
+        require_objects(store, ref, threads=1)
+
+
+def test_damage_is_told_before_what_could_not_be_read() -> None:
+    store, ref = unread_at("model/norm/zarr.json", DENIED)
+    store.delete([f"{SMALL}/model/w/c/0/0"])
+    with pytest.raises(Corrupt, match=rf"^file {SMALL}/model/w/c/0/0: .*got none \(and 1 more\)$"):
+        require_objects(store, ref, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(NotFound("no such file"), "missing"), (Corrupt("expected 88 bytes, got 50"), "chunk"), (DENIED, "unreadable")],
+    ids=["gone", "shortened", "denied"],
+)
+def test_an_object_that_changes_after_it_was_listed_is_damage_and_one_that_is_refused_is_not(
+    error: BehemothError, kind: str
+) -> None:
+    store, ref = unread_at("model/w/c/0/0", error)
+    found = check(store).problems
+    assert {(problem.object_key, problem.message) for problem in found} == {(f"{SMALL}/model/w/c/0/0", error.message)}
+    assert kind in {problem.kind for problem in found} <= {kind, "shard-index"}
+    with pytest.raises(Unavailable if error is DENIED else Corrupt):
+        require_committed(store, ref, threads=1)

@@ -70,6 +70,14 @@ def test_a_wrong_word_is_answered_with_the_nearest_right_one(
     assert "\ncode: " in told
 
 
+@pytest.mark.parametrize("given", ["--on ray", "--state kept", "--anew"])
+def test_options_of_batches_are_refused_where_no_chunk_is_read(capsys: pytest.CaptureFixture[str], given: str) -> None:
+    code, told = refused(capsys, "ckpt", "verify", "x", "--fast", *given.split())
+    assert code == Exit.USAGE
+    assert told.startswith(f"error: option {given.removesuffix(' kept')}: expected it without --fast, got both\n")
+    assert "\ncode: option-without-effect\n" in told
+
+
 @pytest.mark.parametrize(
     "command", [("export", "store"), ("drain", "store"), ("reshard", "store", "--mesh", "dp=2")], ids=lambda one: one[0]
 )

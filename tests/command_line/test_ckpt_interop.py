@@ -94,6 +94,28 @@ def test_select_map_and_precision_are_applied(place: Path, capsys: pytest.Captur
     assert same(loaded(place / "turned"), {"m.table.T": np.ascontiguousarray(arrays["model/table"].T)})
 
 
+def test_rows_of_arrays_are_taken_before_the_map(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = arrays_of(place / "runs/small/checkpoints")
+    wanted = ("--select", "model/*", "--select", "stats/row_loss", "--rows", "model/*=3-5")
+    assert run(capsys, "export", "run/small", "--to", "some", *wanted)[0] == 0
+    expected = {"model/table": arrays["model/table"][3:6], "stats/row_loss": arrays["stats/row_loss"]}
+    assert same(loaded(place / "some"), expected)
+    Path("my.yaml").write_text(
+        "format: 1\nothers: drop\nrules: [{ours: 'model/{x}', theirs: 'm.{x}.T', steps: [permute: [1, 0]]}]\n"
+    )
+    assert run(capsys, "export", "run/small", "--to", "turned", *wanted, "--map", "my.yaml")[0] == 0
+    assert same(loaded(place / "turned"), {"m.table.T": np.ascontiguousarray(arrays["model/table"][3:6].T)})
+
+
+@pytest.mark.usefixtures("place")
+def test_the_same_number_of_other_rows_is_another_export(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("export", "run/small", "--to", "out", "--select", "model/*", "--rows")
+    assert run(capsys, *command, "model/*=3-5")[0] == 0
+    assert run(capsys, *command, "model/*=3-5")[0] == 0
+    code, _, err = run(capsys, *command, "model/*=4-6")
+    assert (code, "code: export-folder" in err) == (1, True)
+
+
 def test_a_size_of_a_map_is_given_on_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = arrays_of(place / "runs/small/checkpoints")["model/table"]
     Path("my.yaml").write_text(
@@ -275,6 +297,21 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("export", "run/small", "--to", "a.file"), 1, "option --to a.file: expected a folder, got a file"),
         (("export", "run/small", "--to", "a.file/out", "--dry-run"), 1, "got a path below the file "),
         (("export", "run/small", "--to", "out", "--select", "modle/*"), 102, "hint: did you mean model/table?"),
+        (
+            ("export", "run/small", "--to", "out", "--rows", "modle/*=0"),
+            2,
+            "rows of 'modle/*': expected to match one of",
+        ),
+        (
+            ("export", "run/small", "--to", "out", "--rows", "model/*=5-3"),
+            2,
+            "hint: for example 'model/*.experts.*=3-5'",
+        ),
+        (
+            ("export", "run/small", "--to", "out", "--rows", "model/*"),
+            2,
+            "option --rows: expected a pattern of names and",
+        ),
         (("export", "run/small", "--to", "out", "--map", "lama4-hf"), 102, "hint: did you mean llama4-hf?"),
         (("export", "run/small", "--to", "out", "--map", "llama4-hf"), 2, "code: map-no-rule"),
         (
@@ -291,7 +328,12 @@ def test_a_dry_run_tells_and_writes_nothing(place: Path, capsys: pytest.CaptureF
         (("export", "run/small", "--to", "out", "--dtype", "bf61"), 2, "hint: did you mean bf16?"),
         (("export", "run/small", "--to", "out", "--fp8-scale", "block"), 2, "expected it with --dtype fp8"),
         (("export", "run/small", "--to", "out", "--dtype", "fp8", "--fp8-scale", "row"), 2, "option --fp8-scale: "),
-        (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got 0B"),
+        (("export", "run/small", "--to", "out", "--max-file-size", "0B"), 2, "expected at least 1B, got '0B'"),
+        (
+            ("export", "run/small", "--to", "out", "--max-file-size", "0"),
+            2,
+            "expected at least 1B, got '0'\nhint: for example 5GB, which it is without the option\ncode: file-size",
+        ),
         (("export", "run/small", "--to", "out", "--max-file-size", "5"), 2, "option --max-file-size: expected a size"),
         (("export", "run/small", "--to", "out", "--step", "3"), 102, "code: checkpoint-not-found"),
         (("import", "nothing", "--to", "store"), 102, "code: safetensors-not-found"),
@@ -324,17 +366,30 @@ def test_what_is_wrong_is_told_with_its_code_and_leaves_nothing(
     assert not (place / "store").exists()
 
 
-def test_a_damaged_checkpoint_is_not_exported(trained: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_not_exported_and_leaves_no_folder(
+    trained: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "runs").unlink()
     shutil.copytree(trained / "runs", place / "runs")
     (shard,) = (place / "runs/small/checkpoints/steps").glob(f"{NEWEST:09d}-*/model/table/c/0/0")
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(data)
-    code, _, err = run(capsys, "export", "run/small", "--to", "out")
-    assert code == 3
-    assert "array 'model/table', chunk 0, file steps/" in err
-    assert not list((place / "out").iterdir())
+    (place / "mine").mkdir()
+    for to in ("deep/out", "mine/out", "mine"):
+        code, _, err = run(capsys, "export", "run/small", "--to", to)
+        assert code == 3
+        assert "array 'model/table', chunk 0, file steps/" in err
+    assert sorted(path.name for path in place.iterdir()) == ["mine", "runs"]
+    assert not list((place / "mine").iterdir())
+
+
+def test_an_import_of_damaged_data_leaves_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    safetensors.numpy.save_file({"a": np.array([True])}, "one.safetensors")
+    Path("one.safetensors").write_bytes(Path("one.safetensors").read_bytes()[:-1] + b"\2")
+    code, _, err = run(capsys, "import", "one.safetensors", "--to", "deep/store")
+    assert (code, "code: safetensors-bool" in err) == (3, True)
+    assert sorted(path.name for path in place.iterdir()) == ["one.safetensors", "runs"]
 
 
 def test_a_checkpoint_that_retention_deletes_while_it_is_read_is_not_called_damaged(

@@ -61,6 +61,20 @@ def newest(folder: Path) -> tuple[Commit, dict[str, np.ndarray]]:
         return commit, {array.name: read_array(store, commit, array.name) for array in commit.layout.arrays}
 
 
+def test_a_reshard_that_finds_damage_leaves_no_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    (shard,) = (tmp_path / "runs/small/checkpoints/steps").glob(f"{TRAINED_STEPS:09d}-*/model/table/c/0/0")
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    code, _, err = run(capsys, "reshard", "run/small", "--to", "deep/st", "--mesh", "dp=3")
+    assert (code, "array 'model/table', chunk 0, file steps/" in err) == (3, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
 def test_a_run_goes_on_from_its_checkpoint_that_was_resharded_for_more_ranks(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +128,27 @@ def test_what_is_asked_for_is_taken_and_converted_and_nothing_else(
     assert commit.record.mesh.num_ranks == 4
     code, _, err = run(capsys, "reshard", "run/small", "--to", "none", "--mesh", "dp=2", "--only", "modle/*")
     assert (code, "got ['modle/*']" in err, (place / "none").exists()) == (Exit.USAGE, True, False)
+
+
+def test_experts_by_number_are_taken_of_all_arrays_that_match(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stacks = {
+        name: np.random.default_rng(1).normal(size=(16, 4, 6)) for name in ("model/0.experts.w", "optim/0.experts.w")
+    }
+    safetensors.numpy.save_file({**stacks, "model/0.norm": np.arange(4.0)}, "x.safetensors")
+    assert run(capsys, "import", "x.safetensors", "--to", "all")[0] == 0
+    command = ("reshard", "all", "--mesh", "dp=2", "--rows", "*.experts.*=3-5")
+    assert run(capsys, *command, "--only", "model/*", "--to", "some")[0] == 0
+    assert run(capsys, "verify", "some")[0] == 0
+    _, after = newest(place / "some")
+    assert after.keys() == {"model/0.experts.w", "model/0.norm"}
+    assert after["model/0.experts.w"].tobytes() == stacks["model/0.experts.w"][3:6].tobytes()
+    assert run(capsys, *command[:-1], "*.experts.*=3", "--dtype", "fp16", "--to", "one")[0] == 0
+    _, after = newest(place / "one")
+    for name, stack in stacks.items():
+        assert after[name].tobytes() == stack[3:4].astype(np.float16).tobytes()
+    code, _, err = run(capsys, *command[:-1], "*.experts.*=3-16", "--to", "none")
+    assert (code, "expected arrays of 17 rows or more, got 'model/0.experts.w' with 16" in err) == (Exit.USAGE, True)
+    assert not (place / "none").exists()
 
 
 RUN_FILE = """

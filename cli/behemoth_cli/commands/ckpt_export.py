@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Annotated
 
 import typer
@@ -14,7 +14,7 @@ from behemoth.app.batches.export_job import write_in_batches
 from behemoth.app.batches.jobs import ExportJob
 from behemoth.app.batches.tensors import TensorChange, outward
 from behemoth.base.errors import Conflict, Invalid
-from behemoth.base.units import parse_size
+from behemoth.base.units import parse_some_size
 from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.export import Exported, export, kept_files, unfinished_folder
@@ -22,6 +22,7 @@ from behemoth.checkpoint.interop.export_plan import ExportPlan, plan_export
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.opened import Commit
 from behemoth.ports import ObjectStore, SavesTo
+from behemoth.storage.folders import removed_after_error
 from behemoth.storage.open import is_s3, located, open_store
 from behemoth.storage.probe_uploads import probe_bucket
 from behemoth_cli.commands.batching import Address, Batching, On, batching
@@ -30,6 +31,7 @@ from behemoth_cli.commands.interop_options import (
     PRECISIONS,
     DryRun,
     MapOption,
+    Rows,
     Select,
     SizeOption,
     change_of,
@@ -37,6 +39,7 @@ from behemoth_cli.commands.interop_options import (
     folder_to_be,
     precision_of,
     require_matches,
+    row_ranges,
     watched,
 )
 from behemoth_cli.commands.selection import Step, Threads, Where, intact, opened, unless_deleted
@@ -46,6 +49,7 @@ from behemoth_cli.errors import choose
 from behemoth_cli.views.interop import export_page, tensor_listing
 
 _FOLDER_HINT = "name a new or empty folder"
+_SIZE_HINT = "for example 5GB, which it is without the option"
 _DTYPE_HELP = "Precision of floating arrays. fp8 is e4m3 with scales beside it."
 _To = Annotated[
     str, typer.Option("--to", metavar="WHERE", help="A new or empty folder, or s3:// prefix.", show_default=False)
@@ -75,6 +79,7 @@ def export_checkpoint(
     fp8_scale: _Scaling = "",
     max_file_size: _FileSize = "5GB",
     select: Select = None,
+    rows: Rows = None,
     on: On = "threads",
     address: Address = "",
     threads: Threads = 4,
@@ -88,9 +93,9 @@ def export_checkpoint(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    max_file_bytes = _file_size(max_file_size)
+    max_file_bytes = parse_some_size(max_file_size, name="option --max-file-size", hint=_SIZE_HINT, code="file-size")
     precision = precision_of(dtype, *PRECISIONS)
-    change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision))
+    change = change_of(select, name_map, size, precision, _scaling(fp8_scale, precision), row_ranges(rows))
     _require_folder(to)
     # Each worker writes one file at a time, and reads its tensors on all threads.
     options = batching(context.console, on=on, address=address, threads=1)
@@ -144,8 +149,9 @@ def _export(
         spread = write_in_batches(batches.executor(), job, plan, progress=progress)
         return export(target, plan, unfinished=job.unfinished, spread=spread)
 
-    probe_bucket(target, url=os.fsdecode(job.to))
-    with unless_deleted(store, commit.record.ref):
+    to = os.fsdecode(job.to)
+    probe_bucket(target, url=to)
+    with nullcontext() if is_s3(to) else removed_after_error(to), unless_deleted(store, commit.record.ref):
         return watched(batches.console, f"exporting checkpoint/{job.step}", do).kept
 
 
@@ -158,18 +164,11 @@ def _scaling(text: str, precision: str) -> str:
     return choose(text, SCALINGS, name="option --fp8-scale")
 
 
-def _file_size(text: str) -> int:
-    size_bytes = parse_size(text, name="option --max-file-size")
-    if size_bytes < 1:
-        raise Invalid(f"option --max-file-size: expected at least 1B, got {text}", code="file-size")
-    return size_bytes
-
-
 def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
     """What goes into every file. Two exports with the same heads are the same export, so all that decides what the
     bytes are is in it; transformers wants `format`."""
     record = commit.record
-    made = {
+    made: dict[str, object] = {
         "run": record.run,
         "step": record.step,
         "write": record.write_id,
@@ -178,4 +177,6 @@ def _provenance(commit: Commit, change: TensorChange) -> dict[str, str]:
         "dtype": change.precision,
         "scale": change.scaling,
     }
+    if change.rows:
+        made["rows"] = [[one.pattern, one.start, one.stop] for one in change.rows]
     return {"format": "pt", "behemoth": json.dumps(made, separators=(",", ":"))}

@@ -21,6 +21,7 @@ from behemoth.checkpoint.interop.relayout import Relayout, relayout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.recipe_change import recipe_change
+from behemoth.checkpoint.row_ranges import RowRange
 from behemoth.checkpoint.verify import require_committed
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.spec.mesh import parse_mesh
@@ -28,7 +29,14 @@ from behemoth.spec.recipe import parse_recipe
 from behemoth.storage.open import located, open_store
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
 from behemoth_cli.commands.candidates import output_option
-from behemoth_cli.commands.interop_options import FULL_PRECISIONS, DryRun, dtype_option, precision_of
+from behemoth_cli.commands.interop_options import (
+    FULL_PRECISIONS,
+    DryRun,
+    Rows,
+    dtype_option,
+    precision_of,
+    row_ranges,
+)
 from behemoth_cli.commands.plan import inventory_of
 from behemoth_cli.commands.selection import NewStore, Step, Threads, Where, intact, opened, unless_deleted
 from behemoth_cli.commands.writing import Made, done_before, opened_target, require_apart, write_recorded
@@ -38,6 +46,14 @@ from behemoth_cli.views.interop import reshard_page
 _DTYPE_HELP = "Precision of floating arrays but float8 ones, optimizer and all."
 _RECIPE_HELP = "Recipe of the result, such as weights=bfloat16,master=none; the run file's is what was saved."
 
+_RunFile = Annotated[
+    Path | None,
+    typer.Option("-f", "--file", metavar="FILE", help="Or a run file: its mesh, and its model's cuts where known."),
+]
+_Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="PATTERN", help="Arrays to take, as 'model/*'. Repeatable.")
+]
+
 
 def reshard_checkpoint(
     ctx: typer.Context,
@@ -45,13 +61,9 @@ def reshard_checkpoint(
     to: NewStore,
     step: Step = None,
     mesh: Annotated[str, typer.Option("--mesh", metavar="AXES", help="The mesh, such as tp=4,dp=2.")] = "",
-    file: Annotated[
-        Path | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Or a run file: its mesh, and its model's cuts where known."),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="PATTERN", help="Arrays to take, as 'model/*'. Repeatable.")
-    ] = None,
+    file: _RunFile = None,
+    only: _Only = None,
+    rows: Rows = None,
     dtype: Annotated[str, dtype_option(*FULL_PRECISIONS, help=_DTYPE_HELP)] = "",
     recipe: Annotated[str, typer.Option("--recipe", metavar="FIELDS", help=_RECIPE_HELP)] = "",
     on: On = "threads",
@@ -69,7 +81,8 @@ def reshard_checkpoint(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
-    wanted = _Wanted(mesh=mesh, file=file, only=only or (), dtype=precision_of(dtype, *FULL_PRECISIONS), recipe=recipe)
+    precision = precision_of(dtype, *FULL_PRECISIONS)
+    wanted = _Wanted(mesh=mesh, file=file, only=only or (), rows=row_ranges(rows), dtype=precision, recipe=recipe)
     options = batching(context.console, on=on, address=address, threads=threads, state=state, anew=anew)
     place = find_checkpoints(where)
     require_apart(place.url, to, code="reshard-same")
@@ -133,6 +146,7 @@ class _Wanted:
     mesh: str
     file: Path | None
     only: Sequence[str]
+    rows: Sequence[RowRange]
     dtype: str
     recipe: str
 
@@ -150,6 +164,7 @@ class _Wanted:
             step=commit.record.step,
             sharding="box" if is_bucket else "array",
             only=self.only,
+            rows=self.rows,
             dtype=self.dtype,
         )
         run = None if self.file is None else read_run(self.file)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from behemoth.base.errors import Invalid
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.storage.open import located, open_store
 from behemoth_cli.commands.batching import Address, Anew, Batching, On, State, batching
@@ -42,6 +43,8 @@ def verify_checkpoints(
     """
     form = chosen_format(output, "json", "yaml")
     context: Context = ctx.obj
+    if fast:
+        _refuse_idle({"--on ray": on == "ray", "--state": bool(state), "--anew": anew})
     options = batching(context.console, on=on, address=address, state=state, anew=anew, threads=threads)
     with options as batches:
         place = find_checkpoints(where)
@@ -53,6 +56,16 @@ def verify_checkpoints(
             spread = partial(_spread, batches, url)
             reports = checked(store, wanted, context.console, threads=threads, deep=not fast, spread=spread)
     return told(reports, of_store, context.console, place, form)
+
+
+def _refuse_idle(are_given: dict[str, bool]) -> None:
+    """Raises Invalid for options of batches, which there are none of where no chunk is read."""
+    for name in (name for name, is_given in are_given.items() if is_given):
+        raise Invalid(
+            f"option {name}: expected it without --fast, got both",
+            hint="--fast reads no chunks: this process does it at once, and keeps no record; leave one of them out",
+            code="option-without-effect",
+        )
 
 
 def _spread(batches: Batching, url: str, progress: Callable[[int, int], None]) -> Spread:

@@ -1,7 +1,8 @@
-"""What `behemoth ckpt export` and `import` have in common: options, and what these mean."""
+"""What `behemoth ckpt export`, `import` and `reshard` have in common: options, and what these mean."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from behemoth.checkpoint.interop.casts import FLOAT8
 from behemoth.checkpoint.interop.cells import SCALINGS
 from behemoth.checkpoint.interop.map_file import MAP_NAMES, shipped_map
 from behemoth.checkpoint.name_patterns import NamePatterns
+from behemoth.checkpoint.row_ranges import RowRange
 from behemoth.storage.open import path_of
 from behemoth_cli.commands.candidates import one_of
 from behemoth_cli.context import read_file
@@ -49,6 +51,15 @@ Select = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Names to take, as 'model/*'; before the map. Repeatable."),
 ]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rows",
+        metavar="PATTERN=N-M",
+        help="Of arrays that match only indexes N to M of the first dim, as '*.experts.*=3-5'. Repeatable.",
+    ),
+]
+_ROWS = re.compile(r"(.+)=([0-9]{1,15})(?:-([0-9]{1,15}))?")
 
 
 def dtype_option(*precisions: str, help: str) -> Any:
@@ -67,13 +78,33 @@ def change_of(
     sizes: Sequence[str] | None,
     precision: str,
     scaling: str = SCALINGS[0],
+    rows: Sequence[RowRange] = (),
 ) -> TensorChange:
-    """What `--select`, `--map`, `--size`, a precision and a scaling ask for. Raises Invalid for a map that says
-    nothing."""
+    """What `--select`, `--rows`, `--map`, `--size`, a precision and a scaling ask for. Raises Invalid for a map that
+    says nothing."""
     names = _map_of(name_map, dict(_size(one) for one in sizes or ()))
     if names is not None:
         names.names()  # what is wrong with it is told before anything is read
-    return TensorChange(patterns=tuple(patterns or ()), names=names, precision=precision, scaling=scaling)
+    return TensorChange(
+        patterns=tuple(patterns or ()), rows=tuple(rows), names=names, precision=precision, scaling=scaling
+    )
+
+
+def row_ranges(texts: Sequence[str] | None) -> list[RowRange]:
+    """What `--rows` asks for. Raises Invalid."""
+    return [_row_range(text) for text in texts or ()]
+
+
+def _row_range(text: str) -> RowRange:
+    match = _ROWS.fullmatch(text)
+    first, last = (int(match[2]), int(match[3] or match[2])) if match else (1, 0)
+    if match is None or last < first:
+        raise Invalid(
+            f"option --rows: expected a pattern of names and indexes, got {text!r:.80}",
+            hint="for example 'model/*.experts.*=3-5' for three experts, or =3 for one",
+            code="rows",
+        )
+    return RowRange(pattern=match[1], start=first, stop=last + 1)
 
 
 def _map_of(text: str, sizes: dict[str, int]) -> MapDocument | None:

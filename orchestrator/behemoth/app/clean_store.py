@@ -6,7 +6,7 @@ keeps runs out meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from behemoth.app.checkpoint_desk import unsure_writes
@@ -67,27 +67,34 @@ def plan_clean(
     """Reads only. `takes_rubbish`, what writes left that were never committed, is for when nobody can write; of them
     those that are `unsure` may still get their commits (`unsure_in`). Raises Corrupt as `pinned_writes` does."""
 
-    def judged(found: Sequence[CommitRef | BadCommit], pinned: Collection[Write]) -> list[Judged]:
-        intact = [one for one in found if isinstance(one, CommitRef)]
-        dated = [Dated(step=ref.step, committed_us=ref.committed_us) for ref in intact]
-        steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
-        reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
-        return [Judged(commit=ref, reasons=reasons[ref.step]) for ref in intact]
+    judged: list[Judged] = []
+    unusable: list[BadCommit] = []
 
     def drop(found: Sequence[CommitRef | BadCommit], pinned: Collection[Write]) -> list[CommitRef]:
-        return [one.commit for one in judged(found, pinned) if not one.reasons]
+        judged.extend(_judged(found, pinned, retention))
+        unusable.extend(one for one in found if isinstance(one, BadCommit))
+        return [one.commit for one in judged if not one.reasons]
 
     plan = plan_gc(store, drop=drop, in_flight=() if takes_rubbish else None, unsure=unsure)
-    all_judged = judged(plan.found, plan.pinned)
     keys = [*(info.key for info in plan.objects), *(upload.key for upload in plan.uploads)]
-    dropped = {(one.commit.step, one.commit.write_id) for one in all_judged if not one.reasons}
+    dropped = {(one.commit.step, one.commit.write_id) for one in judged if not one.reasons}
     return CleanPlan(
         retention=retention,
-        judged=tuple(all_judged),
-        unusable=tuple(one for one in plan.found if isinstance(one, BadCommit)),
+        judged=tuple(judged),
+        unusable=tuple(unusable),
         num_unfinished=len({write_of_key(key) for key in keys} - dropped),
         gc=plan,
     )
+
+
+def _judged(
+    found: Sequence[CommitRef | BadCommit], pinned: Collection[Write], retention: Retention
+) -> Iterator[Judged]:
+    intact = [one for one in found if isinstance(one, CommitRef)]
+    dated = [Dated(step=ref.step, committed_us=ref.committed_us) for ref in intact]
+    steps = [ref.step for ref in intact if (ref.step, ref.write_id) in pinned]
+    reasons = {verdict.step: verdict.reasons for verdict in verdicts(dated, retention, pinned=steps)}
+    return (Judged(commit=ref, reasons=reasons[ref.step]) for ref in intact)
 
 
 def _is_first_store(url: str, directory: RunDirectory) -> bool:

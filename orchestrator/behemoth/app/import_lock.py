@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from behemoth.base.errors import Conflict
-from behemoth.storage.folders import make_root
+from behemoth.base.errors import BehemothError, Conflict
+from behemoth.storage.folders import empty_folders, make_root, missing_folders, remove_made
 from behemoth.storage.os_errors import named_errors
 
 _HELD: set[int] = set()
@@ -32,12 +32,18 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextmanager
 def importing(folder: Path) -> Iterator[None]:
-    """Hold the lock against gc (`clearing`) during the block; other imports may run. Creates `folder`. Raises Conflict
-    while a gc runs there."""
-    with named_errors(f"store {folder}"):
-        make_root(os.path.abspath(folder))
-    with _locked(folder, fcntl.LOCK_SH, expected="no gc to be running there", got="one that is"):
-        yield
+    """Hold the lock against gc (`clearing`) during the block; other imports may run. Creates `folder`, and removes it
+    when the block fails and has left nothing there. Raises Conflict while a gc runs there."""
+    missing = missing_folders(os.path.abspath(folder))
+    try:
+        with named_errors(f"store {folder}"):
+            make_root(os.path.abspath(folder))
+        with _locked(folder, fcntl.LOCK_SH, expected="no gc to be running there", got="one that is"):
+            yield
+    except BaseException:
+        if missing:
+            _remove(folder, missing)
+        raise
 
 
 @contextmanager
@@ -47,6 +53,12 @@ def clearing(folder: Path) -> Iterator[None]:
         yield
 
 
+def _remove(folder: Path, made: Sequence[str]) -> None:
+    """Under the lock of a gc, so that the folder stays for another import that has begun there."""
+    with suppress(BehemothError), clearing(folder):
+        remove_made([*(os.path.join(folder, name) for name in empty_folders(str(folder))), *made])
+
+
 @contextmanager
 def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None]:
     with named_errors(f"store {folder}"):
@@ -54,14 +66,24 @@ def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None
     _HELD.add(fd)
     owner = os.getpid()
     try:
+        hint = "wait for it, or end it"
+        busy = Conflict(f"store {folder}: expected {expected}, got {got}", hint=hint, code="store-busy")
         try:
             fcntl.flock(fd, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            hint = "wait for it, or end it"
-            raise Conflict(f"store {folder}: expected {expected}, got {got}", hint=hint, code="store-busy") from error
+            raise busy from error
+        if not _is_still(folder, fd):  # an import that failed has removed it since it was opened
+            raise busy
         yield
     finally:
         if os.getpid() == owner:  # a forked child that unwinds would take the lock from its parent
             fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked by other means
             _HELD.discard(fd)
             os.close(fd)
+
+
+def _is_still(folder: Path, fd: int) -> bool:
+    """Whether the open folder is the one of that name: the lock of another one keeps nobody away."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(folder), os.fstat(fd))
+    return False

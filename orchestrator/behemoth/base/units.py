@@ -111,17 +111,22 @@ def parse_size(text: str, *, name: str = "size") -> int:
     return int(size)
 
 
-def parse_rate(text: str, *, name: str = "rate", hint: str = "for example 200MiB", code: str = "out-of-range") -> int:
-    """Read bytes a second, at least one, as `parse_size` reads a size.
+def parse_some_size(text: str, *, name: str = "size", hint: str, code: str, least: str = "1B") -> int:
+    """Read a size of at least one byte, which messages call `least`, as `parse_size` reads it.
 
     Raises Invalid as that does, and for 0, with any unit or none, with `hint` and `code`: who is asked for the unit
     first is refused once more.
     """
     is_zero = "0" in text and not text.strip("0.")
-    bytes_per_s = 0 if is_zero else parse_size(text, name=name)
-    if bytes_per_s == 0:
-        raise Invalid(f"{name}: expected at least 1B a second, got {text!r}", hint=hint, code=code)
-    return bytes_per_s
+    size_bytes = 0 if is_zero else parse_size(text, name=name)
+    if size_bytes == 0:
+        raise Invalid(f"{name}: expected at least {least}, got {text!r}", hint=hint, code=code)
+    return size_bytes
+
+
+def parse_rate(text: str, *, name: str = "rate", hint: str = "for example 200MiB", code: str = "out-of-range") -> int:
+    """Read bytes a second, as `parse_some_size` reads bytes."""
+    return parse_some_size(text, name=name, hint=hint, code=code, least="1B a second")
 
 
 def format_size(size_bytes: int) -> str:

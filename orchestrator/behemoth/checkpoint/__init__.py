@@ -13,7 +13,7 @@ Where to find what, in the order of a save and a restore:
     converting         conversion, fitting, changes, precision, recipe_change; scales: scale_waves, scaled_reader
     nearer sources     gathering, replicas, copying (memory of nodes), snapshot_files (a node's own disk)
     many readers       common_chunks, units, caching, counting, pacing (stores that wrap another one)
-    care               verify, chunk_check, verify_store, diff, gc, draining, copy_plan, filling, rehearsal
+    care               verify, chunk_check, verify_store, diff, joint_boxes, gc, draining, copy_plan, filling, rehearsal
     figures            loads, forecast, over_read, scale_reads
-    other formats      interop
+    other formats      interop; row_ranges (experts 3 to 5)
 """

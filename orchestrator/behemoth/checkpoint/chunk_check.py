@@ -20,7 +20,7 @@ from behemoth.checkpoint.commit_log import is_away
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.crc import TRAILER_BYTES, crc32c
 from behemoth.checkpoint.grid import INDEX_ENTRY_BYTES, Grid, Ints, grids
-from behemoth.checkpoint.problem import Problem, problem_at
+from behemoth.checkpoint.problem import Problem, kind_of, problem_at
 from behemoth.ports import ObjectStore
 
 READ_BYTES = 8 << 20
@@ -149,7 +149,8 @@ def _check_shard_index(store: ObjectStore, shard: Shard) -> list[Problem]:
     except BehemothError as error:
         if is_away(error):
             raise
-        return [problem_at("unreadable", shard.key, grid.index_offset_bytes, len(data), error.message, grid)]
+        kind = kind_of(error, "shard-index")
+        return [problem_at(kind, shard.key, grid.index_offset_bytes, len(data), error.message, grid)]
     expected = grid.index()
     if data == expected:
         return []
@@ -173,7 +174,7 @@ def _deep(
     except BehemothError as error:
         if is_away(error):
             raise
-        problems.append(_unreadable(shard, first, last, error))
+        problems.append(_not_read(shard, first, last, error))
         return crcs
     for number, chunk in enumerate(data.reshape(last - first, grid.stride_bytes)):
         crcs[number] = crc32c(chunk[: grid.payload_bytes].data)
@@ -210,13 +211,14 @@ def _trailers(
     except BehemothError as error:
         if is_away(error):
             raise
-        problems.append(_unreadable(shard, first, last, error))
+        problems.append(_not_read(shard, first, last, error))
         trailers[:] = 0
     return trailers.view("<u4").copy()
 
 
-def _unreadable(shard: Shard, first: int, last: int, error: BehemothError) -> Problem:
+def _not_read(shard: Shard, first: int, last: int, error: BehemothError) -> Problem:
     grid = shard.grid
     length_bytes = (last - first) * grid.stride_bytes
     chunk = int(shard.chunks[first]) if last - first == 1 else None
-    return problem_at("unreadable", shard.key, first * grid.stride_bytes, length_bytes, error.message, grid, chunk)
+    kind = kind_of(error, "chunk")
+    return problem_at(kind, shard.key, first * grid.stride_bytes, length_bytes, error.message, grid, chunk)

@@ -1,14 +1,14 @@
 """Which arrays of two checkpoints differ, and by how much; reads only what differs where both have the same chunks.
 
 An array whose chunks have the same CRCs in both is equal: the index has a CRC for the whole array, and each chunk its
-own. What remains is read a chunk at a time on several threads, so that memory does not grow with the checkpoint. Damage
-raises, since what cannot be read cannot be compared. Neighbours: `difference` counts, `chunk_reader` reads.
+own. What remains is read a chunk or a box at a time on several threads, so that memory does not grow with the
+checkpoint. Damage raises, since what cannot be read cannot be compared. Neighbours: `difference` counts, `chunk_reader`
+reads, `joint_boxes` says what is read together of an array whose chunks differ.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Corrupt
+from behemoth.checkpoint.box import Box, num_elements, shape_of, slices_within
 from behemoth.checkpoint.chunk_reader import ChunkReader, ChunkReaders
 from behemoth.checkpoint.difference import NO_DIFFERENCE, Difference, difference
 from behemoth.checkpoint.grid import Grid, grids
+from behemoth.checkpoint.joint_boxes import chunks_meeting, joint_boxes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec
 from behemoth.checkpoint.opened import Commit
 from behemoth.checkpoint.threads import each_result
@@ -52,8 +54,8 @@ class ArrayDiff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """Chunks [first, last) of an array, by the grid of the first side."""
+class _Chunks:
+    """Chunks [first, last) of an array that both sides have cut alike."""
 
     name: str
     first: int
@@ -61,9 +63,21 @@ class _Job:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A box of an array that they have cut otherwise."""
+
+    name: str
+    box: Box
+    num_bytes: int
+
+
+_Job = _Chunks | _Part
+
+
 def diff(first: Side, second: Side, *, threads: int, progress: Progress | None = None) -> tuple[ArrayDiff, ...]:
     """Compare every array of either side; results in order of name. Blocks for reading what differs; holds about a
-    chunk for each thread and side.
+    chunk for each thread and side, and of arrays with other chunks a box for each thread (`joint_boxes.BOX_BYTES`).
 
     Equal means equal in every bit but for a collision of CRC-32C, where both are cut into the same chunks; elsewhere
     every byte is compared. Raises Corrupt for damage and the stores' errors.
@@ -78,6 +92,7 @@ def diff(first: Side, second: Side, *, threads: int, progress: Progress | None =
         done_bytes += job.num_bytes
         if progress is not None:
             progress(done_bytes, total_bytes)
+    work.require_committed()
     sums = dict.fromkeys((job.name for job in jobs), NO_DIFFERENCE)
     for job in jobs:  # in order, so that the sum of squares is the same each time
         sums[job.name] += told[job]
@@ -151,50 +166,52 @@ class _Work:
         self._readers = ChunkReaders(first.store, first.commit), ChunkReaders(second.store, second.commit)
 
     def jobs(self, name: str) -> Iterator[_Job]:
-        """All chunks of an array, some at a time."""
-        grid = _grid(self._first, name)
-        step = max(1, JOB_BYTES // grid.stride_bytes)
-        for start in range(0, grid.num_chunks, step):
-            last = min(start + step, grid.num_chunks)
-            yield _Job(name=name, first=start, last=last, num_bytes=(last - start) * grid.payload_bytes)
+        """The whole array, some of it at a time."""
+        one, two = _grid(self._first, name), _grid(self._second, name)
+        if not _are_cut_alike(one, two):
+            for box in joint_boxes(one, two):
+                yield _Part(name=name, box=box, num_bytes=num_elements(box) * one.spec.itemsize)
+            return
+        step = max(1, JOB_BYTES // one.stride_bytes)
+        for start in range(0, one.num_chunks, step):
+            last = min(start + step, one.num_chunks)
+            yield _Chunks(name=name, first=start, last=last, num_bytes=(last - start) * one.payload_bytes)
 
     def run(self, job: _Job) -> Difference:
-        """The difference of the chunks of one job."""
-        grids_of = _grid(self._first, job.name), _grid(self._second, job.name)
-        chunks: Sequence[int] = range(job.first, job.last)
-        read: Callable[[str, int, tuple[slice, ...]], npt.NDArray[np.generic]] = self._rebuilt
-        if _are_cut_alike(*grids_of):
-            chunks, read = self._differing(job), self._counterpart
-        total = NO_DIFFERENCE
-        for chunk in chunks:
-            box = grids_of[0].chunk_box(chunk)
-            one = _elements(self._readers[0].mine(), self._first, job.name, chunk)
-            total += difference(one, read(job.name, chunk, box))
-        return total
+        """The difference of the elements of one job."""
+        return self._of_chunks(job) if isinstance(job, _Chunks) else self._of_part(job)
 
-    def _differing(self, job: _Job) -> list[int]:
-        """The chunks whose CRCs differ, as they stand beside them; a chunk that is read is held to its CRC."""
+    def require_committed(self) -> None:
+        """Raises Corrupt where all chunks of an array were read, and some are of another checkpoint."""
+        for readers in self._readers:
+            readers.require_committed()
+
+    def _of_chunks(self, job: _Chunks) -> Difference:
+        """Those whose CRCs differ, as they stand beside them, are read; a chunk that is read is held to its CRC."""
         mine, theirs = (readers.mine() for readers in self._readers)
         at = [side.commit.layout.positions[job.name] for side in (self._first, self._second)]
-        chunks = range(job.first, job.last)
-        return [each for each in chunks if mine.stored_crc(at[0], each) != theirs.stored_crc(at[1], each)]
+        total = NO_DIFFERENCE
+        for chunk in range(job.first, job.last):
+            if mine.stored_crc(at[0], chunk) != theirs.stored_crc(at[1], chunk):
+                one = _elements(mine, self._first, job.name, chunk)
+                total += difference(one, _elements(theirs, self._second, job.name, chunk))
+        return total
 
-    def _counterpart(self, name: str, chunk: int, _box: tuple[slice, ...]) -> npt.NDArray[np.generic]:
-        return _elements(self._readers[1].mine(), self._second, name, chunk)
-
-    def _rebuilt(self, name: str, _chunk: int, box: tuple[slice, ...]) -> npt.NDArray[np.generic]:
-        """The same part of the array, which has a dim or it would be cut alike, out of the other side's chunks; each
-        that it meets is read whole."""
-        grid = _grid(self._second, name)
-        part = np.empty([each.stop - each.start for each in box], DTYPES[grid.spec.dtype])
-        sizes = zip(box, grid.chunk_shape, strict=True)
-        met = [range(each.start // size, -(-each.stop // size)) for each, size in sizes]
-        for indexes in itertools.product(*met):
-            chunk = int(np.ravel_multi_index(indexes, grid.chunks_per_dim))
-            theirs = grid.chunk_box(chunk)
-            into, out_of = _common(box, theirs), _common(theirs, box)
-            part[into] = _elements(self._readers[1].mine(), self._second, name, chunk)[out_of]
-        return part
+    def _of_part(self, job: _Part) -> Difference:
+        """Each chunk that meets the box is read once: those of the first side make up the box, those of the second are
+        compared with it one by one."""
+        mine, theirs = (readers.mine() for readers in self._readers)
+        grids_of = _grid(self._first, job.name), _grid(self._second, job.name)
+        part = np.empty(shape_of(job.box), DTYPES[grids_of[0].spec.dtype])
+        for chunk in chunks_meeting(grids_of[0], job.box):
+            into, out_of = _in_common(job.box, grids_of[0], chunk)
+            part[into] = _elements(mine, self._first, job.name, chunk)[out_of]
+        total = NO_DIFFERENCE
+        for chunk in chunks_meeting(grids_of[1], job.box):
+            within, out_of = _in_common(job.box, grids_of[1], chunk)
+            two = _elements(theirs, self._second, job.name, chunk)[out_of]
+            total += difference(np.ascontiguousarray(part[within]), np.ascontiguousarray(two))
+        return total
 
 
 def _elements(reader: ChunkReader, side: Side, name: str, chunk: int) -> npt.NDArray[np.generic]:
@@ -205,9 +222,8 @@ def _elements(reader: ChunkReader, side: Side, name: str, chunk: int) -> npt.NDA
     return data.reshape([part.stop - part.start for part in grid.chunk_box(chunk)])
 
 
-def _common(whole: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:
-    """What two boxes have in common, counted from the beginning of `whole`."""
-    return tuple(
-        slice(max(one.start, two.start) - one.start, min(one.stop, two.stop) - one.start)
-        for one, two in zip(whole, other, strict=True)
-    )
+def _in_common(box: Box, grid: Grid, chunk: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What a box and a chunk have in common: as an index of the box, and as one of the chunk."""
+    whole = tuple((part.start, part.stop) for part in grid.chunk_box(chunk))
+    common = tuple((max(low, start), min(high, stop)) for (low, high), (start, stop) in zip(box, whole, strict=True))
+    return slices_within(common, box), slices_within(common, whole)

@@ -57,7 +57,8 @@ class CommitName(Protocol):
 
 Found = CommitRef | BadCommit
 Drop = Collection[CommitName] | Callable[[Sequence[Found], Collection[Write]], Collection[CommitName]]
-"""The commits to delete, or a function that says which of those that were found, of which some writes are pinned."""
+"""The commits to delete, or a function that says which of those that were found, of which some writes are pinned; it is
+called once, with the commits in order of their steps."""
 
 
 @runtime_checkable
@@ -97,10 +98,6 @@ class GcPlan:
     """Of `spared`, those whose record cannot be read."""
     signposts: tuple[Signpost, ...]
     unposted: frozenset[Write]
-    found: tuple[Found, ...]
-    """The commits of the store, oldest first, from which the plan was made."""
-    pinned: frozenset[Write]
-    """The pins that it was made from."""
 
     def objects_without(self, spared: Collection[Write]) -> Iterator[ObjectInfo]:
         """What goes when these writes were pinned after the plan was made."""
@@ -162,8 +159,6 @@ def plan_gc(
         unread=frozenset(write for write in spared if write[0] in unreadable),
         signposts=tuple(posted),
         unposted=frozenset(write for write in unposted - kept - dropped if write[0] not in unreadable),
-        found=tuple(one for _, one in found),
-        pinned=pinned,
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from behemoth.base.errors import BehemothError, Corrupt, NotFound
+from behemoth.checkpoint.commit_record import FORMAT_UNKNOWN
 from behemoth.checkpoint.grid import Grid
+from behemoth.checkpoint.opened import METADATA_MISSING
 
 Kind = Literal[
     "owner",
@@ -52,3 +55,11 @@ def problem_at(
         array=None if grid is None else grid.spec.name,
         chunk=chunk,
     )
+
+
+def kind_of(error: BehemothError, damaged: Kind) -> Kind:
+    """What an error of reading an object says of it: `damaged` where it is not what was written, or is of a newer
+    release. What the store refuses, or the disk does not give, may be whole."""
+    if isinstance(error, NotFound) or error.code == METADATA_MISSING:
+        return "missing"
+    return damaged if isinstance(error, Corrupt) or error.code == FORMAT_UNKNOWN else "unreadable"

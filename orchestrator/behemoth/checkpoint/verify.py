@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
+from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.base.ids import Step
 from behemoth.checkpoint.chunk_check import ChunkCheck, Found, FoundCrcs, Shard, SlotRange, shards_of, slot_ranges_of
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import BadCommit, is_away, read_record
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
-from behemoth.checkpoint.opened import METADATA_MISSING, read_index, read_metadata
+from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key
-from behemoth.checkpoint.problem import Kind, Problem, problem_at
+from behemoth.checkpoint.problem import Kind, Problem, kind_of, problem_at
 from behemoth.checkpoint.threads import each_result, run_all
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -67,23 +68,22 @@ def verify(
     `unreadable`. Raises what says that the store is away (`is_away`). Not deep, sizes and metadata are checked, and no
     array is read: in a bucket even the CRCs beside the chunks would be a request each, millions for a giant checkpoint.
     """
-    if isinstance(commit, BadCommit):
-        return _report(commit.step, deep, [_of_record(commit.key, commit.error)])
-    try:
-        record = read_record(store, commit)
-    except BehemothError as error:
-        if is_away(error):
-            raise
-        return _report(commit.step, deep, [_of_record(commit_key(commit.step), error)])
-    try:
-        listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
-    except BehemothError as error:
-        if is_away(error):
-            raise
-        return _report(commit.step, deep, [problem_at("unreadable", record.prefix, 0, 0, error.message)])
     problems: list[Problem] = []
-    index = _read_index(store, record, problems)
-    if index is None:
+    record: CommitRecord | None = None
+    listed: dict[str, int] | None = None
+    index: CommitIndex | None = None
+    key = commit.key if isinstance(commit, BadCommit) else commit_key(commit.step)
+    with _told(problems, "commit-record", key):
+        record = _read_record(store, commit)
+    if record is None:
+        return _report(commit.step, deep, problems)
+    with _told(problems, "unreadable", record.prefix):
+        listed = _listed(store, record)
+    if listed is None:
+        return _report(commit.step, deep, problems)
+    with _told(problems, "index", f"{record.prefix}/{INDEX}", record.index_bytes):
+        index = read_index(store, record)
+    if index is None:  # nobody knows what else to look at
         return _report(commit.step, deep, problems, num_objects=len(listed) + 1)
     problems += _check_listing(record, index, listed)
     problems += _check_metadata(store, record, index, threads)
@@ -104,7 +104,8 @@ def verify(
 def require_committed(store: ObjectStore, ref: CommitRef, *, threads: int) -> None:
     """Raises Corrupt, naming the first damage, unless every object exists in full size and the CRCs beside the chunks
     are the committed ones: whoever then checks each chunk against its CRC reads what was committed. NotFound when the
-    commit is gone. Blocks for a small read per chunk."""
+    commit is gone, Unavailable where nothing is known to be damaged and something could not be read. Blocks for a small
+    read per chunk."""
     record, index = _whole_objects(store, ref, threads)
     shards = shards_of(record, index)
     tally = _Tally(shards)
@@ -115,24 +116,30 @@ def require_committed(store: ObjectStore, ref: CommitRef, *, threads: int) -> No
 
 def require_objects(store: ObjectStore, ref: CommitRef, *, threads: int) -> None:
     """Raises Corrupt, naming the first damage, unless every object of a checkpoint exists in full size and the metadata
-    are as written; NotFound when the commit is gone. Reads no array."""
+    are as written; NotFound and Unavailable as `require_committed`. Reads no array."""
     _whole_objects(store, ref, threads)
 
 
 def _whole_objects(store: ObjectStore, ref: CommitRef, threads: int) -> tuple[CommitRecord, CommitIndex]:
     record = read_record(store, ref)
     index = read_index(store, record)
-    listed = {info.key: info.size_bytes for info in store.list(record.prefix)}
-    _require_none(_check_listing(record, index, listed) + _check_metadata(store, record, index, threads))
+    problems = _check_listing(record, index, _listed(store, record))
+    _require_none(problems + _check_metadata(store, record, index, threads))
     return record, index
 
 
 def _require_none(problems: Sequence[Problem]) -> None:
-    if problems:
-        first, num_more = _in_order(problems)[0], len(problems) - 1
-        more = f" (and {num_more} more)" if num_more else ""
-        named = "" if first.object_key in first.message else f"file {first.object_key}: "
-        raise Corrupt(f"{named}{first.message}{more}", hint=DAMAGED_HINT, code="checkpoint-damaged")
+    """Damage first: what could not be read may be whole."""
+    if not problems:
+        return
+    first, num_more = min(_in_order(problems), key=lambda problem: problem.kind == "unreadable"), len(problems) - 1
+    more = f" (and {num_more} more)" if num_more else ""
+    named = "" if first.object_key in first.message else f"file {first.object_key}: "
+    message = f"{named}{first.message}{more}"
+    if first.kind == "unreadable":
+        hint = "nothing is known to be damaged: see to it that it can be read, and try again"
+        raise Unavailable(message, hint=hint, code="checkpoint-unreadable")
+    raise Corrupt(message, hint=DAMAGED_HINT, code="checkpoint-damaged")
 
 
 def _check_here(
@@ -175,7 +182,7 @@ class _Tally:
         self.problems += found.problems
         self.num_chunks[array] += len(found.crcs)
         self.num_bytes += found.num_bytes
-        if any(problem.kind in ("chunk", "unreadable") for problem in found.problems):
+        if any(problem.kind in ("chunk", "missing", "unreadable") for problem in found.problems):
             self.damaged.add(array)
 
 
@@ -196,38 +203,26 @@ def _in_order(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.object_key, problem.offset_bytes))
 
 
-def _of_record(key: str, error: BehemothError) -> Problem:
-    return problem_at(_kind_of(error, "commit-record"), key, 0, 0, error.message)
-
-
-def _read_index(store: ObjectStore, record: CommitRecord, problems: list[Problem]) -> CommitIndex | None:
-    """The index, or None with the reason in `problems`: without it nobody knows what else to look at."""
+@contextmanager
+def _told(problems: list[Problem], damaged: Kind, key: str, length_bytes: int = 0) -> Iterator[None]:
+    """What reading an object raises becomes a problem, unless the store is away; see `kind_of` for `damaged`."""
     try:
-        return read_index(store, record)
+        yield
     except BehemothError as error:
         if is_away(error):
             raise
-        key = f"{record.prefix}/{INDEX}"
-        problems.append(problem_at(_kind_of(error, "index"), key, 0, record.index_bytes, error.message))
-    return None
+        problems.append(problem_at(kind_of(error, damaged), key, 0, length_bytes, error.message))
 
 
-def _check_bytes(store: ObjectStore, key: str, size_bytes: int, crc: int) -> Problem | None:
-    """A zarr.json against its CRC."""
-    try:
-        read_metadata(store, key, size_bytes, crc)
-    except BehemothError as error:
-        if is_away(error):
-            raise
-        return problem_at(_kind_of(error, "metadata"), key, 0, size_bytes, error.message)
-    return None
+def _read_record(store: ObjectStore, commit: CommitRef | BadCommit) -> CommitRecord:
+    if isinstance(commit, BadCommit):
+        raise commit.error
+    return read_record(store, commit)
 
 
-def _kind_of(error: BehemothError, damaged: Kind) -> Kind:
-    """Of what reading an object raised."""
-    if error.code == METADATA_MISSING or isinstance(error, NotFound):
-        return "missing"
-    return damaged if isinstance(error, Corrupt | Invalid) else "unreadable"
+def _listed(store: ObjectStore, record: CommitRecord) -> dict[str, int]:
+    """The sizes of a checkpoint's objects."""
+    return {info.key: info.size_bytes for info in store.list(record.prefix)}
 
 
 def _check_listing(record: CommitRecord, index: CommitIndex, listed: Mapping[str, int]) -> list[Problem]:
@@ -265,12 +260,16 @@ def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex
     arrays = zip(index.layout.paths, index.layout.arrays, strict=True)
     names = {f"{path}/{METADATA}": array.name for path, array in arrays}
 
-    def of_object(one: MetadataObject) -> Problem | None:
-        return _check_bytes(store, f"{record.prefix}/{one.key}", one.size_bytes, one.crc)
+    def of_object(one: MetadataObject) -> list[Problem]:
+        problems: list[Problem] = []
+        key = f"{record.prefix}/{one.key}"
+        with _told(problems, "metadata", key, one.size_bytes):
+            read_metadata(store, key, one.size_bytes, one.crc)
+        return problems
 
     found = run_all(of_object, index.metadata, threads=threads, name="ckpt-metadata")
     told = zip(index.metadata, found, strict=True)
-    return [replace(problem, array=names.get(one.key)) for one, problem in told if problem is not None]
+    return [replace(problem, array=names.get(one.key)) for one, of_one in told for problem in of_one]
 
 
 def _check_contents(

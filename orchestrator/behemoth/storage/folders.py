@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from behemoth.base.errors import Denied
 from behemoth.ports import ObjectInfo
@@ -44,6 +44,33 @@ def make_root(root: str, *, mode: int = 0o777) -> None:
             code="no-folders",
         ) from error
     sync_folder(above, missing_ok=True)
+
+
+def missing_folders(folder: str) -> list[str]:
+    """A folder and those above it that are not there, deepest first: those that `make_root` will make."""
+    found = []
+    while not os.path.lexists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found
+
+
+def remove_made(folders: Iterable[str]) -> None:
+    """Remove folders of which somebody else may have made use meanwhile: those in which anything lies stay."""
+    for folder in folders:
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+@contextmanager
+def removed_after_error(folder: str) -> Iterator[None]:
+    """When the block fails, `folder` and those above it that it has made are removed, if nothing lies there."""
+    made = missing_folders(os.path.abspath(folder))
+    try:
+        yield
+    except BaseException:
+        remove_made(made)
+        raise
 
 
 def make_folders(folder: str, *, mode: int) -> None:

@@ -225,13 +225,37 @@ def write_index(folder: Path, weight_map: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+def test_an_index_may_name_files_in_folders_below_and_none_outside(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "sub").mkdir(parents=True)
+    saved(model / "sub", {"a": MODEL["steps"]}, "one.safetensors")
+    saved(model, {"b": MODEL["flags"]}, "two.safetensors")
+    saved(tmp_path, {"a": MODEL["steps"]}, "one.safetensors")
+    write_index(model, {"a": "sub/one.safetensors", "b": "two.safetensors"})
+    found = read_model(LocalStore(model), threads=1)
+    assert found.files == ("sub/one.safetensors", "two.safetensors")
+    store = MemoryStore()
+    commit = open_commit(store, import_tensors(store, dict(found.tensors)).ref)
+    assert read_array(store, commit, "a").tobytes() == bits(MODEL["steps"])
+    write_index(model, {"a": "../one.safetensors", "b": "two.safetensors"})
+    with pytest.raises(Corrupt, match="beside it, or in a folder there, got none") as caught:
+        read_model(LocalStore(model), threads=1)
+    assert caught.value.code == "safetensors-missing"
+
+
 @pytest.mark.parametrize(
     ("weight_map", "text"),
     [
-        ({"a": "one.safetensors", "b": "gone.safetensors"}, "expected the file gone.safetensors beside it"),
+        ({"a": "one.safetensors", "b": "gone.safetensors"}, "expected the file 'gone.safetensors' beside it"),
         ({"a": "one.safetensors"}, "tensor 'z': expected it in no file, got it in one.safetensors"),
         ({"a": "one.safetensors", "z": "one.safetensors", "b": "one.safetensors"}, "tensor 'b': expected it in one"),
-        ({"a": "../one.safetensors"}, "expected a safetensors index"),
+        (
+            {"a": "../one.safetensors"},
+            r"expected the file '\.\./one\.safetensors' beside it, or in",
+        ),
+        ({"a": "/one.safetensors"}, "expected the file '/one"),
+        ({"a": "./one.safetensors"}, r"expected the file '\./one"),
+        ({"a": ""}, "expected the file ''"),
         ({"a": 3}, "expected a safetensors index"),
         ({}, "expected a safetensors index"),
         ([], "expected a safetensors index"),

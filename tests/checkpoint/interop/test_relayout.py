@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from behemoth.base.errors import Invalid
 from behemoth.base.ids import Step
 from behemoth.checkpoint.conversion import Cast
-from behemoth.checkpoint.interop.relayout import relayout
+from behemoth.checkpoint.interop.relayout import Relayout, relayout
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.opened import open_commit
 from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.recipe_change import recipe_change
+from behemoth.checkpoint.row_ranges import RowRange
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import Cut, Inventory, Tensor
 from behemoth.spec.recipe import Recipe
@@ -69,6 +71,71 @@ def test_another_precision_is_that_of_floats_alone() -> None:
     made = relayout(Layout(mesh=Mesh(), arrays=arrays), Mesh(), step=STEP, sharding="array", dtype="float32")
     assert {array.name: array.dtype for array in made.layout.arrays} == dtypes | {"half": "float32"}
     assert made.intake.convert == {"half": Cast(array="half")}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), old=layouts(), mesh=meshes(), chunk_bytes=st.sampled_from([16, 300]))
+def test_some_rows_of_an_array_are_those_of_the_logical_one_on_any_mesh(
+    data: st.DataObject, old: Layout, mesh: Mesh, chunk_bytes: int
+) -> None:
+    saved = Layout(mesh=old.mesh, arrays=old.arrays)
+    rows: list[RowRange] = []
+    for spec in saved.arrays:
+        is_packed = spec.packed is not None and spec.packed[0] == 0
+        is_of_ranks = (0, "rank") in spec.dims
+        if spec.shape and not is_packed and not is_of_ranks and data.draw(st.booleans()):
+            start = data.draw(st.integers(0, spec.shape[0] - 1))
+            stop = data.draw(st.integers(start + 1, spec.shape[0]))
+            rows.append(RowRange(pattern=spec.name, start=start, stop=stop))
+    with small_chunks(chunk_bytes), small_parts():
+        store, target = MemoryStore(), MemoryStore()
+        logical = logical_arrays(saved, 1)
+        commit = open_commit(store, save(store, saved, logical, step=4).ref)
+        made = relayout(commit.layout, mesh, step=STEP, sharding="array", rows=rows)
+        after = open_commit(target, rewrite(store, commit, target, made.layout, intake=made.intake).ref)
+        wanted = {one.pattern: slice(one.start, one.stop) for one in rows}
+        for name, array in logical.items():
+            expected = array[wanted[name]] if name in wanted else array
+            assert raw_bytes(read_array(target, after, name)) == raw_bytes(np.ascontiguousarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"v*": 2}, "rows of 'v*': expected to match one of 3 arrays, got none"),
+        ({"w*": 7}, "rows of 'w*': expected arrays of 7 rows or more, got 'w' with 6"),
+        ({"*": 1}, "rows of '*': expected arrays of 1 rows or more, got 'scalar' with 0"),
+        ({"w": 2, "w*": 3}, "rows of 'w*': expected arrays that no other pattern matches, got 'w'"),
+        ({"packed": 2}, "rows of 'packed': expected one array, got 2 that are packed along the first dim"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused_by_name(asked: dict[str, int], text: str) -> None:
+    arrays = (
+        ArraySpec(name="packed", dtype="float32", shape=(6, 2), dims=((0, "tp"),), packed=(0, (4, 2))),
+        ArraySpec(name="scalar", dtype="float32", shape=()),
+        ArraySpec(name="w", dtype="float32", shape=(6, 4)),
+    )
+    mesh = Mesh(tp=2, etp=2)
+    rows = [RowRange(pattern=pattern, start=0, stop=stop) for pattern, stop in asked.items()]
+    with pytest.raises(Invalid) as caught:
+        relayout(Layout(mesh=mesh, arrays=arrays), mesh, step=STEP, sharding="array", rows=rows)
+    assert (caught.value.message, caught.value.code) == (text, "rows")
+
+
+def test_rows_of_what_is_made_with_scales_are_refused_and_those_of_a_cast_are_of_its_source() -> None:
+    saved, low = Recipe(), Recipe(weights="float8_e4m3fn", master="none", exp_avg="none", exp_avg_sq="none")
+    cast = Recipe(weights="float32", master="none", exp_avg="none", exp_avg_sq="none")
+    rows = [RowRange(pattern="model/w", start=3, stop=6)]
+
+    def made(wanted: Recipe) -> Relayout:
+        model, change = of_model("w", recipe=wanted), recipe_change(inventory("w"), saved, wanted)
+        layout = of_model("w", recipe=saved)
+        return relayout(layout, Mesh(), step=STEP, sharding="array", model=model, recipe=change, rows=rows)
+
+    assert made(cast).intake.convert == {"model/w": Cast(array="optim/master/w", begin=(3, 0))}
+    assert made(cast).layout.arrays[0].shape == (3, 4)
+    with pytest.raises(Invalid, match="rows of 'model/w': expected it as it was saved, or cast, got it by ScaledDown"):
+        made(low)
 
 
 @pytest.mark.parametrize("dtype", ["", "float32"])

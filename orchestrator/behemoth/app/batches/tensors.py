@@ -6,7 +6,7 @@ data, and `checkpoint.interop`, which has the maps and casts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -15,7 +15,9 @@ from behemoth.checkpoint.interop.cells import require_scaling
 from behemoth.checkpoint.interop.map_file import decode_map
 from behemoth.checkpoint.interop.rules import NameMap
 from behemoth.checkpoint.interop.tensors import Tensor
+from behemoth.checkpoint.interop.views import Sliced
 from behemoth.checkpoint.name_patterns import NamePatterns
+from behemoth.checkpoint.row_ranges import RowRange, ranges_of
 
 
 class MapDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,10 +33,11 @@ class MapDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TensorChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tensors are taken (shell patterns; all without any), under which names, in which precision ("": as they
-    are)."""
+    """Which tensors are taken (shell patterns; all without any), of which of them some rows, under which names, in
+    which precision ("": as they are)."""
 
     patterns: tuple[str, ...] = ()
+    rows: tuple[RowRange, ...] = ()
     names: MapDocument | None = None
     precision: str = ""
     scaling: str = "tensor"
@@ -44,7 +47,7 @@ class TensorChange(msgspec.Struct, frozen=True, kw_only=True):
 def outward(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Tensor]:
     """What an export writes. Raises Invalid as maps and casts do."""
     names = None if change.names is None else change.names.names()
-    made = dict(_taken(tensors, change.patterns))
+    made = _taken(tensors, change)
     if names is not None:
         made = names.apply(made)
     if change.precision:
@@ -59,7 +62,7 @@ def outward(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Te
 
 def inward(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Tensor]:
     """What an import writes: the map is applied backwards. Raises Invalid as maps and casts do."""
-    made = dict(_taken(tensors, change.patterns))
+    made = _taken(tensors, change)
     if change.precision:
         made = unscaled(made, change.precision)
     if change.names is not None:
@@ -67,8 +70,9 @@ def inward(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Ten
     return made
 
 
-def _taken(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> Mapping[str, Tensor]:
-    if not patterns:
-        return tensors
-    wanted = NamePatterns(patterns)
-    return {name: tensor for name, tensor in tensors.items() if wanted.has(name)}
+def _taken(tensors: Mapping[str, Tensor], change: TensorChange) -> dict[str, Tensor]:
+    wanted = NamePatterns(change.patterns)
+    made = {name: tensor for name, tensor in tensors.items() if not change.patterns or wanted.has(name)}
+    for name, (start, stop) in ranges_of(change.rows, {name: tensor.shape for name, tensor in made.items()}).items():
+        made[name] = Sliced(inner=made[name], dim=0, start=start, stop=stop)
+    return made

@@ -1,4 +1,4 @@
-"""Safetensors files as lazy tensors: one file, or the files of a folder that `model.safetensors.index.json` names.
+"""Safetensors files as lazy tensors: one file, or those that the `model.safetensors.index.json` of a folder names.
 
 Headers are read and checked completely, data only on demand. The format has no checksums, so damage within the data
 cannot be detected, except for a BOOL that is neither 0 nor 1: readers of a checkpoint would interpret it differently.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -47,20 +47,25 @@ class ForeignModel:
 
 
 def read_model(store: ObjectStore, *, file: str | None = None, threads: int, source: str = "import") -> ForeignModel:
-    """Find the files at the top of `store` (or just `file`) and check their heads. Raises NotFound when there is none,
-    Invalid when it is not told which of several belong together, Corrupt for damage. `source` is what people call the
-    store."""
-    listed = {info.key: info.size_bytes for info in store.list("") if "/" not in info.key}
-    indexes = [key for key in listed if key.endswith(INDEX_SUFFIX)] if file is None else []
+    """Find the files at the top of `store` (or just `file`), or those that the index there names, and check their
+    heads. Raises NotFound when there is none, Invalid when it is not told which of several belong together, Corrupt for
+    damage. `source` is what people call the store."""
+    listed = {info.key: info.size_bytes for info in store.list("")}
+    top = [key for key in listed if "/" not in key]
+    indexes = [key for key in top if key.endswith(INDEX_SUFFIX)] if file is None else []
     if len(indexes) > 1:
         raise Invalid(f"{source}: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}", code="safetensors-index")
     expected = _read_index(store, indexes[0], listed[indexes[0]]) if indexes else None
-    files = sorted(set(expected.values())) if expected is not None else [_only_file(source, listed, file)]
+    files = sorted(set(expected.values())) if expected is not None else [_only_file(source, top, file)]
     tensors: dict[str, Tensor] = {}
     holders: dict[str, str] = {}
     for name in files:
         if name not in listed:
-            raise Corrupt(f"{indexes[0]}: expected the file {name} beside it, got none", code="safetensors-missing")
+            raise Corrupt(
+                f"{indexes[0]}: expected the file {name!r:.300} beside it, or in a folder there, got none",
+                hint="only files below the folder of the index are read, by the paths that it names",
+                code="safetensors-missing",
+            )
         for key, tensor in _read_file(store, name, listed[name], threads, is_whole=expected is not None).items():
             if key in holders:
                 raise Corrupt(f"tensor {key!r}: expected it in one file, got it in {holders[key]} and {name}")
@@ -71,12 +76,10 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int, sou
 
 
 class _Index(msgspec.Struct, frozen=True):
-    """Other fields, such as `metadata`, say nothing that the files do not."""
+    """Other fields, such as `metadata`, say nothing that the files do not. Files may lie in folders below, since
+    transformers joins what is named to the path of the folder; no more than the listing has is ever opened."""
 
-    weight_map: Annotated[
-        dict[str, Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]],
-        msgspec.Meta(min_length=1),
-    ]
+    weight_map: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
 
 
 def _read_index(store: ObjectStore, key: str, size_bytes: int) -> dict[str, str]:
@@ -88,7 +91,7 @@ def _read_index(store: ObjectStore, key: str, size_bytes: int) -> dict[str, str]
         raise Corrupt(f"{key}: expected a safetensors index, got: {told(error)}", code="safetensors-index") from error
 
 
-def _only_file(source: str, listed: Mapping[str, int], file: str | None) -> str:
+def _only_file(source: str, listed: Sequence[str], file: str | None) -> str:
     found = (
         [key for key in listed if key.endswith(FILE_SUFFIX)] if file is None else [key for key in listed if key == file]
     )

@@ -20,6 +20,7 @@ from behemoth.checkpoint.matching import left_out, origins
 from behemoth.checkpoint.name_patterns import NamePatterns
 from behemoth.checkpoint.on_mesh import on_mesh
 from behemoth.checkpoint.precision import FLOAT8S, FLOATS
+from behemoth.checkpoint.row_ranges import RowRange, ranges_of
 from behemoth.spec.mesh import Mesh
 
 
@@ -38,14 +39,15 @@ def relayout(
     step: Step,
     sharding: Sharding,
     only: Sequence[str] = (),
+    rows: Sequence[RowRange] = (),
     dtype: str = "",
     model: Layout | None = None,
     recipe: Intake | None = None,
 ) -> Relayout:
     """`model`: the layout of the model on `mesh`, by which arrays of its names and shapes are cut; other arrays are cut
     as they were saved. `recipe`: how the arrays of `model` are made from the saved ones; arrays that are no part of the
-    model are then taken as they are. `only`: shell patterns of names of the result; empty: all. `dtype`: the type of
-    all floating arrays except float8 ones; empty: as saved.
+    model are then taken as they are. `only`: shell patterns of names of the result; empty: all. `rows`: of which of
+    them some rows are taken. `dtype`: the type of all floating arrays except float8 ones; empty: as saved.
 
     Raises Invalid for patterns that name nothing, another model, conversions that do not fit, arrays that would come
     from nowhere, and nothing at all. `step` is for the messages.
@@ -69,8 +71,40 @@ def relayout(
             for array in kept
             if array.name not in convert and _saved_dtype(saved, array.name) not in (array.dtype, None)
         }
+    ranges = ranges_of(rows, {array.name: array.shape for array in kept})
+    convert |= {
+        array.name: _part(array, convert.get(array.name, Cast(array=array.name)), ranges[array.name][0])
+        for array in kept
+        if array.name in ranges
+    }
+    kept = [_with_rows(array, *ranges[array.name]) if array.name in ranges else array for array in kept]
     layout = with_close_chunks(Layout(mesh=mesh, arrays=tuple(kept), sharding=sharding))
     return Relayout(layout=layout, intake=_intake(saved, layout, convert, step))
+
+
+def _part(array: ArraySpec, conversion: Conversion, start: int) -> Cast:
+    """The array from this row on, of which a conversion makes all. Raises Invalid where that is not done row by row."""
+    if not isinstance(conversion, Cast):
+        raise Invalid(
+            f"rows of {array.name!r}: expected it as it was saved, or cast, got it by {type(conversion).__name__}",
+            hint="take the rows first, and convert what comes of that",
+            code="rows",
+        )
+    return Cast(array=conversion.array, begin=(start, *(0 for _ in array.shape[1:])))
+
+
+def _with_rows(array: ArraySpec, start: int, stop: int) -> ArraySpec:
+    """What programs have beside the rows, or behind the last one, is of the whole array. Raises Invalid for an array
+    whose rows are those of several."""
+    if array.packed is not None and array.packed[0] == 0:
+        raise Invalid(
+            f"rows of {array.name!r}: expected one array, got {len(array.packed[1])} that are packed along the first "
+            "dim",
+            code="rows",
+        )
+    is_padded = array.padded is not None and array.padded[0] == 0
+    padded = None if is_padded else array.padded
+    return replace(array, shape=(stop - start, *array.shape[1:]), padded=padded, flat_bucket=None)
 
 
 def _saved_dtype(saved: Layout, name: str) -> str | None:
