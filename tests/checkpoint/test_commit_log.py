@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import (
+    RECORD_THREADS,
     BadCommit,
     at_step,
     commits,
@@ -62,12 +64,44 @@ class TakenForAMoment(FaultyStore):
         super().create(key, data)
 
 
+class OthersFirst(Unread):
+    """Gives the record of a step when so many others were read, or had their errors. Counts the reads that were begun."""
+
+    def __init__(self, inner: MemoryStore, step: int, num_others: int, errors: dict[str, BehemothError]) -> None:
+        super().__init__(inner, errors)
+        self.num_begun = 0
+        self._key, self._num_left = commit_key(Step(step)), num_others
+        self._counting, self._others = threading.Lock(), threading.Event()
+
+    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
+        with self._counting:
+            self.num_begun += 1
+        if key == self._key:
+            assert self._others.wait(60)
+        try:
+            super().read_into(key, offset_bytes=offset_bytes, into=into)
+        finally:
+            with self._counting:
+                self._num_left -= key != self._key
+                if self._num_left <= 0:
+                    self._others.set()
+
+
 def two_commits() -> tuple[MemoryStore, CommitRef, CommitRef]:
     store = MemoryStore()
     for step in (10, 20):
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     first, second = (one for one in commits(store) if not isinstance(one, BadCommit))
     return store, first, second
+
+
+def many_commits(*, steps: int) -> MemoryStore:
+    """From step 10 on; all but the first two have no data."""
+    store, first, _ = two_commits()
+    record = read_record(store, first)
+    for step in {*range(10, 10 + steps)} - {10, 20}:
+        publish(store, replace(record, step=Step(step), write_id=WriteId(f"a1-{step}")))
+    return store
 
 
 def of_another_write(ref: CommitRef) -> CommitRef:
@@ -164,6 +198,31 @@ def test_of_a_store_that_is_away_no_record_is_bad() -> None:
     for look in (commits, latest):
         with pytest.raises(Unavailable, match="no answer"):
             look(store)
+
+
+def refs_of(store: ObjectStore) -> list[CommitRef | BadCommit]:
+    return [one if isinstance(one, BadCommit) else one.ref for one in records(store)]
+
+
+@pytest.mark.parametrize("look", [commits, refs_of])
+def test_records_are_read_several_at_a_time_and_told_in_order_with_the_errors_of_their_own(
+    look: Callable[[ObjectStore], list[CommitRef | BadCommit]],
+) -> None:
+    """The oldest one is read last of those that are under way."""
+    inner = many_commits(steps=2 * RECORD_THREADS)
+    store = OthersFirst(inner, 10, RECORD_THREADS - 1, {commit_key(Step(12)): DENIED})
+    found = look(store)
+    assert [one.step for one in found] == [*range(10, 10 + 2 * RECORD_THREADS)]
+    assert [one.error for one in found if isinstance(one, BadCommit)] == [DENIED]
+
+
+def test_of_a_store_that_is_away_no_more_records_are_asked_for_than_were_under_way() -> None:
+    inner = many_commits(steps=3 * RECORD_THREADS)
+    away: dict[str, BehemothError] = {info.key: Unavailable("no answer") for info in inner.list("commits")}
+    store = OthersFirst(inner, 10, RECORD_THREADS - 1, away)
+    with pytest.raises(Unavailable, match="no answer"):
+        commits(store)
+    assert store.num_begun == RECORD_THREADS
 
 
 def test_a_rejection_leaves_a_record_that_cannot_be_read_which_then_counts_for_nobody() -> None:
