@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, NotFound, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import (
-    RECORD_THREADS,
     BadCommit,
     at_step,
     commits,
@@ -33,11 +31,13 @@ from behemoth.checkpoint.commit_log import (
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.small_objects import NUM_AT_A_TIME
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import FaultyStore
 from behemoth.testing.store import MemoryStore, contents, read
+from checkpoint.others_first import OthersFirst
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
 
@@ -62,29 +62,6 @@ class TakenForAMoment(FaultyStore):
             self.is_taken = False
             raise Conflict(f"create {key}: expected no such object, got one", code="exists")
         super().create(key, data)
-
-
-class OthersFirst(Unread):
-    """Gives the record of a step when so many others were read, or had their errors. Counts the reads that were begun."""
-
-    def __init__(self, inner: MemoryStore, step: int, num_others: int, errors: dict[str, BehemothError]) -> None:
-        super().__init__(inner, errors)
-        self.num_begun = 0
-        self._key, self._num_left = commit_key(Step(step)), num_others
-        self._counting, self._others = threading.Lock(), threading.Event()
-
-    def read_into(self, key: str, *, offset_bytes: int, into: Into) -> None:
-        with self._counting:
-            self.num_begun += 1
-        if key == self._key:
-            assert self._others.wait(60)
-        try:
-            super().read_into(key, offset_bytes=offset_bytes, into=into)
-        finally:
-            with self._counting:
-                self._num_left -= key != self._key
-                if self._num_left <= 0:
-                    self._others.set()
 
 
 def two_commits() -> tuple[MemoryStore, CommitRef, CommitRef]:
@@ -209,20 +186,20 @@ def test_records_are_read_several_at_a_time_and_told_in_order_with_the_errors_of
     look: Callable[[ObjectStore], list[CommitRef | BadCommit]],
 ) -> None:
     """The oldest one is read last of those that are under way."""
-    inner = many_commits(steps=2 * RECORD_THREADS)
-    store = OthersFirst(inner, 10, RECORD_THREADS - 1, {commit_key(Step(12)): DENIED})
+    inner, oldest = many_commits(steps=2 * NUM_AT_A_TIME), commit_key(Step(10))
+    store = OthersFirst(inner, oldest, num_others=NUM_AT_A_TIME - 1, errors={commit_key(Step(12)): DENIED})
     found = look(store)
-    assert [one.step for one in found] == [*range(10, 10 + 2 * RECORD_THREADS)]
+    assert [one.step for one in found] == [*range(10, 10 + 2 * NUM_AT_A_TIME)]
     assert [one.error for one in found if isinstance(one, BadCommit)] == [DENIED]
 
 
 def test_of_a_store_that_is_away_no_more_records_are_asked_for_than_were_under_way() -> None:
-    inner = many_commits(steps=3 * RECORD_THREADS)
-    away: dict[str, BehemothError] = {info.key: Unavailable("no answer") for info in inner.list("commits")}
-    store = OthersFirst(inner, 10, RECORD_THREADS - 1, away)
+    inner = many_commits(steps=3 * NUM_AT_A_TIME)
+    away = {info.key: Unavailable("no answer") for info in inner.list("commits")}
+    store = OthersFirst(inner, commit_key(Step(10)), num_others=NUM_AT_A_TIME - 1, errors=away)
     with pytest.raises(Unavailable, match="no answer"):
         commits(store)
-    assert store.num_begun == RECORD_THREADS
+    assert store.num_begun == NUM_AT_A_TIME
 
 
 def test_a_rejection_leaves_a_record_that_cannot_be_read_which_then_counts_for_nobody() -> None:

@@ -15,8 +15,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit, write_of_marker
-from behemoth.checkpoint.small_objects import find_listed, read_listed
-from behemoth.checkpoint.threads import in_order
+from behemoth.checkpoint.small_objects import find_listed, of_each, read_listed
 from behemoth.ports import DeletesListed, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -25,8 +24,6 @@ COMMIT_TAKEN = "commit-taken"
 """Code of the error for a step that another write has."""
 BAD_PLACE = "io-error"
 """Code of a store's error for bytes that the disk fails to read."""
-RECORD_THREADS = 16
-"""How many records are read at a time: a bucket answers after some 30 ms, and a long run has hundreds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +57,7 @@ def is_away(error: BehemothError) -> bool:
 
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
     """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads,
-    RECORD_THREADS at a time."""
+    several at a time."""
     return [one for _, one in listed_commits(store)]
 
 
@@ -72,14 +69,14 @@ def listed_commits(store: ObjectStore) -> list[tuple[ObjectInfo, CommitRef | Bad
         return info, one.ref if isinstance(one, CommitRecord) else one
 
     rejected = _rejected(store)
-    found = in_order(look, store.list(COMMITS), threads=RECORD_THREADS, name="commit-records")
+    found = of_each(look, store.list(COMMITS))
     return [(info, one) for info, one in found if one is not None and not _is_rejected(one, rejected)]
 
 
 def records(store: ObjectStore) -> Iterator[CommitRecord | BadCommit]:
     """As `commits`, each with its record as it was read: few at a time, since those of giant states have megabytes."""
     rejected = _rejected(store)
-    found = in_order(partial(_look, store), store.list(COMMITS), threads=RECORD_THREADS, name="commit-records")
+    found = of_each(partial(_look, store), store.list(COMMITS))
     return (one for one in found if one is not None and not _is_rejected(one, rejected))
 
 
