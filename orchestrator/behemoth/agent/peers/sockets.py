@@ -28,7 +28,7 @@ SLOWEST_BYTES_PER_S = 1 << 20
 LATE = "peer-timeout"
 """Code of the error for a deadline that is over."""
 _MOST_SENT_BYTES = 1 << 30  # sendfile(2) moves at most about 2 GiB
-_LOOK_S = 0.05
+LOOK_S = 0.05
 """How soon a wait sees that it was given up."""
 
 T = TypeVar("T")
@@ -177,7 +177,7 @@ class PeerSocket:
         """False once the deadline is over. Raises Conflict soon after `cancelled` says so."""
         poller = select.poll()
         poller.register(self._sock, events)
-        while not poller.poll(_LOOK_S * 1000):
+        while not poller.poll(LOOK_S * 1000):
             if _is_over(deadline, cancelled):
                 return False
         return True
