@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -19,6 +19,7 @@ from agent.peers.test_silent_peers import connections
 from behemoth.agent import exchanging
 from behemoth.agent.exchanging import ExchangeService, NodeExchange
 from behemoth.agent.peers import client as client_module
+from behemoth.agent.peers import sockets
 from behemoth.agent.peers.client import PeerClient
 from behemoth.agent.peers.listener import listen_for_peers
 from behemoth.agent.peers.server import PeerServer
@@ -28,7 +29,7 @@ from behemoth.base.errors import Conflict, Invalid, Timeout, Unavailable
 from behemoth.base.ids import Attempt, NodeId, Rank, Step, UploadId, WriteId
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.chunk_ends import chunk_ends
-from behemoth.checkpoint.exchange import OUT_OF_TIME, Exchange, LocalExchange, OpenWrite, OpenWrites
+from behemoth.checkpoint.exchange import OUT_OF_TIME, Exchange, Given, LocalExchange, OpenWrite, OpenWrites
 from behemoth.checkpoint.part_plan import Fragment, ShardId, plan_parts
 from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.proof import prove
@@ -202,40 +203,51 @@ def test_a_port_that_takes_connections_and_says_nothing_is_waited_for_by_one_sav
 ) -> None:
     with nodes() as (asker, _), silent_port(asker) as silent:
 
-        def asked(*, patience_s: float) -> int:
-            """How many connections a save made in vain."""
-            ends_s = time.monotonic() + patience_s
+        def asked(*, looks: int | None = None) -> int:
+            """How many connections a save made in vain, whose time is over after so many looks at it, if ever."""
+            left = None if looks is None else [False] * looks
             with pytest.raises((Unavailable, Timeout)):
-                without_need(asker).crcs(
-                    Rank(3), [FRAGMENT], cancelled=lambda: time.monotonic() > ends_s and out_of_time()
-                )
+                without_need(asker).crcs(Rank(3), [FRAGMENT], cancelled=partial(_looked, left))
             return connections(silent)
 
         monkeypatch.setattr(client_module, "SILENCE_S", 3600.0)
-        assert asked(patience_s=0.0) == 1
-        assert asked(patience_s=0.0) == 1  # there was no time to greet in: that says nothing
-        monkeypatch.setattr(client_module, "SILENCE_S", 0.1)
-        assert asked(patience_s=0.5) == 1
-        assert asked(patience_s=3600.0) == 0
+        assert asked(looks=0) == 1
+        assert asked(looks=0) == 1  # there was no time to greet in: that says nothing
+        monkeypatch.setattr(client_module, "SILENCE_S", 2 * sockets.LOOK_S)
+        assert asked(looks=5) == 1
+        assert asked() == 0
         monkeypatch.setattr(exchanging, "REST_S", 0.0)
-        assert asked(patience_s=3600.0) == 1
+        assert asked() == 1
 
 
-def _looked(left: list[bool]) -> bool:
+def _looked(left: list[bool] | None) -> bool:
+    """Each look comes LOOK_S after the one before, at the earliest."""
+    if left is None:
+        return False
     return left.pop() if left else out_of_time()
 
 
 def test_a_node_that_is_only_slow_is_asked_by_the_next_save_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanging, "PATIENCE_S", 2.0)
-    with nodes() as (asker, _):
+    """Time is over while it waits for its answer, or when it has said that it has none yet."""
+    asked = threading.Event()
+    with nodes() as (asker, slow):
+        find = slow.open_writes.find
+
+        def found(write_id: WriteId, rank: Rank, *, cancelled: Given) -> OpenWrite:
+            asked.set()
+            return find(write_id, rank, cancelled=cancelled)
+
+        monkeypatch.setattr(slow.open_writes, "find", found)
         for _ in range(2):
-            looks = [False] * 5  # each takes less than a tenth of its patience: it is waited for when time is over
+            asked.clear()
             with pytest.raises(Timeout, match="no time left"):
-                without_need(asker).crcs(Rank(3), [FRAGMENT], cancelled=partial(_looked, looks))
+                without_need(asker).crcs(Rank(3), [FRAGMENT], cancelled=lambda: asked.is_set() and out_of_time())
+            assert asked.is_set()
             assert asker.table.lost_for_s(asker.table.address(1)) is None
 
 
 def test_a_node_that_says_that_it_is_not_ready_is_not_lost_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SILENCE_S", LIMIT_S)
     monkeypatch.setattr(exchanging, "PATIENCE_S", 0.05)
     monkeypatch.setattr(exchanging, "REST_S", 0.0)
     with nodes() as (asker, _):
@@ -260,10 +272,21 @@ def test_an_answer_that_is_not_there_yet_is_asked_for_again_until_the_asker_give
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exchanging, "PATIENCE_S", 0.05)
+    refusals: list[str | None] = []
     with nodes() as of:
-        looks = iter([False] * 3)
-        with pytest.raises(Conflict, match="given up while"):
-            of[0].exchange().receipts(Rank(3), Rank(0), first=0, cancelled=lambda: next(looks, True))
+        ask = of[0].client.ask
+
+        def told(*given: Any, **named: Any) -> object:
+            try:
+                return ask(*given, **named)
+            except Timeout as error:
+                refusals.append(error.code)
+                raise
+
+        monkeypatch.setattr(of[0].client, "ask", told)
+        with pytest.raises(Conflict, match="given up while its node was asked"):
+            of[0].exchange().receipts(Rank(3), Rank(0), first=0, cancelled=lambda: len(refusals) == 3)
+    assert refusals == 3 * ["write-waiting"]
 
 
 def test_what_a_rank_does_not_hold_or_complete_is_refused_by_its_node() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from agent.fake_pace import FakePace
 from agent.peers.staged import LAYOUT, NUM_RANKS, StagedRank, staged_rank
 from behemoth.agent import pace
 from behemoth.agent.budget import OVER_DISK_BUDGET
@@ -119,14 +119,14 @@ def test_the_budget_counts_two_files_of_each_rank_of_the_node(tmp_path: Path) ->
 def test_a_copy_waits_for_saves_keeps_to_its_rate_and_ends_when_it_is_told_to(
     tmp_path: Path, rank: StagedRank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    time = FakePace()
+    monkeypatch.setattr(pace, "time", time)
     looks = iter([True, True, True, *[False] * 1000])
     store = MemoryStore()
     keep(disk_on(store, tmp_path, rate=rank.plan.data_bytes // 4, is_writing=lambda: next(looks)), rank)
     burst_s = 1.0
-    assert slept[:3] == [pace.LOOK_S] * 3
-    assert sum(slept[3:]) == pytest.approx(4 - burst_s, abs=0.2)
+    assert time.slept[:3] == [pace.LOOK_S] * 3
+    assert sum(time.slept[3:]) == pytest.approx(4 - burst_s)
     rank.save(1, "a1-2", 8)
     with pytest.raises(Conflict, match="rank 0 to the own disk: cancelled"):
         keep(disk_on(store, tmp_path), rank, "a1-2", 8, cancelled=lambda: True)

@@ -33,11 +33,13 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import REJECTED, commit_key
+from behemoth.checkpoint.small_objects import NUM_AT_A_TIME
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore, contents, read
+from checkpoint.others_first import OthersFirst
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
 
@@ -70,6 +72,15 @@ def two_commits() -> tuple[MemoryStore, CommitRef, CommitRef]:
         save(store, small_layout(), step=step, write_id=f"a1-{step}")
     first, second = (one for one in commits(store) if not isinstance(one, BadCommit))
     return store, first, second
+
+
+def many_commits(*, steps: int) -> MemoryStore:
+    """From step 10 on; all but the first two have no data."""
+    store, first, _ = two_commits()
+    record = read_record(store, first)
+    for step in {*range(10, 10 + steps)} - {10, 20}:
+        publish(store, replace(record, step=Step(step), write_id=WriteId(f"a1-{step}")))
+    return store
 
 
 def of_another_write(ref: CommitRef) -> CommitRef:
@@ -211,6 +222,31 @@ def test_of_a_store_that_is_away_no_record_is_bad() -> None:
     for look in (commits, latest):
         with pytest.raises(Unavailable, match="no answer"):
             look(store)
+
+
+def refs_of(store: ObjectStore) -> list[CommitRef | BadCommit]:
+    return [one if isinstance(one, BadCommit) else one.ref for one in records(store)]
+
+
+@pytest.mark.parametrize("look", [commits, refs_of])
+def test_records_are_read_several_at_a_time_and_told_in_order_with_the_errors_of_their_own(
+    look: Callable[[ObjectStore], list[CommitRef | BadCommit]],
+) -> None:
+    """The oldest one is read last of those that are under way."""
+    inner, oldest = many_commits(steps=2 * NUM_AT_A_TIME), commit_key(Step(10))
+    store = OthersFirst(inner, oldest, num_others=NUM_AT_A_TIME - 1, errors={commit_key(Step(12)): DENIED})
+    found = look(store)
+    assert [one.step for one in found] == [*range(10, 10 + 2 * NUM_AT_A_TIME)]
+    assert [one.error for one in found if isinstance(one, BadCommit)] == [DENIED]
+
+
+def test_of_a_store_that_is_away_no_more_records_are_asked_for_than_were_under_way() -> None:
+    inner = many_commits(steps=3 * NUM_AT_A_TIME)
+    away = {info.key: Unavailable("no answer") for info in inner.list("commits")}
+    store = OthersFirst(inner, commit_key(Step(10)), num_others=NUM_AT_A_TIME - 1, errors=away)
+    with pytest.raises(Unavailable, match="no answer"):
+        commits(store)
+    assert store.num_begun == NUM_AT_A_TIME
 
 
 def test_a_rejection_leaves_a_record_that_cannot_be_read_which_then_counts_for_nobody() -> None:

@@ -19,6 +19,7 @@ from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When, every_death
 from behemoth.testing.store import MemoryStore
 from checkpoint.late_bucket import Late, LateDeletions
+from checkpoint.others_first import OthersFirst
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, Unread
 
@@ -59,6 +60,15 @@ def test_a_dropped_commit_goes_with_its_data_and_nothing_else_does() -> None:
     assert steps_of(store) == [20, 30]
     assert prefixes_of(store) == {"000000020-a1-20", "000000030-a1-30", "000000040-a1-40"}
     assert all_intact(store)
+
+
+def test_commits_are_looked_at_once_more_several_at_a_time_before_they_go() -> None:
+    inner = three_commits_and_a_failed_save()
+    for step in (50, 60, 70):
+        save(inner, small_layout(), step=step, write_id=f"a1-{step}")
+    plan = plan_gc(inner, drop=[name(step, f"a1-{step}") for step in (10, 20, 30)])
+    execute(OthersFirst(inner, commit_key(Step(10)), num_others=2), plan)
+    assert steps_of(inner) == [50, 60, 70]
 
 
 def test_cleaning_removes_what_is_neither_committed_nor_in_flight() -> None:

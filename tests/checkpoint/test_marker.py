@@ -9,9 +9,11 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import commits, reject
 from behemoth.checkpoint.framing import framed
 from behemoth.checkpoint.marker import MAX_MARKER_BYTES, Marker, read_marker
+from behemoth.checkpoint.paths import marker_key
 from behemoth.checkpoint.verify_store import verify_store
 from behemoth.ports import ObjectInfo
 from behemoth.testing.store import MemoryStore
+from checkpoint.others_first import OthersFirst
 from checkpoint.saved_checkpoint import save, small_layout
 
 MARKER = Marker.of(Step(10), WriteId("a1-1"), reason='it said "no"\nand é', at_us=5)
@@ -91,3 +93,13 @@ def test_a_rejection_with_a_flipped_bit_is_named_and_still_counts() -> None:
         (problem,) = verify_store(store)
         assert (problem.kind, problem.object_key, problem.length_bytes) == ("marker", KEY, len(data))
         assert commits(store) == []
+
+
+def test_markers_are_checked_several_at_a_time_and_told_in_order() -> None:
+    inner, writes = MemoryStore(), [(Step(10 + number), WriteId("a1-1")) for number in range(8)]
+    keys = [marker_key(folder, *write) for folder in ("rejected", "pins") for write in writes]
+    for key in keys:
+        inner.create(key, b"rubbish")
+    store = OthersFirst(inner, keys[0], num_others=len(keys) - 1)
+    found = [problem.object_key for problem in verify_store(store) if problem.kind == "marker"]
+    assert found == keys

@@ -28,6 +28,8 @@ LAYOUT = Layout(
 PLAN = plan_rank(LAYOUT, Rank(0))
 LOCAL = local_arrays(LAYOUT, PLAN.rank, logical_arrays(LAYOUT, 1))
 NAMES = [piece.name for piece in PLAN.pieces]
+NUM_FIRST = 2
+"""Threads that write while the program copies."""
 LIMIT_S = 30.0
 SOON_S = 0.05
 """By then who joins wrongly has joined, unless the machine is busy; who joins rightly has all the time it needs."""
@@ -76,20 +78,23 @@ def test_who_waits_to_join_ends_with_the_save_though_no_first_writer_returns() -
 
 
 class CountingWriters(MemoryStore):
-    """Tells how many writes were under way at once; each waits, as for a disk, until `enough` of them are."""
+    """Tells how many writes were under way at once. The first ones take a while, as on a disk, by which it is known for
+    one; each later one waits until `enough` of them are under way."""
 
     def __init__(self, enough: int) -> None:
         super().__init__()
         self._condition = threading.Condition()
         self._enough = enough
-        self._writing = self.most = 0
+        self._num_begun = self._writing = self.most = 0
 
     def write_parts(self, key: str, *, size_bytes: int, parts: Sequence[Part]) -> None:
         with self._condition:
+            self._num_begun += 1
+            timeout_s = 0.2 if self._num_begun <= 2 * NUM_FIRST else LIMIT_S  # an array and its metadata
             self._writing += 1
             self.most = max(self.most, self._writing)
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self.most >= self._enough, timeout=0.2)
+            self._condition.wait_for(lambda: self.most >= self._enough, timeout=timeout_s)
             self._writing -= 1
         super().write_parts(key, size_bytes=size_bytes, parts=parts)
 
@@ -110,7 +115,7 @@ def test_a_disk_gets_all_writers_while_the_program_still_copies(monkeypatch: pyt
             arena=arena,
             generation=0,
             attempt=Attempt(1),
-            threads=2,
+            threads=NUM_FIRST,
             cancelled=lambda: False,
             following=stager.sequence,
         )

@@ -129,7 +129,7 @@ def test_an_upload_that_is_said_to_be_complete_while_it_is_still_joined_is_waite
 
 
 def test_an_upload_of_which_a_killed_server_made_nothing_is_not_called_complete(proxy: FaultProxy) -> None:
-    with opened(new_place(endpoint=proxy.endpoint), patience_s=0.2) as store:
+    with opened(new_place(endpoint=proxy.endpoint), patience_s=2.0) as store:
         upload_id = store.begin_upload("a")
         receipt = send(store, "a", upload_id, 1, random_bytes(1000))
         proxy.plan(Fault(How.STORM, "POST"), Fault(How.CLAIM, "POST", times=10_000))

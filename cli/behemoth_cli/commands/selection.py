@@ -15,6 +15,7 @@ from behemoth.checkpoint.marker import Marker, read_marker
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.paths import PINS, REJECTED, write_of_marker
 from behemoth.checkpoint.pins import lost_pins
+from behemoth.checkpoint.small_objects import of_each
 from behemoth.ports import ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth_cli.commands.candidates import run_names
@@ -113,8 +114,8 @@ def all_found(store: ObjectStore) -> list[Found]:
 
 def pins_of(store: ObjectStore) -> dict[tuple[int, str], str]:
     """Why each pinned write is pinned. One whose marker cannot be read is pinned all the same."""
-    listed = ((write_of_marker(info.key), info) for info in store.list(PINS))
-    return {write: _reason(store, info) for write, info in listed if write is not None}
+    writes = ((write_of_marker(info.key), reason) for info, reason in _reasons(store, PINS))
+    return {write: reason for write, reason in writes if write is not None}
 
 
 def still_there(store: ObjectStore, found: Found) -> bool:
@@ -169,16 +170,21 @@ def _gone(store: ObjectStore, pins: dict[tuple[int, str], str], found: Sequence[
 
 
 def _rejected(store: ObjectStore, pins: dict[tuple[int, str], str]) -> Iterator[Found]:
-    for info in store.list(REJECTED):
+    for info, reason in _reasons(store, REJECTED):
         write = write_of_marker(info.key)
         yield Found(
             step=write[0] if write is not None else None,
             write_id=write[1] if write is not None else "",
             state="rejected",
             record=None,
-            reason=_reason(store, info),
+            reason=reason,
             pin=pins.get(write) if write is not None else None,
         )
+
+
+def _reasons(store: ObjectStore, folder: str) -> Iterator[tuple[ObjectInfo, str]]:
+    """All markers of a folder, each with its reason."""
+    return of_each(lambda info: (info, _reason(store, info)), store.list(folder))
 
 
 def _reason(store: ObjectStore, info: ObjectInfo) -> str:

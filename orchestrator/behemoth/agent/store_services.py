@@ -46,6 +46,7 @@ from behemoth.checkpoint.rank_write import RankWrite
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.upload_writer import upload_rank
 from behemoth.checkpoint.writer import write_rank
+from behemoth.policy.shared_reads import are_shared
 from behemoth.ports import KeepsFiles, SavesTo, UploadsParts, WritesRanges
 from behemoth.wire.peers import AskStored
 
@@ -174,13 +175,14 @@ class StoreServices:
         Each node looks for itself at what it has mounted. One that is alone with what it finds asks nobody, or asks
         nodes that answer all the same: it costs reads, and no byte.
         """
-        mode, client = self._opening.share_reads, self._client
-        if mode == "never" or client is None or self.peers.num_slots < 2:
+        mode, client, num_nodes = self._opening.share_reads, self._client, self.peers.num_slots
+        if client is None or not are_shared(mode, num_nodes=num_nodes, is_served=self._is_served):
             return None
+        return SharedReads(self._opened(), once=self._once, table=self.peers, client=client)
+
+    def _is_served(self) -> bool:
         store = self._opened()
-        if mode == "auto" and isinstance(store, KeepsFiles) and not store.is_on_network():
-            return None
-        return SharedReads(store, once=self._once, table=self.peers, client=client)
+        return not isinstance(store, KeepsFiles) or store.is_on_network()
 
     def _write(self, order: Write, fd: int, cancelled: Callable[[], bool]) -> Written:
         layout = Layout.decode(order.layout)

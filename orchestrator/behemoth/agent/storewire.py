@@ -13,7 +13,7 @@ import msgspec
 from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Attempt, NodeId, Rank, RunUid, Slot, Step, WriteId
 from behemoth.wire.commands import PeerPlace
-from behemoth.wire.setup import LocalDisk
+from behemoth.wire.setup import LocalDisk, ShareReads
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -67,7 +67,7 @@ class OpenStore(_Message, frozen=True, kw_only=True):
     num_ranks: int
     run_name: str = ""
     peers: PeerService | None = None
-    share_reads: Literal["auto", "always", "never"] = "never"
+    share_reads: ShareReads = "never"
     """Whether each part of a checkpoint is read from the store by one node and passed on."""
     disk: DiskService | None = None
 

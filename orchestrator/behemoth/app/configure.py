@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import timedelta
-from typing import Literal
+from functools import partial
 
 from behemoth.base.ids import NodeId, RunUid
+from behemoth.policy.shared_reads import are_shared
 from behemoth.spec.checkpoint import EverySteps
 from behemoth.spec.recovery import HangFloor
 from behemoth.spec.run import TrainingRun
 from behemoth.spec.workload import CommandWorkload, PythonWorkload
 from behemoth.state.config import Cadence, HangFloors, RunConfig
 from behemoth.storage.open import is_s3, is_served
-from behemoth.wire.setup import CommandWork, EntrypointWork, LocalDisk, Setup
+from behemoth.wire.setup import CommandWork, EntrypointWork, LocalDisk, Setup, ShareReads
 
 SETTLE = timedelta(milliseconds=100)
 """How long to wait for further signs of one failure: the peers of a lost node fail within milliseconds, and its closed
@@ -81,10 +82,8 @@ def failure_domains(run: TrainingRun, nodes: Sequence[NodeId]) -> dict[NodeId, i
 
 
 def reads_are_shared(run: TrainingRun, store_url: str) -> bool:
-    """Whether nodes of the run read a checkpoint together, as each of their store processes decides (`store_services`)
-    if it has a directory mounted as this machine has."""
-    mode = _share_reads(run)
-    return run.nodes.count > 1 and (mode == "always" or (mode == "auto" and is_served(store_url)))
+    """Whether nodes of the run read a checkpoint together, if they have a directory mounted as this machine has."""
+    return are_shared(_share_reads(run), num_nodes=run.nodes.count, is_served=partial(is_served, store_url))
 
 
 def to_us(duration: timedelta) -> int:
@@ -92,7 +91,7 @@ def to_us(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1)
 
 
-def _share_reads(run: TrainingRun) -> Literal["auto", "always", "never"]:
+def _share_reads(run: TrainingRun) -> ShareReads:
     match run.checkpoint.share_reads:
         case "always":
             return "always"

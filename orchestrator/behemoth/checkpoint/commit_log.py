@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Timeout, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, FORMAT_UNKNOWN, MAX_RECORD_BYTES, CommitRecord
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import COMMITS, REJECTED, commit_key, rejected_key, step_of_commit, write_of_marker
-from behemoth.checkpoint.small_objects import find_listed, read_listed
+from behemoth.checkpoint.small_objects import find_listed, of_each, read_listed
 from behemoth.ports import DeletesListed, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -55,25 +56,27 @@ def is_away(error: BehemothError) -> bool:
 
 
 def commits(store: ObjectStore) -> list[CommitRef | BadCommit]:
-    """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads."""
-    return [one if isinstance(one, BadCommit) else one.ref for one in records(store)]
+    """Every commit by step, oldest first, without rejected ones. Reads each record: blocks for as many small reads,
+    several at a time."""
+    return [one for _, one in listed_commits(store)]
 
 
 def listed_commits(store: ObjectStore) -> list[tuple[ObjectInfo, CommitRef | BadCommit]]:
     """As `commits`, each with what the listing told of its record, by which `remove` knows it."""
+
+    def look(info: ObjectInfo) -> tuple[ObjectInfo, CommitRef | BadCommit | None]:
+        one = _look(store, info)
+        return info, one.ref if isinstance(one, CommitRecord) else one
+
     rejected = _rejected(store)
-    found = ((info, _look(store, info)) for info in store.list(COMMITS))
-    return [
-        (info, one if isinstance(one, BadCommit) else one.ref)
-        for info, one in found
-        if one is not None and not _is_rejected(one, rejected)
-    ]
+    found = of_each(look, store.list(COMMITS))
+    return [(info, one) for info, one in found if one is not None and not _is_rejected(one, rejected)]
 
 
 def records(store: ObjectStore) -> Iterator[CommitRecord | BadCommit]:
-    """As `commits`, each with its record as it was read: one at a time, since those of giant states have megabytes."""
+    """As `commits`, each with its record as it was read: few at a time, since those of giant states have megabytes."""
     rejected = _rejected(store)
-    found = (_look(store, info) for info in store.list(COMMITS))
+    found = of_each(partial(_look, store), store.list(COMMITS))
     return (one for one in found if one is not None and not _is_rejected(one, rejected))
 
 
@@ -315,5 +318,5 @@ def _rejected(store: ObjectStore) -> frozenset[str]:
     return frozenset(info.key for info in store.list(REJECTED))
 
 
-def _is_rejected(one: CommitRecord | BadCommit, rejected: frozenset[str]) -> bool:
-    return isinstance(one, CommitRecord) and rejected_key(one.step, one.write_id) in rejected
+def _is_rejected(one: CommitRecord | CommitRef | BadCommit, rejected: frozenset[str]) -> bool:
+    return not isinstance(one, BadCommit) and rejected_key(one.step, one.write_id) in rejected

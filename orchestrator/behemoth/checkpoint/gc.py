@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +34,7 @@ from behemoth.checkpoint.paths import (
 )
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.signposts import Signpost, Write, forget, signposts, take_down
+from behemoth.checkpoint.small_objects import of_each
 from behemoth.policy.retention import MIN_KEPT
 from behemoth.ports import ObjectInfo, ObjectStore, UnfinishedUpload, UploadsParts
 from behemoth.state.effect import CommitRef
@@ -192,7 +194,9 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
         put_up(store, REJECTED, write, reason="it was given up before its commit was known to be there")
     marks = [put_up(store, DELETING, write, reason="it is being deleted") for write in plan.commits]
     pinned = pinned_writes(store) if plan.commits else frozenset()
-    going = {write for write in {*plan.commits} - pinned if not _is_replaced(store, write)}
+    left = sorted({*plan.commits} - pinned)
+    found = of_each(partial(_stands, store), left)
+    going = {write for write, stands in zip(left, found, strict=True) if stands}
     unposted = going | plan.unposted
     take_down(store, plan.signposts, unposted)  # first, so that no program finds one without its commit
     if going:
@@ -212,11 +216,11 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     return spared.union(plan.spared)
 
 
-def _is_replaced(store: ObjectStore, write: Write) -> bool:
-    """Whether another write has its step by now: in a store that no run owns, somebody may have saved that step anew
+def _stands(store: ObjectStore, write: Write) -> bool:
+    """Whether no other write has its step by now: in a store that no run owns, somebody may have saved that step anew
     since the plan, in the same folder. Its data are rubbish then, and nothing else goes."""
     standing = at_step(store, write[0])
-    return isinstance(standing, CommitRecord) and standing.write_id != write[1]
+    return not isinstance(standing, CommitRecord) or standing.write_id == write[1]
 
 
 def _refuse_newest(committed: Collection[Write], dropped: Collection[Write]) -> None:

@@ -9,13 +9,29 @@ CRC), and the modules whose objects these are: `commit_log`, `owner`, `marker`, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
 from behemoth.base.errors import Conflict, Corrupt, NotFound
+from behemoth.checkpoint.threads import in_order
 from behemoth.ports import ObjectInfo, ObjectStore
+
+NUM_AT_A_TIME = 16
+"""Reads of small objects under way: a bucket answers after some 30 ms, and a long run has hundreds of them."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def find_listed(store: ObjectStore, folder: str, key: str) -> ObjectInfo | None:
     """What the listing of its folder says of an object; None where it is not there. Blocks for the listing."""
     return next((info for info in store.list(folder) if info.key == key), None)
+
+
+def of_each(read: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """What a function that reads a small object gives for each item, in their order; some are read ahead. Its first
+    error in that order ends it."""
+    return in_order(read, items, threads=NUM_AT_A_TIME, name="small-objects")
 
 
 def read_listed(store: ObjectStore, info: ObjectInfo) -> bytes | None:

@@ -6,6 +6,7 @@ the engine. Neighbours: `writer`, `reader`, `commit`, which call it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -59,6 +60,23 @@ def each_result(
                     return
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     yield under_way.pop(future), future.result()
+        finally:
+            for future in under_way:
+                future.cancel()  # does nothing to those that run or are done
+
+
+def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, name: str) -> Iterator[_Result]:
+    """The results in the order of `items`, each as soon as it and all before it are there. At most `threads` items are
+    under way or wait to be taken. After a first error in that order no further item is begun, and the error is raised
+    once all that runs has ended."""
+    left = iter(items)
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name) as pool:
+        under_way = deque(pool.submit(work, item) for item in islice(left, threads))
+        try:
+            while under_way:
+                result = under_way.popleft().result()
+                under_way.extend(pool.submit(work, item) for item in islice(left, 1))
+                yield result
         finally:
             for future in under_way:
                 future.cancel()  # does nothing to those that run or are done

@@ -8,6 +8,7 @@ never raises what the store says of an object, repairs nothing and writes nothin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from behemoth.base.errors import BehemothError
 from behemoth.checkpoint.commit_log import is_away
@@ -26,6 +27,7 @@ from behemoth.checkpoint.paths import (
 )
 from behemoth.checkpoint.pins import lost_pins
 from behemoth.checkpoint.problem import Kind, Problem
+from behemoth.checkpoint.small_objects import of_each
 from behemoth.ports import ObjectInfo, ObjectStore
 
 
@@ -47,16 +49,20 @@ def _check_owner(store: ObjectStore) -> Iterator[Problem]:
 
 
 def _check_markers(store: ObjectStore) -> Iterator[Problem]:
-    for info in (info for folder in (REJECTED, PINS, DELETING) for info in store.list(folder)):
-        if write_of_marker(info.key) is None:
-            yield _problem("extra", info, "expected a name with the step and the write of a checkpoint, got another")
-            continue
-        try:
-            read_marker(store, info)
-        except BehemothError as error:
-            if is_away(error):
-                raise
-            yield _problem("marker", info, error.message)
+    listed = (info for folder in (REJECTED, PINS, DELETING) for info in store.list(folder))
+    return (problem for problem in of_each(partial(_of_marker, store), listed) if problem is not None)
+
+
+def _of_marker(store: ObjectStore, info: ObjectInfo) -> Problem | None:
+    if write_of_marker(info.key) is None:
+        return _problem("extra", info, "expected a name with the step and the write of a checkpoint, got another")
+    try:
+        read_marker(store, info)
+    except BehemothError as error:
+        if is_away(error):
+            raise
+        return _problem("marker", info, error.message)
+    return None
 
 
 def _check_pinned(store: ObjectStore) -> Iterator[Problem]:

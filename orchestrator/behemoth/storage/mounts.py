@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -18,24 +19,28 @@ smbfs virtiofs wekafs
 """
 NETWORK_TYPES = frozenset(_NETWORK_TYPES.split())
 """As the kernel names them; `fuse.NAME` is apart. A disk that several machines share (gfs2, ocfs2) counts: it serves
-all of them together, as a server does."""
+all of them together, as a server does. An overlay does not, whatever its layers lie on: no two machines may write
+through one upper layer, so what it holds is one machine's own."""
 _NETWORK_CLIENTS = """
-alluxio alluxio-fuse beegfs blobfuse blobfuse2 ceph ceph-fuse cosfs cubefs curvefs daos davfs dfuse dingofs gcsfuse
-geesefs glusterfs goofys hdfs juicefs lizardfs mfs moosefs mountpoint-s3 objectivefs ossfs quobyte rclone s3backer s3fs
-s3ql seaweedfs sshfs weed
+alluxio alluxio-fuse blobfuse blobfuse2 ceph-fuse chfs cosfs cubefs curvefs cvmfs cvmfs2 daos davfs dfuse dingofs
+fuse_dfs gcsfuse geesefs goofys hdfs hf3fs juicefs lizardfs mfs moosefs mountpoint-s3 objectivefs obsfs ossfs ossfs2
+quobyte rclone s3backer s3fs s3ql saunafs seaweedfs sshfs tosfs unifyfs weed xtreemfs
 """
-NETWORK_CLIENTS = frozenset(_NETWORK_CLIENTS.split())
-"""Programs behind FUSE mounts that get files from servers. All others are local (overlays, encryption, NTFS), or
-unknown."""
+NETWORK_CLIENTS = NETWORK_TYPES | frozenset(_NETWORK_CLIENTS.split())
+"""Programs behind FUSE mounts that get files from servers; those of servers that a kernel knows too have its names for
+them. All others are local (overlays, encryption, NTFS), or unknown."""
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 _FIELDS_BEFORE_OPTIONAL = 6
-_POINT = 4
+_NUMBER, _PARENT, _POINT = 0, 1, 4
+_NOTHING = -1
 
 
 class Mount(NamedTuple):
-    """One of the process's mounts."""
+    """One of the process's mounts. `number`: the kernel's; `parent`: of the mount on which its point lies."""
 
+    number: int
+    parent: int
     point: str
     fs_type: str
     source: str
@@ -63,15 +68,24 @@ def is_on_network(path: str) -> bool:
 
 
 def mount_of(path: str, mountinfo: bytes) -> Mount | None:
-    """The mount on which an absolute path without links lies: the one that is deepest above it, and of several at one
-    place the last, which covers the others. `mountinfo`: the kernel's lines; what is none of them is passed over."""
-    found: Mount | None = None
-    for line in mountinfo.split(b"\n"):
-        mount = _mount(line)
-        if mount is None or not _is_above(mount.point, path):
+    """The mount on which an absolute path without links lies, found as the kernel walks along the path: from the root
+    to the first mount on it that is met, and from there on. So mounts that lie below one that came later, which hides
+    them, are never met. `mountinfo`: the kernel's lines; what is none of them is passed over."""
+    mounts = [mount for mount in map(_mount, mountinfo.split(b"\n")) if mount is not None]
+    numbers = {mount.number for mount in mounts}
+    met_on: defaultdict[int, list[Mount]] = defaultdict(list)
+    for mount in mounts:
+        if not _is_above(mount.point, path):
             continue
-        if found is None or len(mount.point) >= len(found.point):
-            found = mount
+        if mount.parent not in numbers or mount.parent == mount.number:  # not seen, or the kernel's first root
+            met_on[_NOTHING].append(mount)
+        elif mount.point != "/":  # a cover of the root is not met by who starts at the root
+            met_on[mount.parent].append(mount)
+    found: Mount | None = None
+    met = met_on.pop(_NOTHING, [])
+    while met:
+        found = min(met, key=lambda mount: len(mount.point))
+        met = met_on.pop(found.number, [])
     return found
 
 
@@ -81,9 +95,10 @@ def _mount(line: bytes) -> Mount | None:
     try:
         end = fields.index(b"-", _FIELDS_BEFORE_OPTIONAL)
         fs_type, source = fields[end + 1 : end + 3]
+        number, parent = int(fields[_NUMBER]), int(fields[_PARENT])
     except ValueError:
         return None
-    return Mount(_text(fields[_POINT]), _text(fs_type), _text(source))
+    return Mount(number, parent, _text(fields[_POINT]), _text(fs_type), _text(source))
 
 
 def _text(field: bytes) -> str:

@@ -5,7 +5,7 @@ Values only. Neighbours: `commands`, whose Welcome carries it, and `app.configur
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -13,6 +13,9 @@ from behemoth.base.hidden import repr_without
 from behemoth.base.ids import Step
 from behemoth.state.config import HangFloors
 from behemoth.wire.message import Message
+
+ShareReads: TypeAlias = Literal["auto", "always", "never"]
+"""Whether nodes read a checkpoint together; auto: where all of them ask the same servers."""
 
 
 class EntrypointWork(Message, frozen=True, kw_only=True):
@@ -66,7 +69,7 @@ class Setup(Message, frozen=True, kw_only=True):
     """Nodes of a failure domain."""
     peer_rate: int | None = None
     """Most bytes a second that a node takes for copies."""
-    share_reads: Literal["auto", "always", "never"] = "never"
+    share_reads: ShareReads = "never"
     """Whether each part of a checkpoint is read from the store by one node and passed on to the others."""
     local_disk: LocalDisk | None = None
 

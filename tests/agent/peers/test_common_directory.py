@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -31,6 +30,7 @@ from behemoth.ports import Into
 from behemoth.storage.local import LocalStore
 from behemoth.testing.store import MemoryStore
 from behemoth.wire.commands import PeerPlace
+from behemoth.wire.setup import ShareReads
 from checkpoint.checkpoint_rig import local_arrays, raw_bytes, unstaged
 from checkpoint.saved_checkpoint import save, saved_arrays
 
@@ -67,7 +67,7 @@ class Fleet:
         stack: ExitStack,
         root: Path,
         are_network: Mapping[int, bool],
-        share_reads: Literal["auto", "always", "never"] = "auto",
+        share_reads: ShareReads = "auto",
         *,
         ranks_per_node: int = 1,
     ) -> None:
@@ -170,7 +170,7 @@ def test_a_directory_of_the_network_is_read_once_by_the_fleet_on_any_mesh(
 def test_a_directory_of_the_nodes_own_or_one_that_shall_not_be_shared_is_read_by_each_for_itself(
     tmp_path: Path,
     stack: ExitStack,
-    share_reads: Literal["auto", "never"],
+    share_reads: ShareReads,
     are_network: Mapping[int, bool],
 ) -> None:
     layout = flat_on(NODES)

@@ -531,9 +531,15 @@ def test_a_node_that_stops_within_an_answer_is_not_waited_for_as_long_as_the_who
     monkeypatch: pytest.MonkeyPatch, begin: bytes
 ) -> None:
     monkeypatch.setattr(client_module, "STALL_S", 0.05)
-    with stopping_within_an_answer(begin) as peer, asking(limit_s=3600) as client, pytest.raises(Timeout) as caught:
+    monkeypatch.setattr(client_module, "SILENCE_S", 0.05)
+    message = r"^node n0: answer: expected the rest of it, got nothing for \d+\.\d s$"
+    with (
+        stopping_within_an_answer(begin) as peer,
+        asking(limit_s=3600) as client,
+        pytest.raises(Timeout, match=message) as caught,
+    ):
         asked_of(client, peer)
-    assert caught.value.code == LATE
+    assert caught.value.code == SILENT
 
 
 @pytest.mark.parametrize("begin", BEGINS.values(), ids=BEGINS)
@@ -547,7 +553,10 @@ def test_who_gives_up_waits_no_longer_for_the_rest_of_an_answer(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("is_given_up", [False, True])
-def test_a_payload_that_comes_byte_by_byte_is_waited_for_no_longer_than_any(is_given_up: bool) -> None:
+def test_a_payload_that_comes_byte_by_byte_is_waited_for_no_longer_than_any_and_is_late_but_not_silent(
+    monkeypatch: pytest.MonkeyPatch, is_given_up: bool
+) -> None:
+    monkeypatch.setattr(client_module, "SILENCE_S", LIMIT_S)
     is_over = threading.Event()
 
     def trickle(sock: socket.socket) -> None:
@@ -559,13 +568,14 @@ def test_a_payload_that_comes_byte_by_byte_is_waited_for_no_longer_than_any(is_g
                     return
 
     ends_s = time.monotonic() + 0.3
-    limit_s, error = (3600.0, Conflict) if is_given_up else (0.3, Timeout)
+    limit_s, error, code = (3600.0, Conflict, "cancelled") if is_given_up else (0.3, Timeout, LATE)
     with lying(trickle) as peer, asking(limit_s=limit_s) as client:
         try:
-            with pytest.raises(error):
+            with pytest.raises(error) as caught:
                 asked_of(client, peer, lambda: is_given_up and time.monotonic() > ends_s)
         finally:
             is_over.set()
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(("silence_s", "code"), [(0.0, SILENT), (3600.0, OUT_OF_TIME)])

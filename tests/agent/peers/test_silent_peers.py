@@ -9,11 +9,13 @@ from msgspec.structs import replace
 
 from agent.peers.test_replica_restores import Fleet, source_of
 from behemoth.agent.peers import client
-from behemoth.agent.peers.identity import UNREACHABLE
+from behemoth.agent.peers.identity import UNREACHABLE, PeerAddress
+from behemoth.agent.peers.sockets import PeerSocket
 from behemoth.agent.peers.table import PeerTable
 from behemoth.agent.storewire import SeePeers
 from behemoth.base.errors import BehemothError, Conflict, NotFound, Timeout, Unavailable
 from behemoth.base.ids import NodeId
+from behemoth.checkpoint.exchange import Given
 from behemoth.wire.commands import PeerPlace
 
 GANG = SeePeers(
@@ -40,7 +42,13 @@ def connections(listener: socket.socket) -> int:
 def test_the_second_rank_of_a_node_does_not_ask_the_holder_that_let_the_first_one_wait(
     monkeypatch: pytest.MonkeyPatch, is_shared: bool
 ) -> None:
-    monkeypatch.setattr(client, "HANDSHAKE_LIMIT_S", 0.2)
+    greeted = client.PeerClient._greeted
+
+    def but_for_n2(self: client.PeerClient, peer: PeerAddress, cancelled: Given, is_patient: bool) -> PeerSocket:
+        return greeted(self, peer, cancelled, is_patient and peer.node != "n2")
+
+    monkeypatch.setattr(client, "SILENCE_S", 0.2)
+    monkeypatch.setattr(client.PeerClient, "_greeted", but_for_n2)
     fleet = Fleet(4, lost=[1, 2])
     with fleet.listening(mute=[2], is_shared=is_shared) as restored:
         first, second = restored(1, source_of(2))

@@ -134,9 +134,11 @@ class PeerClient:
         try:
             return self._received(link, into, wanted, deadline=deadline, cancelled=cancelled)
         except Timeout as error:
-            if error.code == LATE or time.monotonic() - link.heard_s < SILENCE_S:
-                raise  # who asks had no time left, which says nothing of the node
-            raise Timeout("answer: expected the rest of it, got none in time", code=SILENT) from error
+            silent_s = time.monotonic() - link.heard_s
+            if silent_s < SILENCE_S:
+                raise  # the node is only slow, or who asks had no time left, which says nothing of it
+            message = f"answer: expected the rest of it, got nothing for {silent_s:.1f} s"
+            raise Timeout(message, code=SILENT) from error
 
     def _received(
         self,

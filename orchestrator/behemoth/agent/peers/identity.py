@@ -28,7 +28,7 @@ from behemoth.wire.peers import (
 UNREACHABLE = "peer-unreachable"
 """The code of an error that says that no connection to a node came about."""
 SILENT = "peer-silent"
-"""The same of one on which a node did not say in time who it is."""
+"""The same of a node that did not say in time who it is, or said nothing for long within an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

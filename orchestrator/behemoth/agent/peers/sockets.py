@@ -28,7 +28,7 @@ SLOWEST_BYTES_PER_S = 1 << 20
 LATE = "peer-timeout"
 """Code of the error for a deadline that is over."""
 _MOST_SENT_BYTES = 1 << 30  # sendfile(2) moves at most about 2 GiB
-_LOOK_S = 0.05
+LOOK_S = 0.05
 """How soon a wait sees that it was given up."""
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class PeerSocket:
     def until_readable(self, *, deadline: float, cancelled: Callable[[], bool]) -> None:
         """Until something comes, which may be the end. Raises Conflict soon after `cancelled` says so."""
         if not self._is_ready(select.POLLIN, deadline, cancelled):
-            raise _late("receive")
+            raise _late("something to come", "nothing")
 
     def send_buffers(self, buffers: Sequence[Buffer], *, deadline: float) -> None:
         """The bytes of the buffers, one behind the other, without a copy. Blocks until the kernel has them all."""
@@ -140,10 +140,10 @@ class PeerSocket:
                 received = self._sock.recv_into(into)
             except BlockingIOError:
                 # Asked here too: where a little comes again and again, no wait is long enough to be over.
-                if _is_over(deadline, cancelled):
-                    raise _late("receive") from None
-                if not self._is_ready(select.POLLIN, min(deadline, time.monotonic() + silence_s), cancelled):
-                    raise _late("receive") from None
+                if _is_over(deadline, cancelled) or not self._is_ready(
+                    select.POLLIN, min(deadline, time.monotonic() + silence_s), cancelled
+                ):
+                    raise _late("all bytes to come", f"all but {len(into)}") from None
                 continue
             except OSError as error:
                 raise _broken(error) from error
@@ -156,7 +156,7 @@ class PeerSocket:
         try:
             return self._sock.send(left, socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            self._wait(select.POLLOUT, deadline, "send")
+            self._wait(select.POLLOUT, deadline)
             return 0
         except OSError as error:
             raise _broken(error) from error
@@ -165,7 +165,7 @@ class PeerSocket:
         try:
             sent = os.sendfile(self._sock.fileno(), fd, offset_bytes, min(length_bytes, _MOST_SENT_BYTES))
         except BlockingIOError:
-            self._wait(select.POLLOUT, deadline, "send")
+            self._wait(select.POLLOUT, deadline)
             return 0
         except OSError as error:
             raise _broken(error) from error
@@ -177,17 +177,17 @@ class PeerSocket:
         """False once the deadline is over. Raises Conflict soon after `cancelled` says so."""
         poller = select.poll()
         poller.register(self._sock, events)
-        while not poller.poll(_LOOK_S * 1000):
+        while not poller.poll(LOOK_S * 1000):
             if _is_over(deadline, cancelled):
                 return False
         return True
 
-    def _wait(self, events: int, deadline: float, what: str) -> None:
+    def _wait(self, events: int, deadline: float) -> None:
         left_s = deadline - time.monotonic()
         poller = select.poll()
         poller.register(self._sock, events)
         if left_s <= 0 or not poller.poll(left_s * 1000):
-            raise _late(what)
+            raise _late("all bytes to be taken", "some left")
 
 
 def _is_over(deadline: float, cancelled: Callable[[], bool]) -> bool:
@@ -200,5 +200,5 @@ def _broken(error: OSError) -> Unavailable:
     return Unavailable(f"peer connection: {error.strerror or error}", code="peer-closed")
 
 
-def _late(what: str) -> Timeout:
-    return Timeout(f"peer connection: expected to {what} in time, got no progress", code=LATE)
+def _late(expected: str, got: str) -> Timeout:
+    return Timeout(f"peer connection: expected {expected} in time, got {got}", code=LATE)
