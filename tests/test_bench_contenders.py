@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from contenders import peer as peer_module
 from contenders.peer import load_peers
 from contenders.raw import Raw
 from contenders.state import new_state, restored
+from sections.blocking import AsyncDcp
 
 SHAPES = {"a": (3, 1024), "b": (1024,)}
 
@@ -55,3 +57,19 @@ def test_a_peer_that_is_not_installed_is_named_with_the_reason(monkeypatch: pyte
     found, missing = load_peers(["nobody"], num_threads=1)
     assert (found, [one.name for one in missing]) == ([], ["nobody"])
     assert "no_such_files" in missing[0].why
+
+
+def test_dcp_at_its_best_copies_every_save_into_the_memory_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = AsyncDcp(new_state(SHAPES).arrays, tmp_path / "dcp", num_threads=1)
+    staged: list[dict[str, Any]] = []  # they live until the end, so that no address is that of freed memory
+    stage = peer.kept.stage
+    monkeypatch.setattr(peer.kept, "stage", lambda state: staged.append(found := stage(state)) or found)
+    try:
+        for _ in range(2):
+            assert peer.best()["blocked"] > 0
+    finally:
+        peer.close()
+    first, second = ([tensor.data_ptr() for tensor in one["state"].values()] for one in staged)
+    assert first == second

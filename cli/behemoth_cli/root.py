@@ -32,7 +32,7 @@ VERBS: dict[str, str] = {
     "status": "One screen about a run, from its directory.",
     "get": "One row each: runs, checkpoints, nodes.",
     "logs": "Output of the ranks, merged where they say the same.",
-    "ckpt": "List, show, verify, export and import checkpoints.",
+    "ckpt": "Look at, prove, keep, copy and convert checkpoints.",
     "plan": "What a run file asks for: ranks, nodes, bytes. Starts nothing.",
     "explain": "What a field of the run file means and takes.",
     "version": "Versions of behemoth and of what it stands on.",

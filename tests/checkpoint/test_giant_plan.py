@@ -31,13 +31,14 @@ from checkpoint.giant_layout import (
 )
 
 
-def test_a_sample_of_ranks_writes_evenly_and_metadata_is_small() -> None:
+def test_a_sample_of_ranks_writes_evenly_metadata_is_small_and_no_chunk_is_large() -> None:
     layout = giant()
     written = [plan_rank(layout, Rank(rank)).written_bytes for rank in range(0, MESH.num_ranks, 997)]
     assert sum(array.num_bytes for array in layout.arrays) == 2_015_461_958_144 * 12
     mean = sum(array.num_bytes for array in layout.arrays) / MESH.num_ranks
     assert max(written) <= 1.02 * mean
     assert sum(len(grid.zarr_json()) for grid in grids(layout)) <= 8_000_000
+    assert max(grid.payload_bytes for grid in grids(layout)) == 8 << 20
 
 
 def test_a_restore_with_fewer_replicas_plans_what_its_rank_meets_and_the_fleet_reads_each_chunk_once() -> None:

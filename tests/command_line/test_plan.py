@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -55,6 +56,20 @@ def test_a_rate_below_one_request_a_second_is_not_called_none(
 ) -> None:
     text = told(capsys, str(scout_run(tmp_path)), "--bandwidth", "store=10MB/s")
     assert re.search(r"rate: .* requests/s, 0\.\d+ for the busiest array", text)
+
+
+def test_a_plan_is_made_offline_also_of_a_run_that_saves_to_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scout_run(tmp_path)
+    file.write_text(file.read_text().replace("  checkpoint:\n", "  checkpoint:\n    store: s3://bucket/prefix\n"))
+
+    def ask(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("a plan has asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    assert "s3://bucket/prefix" in told(capsys, str(file), "--restore-mesh", "tp=4,pp=2,dp=32,ep=16,edp=8")
 
 
 def test_a_document_has_the_numbers_of_the_save_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

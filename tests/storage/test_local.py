@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -445,19 +445,39 @@ def test_something_that_is_no_regular_file_neither_hangs_nor_passes(store: Local
         store.read_into("folder", offset_bytes=0, into=bytearray(1))
 
 
-def test_many_processes_fill_one_object(store: LocalStore) -> None:
+def test_eight_processes_at_once_fill_one_object_twenty_times_and_nothing_of_it_is_lost(store: LocalStore) -> None:
     program = (
         "import sys; from behemoth.ports import Part; from behemoth.storage.local import LocalStore\n"
-        "root, number = sys.argv[1], int(sys.argv[2]); store = LocalStore(root)\n"
-        "for piece in range(number, 400, 4):\n"
-        "    part = Part(offset_bytes=997 * piece, buffers=[bytes([piece % 251 + 1]) * 997])\n"
-        "    store.write_parts('a/b', size_bytes=997 * 400, parts=[part])\n"
-        "store.seal(['a/b'])\n"
+        "root, number = sys.argv[1], int(sys.argv[2]); store = LocalStore(root); print(flush=True)\n"
+        "for key in map(str.strip, sys.stdin):\n"
+        "    for piece in range(number, 400, 8):\n"
+        "        part = Part(offset_bytes=997 * piece, buffers=[bytes([piece % 251 + 1]) * 997])\n"
+        "        store.write_parts(key, size_bytes=997 * 400, parts=[part])\n"
+        "    store.seal([key]); print(flush=True)\n"
     )
     command = [sys.executable, "-c", program, store.root]
-    processes = [subprocess.Popen([*command, str(number)]) for number in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
-    assert read(store, "a/b", 997 * 400) == b"".join(bytes([piece % 251 + 1]) * 997 for piece in range(400))
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for number in range(8)
+        ]
+        assert [_told(one) for one in processes] == ["\n"] * 8  # all have started
+        for trial in range(20):
+            for one in processes:
+                assert one.stdin is not None
+                one.stdin.write(f"a/{trial}\n")
+                one.stdin.flush()
+            assert [_told(one) for one in processes] == ["\n"] * 8
+            whole = b"".join(bytes([piece % 251 + 1]) * 997 for piece in range(400))
+            assert read(store, f"a/{trial}", 997 * 400) == whole
+
+
+def _told(process: subprocess.Popen[str]) -> str:
+    """Its next line; nothing when it has ended."""
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 BIG = os.urandom(DIRECT_BYTES + 5000)
