@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -15,6 +17,21 @@ from zarr.dtype import data_type_registry
 
 import behemoth.zarr_dtypes as zarr_dtypes
 
+# An error that zarr-python 3.4 has moved: under its old name it warns.
+MOVED = """
+import warnings, zarr.dtype, zarr.errors
+if not hasattr(zarr.errors, "DataTypeValidationError"):
+    zarr.errors.DataTypeValidationError = zarr.dtype.DataTypeValidationError
+    del zarr.dtype.DataTypeValidationError
+    def moved(name):
+        if name != "DataTypeValidationError":
+            raise AttributeError(name)
+        warnings.warn(name)
+        return zarr.errors.DataTypeValidationError
+    zarr.dtype.__getattr__ = moved
+import behemoth.zarr_dtypes
+print(zarr.dtype.data_type_registry.match_json("bfloat16", zarr_format=3))
+"""
 NAMES = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
 
 
@@ -131,6 +148,14 @@ def test_big_endian_bfloat16_of_another_writer_is_read(tmp_path: Path) -> None:
     spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata, "create": True}
     tensorstore.open(spec).result().write(values).result()
     assert _same_bytes(_read_with_zarr(tmp_path / "a").astype(values.dtype), values)
+
+
+def test_releases_that_have_moved_their_error_are_no_reason_to_warn() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MOVED], text=True, capture_output=True, check=False, timeout=120
+    )
+    assert done.stderr == ""
+    assert "BFloat16" in done.stdout
 
 
 def test_each_type_loads_as_an_entry_point() -> None:

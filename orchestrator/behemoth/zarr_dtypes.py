@@ -16,7 +16,12 @@ from typing import Any, ClassVar, Literal, Self, cast, overload
 import ml_dtypes
 import numpy as np
 from zarr.core.dtype.common import DTypeJSON, HasEndianness, HasItemSize
-from zarr.dtype import DataTypeValidationError, ZDType, data_type_registry
+from zarr.dtype import ZDType, data_type_registry
+
+try:  # later releases, which need Python 3.12, warn of the name below
+    from zarr.errors import DataTypeValidationError
+except ImportError:
+    from zarr.dtype import DataTypeValidationError
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How zarr v3 writes what JSON cannot (core specification 3.0, "Fill value list")."""

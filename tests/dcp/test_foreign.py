@@ -17,8 +17,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as EarlierProperties
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from behemoth.base.errors import Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import NodeId
@@ -75,6 +76,27 @@ def test_what_torch_saved_is_imported_and_loads_as_torch_loads_it(
     expected = load(blank(state_of(0)), storage_reader=FileSystemReader(old))
     assert same(got, expected)
     assert same(got["model"], state_of(1)["model"])
+
+
+def test_a_conjugate_or_a_negative_that_torch_saved_lazily_is_imported_as_what_it_shows(tmp_path: Path) -> None:
+    """torch saves the elements below the view, and beside them which view it was."""
+    numbers = torch.tensor([[1 + 2j, 3 - 4j], [-0.0 + 0j, complex("nan-infj")]])
+    state = {
+        "conj": numbers.conj(),
+        "conj128": numbers.to(torch.complex128).t().conj(),
+        "neg": torch._neg_view(torch.tensor([1.5, -0.0, float("inf")])),
+        "bfloat16": torch._neg_view(torch.tensor([1.5, -2.0]).bfloat16()),
+        "both": torch._neg_view(numbers.conj()),
+        "imag": numbers.conj().imag,
+        "plain": numbers,
+    }
+    save(dict(state), storage_writer=FileSystemWriter(tmp_path / "old"))
+    with closing(LocalStore(tmp_path / "old")) as store:
+        tensors = read_dcp(store, threads=1).tensors
+    for name, shown in state.items():
+        got = read_box(tensors[name], tuple((0, size) for size in shown.shape))
+        expected = shown.clone().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+        assert got.tobytes() == expected.tobytes(), name
 
 
 def test_workers_of_a_ray_import_what_threads_import(
@@ -171,6 +193,20 @@ def test_only_what_is_asked_for_is_read_of_a_large_tensor(tmp_path: Path) -> Non
         assert counting.num_bytes - before == rows.nbytes == 10 * 1024 * 8
     assert np.array_equal(first.view(np.int64)[0], whole[5].numpy())
     assert np.array_equal(rows.view(np.int64), whole[100:110].numpy())
+
+
+def test_metadata_of_torch_before_2_3_names_the_properties_of_tensors_elsewhere(old: Path, tmp_path: Path) -> None:
+    path = old / METADATA_FILE
+    metadata = pickle.loads(path.read_bytes())  # noqa: S301  made by this test
+    for told in metadata.state_dict_metadata.values():
+        if isinstance(told, TensorStorageMetadata):
+            told.properties = EarlierProperties(dtype=told.properties.dtype)  # type: ignore[assignment]
+    path.write_bytes(pickle.dumps(metadata))
+    assert b"sharded_tensor.metadata" in path.read_bytes()
+    assert root.run(["ckpt", "import", str(old), "--to", str(tmp_path / "new"), "--step", "12"]) == 0
+    got = load(blank(state_of(0)), storage_reader=BehemothReader(tmp_path / "new" / "step-12"))
+    assert same(got, load(blank(state_of(0)), storage_reader=FileSystemReader(old)))
+    assert same(got["model"], state_of(1)["model"])
 
 
 class Bomb:

@@ -23,6 +23,7 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Corrupt, Invalid, NotFound
 from behemoth.checkpoint.box import Box, num_elements, shape_of, slices_of, slices_within
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, raw_dtype
+from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.records import Value
 from behemoth.checkpoint.small_objects import find_listed
 from behemoth.checkpoint.threads import run_all
@@ -107,11 +108,14 @@ def _values(metadata: DcpMetadata, items: _Items) -> tuple[dict[str, Value], lis
 
 
 class _Storage(NamedTuple):
-    """Where a tensor's elements lie: `offset_bytes` in the file, of its first one; strides in elements."""
+    """Where a tensor's elements lie: `offset_bytes` in the file, of its first one; strides in elements. torch saves a
+    lazy conjugate or negative as what it was made of, and a note of that."""
 
     offset_bytes: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    is_conj: bool
+    is_neg: bool
 
 
 class _Items:
@@ -147,11 +151,16 @@ class _Items:
         expected = torch_dtype(dtype, key=key)
         if tensor.dtype != expected or tensor.layout != torch.strided or first is None:
             raise _no_tensor(key, extent, f"{tensor.dtype} in the layout {tensor.layout}, expected {expected}")
+        is_number = expected.is_floating_point or expected.is_complex
+        if (tensor.is_conj() and not expected.is_complex) or (tensor.is_neg() and not is_number):
+            raise _no_tensor(key, extent, f"the conjugate or negative of {expected}, which has none")
         offset_bytes = extent.offset_bytes + first + tensor.storage_offset() * expected.itemsize
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         if offset_bytes + (last + 1) * expected.itemsize > extent.offset_bytes + extent.length_bytes:
             raise _no_tensor(key, extent, "one that reaches beyond its item")
-        return _Storage(offset_bytes, tuple(tensor.shape), tuple(tensor.stride()))
+        return _Storage(
+            offset_bytes, tuple(tensor.shape), tuple(tensor.stride()), is_conj=tensor.is_conj(), is_neg=tensor.is_neg()
+        )
 
     def read(self, file: str, offset_bytes: int, into: Buffer) -> None:
         self._store.read_into(file, offset_bytes=offset_bytes, into=into)
@@ -262,7 +271,9 @@ class _Boxes:
         data = np.empty(last + 1, dtype=dtype)
         self.items.read(extent.file, storage.offset_bytes + first * dtype.itemsize, data.view(np.uint8).data)
         strides = [stride * dtype.itemsize for stride in storage.strides]
-        return np.lib.stride_tricks.as_strided(data, shape=sizes, strides=strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(
+            _resolved(data, storage, self.dtype), shape=sizes, strides=strides, writeable=False
+        )
 
     def _storage(self, number: int) -> _Storage:
         with self._lock:
@@ -297,6 +308,18 @@ class _Held:
 
     def read_into(self, box: Box, out: Raw) -> None:
         out[...] = self.data[slices_of(box)]
+
+
+def _resolved(data: Raw, storage: _Storage, dtype: str) -> Raw:
+    """The elements that torch shows for those that it has saved."""
+    if not storage.is_conj and not storage.is_neg:
+        return data
+    values = data.view(DTYPES[dtype])
+    if storage.is_conj:
+        values = values.conj()
+    if storage.is_neg:
+        values = np.negative(values)
+    return values.view(data.dtype)
 
 
 def _common(one: Box, other: Box) -> Box | None:

@@ -24,6 +24,8 @@ METADATA_FILE = ".metadata"
 MAX_METADATA_BYTES = 4 << 30
 
 _DCP = "torch.distributed.checkpoint"
+_BEFORE = "torch.distributed._shard.sharded_tensor.metadata"
+"""Where torch before 2.3 had the properties of a tensor, with the same state."""
 _KEPT = frozenset(
     {
         (f"{_DCP}.metadata", "Metadata"),
@@ -34,6 +36,8 @@ _KEPT = frozenset(
         (f"{_DCP}.metadata", "TensorProperties"),
         (f"{_DCP}.metadata", "StorageMeta"),
         (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
+        (_BEFORE, "TensorProperties"),
+        (_BEFORE, "MEM_FORMAT_ENCODING"),
         (f"{_DCP}.filesystem", "_StorageInfo"),
         ("torch.serialization", "_get_layout"),
         *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
