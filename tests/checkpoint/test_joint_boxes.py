@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ def grid(shape: Shape, chunk: Shape) -> Grid:
     return Grid(spec=spec, chunk_shape=chunk, chunks_per_dim=num, shard_shape=num, cut_dim=0)
 
 
-def times_read(one: Grid, two: Grid, limit_bytes: int) -> list[float]:
-    """How often each side's chunks are read on average."""
+def times_read(sides: Sequence[Grid], limit_bytes: int) -> list[float]:
+    """How often the chunks of each of two sides are read on average."""
+    one, two = sides
     boxes = list(joint_boxes(one, two, limit_bytes=limit_bytes))
     met = (Counter(chunk for box in boxes for chunk in chunks_meeting(side, box)) for side in (one, two))
     return [each.total() / side.num_chunks for each, side in zip(met, (one, two), strict=True)]
@@ -65,7 +67,7 @@ def test_the_chunks_that_a_box_meets_are_those_that_have_elements_in_it(
 
 @given(grid_pairs())
 def test_where_a_common_multiple_fits_no_chunk_is_read_twice(pair: tuple[Grid, Grid]) -> None:
-    assert times_read(*pair, limit_bytes=math.prod(pair[0].spec.shape)) == [1, 1]
+    assert times_read(pair, limit_bytes=math.prod(pair[0].spec.shape)) == [1, 1]
 
 
 @pytest.mark.parametrize("is_turned", [False, True], ids=["finer first", "coarser first"])
@@ -82,14 +84,14 @@ def test_whole_chunks_of_the_coarser_side_are_read_once_and_the_finer_ones_that_
     fine: Shape, coarse: Shape, limit_bytes: int, most: float, is_turned: bool
 ) -> None:
     shape = (1260, 100)
-    pair = grid(shape, fine), grid(shape, coarse)
-    told = times_read(*(reversed(pair) if is_turned else pair), limit_bytes)
-    of_fine, of_coarse = reversed(told) if is_turned else told
+    sides = [grid(shape, fine), grid(shape, coarse)]
+    told = times_read(sides[::-1] if is_turned else sides, limit_bytes)
+    of_fine, of_coarse = told[::-1] if is_turned else told
     assert of_coarse == 1
     assert 1 <= of_fine <= most
 
 
 def test_chunks_that_cross_are_read_as_seldom_as_what_may_be_held_allows() -> None:
-    rows, columns = grid((64, 4096), (1, 4096)), grid((64, 4096), (64, 64))
-    assert times_read(rows, columns, 64 * 4096) == [1, 1]
-    assert times_read(rows, columns, 16 * 4096) == [1, 4]
+    sides = grid((64, 4096), (1, 4096)), grid((64, 4096), (64, 64))
+    assert times_read(sides, 64 * 4096) == [1, 1]
+    assert times_read(sides, 16 * 4096) == [1, 4]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 from behemoth.base.errors import BehemothError, Corrupt, Unavailable
 from behemoth.base.ids import Step
@@ -31,6 +32,7 @@ Progress = Callable[[int, int], None]
 """Told bytes done and bytes to do, from the thread that called `verify`."""
 Spread = Callable[[CommitRecord, Sequence[Shard], Sequence[SlotRange]], Iterable[Found]]
 """Checks spans on other threads or machines; returns the results in any order."""
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,20 +71,15 @@ def verify(
     array is read: in a bucket even the CRCs beside the chunks would be a request each, millions for a giant checkpoint.
     """
     problems: list[Problem] = []
-    record: CommitRecord | None = None
-    listed: dict[str, int] | None = None
-    index: CommitIndex | None = None
     key = commit.key if isinstance(commit, BadCommit) else commit_key(commit.step)
-    with _told(problems, "commit-record", key):
-        record = _read_record(store, commit)
+    record = _told(problems, partial(_read_record, store, commit), "commit-record", key)
     if record is None:
         return _report(commit.step, deep, problems)
-    with _told(problems, "unreadable", record.prefix):
-        listed = _listed(store, record)
+    listed = _told(problems, partial(_listed, store, record), "unreadable", record.prefix)
     if listed is None:
         return _report(commit.step, deep, problems)
-    with _told(problems, "index", f"{record.prefix}/{INDEX}", record.index_bytes):
-        index = read_index(store, record)
+    key = f"{record.prefix}/{INDEX}"
+    index = _told(problems, partial(read_index, store, record), "index", key, record.index_bytes)
     if index is None:  # nobody knows what else to look at
         return _report(commit.step, deep, problems, num_objects=len(listed) + 1)
     problems += _check_listing(record, index, listed)
@@ -203,15 +200,18 @@ def _in_order(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.object_key, problem.offset_bytes))
 
 
-@contextmanager
-def _told(problems: list[Problem], damaged: Kind, key: str, length_bytes: int = 0) -> Iterator[None]:
-    """What reading an object raises becomes a problem, unless the store is away; see `kind_of` for `damaged`."""
+def _told(
+    problems: list[Problem], read: Callable[[], _Read], damaged: Kind, key: str, length_bytes: int = 0
+) -> _Read | None:
+    """What `read` returns; None where the object is not there as written, which becomes a problem (see `kind_of`).
+    Raises what says that the store is away."""
     try:
-        yield
+        return read()
     except BehemothError as error:
         if is_away(error):
             raise
         problems.append(problem_at(kind_of(error, damaged), key, 0, length_bytes, error.message))
+    return None
 
 
 def _read_record(store: ObjectStore, commit: CommitRef | BadCommit) -> CommitRecord:
@@ -263,8 +263,8 @@ def _check_metadata(store: ObjectStore, record: CommitRecord, index: CommitIndex
     def of_object(one: MetadataObject) -> list[Problem]:
         problems: list[Problem] = []
         key = f"{record.prefix}/{one.key}"
-        with _told(problems, "metadata", key, one.size_bytes):
-            read_metadata(store, key, one.size_bytes, one.crc)
+        read = partial(read_metadata, store, key, one.size_bytes, one.crc)
+        _told(problems, read, "metadata", key, one.size_bytes)
         return problems
 
     found = run_all(of_object, index.metadata, threads=threads, name="ckpt-metadata")
