@@ -17,6 +17,7 @@ from behemoth.app.run_directory import RunDirectory, Term, existing
 from behemoth.app.start_run import RunPlace, claim, refuse_copy
 from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound
 from behemoth.base.ids import Epoch
+from behemoth.checkpoint.owner import Owner
 from behemoth.spec.decode import decode_run
 from behemoth.spec.drill import parse_fault
 from behemoth.spec.run import TrainingRun
@@ -212,11 +213,12 @@ def test_a_copy_of_a_directory_is_told_from_one_that_was_moved(tmp_path: Path) -
     place = claim(run(), tmp_path / "first")
     place.directory.close()
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    owner = Owner.of_run(place.identity.run_uid, name="small", directory=str(tmp_path / "first"))
     with pytest.raises(Conflict, match=r"got a copy of .*first"):
-        refuse_copy(place.identity, tmp_path / "copy", tmp_path / "first")
-    refuse_copy(place.identity, tmp_path / "first", tmp_path / "first")
+        refuse_copy(owner, tmp_path / "copy")
+    refuse_copy(owner, tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / "moved")
-    refuse_copy(place.identity, tmp_path / "moved", tmp_path / "first")
+    refuse_copy(owner, tmp_path / "moved")
 
 
 def test_a_relative_store_means_where_the_run_began_wherever_it_is_resumed(
