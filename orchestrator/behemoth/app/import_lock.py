@@ -11,9 +11,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from behemoth.app.run_directory import no_locks
 from behemoth.base.errors import Conflict
 from behemoth.storage.folders import make_root
 from behemoth.storage.os_errors import named_errors
@@ -59,9 +60,12 @@ def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None
         except BlockingIOError as error:
             hint = "wait for it, or end it"
             raise Conflict(f"store {folder}: expected {expected}, got {got}", hint=hint, code="store-busy") from error
+        except OSError as error:
+            raise no_locks(f"store {folder}", error) from error
         yield
     finally:
         if os.getpid() == owner:  # a forked child that unwinds would take the lock from its parent
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked by other means
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked otherwise
             _HELD.discard(fd)
             os.close(fd)
