@@ -170,7 +170,7 @@ def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
             inner.delete([key])
             inner.create(key, b"short")
         elif gone == "all of it, soon":  # it was committed, and gc has taken the commit away, but no object yet
-            put_up(inner, DELETING, (Step(1), FIRST), reason="it is being deleted")
+            put_up(inner, DELETING, (STEP, FIRST), reason="it is being deleted")
         elif isinstance(inner, MemoryBucket):
             for upload in list(inner.list_uploads("")):
                 inner.abort_upload(upload.key, upload.upload_id)
