@@ -59,7 +59,8 @@ def check(player: Player, store: MemoryStore) -> None:
     require_lineage(store, observation, url=URL)
 
 
-def expect_refusal(player: Player, store: MemoryStore) -> None:
+def expect_refusal(player: Player, store: MemoryStore) -> str:
+    """Returns the hint."""
     with pytest.raises(NotFound) as caught:
         check(player, store)
     newest = player.obs.commits[-1]
@@ -67,16 +68,25 @@ def expect_refusal(player: Player, store: MemoryStore) -> None:
     assert caught.value.code == "checkpoints-gone"
     assert "mount the store" in caught.value.hint
     assert "--dir" in caught.value.hint
+    return caught.value.hint
 
 
 def test_a_store_with_nothing_in_it_is_refused_and_left_untouched() -> None:
     store = MemoryStore()
-    expect_refusal(play(3), store)
+    assert "remove owner" not in expect_refusal(play(3), store)
     assert list(store.list("")) == []
 
 
 def test_a_store_with_the_checkpoints_of_another_history_is_refused() -> None:
     expect_refusal(play(2), stored(ref(10, "a7-40"), ref(20, "a7-41"), ref(500, "a1-1")))
+
+
+def test_a_store_that_was_put_back_from_an_older_backup_is_refused_with_a_way_to_go_on_from_it() -> None:
+    """Retention has given up since what the backup has."""
+    player = play(4)
+    assert [commit.step for commit in player.obs.commits] == [30, 40]
+    hint = expect_refusal(player, stored(ref(10, "a1-1"), ref(20, "a1-2")))
+    assert "to go on from its checkpoint of step 20 (a backup's?), remove owner/run.json from it" in hint
 
 
 def test_a_store_that_is_owned_and_empty_is_refused() -> None:

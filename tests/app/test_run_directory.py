@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import shutil
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from behemoth.app.import_lock import clearing, importing
 from behemoth.app.run_directory import RunDirectory, Term, existing
 from behemoth.app.start_run import RunPlace, claim, refuse_copy
-from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound
+from behemoth.base.errors import Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch
+from behemoth.checkpoint.owner import Owner
 from behemoth.spec.decode import decode_run
 from behemoth.spec.drill import parse_fault
 from behemoth.spec.run import TrainingRun
@@ -53,6 +56,25 @@ def test_a_second_process_is_refused_while_the_first_holds_the_directory(tmp_pat
     again = RunDirectory(tmp_path / "r")
     again.open()
     again.close()
+
+
+def test_a_file_system_without_locks_is_told_as_that_and_not_as_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre answers that was mounted without them."""
+
+    def flock(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(
+        Unavailable, match=r"r: expected a file system with locks \(flock\), got function not"
+    ) as caught:
+        RunDirectory(tmp_path / "r").open()
+    assert caught.value.code == "no-locks"
+    for lock in (importing, clearing):
+        with pytest.raises(Unavailable, match=r"store .*: expected a file system with locks"), lock(tmp_path):
+            pass
 
 
 def test_the_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
@@ -222,11 +244,12 @@ def test_a_copy_of_a_directory_is_told_from_one_that_was_moved(tmp_path: Path) -
     place = claim(run(), tmp_path / "first")
     place.directory.close()
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    owner = Owner.of_run(place.identity.run_uid, name="small", directory=str(tmp_path / "first"))
     with pytest.raises(Conflict, match=r"got a copy of .*first"):
-        refuse_copy(place.identity, tmp_path / "copy", tmp_path / "first")
-    refuse_copy(place.identity, tmp_path / "first", tmp_path / "first")
+        refuse_copy(owner, tmp_path / "copy")
+    refuse_copy(owner, tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / "moved")
-    refuse_copy(place.identity, tmp_path / "moved", tmp_path / "first")
+    refuse_copy(owner, tmp_path / "moved")
 
 
 def test_a_relative_store_means_where_the_run_began_wherever_it_is_resumed(

@@ -18,8 +18,8 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.draining import DAMAGED, RUBBISH, copy_checkpoint
 from behemoth.checkpoint.framing import framed, unframed
 from behemoth.checkpoint.gc import execute, plan_gc
-from behemoth.checkpoint.marker import Marker
-from behemoth.checkpoint.paths import rejected_key
+from behemoth.checkpoint.marker import GOING, Marker, put_up
+from behemoth.checkpoint.paths import DELETING, rejected_key
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
@@ -27,6 +27,7 @@ from behemoth.storage.local import LocalStore
 from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Crash, Die, FaultyBucket, FaultyStore, When
 from behemoth.testing.store import MemoryStore, contents
+from checkpoint.between import Between
 from checkpoint.company_rig import small_parts
 from checkpoint.late_bucket import LateDeletions
 from checkpoint.saved_checkpoint import big_layout, save, small_layout
@@ -451,3 +452,48 @@ def test_a_copy_does_not_believe_an_object_that_came_meanwhile() -> None:
     assert commits(lower) == []
     copy_checkpoint(upper, lower, ref, threads=1)  # which is why it is no damage: the next one puts it right
     assert contents(lower) == contents(upper)
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_copy_beside_a_gc_that_deletes_the_same_checkpoint_never_leaves_a_commit_without_its_data(
+    is_after: bool,
+) -> None:
+    """In a store that no run owns nothing keeps the two apart: the copy may come before any write of the gc."""
+    upper = MemoryStore()
+    ref = saved(upper)
+    codes: set[str] = set()
+
+    def beside_gc(number: int) -> bool:
+        lower, said = MemoryStore(), list[str]()
+        for step in (10, 20, 30):
+            save(lower, small_layout(), step=step, write_id=f"a1-{step}")
+
+        def copies() -> None:
+            try:
+                copy_checkpoint(upper, lower, ref, threads=1, is_alone=False)
+                said.append("copied")
+            except Conflict as error:
+                said.append(error.code)
+
+        clearing = Between(lower, number, copies, is_after=is_after)
+        execute(clearing, plan_gc(clearing, drop=[ref]))
+        codes.update(said)
+        assert is_restorable(lower), number
+        copy_checkpoint(upper, lower, ref, threads=1, is_alone=False)  # once gc is through
+        assert is_restorable(lower)
+        return bool(said)
+
+    num_writes = next(number for number in range(100) if not beside_gc(number))
+    assert num_writes > 2
+    assert codes == {"copied", GOING}
+
+
+def test_a_mark_that_a_killed_deletion_left_keeps_no_copy_away_where_nobody_else_deletes() -> None:
+    upper, lower = MemoryStore(), MemoryStore()
+    ref = saved(upper)
+    put_up(lower, DELETING, (ref.step, ref.write_id), reason="it is being deleted")
+    with pytest.raises(Conflict, match=r"deleting/000000010-a1-10\.json") as caught:
+        copy_checkpoint(upper, lower, ref, threads=1, is_alone=False)
+    assert caught.value.code == GOING
+    copy_checkpoint(upper, lower, ref, threads=1)
+    assert is_restorable(lower)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typing_extensions import Buffer
 
 from behemoth.base.errors import BehemothError, Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
@@ -237,6 +238,31 @@ def test_a_crash_anywhere_keeps_every_commit_whole_and_the_next_gc_finishes(deat
     assert all_intact(inner)
 
 
+class Full(MemoryStore):
+    """A disk on which nothing can be created: neither marks nor pins."""
+
+    code = "no-space"
+
+    def create(self, key: str, data: Buffer) -> None:
+        raise Unavailable(f"create {key} of {memoryview(data).nbytes} bytes: no space left on device", code=self.code)
+
+
+def test_checkpoints_go_from_a_full_disk_whose_marks_find_no_place() -> None:
+    store = three_commits_and_a_failed_save()
+    full = Full()
+    full._objects = store._objects
+    plan = plan_gc(full, drop=[name(10, "a1-10")], in_flight=())
+    full.code = "io-error"
+    with pytest.raises(Unavailable, match="deleting/000000010-a1-10"):
+        execute(full, plan)
+    assert steps_of(store) == [10, 20, 30]
+    full.code = "no-space"
+    assert execute(full, plan) == frozenset()
+    assert steps_of(store) == [20, 30]
+    assert prefixes_of(store) == {"000000020-a1-20", "000000030-a1-30"}
+    assert all_intact(store)
+
+
 def test_an_upload_that_is_a_day_old_is_nobodys_and_a_younger_one_may_be_somebodys() -> None:
     store = MemoryBucket()
     old = store.begin_upload("steps/000000001-a1-1/w/c/0")
@@ -276,6 +302,20 @@ def test_a_commit_that_arrives_when_its_data_are_gone_counts_for_nobody_and_give
     store.arrive()
     assert steps_of(store) == [10]
     save(store, small_layout(), step=20, write_id="a2-20")
+    assert steps_of(store) == [10, 20]
+    assert all_intact(store)
+
+
+def test_on_a_full_disk_a_write_whose_rejection_finds_no_place_keeps_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the rest goes: of two writes that were given up one is sure to have sent no commit."""
+    store = late_commit()
+    save(store, small_layout(), step=30, write_id="a1-30", publish=False)
+    plan = plan_gc(store, in_flight=(), unsure={"a1-20"}.__contains__)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create", Full().create)
+        execute(store, plan)
+    assert prefixes_of(store) == {"000000010-a1-10", "000000020-a1-20"}
+    store.arrive()
     assert steps_of(store) == [10, 20]
     assert all_intact(store)
 

@@ -7,22 +7,28 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import RunUid
+from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit_log import commits
+from behemoth.checkpoint.draining import Copied, copy_checkpoint
+from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.owner import Owner, read_owner, take
+from behemoth.checkpoint.paths import DELETING
 from behemoth.checkpoint.verify import verify
+from behemoth.ports import ObjectStore, SavesTo
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import to_document
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
 from behemoth.storage.open import open_store
 from behemoth_cli import root
+from behemoth_cli.commands import ckpt_drain
 from checkpoint.saved_checkpoint import save, small_layout
 from command_line.cli_rig import NUMPY_RUN
 from servers.s3_server import BUCKET, S3Server
@@ -278,3 +284,45 @@ def test_a_dry_run_refuses_the_store_of_another_run_and_says_that_the_own_one_is
         take(store, Owner.of_run(RunUid("theirs"), name="other", directory="/elsewhere"), url="theirs")
     code, out, err = drain(capsys, "run/small", "--to", str(tmp_path / "theirs"), "--dry-run")
     assert (code, out, "code: store-owned" in err) == (1, "", True)
+
+
+@pytest.fixture
+def nobodys(tmp_path: Path) -> Path:
+    """A store of no run, with a checkpoint."""
+    with closing(LocalStore(tmp_path / "imported")) as store:
+        save(store, small_layout(), step=10, write_id="import-10")
+    return tmp_path / "imported"
+
+
+def test_a_copy_into_a_store_of_no_run_waits_for_a_gc_that_deletes_it_there(
+    nobodys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    safe = tmp_path / "safe"
+    with closing(LocalStore(safe)) as store:
+        save(store, small_layout(), step=20, write_id="import-20")
+        put_up(store, DELETING, (Step(10), WriteId("import-10")), reason="it is being deleted")
+    for options in (("--dry-run",), ()):
+        code, _, err = drain(capsys, str(nobodys), "--to", str(safe), *options)
+        assert (code, "code: commit-going" in err) == (1, True)
+        assert steps_of(safe) == [20]
+    assert root.run(["ckpt", "gc", str(safe), "--keep-last", "2", "--execute"]) == 0
+    assert drain(capsys, str(nobodys), "--to", str(safe))[0] == 0
+    assert steps_of(safe) == [10, 20]
+
+
+def test_a_copy_that_is_done_when_a_run_has_taken_the_store_is_no_checkpoint_of_it(
+    nobodys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has looked for commits before this one was there, and cleared away what it took for rubbish."""
+    safe = tmp_path / "safe"
+
+    def overtaken(source: ObjectStore, target: SavesTo, ref: CommitRef, **how: Any) -> Copied:
+        copied = copy_checkpoint(source, target, ref, **how)
+        take(target, Owner.of_run(RunUid("u1"), name="big", directory="/runs/big"), url=str(safe))
+        target.delete([info.key for info in target.list("steps")])
+        return copied
+
+    monkeypatch.setattr(ckpt_drain, "copy_checkpoint", overtaken)
+    code, _, err = drain(capsys, str(nobodys), "--to", str(safe))
+    assert (code, "got that of run/big in /runs/big" in err) == (1, True)
+    assert steps_of(safe) == []

@@ -432,6 +432,8 @@ def test_a_field_is_explained_with_what_lies_below_it() -> None:
         (figures.since(1_000_000, 4_000_000), "3s"),
         (figures.since(0, 4_000_000), "-"),
         (figures.moment(0), "-"),
+        (figures.moment(1_764_218_096_000_000), "2025-11-27T04:34:56Z"),
+        (figures.moment(1_764_218_096_000_000_000), "1764218096000000000 us"),
         (figures.count(999), "999"),
         (figures.count(12_345), "12.3k"),
         (figures.count(999_499), "999k"),

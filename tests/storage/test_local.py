@@ -186,6 +186,24 @@ def test_the_systems_errors_become_ours(
     assert not Path(store.root, "a", "c").exists()
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_told_as_that(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A disk with exFAT, to which somebody exports, says that the operation is not permitted."""
+    _write(store, "a/b")
+
+    def fail(*_: object, **_how: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    for write in (lambda: store.create("a/c", DATA), lambda: store.move("a/b", "c")):
+        with pytest.raises(Invalid, match=rf"^{store.root}/.*: expected a file system with hard links") as caught:
+            write()
+        assert caught.value.code == "no-links"
+    assert list(store.leftovers()) == []
+
+
 def test_whatever_goes_wrong_the_store_is_named_once(store: LocalStore, tmp_path: Path) -> None:
     store.create("a", DATA)
     os.symlink(tmp_path, Path(store.root, "link"))

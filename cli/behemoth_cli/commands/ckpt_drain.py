@@ -15,10 +15,10 @@ import typer
 from behemoth.app.import_lock import importing
 from behemoth.app.run_directory import RunDirectory
 from behemoth.app.store_lock import leading
-from behemoth.base.errors import BehemothError
-from behemoth.checkpoint.commit_log import read_record
+from behemoth.base.errors import BehemothError, Conflict
+from behemoth.checkpoint.commit_log import read_record, reject
 from behemoth.checkpoint.commit_record import CommitRecord
-from behemoth.checkpoint.copy_plan import CopyPlan, has_commit, plan_copy
+from behemoth.checkpoint.copy_plan import CopyPlan, has_commit, plan_copy, refuse_going
 from behemoth.checkpoint.draining import Copied, copy_checkpoint
 from behemoth.checkpoint.owner import Owner, read_owner, refuse_other, take
 from behemoth.checkpoint.pacing import Pacer
@@ -86,9 +86,12 @@ def drain(
             context.console.show(page, form)
             return
         began_s = time.monotonic()
-        with _held(given, store, record, target_url), stopped_by_interrupt() as stop:
-            copy = partial(copy_checkpoint, given, store, record.ref, threads=threads, pace=_pace(bytes_per_s, stop))
+        with _held(given, store, record, target_url) as is_alone, stopped_by_interrupt() as stop:
+            pace = _pace(bytes_per_s, stop)
+            copy = partial(copy_checkpoint, given, store, record.ref, threads=threads, pace=pace, is_alone=is_alone)
             copied = _copied(context.console, given, record, copy)
+            if copied.num_bytes + copied.found_bytes:
+                _take_back_if_taken(given, store, record, target_url)
     seconds = time.monotonic() - began_s
     context.console.show(copy_page(copied, source=given.root, target=store.root, seconds_taken=seconds), form)
 
@@ -116,7 +119,10 @@ def _planned(
     reason = in_the_way(owner, _candidates(target_url), url=target_url) if owner is not None else ""
     if reason:
         console.note(f"{reason}: the copy would be refused")
-    return plan_copy(given, store, record.ref)
+    plan = plan_copy(given, store, record.ref)
+    if owner is None and not plan.is_there:
+        refuse_going(store, record)
+    return plan
 
 
 def _standing_owner(given: ObjectStore, store: ObjectStore, url: str) -> Owner | None:
@@ -132,10 +138,11 @@ def _candidates(url: str) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _held(given: ObjectStore, store: SavesTo, record: CommitRecord, url: str) -> Iterator[None]:
-    """While this lasts nobody cleans up what is written, and the target is the source's run's. A bucket's server is
-    tried out before the first byte. Raises Conflict for the store of another run, or of one that is alive, and where
-    the copy could not be published: a store that gets nothing stays whose it was."""
+def _held(given: ObjectStore, store: SavesTo, record: CommitRecord, url: str) -> Iterator[bool]:
+    """While this lasts nobody cleans up what is written, and the target is the source's run's. Yields whether nobody
+    deletes checkpoints there either. A bucket's server is tried out before the first byte. Raises Conflict for the
+    store of another run, or of one that is alive, and where the copy could not be published: a store that gets nothing
+    stays whose it was."""
     owner, standing = read_owner(given), _standing_owner(given, store, url)
     has_commit(store, record)
     probe_bucket(store, url=url)
@@ -146,7 +153,17 @@ def _held(given: ObjectStore, store: SavesTo, record: CommitRecord, url: str) ->
             stack.enter_context(importing(Path(path_of(url))))
         if standing is None and owner is not None:
             take(store, owner, url=url)
-        yield
+        yield standing is not None
+
+
+def _take_back_if_taken(given: ObjectStore, store: ObjectStore, record: CommitRecord, url: str) -> None:
+    """A run that takes a store first says so, then reads which commits there are, and removes what belongs to none: of
+    a copy that is published after that, objects may be gone. Raises Conflict, which names the run."""
+    try:
+        _standing_owner(given, store, url)
+    except Conflict:
+        reject(store, record.ref, "a run took the store while it was copied there")
+        raise
 
 
 def _copied(console: Console, given: ObjectStore, record: CommitRecord, copy: Callable[..., Copied]) -> Copied:

@@ -98,10 +98,14 @@ def clock(at_us: int) -> str:
 
 
 def moment(at_us: int) -> str:
-    """Date and time, ISO 8601, UTC; `-` for 0, which stands for an unknown time."""
+    """Date and time, ISO 8601, UTC; `-` for 0, which stands for an unknown time. The number itself where it is none of
+    the calendar's: another program may have written nanoseconds."""
     if not at_us:
         return "-"
-    return datetime.fromtimestamp(at_us // 1_000_000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(at_us // 1_000_000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{at_us} us"
 
 
 def ranks(numbers: Iterable[int]) -> str:

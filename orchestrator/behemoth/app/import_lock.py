@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from behemoth.app.run_directory import no_locks
 from behemoth.base.errors import BehemothError, Conflict
 from behemoth.storage.folders import empty_folders, make_root, missing_folders, remove_made
 from behemoth.storage.os_errors import named_errors
@@ -72,12 +73,15 @@ def _locked(folder: Path, how: int, *, expected: str, got: str) -> Iterator[None
             fcntl.flock(fd, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise busy from error
+        except OSError as error:
+            raise no_locks(f"store {folder}", error) from error
         if not _is_still(folder, fd):  # an import that failed has removed it since it was opened
             raise busy
         yield
     finally:
         if os.getpid() == owner:  # a forked child that unwinds would take the lock from its parent
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked by other means
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to children that were forked otherwise
             _HELD.discard(fd)
             os.close(fd)
 

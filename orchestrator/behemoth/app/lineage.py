@@ -10,7 +10,8 @@ Reads only. Neighbour: `checkpoint_desk`, which surveys what is there.
 from __future__ import annotations
 
 from behemoth.base.errors import NotFound
-from behemoth.checkpoint.commit_log import has_trace
+from behemoth.checkpoint.commit_log import commits, has_trace
+from behemoth.checkpoint.paths import OWNER_KEY
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.state.observation import Observation
@@ -22,11 +23,18 @@ def require_lineage(store: ObjectStore, former: Observation | None, *, url: str)
     if not known or has_trace(store, known):
         return
     newest = known[-1]
+    others = [one for one in commits(store) if isinstance(one, CommitRef)]
+    to_go_on = (
+        f"to go on from its checkpoint of step {others[-1].step} (a backup's?), remove {OWNER_KEY} from it, and name "
+        "it in the file of a run in another directory; "
+        if others
+        else ""
+    )
     raise NotFound(
         f"checkpoint store {url}: expected the checkpoint of step {newest.step} (write {newest.write_id}), got none of "
         f"the {len(known)} that the journal of this run knows",
-        hint="mount the store, put it back or link it there, and run the same command again; to train from the "
-        "beginning, name another directory with --dir",
+        hint="mount the store, put it back or link it there, and run the same command again; "
+        f"{to_go_on}to train from the beginning, name another directory with --dir",
         code="checkpoints-gone",
     )
 

@@ -93,8 +93,8 @@ class RunDirectory:
     def open(self) -> None:
         """Creates the directory, durably, and locks it until `close` or the end of the process.
 
-        Raises Conflict when another process runs here, Denied or Unavailable when the directory cannot be made, and
-        Invalid for a directory that holds something else than a run: its files would be overwritten.
+        Raises Conflict when another process runs here, Denied or Unavailable when the directory cannot be made or
+        locked, and Invalid for a directory that holds something else than a run: its files would be overwritten.
         """
         self._check_ours()
         try:
@@ -108,13 +108,16 @@ class RunDirectory:
             raise refusal(self.path, "create the run directory", error) from error
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.close()
             raise Conflict(
                 f"run directory {self.path}: expected nobody else to run here, got another live `behemoth run`",
                 hint="wait for it, stop it with Ctrl-C, or name another directory with --dir",
                 code="run-locked",
             ) from error
+        except OSError as error:
+            self.close()
+            raise no_locks(f"run directory {self.path}", error) from error
         self._check_lock_stands()
 
     def _check_lock_stands(self) -> None:
@@ -278,6 +281,15 @@ def refusal(path: Path, wish: str, error: OSError) -> BehemothError:
     if error.errno == errno.ENAMETOOLONG:
         return Invalid(said, hint="choose a shorter path", code="path")
     return Unavailable(said, hint="free space or name a directory on another disk with --dir", code="path-unavailable")
+
+
+def no_locks(name: str, error: OSError) -> Unavailable:
+    """The error of a folder, which `name` says, on a file system without flock(2): nobody holds a lock there."""
+    return Unavailable(
+        f"{name}: expected a file system with locks (flock), got {(error.strerror or str(error)).lower()}",
+        hint="mount it with locks (Lustre: -o flock; NFS: without nolock), or name a folder on another one",
+        code="no-locks",
+    )
 
 
 def _read(path: Path, kind: type[T]) -> T | None:

@@ -13,6 +13,7 @@ import yaml
 from behemoth.app.run_directory import Identity, RunDirectory, Term
 from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Epoch, NodeId, RunUid
+from behemoth.checkpoint.owner import Owner
 from behemoth.spec.decode import decode_run
 from behemoth.spec.document import difference, to_document
 from behemoth.spec.run import TrainingRun
@@ -68,16 +69,18 @@ def node_names(run: TrainingRun) -> list[NodeId]:
     return [NodeId(f"node-{number}") for number in range(run.nodes.count + run.nodes.spares)]
 
 
-def refuse_copy(identity: Identity, here: Path, first: Path) -> None:
-    """Raises Conflict when `here` is a copy of `first`, which is still there: both would act on one store as one run.
+def refuse_copy(owner: Owner, here: Path) -> None:
+    """Raises Conflict when `here` is a copy of the directory that the store names as its owner's, which is still there:
+    both would act on that store as one run.
 
     A directory that was moved is no copy: nothing is left where it was."""
-    if first == here or not RunDirectory(first).is_of(identity.run_uid):
+    first = Path(owner.directory)
+    if first == here or not RunDirectory(first).is_of(owner.run_uid):
         return
     if os.path.samefile(first, here):
         return
     raise Conflict(
-        f"run directory {here}: expected the only one of run/{identity.name}, got a copy of {first}",
+        f"run directory {here}: expected the only one of run/{owner.name}, got a copy of {first}",
         hint=f"go on with --dir {first}, or start a run of its own in an empty directory",
         code="run-copied",
     )

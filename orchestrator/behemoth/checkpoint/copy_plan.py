@@ -14,8 +14,9 @@ from behemoth.checkpoint.chunk_check import Shard, shards_of
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import COMMIT_TAKEN, BadCommit, at_step, read_stored, rejected_writes
 from behemoth.checkpoint.commit_record import CommitRecord
+from behemoth.checkpoint.marker import GOING, is_put_up
 from behemoth.checkpoint.opened import read_index
-from behemoth.checkpoint.paths import INDEX, rejected_key
+from behemoth.checkpoint.paths import DELETING, INDEX, marker_key, rejected_key
 from behemoth.checkpoint.replacing import require_unpinned
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
@@ -92,6 +93,20 @@ def has_commit(target: ObjectStore, record: CommitRecord, *, replaces: bool = Fa
         hint="two histories of a run do not mix: name another target",
         code=COMMIT_TAKEN,
     )
+
+
+def refuse_going(target: ObjectStore, record: CommitRecord) -> None:
+    """Raises Conflict while the target deletes this checkpoint: its commit has gone, and its objects, which a copy
+    would keep for whole, go next. To be asked once the commit was not found there: it goes after its mark."""
+    write = record.step, record.write_id
+    if is_put_up(target, DELETING, write):
+        raise Conflict(
+            f"checkpoint of step {record.step}: expected a target that is not deleting it, got one with "
+            f"{marker_key(DELETING, *write)}",
+            hint="copy it again in a moment; what a deletion that was cut off left goes with the next `behemoth ckpt "
+            "gc --execute` there",
+            code=GOING,
+        )
 
 
 def small_objects(record: CommitRecord, index: CommitIndex) -> list[MetadataObject]:

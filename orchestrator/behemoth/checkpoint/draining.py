@@ -23,7 +23,7 @@ from behemoth.checkpoint.chunk_check import ChunkCheck, Found, FoundCrcs, shards
 from behemoth.checkpoint.commit_index import CommitIndex, MetadataObject
 from behemoth.checkpoint.commit_log import at_step, publish, read_stored, rejected_writes, remove
 from behemoth.checkpoint.commit_record import DAMAGED_HINT, CommitRecord
-from behemoth.checkpoint.copy_plan import has_commit, object_sizes, small_objects
+from behemoth.checkpoint.copy_plan import has_commit, object_sizes, refuse_going, small_objects
 from behemoth.checkpoint.filling import Filling, ObjectPiece, filling_of
 from behemoth.checkpoint.opened import read_index, read_metadata
 from behemoth.checkpoint.problem import Problem
@@ -65,22 +65,27 @@ def copy_checkpoint(
     progress: Progress = lambda _done, _total: None,
     pace: Pace = lambda _num_bytes: None,
     replaces: bool = False,
+    is_alone: bool = True,
 ) -> Copied:
     """Blocks for as long as reading, proving and writing all of it takes. Memory: a piece for each thread, 8 MiB, or
     more where a chunk is larger or an object would have more parts than an upload may. Idempotent, also after a kill.
 
     What the target has of another write at that step stays, unless this one `replaces` it: then it stands until this
-    one is whole there, and at once the other does.
+    one is whole there, and at once the other does. `is_alone`: nobody else deletes at the target, as where the run is
+    led that owns it; a mark of a deletion was left by one that was cut off then.
 
     Raises NotFound when the commit is gone, Corrupt (`DAMAGED`, or that of the metadata) naming the place of a byte
     that is not as it was committed, Conflict when the target has another commit of that step that stays or is pinned,
-    has rejected this one, or has got another object in the place of one of it meanwhile, and the stores' errors.
+    has rejected this one or is deleting it, or has got another object in the place of one of it meanwhile, and the
+    stores' errors.
     Without a return the target has no new commit.
     """
     with _of_source():
         record, data = read_stored(source, ref)
     if has_commit(target, record, replaces=replaces):
         return Copied(record=record, num_bytes=0, found_bytes=0)
+    if not is_alone:
+        refuse_going(target, record)
     with _of_source():
         index = read_index(source, record)
     copying = _Copying(source, target, record, index, threads=threads, progress=progress, pace=pace)

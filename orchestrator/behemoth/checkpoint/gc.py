@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-from behemoth.base.errors import Invalid
+from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, at_step, listed_commits, remove
 from behemoth.checkpoint.commit_record import CommitRecord
@@ -28,6 +28,7 @@ from behemoth.checkpoint.paths import (
     INDEX,
     REJECTED,
     STEPS,
+    marker_key,
     step_prefix,
     write_of_key,
     write_of_marker,
@@ -43,6 +44,9 @@ BATCH_KEYS = 1000
 """Keys per delete call: the most that one S3 DeleteObjects request takes."""
 ORPHAN_AGE_S = 24 * 3600.0
 """An upload begun so long ago is nobody's any more: a save ends within minutes, an import within hours."""
+
+NO_SPACE = "no-space"
+"""Code of a store's error for a disk, or a quota, that is full."""
 
 InFlight = Collection[WriteId] | Callable[[], Collection[WriteId]]
 
@@ -189,10 +193,10 @@ def _leftovers(store: ObjectStore) -> Iterator[str]:
 def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
     """Delete what the plan names, but no commit that was pinned since; what was spared in all. Idempotent; may be
     cut off anywhere and be planned again. Blocks for as long as the store takes. The caller is the run's only leader:
-    nobody else commits or deletes meanwhile."""
-    for write in plan.rejects:
-        put_up(store, REJECTED, write, reason="it was given up before its commit was known to be there")
-    marks = [put_up(store, DELETING, write, reason="it is being deleted") for write in plan.commits]
+    nobody else commits or deletes meanwhile. Works on a full disk too, where it is needed most."""
+    reason = "it was given up before its commit was known to be there"
+    unrejected = {*plan.rejects} - _put_up_all(store, REJECTED, plan.rejects, reason=reason)
+    _put_up_all(store, DELETING, plan.commits, reason="it is being deleted")
     pinned = pinned_writes(store) if plan.commits else frozenset()
     left = sorted({*plan.commits} - pinned)
     found = of_each(partial(_stands, store), left)
@@ -205,15 +209,30 @@ def execute(store: ObjectStore, plan: GcPlan) -> frozenset[Write]:
         for upload in plan.uploads:
             store.abort_upload(upload.key, upload.upload_id)
     spared = pinned.intersection(plan.commits)
-    keys = (info.key for info in plan.objects_without(spared))
+    keys = (info.key for info in plan.objects_without(spared | unrejected))
     while batch := list(islice(keys, BATCH_KEYS)):
         store.delete(batch)
     if plan.leftovers and isinstance(store, KeepsLeftovers):
         store.delete_leftovers(plan.leftovers)
     forget(store, plan.signposts, unposted)
-    if marks or plan.stale_marks:
-        store.delete([*marks, *plan.stale_marks])
+    if plan.commits or plan.stale_marks:
+        store.delete([*(marker_key(DELETING, *write) for write in plan.commits), *plan.stale_marks])
     return spared.union(plan.spared)
+
+
+def _put_up_all(store: ObjectStore, folder: str, writes: Sequence[Write], *, reason: str) -> set[Write]:
+    """The writes that have their markers: on a full disk, or at the end of a quota, not all of them. Nobody can set a
+    pin there either, which the marks of deletions are for, and what goes makes room. A write that is not rejected keeps
+    its data until the next time."""
+    done: set[Write] = set()
+    try:
+        for write in writes:
+            put_up(store, folder, write, reason=reason)
+            done.add(write)
+    except Unavailable as error:
+        if error.code != NO_SPACE:
+            raise
+    return done
 
 
 def _stands(store: ObjectStore, write: Write) -> bool:

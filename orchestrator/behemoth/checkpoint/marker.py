@@ -19,7 +19,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.framing import framed
 from behemoth.checkpoint.paths import marker_key, write_of_marker
-from behemoth.checkpoint.small_objects import read_listed
+from behemoth.checkpoint.small_objects import find_listed, read_listed
 from behemoth.checkpoint.versioned import decode_versioned
 from behemoth.ports import ObjectInfo, ObjectStore
 
@@ -27,6 +27,8 @@ FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 MAX_REASON_CHARACTERS = 4096
 MAX_MARKER_BYTES = 1 << 16
+GOING = "commit-going"
+"""Code of the error for a commit that is marked as being deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,11 @@ def put_up(store: ObjectStore, folder: str, write: tuple[Step, WriteId], *, reas
     with suppress(Conflict):
         store.create(key, Marker.of(*write, reason=reason).encode())
     return key
+
+
+def is_put_up(store: ObjectStore, folder: str, write: tuple[Step, WriteId]) -> bool:
+    """Whether a marker of this write is in a folder. Blocks for the listing."""
+    return find_listed(store, folder, marker_key(folder, *write)) is not None
 
 
 def read_marker(store: ObjectStore, info: ObjectInfo) -> Marker | None:

@@ -15,9 +15,8 @@ from __future__ import annotations
 from behemoth.base.errors import Conflict, Corrupt, NotFound
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits, read_record, rejected_writes
-from behemoth.checkpoint.marker import Marker
+from behemoth.checkpoint.marker import GOING, Marker, is_put_up
 from behemoth.checkpoint.paths import DELETING, PINS, marker_key, step_prefix, write_of_marker
-from behemoth.checkpoint.small_objects import find_listed
 from behemoth.ports import ObjectStore
 from behemoth.state.effect import CommitRef
 
@@ -69,8 +68,8 @@ def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
         store.create(key, Marker.of(ref.step, ref.write_id, reason=reason, at_us=at_us).encode())
     except Conflict:
         is_new = False
-    mark = marker_key(DELETING, ref.step, ref.write_id)
-    is_going = find_listed(store, DELETING, mark) is not None  # before the commit, which goes before its mark
+    write = ref.step, ref.write_id
+    is_going = is_put_up(store, DELETING, write)  # before the commit, which goes before its mark
     try:
         read_record(store, ref)
     except NotFound as error:
@@ -84,9 +83,9 @@ def pin(store: ObjectStore, ref: CommitRef, *, reason: str, at_us: int) -> bool:
     if is_going:
         raise Conflict(
             f"checkpoint of step {ref.step}: expected one that is not being deleted, got one that is marked as such",
-            hint=f"pin it again in a moment; a mark of a deletion that was cut off ({mark}) goes with the next "
-            "clean-up, which spares what is pinned",
-            code="commit-going",
+            hint="pin it again in a moment; a mark of a deletion that was cut off "
+            f"({marker_key(DELETING, *write)}) goes with the next clean-up, which spares what is pinned",
+            code=GOING,
         )
     return is_new
 

@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from behemoth.base.errors import Denied
+from behemoth.base.errors import Denied, Invalid
 from behemoth.ports import ObjectInfo
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.os_errors import named_errors, translated
 
 _NOT_REMOVED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
 """What rmdir(2) says of a folder that is not empty, or that is no folder any more."""
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What link(2) says of a file of one's own where the file system has no hard links (exFAT, some mounts of SMB)."""
 
 
 def make_root(root: str, *, mode: int = 0o777) -> None:
@@ -104,6 +106,21 @@ def unlink(path: str) -> None:
     """Remove a file; a missing one is fine. Raises OSError."""
     with suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)
+
+
+def link(path: str, new: str) -> None:
+    """Give a file a second name. Raises FileExistsError where that is taken, Invalid on a file system without hard
+    links, and OSError."""
+    try:
+        os.link(path, new, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise Invalid(
+            f"{new}: expected a file system with hard links, got one without",
+            hint="name a folder on another one, such as a local disk, NFS, Lustre or Weka",
+            code="no-links",
+        ) from error
 
 
 def walk(folder: str, prefix: str, *, temps: bool = False) -> Iterator[ObjectInfo]:

@@ -23,7 +23,16 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, Unavailable
 from behemoth.ports import Into, ObjectInfo, Part
 from behemoth.storage.direct import Direct
-from behemoth.storage.folders import empty_folders, make_folders, make_root, remove_empty, sync_folders, unlink, walk
+from behemoth.storage.folders import (
+    empty_folders,
+    link,
+    make_folders,
+    make_root,
+    remove_empty,
+    sync_folders,
+    unlink,
+    walk,
+)
 from behemoth.storage.keys import TEMP_PREFIX, segments_of, segments_of_prefix
 from behemoth.storage.mounts import is_on_network
 from behemoth.storage.open_files import OpenFiles
@@ -233,7 +242,10 @@ class LocalStore:
             except OSError:
                 break
             if stat.S_ISLNK(mode):
-                raise Denied(f"{path}: expected a directory, got a symbolic link", hint="remove the link")
+                raise Denied(
+                    f"{path}: expected a directory, got a symbolic link",
+                    hint="move the folder itself there, or mount it there: below a store no link is followed",
+                )
         return "/".join((self._root, *segments))
 
     def _folders_above(self, segments: Sequence[str]) -> Iterable[str]:
@@ -281,7 +293,7 @@ class LocalStore:
         os.stat(path, follow_symlinks=False)  # so that a missing folder below is the target's
         self._make_folder(os.path.dirname(to_path))
         try:
-            os.link(path, to_path, follow_symlinks=False)
+            link(path, to_path)
         except FileExistsError as error:
             raise Conflict(f"move to {key}: expected no such object, got one", code="exists") from error
 
@@ -346,7 +358,7 @@ def _link_durable(key: str, temp: str, path: str, data: memoryview, mode: int) -
         write_all(fd, (0, [data] if data.nbytes else []))
         os.fsync(fd)
         try:
-            os.link(temp, path, follow_symlinks=False)
+            link(temp, path)
         except FileExistsError as error:
             # A link request that NFS sent twice can lose against itself; the second name tells.
             if os.fstat(fd).st_nlink < 2:

@@ -44,7 +44,12 @@ def translated(error: OSError, doing: str) -> BehemothError:
             return Unavailable(
                 f"{doing}: expected a regular file, got a socket, or a device that is not there", code="io-error"
             )
-        case errno.ENAMETOOLONG | errno.EFBIG | errno.EINVAL:
+        case errno.EFBIG:
+            return Invalid(
+                f"{message}: expected a place for files of this size, got another",
+                hint="raise the limit of the size of files (ulimit -f), or use a file system that takes larger ones",
+            )
+        case errno.ENAMETOOLONG | errno.EINVAL:
             return Invalid(
                 f"{message}: expected a file system that can hold this, got another", hint="use another file system"
             )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from behemoth.base.errors import Denied, Invalid
-from behemoth.storage.folders import make_root, sync_folder
+from behemoth.storage.folders import NO_LINKS, make_root, sync_folder
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.os_errors import named_errors
 
@@ -92,7 +92,9 @@ def _two_writers(path: str) -> None:
 def _one_winner(first: str, second: str) -> None:
     try:
         os.link(first, second, follow_symlinks=False)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         raise _unfit(first, "no hard links") from error
     try:
         os.link(first, second, follow_symlinks=False)

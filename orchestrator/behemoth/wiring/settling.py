@@ -7,7 +7,6 @@ for the store below; `behemoth.checkpoint.owner` says whose a store is.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 from behemoth.app.checkpoint_desk import remove_rubbish, unsure_writes
 from behemoth.app.lineage import require_lineage
@@ -30,10 +29,9 @@ def vet(store_url: str, run_uid: RunUid | None) -> None:
 def settle(place: RunPlace, store: SavesTo, former: Observation | None) -> None:
     """Only reads until it is sure that this is the run's store; then tries it out and takes it."""
     url, identity = place.store_url, place.identity
-    directory = place.directory.path.absolute()
     owner = refuse_other(store, identity.run_uid, url=url)
     if owner is not None and identity.store is not None:  # a copy with its own store harms nobody
-        refuse_copy(identity, directory, Path(owner.directory))
+        refuse_copy(owner, place.directory.path.absolute())
     require_lineage(store, former, url=url)
     if owner is not None:  # rubbish of saves that were cut off may be what fills the disk
         remove_rubbish(store, unsure_writes(former))

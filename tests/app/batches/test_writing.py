@@ -25,9 +25,10 @@ from behemoth.checkpoint.interop.resharded import CheckpointSource, batch_bytes
 from behemoth.checkpoint.interop.unit_writer import UnitWriter
 from behemoth.checkpoint.interop.units import units_of
 from behemoth.checkpoint.layout import ArraySpec, Layout
+from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.matching import origins
 from behemoth.checkpoint.opened import Commit, open_commit
-from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.paths import DELETING, step_prefix
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore, SavesTo
 from behemoth.spec.mesh import Mesh
@@ -153,7 +154,7 @@ def uploads_of(store: MemoryStore | MemoryBucket) -> list[str]:
     return begun
 
 
-@pytest.mark.parametrize("gone", ["shard", "zarr.json", "its size"])
+@pytest.mark.parametrize("gone", ["shard", "zarr.json", "its size", "all of it, soon"])
 @KINDS
 def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
     tmp_path: Path, new: Callable[[], MemoryStore | MemoryBucket], faulty: Callable[..., SavesTo], gone: str
@@ -168,6 +169,8 @@ def test_what_was_cleared_away_meanwhile_is_written_again_under_another_name(
             key = next(info.key for info in inner.list("steps") if "/c/" in info.key)
             inner.delete([key])
             inner.create(key, b"short")
+        elif gone == "all of it, soon":  # it was committed, and gc has taken the commit away, but no object yet
+            put_up(inner, DELETING, (STEP, FIRST), reason="it is being deleted")
         elif isinstance(inner, MemoryBucket):
             for upload in list(inner.list_uploads("")):
                 inner.abort_upload(upload.key, upload.upload_id)

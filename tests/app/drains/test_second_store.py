@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,20 @@ def test_nothing_is_fetched_from_the_store_of_another_run(directory: RunDirector
     with pytest.raises(Conflict) as caught:
         second_of(directory, [], below).fetch((), lambda _commit, _done, _total: None)
     assert caught.value.code == OWNED
+
+
+def test_a_copy_of_a_run_directory_is_kept_out_of_the_second_store_which_was_not_copied(
+    directory: RunDirectory, tmp_path: Path
+) -> None:
+    """Its first store may lie within the directory, and is then one of its own."""
+    identity = directory.found("big", None, drain="below", run_uid=SETTINGS.run_uid)
+    below = MemoryStore()
+    save(below, small_layout(), step=20, write_id="a1-20")
+    take(below, Owner.of_run(identity.run_uid, name="big", directory=str(directory.path)), url="below")
+    shutil.copytree(directory.path, tmp_path / "copy")
+    with pytest.raises(Conflict) as caught:
+        second_of(RunDirectory(tmp_path / "copy"), [], below).fetch((), lambda _commit, _done, _total: None)
+    assert caught.value.code == "run-copied"
+    told: list[tuple[str, str, bool]] = []
+    second_of(directory, told, below).fetch((), lambda _commit, _done, _total: None)
+    assert [reason for reason, _, _ in told] == ["Fetched"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from behemoth.checkpoint.interop import casts, export_plan
 from behemoth.checkpoint.interop import export as export_module
 from behemoth.checkpoint.interop.cells import Scaling
 from behemoth.checkpoint.interop.export import INDEX, UNFINISHED, export, kept_files
-from behemoth.checkpoint.interop.export_plan import SINGLE, ExportPlan, plan_export
+from behemoth.checkpoint.interop.export_plan import SINGLE, ExportPlan, FilePlan, plan_export
 from behemoth.checkpoint.interop.foreign import read_model
 from behemoth.checkpoint.interop.stored import stored_tensors
 from behemoth.checkpoint.interop.tensors import Raw, Tensor, read_box
@@ -445,6 +445,30 @@ def test_two_exports_into_one_folder_never_publish_holes() -> None:
     with pytest.raises(Conflict, match="expected the file that was being written, got another"):
         export(meddled, plan)
     assert not names(store)
+
+
+@pytest.mark.parametrize("max_file_bytes", [1 << 20, 500])
+@pytest.mark.parametrize("new", [MemoryStore, MemoryBucket])
+def test_of_two_exports_that_begin_at_once_in_one_place_one_is_told_that_it_is_not_alone(
+    new: Callable[[], MemoryStore | MemoryBucket], max_file_bytes: int
+) -> None:
+    """With other options, so that their files have other names: one without an index, or fewer than the other's."""
+    plan, arrays = small_plan()
+    source, layout = MemoryStore(), toy_layout()
+    tensors = stored_tensors(source, opened(source, layout, arrays), threads=1)
+    other = plan_export(tensors, max_file_bytes=max_file_bytes, metadata={"format": "pt"})
+    assert len(other.files) < len(plan.files)
+    store = new()
+
+    def beside(files: Sequence[FilePlan]) -> Iterator[str]:
+        export(store, other)
+        for file in files:
+            list(export_module.write_file(store, UNFINISHED, file))
+            yield file.name
+
+    with pytest.raises(Conflict, match="expected an empty place, or one that this very export began to fill"):
+        export(store, plan, spread=beside)
+    assert contents(store).get(INDEX) == other.index
 
 
 def test_a_disk_that_fills_up_leaves_nothing_unfinished(tmp_path: Path) -> None:

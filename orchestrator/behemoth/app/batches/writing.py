@@ -30,7 +30,8 @@ from behemoth.checkpoint.interop.object_uploads import ObjectUploads
 from behemoth.checkpoint.interop.unit_writer import Written, brings_metadata
 from behemoth.checkpoint.interop.units import Units, WriteUnit, ranges_of
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.paths import step_prefix
+from behemoth.checkpoint.marker import is_put_up
+from behemoth.checkpoint.paths import DELETING, step_prefix
 from behemoth.checkpoint.upload_writer import REQUEST_THREADS
 from behemoth.checkpoint.verify import require_objects
 from behemoth.ports import Batch, Executor, ObjectStore, SavesTo, UploadsParts
@@ -165,12 +166,14 @@ def finished(store: ObjectStore, step: Step, *, verb: str, job: bytes) -> Commit
 
 def require_written(store: SavesTo, step: Step, writing: Writing, record: Record, fresh: WriteId) -> WriteId:
     """The write id to continue with: that of the record, or `fresh`, with an empty record, when something that was
-    written is gone (deleted by gc)."""
+    written is gone, or is going (deleted by gc, after it was committed). The step must have been found free before: a
+    commit goes after its mark."""
     write_id = WriteId(record.note)
     results, asked = record.done(), {one.batch.number: one.batch for one in writing.batches()}
     kept = (_written(results[number], asked[number], writing) for number in results.keys() & asked.keys())
     done = list(chain.from_iterable(kept))
-    if not done or _is_there(store, step_prefix(step, write_id), writing, done):
+    is_going = bool(done) and is_put_up(store, DELETING, (step, write_id))
+    if not done or (not is_going and _is_there(store, step_prefix(step, write_id), writing, done)):
         return write_id
     record.forget(fresh)
     return fresh

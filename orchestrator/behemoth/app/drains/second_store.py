@@ -17,7 +17,7 @@ from behemoth.app.drains.link import ProcessLink
 from behemoth.app.drains.messages import Drained, Settings
 from behemoth.app.drains.process import reject_too
 from behemoth.app.run_directory import DrainState, RunDirectory
-from behemoth.app.start_run import RunPlace
+from behemoth.app.start_run import RunPlace, refuse_copy
 from behemoth.app.summary import DrainTable
 from behemoth.base.clock import Clock
 from behemoth.base.errors import BehemothError, Denied, Timeout, Unavailable
@@ -60,10 +60,13 @@ class SecondStore:
 
     def fetch(self, rejected: Collection[WriteId], progress: Progress) -> None:
         """Before anything else: the first store gets back what it has lost. Raises what `fetch_newest` does, and
-        Conflict when one of the two is another run's."""
+        Conflict when one of the two is another run's, or the second that of the directory of which this one is a
+        copy: a first store within the directory was copied with it, the second was not."""
         url, run_uid = self._settings.target, self._settings.run_uid
         refuse_other(self._store, run_uid, url=self._settings.source)
-        refuse_other(self.below, run_uid, url=url)
+        owner = refuse_other(self.below, run_uid, url=url)
+        if owner is not None:
+            refuse_copy(owner, self._directory.path.absolute())
         found = fetch_newest(
             self.below,
             self._store,

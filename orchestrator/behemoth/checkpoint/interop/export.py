@@ -23,6 +23,7 @@ from behemoth.checkpoint.interop.export_plan import ExportPlan, FilePart, FilePl
 from behemoth.checkpoint.interop.tensors import read_box
 from behemoth.checkpoint.layout import DTYPES
 from behemoth.checkpoint.paths import probe_began_s
+from behemoth.checkpoint.small_objects import create_same
 from behemoth.checkpoint.threads import each_result
 from behemoth.ports import MovesObjects, ObjectStore, Part, SavesTo, UploadsParts, WritesRanges
 
@@ -98,9 +99,9 @@ def export(
     with _cleared_after(store, plan, folder):
         written = _write_here(store, folder, plan, left, progress) if spread is None else spread(left)
         names = set(written)
+    kept_files(store, plan)  # again: another export may have begun in the same empty place
     if plan.index is not None:
-        with suppress(Conflict):  # it stands already, and `kept_files` has compared it
-            store.create(INDEX, plan.index)
+        create_same(store, INDEX, plan.index)
     return Exported(written=tuple(file.name for file in left if file.name in names), kept=kept)
 
 
