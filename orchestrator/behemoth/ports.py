@@ -38,6 +38,8 @@ class ObjectInfo:
     size_bytes: int
     etag: str = field(default="", compare=False)
     """The store's own word for the bytes, opaque; empty where it has none (files)."""
+    age_s: float = field(default=0.0, compare=False)
+    """Since it was written, by the store's own clock alone; 0 where it does not tell (files)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,13 @@ class Late(MemoryBucket):
             raise Unavailable(f"create {key}: no answer")
         super().create(key, data)
 
+    def copied(self) -> Late:
+        """Another bucket with the same objects, and with the same commits on their way."""
+        other, same = Late(), self.copy()
+        other._objects, other._written_s, other._uploads = same._objects, same._written_s, same._uploads
+        other.sent = list(self.sent)
+        return other
+
     def arrive(self) -> None:
         self.is_late = False
         for key, data in self.sent:

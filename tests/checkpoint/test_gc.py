@@ -1,6 +1,7 @@
 """What gc deletes, in which order, and what a crash in the middle leaves."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from typing_extensions import Buffer
 from behemoth.base.errors import BehemothError, Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import BadCommit, commits, reject
-from behemoth.checkpoint.gc import ORPHAN_AGE_S, execute, plan_gc
+from behemoth.checkpoint.draining import copy_checkpoint
+from behemoth.checkpoint.gc import LATE_S, ORPHAN_AGE_S, execute, plan_gc
 from behemoth.checkpoint.paths import commit_key
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectInfo, ObjectStore
@@ -334,6 +336,49 @@ def test_that_commit_counts_for_nobody_wherever_the_deletion_is_cut_off(when: Wh
         assert all_intact(store)
 
 
+def late_copy(*deaths: Die) -> Late:
+    """One commit, and a copy of another checkpoint that is killed, or hears nothing of the commit that it has sent."""
+    above, store = MemoryStore(), Late()
+    store.is_late = False
+    save(store, small_layout(), step=10, write_id="a1-10")
+    store.is_late = True
+    record = save(above, small_layout(), step=20, write_id="a1-20")
+    assert record is not None
+    with pytest.raises((Crash, Unavailable)):
+        copy_checkpoint(above, FaultyBucket(store, *deaths), record.ref, threads=1)
+    return store
+
+
+def test_what_a_copy_left_is_there_when_its_commit_arrives_and_goes_once_that_cannot_be_any_more() -> None:
+    store = late_copy()
+    execute(store, plan_gc(store, in_flight=()))
+    assert not list(store.list("rejected"))
+    store.arrive()
+    assert steps_of(store) == [10, 20]
+    assert all_intact(store)
+    store = late_copy()
+    store.now_s += LATE_S
+    execute(store, plan_gc(store, in_flight=()))
+    assert prefixes_of(store) == {"000000010-a1-10"}
+
+
+@pytest.mark.parametrize("when", When)
+def test_the_commit_of_a_copy_is_whole_wherever_that_and_the_deletion_are_cut_off(when: When) -> None:
+    for write in range(100):
+        store = late_copy(Die(write=write, when=when))
+        for death in every_death(3):
+            left = store.copied()
+            with suppress(Crash):
+                dying = FaultyBucket(left, death)
+                execute(dying, plan_gc(dying, in_flight=()))
+            left.arrive()
+            assert all_intact(left)
+        if store.sent:
+            assert write > 10
+            return
+    raise AssertionError("no commit was sent")
+
+
 def killed_while_it_deletes(kill: Callable[[LateDeletions], object]) -> LateDeletions:
     """Three commits, of which somebody deletes one."""
     store = LateDeletions()
@@ -386,6 +431,7 @@ def test_a_write_that_had_its_commit_is_not_rejected_when_its_deletion_is_cut_of
         execute(dying, plan_gc(dying, drop=[name(10, "a1-10")]))
     store.delete([commit_key(Step(20))])
     assert prefixes_of(store) == {"000000010-a1-10", "000000020-a1-20", "000000030-a1-30"}
+    store.now_s += LATE_S
     execute(store, plan_gc(store, in_flight=(), unsure={"a1-10"}.__contains__))
     assert prefixes_of(store) == {"000000030-a1-30"}
     assert list(store.list("rejected")) == []

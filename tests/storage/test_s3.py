@@ -191,7 +191,7 @@ def test_what_stands_there_is_read_in_pieces_to_the_last_byte(monkeypatch: pytes
     ("told", "age_s"),
     [({"date": "Thu, 26 Nov 2026 12:00:07 GMT"}, 7.0), ({"date": "Thu, 26 Nov 2026 11:59:59 GMT"}, 0.0), ({}, 0.0)],
 )
-def test_the_age_of_an_upload_is_by_the_server_s_clock_and_none_where_it_does_not_tell_its_time(
+def test_ages_of_uploads_and_objects_are_by_the_server_s_clock_and_none_where_it_does_not_tell_its_time(
     monkeypatch: pytest.MonkeyPatch, told: dict[str, str], age_s: float
 ) -> None:
     place = new_place()
@@ -199,11 +199,15 @@ def test_the_age_of_an_upload_is_by_the_server_s_clock_and_none_where_it_does_no
     page = {
         "ResponseMetadata": {"HTTPHeaders": told},
         "Uploads": [{"Key": f"{place.prefix}/a", "UploadId": "u", "Initiated": begun}],
+        "Contents": [{"Key": f"{place.prefix}/a", "Size": 3, "LastModified": begun}],
     }
-    client = SimpleNamespace(list_multipart_uploads=lambda **_: page, close=lambda: None)
+    client = SimpleNamespace(
+        list_multipart_uploads=lambda **_: page, list_objects_v2=lambda **_: page, close=lambda: None
+    )
     monkeypatch.setattr(S3Client, "_connected", lambda _: client)
     with opened(place) as store:
         assert list(store.list_uploads("")) == [UnfinishedUpload(key="a", upload_id=UploadId("u"), age_s=age_s)]
+        assert [(info.key, info.age_s) for info in store.list("")] == [("a", age_s)]
 
 
 class Ranges:

@@ -78,7 +78,7 @@ def test_a_small_object_whose_first_request_arrives_after_the_second_is_made_onc
 def test_a_save_with_a_part_that_is_never_answered_ends_in_time_names_the_part_and_leaves_no_upload(
     proxy: FaultProxy,
 ) -> None:
-    with opened(new_place(endpoint=proxy.endpoint), patience_s=LATE_S) as store:
+    with opened(new_place(endpoint=proxy.endpoint), patience_s=3 * LATE_S) as store:
         proxy.plan(Fault(How.HOLD, "PUT", "partNumber=2", times=10_000))
         with pytest.raises(Unavailable, match=r"upload part 2 of steps/.*/model/w/c/.*gave up after \d+ tries in"):
             upload_all_ranks(store, LAYOUT, logical_arrays(LAYOUT, 7))

@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 
 from behemoth.base.errors import Invalid, Unavailable
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_log import BadCommit, at_step, listed_commits, remove
+from behemoth.checkpoint.commit_log import BadCommit, at_step, listed_commits, rejected_writes, remove
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import (
@@ -44,6 +44,9 @@ BATCH_KEYS = 1000
 """Keys per delete call: the most that one S3 DeleteObjects request takes."""
 ORPHAN_AGE_S = 24 * 3600.0
 """An upload begun so long ago is nobody's any more: a save ends within minutes, an import within hours."""
+LATE_S = 3600.0
+"""How long after its index a write may get its commit from somebody who is dead: AWS takes a request that was signed a
+quarter of an hour ago, and a copy signs it some minutes after the last object, at most."""
 
 NO_SPACE = "no-space"
 """Code of a store's error for a disk, or a quota, that is full."""
@@ -124,7 +127,8 @@ def plan_gc(
     `in_flight` must name every write whose first byte may have been written by now. Passed as a function it is asked
     after the listing and before the commits are read, so that a write may begin or commit meanwhile; a collection is
     safe only while no write begins. `unsure`: whether the commit of a write may have been sent without an answer; not
-    that of one whose commit was here and is gone, since what is rejected here is rejected where it was drained to.
+    that of one whose commit was here and is gone, since what is rejected here is rejected where it was drained to. So
+    of such a write, which may be a copy that was cut off, a bucket keeps what is there until LATE_S after its index.
 
     What is pinned is kept, its data even where its commit was taken back. Data of a step whose commit record cannot be
     read is kept, also where it is to be dropped: a newer release may have written it, or it is whole and becomes
@@ -146,13 +150,14 @@ def plan_gc(
     spared = {write for write in asked if write in pinned or write[0] in unreadable}
     dropped = asked - spared
     _refuse_newest(committed, dropped)
+    marked = [(info.key, write_of_marker(info.key)) for info in store.list(DELETING)]
+    going = {write for _, write in marked} | dropped  # these had their commits
     kept = committed | pinned | _named(listed, lambda write: write[0] in unreadable or write[1] in flying)
+    kept |= _awaited(store, listed, lambda write: write in going or unsure(write[1]))
     garbage = list(_of(store, dropped))
     others = {None, *kept, *dropped}
     garbage += [info for info in listed if write_of_key(info.key) not in others]
     unposted = {one.write for one in posted if in_flight is not None and one.write[1] not in flying}
-    marked = [(info.key, write_of_marker(info.key)) for info in store.list(DELETING)]
-    going = {write for _, write in marked} | dropped  # these had their commits
     return GcPlan(
         rejects=_rejects(garbage, going, unsure) if isinstance(store, UploadsParts) else (),
         commits=tuple(sorted(committed & dropped)),
@@ -175,6 +180,17 @@ def _rejects(
     written = _named(garbage, lambda write: write not in going and unsure(write[1]))
     keys = {info.key for info in garbage}
     return tuple(sorted(write for write in written if f"{step_prefix(*write)}/{INDEX}" in keys))
+
+
+def _awaited(store: ObjectStore, listed: Sequence[ObjectInfo], is_settled: Callable[[Write], bool]) -> set[Write]:
+    """Writes whose commit may still arrive and count, of which nobody here can say that they are given up. Files know
+    none: what a process asked of the kernel is done or not when it is dead."""
+    if not isinstance(store, UploadsParts):
+        return set()
+    young = {info.key for info in listed if info.age_s < LATE_S and info.key.endswith(f"/{INDEX}")}
+    writes = {write for write in map(write_of_key, young) if write is not None and not is_settled(write)}
+    found = {write for write in writes if f"{step_prefix(*write)}/{INDEX}" in young}
+    return found - rejected_writes(store) if found else found
 
 
 def _is_flying(upload: UnfinishedUpload, flying: Collection[WriteId]) -> bool:

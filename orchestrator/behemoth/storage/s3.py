@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -25,7 +23,7 @@ from behemoth.storage.positional import byte_view
 from behemoth.storage.s3_body import Body
 from behemoth.storage.s3_client import allowed_s, encoded_crc
 from behemoth.storage.s3_errors import named_errors
-from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects
+from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects, age_s
 
 _REFUSALS = (401, 403, 404)
 _MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
@@ -137,12 +135,11 @@ class S3Store(S3Objects):
                 if markers.pop("UploadIdMarker", None) is None:
                     raise
                 continue
-            served = page["ResponseMetadata"]["HTTPHeaders"].get("date")
             for found in page.get("Uploads", ()):
                 yield UnfinishedUpload(
                     key=str(found["Key"])[self._skipped() :],
                     upload_id=UploadId(str(found["UploadId"])),
-                    age_s=_age_s(found["Initiated"], served),
+                    age_s=age_s(found["Initiated"], page),
                 )
             if not page.get("IsTruncated"):
                 return
@@ -206,11 +203,6 @@ def _require_joined(client: Any, where: dict[str, str], key: str) -> None:
             "writes everything anew",
             code="upload-unjoined",
         ) from error
-
-
-def _age_s(begun: datetime, served: str | None) -> float:
-    """Both by the server's clock."""
-    return max(0.0, (parsedate_to_datetime(served) - begun).total_seconds()) if served else 0.0
 
 
 def _no_checksums(doing: str) -> Invalid:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +42,12 @@ _NUM_CONNECTIONS = 64
 """Connections kept open between requests; more threads than that open a new one for each request."""
 WRITE_ID = "behemoth-write-id"
 """In an object's metadata: which call made it."""
+
+
+def age_s(since: datetime | None, answer: Mapping[str, Any]) -> float:
+    """By the server's clock alone: of a time in its answer, and that of the answer; 0 where it does not tell them."""
+    served = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return max(0.0, (parsedate_to_datetime(served) - since).total_seconds()) if served and since else 0.0
 
 
 class S3Objects:
@@ -137,8 +145,12 @@ class S3Objects:
                     raise _other_order(self._place)
                 previous = key.encode()
                 if not key.endswith("/"):
-                    name, etag = key[self._skipped() :], str(found.get("ETag", ""))
-                    yield ObjectInfo(key=name, size_bytes=int(found["Size"]), etag=etag)
+                    yield ObjectInfo(
+                        key=key[self._skipped() :],
+                        size_bytes=int(found["Size"]),
+                        etag=str(found.get("ETag", "")),
+                        age_s=age_s(found.get("LastModified"), page),
+                    )
             if not page.get("IsTruncated"):
                 return
 

@@ -30,7 +30,7 @@ class _Upload:
 
 
 class MemoryBucket(MemoryObjects):
-    """Objects and uploads. `now_s`, which tests move on, is what the ages of uploads are told by. Tests with little
+    """Objects and uploads. `now_s`, which tests move on, is what their ages are told by. Tests with little
     data lower `min_part_bytes`, the least size of every part but the last."""
 
     def __init__(self, *, min_part_bytes: int = MIN_PART_BYTES) -> None:
@@ -39,6 +39,15 @@ class MemoryBucket(MemoryObjects):
         self._min_part_bytes = min_part_bytes
         self._uploads: dict[UploadId, _Upload] = {}
         self._num_begun = 0
+        self._written_s: dict[str, float] = {}
+
+    def create(self, key: str, data: Buffer) -> None:
+        super().create(key, data)
+        self._written_s[key] = self.now_s
+
+    def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
+        super().replace(key, old=old, new=new)
+        self._written_s[key] = self.now_s
 
     def begin_upload(self, key: str) -> UploadId:
         segments_of(key)
@@ -80,6 +89,7 @@ class MemoryBucket(MemoryObjects):
                         f"part {part.number} of {key}: expected it as received, got another or none", code="upload-part"
                     )
             self._objects[key] = bytearray().join(upload.parts[part.number][1] for part in ordered)
+            self._written_s[key] = self.now_s
             del self._uploads[upload_id]
 
     def abort_upload(self, key: str, upload_id: UploadId) -> None:
@@ -100,8 +110,8 @@ class MemoryBucket(MemoryObjects):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for info in super().list(prefix):
             with self._lock:
-                data = self._objects.get(info.key)
-            yield info if data is None else replace(info, etag=hashlib.sha256(data).hexdigest())
+                data, age_s = self._objects.get(info.key), self.now_s - self._written_s.get(info.key, 0.0)
+            yield info if data is None else replace(info, etag=hashlib.sha256(data).hexdigest(), age_s=age_s)
 
     def delete_listed(self, info: ObjectInfo) -> None:
         segments_of(info.key)
@@ -116,6 +126,7 @@ class MemoryBucket(MemoryObjects):
         with self._lock:
             after.now_s, after._num_begun = self.now_s, self._num_begun
             after._objects = {key: data[:] for key, data in self._objects.items()}
+            after._written_s = dict(self._written_s)
             after._uploads = {
                 upload_id: _Upload(key=upload.key, begun_s=upload.begun_s, parts=dict(upload.parts))
                 for upload_id, upload in self._uploads.items()

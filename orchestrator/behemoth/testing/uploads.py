@@ -38,6 +38,13 @@ class UploadContract(ObjectContract):
         store.delete_listed(latter)
         assert list(store.list("")) == []
 
+    def test_a_listing_tells_how_old_an_object_is(self, store: UploadsParts) -> None:
+        store.create("a", b"small")
+        upload_id = store.begin_upload("b")
+        receipt = send(store, "b", upload_id, 1, random_bytes(100))
+        store.complete_upload("b", upload_id, parts=[receipt], crc=receipt.crc)
+        assert [info.key for info in store.list("") if 0 <= info.age_s < 600] == ["a", "b"]
+
     def test_parts_of_any_order_and_of_several_handles_become_one_object(self, store: UploadsParts) -> None:
         data = random_bytes(2 * MIN_PART_BYTES + 12345)
         cuts = (0, MIN_PART_BYTES, 2 * MIN_PART_BYTES + 1, len(data))
