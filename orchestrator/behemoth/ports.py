@@ -78,8 +78,8 @@ class ObjectStore(Protocol):
     """
 
     def create(self, key: str, data: Buffer) -> None:
-        """Create a small object, whole and durable, only if absent. Raises Conflict when it exists: never a partial
-        or empty object, whatever is killed when."""
+        """Create a small object, whole and durable, only if absent: never a partial or empty one, whatever is killed
+        when. Raises Conflict when it exists, and is durable."""
         ...
 
     def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:

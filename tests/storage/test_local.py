@@ -108,6 +108,23 @@ def test_create_links_only_what_is_durable_and_syncs_the_folder_after(
     assert happened == [f"fsync {TEMP_PREFIX}", "link", "fsync commits", "fsync root"]
 
 
+def test_what_create_finds_in_its_place_is_durable(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second leader commits on what it finds there; the first was killed between link(2) and fsync(2)."""
+    happened: list[str] = []
+    with monkeypatch.context() as dying:
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        dying.setattr(local, "sync_folders", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.create("commits/1.json", DATA)
+    monkeypatch.setattr(os, "fsync", lambda fd: happened.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+    with pytest.raises(Conflict):
+        store.create("commits/1.json", DATA)
+    assert happened[-2:] == ["commits", "root"]
+
+
 def test_partial_writes_and_reads_are_continued(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     pwritev, preadv = os.pwritev, os.preadv
 

@@ -91,12 +91,18 @@ class LocalStore:
 
     def create(self, key: str, data: Buffer) -> None:
         """See the port. A temporary file is written, made durable, and linked to its name; whoever finds the name
-        taken has lost. A crash leaves at most a temporary file, which `leftovers` tells."""
+        taken has lost, and what stands there is durable then. A crash leaves at most a temporary file, which
+        `leftovers` tells."""
         segments = segments_of(key)
-        view = byte_view(data, f"create {key}")
-        with self._named(f"create {key}"):
+        view, doing = byte_view(data, f"create {key}"), f"create {key}"
+        with self._named(doing):
             path = self._path(segments)
-            self._from_temp(f"create {key}", path, lambda temp: _link_durable(key, temp, path, view, self._file_mode))
+            try:
+                self._from_temp(doing, path, lambda temp: _link_durable(key, temp, path, view, self._file_mode))
+            except Conflict:
+                # Whoever finds that object to be the same relies on it; its maker may have died before this sync.
+                sync_folders(self._folders_above(segments), missing_ok=True)
+                raise
             sync_folders(self._folders_above(segments))
 
     def replace(self, key: str, *, old: Buffer, new: Buffer) -> None:
