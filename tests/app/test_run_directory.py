@@ -101,6 +101,16 @@ def test_the_secret_is_for_its_owner_only_and_stays_the_same(tmp_path: Path) -> 
     directory.close()
 
 
+def test_a_new_directory_stays_as_its_files_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store lies in it: what is durable in a folder goes with an entry above that is not."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    directory = RunDirectory(tmp_path / "runs" / "r")
+    directory.open()
+    directory.close()
+    assert {str(tmp_path), str(tmp_path / "runs")} <= set(synced)
+
+
 def test_a_crash_before_the_rename_leaves_the_old_term(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "r")
     directory.open()

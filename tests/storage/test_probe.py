@@ -15,6 +15,22 @@ def test_a_local_directory_passes_and_nothing_is_left(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "made" / "by-it") == []
 
 
+def test_a_root_that_the_probe_makes_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that is opened next finds it there, and syncs what is in it alone."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    probe(tmp_path / "made" / "by-it")
+    assert {str(tmp_path), str(tmp_path / "made")} <= set(synced)
+
+
+@pytest.mark.parametrize("below", [".", "store"])
+def test_a_file_in_the_way_of_the_folder_is_told(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Invalid, match="Not a directory") as caught:
+        probe(tmp_path / "file" / below)
+    assert caught.value.code == "store-folder"
+
+
 def test_a_mount_that_loses_one_of_two_writers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite = os.pwrite
     first: list[int] = []

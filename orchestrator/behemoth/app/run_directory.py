@@ -27,7 +27,7 @@ import msgspec
 from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.base.ids import Epoch, RunUid, Step
-from behemoth.storage.folders import sync_folder
+from behemoth.storage.folders import make_root, sync_folder
 
 SECRET_BYTES = 32
 
@@ -91,14 +91,14 @@ class RunDirectory:
         self._lock_fd = -1
 
     def open(self) -> None:
-        """Creates the directory and locks it until `close` or the end of the process.
+        """Creates the directory, durably, and locks it until `close` or the end of the process.
 
         Raises Conflict when another process runs here, Denied or Unavailable when the directory cannot be made, and
         Invalid for a directory that holds something else than a run: its files would be overwritten.
         """
         self._check_ours()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_root(os.path.realpath(self.path))
             self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.logs.mkdir(exist_ok=True)
             if not os.access(self.logs, os.W_OK | os.X_OK):

@@ -7,13 +7,14 @@ each other's bytes: that is a property of the mount. Must leave nothing behind. 
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from behemoth.base.errors import Denied, Invalid
-from behemoth.storage.folders import sync_folder
+from behemoth.storage.folders import make_root, sync_folder
 from behemoth.storage.keys import TEMP_PREFIX
 from behemoth.storage.os_errors import named_errors
 
@@ -44,10 +45,14 @@ def probe(root: str | os.PathLike[str]) -> None:
 
 
 def _make_folder(root: str | os.PathLike[str]) -> None:
-    """Raises Invalid where a file, or a file system that makes no folders, stands in the way."""
+    """Durably, since the store that is opened next takes a root that stands for one that stays. Raises Invalid where a
+    file stands in the way, Denied where the file system makes no folders."""
+    path = os.path.abspath(root)
     try:
-        os.makedirs(root, exist_ok=True)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        make_root(path)
+        if not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Invalid(
             f"checkpoint directory {os.fspath(root)}: expected a folder that can be made, got {error.strerror}",
             hint="name another folder as the store, or mount the file system that belongs there",
