@@ -30,11 +30,12 @@ from behemoth.checkpoint.commit_log import (
 )
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.framing import framed, unframed
-from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.marker import put_up
+from behemoth.checkpoint.paths import REJECTED, commit_key
 from behemoth.ports import Into, ObjectInfo, ObjectStore
 from behemoth.state.effect import CommitRef
 from behemoth.storage.local import LocalStore
-from behemoth.testing.faults import FaultyStore
+from behemoth.testing.faults import Fail, FaultyStore, When
 from behemoth.testing.store import MemoryStore, contents, read
 from checkpoint.saved_checkpoint import save, small_layout
 from checkpoint.unread_store import BAD_PLACE, DENIED, REFUSED, Unread
@@ -131,6 +132,32 @@ def test_a_commit_takes_a_step_that_somebody_had_for_a_moment() -> None:
     later = replace(record, step=Step(30))
     assert publish(TakenForAMoment(store), later) == later
     assert latest(store) == later.ref
+
+
+@pytest.mark.parametrize("is_step_taken", [False, True], ids=["a free step", "the step of a rejected commit"])
+def test_an_answer_that_was_lost_is_read_back(is_step_taken: bool) -> None:
+    store, first, _ = two_commits()
+    record, _ = read_stored(store, first)
+    again = replace(record, write_id=WriteId("a2-1"))
+    create = 0
+    if is_step_taken:
+        put_up(store, REJECTED, (first.step, first.write_id), reason="a loss that rose")
+        create = 2  # after one that finds the step taken, and the removal of what was rejected
+    else:
+        reject(store, first, reason="a loss that rose")
+    faulty = FaultyStore(store, Fail(write=create, when=When.AFTER, error=Unavailable("no answer")))
+    assert publish(faulty, again) == again
+    assert faulty.num_writes == create + 1
+    assert read_record(store, again.ref) == again
+
+
+def test_a_record_on_a_disk_that_fails_is_not_told_as_committed() -> None:
+    """It can be read back from memory, as after a folder that could not be synced."""
+    store, first, _ = two_commits()
+    record, _ = read_stored(store, first)
+    faulty = FaultyStore(store, Fail(write=0, when=When.AFTER, error=BAD_PLACE))
+    with pytest.raises(Unavailable, match="input/output error"):
+        publish(faulty, replace(record, step=Step(30)))
 
 
 @pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=str)

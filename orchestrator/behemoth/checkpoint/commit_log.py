@@ -22,7 +22,7 @@ _UNREADABLE = WriteId("unreadable")
 COMMIT_TAKEN = "commit-taken"
 """Code of the error for a step that another write has."""
 BAD_PLACE = "io-error"
-"""Code of a store's error for bytes that the disk fails to read."""
+"""Code of a store's error for bytes that the disk fails to read or write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,17 +169,15 @@ def publish(store: ObjectStore, record: CommitRecord, data: bytes = b"") -> Comm
 
     `data` are the record's bytes where it was published elsewhere before, which must stay as they are. Returns the
     record that stands: this one, or an earlier one of the same write id. An ambiguous answer is read back. Raises
-    Conflict when another write has the step, Unavailable or Timeout when the store could not be asked.
+    Conflict when another write has the step, Unavailable or Timeout when the store could not be asked or its disk
+    failed: the record may stand then.
     """
     data = data or record.encode()
     key = commit_key(record.step)
     try:
-        store.create(key, data)
+        _create(store, key, data)
     except Conflict as error:
         return _settle(store, record, data, error)
-    except (Unavailable, Timeout):
-        if _standing(store, key) != data:
-            raise
     return record
 
 
@@ -228,8 +226,17 @@ def _settle(store: ObjectStore, record: CommitRecord, data: bytes, conflict: Con
         if not _is_rejected(other, _rejected(store)):
             raise _taken(record, f"write {other.write_id!r}") from conflict
         remove(store, [info])
-    store.create(key, data)
+    _create(store, key, data)
     return record
+
+
+def _create(store: ObjectStore, key: str, data: bytes) -> None:
+    try:
+        store.create(key, data)
+    except (Unavailable, Timeout) as error:
+        # A disk that fails has not made it durable, whatever can be read back.
+        if error.code == BAD_PLACE or _standing(store, key) != data:
+            raise
 
 
 def _taken(record: CommitRecord, holder: str) -> Conflict:
