@@ -23,6 +23,7 @@ from behemoth.checkpoint.commit_record import CommitRecord, FormatVersion
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.names import groups_of
 from behemoth.checkpoint.paths import INDEX, METADATA, commit_key, rejected_key, step_prefix
+from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.proof import prove
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.small_objects import create_same
@@ -142,6 +143,16 @@ def test_bytes_that_nobody_wrote_are_told_with_the_rank_that_should_have() -> No
             told = f"write 'a1-1' of step 5: rank {receipt.rank}: array .* covered by nobody"
             with pytest.raises(Invalid, match=told):
                 prove(candidate, LAYOUT, [less if one is receipt else one for one in receipts])
+
+
+def test_whoever_owes_bytes_is_found_without_a_plan_of_every_rank() -> None:
+    """The leader waits for that, and would plan tens of thousands."""
+    receipts = write_all_ranks(MemoryStore(), LAYOUT, logical_arrays(LAYOUT, 1), step=5)
+    candidate = Candidate(run="test", step=Step(5), write_id=WriteId("a1-1"), attempt=Attempt(1))
+    plan_rank.cache_clear()
+    with pytest.raises(Invalid, match=r"rank 1: .* covered by nobody"):
+        prove(candidate, LAYOUT, edited(receipts, 1, without_first_span))
+    assert plan_rank.cache_info().misses == 0
 
 
 def test_a_missing_receipt_is_refused_and_a_repeated_one_is_fine() -> None:

@@ -2,8 +2,8 @@
 
 Where ranks have flat shares nearly every chunk is of several. Whoever writes a chunk's last byte writes its end: each
 rank a hundred, where one process for all would have millions. Only chunks of very many spans, those of small arrays,
-are left to the leader. Neighbours: `sharing` (the owners), `segments` (whose bytes a chunk consists of), `end_writer`,
-which asks and writes.
+are left to the leader. The same tables tell `proof` who owes what a chunk lacks. Neighbours: `sharing` (the owners),
+`segments` (whose bytes a chunk consists of), `end_writer`, which asks and writes.
 """
 
 from __future__ import annotations
@@ -62,14 +62,19 @@ def chunk_ends(layout: Layout, plan: RankPlan) -> ChunkEnds:
     spans: list[Span] = []
     rows = [np.zeros((5, 0), dtype=np.int64)]
     for span in _ending(layout, plan):
-        kind, row = _places(layout)[span.array]
-        found = _table(layout, kind).rows(span, row)
+        found = _rows(layout, span.array, span.chunk)
         if found.shape[1] <= MAX_SPANS:
             spans.append(span)
             rows.append(found)
     rank, array, chunk, offset, length = np.concatenate(rows, axis=1)
     first = np.cumsum([found.shape[1] for found in rows])
     return ChunkEnds(spans=tuple(spans), first=first, rank=rank, array=array, chunk=chunk, offset=offset, length=length)
+
+
+def chunk_spans(layout: Layout, array: int, chunk: int) -> list[Fragment]:
+    """The spans that a whole chunk consists of, in order of offsets, each with the rank that writes it. O(pieces of the
+    array's kind) once per layout."""
+    return list(map(Fragment._make, _rows(layout, array, chunk).T.tolist()))
 
 
 def _ending(layout: Layout, plan: RankPlan) -> Iterator[Span]:
@@ -93,19 +98,24 @@ class _Table:
         self._holders = kinds(layout)[kind].sharing.holders
         self._owner = owners(layout)[kind]
 
-    def rows(self, span: Span, row: int) -> Ints:
-        """[5, spans]: rank, array, chunk, offset and length of all spans of a span's chunk. `row`: of its array in the
-        kind."""
-        low, high = np.searchsorted(self._chunk, (span.chunk, span.chunk + 1))
+    def rows(self, array: int, chunk: int, *, row: int) -> Ints:
+        """See `_rows`. `row`: of the array in the kind."""
+        low, high = np.searchsorted(self._chunk, (chunk, chunk + 1))
         some = slice(int(low), int(high))
         found = np.empty((5, some.stop - some.start), dtype=np.int64)
         if self._owner is None:
             found[0] = self._holders[self._piece[some], 0]
         else:
             found[0] = self._owner[row, self._piece[some], self._unit[some]]
-        found[1], found[2] = span.array, span.chunk
+        found[1], found[2] = array, chunk
         found[3], found[4] = self._offset[some], self._length[some]
         return found
+
+
+def _rows(layout: Layout, array: int, chunk: int) -> Ints:
+    """[5, spans]: rank, array, chunk, offset and length of all spans of a chunk, in order of offsets."""
+    kind, row = _places(layout)[array]
+    return _table(layout, kind).rows(array, chunk, row=row)
 
 
 @lru_cache(maxsize=16)

@@ -17,6 +17,7 @@ import numpy as np
 from behemoth.base.errors import Conflict, Corrupt, Internal, Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint.candidate import Candidate
+from behemoth.checkpoint.chunk_ends import chunk_spans
 from behemoth.checkpoint.chunk_sums import ChunkSums, chunk_sums
 from behemoth.checkpoint.chunk_tails import payload_crc
 from behemoth.checkpoint.commit_record import ArraySummary, CommitRecord
@@ -27,7 +28,6 @@ from behemoth.checkpoint.end_proof import NO_ENDS_LEFT, Chunks, ends_left
 from behemoth.checkpoint.freshness import held_prints
 from behemoth.checkpoint.grid import Ints, grids
 from behemoth.checkpoint.layout import Layout
-from behemoth.checkpoint.plan import plan_rank
 from behemoth.checkpoint.receipt import Receipt
 from behemoth.checkpoint.span_table import SpanTable
 
@@ -97,14 +97,10 @@ def _rank_of(row: int, rows_of_ranks: Ints) -> Rank:
 
 
 def _owing(layout: Layout, by_rank: Sequence[Receipt], array: int, chunk: int) -> Rank | None:
-    """The rank that owed bytes of a chunk which no receipt covers. Plans every rank, which is slow; only for the error
-    of a failed save."""
-    for receipt in by_rank:
-        told = {span[:4] for span in receipt.spans if span[:2] == (array, chunk)}
-        plan = plan_rank(layout, Rank(receipt.rank))
-        owed = (span for span in plan.writes if (span.array, span.chunk) == (array, chunk))
-        if any((span.array, span.chunk, span.offset, span.length) not in told for span in owed):
-            return plan.rank
+    """The rank that owed bytes of a chunk which no receipt covers."""
+    for rank, *span in chunk_spans(layout, array, chunk):
+        if not any(told[:4] == tuple(span) for told in by_rank[rank].spans):
+            return rank
     return None
 
 
