@@ -239,6 +239,24 @@ def test_after_a_read_that_failed_nobody_writes_to_the_caller_s_buffer_any_more(
         assert into == bytes(4) + b"efgh"
 
 
+def test_a_list_of_uploads_goes_on_where_the_server_says_if_it_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers leave out the upload's marker, or both, and say nevertheless that there is more."""
+    asked: list[dict[str, str]] = []
+
+    def page(**arguments: Any) -> dict[str, Any]:
+        asked.append({name: value for name, value in arguments.items() if name.endswith("Marker")})
+        upload = {"Key": f"{place.prefix}/{len(asked)}", "UploadId": "u", "Initiated": datetime(2020, 1, 1, tzinfo=UTC)}
+        goes_on = {"NextKeyMarker": upload["Key"]} if len(asked) == 1 else {}
+        return {"Uploads": [upload], "IsTruncated": True, "ResponseMetadata": {"HTTPHeaders": {}}, **goes_on}
+
+    place = new_place()
+    client = SimpleNamespace(list_multipart_uploads=page, close=lambda: None)
+    monkeypatch.setattr(S3Client, "_connected", lambda _: client)
+    with opened(place) as store:
+        assert [one.key for one in store.list_uploads("")] == ["1", "2"]
+    assert asked == [{}, {"KeyMarker": f"{place.prefix}/1"}]
+
+
 def test_a_store_that_is_closed_gives_its_connections_back(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[S3Client] = []
     monkeypatch.setattr(S3Client, "close", lambda self: closed.append(self))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ssl
 
 import pytest
+import urllib3
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.storage.s3_errors import named_errors
@@ -103,6 +105,8 @@ def test_an_answer_is_one_of_our_errors(code: str, status: int, kind: type[Behem
             Unavailable,
         ),
         (TimeoutError(SECRET), Unavailable),
+        (ResponseParserError(f"invalid XML received: {SECRET}"), Unavailable),
+        (urllib3.exceptions.SSLError(SECRET), Unavailable),
         (boto.NoCredentialsError(), Denied),
         (boto.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), Denied),
         (boto.ProfileNotFound(profile="nobody"), Denied),

@@ -28,6 +28,8 @@ from behemoth.storage.s3_errors import named_errors
 from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects
 
 _REFUSALS = (401, 403, 404)
+_MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+"""Where a list of uploads goes on, and where the page before it tells so."""
 
 
 class S3Store(S3Objects):
@@ -124,7 +126,8 @@ class S3Store(S3Objects):
 
     def list_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """See the port. An age is 0 where the server does not tell its time. A server that does not know its own marker
-        goes on behind the last key: of one with many uploads at the end of a page, some are told the next time."""
+        goes on behind the last key: of one with many uploads at the end of a page, some are told the next time. So does
+        one that tells only a part of it."""
         start = self._start(prefix)
         markers: dict[str, str] = {}
         while True:
@@ -143,7 +146,9 @@ class S3Store(S3Objects):
                 )
             if not page.get("IsTruncated"):
                 return
-            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+            markers = {name: page[told] for name, told in _MARKERS.items() if page.get(told)}
+            if "KeyMarker" not in markers:  # it would begin anew
+                return
 
     def _uploads_page(self, prefix: str, start: str, markers: dict[str, str]) -> dict[str, Any]:
         return self._client.ask(

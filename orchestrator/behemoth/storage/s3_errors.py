@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from behemoth.base.errors import BehemothError, Conflict, Corrupt, Denied, Invalid, NotFound, Unavailable
 from behemoth.storage.s3_place import CREDENTIALS_HINT
@@ -34,7 +36,10 @@ _NO_CREDENTIALS = (
 _PLAIN = "WRONG_VERSION_NUMBER"
 """What OpenSSL makes of the first bytes of a server that speaks plain HTTP."""
 _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-_UNREACHED = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ChecksumError)
+_UNWRAPPED = (HTTPError, ResponseParserError)
+"""What botocore lets out as it is: a failure of TLS within a body, and an answer that is none of S3's, such as a page
+of a proxy."""
+_UNREACHED = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.ChecksumError, *_UNWRAPPED)
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def named_errors(doing: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _answered(error, doing) from error
-    except (BotoCoreError, OSError) as error:
+    except (BotoCoreError, OSError, *_UNWRAPPED) as error:
         raise _unanswered(error, doing) from error
 
 
@@ -118,7 +123,7 @@ def _answered(error: ClientError, doing: str) -> BehemothError:
     return error_of_code(str(response.get("Error", {}).get("Code", "")), status, doing)
 
 
-def _unanswered(error: BotoCoreError | OSError, doing: str) -> BehemothError:
+def _unanswered(error: Exception, doing: str) -> BehemothError:
     kind = type(error).__name__
     if isinstance(error, _NO_CREDENTIALS):
         return Denied(f"{doing}: expected credentials, got none that can be used ({kind})", hint=CREDENTIALS_HINT)
