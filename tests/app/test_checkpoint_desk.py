@@ -93,6 +93,21 @@ def test_a_save_is_proven_by_as_many_threads_as_are_told(monkeypatch: pytest.Mon
     assert any(isinstance(one, Committed) for one in told)
 
 
+def test_a_commit_that_breaks_in_a_way_that_nobody_foresaw_is_told_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brain waits for word of it, and would do so until the save's time is up."""
+    told = list[Evidence]()
+
+    def breaking(*_: Any, **__: Any) -> Proof:
+        raise MemoryError
+
+    monkeypatch.setattr(commit_module, "prove", breaking)
+    desk = CheckpointDesk(MemoryStore(), run_name="run", clock=ManualClock(now_us=1), tell=told.append)
+    write_id = WriteId("a1-2")
+    desk.commit(step=Step(2), write_id=write_id, attempt=Attempt(1), layout=LAYOUT.encode(), receipts=())
+    desk.close()
+    assert told == [SaveFailed(write_id=write_id, reason="commit: MemoryError")]
+
+
 def test_a_commit_of_a_newer_release_stops_the_run_and_is_left_alone() -> None:
     store = MemoryStore()
     first = save(store, LAYOUT, logical_arrays(LAYOUT, 1), step=1)

@@ -144,30 +144,16 @@ class CheckpointDesk:
     def _commit(
         self, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
     ) -> None:
+        """The brain waits for word of it, whatever happens."""
         try:
-            if layout is None:
-                raise Unavailable(f"save {write_id}: expected the layout with slot 0's receipts, got none")
-            self._check_owner()
-            self._reject_owed()
-            record = commit(
-                self._store,
-                Candidate(
-                    run=self._run_name,
-                    step=step,
-                    write_id=write_id,
-                    attempt=attempt,
-                    committed_us=self._clock.now_us(),
-                ),
-                Layout.decode(layout),
-                [Receipt.decode(receipt) for receipt in receipts],
-                previous=self._newest(),
-                threads=self._threads,
-            )
+            record = self._committed(step, write_id, attempt, layout, receipts)
         except BehemothError as error:
-            self._unsure.add(write_id)
             # With its hint: what refuses a save often is a matter of what the program declares.
-            reason = f"{error.message}; {error.hint}" if error.hint else error.message
-            self._tell(SaveFailed(write_id=write_id, reason=f"commit: {reason}"))
+            self._failed(write_id, f"{error.message}; {error.hint}" if error.hint else error.message)
+            return
+        except Exception as error:  # noqa: BLE001  # supervisor of a save
+            _log.exception("commit of %s failed", write_id)
+            self._failed(write_id, type(error).__name__)
             return
         self._previous = record
         self._record_bytes[step] = len(record.encode())
@@ -175,6 +161,33 @@ class CheckpointDesk:
             self._drains.committed(record.ref)
         self._tell(Committed(commit=record.ref))
         self._tell_pins(is_news=False)
+
+    def _committed(
+        self, step: Step, write_id: WriteId, attempt: Attempt, layout: bytes | None, receipts: Sequence[bytes]
+    ) -> CommitRecord:
+        if layout is None:
+            raise Unavailable(f"save {write_id}: expected the layout with slot 0's receipts, got none")
+        self._check_owner()
+        self._reject_owed()
+        return commit(
+            self._store,
+            Candidate(
+                run=self._run_name,
+                step=step,
+                write_id=write_id,
+                attempt=attempt,
+                committed_us=self._clock.now_us(),
+            ),
+            Layout.decode(layout),
+            [Receipt.decode(receipt) for receipt in receipts],
+            previous=self._newest(),
+            threads=self._threads,
+        )
+
+    def _failed(self, write_id: WriteId, reason: str) -> None:
+        """Its commit may stand nevertheless."""
+        self._unsure.add(write_id)
+        self._tell(SaveFailed(write_id=write_id, reason=f"commit: {reason}"))
 
     def _newest(self) -> CommitRecord | None:
         """The newest intact commit, which the next one is held against; read where the last one here was rejected."""
