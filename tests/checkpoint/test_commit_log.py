@@ -17,6 +17,7 @@ from behemoth.base.ids import Step, WriteId
 from behemoth.checkpoint.commit_log import (
     BadCommit,
     at_step,
+    commit_of,
     commits,
     has_trace,
     latest,
@@ -174,6 +175,25 @@ def test_a_record_that_cannot_be_read_is_one_bad_commit_and_the_newest_other_one
     assert has_trace(store, [second])
     with pytest.raises(Conflict, match="got a record that is not readable"):
         save(store, small_layout(), step=20, write_id="a2-1")
+
+
+def test_the_commit_of_a_step_is_what_all_commits_have_of_it() -> None:
+    store, first, second = two_commits()
+    store.create(commit_key(Step(30)), b"rubbish")
+    put_up(store, REJECTED, (second.step, second.write_id), reason="a loss that rose")
+    for step in (0, 10, 20, 30):
+        expected = next((one for one in commits(store) if one.step == step), None)
+        found = commit_of(store, Step(step))
+        assert type(found) is type(expected)
+        assert isinstance(found, BadCommit) or found == expected
+    assert commit_of(store, first.step) == first
+
+
+def test_the_commit_of_a_step_is_found_without_a_read_of_others() -> None:
+    """There may be a thousand, of megabytes each, and every rank of a load may ask."""
+    inner, first, second = two_commits()
+    store = Unread(inner, {commit_key(second.step): Unavailable("no answer")})
+    assert commit_of(store, first.step) == first
 
 
 @pytest.mark.parametrize("error", [DENIED, BAD_PLACE, REFUSED], ids=str)

@@ -70,3 +70,11 @@ def test_neither_uploads_nor_the_records_of_a_signpost_are_left_and_nothing_of_o
     discard_write(store, *WRITE)
     assert contents(store) == before
     assert list(store.list_uploads("")) == uploads
+
+
+def test_of_other_steps_no_record_is_read() -> None:
+    inner = MemoryStore()
+    save(inner, small_layout(), step=STEP + 1, write_id="dcp-2")
+    inner.create("steps/000000020-dcp-1/index", b"1")
+    discard_write(Unread(inner, {"commits/000000021.json": Unavailable("no answer")}), *WRITE)
+    assert list(inner.list("steps/000000020-dcp-1")) == []

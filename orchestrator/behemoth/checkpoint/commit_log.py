@@ -158,6 +158,14 @@ def at_step(store: ObjectStore, step: Step) -> CommitRecord | BadCommit | None:
     return None if info is None else _look(store, info)
 
 
+def commit_of(store: ObjectStore, step: Step) -> CommitRef | BadCommit | None:
+    """What `commits` has of one step, None where it has nothing. Reads one record and no other."""
+    one = at_step(store, step)
+    if one is None or _is_rejected(one, _rejected(store)):
+        return None
+    return one if isinstance(one, BadCommit) else one.ref
+
+
 def rejected_writes(store: ObjectStore) -> frozenset[tuple[Step, WriteId]]:
     """Every write whose commit was taken back."""
     found = (write_of_marker(info.key) for info in store.list(REJECTED))

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from behemoth.base.errors import BehemothError
 from behemoth.base.ids import Step, WriteId
-from behemoth.checkpoint.commit_log import BadCommit, commits
+from behemoth.checkpoint.commit_log import BadCommit, commit_of
 from behemoth.checkpoint.gc import BATCH_KEYS
 from behemoth.checkpoint.marker import put_up
 from behemoth.checkpoint.paths import INDEX, REJECTED, step_prefix
@@ -24,8 +24,8 @@ def discard_write(store: ObjectStore, step: Step, write_id: WriteId) -> None:
     One that was committed stays, the answer lost, and one whose step has a record that cannot be read. In a bucket its
     commit may be on its way, if it came as far as an index: it is rejected first. Idempotent. Raises the stores'
     errors."""
-    standing = [one for one in commits(store) if one.step == step]
-    if any(isinstance(one, BadCommit) or one.write_id == write_id for one in standing):
+    standing = commit_of(store, step)
+    if isinstance(standing, BadCommit) or (standing is not None and standing.write_id == write_id):
         return
     prefix = step_prefix(step, write_id)
     abort_uploads(store, prefix)

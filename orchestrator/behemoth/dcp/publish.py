@@ -17,7 +17,7 @@ from behemoth.base.errors import Conflict, Invalid
 from behemoth.base.ids import Attempt, Rank, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import complete
-from behemoth.checkpoint.commit_log import COMMIT_TAKEN, BadCommit, commits
+from behemoth.checkpoint.commit_log import COMMIT_TAKEN, BadCommit, commit_of, record_sizes
 from behemoth.checkpoint.commit_log import publish as publish_record
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.cuts import with_close_chunks
@@ -62,13 +62,12 @@ def check_place(store: ObjectStore, address: Address, *, overwrite: bool) -> Ste
             hint="save into a folder of its own",
             code="dcp-owned",
         )
-    found = commits(store)
     if address.step is None:
-        step = max((one.step for one in found if one.step is not None), default=Step(-1)) + 1
+        step = max(record_sizes(store), default=Step(-1)) + 1
         if step > MAX_STEP:
             raise Invalid(f"checkpoint store {address.url}: expected a step of 0 .. {MAX_STEP}, got {step}")
         return Step(step)
-    standing = next((one for one in found if one.step == address.step), None)
+    standing = commit_of(store, address.step)
     if standing is not None:
         _check_replaceable(store, address, standing, overwrite=overwrite)
     return address.step
@@ -113,8 +112,8 @@ def publish(
     except Conflict as error:
         if not replaces or error.code != COMMIT_TAKEN:
             raise
-        old = next((one for one in commits(store) if one.step == state.step and isinstance(one, CommitRef)), None)
-        if old is None:
+        old = commit_of(store, state.step)
+        if not isinstance(old, CommitRef):
             raise
         _replace(store, record, old)
 

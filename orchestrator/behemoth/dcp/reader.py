@@ -31,7 +31,7 @@ from torch.futures import Future
 
 from behemoth.base.errors import Conflict, Invalid, NotFound
 from behemoth.base.ids import Step
-from behemoth.checkpoint.commit_log import BadCommit, commits, latest
+from behemoth.checkpoint.commit_log import BadCommit, commit_of, latest, record_sizes
 from behemoth.checkpoint.opened import Commit, open_commit
 from behemoth.checkpoint.reader import read_array
 from behemoth.dcp.address import Address, parse_address
@@ -163,15 +163,14 @@ def _find(store: ObjectStore, address: Address) -> CommitRef:
                 code="dcp-not-found",
             )
         return newest
-    found: Sequence[CommitRef | BadCommit] = commits(store)
-    for one in found:
-        if one.step == address.step:
-            if isinstance(one, BadCommit):
-                raise one.error
-            return one
+    found = commit_of(store, address.step)
+    if isinstance(found, BadCommit):
+        raise found.error
+    if found is not None:
+        return found
     raise NotFound(
         f"checkpoint store {address.url}: expected a checkpoint of step {address.step}, got none",
-        hint=_hint([one.step for one in found if one.step is not None]),
+        hint=_hint(list(record_sizes(store))),
         code="dcp-not-found",
     )
 

@@ -15,7 +15,7 @@ from behemoth.base.errors import BehemothError, Conflict, Invalid
 from behemoth.base.ids import Rank, Step
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit import commit
-from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.commit_log import commit_of, reject
 from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.cuts import with_close_chunks
 from behemoth.checkpoint.discarding import discard_write
@@ -68,7 +68,7 @@ def check_free(store: ObjectStore, step: Step, *, own: str = "") -> CommitRef | 
     the writes of one request. Raises Conflict when the store belongs to a run, which would not know what it finds, or
     has the step from elsewhere. Reads."""
     _refuse_owned(store)
-    standing = next((one for one in commits(store) if one.step == step), None)
+    standing = commit_of(store, step)
     if standing is None:
         return None
     if own and isinstance(standing, CommitRef) and standing.write_id.startswith(own):
