@@ -124,12 +124,11 @@ class RankMemory:
 
     def _spare(self) -> int:
         """A free generation, else the committed one: the coordinator wants another checkpoint back, so that one is not
-        good. A generation that is being written out is never taken."""
+        good. One that is being written out is taken only when there is no other; whoever reads it finds that its
+        sequence has changed."""
         states = ["read" if generation.is_read else generation.state for generation in self.generations]
-        for state in ("free", "committed", "granted"):
-            if state in states:
-                return states.index(state)
-        return 0
+        order = ("free", "committed", "granted", "staged", "read")
+        return min(range(len(states)), key=lambda index: order.index(states[index]))
 
     def close(self) -> None:
         os.close(self.fd)
