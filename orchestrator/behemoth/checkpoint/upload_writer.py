@@ -1,10 +1,10 @@
 """Uploads a rank's parts from its arena to object storage, and completes the objects that are its to complete.
 
 The counterpart of `writer`, with the same receipt and the same promises: it runs in the store process, decides nothing
-(`part_plan` did), and copies no payload but what other ranks hand over. In order: it begins the uploads that it
-completes, so that others can feed them; sends its parts; and, once all their uploaders have told what they sent,
-completes the objects. Nothing is visible in the store before that. Neighbours: `exchange`, through which ranks ask
-each other, `part_bytes`, and `shard_proof`, with which the leader judges.
+(`part_plan` did), and copies no payload but what other ranks hand over and objects that one request takes. In order: it
+begins the uploads that it completes, so that others can feed them; sends its parts; and, once all their uploaders have
+told what they sent, completes the objects. Nothing is visible in the store before that. Neighbours: `exchange`, through
+which ranks ask each other, `part_bytes`, and `shard_proof`, with which the leader judges.
 """
 
 from __future__ import annotations

@@ -48,9 +48,10 @@ class S3Client:
         """Run `request` with boto3's client, and return its result. It may be called several times, so it must be
         idempotent. `doing` names the request in errors, behind the store's URL.
 
-        Blocks for at most `patience_s` and the time of `size_bytes` at the slowest rate; with `is_last_look`, for a
-        look after a call that has used its time up, for one try. When credentials have expired, a new client looks for
-        them once more, since botocore never reads a profile's file again. Raises Unavailable, with the number of tries,
+        Begins no try after `patience_s` and the time of `size_bytes` at the slowest rate, and blocks for as long as the
+        last one takes, whose waits `READ_LIMIT_S` bounds; with `is_last_look`, for a look after a call that has used
+        its time up, for one try. When credentials have expired, a new client looks for them once more, since botocore
+        never reads a profile's file again, and has as much time. Raises Unavailable, with the number of tries,
         when no try succeeds, and the errors of `s3_errors` that retries cannot cure."""
         used: Any = None
 
