@@ -110,7 +110,6 @@ def read_slabs(
         readers, commit, work.slabs, area, kept_bytes=kept_bytes, remembered=remembered, cancelled=cancelled
     )
     found = run_all(reading.run, batched(plain, threads=threads), threads=threads, name="ckpt-reshard")
-    placed = [one for part in found for one in part]
     for array, reads in scaled.items():
         computed = {one: work.scales[one] for one in of_array[array] if one.saved is None}
         reading.tables = {
@@ -128,7 +127,7 @@ def read_slabs(
             into = as_elements(area[slab.arena_offset :], slab.shape, slab.itemsize).view(np.float32)
             into[...] = converted.scales(fill.scales, fill.box).reshape(slab.shape)
     readers.require_committed()
-    return placed
+    return [one for part in found for one in part]
 
 
 class _Reading:
