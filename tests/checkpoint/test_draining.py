@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from storage.s3_stores import let_in, new_place, opened
 
 LEAST_BYTES = 16
 """Of a piece, so that small arrays have objects of several."""
+LIMIT_S = 30.0
+"""Of any wait: it ends a hang and judges no speed."""
 Made = Callable[[], MemoryStore | MemoryBucket]
 
 
@@ -293,6 +297,44 @@ def test_an_object_is_filled_in_any_order(target: Made) -> None:
     assert contents(store) == {"a": data}
 
 
+def piece_of(key: str, number: int) -> filling.ObjectPiece:
+    """Of an object of two pieces of four bytes."""
+    return filling.ObjectPiece(key=key, size_bytes=8, number=number, num_pieces=2, offset_bytes=4 * (number - 1))
+
+
+class SlowToBegin(MemoryBucket):
+    """Begins the upload of `a` when `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(min_part_bytes=4)
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def begin_upload(self, key: str) -> UploadId:
+        if key == "a":
+            self.asked.set()
+            assert self.go_on.wait(LIMIT_S)
+        return super().begin_upload(key)
+
+
+def test_an_upload_whose_begin_takes_long_holds_up_no_other_object() -> None:
+    store = SlowToBegin()
+    pieces = filling.filling_of(store)
+    with ThreadPoolExecutor(2) as pool:
+        of_a = [pool.submit(pieces.put, piece_of("a", number), [b"data"]) for number in (1, 2)]
+        assert store.asked.wait(LIMIT_S)
+        for number in (1, 2):
+            other = threading.Thread(target=pieces.put, args=(piece_of("b", number), [b"data"]), daemon=True)
+            other.start()
+            other.join(LIMIT_S)
+        whole = contents(store)
+        store.go_on.set()
+        for put in of_a:
+            put.result()
+    pieces.end()
+    assert whole == {"b": b"datadata"}
+    assert contents(store) == {"a": b"datadata", "b": b"datadata"}
+
+
 class NeverAborting(MemoryBucket):
     """Away when uploads are to be ended."""
 
@@ -307,8 +349,7 @@ def test_of_a_store_that_is_away_nobody_waits_for_the_end_of_each_upload() -> No
     store = NeverAborting(min_part_bytes=4)
     pieces = filling.filling_of(store)
     for key in ("steps/1/a", "steps/1/b", "steps/1/c"):
-        piece = filling.ObjectPiece(key=key, size_bytes=8, number=1, num_pieces=2, offset_bytes=0)
-        pieces.put(piece, [b"data"])
+        pieces.put(piece_of(key, 1), [b"data"])
     pieces.end()
     assert store.num_tries == 1
     assert len(list(store.list_uploads(""))) == 3

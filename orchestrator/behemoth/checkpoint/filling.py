@@ -102,8 +102,10 @@ class _Ranges:
 
 @dataclass(slots=True)
 class _Upload:
-    upload_id: UploadId
+    upload_id: UploadId | None = None
+    """None until it is begun."""
     receipts: list[PartReceipt] = field(default_factory=list)
+    beginning: threading.Lock = field(default_factory=threading.Lock)
 
 
 class _Uploaded:
@@ -123,15 +125,19 @@ class _Uploaded:
         if piece.num_pieces == 1:
             self._store.create(piece.key, b"".join(buffers))
             return
-        upload = self._begun(piece.key)
+        with self._lock:
+            upload = self._uploads.setdefault(piece.key, _Upload())
+        upload_id = self._begun(piece.key, upload)
         receipt = self._store.upload_part(
-            piece.key, upload.upload_id, number=piece.number, buffers=buffers, crc=crc_of(buffers)
+            piece.key, upload_id, number=piece.number, buffers=buffers, crc=crc_of(buffers)
         )
         with self._lock:
             upload.receipts.append(receipt)
             is_whole = len(upload.receipts) == piece.num_pieces
         if is_whole:
-            self._complete(piece.key, upload)
+            completed(self._store, piece.key, upload_id, upload.receipts)
+            with self._lock:
+                del self._uploads[piece.key]
 
     def seal(self, _keys: Sequence[str]) -> None:
         """Nothing to do: a completed upload is durable."""
@@ -142,16 +148,12 @@ class _Uploaded:
         with suppress(BehemothError):
             while self._uploads:
                 key, upload = self._uploads.popitem()
-                self._store.abort_upload(key, upload.upload_id)
+                if upload.upload_id is not None:
+                    self._store.abort_upload(key, upload.upload_id)
         self._uploads.clear()
 
-    def _begun(self, key: str) -> _Upload:
-        with self._lock:  # the others of this object need the answer anyway
-            if key not in self._uploads:
-                self._uploads[key] = _Upload(self._store.begin_upload(key))
-            return self._uploads[key]
-
-    def _complete(self, key: str, upload: _Upload) -> None:
-        completed(self._store, key, upload.upload_id, upload.receipts)
-        with self._lock:
-            del self._uploads[key]
+    def _begun(self, key: str, upload: _Upload) -> UploadId:
+        with upload.beginning:  # the others of this object need the answer anyway
+            if upload.upload_id is None:
+                upload.upload_id = self._store.begin_upload(key)
+            return upload.upload_id
