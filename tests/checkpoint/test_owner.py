@@ -238,4 +238,5 @@ def test_neither_gc_nor_a_check_of_a_checkpoint_takes_it_for_rubbish(deep: bool)
     assert not [key for key in keys if key.startswith("owner")]
     execute(store, plan)
     assert read_owner(store) == OURS
+    assert [one.step for one in commits(store)] == [10, 20]
     assert all(verify(store, one, threads=1, deep=deep).is_intact for one in commits(store))
