@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,37 @@ def test_nodes_that_keep_no_worker_are_left_alone_and_then_nobody_is_left(tmp_pa
         with pytest.raises(Unavailable, match="expected a node that keeps one, got none: node n") as caught:
             list(executor.run(str(tmp_path).encode(), doubles(range(3))))
         assert caught.value.code == "no-workers"
+    finally:
+        executor.close()
+
+
+class LosesNodes(SubprocessRuntime):
+    """Some machines are gone when a worker is to be started there."""
+
+    def __init__(self, lost: Sequence[NodeId]) -> None:
+        super().__init__(NODES)
+        self._lost = lost
+
+    def start_agent(self, node: NodeId, *, incarnation: int, argv: Sequence[str], env: dict[str, str]) -> None:
+        if node in self._lost:
+            raise Unavailable(f"agent on node {node}: expected its machine, got none any more")
+        super().start_agent(node, incarnation=incarnation, argv=argv, env=env)
+
+
+@pytest.mark.parametrize("lost", NODES)
+def test_a_node_on_which_no_worker_can_be_started_is_left_out(tmp_path: Path, lost: NodeId) -> None:
+    executor = on(LosesNodes([lost]))
+    try:
+        assert len(list(executor.run(str(tmp_path).encode(), doubles(range(3))))) == 3
+    finally:
+        executor.close()
+
+
+def test_without_a_node_on_which_a_worker_can_be_started_it_is_told_why(tmp_path: Path) -> None:
+    executor = on(LosesNodes(NODES))
+    try:
+        with pytest.raises(Unavailable, match="got none: node n1: agent on node n1: expected its machine"):
+            list(executor.run(str(tmp_path).encode(), doubles(range(3))))
     finally:
         executor.close()
 

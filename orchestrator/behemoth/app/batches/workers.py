@@ -174,7 +174,7 @@ class WorkerExecutor:
         nodes."""
         if not self._nodes:
             self._nodes = {name: _Node(name=name) for name in self._runtime.nodes()}
-            for node in self._nodes.values():
+            for node in list(self._nodes.values()):
                 self._start(node)
         self._require_nodes()
 
