@@ -193,7 +193,7 @@ def test_the_commit_of_a_step_is_what_all_commits_have_of_it() -> None:
     store.create(commit_key(Step(30)), b"rubbish")
     put_up(store, REJECTED, (second.step, second.write_id), reason="a loss that rose")
     for step in (0, 10, 20, 30):
-        (expected,) = [one for one in commits(store) if one.step == step] or [None]
+        expected = next((one for one in commits(store) if one.step == step), None)
         found = commit_of(store, Step(step))
         assert type(found) is type(expected)
         assert isinstance(found, BadCommit) or found == expected

@@ -113,7 +113,7 @@ def test_what_create_finds_in_its_place_is_durable(store: LocalStore, monkeypatc
     happened: list[str] = []
     with monkeypatch.context() as dying:
 
-        def killed(*_: Any, **__: Any) -> None:
+        def killed(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         dying.setattr(local, "sync_folders", killed)
