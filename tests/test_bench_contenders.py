@@ -63,9 +63,14 @@ def test_dcp_at_its_best_copies_every_save_into_the_memory_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer = AsyncDcp(new_state(SHAPES).arrays, tmp_path / "dcp", num_threads=1)
-    staged: list[dict[str, Any]] = []  # they live until the end, so that no address is that of freed memory
+    staged: list[Any] = []  # they live until the end, so that no address is that of freed memory
     stage = peer.kept.stage
-    monkeypatch.setattr(peer.kept, "stage", lambda state: staged.append(found := stage(state)) or found)
+
+    def noted(state: dict[str, Any]) -> Any:
+        staged.append(stage(state))
+        return staged[-1]
+
+    monkeypatch.setattr(peer.kept, "stage", noted)
     try:
         for _ in range(2):
             assert peer.best()["blocked"] > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from behemoth.spec.model import Inventory
 from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.recipe import DEFAULT, Recipe
 
-_WORKING_DTYPE = "bfloat16"
+_WORKING_DTYPE: Final = "bfloat16"
 """Of the weights that a program computes with where the recipe saves none."""
 
 
