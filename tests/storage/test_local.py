@@ -200,7 +200,9 @@ def test_a_file_system_without_hard_links_is_told_as_that(
     monkeypatch.setattr(os, "link", fail)
     writes: list[Callable[[], None]] = [lambda: store.create("a/c", DATA), lambda: store.move("a/b", "c")]
     for write in writes:
-        with pytest.raises(Invalid, match=rf"^{re.escape(store.root)}/.*: expected a file system with hard links") as caught:
+        with pytest.raises(
+            Invalid, match=rf"^{re.escape(store.root)}/.*: expected a file system with hard links"
+        ) as caught:
             write()
         assert caught.value.code == "no-links"
     assert list(store.leftovers()) == []
