@@ -180,7 +180,8 @@ def test_a_file_system_without_hard_links_is_told_as_that(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", fail)
-    for write in (lambda: store.create("a/c", DATA), lambda: store.move("a/b", "c")):
+    writes: tuple[Callable[[], object], ...] = (lambda: store.create("a/c", DATA), lambda: store.move("a/b", "c"))
+    for write in writes:
         with pytest.raises(Invalid, match=rf"^{store.root}/.*: expected a file system with hard links") as caught:
             write()
         assert caught.value.code == "no-links"
