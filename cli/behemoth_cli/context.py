@@ -275,7 +275,7 @@ def _run_path(text: str) -> Path:
         return RUNS / text.removeprefix(PREFIX)
     named = RUNS / text
     is_name = "/" not in text and text not in (".", "..")
-    return named if is_name and (named.is_dir() or not Path(text).is_dir()) else Path(text).expanduser()
+    return named if is_name and (named.is_dir() or not Path(text).is_dir()) else Path(os.path.expanduser(text))
 
 
 def _bare(text: str) -> str:

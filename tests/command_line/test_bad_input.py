@@ -192,6 +192,14 @@ def test_without_any_run_the_verbs_say_how_to_start_one(capsys: pytest.CaptureFi
     assert (code, "`behemoth run FILE`" in told) == (Exit.NOT_FOUND, True)
 
 
+@pytest.mark.parametrize("verb", [["status"], ["logs"], ["ckpt", "list"], ["ckpt", "gc"], ["run", "--dir"]])
+def test_the_home_of_somebody_who_is_not_there_holds_nothing(
+    capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    more = ["missing.yaml"] if verb[0] == "run" else []
+    assert refused(capsys, *verb, "~nobody-of-that-name/x", *more)[0] == Exit.NOT_FOUND
+
+
 @pytest.mark.parametrize("verb", ["list", "show", "verify"])
 def test_a_place_without_checkpoints_is_not_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
