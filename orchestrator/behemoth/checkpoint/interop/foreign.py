@@ -53,7 +53,11 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int, sou
     listed = {info.key: info.size_bytes for info in store.list("") if "/" not in info.key}
     indexes = [key for key in listed if key.endswith(INDEX_SUFFIX)] if file is None else []
     if len(indexes) > 1:
-        raise Invalid(f"{source}: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}", code="safetensors-index")
+        raise Invalid(
+            f"{source}: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}",
+            hint="make a folder of links to one of them and to the files that it names: each may be a model of its own",
+            code="safetensors-index",
+        )
     expected = _read_index(store, indexes[0], listed[indexes[0]]) if indexes else None
     files = sorted(set(expected.values())) if expected is not None else [_only_file(source, listed, file)]
     tensors: dict[str, Tensor] = {}
