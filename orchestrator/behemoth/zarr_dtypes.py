@@ -19,7 +19,7 @@ from zarr.core.dtype.common import DTypeJSON, HasEndianness, HasItemSize
 from zarr.dtype import ZDType, data_type_registry
 
 try:  # later releases, which need Python 3.12, warn of the name below
-    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined]
+    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined,unused-ignore]
 except ImportError:
     from zarr.dtype import DataTypeValidationError
 

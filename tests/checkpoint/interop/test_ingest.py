@@ -29,6 +29,7 @@ from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.reader import read_array
 from behemoth.checkpoint.verify import verify
 from behemoth.ports import ObjectStore
+from behemoth.storage.linked import LinkedFolder
 from behemoth.storage.local import LocalStore
 from behemoth.testing.faults import Crash, FaultyStore, every_death
 from behemoth.testing.store import MemoryStore
@@ -219,6 +220,23 @@ def test_several_files_need_their_index(tmp_path: Path) -> None:
     assert list(read_model(folder, file="model-00002-of-00002.safetensors", threads=1).tensors) == ["b"]
     write_index(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
     assert set(read_model(folder, threads=1).tensors) == {"a", "b"}
+
+
+def test_of_two_models_in_one_folder_none_is_guessed_and_links_choose_one(tmp_path: Path) -> None:
+    """As repositories have them that hold a model under its maker's names too."""
+    both, one = tmp_path / "both", tmp_path / "one"
+    both.mkdir()
+    one.mkdir()
+    for model, tensor in (("model", "a"), ("consolidated", "b")):
+        saved(both, {tensor: MODEL["steps"]}, f"{model}-00001-of-00001.safetensors")
+        index = {"weight_map": {tensor: f"{model}-00001-of-00001.safetensors"}}
+        (both / f"{model}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Invalid, match=r"expected one .safetensors.index.json file, got ") as caught:
+        read_model(LocalStore(both), threads=1)
+    assert "a folder of links to one of them" in caught.value.hint
+    for file in both.glob("consolidated*"):
+        (one / file.name).symlink_to(file)
+    assert list(read_model(LinkedFolder(one), threads=1).tensors) == ["b"]
 
 
 def write_index(folder: Path, weight_map: object) -> None:

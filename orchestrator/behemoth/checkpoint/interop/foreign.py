@@ -54,7 +54,11 @@ def read_model(store: ObjectStore, *, file: str | None = None, threads: int, sou
     top = [key for key in listed if "/" not in key]
     indexes = [key for key in top if key.endswith(INDEX_SUFFIX)] if file is None else []
     if len(indexes) > 1:
-        raise Invalid(f"{source}: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}", code="safetensors-index")
+        raise Invalid(
+            f"{source}: expected one {INDEX_SUFFIX} file, got {', '.join(indexes)}",
+            hint="make a folder of links to one of them and to the files that it names: each may be a model of its own",
+            code="safetensors-index",
+        )
     expected = _read_index(store, indexes[0], listed[indexes[0]]) if indexes else None
     files = sorted(set(expected.values())) if expected is not None else [_only_file(source, top, file)]
     tensors: dict[str, Tensor] = {}
