@@ -36,8 +36,10 @@ def small_parts(least: int, single: int) -> Iterator[None]:
         patch.setattr(part_cuts, "MIN_PART_BYTES", least)
         patch.setattr(uploads, "SINGLE_BYTES", single)
         _clear_caches()
-        yield
-    _clear_caches()
+        try:
+            yield
+        finally:
+            _clear_caches()  # or a test that fails would take others with it
 
 
 def _clear_caches() -> None:

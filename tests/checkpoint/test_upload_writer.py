@@ -18,7 +18,7 @@ from behemoth.checkpoint import upload_writer as upload_writer_module
 from behemoth.checkpoint.candidate import Candidate
 from behemoth.checkpoint.commit_log import commits, latest
 from behemoth.checkpoint.exchange import Given, LocalExchange, SentPart
-from behemoth.checkpoint.gc import execute, plan_gc
+from behemoth.checkpoint.gc import LATE_S, execute, plan_gc
 from behemoth.checkpoint.grid import grids
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.part_plan import plan_parts
@@ -244,6 +244,7 @@ def test_killed_before_in_and_after_every_call_it_leaves_a_whole_checkpoint_or_r
 
 
 def clean(store: MemoryBucket) -> None:
+    store.now_s += LATE_S
     execute(store, plan_gc(store, in_flight=()))
 
 

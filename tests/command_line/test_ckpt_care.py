@@ -18,7 +18,7 @@ from behemoth.app.run_directory import RunDirectory
 from behemoth.base.errors import Conflict, Unavailable
 from behemoth.base.ids import RunUid, Step, WriteId
 from behemoth.checkpoint.commit_log import commits
-from behemoth.checkpoint.gc import execute
+from behemoth.checkpoint.gc import LATE_S, execute
 from behemoth.checkpoint.marker import Marker
 from behemoth.checkpoint.owner import Owner, take
 from behemoth.checkpoint.paths import OWNER_KEY
@@ -418,8 +418,8 @@ def test_a_commit_of_a_copy_to_another_store_of_a_run_that_arrives_behind_gc_cou
 def test_in_a_runs_own_store_a_write_that_its_journal_does_not_name_is_not_rejected(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_in_file: bool
 ) -> None:
-    """Its commit may have been there and be lost, and what is rejected there is rejected where it was drained to. The
-    file alone names the store where the directory is of an early release."""
+    """Its commit may have been there and be lost, and what is rejected there is rejected where it was drained to. It
+    goes once no commit of it can arrive. The file alone names the store where the directory is of an early release."""
     known = directory.identity()
     assert known is not None
     if is_in_file:
@@ -427,8 +427,10 @@ def test_in_a_runs_own_store_a_write_that_its_journal_does_not_name_is_not_rejec
         directory.write_document(text)
     directory.found("small", None if is_in_file else "s3://bucket/first/numpy", run_uid=known.run_uid)
     store = late_in(monkeypatch, Owner.of_run(known.run_uid, name="small", directory=str(directory.path)))
-    assert ckpt(capsys, "gc", "s3://bucket/first/numpy", "--keep-last", "2", "--execute")[0] == 0
-    assert {info.key.split("/")[1] for info in store.list("steps")} == {"000000001-import-1"}
+    for age_s, kept in ((LATE_S - 1, {"000000001-import-1", "000000002-import-2"}), (1, {"000000001-import-1"})):
+        store.now_s += age_s
+        assert ckpt(capsys, "gc", "s3://bucket/first/numpy", "--keep-last", "2", "--execute")[0] == 0
+        assert {info.key.split("/")[1] for info in store.list("steps")} == kept
     assert list(store.list("rejected")) == []
 
 
