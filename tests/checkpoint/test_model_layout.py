@@ -13,8 +13,9 @@ from behemoth.base.ids import Rank
 from behemoth.checkpoint.layout import ArraySpec, Layout
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import plan_rank, prove_coverage
+from behemoth.checkpoint.rank_bytes import rank_bytes
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import decode_inventory, named_inventory, rank_bytes
+from behemoth.spec.model import decode_inventory, named_inventory
 from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.recipe import Recipe, Shares
 
@@ -106,7 +107,7 @@ def test_context_parallel_ranks_share_the_state_as_data_parallel_ones_do() -> No
                 assert piece.box[0][0] == 6 * mesh.coordinate(rank, "tp")
                 assert piece.flat[0] == 8 * (mesh.coordinate(rank, "cp") + 3 * mesh.coordinate(rank, "dp"))
     assert shares == {begin: {(8 * at, 8 * at + 8) for at in range(6)} for begin in (0, 6)}
-    held = rank_bytes(TOY, mesh, Rank(0), recipe=Recipe(weights="bfloat16"))
+    held = rank_bytes(TOY, mesh, recipe=Recipe(weights="bfloat16"))[0]
     pieces = plan_rank(layout, Rank(0)).pieces
     assert held.optimizer_bytes == sum(piece.nbytes for piece in pieces if piece.name.startswith("optim/"))
     assert held.weights_bytes == sum(piece.nbytes for piece in pieces if piece.name.startswith("model/"))
@@ -148,8 +149,8 @@ def test_every_rank_has_its_rows_of_experts_that_are_fewer_than_ranks() -> None:
     gate_up = arrays["optim/master/gate_up"]
     assert (gate_up.dims, gate_up.packed) == (((0, "ep"), (1, "edp"), (2, "etp")), (2, (12, 12)))
     assert not any(array.flat_rows or array.flat_over for array in layout.arrays)
-    for rank in map(Rank, range(mesh.num_ranks)):
-        held = rank_bytes(experts, mesh, rank, recipe=recipe)
+    of_ranks = rank_bytes(experts, mesh, recipe=recipe)
+    for rank, held in zip(map(Rank, range(mesh.num_ranks)), of_ranks, strict=True):
         pieces = plan_rank(layout, rank).pieces
         assert sum(piece.nbytes for piece in pieces) == held.weights_bytes + held.optimizer_bytes == 14 * (24 + 24)
         down = next(piece for piece in pieces if piece.name == "model/down")

@@ -16,6 +16,7 @@ from behemoth.app.restore_book import RestoreRow
 from behemoth.app.snapshot import NodeView, Snapshot, snapshot
 from behemoth.app.summary import CheckpointTable, FaultTable, LedgerTable, Summary
 from behemoth.base.ids import Attempt, NodeId, Rank, Slot, Step, WriteId
+from behemoth.checkpoint.rank_bytes import rank_bytes
 from behemoth.fleet.progress import Vitals
 from behemoth.reconcile.decide import decide
 from behemoth.spec.decode import decode_run
@@ -400,9 +401,10 @@ def test_a_plan_of_many_ranks_is_folded_by_what_they_hold() -> None:
         "  mesh:\n    dp: 2\n", "  model: {ref: scout}\n  mesh: {tp: 8, pp: 2, dp: 16, etp: 1, ep: 16, edp: 8}\n"
     )
     run = decode_run(text)
-    page = plan_page(run, named_inventory("scout"), is_full=False)
-    matches_golden(piped(page), "plan.large.txt")
-    assert len(piped(plan_page(run, named_inventory("scout"), is_full=True)).splitlines()) > 256
+    scout = named_inventory("scout")
+    held = rank_bytes(scout, run.mesh)
+    matches_golden(piped(plan_page(run, scout, is_full=False, held=held)), "plan.large.txt")
+    assert len(piped(plan_page(run, scout, is_full=True, held=held)).splitlines()) > 256
 
 
 def test_a_field_is_explained_with_what_lies_below_it() -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from behemoth.app.inventory_file import read_inventory
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Rank
 from behemoth.checkpoint.model_layout import model_layout
 from behemoth.checkpoint.plan import prove_coverage
+from behemoth.checkpoint.rank_bytes import rank_bytes
 from behemoth.checkpoint.recipe_change import recipe_change
 from behemoth.sdk.inventory import module_inventory
 from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import Cut, Inventory, decode_inventory, named_inventory, rank_bytes
+from behemoth.spec.model import Cut, Inventory, decode_inventory, named_inventory
 from behemoth.spec.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def test_buffers_count_once_on_each_rank_and_stay_when_the_recipe_changes() -> N
     module = Router(torch.zeros(4).bfloat16())
     inventory = decode_inventory(module_inventory(module), source="module")
     mesh, saved, wanted = Mesh(), Recipe(), Recipe(weights="bfloat16", master="none", exp_avg="none", exp_avg_sq="none")
-    held = rank_bytes(inventory, mesh, Rank(0), recipe=wanted)
+    held = rank_bytes(inventory, mesh, recipe=wanted)[0]
     assert held.weights_bytes == 2 * inventory.num_params + 4 * 4 + 4 * 4 + 8 + 2 * 4
     assert held.optimizer_bytes == 0
     intake = recipe_change(inventory, saved, wanted)

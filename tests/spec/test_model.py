@@ -5,7 +5,6 @@ import json
 import pytest
 
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Rank
 from behemoth.spec.decode import decode_document
 from behemoth.spec.fit import misfits
 from behemoth.spec.mesh import Mesh
@@ -15,10 +14,9 @@ from behemoth.spec.model import (
     decode_inventory,
     inventory_of,
     named_inventory,
-    rank_bytes,
 )
 from behemoth.spec.problem import InvalidRun
-from behemoth.spec.recipe import DEFAULT, Recipe
+from behemoth.spec.recipe import DEFAULT
 from behemoth.spec.run import require_fit
 from spec.run_texts import document
 
@@ -46,27 +44,6 @@ def test_every_name_has_an_inventory() -> None:
         named_inventory("../x")
 
 
-def test_one_rank_holds_everything() -> None:
-    held = rank_bytes(named_inventory("scout"), Mesh(), Rank(0))
-    assert (held.weights_bytes, held.optimizer_bytes) == (2 * 108_641_793_536, 12 * 108_641_793_536)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "weights_bytes", "optimizer_bytes"),
-    [
-        (Recipe(), 2, 12 / 4),
-        (Recipe(weights="bfloat16", master="split", exp_avg="bfloat16", exp_avg_sq="bfloat16"), 2, 6 / 4),
-        (Recipe(weights="float32", master="none", shares="rows"), 4 / 4, 8 / 4),
-        (Recipe(weights="float8_e4m3fn", exp_avg="float8_e4m3fn", exp_avg_sq="none", shares="whole"), 1, 5),
-    ],
-)
-def test_what_a_rank_holds_follows_the_recipe(recipe: Recipe, weights_bytes: float, optimizer_bytes: float) -> None:
-    one = TensorEntry(name="w", shape=[64, 8], shard="tp0")
-    inventory = inventory_of([one], num_experts=0, source="toy")
-    held = rank_bytes(inventory, Mesh(tp=2, dp=4, edp=8), Rank(3), recipe=recipe)
-    assert (held.weights_bytes, held.optimizer_bytes) == (256 * weights_bytes, 256 * optimizer_bytes)
-
-
 def test_an_axis_need_not_divide_a_dim_that_programs_pad() -> None:
     entries = [
         TensorEntry(name="embed", shape=[50257, 4], shard="tp0_padded128"),
@@ -88,19 +65,6 @@ def test_fused_queries_keys_and_values_are_parts_of_their_own_sizes() -> None:
     assert [reason for _, reason in misfits(inventory, Mesh(tp=3, edp=3), DEFAULT)] == [
         "expected a divisor of 1024 (dim 0 of qkv), got 3"
     ]
-
-
-def test_pipeline_stages_hold_every_tensor_once() -> None:
-    mesh, inventory = Mesh(pp=8), named_inventory("behemoth-ref")
-    held = [rank_bytes(inventory, mesh, Rank(rank)).weights_bytes for rank in range(8)]
-    assert sum(held) == 2 * inventory.num_params
-
-
-def test_the_optimizer_state_of_a_behemoth_adds_up_over_its_ranks() -> None:
-    mesh = Mesh(tp=8, pp=8, dp=4, ep=16, etp=2, edp=1)
-    inventory = named_inventory("behemoth-ref")
-    held = sum(rank_bytes(inventory, mesh, Rank(rank)).optimizer_bytes for rank in range(mesh.num_ranks))
-    assert inventory.num_params * 12 <= held < inventory.num_params * 12 * 1.01
 
 
 def _file(**changes: object) -> bytes:

@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Rank
 from behemoth.spec.decode import decode_document
 from behemoth.spec.document import difference, fingerprint
-from behemoth.spec.mesh import Mesh
-from behemoth.spec.model import named_inventory, rank_bytes
-from behemoth.spec.pipeline import EVEN, Pipeline
+from behemoth.spec.pipeline import Pipeline
 from behemoth.spec.problem import InvalidRun
 from spec.run_texts import document
 
@@ -75,15 +72,3 @@ def test_another_pipeline_is_the_same_run() -> None:
     plain, other = (decode_document(document(mesh={"dp": 2, "pp": 2}, pipeline=one)) for one in (None, {"virtual": 2}))
     assert difference(plain, other) == []
     assert fingerprint(plain) == fingerprint(other)
-
-
-def test_fewer_layers_beside_embedding_and_head_even_out_what_stages_hold() -> None:
-    scout, mesh = named_inventory("scout"), Mesh(pp=4)
-
-    def most(pipeline: Pipeline) -> int:
-        held = [rank_bytes(scout, mesh, Rank(rank), pipeline).weights_bytes for rank in range(4)]
-        assert sum(held) == 2 * scout.num_params
-        return max(held)
-
-    assert most(Pipeline(layers=(11, 13, 13, 11))) != most(EVEN)
-    assert most(Pipeline(layers=(3, 3, 3, 3) * 4, virtual=4)) == most(EVEN)

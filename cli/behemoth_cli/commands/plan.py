@@ -29,6 +29,7 @@ from behemoth_cli.views.restores import Restore
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.forecast import Forecast, Rates
+    from behemoth.checkpoint.rank_bytes import RankBytes
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -107,8 +108,15 @@ def plan(
     meshes = [_mesh(text, inventory, recipe) for text in restore_mesh or []] or [run.mesh]
     rates = _kept_to(run, rates_of(bandwidth or [], price))
     save, restores = _forecasts(context.console, run, inventory, meshes, recipe, rates)
-    shared = _reads_shared(run)
-    page = plan_page(run, inventory, is_full=bool(form), save=save, restores=restores, reads_shared=shared)
+    page = plan_page(
+        run,
+        inventory,
+        is_full=bool(form),
+        held=_held(run, inventory),
+        save=save,
+        restores=restores,
+        reads_shared=_reads_shared(run),
+    )
     context.console.show(page, form)
 
 
@@ -213,6 +221,12 @@ def _forecasts(
         return save, restores
     finally:
         progress.close()
+
+
+def _held(run: TrainingRun, inventory: Inventory) -> list[RankBytes]:
+    from behemoth.checkpoint.rank_bytes import rank_bytes
+
+    return rank_bytes(inventory, run.mesh, run.pipeline, run.recipe)
 
 
 def _reads_shared(run: TrainingRun) -> bool:

@@ -10,7 +10,7 @@ from behemoth.base.ids import Rank
 from behemoth.base.units import format_duration
 from behemoth.spec.checkpoint import EverySteps
 from behemoth.spec.mesh import DENSE_AXES, EXPERT_AXES
-from behemoth.spec.model import Inventory, ModelFile, NamedModel, RankBytes, rank_bytes
+from behemoth.spec.model import Inventory, ModelFile, NamedModel
 from behemoth.spec.pipeline import EVEN, Pipeline
 from behemoth.spec.run import TrainingRun
 from behemoth_cli.out.table import Column, Listing, Page, Section
@@ -20,9 +20,10 @@ from behemoth_cli.views.restores import Restore
 
 if TYPE_CHECKING:
     from behemoth.checkpoint.forecast import Forecast
+    from behemoth.checkpoint.rank_bytes import RankBytes
 
 MAX_ROWS = 64
-"""Ranks that are listed one by one; more are folded where they hold the same bytes."""
+"""Ranks that are listed one by one; more are folded where they hold as much, as far as a page tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +42,15 @@ def plan_page(
     inventory: Inventory | None,
     *,
     is_full: bool,
+    held: Sequence[RankBytes] | None = None,
     save: Forecast | None = None,
     restores: Sequence[Restore] = (),
     reads_shared: bool = False,
 ) -> Page:
-    """`is_full`: one row for every rank, however many there are. `save`: what one costs, where that is known;
-    `restores`: how it is read then, one at least, and whether nodes pass on what they read."""
-    planned = planned_ranks(run, inventory)
+    """`is_full`: one row for every rank, however many there are. `held`: by rank what it holds, and `save`: what one
+    costs, where that is known; `restores`: how it is read then, one at least, and whether nodes pass on what they
+    read."""
+    planned = planned_ranks(run, held)
     one_by_one = is_full or len(planned) <= MAX_ROWS
     listing = _rank_listing(run, planned) if one_by_one else _folded_listing(planned)
     return Page(
@@ -62,20 +65,13 @@ def plan_page(
     )
 
 
-def planned_ranks(run: TrainingRun, inventory: Inventory | None) -> list[PlannedRank]:
-    """Bytes depend on the pipeline stage only, so they are computed once a stage."""
-    known = inventory if inventory is not None and inventory.tensors else None
-    of_stage: dict[int, RankBytes] = {}
+def planned_ranks(run: TrainingRun, held: Sequence[RankBytes] | None) -> list[PlannedRank]:
     planned = []
     of_axes = [run.mesh.coordinates(axis) for axis in ALL_AXES]
     for rank, coordinates in zip(map(Rank, range(run.nodes.num_ranks)), zip(*of_axes, strict=True), strict=True):
-        stage = coordinates[ALL_AXES.index("pp")]
-        if known is not None and stage not in of_stage:
-            of_stage[stage] = rank_bytes(known, run.mesh, rank, run.pipeline, run.recipe)
         node, local_rank = divmod(rank, run.nodes.gpus_per_node)
-        planned.append(
-            PlannedRank(rank=rank, node=node, local_rank=local_rank, coordinates=coordinates, held=of_stage.get(stage))
-        )
+        of_rank = held[rank] if held is not None else None
+        planned.append(PlannedRank(rank=rank, node=node, local_rank=local_rank, coordinates=coordinates, held=of_rank))
     return planned
 
 
@@ -133,15 +129,15 @@ def _rank_listing(run: TrainingRun, planned: Sequence[PlannedRank]) -> Listing:
 
 
 def _folded_listing(planned: Sequence[PlannedRank]) -> Listing:
-    groups: dict[RankBytes | None, list[PlannedRank]] = {}
+    groups: dict[tuple[str, ...], list[PlannedRank]] = {}
     for one in planned:
-        groups.setdefault(one.held, []).append(one)
-    heads = ["ranks", "nodes", "count", *(["weights", "optimizer"] * (None not in groups))]
+        groups.setdefault(_bytes(one.held), []).append(one)
+    heads = ["ranks", "nodes", "count", *(["weights", "optimizer"] * (() not in groups))]
     return Listing(
         kind="RankList",
         columns=tuple(Column(name=head, align="left" if head in ("ranks", "nodes") else "right") for head in heads),
         rows=tuple(
-            (ranks(one.rank for one in group), ranks(one.node for one in group), str(len(group)), *_bytes(held))
+            (ranks(one.rank for one in group), ranks(one.node for one in group), str(len(group)), *held)
             for held, group in groups.items()
         ),
     )

@@ -1,8 +1,8 @@
 """The tensors of a model: names, shapes, and which dims are cut over which mesh axis.
 
-From these follow what a mesh must divide and how many bytes a rank holds. Inventories of published models ship as
-`data/*.json`; a user's own file has the same format. What a checkpoint stores per array, down to the byte, is the
-business of `behemoth.checkpoint`; this module knows parameters, and buffers of the types that they have.
+From these follow what a mesh must divide and what a rank holds. Inventories of published models ship as `data/*.json`;
+a user's own file has the same format. Bytes, of ranks and of a checkpoint's arrays, are the business of
+`behemoth.checkpoint`; this module knows parameters, and buffers of the types that they have.
 """
 
 from __future__ import annotations
@@ -20,21 +20,14 @@ import msgspec
 
 from behemoth.base.decoding import UNDECODABLE, decode_json, told
 from behemoth.base.errors import Invalid
-from behemoth.base.ids import Rank
 from behemoth.spec.field import About, Choice, Text, require_ranges
-from behemoth.spec.mesh import Axis, Mesh
+from behemoth.spec.mesh import Axis
 from behemoth.spec.pipeline import EVEN, Pipeline
-from behemoth.spec.recipe import DEFAULT, Recipe
 
 MODEL_NAMES = ("tiny-moe", "scout", "maverick", "behemoth-ref")
 MAX_INVENTORY_BYTES = 16 << 20
-_ITEM_BYTES = {"none": 0, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "split": 2}
-"""Bytes of a parameter by the dtype in the recipe; of a split master only its low half, as the weights are its high
-half."""
 _BUFFER = r"bool|u?int(8|16|32|64)|b?float16|float(32|64)|float8_e(4m3fn|5m2|8m0fnu)|complex(64|128)"
 """Element types of buffers, by the names that arrays of a checkpoint have for them."""
-_WORKING_BYTES = 2
-"""Bytes of a bfloat16 weight, which a program computes with where the recipe saves no weights."""
 
 _RULE = re.compile(
     r"(tp|etp|ep)([0-7])(?:_packed([1-9]\d?|[1-9]\d{0,5}(?::[1-9]\d{0,5}){1,7})|(_padded)([1-9]\d{0,5})?)?", re.A
@@ -142,15 +135,6 @@ class Inventory:
         return max((tensor.layer + 1 for tensor in self.tensors if tensor.layer is not None), default=0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankBytes:
-    """What one rank holds, by the recipe, buffers among the weights. What is replicated counts on every holder; scales
-    of float8 do not count."""
-
-    weights_bytes: int
-    optimizer_bytes: int
-
-
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One tensor, or one per layer where `layers` gives start, stop and step and the name has a `{}` for the number."""
 
@@ -207,32 +191,6 @@ def inventory_of(entries: Iterable[TensorEntry], *, num_experts: int, source: st
     return Inventory(num_experts=num_experts, tensors=tensors)
 
 
-def rank_bytes(
-    inventory: Inventory, mesh: Mesh, rank: Rank, pipeline: Pipeline = EVEN, recipe: Recipe = DEFAULT
-) -> RankBytes:
-    """Bytes of weights and optimizer state (master and moments) on `rank`.
-
-    Layers are spread over the stages as `pipeline` tells; the embedding and the vision tower
-    sit on the first stage, the final norm and the head on the last. What `recipe.shares` says is sharded over the
-    ranks that hold the same block: dp x cp for dense tensors, edp for experts.
-    """
-    per_weight = _ITEM_BYTES[recipe.weights] or _WORKING_BYTES
-    per_state = sum(_ITEM_BYTES[dtype] for dtype in (recipe.master, recipe.exp_avg, recipe.exp_avg_sq))
-    weights_bytes = optimizer_bytes = 0
-    num_layers, stage = inventory.num_layers, mesh.coordinate(rank, "pp")
-    for tensor in inventory.tensors:
-        if stage_of(tensor, num_layers, mesh.pp, pipeline) != stage:
-            continue
-        held = -(-tensor.num_params // math.prod(mesh.size(cut.axis) for cut in tensor.cuts))
-        if tensor.buffer is not None:
-            weights_bytes += held * _item_bytes(tensor.buffer)
-            continue
-        replicas = mesh.edp if tensor.is_expert else mesh.dp * mesh.cp
-        weights_bytes += -(-held // (replicas if recipe.shares == "rows" else 1)) * per_weight
-        optimizer_bytes += -(-held // (1 if recipe.shares == "whole" else replicas)) * per_state
-    return RankBytes(weights_bytes=weights_bytes, optimizer_bytes=optimizer_bytes)
-
-
 def stage_of(tensor: Tensor, num_layers: int, num_stages: int, pipeline: Pipeline = EVEN) -> int:
     """The pipeline stage that holds a tensor."""
     match tensor.stage:
@@ -248,12 +206,6 @@ def stage_of(tensor: Tensor, num_layers: int, num_stages: int, pipeline: Pipelin
 def is_buffer_dtype(name: str) -> bool:
     """Whether a buffer may have it."""
     return re.fullmatch(_BUFFER, name) is not None
-
-
-def _item_bytes(dtype: str) -> int:
-    """The first number in the name of a dtype is its bits; a bool has none."""
-    bits = re.search(r"\d+", dtype)
-    return 1 if bits is None else int(bits[0]) // 8
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
