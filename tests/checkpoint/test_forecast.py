@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
+from behemoth.agent.budget import require_budget
+from behemoth.agent.storewire import Budget
+from behemoth.base.errors import Invalid
 from behemoth.base.ids import Rank
 from behemoth.checkpoint import scale_waves
 from behemoth.checkpoint.arena import Arena
@@ -47,8 +51,25 @@ def test_staging_is_that_of_the_fullest_node() -> None:
     arenas = [Arena.size_bytes(plan_rank(layout, Rank(rank))) for rank in range(4)]
     assert of(layout).staging_bytes == max(arenas[0] + arenas[1], arenas[2] + arenas[3])
     assert of(layout, ranks_per_node=4).staging_bytes == sum(arenas)
-    held = forecast(layout, ranks_per_node=2, peer_copies=2, rates=RATES)
-    assert held.staging_bytes == 3 * of(layout).staging_bytes
+    held = forecast(layout, ranks_per_node=2, peer_copies=1, rates=RATES)
+    assert held.staging_bytes == sum(arenas)
+
+
+def test_staging_and_copies_are_those_of_the_node_that_holds_most_for_others() -> None:
+    """Of three nodes two are in one failure domain: the third one holds the copies of both, and is held to that."""
+    layout = Layout(
+        mesh=Mesh(dp=3, edp=3), arrays=(ArraySpec(name="w", dtype="int8", shape=(90_001,), flat_over="dp"),)
+    )
+    plans = [plan_rank(layout, Rank(rank)) for rank in range(3)]
+    found = forecast(layout, ranks_per_node=1, peer_copies=1, failure_domain=2, rates=RATES)
+    assert found.staging_bytes == sum(map(Arena.size_bytes, plans))
+    assert found.seconds["peer"] == (plans[0].data_bytes + plans[1].data_bytes) / 5
+    most = Budget(limit_bytes=found.staging_bytes, own=(Rank(2),), copies=(Rank(0), Rank(1)))
+    require_budget(layout, most)
+    with pytest.raises(Invalid, match="for copies of 2"):
+        require_budget(layout, msgspec.structs.replace(most, limit_bytes=found.staging_bytes - 1))
+    twice = forecast(layout, ranks_per_node=1, peer_copies=2, rates=RATES)
+    assert (twice.staging_bytes, twice.seconds["peer"]) == (found.staging_bytes, found.seconds["peer"])
 
 
 def test_what_a_node_keeps_until_scales_are_known_is_told_beside_its_staging(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,7 @@ def _forecasts(
             saved,
             ranks_per_node=ranks_per_node,
             peer_copies=run.checkpoint.peer_copies,
+            failure_domain=run.nodes.failure_domain,
             rates=rates,
             progress=lambda done, _: progress.update(done, total),
         )

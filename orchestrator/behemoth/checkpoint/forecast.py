@@ -27,6 +27,7 @@ from behemoth.checkpoint.scale_reads import kept_of_ranks
 from behemoth.checkpoint.scale_waves import kept_share
 from behemoth.checkpoint.snapshot_format import NUM_FILES
 from behemoth.checkpoint.uploads import UploadPlan, plan_uploads
+from behemoth.policy.peers import holders
 
 Tier = Literal["memory", "peer", "local_disk", "disk", "store"]
 
@@ -45,7 +46,7 @@ class Rates:
     memory_bytes_per_s: float = 7e9
     """Per rank: staging copies warm pages at 7 to 13 GB/s (checkpoint.md)."""
     peer_bytes_per_s: float = 10e9
-    """Per node: four fifths of a link of 100 Gbit/s."""
+    """Per node that takes copies: four fifths of a link of 100 Gbit/s."""
     local_disk_bytes_per_s: float = 2e9
     """Per node: one NVMe drive that writes for long."""
     disk_bytes_per_s: float = 2e9
@@ -92,8 +93,8 @@ class Forecast:
     num_spans: int
     """Byte ranges of files that one rank holds within a chunk; the unit of CRCs and receipts."""
     staging_bytes: int
-    """Memory of the node with the most: the arenas of its ranks, two generations each, and as much again for each copy
-    that it holds for a peer."""
+    """Memory of the node with the most: the arenas of its ranks, two generations each, and those of the ranks whose
+    copies it holds."""
     local_disk: LocalDiskUse
     sent_per_rank: Spread
     """What a rank uploads to object storage."""
@@ -129,11 +130,12 @@ def forecast(
     *,
     ranks_per_node: int,
     peer_copies: int = 0,
+    failure_domain: int = 1,
     rates: Rates,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Forecast:
-    """The cost of a save of `layout`. `progress` is called with the phases done and their number. Takes seconds for
-    giant meshes."""
+    """The cost of a save of `layout`. `failure_domain`: of so many nodes in their order, as the run file has it.
+    `progress` is called with the phases done and their number. Takes seconds for giant meshes."""
     progress(0, NUM_PHASES)
     of_files = loads(layout)
     progress(1, NUM_PHASES)
@@ -144,9 +146,14 @@ def forecast(
     progress(3, NUM_PHASES)
     num_requests = uploads.num_requests + num_records
     copied_bytes = _most_per_node(of_files.snapshot_bytes, ranks_per_node)
+    arena_bytes = _per_node(of_files.arena_bytes, ranks_per_node)
+    held_bytes = _held_for_others(arena_bytes, copies=peer_copies, failure_domain=failure_domain)
+    snapshot_bytes = _per_node(of_files.data_bytes, ranks_per_node)
+    if peer_copies:
+        snapshot_bytes = _held_for_others(snapshot_bytes, copies=peer_copies, failure_domain=failure_domain)
     seconds: dict[Tier, float] = {
         "memory": int(of_files.data_bytes.max()) / rates.memory_bytes_per_s,
-        "peer": _most_per_node(of_files.data_bytes, ranks_per_node) / rates.peer_bytes_per_s,
+        "peer": int(snapshot_bytes.max()) / rates.peer_bytes_per_s,
         "local_disk": copied_bytes / rates.local_disk_bytes_per_s,
         "disk": _most_per_node(of_files.written_bytes, ranks_per_node) / rates.disk_bytes_per_s,
         "store": _most_per_node(uploads.sent_bytes, ranks_per_node) / rates.store_bytes_per_s,
@@ -157,7 +164,7 @@ def forecast(
         bytes_per_rank=Spread.of(of_files.written_bytes),
         num_files=sum(grid.num_shards for grid in grids(layout)) + num_records,
         num_spans=int(of_files.num_spans.sum()),
-        staging_bytes=(1 + peer_copies) * _most_per_node(of_files.arena_bytes, ranks_per_node),
+        staging_bytes=int((arena_bytes + held_bytes).max()),
         local_disk=LocalDiskUse(copied_bytes=copied_bytes, capacity_bytes=NUM_FILES * copied_bytes),
         sent_per_rank=Spread.of(uploads.sent_bytes),
         num_objects=uploads.num_objects + num_records,
@@ -185,8 +192,21 @@ def forecast_restore(
 
 
 def _most_per_node(of_ranks: Ints, ranks_per_node: int) -> int:
-    starts = np.arange(0, len(of_ranks), ranks_per_node)
-    return int(np.add.reduceat(of_ranks, starts).max())
+    return int(_per_node(of_ranks, ranks_per_node).max())
+
+
+def _per_node(of_ranks: Ints, ranks_per_node: int) -> Ints:
+    return np.add.reduceat(of_ranks, np.arange(0, len(of_ranks), ranks_per_node))
+
+
+def _held_for_others(of_nodes: Ints, *, copies: int, failure_domain: int) -> Ints:
+    """For each node, the sum over those whose copies it holds: more of them on some nodes where the last failure domain
+    is not full."""
+    held = np.zeros_like(of_nodes)
+    domains = [node // failure_domain for node in range(len(of_nodes))]
+    for node, num_bytes in enumerate(of_nodes.tolist()):
+        held[list(holders(node, domains, stride=failure_domain, copies=copies))] += num_bytes
+    return held
 
 
 def _busiest(uploads: UploadPlan) -> int:
