@@ -17,14 +17,15 @@ from behemoth.checkpoint import commit as commit_module
 from behemoth.checkpoint.commit_log import commits
 from behemoth.checkpoint.commit_record import FormatVersion
 from behemoth.checkpoint.owner import Owner, take
-from behemoth.checkpoint.paths import commit_key
+from behemoth.checkpoint.paths import commit_key, marker_key, step_prefix
 from behemoth.checkpoint.pins import pin, unpin
 from behemoth.checkpoint.proof import Proof, prove
 from behemoth.ports import SavesTo
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
+from behemoth.testing.bucket import MemoryBucket
 from behemoth.testing.faults import Fail, FaultyStore, When
-from behemoth.testing.store import MemoryStore
+from behemoth.testing.store import MemoryStore, read
 from checkpoint.checkpoint_rig import logical_arrays, save, toy_layout, write_all_ranks
 from checkpoint.company_rig import upload_all_ranks
 from checkpoint.late_bucket import Late
@@ -411,3 +412,20 @@ def test_what_was_owed_is_left_to_the_brain_when_a_commit_is_taken_back_which_it
         Deleted(write_ids=(), kept=(WriteId("a1-0"), WriteId("a1-1")))
     ]
     assert [one.step for one in commits(inner)] == [0, 1]
+
+
+def test_every_write_of_which_a_store_has_anything_is_told() -> None:
+    """Committed, without a commit, rejected without data, pinned, and one of which only an upload has begun."""
+    store = MemoryBucket(min_part_bytes=1)
+    objects = MemoryStore()
+    for number in (1, 2, 3):
+        save(objects, LAYOUT, logical_arrays(LAYOUT, number), step=number, write_id=f"a1-{number}")
+    for info in objects.list(""):
+        if "000000003" not in info.key and info.key != commit_key(Step(2)):
+            store.create(info.key, read(objects, info.key, info.size_bytes))
+    for kind, number in (("rejected", 3), ("pins", 4), ("deleting", 5)):
+        store.create(marker_key(kind, Step(3), WriteId(f"a1-{number}")), b"")
+    store.begin_upload(f"{step_prefix(Step(3), WriteId('a1-6'))}/w/c/0")
+    desk = desk_of(store)
+    assert desk.all_writes() == tuple(f"a1-{number}" for number in range(1, 7))
+    desk.close()

@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from behemoth.checkpoint.commit_log import commits, reject
+from behemoth.checkpoint.paths import OWNER_KEY
+from behemoth.state.effect import CommitRef
+from behemoth.storage.local import LocalStore
 from command_line.cli_rig import LIMIT_S, PROGRAM, Ended, behemoth, environment, on_terminal, small_run, wait_for
 
 STEPS = 120
@@ -258,3 +262,20 @@ def test_a_start_that_was_refused_leaves_its_directory_to_a_corrected_file(tmp_p
     assert "\nhint: " in refused.err
     corrected = behemoth("run", file.name, "--runtime", "process", cwd=tmp_path)
     assert corrected.code == 0, corrected.err
+
+
+def test_a_run_that_takes_over_a_store_keeps_what_it_saves_at_a_step_that_was_rejected_there(tmp_path: Path) -> None:
+    """Both runs save that step first, so that each would call its write a1-1."""
+    file = small_run(tmp_path, steps=1)
+    text = file.read_text().replace("  checkpoint:\n", "  checkpoint:\n    store: shared\n")
+    file.write_text(text)
+    ended = behemoth("run", file.name, "--runtime", "process", "--dir", "one", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    store = LocalStore(tmp_path / "shared" / "small")
+    (first,) = commits(store)
+    assert isinstance(first, CommitRef)
+    reject(store, first, "it did not restore")
+    store.delete([OWNER_KEY])
+    ended = behemoth("run", file.name, "--runtime", "process", "--dir", "two", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert [(one.step, one.write_id) for one in commits(store) if isinstance(one, CommitRef)] == [(1, "a1-2")]

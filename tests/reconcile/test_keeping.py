@@ -167,3 +167,13 @@ def test_commits_of_writes_that_no_run_numbered_say_nothing_of_the_next_number(w
     player.join("abc")
     player.train(20)
     assert player.save.write_id == "a1-5"
+
+
+def test_a_run_that_begins_in_the_store_of_another_uses_the_id_of_none_of_its_writes() -> None:
+    """It saves steps again of which checkpoints were rejected there, or are still being deleted."""
+    player = Player()
+    others = WriteId("a1-5"), WriteId("imported"), WriteId("a1-3")
+    player.tell(TermBegan(epoch=Epoch(1)), CommitsFound(commits=(ref(10, "a1-4"),), others=others))
+    player.join("abc")
+    player.train(10)
+    assert player.save.write_id == "a1-6"

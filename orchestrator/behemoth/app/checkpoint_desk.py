@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Protocol
 
 from behemoth.base.clock import Clock
@@ -21,9 +22,10 @@ from behemoth.checkpoint.commit_record import CommitRecord
 from behemoth.checkpoint.gc import execute, plan_gc
 from behemoth.checkpoint.layout import Layout
 from behemoth.checkpoint.owner import refuse_other, require_own
+from behemoth.checkpoint.paths import DELETING, PINS, REJECTED, STEPS, write_of_key, write_of_marker
 from behemoth.checkpoint.pins import pinned_writes
 from behemoth.checkpoint.receipt import Receipt
-from behemoth.ports import ObjectStore, SavesTo
+from behemoth.ports import ObjectStore, SavesTo, UploadsParts
 from behemoth.state.effect import CommitRef
 from behemoth.state.evidence import Committed, Deleted, Evidence, Pinned, SaveFailed
 from behemoth.state.observation import Observation
@@ -108,6 +110,16 @@ class CheckpointDesk:
             self._drains.found(intact)
         self._tell_pins(is_news=True)
         return intact, bad
+
+    def all_writes(self) -> tuple[WriteId, ...]:
+        """Every write of which the store has something: data, an upload, a marker that it was rejected, is pinned or
+        being deleted. Blocks for a listing of all objects: for a run that begins in a store that it has not filled."""
+        store = self._store
+        markers = (info.key for kind in (REJECTED, PINS, DELETING) for info in store.list(kind))
+        uploads = (one.key for one in store.list_uploads(STEPS)) if isinstance(store, UploadsParts) else ()
+        found = {write_of_marker(key) for key in markers}
+        found |= {write_of_key(key) for key in chain((info.key for info in store.list(STEPS)), uploads)}
+        return tuple(sorted({write[1] for write in found if write is not None}))
 
     def record_bytes(self, ref: CommitRef) -> int:
         """Size of the record of a commit that was found or made in this term, 0 of others. Asks nobody."""

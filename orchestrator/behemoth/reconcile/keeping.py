@@ -22,7 +22,8 @@ def on_found(obs: Observation, told: CommitsFound) -> Observation:
     by_step = {commit.step: commit for commit in (*told.commits, *obs.commits_of_term)}
     intact = (by_step[step] for step in sorted(by_step) if by_step[step].write_id not in obs.rejected)
     obs = replace(obs, commits=tuple(intact), are_commits_known=True, commits_of_term=())
-    num_writes = max([obs.num_writes, *(_number_of(commit.write_id) for commit in obs.commits)])
+    known = (*(commit.write_id for commit in told.commits), *told.others)
+    num_writes = max([obs.num_writes, *map(_number_of, known)])
     best_step = max([obs.best_step, *(commit.step for commit in obs.commits[-1:])])
     return _with_expired(replace(obs, num_writes=num_writes, best_step=best_step))
 

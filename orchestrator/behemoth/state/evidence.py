@@ -34,9 +34,13 @@ class TermBegan(_Evidence, frozen=True, kw_only=True):
 
 class CommitsFound(_Evidence, frozen=True, kw_only=True):
     """What the store holds, by its own word: intact commits in step order. Told at every term's begin, since the
-    journal may lag behind the store."""
+    journal may lag behind the store.
+
+    `others`, told when a run begins: all writes of which something is there, a commit or not. They are another run's,
+    and their ids are not used again."""
 
     commits: tuple[CommitRef, ...]
+    others: tuple[WriteId, ...] = ()
 
 
 class NodeJoined(_Evidence, frozen=True, kw_only=True):

@@ -107,7 +107,11 @@ def evidences() -> st.SearchStrategy[Evidence]:
     writes. `Decided` is not among it: only the brain says that."""
     return st.one_of(
         st.builds(TermBegan, epoch=st.integers(0, 3).map(Epoch)),
-        st.builds(CommitsFound, commits=st.lists(_commits, max_size=3).map(tuple)),
+        st.builds(
+            CommitsFound,
+            commits=st.lists(_commits, max_size=3).map(tuple),
+            others=st.lists(_write_ids, max_size=2).map(tuple),
+        ),
         st.builds(NodeJoined, node=_nodes, incarnation=_incarnations, attempt=_attempts),
         st.builds(NodeLost, node=_nodes, incarnation=_incarnations, reason=_reasons),
         st.builds(ProvisionFailed, node=_nodes, incarnation=_incarnations, reason=_reasons),

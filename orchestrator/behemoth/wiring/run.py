@@ -223,7 +223,9 @@ class LocalRun:
             intact = await self._survey(desk, former, events)
             if not intact:  # the mount may have gone since the first look
                 await asyncio.to_thread(require_lineage, store, former, url=place.store_url)
-            self._loop.tell(CommitsFound(commits=tuple(intact)))
+            has_begun = former is not None and former.attempt > 0  # what it has written is in its journal then
+            others = () if has_begun else await asyncio.to_thread(desk.all_writes)
+            self._loop.tell(CommitsFound(commits=tuple(intact), others=others))
             desk.clean(fleet.saves_in_flight)
             self._work = asyncio.create_task(self._loop.run(), name="brain")
             return replace(history, observation=await self._work)
