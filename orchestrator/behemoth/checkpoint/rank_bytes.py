@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
@@ -17,9 +16,9 @@ from behemoth.checkpoint.sharing import bytes_of_pieces, kinds
 from behemoth.spec.mesh import Mesh
 from behemoth.spec.model import Inventory
 from behemoth.spec.pipeline import EVEN, Pipeline
-from behemoth.spec.recipe import DEFAULT, Recipe
+from behemoth.spec.recipe import DEFAULT, Recipe, Weights
 
-_WORKING_DTYPE: Final = "bfloat16"
+_WORKING_DTYPE: Weights = "bfloat16"
 """Of the weights that a program computes with where the recipe saves none."""
 
 
