@@ -65,7 +65,14 @@ def test_dcp_at_its_best_copies_every_save_into_the_memory_of_the_one_before(
     peer = AsyncDcp(new_state(SHAPES).arrays, tmp_path / "dcp", num_threads=1)
     staged: list[dict[str, Any]] = []  # they live until the end, so that no address is that of freed memory
     stage = peer.kept.stage
-    monkeypatch.setattr(peer.kept, "stage", lambda state: staged.append(found := stage(state)) or found)
+
+    def watched(state: dict[str, Any]) -> dict[str, Any]:
+        found = stage(state)
+        assert isinstance(found, dict)
+        staged.append(found)
+        return found
+
+    monkeypatch.setattr(peer.kept, "stage", watched)
     try:
         for _ in range(2):
             assert peer.best()["blocked"] > 0
