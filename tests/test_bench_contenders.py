@@ -63,14 +63,16 @@ def test_dcp_at_its_best_copies_every_save_into_the_memory_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer = AsyncDcp(new_state(SHAPES).arrays, tmp_path / "dcp", num_threads=1)
-    staged: list[Any] = []  # they live until the end, so that no address is that of freed memory
+    staged: list[dict[str, Any]] = []  # they live until the end, so that no address is that of freed memory
     stage = peer.kept.stage
 
-    def noted(state: dict[str, Any]) -> Any:
-        staged.append(stage(state))
-        return staged[-1]
+    def watched(state: dict[str, Any]) -> dict[str, Any]:
+        found = stage(state)
+        assert isinstance(found, dict)
+        staged.append(found)
+        return found
 
-    monkeypatch.setattr(peer.kept, "stage", noted)
+    monkeypatch.setattr(peer.kept, "stage", watched)
     try:
         for _ in range(2):
             assert peer.best()["blocked"] > 0
