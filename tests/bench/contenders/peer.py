@@ -36,7 +36,7 @@ class Missing:
 FAMILIES = {
     "torch_dcp": ("torch-dcp", "torch-dcp best"),
     "safetensors_files": ("safetensors", "safetensors+crc"),
-    "tensorstore_files": ("tensorstore",),
+    "tensorstore_files": ("tensorstore", "tensorstore best"),
     "zarr_files": ("zarr-python", "zarrs"),
     "orbax_files": ("orbax", "orbax best"),
 }
