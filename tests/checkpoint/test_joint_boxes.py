@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from behemoth.checkpoint.box import num_elements, slices_of
+from behemoth.checkpoint.box import Box, num_elements, slices_of
 from behemoth.checkpoint.grid import Grid
-from behemoth.checkpoint.joint_boxes import chunks_meeting, joint_boxes
+from behemoth.checkpoint.joint_boxes import joint_boxes
 from behemoth.checkpoint.layout import ArraySpec
+from behemoth.checkpoint.reshard import plan_boxes
 
 Shape = tuple[int, ...]
 
@@ -24,6 +25,11 @@ def grid(shape: Shape, chunk: Shape) -> Grid:
     num = tuple(-(-full // size) for full, size in zip(shape, chunk, strict=True))
     spec = ArraySpec(name="a", dtype="uint8", shape=shape)
     return Grid(spec=spec, chunk_shape=chunk, chunks_per_dim=num, shard_shape=num, cut_dim=0)
+
+
+def chunks_meeting(side: Grid, box: Box) -> list[int]:
+    """The chunks that a reader of a box reads."""
+    return [read.chunk for read in plan_boxes(side, 0, [box])]
 
 
 def times_read(sides: Sequence[Grid], limit_bytes: int) -> list[float]:
@@ -62,7 +68,7 @@ def test_the_chunks_that_a_box_meets_are_those_that_have_elements_in_it(
     for chunk in range(one.num_chunks):
         of_element[one.chunk_box(chunk)] = chunk
     for box in joint_boxes(one, two, limit_bytes=limit_bytes):
-        assert list(chunks_meeting(one, box)) == sorted({*of_element[slices_of(box)].reshape(-1).tolist()})
+        assert chunks_meeting(one, box) == sorted({*of_element[slices_of(box)].reshape(-1).tolist()})
 
 
 @given(grid_pairs())

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from behemoth.base.errors import Corrupt
-from behemoth.checkpoint.box import Box, num_elements, shape_of, slices_within
+from behemoth.checkpoint.box import Box, num_elements, shape_of
 from behemoth.checkpoint.chunk_reader import ChunkReader, ChunkReaders
 from behemoth.checkpoint.difference import NO_DIFFERENCE, Difference, difference
 from behemoth.checkpoint.grid import Grid, grids
-from behemoth.checkpoint.joint_boxes import chunks_meeting, joint_boxes
+from behemoth.checkpoint.joint_boxes import joint_boxes
 from behemoth.checkpoint.layout import DTYPES, ArraySpec
 from behemoth.checkpoint.opened import Commit
+from behemoth.checkpoint.reshard import Copy, plan_boxes
 from behemoth.checkpoint.threads import each_result
 from behemoth.ports import ObjectStore
 
@@ -203,14 +204,12 @@ class _Work:
         mine, theirs = (readers.mine() for readers in self._readers)
         grids_of = _grid(self._first, job.name), _grid(self._second, job.name)
         part = np.empty(shape_of(job.box), DTYPES[grids_of[0].spec.dtype])
-        for chunk in chunks_meeting(grids_of[0], job.box):
-            into, out_of = _in_common(job.box, grids_of[0], chunk)
-            part[into] = _elements(mine, self._first, job.name, chunk)[out_of]
+        for chunk, copy in _common(grids_of[0], job.box):
+            part[copy.target] = _elements(mine, self._first, job.name, chunk)[copy.source]
         total = NO_DIFFERENCE
-        for chunk in chunks_meeting(grids_of[1], job.box):
-            within, out_of = _in_common(job.box, grids_of[1], chunk)
-            two = _elements(theirs, self._second, job.name, chunk)[out_of]
-            total += difference(np.ascontiguousarray(part[within]), np.ascontiguousarray(two))
+        for chunk, copy in _common(grids_of[1], job.box):
+            two = _elements(theirs, self._second, job.name, chunk)[copy.source]
+            total += difference(np.ascontiguousarray(part[copy.target]), np.ascontiguousarray(two))
         return total
 
 
@@ -222,8 +221,6 @@ def _elements(reader: ChunkReader, side: Side, name: str, chunk: int) -> npt.NDA
     return data.reshape([part.stop - part.start for part in grid.chunk_box(chunk)])
 
 
-def _in_common(box: Box, grid: Grid, chunk: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """What a box and a chunk have in common: as an index of the box, and as one of the chunk."""
-    whole = tuple((part.start, part.stop) for part in grid.chunk_box(chunk))
-    common = tuple((max(low, start), min(high, stop)) for (low, high), (start, stop) in zip(box, whole, strict=True))
-    return slices_within(common, box), slices_within(common, whole)
+def _common(grid: Grid, box: Box) -> Iterator[tuple[int, Copy]]:
+    """The chunks that a box meets, in order, each with what the two have in common."""
+    return ((read.chunk, copy) for read in plan_boxes(grid, 0, [box]) for copy in read.copies)

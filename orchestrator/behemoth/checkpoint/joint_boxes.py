@@ -31,17 +31,6 @@ def joint_boxes(one: Grid, two: Grid, *, limit_bytes: int = BOX_BYTES) -> Iterat
     return itertools.product(*cuts)
 
 
-def chunks_meeting(grid: Grid, box: Box) -> Iterator[int]:
-    """The chunks of which elements lie in a box, in C order."""
-    sides = zip(box, grid.chunk_shape, strict=True)
-    met = [range(low // size, -(-high // size)) for (low, high), size in sides]
-    for indexes in itertools.product(*met):
-        number = 0
-        for index, num in zip(indexes, grid.chunks_per_dim, strict=True):
-            number = number * num + index
-        yield number
-
-
 def _box_shape(one: Grid, two: Grid, limit: int) -> list[int]:
     """Sizes per dim; at most `limit` elements."""
     chunks = list(zip(one.chunk_shape, two.chunk_shape, strict=True))
