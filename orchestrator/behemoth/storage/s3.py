@@ -23,7 +23,7 @@ from behemoth.storage.positional import byte_view
 from behemoth.storage.s3_body import Body
 from behemoth.storage.s3_client import allowed_s, encoded_crc
 from behemoth.storage.s3_errors import named_errors
-from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects, age_s
+from behemoth.storage.s3_objects import RANGE_BYTES, S3Objects, age_s, served_at
 
 _REFUSALS = (401, 403, 404)
 _MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
@@ -135,11 +135,12 @@ class S3Store(S3Objects):
                 if markers.pop("UploadIdMarker", None) is None:
                     raise
                 continue
+            now = served_at(page)
             for found in page.get("Uploads", ()):
                 yield UnfinishedUpload(
                     key=str(found["Key"])[self._skipped() :],
                     upload_id=UploadId(str(found["UploadId"])),
-                    age_s=age_s(found["Initiated"], page),
+                    age_s=age_s(found["Initiated"], now),
                 )
             if not page.get("IsTruncated"):
                 return

@@ -44,10 +44,15 @@ WRITE_ID = "behemoth-write-id"
 """In an object's metadata: which call made it."""
 
 
-def age_s(since: datetime | None, answer: Mapping[str, Any]) -> float:
-    """By the server's clock alone: of a time in its answer, and that of the answer; 0 where it does not tell them."""
+def served_at(answer: Mapping[str, Any]) -> datetime | None:
+    """The time of an answer, by the server's clock; None where it does not tell it."""
     served = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-    return max(0.0, (parsedate_to_datetime(served) - since).total_seconds()) if served and since else 0.0
+    return parsedate_to_datetime(served) if served else None
+
+
+def age_s(since: datetime | None, now: datetime | None) -> float:
+    """By the server's clock alone: of a time in its answer, at that of the answer; 0 where it does not tell them."""
+    return max(0.0, (now - since).total_seconds()) if now and since else 0.0
 
 
 class S3Objects:
@@ -139,6 +144,7 @@ class S3Objects:
         previous = b""
         while True:
             page = self._page(prefix, start, page.get("NextContinuationToken"))
+            now = served_at(page)
             for found in page.get("Contents", ()):
                 key = str(found["Key"])
                 if key.encode() <= previous:
@@ -149,7 +155,7 @@ class S3Objects:
                         key=key[self._skipped() :],
                         size_bytes=int(found["Size"]),
                         etag=str(found.get("ETag", "")),
-                        age_s=age_s(found.get("LastModified"), page),
+                        age_s=age_s(found.get("LastModified"), now),
                     )
             if not page.get("IsTruncated"):
                 return
